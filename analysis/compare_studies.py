@@ -1,0 +1,29 @@
+"""How do the same arms do in several studies?
+
+    python analysis/compare_studies.py studies/a studies/b [--output DIR]
+
+Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study. Studies of different protocols are refused.
+"""
+
+from pathlib import Path
+
+from reco_tune.reporting import load_runs
+from reco_tune.reporting.analyses import comparison_table, study_name
+from reco_tune.reporting.script import run_script, write
+from reco_tune.reporting.tables import csv_text, interval, number
+
+
+def work(sources: list[str], output: Path) -> str:
+    table = comparison_table({study_name(source): load_runs(source) for source in sources})
+    write(output, "comparison.csv", csv_text(table))
+    lines = []
+    for (budget, arm), rows in table.groupby(["budget", "arm"], sort=False):
+        lines.append(f"{budget}  {arm}")
+        for row in rows.to_dict("records"):
+            fvd = f"FVD {number(row['fvd'])} {interval(row['fvd_low'], row['fvd_high'])}"
+            lines.append(f"  {row['study']:24s}  {fvd}  {number(row['speedup'])}x  ({row['seeds']} seeds)")
+    return "\n".join(lines)
+
+
+if __name__ == "__main__":
+    run_script(work, __doc__, several=True)

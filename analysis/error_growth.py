@@ -1,0 +1,36 @@
+"""Does a perturbed first block disturb later blocks more and more?
+
+    python analysis/error_growth.py studies/demo [--output DIR]
+
+Writes error_growth.csv and a figure for every budget; prints the divergence of h in block 1 and in the last block (0 was perturbed).
+"""
+
+from pathlib import Path
+
+from reco_tune import quantities
+from reco_tune.reporting import figures, load_study
+from reco_tune.reporting.analyses import curve_table
+from reco_tune.reporting.curves import arm_curves
+from reco_tune.reporting.script import run_script, write
+from reco_tune.reporting.tables import csv_text
+
+GROWTH = quantities.ERROR_GROWTH
+
+
+def work(sources: list[str], output: Path) -> str:
+    study = load_study(sources[0])
+    table = curve_table(study, [GROWTH])
+    write(output, "error_growth.csv", csv_text(table))
+    lines = []
+    for budget in dict.fromkeys(table["budget"]):
+        if figure := figures.draw_error_growth(arm_curves(study, budget), budget):
+            figures.save(figure, output / f"error_growth_{budget}")
+        for arm, rows in table[table["budget"] == budget].groupby("arm", sort=False):
+            values = rows[GROWTH].to_numpy()
+            growth = f"{values[-1] / values[1]:.2f}x from block 1 to {len(values) - 1}"
+            lines.append(f"{budget}  {arm:20s}  {values[1]:.4f} -> {values[-1]:.4f}  ({growth})")
+    return "\n".join(lines) or "no run has this curve (evaluation.analyses is off)"
+
+
+if __name__ == "__main__":
+    run_script(work, __doc__)

@@ -1,0 +1,28 @@
+"""The project measures itself, so that nobody has to believe it: steps, sampling, attention and the spread of a calibration.
+
+Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms and clocks, refuses to know Ray,
+studies and files.
+"""
+
+from reco_tune.benchmarks.attention import bench_attention
+from reco_tune.benchmarks.sampling import bench_sampling
+from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, Bench, Shape
+from reco_tune.benchmarks.spread import bench_spread
+from reco_tune.benchmarks.steps import bench_peers, bench_steps
+from reco_tune.benchmarks.tables import Column, Table, as_json, as_markdown
+
+__all__ = [
+    "ARM_NAMES",
+    "SHAPES",
+    "Bench",
+    "Column",
+    "Shape",
+    "Table",
+    "as_json",
+    "as_markdown",
+    "bench_attention",
+    "bench_peers",
+    "bench_sampling",
+    "bench_spread",
+    "bench_steps",
+]

@@ -1,0 +1,135 @@
+"""What the time of a step goes to: it is timed without its attention and without its prefix, and its optimiser alone, all in turn.
+
+Knows the parts of a step and how to take one away; refuses to know tables.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from functools import partial
+from typing import Any, NamedTuple
+
+import numpy as np
+from torch import Tensor
+
+from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, place_strata
+from reco_tune.model import transformer
+from reco_tune.model.flops import attention_flops, prefix_flops
+from reco_tune.progress import Progress, quiet
+from reco_tune.windows import Place
+
+JOBS = 4
+"""Of `_jobs`."""
+DATA_DRAWS = 20
+"""Batches whose making is timed."""
+
+
+class Parts(NamedTuple):
+    """Seconds of a step, expected over its starts."""
+
+    whole: float
+    optimiser: float
+    """Zeroing the gradient, norm, clipping and AdamW; timed alone, because it is less than what two steps differ by."""
+    attention: float
+    """Scores, softmax and weighted sums of every layer, prefix included; projections are not in it."""
+    prefix: float
+    """Keys and values of what comes before the window, its attention included."""
+    data: float
+    """Making the next batch; not in `whole`, because it comes before the step."""
+
+    @property
+    def rest(self) -> float:
+        """Linear layers, norms, embeddings, loss and Python."""
+        return self.whole - self.optimiser - self.attention
+
+
+def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet) -> tuple[Parts, Parts]:
+    """The parts of the full step and of an arm's, in turn in the same rounds."""
+    strata = place_strata(arm.arm.distribution())
+    cases: list[tuple[TimedStep, Place | int]] = [(full, 0), *((arm, place) for place in strata)]
+    jobs = [job for step, place in cases for job in _jobs(step, place)]
+    for _ in range(2):
+        for job in jobs:
+            job()
+    device = full.step.device
+    medians = np.median(in_rounds(jobs, device_clock(device), seconds, progress, "leaving out"), axis=0).reshape(len(cases), JOBS)
+    expected = np.array(list(strata.values())) @ medians[1:]
+    return _parts(full, medians[0]), _parts(arm, expected)
+
+
+def prefix_flop_share(arm: TimedStep) -> float:
+    """Share of the prefix in the FLOPs of a step of windows: what its share of the time would be at the same rate."""
+    if arm.arm.scheme != "window":
+        return 0.0
+    prefix = sum(share * prefix_flops(arm.arm.model_settings, place.start) for place, share in arm.arm.distribution().items())
+    return prefix / arm.arm.expected_flops()
+
+
+def attention_and_rest_kept(full: TimedStep, arm: TimedStep) -> tuple[float, float]:
+    """FLOPs of the arm's step / the full step's: of attention, and of everything else."""
+    whole, attention = _expected_flops(full)
+    arm_whole, arm_attention = _expected_flops(arm)
+    return arm_attention / attention, (arm_whole - arm_attention) / (whole - attention)
+
+
+def _expected_flops(step: TimedStep) -> tuple[float, float]:
+    """All of a clip's, and those of attention."""
+    arm, shape = step.arm, step.arm.model_settings
+    windows = arm.distribution() if arm.scheme == "window" else {Place(0, shape.num_tokens): 1.0}
+    return arm.expected_flops(), sum(share * attention_flops(shape, *place) for place, share in windows.items())
+
+
+def _jobs(step: TimedStep, place: Place | int) -> list[Callable[[], None]]:
+    model, kept = step.step.model, _Kept()
+
+    def optimiser() -> None:
+        step.step.flat.gradient.zero_()
+        step.step.update(0.0)
+
+    def without_attention() -> None:
+        with _replaced(transformer, "attend", _no_attention):
+            step.run(place)
+
+    def without_prefix() -> None:
+        with _replaced(model, "_prefix", partial(kept.first_of, model._prefix)):
+            step.run(place)
+
+    return [partial(step.run, place), optimiser, without_attention, without_prefix]
+
+
+class _Kept:
+    """What a function returned the first time, for ever."""
+
+    def __init__(self) -> None:
+        self._found: Any = None
+
+    def first_of(self, function: Callable[..., Any], *arguments: Any) -> Any:
+        if self._found is None:
+            self._found = function(*arguments)
+        return self._found
+
+
+def _no_attention(queries: Tensor, keys: Tensor, values: Tensor, prefix: object = None) -> Tensor:
+    return values
+
+
+@contextmanager
+def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
+    own = name in vars(owner)
+    before = getattr(owner, name)
+    setattr(owner, name, value)
+    try:
+        yield
+    finally:
+        if own:
+            setattr(owner, name, before)
+        else:
+            delattr(owner, name)
+
+
+def _parts(step: TimedStep, seconds_J: np.ndarray) -> Parts:
+    whole, optimiser, without_attention, without_prefix = (float(value) for value in seconds_J)
+    count = step.arm.experiment.training.micro_batches
+    data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS))) * count
+    return Parts(whole, optimiser, whole - without_attention, whole - without_prefix if step.arm.scheme == "window" else 0.0, data)

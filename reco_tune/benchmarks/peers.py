@@ -1,0 +1,113 @@
+"""Other people's full-sequence models of the same shape, driven by this project's own step, so that no baseline is made of straw.
+
+Each is an `Arm` that builds another network: batch, precision, compilation, clipping and AdamW are then the same objects that the
+baseline uses. The networks know nothing of classes; a code takes that place, so that they read as many inputs.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reco_tune.model import ModelSettings
+from reco_tune.training.arms import Arm, Batch
+from reco_tune.training.objectives import LossTerms
+from reco_tune.windows import Place
+
+MISSING = "transformers is not installed, so its Llama is left out; install the `bench` extra: pip install 'reco-tune[bench]'"
+
+PEERS = {
+    "plain": "plain GPT",
+    "llama": "transformers Llama, MLP 8/3 D (gated: as much arithmetic as ours)",
+    "llama_wide": "transformers Llama, MLP 4 D (gated: a third more arithmetic)",
+}
+"""Names of the peers and what they are."""
+
+
+def available() -> list[str]:
+    """Peers that can run here."""
+    return [name for name in PEERS if name == "plain" or importlib.util.find_spec("transformers") is not None]
+
+
+class PeerArm(Arm):
+    """The full-sequence step of another network."""
+
+    def __init__(self, full: Arm, peer: str) -> None:
+        super().__init__(full.experiment, full.model_settings.num_codes, full.model_settings.num_classes)
+        self.peer = peer
+
+    def build_model(self) -> Any:
+        with torch.random.fork_rng():
+            torch.manual_seed(self.experiment.training.seed)
+            return PlainTransformer(self.model_settings) if self.peer == "plain" else llama(self.model_settings, self.peer == "llama_wide")
+
+    def loss(self, model: Any, batch: Batch, place: Place | int) -> LossTerms:
+        """Cross-entropy of all tokens."""
+        tokens_BT = batch.tokens_BT.long()
+        inputs_BT = torch.cat(
+            [batch.labels_B[:, None], tokens_BT[:, :-1]], dim=1
+        )  # the class reads the embedding of the code of its number
+        logits_BTV = model(inputs_BT) if self.peer == "plain" else model(input_ids=inputs_BT, use_cache=False).logits
+        loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
+        return LossTerms(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()))
+
+
+def llama(shape: ModelSettings, wide: bool) -> Any:
+    """LlamaForCausalLM with random weights; its gated MLP has three matrices where ours has two, so equal arithmetic is 8/3 D."""
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=shape.num_codes,
+        hidden_size=shape.width,
+        intermediate_size=4 * shape.width if wide else round(8 * shape.width / 3),
+        num_hidden_layers=shape.depth,
+        num_attention_heads=shape.heads,
+        max_position_embeddings=shape.num_tokens + 1,
+        bos_token_id=None,
+        eos_token_id=None,
+        pad_token_id=0,
+        attn_implementation="sdpa",
+    )
+    return LlamaForCausalLM(config)
+
+
+class PlainTransformer(nn.Module):
+    """A transformer as tutorials write it: biases everywhere, one fused causal attention, learned positions, untied head."""
+
+    def __init__(self, shape: ModelSettings) -> None:
+        super().__init__()
+        self.tokens = nn.Embedding(shape.num_codes, shape.width)
+        self.positions = nn.Embedding(shape.num_tokens, shape.width)
+        self.blocks = nn.ModuleList(_PlainBlock(shape.width, shape.heads) for _ in range(shape.depth))
+        self.norm = nn.LayerNorm(shape.width)
+        self.head = nn.Linear(shape.width, shape.num_codes)
+
+    def forward(self, inputs_BT: Tensor) -> Tensor:
+        """Logits [B, T, V]."""
+        hidden = self.tokens(inputs_BT) + self.positions(torch.arange(inputs_BT.shape[1], device=inputs_BT.device))
+        for block in self.blocks:
+            hidden = block(hidden)
+        logits: Tensor = self.head(self.norm(hidden))
+        return logits
+
+
+class _PlainBlock(nn.Module):
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.norm_1, self.norm_2 = nn.LayerNorm(width), nn.LayerNorm(width)
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 4 * width), nn.GELU(), nn.Linear(4 * width, width))
+
+    def forward(self, hidden_BTD: Tensor) -> Tensor:
+        batch, length, width = hidden_BTD.shape
+        queries, keys, values = (
+            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm_1(hidden_BTD)).split(width, dim=2)
+        )
+        attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+        hidden_BTD = hidden_BTD + self.out(attended.transpose(1, 2).reshape(batch, length, width))
+        return hidden_BTD + self.mlp(self.norm_2(hidden_BTD))

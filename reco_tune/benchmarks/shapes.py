@@ -1,0 +1,158 @@
+"""What is measured: named sizes of model and clip, their experiments, and random tokens to train on. Knows settings; measures nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from reco_tune.data.clips import Clip
+from reco_tune.data.layouts import SPLITS
+from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
+from reco_tune.errors import SettingsError
+from reco_tune.model import ModelSettings
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import ARMS, PRESETS, Experiment, make_experiment
+
+BLOCKS, WINDOW_BLOCKS = 5, 2
+"""Latent frames of a clip and of a window, the paper's; starts lie on whole blocks but for `local`, which may start anywhere."""
+
+ARM_NAMES = ("full", "fewer_frames", "masked_full", "local", "local_balanced", "reco")
+"""What `bench steps` compares by default."""
+
+CLASSES = 10
+_PIXELS, _FRAMES = 4, 2
+"""Strides of the tokenizer that the settings speak of; none runs."""
+
+
+class Shape(NamedTuple):
+    """A model and its clips."""
+
+    name: str
+    side: int
+    """Sites per row and column of a block."""
+    width: int
+    depth: int
+    heads: int
+    num_codes: int
+    batch_size: int
+
+    @property
+    def num_tokens(self) -> int:
+        return BLOCKS * self.side**2
+
+    @property
+    def model(self) -> ModelSettings:
+        return ModelSettings(
+            num_codes=self.num_codes,
+            num_tokens=self.num_tokens,
+            num_classes=CLASSES,
+            width=self.width,
+            depth=self.depth,
+            heads=self.heads,
+        )
+
+
+def _preset(name: str, side: int, batch_size: int) -> Shape:
+    preset = PRESETS[name]
+    return Shape(
+        f"{name}-{BLOCKS * side**2}", side, preset["width"], preset["depth"], preset["heads"], num_codes=8192, batch_size=batch_size
+    )
+
+
+_CPU = (
+    Shape("debug-45", 3, width=64, depth=3, heads=4, num_codes=256, batch_size=32),
+    Shape("debug-320", 8, width=128, depth=4, heads=4, num_codes=256, batch_size=4),
+    Shape("debug-1280", 16, width=128, depth=4, heads=4, num_codes=256, batch_size=1),
+)
+_GPU = (_preset("110M", 16, batch_size=24), _preset("110M", 32, batch_size=6), _preset("343M", 32, batch_size=4))
+SHAPES = {shape.name: shape for shape in (*_CPU, *_GPU)}
+"""By name; the name ends with the tokens of a clip."""
+
+
+class Bench(NamedTuple):
+    """How long and on what everything is measured."""
+
+    seconds: float
+    """Bound on each comparison, warm-up not counted; at least `timing.FEWEST_ROUNDS` rounds."""
+    threads: int = 1
+    gpu: bool = False
+    """On a GPU everything runs in bfloat16 and compiled."""
+    progress: Progress = quiet
+
+    def experiment(self, shape: Shape, arm: str) -> Experiment:
+        """An arm at a shape."""
+        nested: dict[str, Any] = {
+            "data": {"layout": "digits", "clip_frames": 1 + (BLOCKS - 1) * _FRAMES, "size_px": _PIXELS * shape.side},
+            "tokenizer": {"num_codes": shape.num_codes, "first_frame_codes": 1, "spatial_stride": _PIXELS, "temporal_stride": _FRAMES},
+            "model": {"width": shape.width, "depth": shape.depth, "heads": shape.heads},
+            "window": {"length_blocks": WINDOW_BLOCKS, "stride_fraction": 1 / WINDOW_BLOCKS},
+            "training": {"batch_size": shape.batch_size},
+            "resources": {"cpus_per_worker": self.threads, "gpus_per_worker": int(self.gpu)},
+        }
+        if self.gpu:
+            nested["training"] |= {"precision": "bfloat16", "compile": arm != "local"}  # it may start anywhere: a graph each is too many
+        return make_experiment(nested, ARMS[arm], where=f"arm `{arm}`")
+
+    @property
+    def dtype(self) -> torch.dtype:
+        """Of what is measured outside a training step, which has its autocast."""
+        return torch.bfloat16 if self.gpu else torch.float32
+
+
+def shapes_named(names: Sequence[str] | None) -> list[Shape]:
+    """Shapes by name; those that this machine can bear where None.
+
+    Raises:
+        SettingsError: for a name that is not known.
+    """
+    if names is None:
+        return list(_GPU if torch.cuda.is_available() else _CPU)
+    return [SHAPES[name] for name in _known(names, SHAPES, "--shapes")]
+
+
+def arms_named(names: Sequence[str] | None) -> list[str]:
+    """The same for arms: by default those of the paper's table.
+
+    Raises:
+        SettingsError: for a name that is not known.
+    """
+    return _known(names or ARM_NAMES, ARMS, "--arms")
+
+
+def _known(names: Sequence[str], known: Mapping[str, object], option: str) -> list[str]:
+    for name in names:
+        if name not in known:
+            raise SettingsError(f"{option} {name} is not known; take some of {', '.join(known)}")
+    return list(names)
+
+
+@contextmanager
+def random_tokens(shape: Shape) -> Iterator[TokenCache]:
+    """A token cache of random codes in a folder that is removed afterwards: speed does not depend on what the codes say."""
+    generator = np.random.default_rng(0)
+    clips = [Clip(Path("random.avi"), i, i % CLASSES) for i in range(2 * shape.batch_size)]
+    with TemporaryDirectory(prefix="reco-bench-") as folder, TokenCacheWriter(Path(folder)) as writer:
+        for split in SPLITS:
+            codes = generator.integers(shape.num_codes, size=(len(clips), shape.num_tokens), dtype=np.int32)
+            pieces = np.stack([codes[:, : WINDOW_BLOCKS * shape.side**2]] * (BLOCKS - WINDOW_BLOCKS + 1), axis=1)
+            writer.create(f"{split}.labels", (len(clips),), np.int64)[:] = [clip.label for clip in clips]
+            writer.create(f"{split}.tokens", codes.shape, np.int32)[:] = codes
+            writer.create(f"{split}.pieces-{WINDOW_BLOCKS}", pieces.shape, np.int32)[:] = pieces
+        yield writer.finish(
+            Path(folder) / "tokens",
+            fingerprint="random",
+            data_fingerprint="random",
+            tokenizer_fingerprint="random",
+            tokenizer_path=Path(folder) / "none",
+            grid=Bench(0).experiment(shape, "full").grid,
+            num_codes=shape.num_codes,
+            class_names=[str(label) for label in range(CLASSES)],
+            clips=dict.fromkeys(SPLITS, clips),
+            skipped=[],
+        )

@@ -1,0 +1,132 @@
+"""The training step: how near each arm comes to its FLOP limit, what the rest goes to, and how fast other people's full step is.
+
+Speed-ups come from the calibration that studies use, not from a second one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from reco_tune.benchmarks.parts import Parts, attention_and_rest_kept, measure_parts, prefix_flop_share
+from reco_tune.benchmarks.peers import PEERS, PeerArm, available
+from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
+from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
+from reco_tune.cost import calibrate
+from reco_tune.cost.timing import TimedStep, device_clock, in_rounds
+from reco_tune.training.arms import build_arm
+from reco_tune.training.distributed import prepare_device
+
+_STEPS = (
+    Column("shape", "shape"),
+    Column("arm", "arm"),
+    Column("speedup", "speed-up", ".2f"),
+    Column("speedup_low", "95% from", ".2f"),
+    Column("speedup_high", "to", ".2f"),
+    Column("speedup_limit", "limit", ".2f"),
+    Column("limit_fraction", "of limit", ".2f"),
+    Column("peak_memory_ratio", "memory", ".2f"),
+    Column("attention_share", "attention", ".1%"),
+    Column("optimiser_share", "optimiser", ".1%"),
+    Column("data_share", "data", ".1%"),
+)
+_LOSSES = (
+    Column("shape", "shape"),
+    Column("arm", "arm"),
+    Column("lost", "lost to the limit", "+.1%"),
+    Column("lost_attention", "attention", "+.1%"),
+    Column("lost_rest", "the rest", "+.1%"),
+    Column("lost_optimiser", "optimiser", "+.1%"),
+    Column("lost_rates", "unequal rates", "+.1%"),
+    Column("prefix_share", "prefix, of the time", ".1%"),
+    Column("prefix_flop_share", "of the FLOPs", ".1%"),
+)
+_PEERS = (
+    Column("shape", "shape"),
+    Column("peer", "full-sequence step of"),
+    Column("seconds", "seconds", ".4f"),
+    Column("ratio", "its time / ours", ".2f"),
+    Column("ratio_low", "95% from", ".2f"),
+    Column("ratio_high", "to", ".2f"),
+)
+
+
+def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> list[Table]:
+    """One row per shape and arm: speed-up, limit and parts; and where the distance to the limit lies."""
+    rows: list[Row] = []
+    for shape in shapes:
+        with random_tokens(shape) as cache:
+            for name in arms:
+                bench.progress(len(rows), len(shapes) * len(arms), "arms")
+                experiment = bench.experiment(shape, name)
+                speed = calibrate(experiment, cache, bench.seconds, bench.progress)
+                device = prepare_device(experiment)
+                full, arm = (TimedStep(build_arm(bench.experiment(shape, arm), cache), cache, device) for arm in ("full", name))
+                parts = measure_parts(full, arm, bench.seconds, bench.progress)
+                head: Row = {"shape": shape.name, "arm": name}
+                rows.append(
+                    head
+                    | speed
+                    | _shares(parts[1])
+                    | _lost(*parts, speed["speedup_limit"], *attention_and_rest_kept(full, arm))
+                    | {"prefix_flop_share": prefix_flop_share(arm)}
+                )
+    bench.progress(len(rows), len(rows), "arms")
+    losses = [row for row in rows if row["arm"] not in ("full", "masked_full")]
+    return [
+        Table("steps", "Speed-up of a training step over the full sequence's, and what the step's time goes to", _STEPS, rows),
+        Table("losses", "Where the distance to the limit lies, in parts of the ideal step", _LOSSES, losses),
+    ]
+
+
+def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
+    """The full-sequence step of other people's models, same shape, batch, precision and optimiser, in turn with ours."""
+    rows: list[Row] = []
+    for shape in shapes:
+        experiment = bench.experiment(shape, "full")
+        device = prepare_device(experiment)
+        with random_tokens(shape) as cache:
+            ours = build_arm(experiment, cache)
+            arms = [ours, *(PeerArm(ours, peer) for peer in available())]
+            jobs = [partial(TimedStep(arm, cache, device).run, 0) for arm in arms]
+            for job in (*jobs, *jobs):
+                job()
+            times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, "peers")
+        rows.append({"shape": shape.name, "peer": "this project", "seconds": float(np.median(times_RJ[:, 0]))})
+        for column, peer in enumerate(available(), start=1):
+            rows.append({"shape": shape.name, "peer": PEERS[peer], **ratio_to_ours(times_RJ[:, column], times_RJ[:, 0])})
+    return Table("peers", "Full-sequence step beside other implementations of the same shape", _PEERS, rows)
+
+
+def _shares(parts: Parts) -> Row:
+    return {
+        "seconds": parts.whole,
+        "attention_share": parts.attention / parts.whole,
+        "optimiser_share": parts.optimiser / parts.whole,
+        "prefix_share": parts.prefix / parts.whole,
+        "data_share": parts.data / (parts.data + parts.whole),
+    }
+
+
+def _lost(full: Parts, arm: Parts, limit: float, attention_kept: float, rest_kept: float) -> Row:
+    """How much longer than the full step / limit the arm's step takes, and by what; the parts add up.
+
+    Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step. The optimiser does
+    not shrink and loses its share of the full step times limit - 1. `rates` is what remains if all went as it should: attention and the
+    rest run at different rates, so FLOPs saved in one are worth more time than in the other, and the limit counts them alike.
+
+    Args:
+        attention_kept: FLOPs of the arm's attention / the full step's.
+        rest_kept: the same of everything else.
+    """
+    ideal = full.whole / limit
+    attention, rest = full.attention * attention_kept, full.rest * rest_kept
+    return {
+        "lost": arm.whole / ideal - 1,
+        "lost_attention": (arm.attention - attention) / ideal,
+        "lost_rest": (arm.rest - rest) / ideal,
+        "lost_optimiser": (arm.optimiser - full.optimiser / limit) / ideal,
+        "lost_rates": (attention + rest - (full.attention + full.rest) / limit) / ideal,
+    }

@@ -1,0 +1,72 @@
+"""The command line: one verb a module. Chooses and wires; computes nothing. Heavy packages are imported by the verb that needs them.
+
+An error that a person can cause ends as one sentence on stderr with exit code 2, a failed run with 1; a traceback only with --debug.
+"""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Sequence
+from typing import NoReturn
+
+import typer
+
+from reco_tune.cli import bench, demo, evaluate, generate, plan, report, resume, run, spaces, status, sync, tokenize, train
+from reco_tune.errors import ReCoTuneError
+
+app = typer.Typer(
+    name="reco-tune",
+    help="Tune windowed training of autoregressive video transformers: which window, stride, first-frame probability and λ cost what.",
+    epilog="Start with `reco-tune demo --quick`. Errors are one sentence; --debug, anywhere on the line, adds the traceback.",
+    no_args_is_help=True,
+    add_completion=False,
+    rich_markup_mode=None,
+    pretty_exceptions_enable=False,
+)
+_VERBS: list[Callable[..., None]] = [demo.demo, run.run, resume.resume, status.status, sync.sync, plan.plan, report.report]
+_VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
+for _verb in _VERBS:
+    app.command()(_verb)
+app.add_typer(spaces.app, name="spaces")
+app.add_typer(bench.app, name="bench")
+
+
+def main(arguments: Sequence[str] | None = None) -> NoReturn:
+    """Runs one verb and exits."""
+    given = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in given
+    try:
+        result = app(args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False)
+    except Exception as error:
+        if debug:
+            raise
+        sys.exit(_tell(error))
+    except KeyboardInterrupt:
+        if debug:
+            raise
+        print("reco-tune: stopped; what is finished is kept, `reco-tune resume STUDY_DIR` continues a study", file=sys.stderr)
+        sys.exit(130)
+    sys.exit(result if isinstance(result, int) else 0)
+
+
+def _tell(error: Exception) -> int:
+    """One sentence for an error; returns the exit code."""
+    if isinstance(error, ReCoTuneError):
+        message, code = str(error), error.exit_code
+    elif hasattr(error, "format_message"):  # how typer says that an argument is wrong; empty after it has printed its help
+        message, code = _usage(error), 2
+    elif isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
+        reason = (error.strerror or type(error).__name__).lower()
+        message, code = f"{error.filename} cannot be used ({reason}); give another folder, or see to its permissions and its space", 2
+    else:
+        where = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+        message, code = f"unexpected error ({where}); run it again with --debug for the traceback", 1
+    if message:
+        print(f"reco-tune: {' '.join(message.split())}", file=sys.stderr)
+    return code
+
+
+def _usage(error: Exception) -> str:
+    message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
+    context = getattr(error, "ctx", None)
+    return f"{message}; see `{context.command_path if context else 'reco-tune'} --help`" if message.strip() else ""

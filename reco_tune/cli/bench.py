@@ -1,0 +1,185 @@
+"""`reco-tune bench`: the project measures itself, in turn with what it is compared with, in one process."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from reco_tune.errors import SettingsError
+
+if TYPE_CHECKING:
+    from reco_tune.benchmarks import Bench, Shape, Table
+
+app = typer.Typer(
+    no_args_is_help=True,
+    rich_markup_mode=None,
+    help="""Measures this project on this machine: training steps, sampling, attention, the spread of calibrations.
+
+    \b
+    Examples:
+      reco-tune bench step
+      reco-tune bench step --shapes debug-45 --arms reco --seconds 5
+      reco-tune bench generate --markdown generate.md
+    """,
+)
+Shapes = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAMES", help="Named shapes, separated by commas: debug-45, debug-320, debug-1280; 110M-1280, 110M-5120, 343M-5120."
+    ),
+]
+Seconds = Annotated[float, typer.Option(min=0, help="Bound on each comparison; slow work takes at least three rounds.")]
+Threads = Annotated[int, typer.Option(min=1, help="CPU threads. With 1, time is the thread's own, which neighbours do not spoil.")]
+Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Writes every value with its provenance.")]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Writes the tables for people.")]
+
+
+@app.command()
+def step(
+    shapes: Shapes = None,
+    arms: Annotated[str | None, typer.Option(metavar="NAMES", help="Arms, separated by commas.")] = None,
+    seconds: Seconds = 20.0,
+    threads: Threads = 1,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Speed-up of every arm's training step against its FLOP limit, its memory and parts; and other implementations' full step.
+
+    \b
+    Example:
+      reco-tune bench step --shapes debug-320,debug-1280 --arms fewer_frames,reco --markdown step.md
+    """
+    from reco_tune.benchmarks import bench_peers, bench_steps
+    from reco_tune.benchmarks.peers import MISSING, available
+    from reco_tune.benchmarks.shapes import arms_named
+
+    names = arms_named(_split(arms))
+    _carry_out(
+        lambda wanted, bench: [*bench_steps(wanted, names, bench), bench_peers(wanted, bench)], shapes, seconds, threads, json, markdown
+    )
+    if "llama" not in available():
+        print(MISSING, file=sys.stderr)
+
+
+@app.command()
+def generate(
+    shapes: Shapes = None,
+    batches: Annotated[str, typer.Option(metavar="NUMBERS", help="Clips at once, separated by commas.")] = "1,64",
+    greedy: Annotated[bool, typer.Option("--greedy", help="Takes the likeliest code instead of drawing one.")] = False,
+    seconds: Seconds = 20.0,
+    threads: Threads = 1,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Cached sampling of whole clips beside `transformers`' generate (needs the `bench` extra).
+
+    \b
+    Example:
+      reco-tune bench generate --shapes debug-45,debug-320 --batches 1,64
+    """
+    from reco_tune.benchmarks import bench_sampling
+
+    numbers = _numbers(batches)
+    _carry_out(lambda wanted, bench: [bench_sampling(wanted, numbers, greedy, bench)], shapes, seconds, threads, json, markdown)
+
+
+@app.command()
+def attention(shapes: Shapes = None, seconds: Seconds = 3.0, threads: Threads = 1, json: Json = None, markdown: Markdown = None) -> None:
+    """The attention of a window after its prefix, forward and backward, beside the forms that were not kept.
+
+    \b
+    Example:
+      reco-tune bench attention --shapes debug-1280 --seconds 5
+    """
+    from reco_tune.benchmarks import bench_attention
+
+    _carry_out(lambda wanted, bench: [bench_attention(wanted, bench)], shapes, seconds, threads, json, markdown)
+
+
+@app.command()
+def calibration(
+    shapes: Shapes = None,
+    arms: Annotated[str, typer.Option(metavar="NAMES", help="Arms, separated by commas.")] = "reco",
+    repeat: Annotated[int, typer.Option(min=1, help="Calibrations of each arm.")] = 10,
+    neighbours: Annotated[int, typer.Option(min=0, help="Processes that train on the same machine all the while.")] = 1,
+    seconds: Seconds = 10.0,
+    threads: Threads = 1,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Lowest, median and highest of one calibration repeated, while another process trains on the same machine.
+
+    \b
+    Example:
+      reco-tune bench calibration --shapes debug-45 --repeat 10 --neighbours 1
+    """
+    from reco_tune.benchmarks import bench_spread
+    from reco_tune.benchmarks.shapes import arms_named
+
+    names = arms_named(_split(arms))
+    _carry_out(lambda wanted, bench: [bench_spread(wanted, names, repeat, neighbours, bench)], shapes, seconds, threads, json, markdown)
+
+
+def _carry_out(
+    measure: Callable[[list[Shape], Bench], list[Table]],
+    shapes: str | None,
+    seconds: float,
+    threads: int,
+    json: Path | None,
+    markdown: Path | None,
+) -> None:
+    """Measures, prints and writes."""
+    from importlib.util import find_spec
+
+    import torch
+
+    from reco_tune.benchmarks import Bench, as_json, as_markdown
+    from reco_tune.benchmarks.shapes import shapes_named
+    from reco_tune.cli.console import print_table, progress_bars
+
+    wanted = shapes_named(_split(shapes))
+    for path in (json, markdown):
+        if path is not None and not path.parent.is_dir():
+            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
+    with progress_bars() as progress:
+        tables = measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress))
+    for table in tables:
+        print_table(table.title, table.headings, table.cells(), table.text_columns)
+        print()
+    if json is None and markdown is None:
+        return
+    origin = _origin(threads, with_peers=find_spec("transformers") is not None)
+    if json is not None:
+        json.write_text(as_json(tables, origin), encoding="utf-8")
+    if markdown is not None:
+        markdown.write_text(as_markdown(tables, origin), encoding="utf-8")
+
+
+def _origin(threads: int, with_peers: bool) -> dict[str, object]:
+    """Where the numbers come from."""
+    import importlib.metadata
+    from datetime import date
+
+    from reco_tune.study.provenance import study_provenance
+
+    known = study_provenance()
+    peers = {"transformers": importlib.metadata.version("transformers")} if with_peers else {}
+    return {**known, "date": date.today().isoformat(), "threads": threads, "torch": known["versions"]["torch"], **peers}
+
+
+def _split(given: str | None) -> list[str] | None:
+    return [name.strip() for name in given.split(",")] if given else None
+
+
+def _numbers(given: str) -> list[int]:
+    try:
+        numbers = [int(part) for part in given.split(",")]
+    except ValueError:
+        numbers = []
+    if not numbers or min(numbers) < 1:
+        raise SettingsError(f"--batches {given!r} must be whole numbers above 0 separated by commas, for example 1,64")
+    return numbers

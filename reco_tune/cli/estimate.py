@@ -1,0 +1,104 @@
+"""How far a study is and how long it will still take, from its log alone; and its runs as rows of a table. No terminal, no clock.
+
+Work is counted in baseline steps: a run's steps divided by its arm's speed-up.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reco_tune.study_log import RunRecord, StudyRecord
+
+ENDED = ("evaluated", "pruned", "failed")
+HEADER = ["run", "state", "step", "val CE", "speed-up", "FVD", "seconds"]
+"""Of `row`."""
+EVALUATION_SHARE = 0.1
+"""Part of a run's work that comes after training: sampling and measuring."""
+
+
+@dataclass(frozen=True)
+class Outlook:
+    """Where a study stands."""
+
+    ended: int
+    total: int
+    """Runs, those not asked for yet included."""
+    done_share: float
+    """Of the work."""
+    elapsed_seconds: float
+    """From the first start of a run until now, or until the last end."""
+    left_seconds: float | None
+    """None before anything is known."""
+
+
+def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
+    """
+    Args:
+        trials: sampled runs that the space asks for; those not in the log yet count as planned ones.
+        now: Unix seconds; ignored where the study is finished.
+        running: fresher shares of runs at work than the log has.
+    """
+    runs = list(study.runs.values())
+    sampled = [run for run in runs if run.arm == "search"]
+    missing = 0 if study.finished else max(0, trials - len(sampled))
+    works = {run.trial: work(run) for run in runs}
+    per_sampled = sum(works[run.trial] for run in sampled) / len(sampled) if sampled else max(works.values(), default=1.0) / 2
+    total = sum(works.values()) + missing * per_sampled
+    done = sum(works[run.trial] * max(share(run), (running or {}).get(run.trial, 0.0)) for run in runs)
+    began = min((run.started for run in runs if run.started), default=None)
+    end = max((run.ended for run in runs if run.ended), default=now) if study.finished else now
+    elapsed = 0.0 if began is None else max(0.0, end - began)
+    left = elapsed * (total - done) / done if done > 0 and elapsed > 0 else None
+    ended = sum(run.state in ENDED for run in runs)
+    return Outlook(ended, len(runs) + missing, done / total if total else 0.0, elapsed, 0.0 if study.finished else left)
+
+
+def work(run: RunRecord) -> float:
+    """Baseline steps that the run costs."""
+    return float(run.settings.get("training.steps", 1)) / max(run.metrics.get("speedup", 1.0), 1e-3)
+
+
+def steps_done(run: RunRecord) -> int:
+    """Optimiser steps that the log knows of."""
+    return int(max([run.metrics.get("steps", 0), *(report["step"] for report in run.reports)]))
+
+
+def share(run: RunRecord) -> float:
+    """Part of a run that is done."""
+    if run.state in ENDED:
+        return 1.0
+    return (1 - EVALUATION_SHARE) * min(1.0, steps_done(run) / max(1, int(run.settings.get("training.steps", 1))))
+
+
+def device_seconds(study: StudyRecord) -> float:
+    """Spent so far on calibration, training, generation and evaluation."""
+    stages = ("training_seconds", "generation_seconds", "evaluation_seconds")
+    calibrations = sum(metrics.get("calibration_seconds", 0.0) for metrics in study.calibrations.values())
+    return calibrations + sum(run.metrics.get(stage, 0.0) for run in study.runs.values() for stage in stages)
+
+
+def row(run: RunRecord, now: float) -> list[str]:
+    """A run as the cells under `HEADER`."""
+    steps = f"{steps_done(run)}/{run.settings.get('training.steps', '?')}"
+    end = run.ended if run.state in ENDED else now
+    seconds = f"{end - run.started:.0f}" if run.started and end else ""
+    return [run.trial, run.state, steps, _cell(run, "val_cross_entropy", 3), _cell(run, "speedup", 2, "x"), _cell(run, "fvd", 2), seconds]
+
+
+def headline(found: Outlook) -> str:
+    """Where the study stands, in one line."""
+    left = "" if found.left_seconds is None or found.ended == found.total else f", about {duration(found.left_seconds)} left"
+    return f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work, {duration(found.elapsed_seconds)} so far{left}"
+
+
+def duration(seconds: float) -> str:
+    """75 -> "1:15"; 3700 -> "1:01:40"."""
+    minutes, rest = divmod(max(0, round(seconds)), 60)
+    hours, minutes = divmod(minutes, 60)
+    return f"{hours}:{minutes:02d}:{rest:02d}" if hours else f"{minutes}:{rest:02d}"
+
+
+def _cell(run: RunRecord, name: str, digits: int, unit: str = "") -> str:
+    value = run.metrics.get(name)
+    return "" if value is None else f"{value:.{digits}f}{unit}"

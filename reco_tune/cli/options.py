@@ -1,0 +1,104 @@
+"""Arguments that several verbs share, and what they mean: space files by name, study folders, overrides. No heavy imports."""
+
+from __future__ import annotations
+
+import difflib
+import os
+import re
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from reco_tune.bundled import bundled
+from reco_tune.errors import SettingsError, StudyError
+
+if TYPE_CHECKING:
+    from reco_tune.settings import Experiment
+
+SpaceFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")]
+StudyDir = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Folder of a study.")]
+ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file: the settings of one run.")]
+CheckpointDir = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained run, for example STUDY_DIR/trials/full-s0.")]
+Overrides = Annotated[
+    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting by its dotted key; repeatable.")
+]
+TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or sqlite:///FILE; by default a sqlite file in the study folder.")]
+Address = Annotated[str | None, typer.Option(help="Ray cluster to run on, for example `auto`; by default one on this machine.")]
+
+
+def space_path(given: str) -> Path:
+    """The file of a space: a path, or the name of a shipped one.
+
+    Raises:
+        SettingsError: where it is neither.
+    """
+    if Path(given).is_file():
+        return Path(given)
+    if Path(given).is_dir():
+        raise SettingsError(f"{given} is a folder, not a space file; give the YAML file in it")
+    shipped = bundled("search_spaces") / f"{given.removesuffix('.yaml')}.yaml"
+    if Path(given).name == given and shipped.is_file():
+        return shipped
+    names = [path.stem for path in sorted(bundled("search_spaces").glob("*.yaml"))]
+    close = difflib.get_close_matches(Path(given).stem, names, n=1)
+    hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(names)}"
+    raise SettingsError(f"{given} is neither a file nor a shipped search space; {hint}")
+
+
+def study_name(given: str | None, space: Path) -> str:
+    """The name of a study: MLflow's experiment and the folder's name."""
+    name = given or space.stem
+    if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
+        raise SettingsError(
+            f"--name {name!r} must be letters, digits, dots, dashes and underscores, because folders are named after it; change it"
+        )
+    return name
+
+
+def refuse_used_folder(folder: Path, way_out: str) -> None:
+    """
+    Raises:
+        StudyError: where something lies in the folder already, or it cannot be made.
+    """
+    if (folder / "events.jsonl").exists():
+        raise StudyError(f"{folder} already holds a study; continue it with `reco-tune resume {folder}`, or {way_out}")
+    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+        raise StudyError(f"{folder} exists and is not an empty folder; {way_out}")
+    above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
+    if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+        raise StudyError(f"{folder} cannot be made, because {above} is no folder that can be written to; {way_out}")
+
+
+def study_folder(path: Path) -> Path:
+    """
+    Raises:
+        StudyError: where the folder holds no study.
+    """
+    if not (path / "events.jsonl").is_file():
+        raise StudyError(f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` named")
+    return path
+
+
+def parse_seeds(given: str) -> list[int]:
+    """ "0,1,2" -> [0, 1, 2]."""
+    try:
+        return [int(part) for part in given.split(",")]
+    except ValueError as error:
+        raise SettingsError(f"--seeds {given!r} must be whole numbers separated by commas, for example 0,1,2") from error
+
+
+def override_trained(experiment: Experiment, overrides: list[str] | None) -> Experiment:
+    """A trained model's settings with those overridden that training did not depend on.
+
+    Raises:
+        SettingsError: for one that it did depend on.
+    """
+    from reco_tune.settings import make_experiment, parse_overrides
+
+    parsed: dict[str, Any] = parse_overrides(overrides or [])
+    for key in parsed:
+        if not key.startswith(("evaluation.", "sampling.", "resources.")) and key not in ("data.root", "data.cache_dir"):
+            allowed = "data.root, data.cache_dir, evaluation.*, sampling.* and resources.*"
+            raise SettingsError(f"--set {key}: the model was trained with it; only {allowed} may change now")
+    return make_experiment(experiment.model_dump(mode="json"), parsed, where="--set")

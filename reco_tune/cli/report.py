@@ -1,0 +1,36 @@
+"""`reco-tune report`: tables, figures and the page of a study."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reco_tune.cli.options import study_folder
+
+
+def report(
+    source: Annotated[str, typer.Argument(metavar="STUDY_DIR|mlflow:EXPERIMENT", help="Folder of a study, or its MLflow experiment.")],
+    output: Annotated[
+        Path | None, typer.Option(help="Where to; by default report/ in the study folder, report-EXPERIMENT for MLflow.")
+    ] = None,
+    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; by default MLFLOW_TRACKING_URI.")] = None,
+) -> None:
+    """Writes the report of a study and prints its tables; works on a study that is still running, from what is finished.
+
+    \b
+    Examples:
+      reco-tune report studies/evidence
+      reco-tune report mlflow:evidence --tracking-uri http://mlflow:5000 --output report
+    """
+    from reco_tune.cli.study import conclude
+
+    if source.startswith("mlflow:"):
+        import os
+
+        if tracking_uri is not None:
+            os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
+        conclude(source, output or Path(f"report-{source.removeprefix('mlflow:')}"))
+    else:
+        conclude(study_folder(Path(source)), output, tracking_uri)

@@ -1,0 +1,76 @@
+"""`reco-tune spaces`: the shipped search spaces."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reco_tune.bundled import bundled
+from reco_tune.cli.options import space_path
+from reco_tune.errors import SettingsError
+
+app = typer.Typer(
+    invoke_without_command=True,
+    rich_markup_mode=None,
+    help="""The shipped search spaces: list, show, copy.
+
+    \b
+    Examples:
+      reco-tune spaces ls
+      reco-tune spaces show lambda
+      reco-tune spaces cp lambda my_lambda.yaml
+    """,
+)
+Name = Annotated[str, typer.Argument(help="Name of a shipped space.")]
+
+
+@app.callback()
+def listed(context: typer.Context) -> None:
+    if context.invoked_subcommand is None:
+        ls()
+
+
+@app.command()
+def ls() -> None:
+    """Lists the shipped spaces with the question that each asks and what it costs.
+
+    \b
+    Example:
+      reco-tune spaces ls
+    """
+    for path in sorted(bundled("search_spaces").glob("*.yaml")):
+        header = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+        told = {key: line.removeprefix(f"{key}:").strip() for key in ("Question", "Costs") for line in header if line.startswith(f"{key}:")}
+        print(f"{path.stem}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
+
+
+@app.command()
+def show(name: Name) -> None:
+    """Prints a shipped space.
+
+    \b
+    Example:
+      reco-tune spaces show demo
+    """
+    print(space_path(name).read_text(encoding="utf-8"), end="")
+
+
+@app.command()
+def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
+    """Copies a shipped space, to be changed.
+
+    \b
+    Example:
+      reco-tune spaces cp joint my_joint.yaml
+    """
+    source = space_path(name)
+    target = destination / source.name if destination.is_dir() else destination
+    if target.exists():
+        raise SettingsError(f"{target} exists already; give another file name")
+    if not target.parent.is_dir():
+        raise SettingsError(f"{target.parent} is no folder; make it, or give another file name")
+    shutil.copyfile(source, target)
+    print(target)

@@ -1,0 +1,93 @@
+"""What `demo`, `run` and `resume` share: a study runs under a watching eye, its report is written and its tables are printed."""
+
+from __future__ import annotations
+
+import shlex
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from reco_tune.cli.console import progress_bars
+from reco_tune.errors import RunFailedError, StudyError, TrackingError
+from reco_tune.study_log import StudyFolder, StudyRecord
+
+if TYPE_CHECKING:
+    from reco_tune.study import Observer, Outcome
+
+
+def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], tracking_uri: str | None) -> None:
+    """Runs or resumes a study, then concludes.
+
+    Args:
+        path: the study's folder.
+        trials: sampled runs of its space.
+        work: does it, telling the observer.
+
+    Raises:
+        RunFailedError: where runs failed; the report is written all the same.
+    """
+    from reco_tune.cli.watch import watching
+
+    with watching(path, trials) as observer:
+        outcome = work(observer)
+    if outcome.interrupted:
+        raise KeyboardInterrupt
+    conclude(path, None, tracking_uri)
+    _refuse_failures(outcome.study)
+
+
+def conclude(source: Path | str, output: Path | None, tracking_uri: str | None = None) -> None:
+    """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow."""
+    from reco_tune.cli.tables import print_report
+    from reco_tune.reporting import write_report
+
+    with progress_bars() as progress:
+        report = write_report(source, output, lambda done, total, what: progress(done, total, "writing the report"))
+    print_report(report)
+    print(f"\nreport: {report.index}")
+    if isinstance(source, Path):
+        print(f"MLflow: {_mirrored(StudyFolder(source), tracking_uri)}")
+
+
+def command_line() -> str:
+    """The command as it was typed, for the record."""
+    return shlex.join(["reco-tune", *sys.argv[1:]])
+
+
+def sampled_trials(path: Path) -> int:
+    """How many sampled runs the study in a folder asks for.
+
+    Raises:
+        StudyError: where its settings are gone.
+    """
+    from reco_tune.settings import read_yaml
+
+    settings = StudyFolder(path).settings
+    if not settings.is_file():
+        raise StudyError(f"the study in {path} has lost its {settings.name}; restore that file from a backup")
+    return int(read_yaml(settings).get("trials", 0))
+
+
+def _mirrored(folder: StudyFolder, tracking_uri: str | None) -> str:
+    """Sends what MLflow lacks, unless a running study does so itself; the address, or the command that opens it."""
+    if folder.live:
+        return "the running study keeps it up to date"
+    from reco_tune import tracking
+
+    try:
+        tracking.sync(folder, tracking_uri)
+    except TrackingError as error:  # the study and its report are whole all the same
+        return f"{error}; `reco-tune sync {folder.path}` sends it later"
+    where = tracking_uri or folder.mlflow_uri
+    return where if where.startswith("http") else f"mlflow ui --backend-store-uri {where}"
+
+
+def _refuse_failures(study: StudyRecord) -> None:
+    failed = [run for run in study.runs.values() if run.state == "failed"]
+    if failed:
+        first = failed[0]
+        raise RunFailedError(
+            f"{len(failed)} of {len(study.runs)} runs failed and stand in no table, {first.trial} because: {first.reason}; "
+            "`reco-tune status` lists them"
+        )

@@ -1,0 +1,25 @@
+"""`reco-tune sync`: replays what MLflow missed."""
+
+from __future__ import annotations
+
+from reco_tune.cli.options import StudyDir, TrackingUri, study_folder
+
+
+def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
+    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, or into a database that was deleted.
+
+    \b
+    Example:
+      reco-tune sync studies/evidence --tracking-uri http://mlflow:5000
+    """
+    from reco_tune import tracking
+    from reco_tune.cli.console import progress_bars
+    from reco_tune.errors import StudyError
+    from reco_tune.study_log import StudyFolder
+
+    folder = StudyFolder(study_folder(study_dir))
+    if folder.live:
+        raise StudyError(f"the study in {study_dir} is running and keeps MLflow up to date by itself; wait until it has ended")
+    with progress_bars() as progress:
+        done = tracking.sync(folder, tracking_uri, progress)
+    print(f"{done.sent} of {done.runs} runs sent to experiment {done.experiment} at {done.uri}")

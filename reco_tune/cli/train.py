@@ -1,0 +1,47 @@
+"""`reco-tune train`: one run without Tune."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from reco_tune.cli.options import ExperimentFile, Overrides
+
+
+def train(
+    experiment: ExperimentFile,
+    overrides: Overrides = None,
+    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the name of the experiment file.")] = None,
+) -> None:
+    """Trains one run; goes on where an earlier call stopped. Needs neither Ray nor MLflow, and torchrun may start it.
+
+    \b
+    Examples:
+      reco-tune train experiment.yaml --set training.steps=200
+      torchrun --nproc-per-node 4 -m reco_tune train experiment.yaml --set resources.gpus_per_worker=1 --set resources.workers=4
+    """
+    from reco_tune.settings import load_experiment
+
+    settings = load_experiment(experiment, overrides or [])
+
+    from reco_tune.cli.console import print_table, progress_bars
+    from reco_tune.cli.single import piece_blocks
+    from reco_tune.progress import quiet
+    from reco_tune.tokenizers import prepare_tokens
+    from reco_tune.training import fit, joined
+
+    folder = output or Path("runs") / experiment.stem
+    with joined(settings) as group, progress_bars() as bars:
+        progress = bars if group.leads else quiet
+        if group.leads:
+            prepare_tokens(settings, progress, piece_blocks=piece_blocks(settings))
+        group.barrier()
+        cache = prepare_tokens(settings, quiet, piece_blocks=piece_blocks(settings))  # now only opens what is there
+        result = fit(settings, cache, folder, progress=progress, group=group)
+    if group.leads:
+        print_table(
+            f"{folder}: {result.steps} steps", ["metric", "value"], [[name, f"{value:,.6g}"] for name, value in result.metrics.items()]
+        )
+        print(f"\nmodel: {folder / 'model'}")

@@ -1,0 +1,117 @@
+"""How much faster an arm's step is than the baseline's: measured in pairs in one process, and the limit that FLOPs set.
+
+A run's own step time on a shared machine is noise; here both steps run in turn, through the objects that training itself drives, so
+that whatever disturbs one disturbs the other. Knows arms and their baseline; refuses to know studies and where the numbers go.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import replace
+from functools import partial
+
+import numpy as np
+import torch
+
+from reco_tune import quantities as q
+from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, place_strata, speedup_of
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.model.flops import step_flops
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import Experiment, make_experiment
+from reco_tune.training.arms import Arm, build_arm
+from reco_tune.training.distributed import prepare_device
+from reco_tune.windows import Place
+
+_BASELINE = {
+    "window.scheme": "full",
+    "window.length_tokens": None,
+    "window.stride_tokens": None,
+    "objective.continuity_weight": 0.0,
+    "objective.norm_weight": 0.0,
+}
+
+
+def calibrate(experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet) -> dict[str, float]:
+    """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · median t_s, with a 95% bootstrap interval.
+
+    s is a place (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its whole course.
+    Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up; steps so slow that
+    `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not measured: it is 1. Also gives the limit that FLOPs set, the
+    fraction of it that was reached, and the ratio of peak memory: on CUDA of the allocator's peaks, on the CPU of weights, gradients,
+    AdamW's moments and what the forward pass keeps for backward (deterministic; short-lived buffers are not in it). With several
+    workers the step is that of one worker's share of the batch, without communication.
+
+    Returns:
+        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds (`quantities` names).
+    """
+    began = time.perf_counter()
+    baseline = make_experiment(experiment.model_dump(mode="json"), _BASELINE, where="the baseline")
+    if experiment.window.scheme == "full" and experiment.objective == baseline.objective:
+        return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+    device = prepare_device(experiment)
+    arms = build_arm(baseline, cache), build_arm(experiment, cache)
+    strata = place_strata(arms[1].distribution())
+    full, arm = (TimedStep(arm, cache, device) for arm in arms)
+    peaks = _peak_bytes(full, arm)
+    times_full, times_arm = _measure(full, arm, list(strata), seconds, progress)
+    weights = np.array(list(strata.values()))
+    low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
+    speedup = float(speedup_of(times_full, times_arm, weights))
+    return _result(speedup, low, high, arm_limit(arms[1]), peaks[1] / peaks[0], time.perf_counter() - began)
+
+
+def arm_limit(arm: Arm) -> float:
+    """FLOPs of the full step / expected FLOPs of the arm's step: what no implementation can exceed but by doing the baseline badly."""
+    whole = replace(arm.model_settings, num_tokens=arm.experiment.grid.num_tokens)
+    return step_flops(whole, 0, whole.num_tokens) / arm.expected_flops()
+
+
+def _measure(full: TimedStep, arm: TimedStep, starts: Sequence[Place], seconds: float, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+    """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
+    for start in starts:  # allocator, caches and compiled graphs: not part of a step
+        for _ in range(2):
+            full.run(0)
+            arm.run(start)
+    jobs = [partial(step.run, start) for own in starts for step, start in ((full, 0), (arm, own))]
+    times_RJ = in_rounds(jobs, device_clock(full.step.device), seconds, progress, "calibration")
+    return times_RJ[:, 0::2], times_RJ[:, 1::2]
+
+
+def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
+    """Peak memory of a step of either; the arm's at its worst start."""
+    places = arm.arm.distribution()
+    lengths = {place.length for place in places}
+    starts = [end(place for place in places if place.length == length) for length in sorted(lengths) for end in (min, max)]
+    if full.step.device.type == "cpu":
+        return _kept_bytes(full, [0]), _kept_bytes(arm, starts)
+    for timed, own in ((full, [0]), (arm, starts)):
+        for start in own:
+            timed.run(start)  # both optimisers have their state from here on
+    return _allocated_peak(full, arm, [0]), _allocated_peak(arm, full, starts)
+
+
+def _kept_bytes(timed: TimedStep, starts: Sequence[Place | int]) -> int:
+    return timed.step.fixed_bytes + max(timed.step.activation_bytes(timed.micro_batches(start)[0]) for start in starts)
+
+
+def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[Place | int]) -> int:
+    torch.cuda.synchronize()
+    torch.cuda.reset_peak_memory_stats()
+    for start in starts:
+        timed.run(start)
+    torch.cuda.synchronize()
+    return torch.cuda.max_memory_allocated() - other.step.fixed_bytes
+
+
+def _result(speedup: float, low: float, high: float, limit: float, memory: float, seconds: float) -> dict[str, float]:
+    return {
+        q.SPEEDUP.name: speedup,
+        q.SPEEDUP_LOW.name: low,
+        q.SPEEDUP_HIGH.name: high,
+        q.SPEEDUP_LIMIT.name: limit,
+        q.LIMIT_FRACTION.name: speedup / limit,
+        q.PEAK_MEMORY_RATIO.name: memory,
+        q.CALIBRATION_SECONDS.name: seconds,
+    }

@@ -1,0 +1,160 @@
+"""What a study will cost, before anything of it starts: runs, steps, device time and disk.
+
+Works in FLOPs and one measured (or given) rate of the device; arms are assumed to reach their FLOP limit, which is what compute budgets
+give steps by until their calibration is known. Knows settings and arithmetic; reads no data, trains nothing.
+"""
+
+from __future__ import annotations
+
+import time
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+
+from reco_tune.cost.calibration import arm_limit
+from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model.flops import forward_flops, step_flops
+from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
+from reco_tune.training.arms import Arm
+from reco_tune.training.distributed import prepare_device
+
+GENERATION_RATE = 0.4
+"""Rate of cached sampling relative to that of training steps (0.46 on a CPU with 128 clips at once; small GPU batches are worse)."""
+
+CHECKPOINT_COPIES = 7
+"""Times the weights that a run takes on disk: they and two moments in a checkpoint, in the one that replaces it, and the trained model."""
+
+PROBE_FLOPS = 4e9
+"""Size of the step that measures the rate: a tenth of a second on one CPU core."""
+
+_HISTORY_BYTES_PER_STEP = 6 * 8
+
+
+class RunForecast(NamedTuple):
+    """One run, or one kind of sampled run."""
+
+    trial: str
+    """Name of the run: `reco-equal_steps-s0`; `search` stands for one sampled run."""
+    arm: str
+    budget: str
+    seed: int
+    steps: int
+    training_flops: float
+    """Steps and validations, over all workers."""
+    device_seconds: float
+    """Training, validation, calibration's bound and sampling for the evaluation, over all workers."""
+    disk_bytes: int
+    """At its fullest."""
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """A plan in numbers."""
+
+    runs: list[RunForecast]
+    """The fixed runs, then every sampled one."""
+    flops_per_second: float
+    """Rate of one worker."""
+
+    @property
+    def steps(self) -> int:
+        return sum(run.steps for run in self.runs)
+
+    @property
+    def device_seconds(self) -> float:
+        """Worker seconds of all runs."""
+        return sum(run.device_seconds for run in self.runs)
+
+    @property
+    def disk_bytes(self) -> int:
+        return sum(run.disk_bytes for run in self.runs)
+
+    def wall_seconds(self, concurrent_runs: int, workers: int = 1) -> float:
+        """Elapsed time where so many runs of so many workers go on at once, start-up left out; not below the longest run."""
+        longest = max((run.device_seconds for run in self.runs), default=0.0)
+        return max(self.device_seconds / concurrent_runs, longest) / workers
+
+
+def forecast(space: Space, flops_per_second: float | None = None) -> Forecast:
+    """What a study of this space costs.
+
+    Args:
+        flops_per_second: of one worker on the step's own FLOPs; measured on this machine in about a second where None.
+    """
+    baseline = arm_experiment(space, BASELINE if BASELINE in space.arms else None, {"window.scheme": "full"})
+    rate = flops_per_second or measure_flops_per_second(baseline)
+    runs = []
+    for name in space.arms:
+        for budget in _baseline_budgets(space) if name == BASELINE else space.budgets:
+            for seed in space.seeds:
+                experiment = arm_experiment(space, name, {"training.seed": seed})
+                trial = f"{name}-s{seed}" if budget == "both" else f"{name}-{budget}-s{seed}"
+                runs.append(
+                    _run(trial, name, budget, seed, experiment, rate, calibrated=seed == space.seeds[0] and budget == space.budgets[0])
+                )
+    sampled = arm_experiment(space, None)  # ranges of the search vary around these settings
+    runs += [
+        _run(f"search-{i:04d}", "search", "equal_steps", space.sampler.seed, sampled, rate, calibrated=True) for i in range(space.trials)
+    ]
+    return Forecast(runs, rate)
+
+
+def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
+    """Optimiser steps of an arm under a budget, at its speed; `both` is the baseline at its whole budget."""
+    shares = {"equal_compute": 1.0, "half_compute": 0.5}
+    return max(1, round(shares[budget] * baseline_steps * speedup)) if budget in shares else baseline_steps
+
+
+def measure_flops_per_second(experiment: Experiment) -> float:
+    """Rate of forward and backward on this process' device, of a model of the same width that is cut down to a fraction of a second."""
+    device = prepare_device(experiment)
+    shape = replace(_arm(experiment).model_settings, depth=min(experiment.model.depth, 2))
+    while step_flops(shape, 0, shape.num_tokens) > PROBE_FLOPS and shape.num_tokens > 32:
+        shape = replace(shape, num_tokens=shape.num_tokens // 2)
+    flops = step_flops(shape, 0, shape.num_tokens)
+    batch = max(1, min(experiment.training.batch_size, int(PROBE_FLOPS / flops)))
+    model = VideoTransformer(shape.num_codes, shape.num_tokens, 1, shape.width, shape.depth, shape.heads).to(device)
+    tokens_BT = torch.zeros(batch, shape.num_tokens, dtype=torch.int32, device=device)
+    labels_B = torch.zeros(batch, dtype=torch.long, device=device)
+    best = float("inf")
+    for _ in range(4):  # the first is slow, and a neighbour may take the core: the best counts
+        began = time.perf_counter()
+        with torch.autocast(device.type, torch.bfloat16, enabled=experiment.training.precision == "bfloat16"):
+            logits = model(tokens_BT, labels_B)
+        logits.float().mean().backward()
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        best = min(best, time.perf_counter() - began)
+    return batch * flops / best
+
+
+def parameter_count(settings: ModelSettings) -> int:
+    """Weights of a model of this shape."""
+    width = settings.width
+    embeddings = (settings.num_codes + settings.num_classes + 1 + settings.num_tokens) * width
+    return embeddings + settings.depth * (12 * width**2 + 2 * width) + width + settings.num_codes * width
+
+
+def _baseline_budgets(space: Space) -> tuple[str, ...]:
+    """One run under the whole budgets, and one of its own at half."""
+    return ("both", *(budget for budget in space.budgets if budget == "half_compute"))
+
+
+def _run(trial: str, name: str, budget: str, seed: int, experiment: Experiment, rate: float, calibrated: bool) -> RunForecast:
+    arm, training, evaluation = _arm(experiment), experiment.training, experiment.evaluation
+    steps = budget_steps(budget, training.steps, arm_limit(arm))
+    per_clip = arm.expected_flops()
+    whole = replace(arm.model_settings, num_tokens=experiment.grid.num_tokens)
+    one_clip = forward_flops(whole, 0, whole.num_tokens)
+    validated = 0 if arm.trains_pieces else training.rungs * evaluation.validation_clips
+    flops = steps * training.batch_size * per_clip + validated * one_clip
+    sampled = evaluation.samples * evaluation.sampling_seeds * one_clip / GENERATION_RATE
+    calibration = experiment.resources.calibration_seconds if calibrated and name != BASELINE else 0.0
+    disk = CHECKPOINT_COPIES * 4 * parameter_count(arm.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
+    return RunForecast(trial, name, budget, seed, steps, flops, (flops + sampled) / rate + calibration, disk)
+
+
+def _arm(experiment: Experiment) -> Arm:
+    """The arm as far as settings tell it: classes are unknown before the data is read, and cost nothing."""
+    return Arm(experiment, experiment.tokenizer.num_codes, num_classes=1)

@@ -1,0 +1,134 @@
+"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, medians compared, rounds resampled.
+
+Knows clocks, training steps and medians; refuses to know which arms are compared and what the numbers are for.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Mapping, Sequence
+
+import numpy as np
+import torch
+
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.progress import Progress, quiet
+from reco_tune.training.arms import Arm
+from reco_tune.training.distributed import Group
+from reco_tune.training.feed import Feed, MicroBatch
+from reco_tune.training.step import OptimiserStep
+from reco_tune.windows import Place
+
+MOST_STARTS = 5
+"""At most so many starts are measured; more are put together in strata."""
+
+STARTS_OF_A_LENGTH = 3
+"""The same for each length where a schedule brings several."""
+
+FEWEST_ROUNDS = 3
+"""Rounds measured however slow the work is: a median of fewer says nothing."""
+
+RESAMPLES = 1000
+"""Of the bootstrap."""
+
+
+def device_clock(device: torch.device) -> Callable[[], float]:
+    """Seconds spent so far, once the device has done all it was given.
+
+    On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the core away
+    for a while adds nothing. With more threads only the wall clock knows when the slowest is done.
+    """
+    if device.type == "cuda":
+
+        def now() -> float:
+            torch.cuda.synchronize(device)
+            return time.perf_counter()
+
+        return now
+    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+
+
+def in_rounds(
+    jobs: Sequence[Callable[[], object]],
+    clock: Callable[[], float],
+    seconds: float,
+    progress: Progress = quiet,
+    what: str = "measuring",
+    fewest: int = FEWEST_ROUNDS,
+    shuffled: bool = False,
+) -> np.ndarray:
+    """Seconds [rounds, jobs] that each job takes, all of them in turn, for `seconds` or `fewest` rounds, whichever is longer.
+
+    Args:
+        shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower by what ran before.
+    """
+    order = np.random.default_rng(0)
+    rounds: list[list[float]] = []
+    began = time.perf_counter()
+    elapsed = 0.0
+    while len(rounds) < fewest or elapsed * (1 + 1 / len(rounds)) < seconds:
+        times = [0.0] * len(jobs)
+        for place in order.permutation(len(jobs)) if shuffled else range(len(jobs)):
+            before = clock()
+            jobs[place]()
+            times[place] = clock() - before
+        rounds.append(times)
+        elapsed = time.perf_counter() - began
+        progress(min(round(elapsed), round(seconds)), round(seconds), what)
+    return np.array(rounds)
+
+
+def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dict[int, float]:
+    """The starts to measure and their weights: all where there are few; else start 0, if it is drawn, and some of the rest.
+
+    The rest (equally likely, in order) is cut into equal parts, each measured at its middle start: step time is close to linear in it.
+    """
+    possible = {start: p for start, p in sorted(distribution.items()) if p > 0}
+    if len(possible) <= most:
+        return possible
+    chosen = {0: possible.pop(0)} if 0 in possible else {}
+    for part in np.array_split(np.array(list(possible)), most - len(chosen)):
+        chosen[int(part[len(part) // 2])] = sum(possible[int(start)] for start in part)
+    return chosen
+
+
+def place_strata(distribution: Mapping[Place, float]) -> dict[Place, float]:
+    """The places to measure and their weights: `start_strata` of each length, fewer where a schedule brings several lengths."""
+    by_length: dict[int, dict[int, float]] = {}
+    for (start, length), share in distribution.items():
+        by_length.setdefault(length, {})[start] = share
+    most = MOST_STARTS if len(by_length) == 1 else STARTS_OF_A_LENGTH
+    return {Place(s, length): w for length, starts in by_length.items() for s, w in start_strata(starts, most).items()}
+
+
+def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> np.ndarray:
+    """median of the full steps / Σ_s p(s) · median of the arm's steps from s; R rounds, S starts, leading dimensions kept."""
+    full = np.median(times_full_RS, axis=(-2, -1))
+    return np.asarray(full / (np.median(times_arm_RS, axis=-2) @ weights_S))
+
+
+def bootstrap_interval(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray, seed: int) -> tuple[float, float]:
+    """95% percentile interval of the speed-up over resampled rounds, pairs kept together."""
+    rounds = len(times_full_RS)
+    drawn = np.random.default_rng(seed).integers(rounds, size=(RESAMPLES, rounds))
+    speedups = [float(speedup_of(times_full_RS[rows], times_arm_RS[rows], weights_S)) for rows in drawn]
+    low, high = np.percentile(speedups, [2.5, 97.5])
+    return float(low), float(high)
+
+
+class TimedStep:
+    """An arm's optimiser step with one batch, from any start (or place, where lengths differ)."""
+
+    def __init__(self, arm: Arm, cache: TokenCache, device: torch.device) -> None:
+        experiment = arm.experiment
+        self.feed = Feed(arm, cache, Group(0, experiment.resources.workers))
+        self.step = OptimiserStep(arm, device)
+        self.arm = arm
+        self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
+
+    def run(self, start: Place | int) -> None:
+        """A whole step at learning rate 0: all the work, and weights that stay where they are however long this goes on."""
+        self.step.run(self.micro_batches(start), learning_rate=0.0)
+
+    def micro_batches(self, start: Place | int) -> list[MicroBatch]:
+        return [MicroBatch(micro_batch.batch, self.arm.place(start)) for micro_batch in self._micro_batches]

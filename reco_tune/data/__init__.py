@@ -1,0 +1,1 @@
+"""Videos on disk, the clips cut from them, and the cache of their codes."""

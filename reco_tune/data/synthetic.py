@@ -1,0 +1,153 @@
+"""The embedded data set: one real handwritten digit that moves and bounces, as lossless video files in UCF101 layout.
+
+Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small, so that a k-means vocabulary can hold them;
+the period of the motion is longer than two blocks, so identity and motion must be carried by context. Train and test use different images.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+
+from reco_tune.data.video import write_video
+from reco_tune.errors import DataError
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import Data
+
+MARKER = "rendered.json"
+TRAIN_IMAGES = 1400
+"""Digit images that training clips are drawn from; the other 397 are held out."""
+DEFAULT_CLIPS = {"train": 4096, "test": 1024}
+"""Clips rendered where `data.train_clips` and `data.test_clips` are not given."""
+_DIGIT_PX = 8
+_STEP_PX = 2
+
+
+class _Plan(NamedTuple):
+    """What one file shows."""
+
+    file: str
+    image: int
+    motion: tuple[int, int, int, int]
+    """Row, column and their steps in the first frame."""
+
+
+def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
+    """Renders the data set to `root` unless it lies there already.
+
+    Raises:
+        DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit that moves.
+    """
+    if data.size_px < _DIGIT_PX + _STEP_PX:
+        raise DataError(f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + _STEP_PX}")
+    wanted = rendering_settings(data)
+    marker = root / MARKER
+    found = _read_marker(marker)
+    if found == {**wanted, "complete": True}:
+        return
+    if found is None and root.is_dir() and any(root.iterdir()):
+        raise DataError(f"{root} holds files that were not rendered here; give data.root another folder for the digits")
+    if found is not None and {**found, "complete": True} != {**wanted, "complete": True}:
+        raise DataError(f"{root} holds digits rendered with other settings; delete the folder {root.name} or give data.root another one")
+    root.mkdir(parents=True, exist_ok=True)
+    marker.write_text(json.dumps({**wanted, "complete": False}), encoding="utf-8")
+    _render(root, data, wanted, progress)
+    marker.write_text(json.dumps({**wanted, "complete": True}), encoding="utf-8")
+
+
+def rendering_settings(data: Data) -> dict[str, Any]:
+    """The settings that the files depend on."""
+    return {
+        "version": 1,
+        "size_px": data.size_px,
+        "frames": (data.clip_frames - 1) * data.frame_stride + 1,
+        "train_clips": data.train_clips or DEFAULT_CLIPS["train"],
+        "test_clips": data.test_clips or DEFAULT_CLIPS["test"],
+        "seed": data.seed,
+    }
+
+
+def block_factor(size_px: int) -> int:
+    """k: each pixel is stored as k x k, because decord refuses small frames and those whose sides are no multiple of 32."""
+    return 32 // math.gcd(size_px, 32)
+
+
+def _read_marker(marker: Path) -> dict[str, Any] | None:
+    try:
+        values = json.loads(marker.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        return None
+    except ValueError as error:
+        raise DataError(f"{marker} is damaged; delete the folder {marker.parent.name} and run again") from error
+    return values if isinstance(values, dict) else {}
+
+
+def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress) -> None:
+    from sklearn.datasets import load_digits
+
+    digits = load_digits()
+    images = np.rint(digits.images * (255 / 16)).astype(np.uint8)
+    lists = root / "ucfTrainTestlist"
+    lists.mkdir(exist_ok=True)
+    (lists / "classInd.txt").write_text("".join(f"{label + 1} Digit{label}\n" for label in range(10)), encoding="utf-8")
+    order = np.random.default_rng([settings["seed"], 0]).permutation(len(images))
+    plans: list[_Plan] = []
+    for number, (split, chosen) in enumerate((("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1):
+        random = np.random.default_rng([settings["seed"], number])
+        part = _plan(chosen, digits.target, settings[f"{split}_clips"], data.size_px, random)
+        lines = [f"{plan.file} {digits.target[plan.image] + 1}" if split == "train" else plan.file for plan in part]
+        (lists / f"{split}list01.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
+        plans += part
+    for label in range(10):
+        (root / "UCF-101" / f"Digit{label}").mkdir(parents=True, exist_ok=True)
+    factor = block_factor(data.size_px)
+
+    def render(plan: _Plan) -> None:
+        frames = _moving_digit(images[plan.image], plan.motion, data.size_px, settings["frames"])
+        enlarged = frames.repeat(factor, axis=1).repeat(factor, axis=2)
+        write_video(root / "UCF-101" / plan.file, np.repeat(enlarged[..., None], 3, axis=-1), lossless=True)
+
+    with ThreadPoolExecutor(2) as pool:  # encoding releases the interpreter lock
+        for done, _ in enumerate(pool.map(render, plans), start=1):
+            if done % 64 == 0 or done == len(plans):
+                progress(done, len(plans), "rendering digits")
+
+
+def _plan(chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, random: np.random.Generator) -> list[_Plan]:
+    """Balanced classes; the group number in a name is the digit image, as UCF101's is the source video."""
+    last = size_px - _DIGIT_PX
+    positions = range(0, last + 1, _STEP_PX)
+    uses: dict[int, int] = {}
+    plans = []
+    for index in range(clips):
+        label = index % 10
+        image = int(random.choice(chosen[labels[chosen] == label]))
+        uses[image] = uses.get(image, 0) + 1
+        row, column = (int(random.choice(positions)) for _ in range(2))
+        down, right = (int(step) for step in random.choice((-_STEP_PX, 0, _STEP_PX), size=2))
+        name = f"Digit{label}"
+        plans.append(_Plan(f"{name}/v_{name}_g{image:04d}_c{uses[image]:02d}.avi", image, (row, column, down, right)))
+    return plans
+
+
+def _moving_digit(image: np.ndarray, motion: tuple[int, int, int, int], size_px: int, frames: int) -> np.ndarray:
+    """uint8 [F, H, W]: the image on a black canvas; a step that would leave the canvas turns round."""
+    clip = np.zeros((frames, size_px, size_px), np.uint8)
+    rows, columns = (_bounce(motion[axis], motion[2 + axis], size_px - _DIGIT_PX, frames) for axis in range(2))
+    for frame, (row, column) in enumerate(zip(rows, columns, strict=True)):
+        clip[frame, row : row + _DIGIT_PX, column : column + _DIGIT_PX] = image
+    return clip
+
+
+def _bounce(position: int, step: int, last: int, frames: int) -> list[int]:
+    path = [position]
+    while len(path) < frames:
+        if not 0 <= path[-1] + step <= last:
+            step = -step
+        path.append(path[-1] + step)
+    return path

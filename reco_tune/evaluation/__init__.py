@@ -1,0 +1,18 @@
+"""Evaluation: how good a model's clips are, and where they go wrong. Knows nothing of Ray, tracking or reports."""
+
+from reco_tune.evaluation.frechet import FeatureStatistics, Interval, frechet_distance, frechet_interval
+from reco_tune.evaluation.kernel import kernel_distance
+from reco_tune.evaluation.protocols import Prepared, prepare_evaluation
+from reco_tune.evaluation.suite import EvaluationResult, evaluate
+
+__all__ = [
+    "EvaluationResult",
+    "FeatureStatistics",
+    "Interval",
+    "Prepared",
+    "evaluate",
+    "frechet_distance",
+    "frechet_interval",
+    "kernel_distance",
+    "prepare_evaluation",
+]

@@ -1,0 +1,49 @@
+"""Where in a clip a model is unsure: cross-entropy per block, on training clips and on the model's own samples.
+
+A model that is sure of its own samples but not of real clips (or the other way round, block by block) has an exposure problem that one mean
+hides. Knows models and tokens; nothing of pixels. For models of pieces a clip is a piece.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.model import VideoTransformer
+from reco_tune.training import Arm
+
+BATCH_CLIPS = 32
+
+
+@torch.no_grad()
+def loss_by_block(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> list[float]:
+    """Teacher-forced cross-entropy in nats per token of every block; its mean over blocks is that of the clips."""
+    device = model.position_embedding.device
+    sums = torch.zeros(model.settings.num_tokens // tokens_per_block, dtype=torch.float64)
+    for tokens, labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
+        tokens, labels = tokens.to(device).long(), labels.to(device)
+        losses_BT = F.cross_entropy(model(tokens, labels).float().transpose(1, 2), tokens, reduction="none")
+        sums += losses_BT.unflatten(1, (-1, tokens_per_block)).double().sum(dim=(0, 2)).cpu()
+    return (sums / (len(tokens_BT) * tokens_per_block)).tolist()
+
+
+def training_clips(arm: Arm, cache: TokenCache, clips: int) -> tuple[Tensor, Tensor]:
+    """Tokens [B, T] and labels of the first training clips as the arm sees them: whole, or clip i's piece number i modulo P."""
+    grid, blocks = cache.grid, arm.piece_blocks
+    labels = torch.from_numpy(cache.labels("train")[:clips])
+    if not arm.experiment.data.class_conditional:
+        labels = torch.zeros_like(labels)
+    if not arm.trains_pieces:
+        tokens = np.array(cache.tokens("train")[:clips])
+    else:
+        count = min(clips, len(labels))
+        number = np.arange(count) % (grid.blocks - blocks + 1)
+        if arm.scheme == "fewer_frames":
+            tokens = np.array(cache.pieces("train", blocks)[np.arange(count), number])
+        else:
+            columns = number[:, None] * grid.tokens_per_block + np.arange(blocks * grid.tokens_per_block)
+            tokens = np.array(cache.tokens("train")[np.arange(count)[:, None], columns])
+    return torch.from_numpy(tokens).long(), labels

@@ -1,0 +1,300 @@
+"""The whole evaluation of one trained model: generated clips, their distances to real ones, and the analyses of where they go wrong.
+
+Knows models, generation and the measures beside it; writes nothing but samples.npz. Every batch of generated clips has a seed of its own,
+made of the sampling seed and the batch's number: batches are spread over the ranks of a group, gathered in their order, and the result
+does not depend on how many ranks there are.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+from numpy.typing import NDArray
+from torch import Tensor
+
+from reco_tune import quantities as q
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.evaluation.error_growth import error_growth, fit_growth
+from reco_tune.evaluation.frechet import frechet_interval, mean_interval
+from reco_tune.evaluation.kernel import kernel_distance
+from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
+from reco_tune.evaluation.motion import motion_distance, motion_features
+from reco_tune.evaluation.protocols import DIVISOR, Prepared, prepare_evaluation, sample_labels
+from reco_tune.generation import generate_clips
+from reco_tune.model import VideoTransformer
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import Experiment
+from reco_tune.tokenizers import load_tokenizer
+from reco_tune.training import Group, build_arm
+
+SHOWN_CLIPS = 8
+"""Clips in samples.npz: the first of the fixed labels and seeds, so that arms can be laid side by side."""
+ANALYSED_CLIPS = 256
+"""Clips of the loss distribution and of the error growth."""
+
+
+@dataclass(frozen=True)
+class EvaluationResult:
+    """What is known about a model's clips; the same on all ranks."""
+
+    metrics: dict[str, float]
+    """Scalars of `quantities`."""
+    curves: dict[str, list[float]]
+    """Curves of `quantities.CURVES`."""
+    provenance: dict[str, Any]
+    """What makes the numbers comparable, as JSON values."""
+
+
+def evaluate(
+    model: VideoTransformer,
+    experiment: Experiment,
+    cache: TokenCache,
+    group: Group = Group(),
+    folder: Path | None = None,
+    progress: Progress = quiet,
+) -> EvaluationResult:
+    """Generates `evaluation.samples` clips per sampling seed and compares them with the real ones.
+
+    Args:
+        model: on its device, the same on all ranks.
+        folder: where rank 0 writes samples.npz; None writes nothing.
+
+    Raises:
+        SettingsError, DataError: see `prepare_evaluation`.
+    """
+    clock = _Clock(model.position_embedding.device)
+    was_training = model.training
+    model.eval()
+    try:
+        with clock.measure("evaluation"):
+            if group.leads:
+                prepared = prepare_evaluation(experiment, cache)
+            group.barrier()
+            if not group.leads:  # reads what rank 0 has left
+                prepared = prepare_evaluation(experiment, cache)
+        clips = _generated(model, experiment, cache, prepared, group, clock, progress)
+        curves: dict[str, list[float]] = {}
+        growth: dict[str, Any] | None = None
+        with clock.measure("evaluation"):
+            metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
+            if clips.frame_class_NF is not None:
+                curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
+            if experiment.evaluation.analyses:
+                analysed = _analyses(model, experiment, cache, clips) if group.leads else ({}, None)
+                found, growth = group.broadcast_json(analysed)
+                curves |= found
+            if folder is not None and group.leads:
+                folder.mkdir(parents=True, exist_ok=True)
+                shown: dict[str, Any] = {"video": clips.shown_SFCHW, "labels": clips.labels_N[: len(clips.shown_SFCHW)]}
+                if len(cache.clips("test")):
+                    shown["real"] = _real(cache, experiment, shown["labels"])
+                np.savez_compressed(folder / "samples.npz", allow_pickle=False, **shown)
+    finally:
+        model.train(was_training)
+    metrics |= clock.totals(group)
+    provenance = {
+        "protocol": prepared.protocol,
+        "extractor": prepared.extractor.hash,
+        "extractor_quality": prepared.extractor.quality,
+        "interval": "95%, delete-group jackknife over generated clips, reference held fixed",
+        "covariance_divisor": DIVISOR,
+        "rank_deficient": experiment.evaluation.samples <= prepared.statistics.dimensions or prepared.statistics.rank_deficient,
+        **prepared.facts,
+    }
+    return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
+
+
+class _Clips(NamedTuple):
+    """All generated clips, described, in their fixed order: sampling seed after sampling seed."""
+
+    labels_N: NDArray[np.int64]
+    features_ND: NDArray[np.float64]
+    motion_ND: NDArray[np.float64]
+    class_N: NDArray[np.int64] | None
+    """What the extractor takes the clips for; None without a classifier or an asked class."""
+    frame_class_NF: NDArray[np.int64] | None
+    shown_SFCHW: NDArray[np.uint8]
+    tokens_AT: Tensor | None
+    """Codes of the first clips; None where none were kept."""
+
+
+def _generated(
+    model: VideoTransformer, experiment: Experiment, cache: TokenCache, prepared: Prepared, group: Group, clock: _Clock, progress: Progress
+) -> _Clips:
+    """Generates this rank's batches, describes them and gathers what all ranks found."""
+    evaluation, data = experiment.evaluation, experiment.data
+    tokenizer = load_tokenizer(cache.tokenizer_path)
+    labels = _labels(experiment, cache)
+    device = str(model.position_embedding.device)
+    classifies = prepared.extractor.protocol == "native" and data.class_conditional
+    whole = not experiment.window.scheme.startswith("fewer_frames")
+    mine: dict[str, list[Tensor]] = {
+        "place": [torch.empty(0, dtype=torch.long)],
+        "features": [torch.empty(0, prepared.features_MD.shape[1], dtype=torch.float64)],
+        "motion": [torch.empty(0, prepared.motion_MD.shape[1], dtype=torch.float64)],
+        "class": [torch.empty(0, 1 + data.clip_frames, dtype=torch.long)],
+        "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
+        "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
+    }
+    batches = list(_batches(evaluation.samples, evaluation.sampling_seeds, experiment.sampling.batch_size))
+    own = batches[group.rank :: group.size]
+    for done, batch in enumerate(own, 1):
+        with clock.measure("generation"):
+            generated = generate_clips(
+                model, experiment, tokenizer, cache.grid, torch.from_numpy(labels[batch.start : batch.stop]), batch.draw_seed
+            )
+        with clock.measure("evaluation"):
+            places = torch.arange(batch.stop - batch.start) + batch.start + batch.sampling_seed * evaluation.samples
+            described = prepared.extractor.describe(generated.video_BFCHW, device)
+            mine["place"].append(places)
+            mine["features"].append(torch.from_numpy(described.features_BD))
+            mine["motion"].append(torch.from_numpy(motion_features(generated.video_BFCHW)))
+            if classifies:
+                assert described.class_B is not None and described.frame_class_BF is not None
+                mine["class"].append(torch.from_numpy(np.column_stack([described.class_B, described.frame_class_BF])))
+            mine["shown"].append(generated.video_BFCHW[places < SHOWN_CLIPS])
+            if whole and generated.tokens_BT is not None and evaluation.analyses:
+                mine["tokens"].append(generated.tokens_BT[places < ANALYSED_CLIPS])
+        progress(done, len(own), "generating clips")
+    with clock.measure("evaluation"):
+        joint = {name: torch.cat(group.gather(torch.cat(parts))) for name, parts in mine.items()}
+        order = joint["place"].argsort()
+    classes = joint["class"][order].numpy() if classifies else None
+    return _Clips(
+        np.tile(labels, evaluation.sampling_seeds),
+        joint["features"][order].numpy(),
+        joint["motion"][order].numpy(),
+        None if classes is None else classes[:, 0],
+        None if classes is None else classes[:, 1:],
+        joint["shown"][_order_below(joint["place"], SHOWN_CLIPS)].numpy(),
+        joint["tokens"][_order_below(joint["place"], ANALYSED_CLIPS)] if len(joint["tokens"]) else None,
+    )
+
+
+def _order_below(place_N: Tensor, limit: int) -> Tensor:
+    """How rows that only the clips at places below `limit` have are brought into the order of places."""
+    return place_N[place_N < limit].argsort()
+
+
+def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[str, float]:
+    """Every distance per sampling seed, then their mean."""
+    parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
+    fvd = mean_interval([frechet_interval(clips.features_ND[part], prepared.statistics, clips.labels_N[part]) for part in parts])
+    metrics = {
+        q.FVD.name: fvd.value,
+        q.FVD_LOW.name: fvd.low,
+        q.FVD_HIGH.name: fvd.high,
+        q.KERNEL_DISTANCE.name: float(np.mean([kernel_distance(clips.features_ND[part], prepared.features_MD) for part in parts])),
+        q.MOTION_DISTANCE.name: float(np.mean([motion_distance(clips.motion_ND[part], prepared.motion_MD) for part in parts])),
+    }
+    if clips.class_N is not None:
+        metrics[q.CLASS_ACCURACY.name] = float((clips.class_N == clips.labels_N).mean())
+    return metrics
+
+
+def _analyses(
+    model: VideoTransformer, experiment: Experiment, cache: TokenCache, clips: _Clips
+) -> tuple[dict[str, list[float]], dict[str, Any] | None]:
+    """Curves by block, and the law of the error's growth where there are blocks enough to tell."""
+    arm = build_arm(experiment, cache)
+    per_block = cache.grid.tokens_per_block
+    tokens, labels = training_clips(arm, cache, ANALYSED_CLIPS)
+    if clips.tokens_AT is not None:
+        sampled, sampled_labels = clips.tokens_AT, torch.from_numpy(clips.labels_N[: len(clips.tokens_AT)])
+    else:  # a model of pieces is judged on pieces of its own
+        sampled_labels = torch.from_numpy(clips.labels_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
+        sampled = _sampled_pieces(model, experiment, sampled_labels)
+    growth = error_growth(model, tokens, labels, per_block)
+    curves = {
+        q.LOSS_BY_FRAME_TRAIN: loss_by_block(model, tokens, labels, per_block),
+        q.LOSS_BY_FRAME_GENERATED: loss_by_block(model, sampled, sampled_labels, per_block),
+        q.ERROR_GROWTH: growth,
+    }
+    law = fit_growth(growth)
+    return curves, None if law is None else asdict(law)
+
+
+def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:
+    sampling, device = experiment.sampling, model.position_embedding.device
+    parts = []
+    for number, labels in enumerate(labels_B.split(sampling.batch_size)):
+        generator = torch.Generator(device).manual_seed(_seed("pieces", number))
+        parts.append(
+            model.generate(labels.to(device), generator, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance).cpu()
+        )
+    return torch.cat(parts)
+
+
+def _labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]:
+    """Classes to ask for, one list for every sampling seed."""
+    count = experiment.evaluation.samples
+    if not experiment.data.class_conditional:
+        return np.zeros(count, dtype=np.int64)
+    reference = cache.labels(experiment.evaluation.reference_split)[: experiment.evaluation.reference_clips]
+    return sample_labels(reference, cache.num_classes, count)
+
+
+def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]) -> NDArray[np.uint8]:
+    """A real clip of each class [S, F, C, H, W], the n-th one where a class is asked for the n-th time; held-out clips, as decoded."""
+    clips, known = cache.clips("test"), cache.labels("test")
+    known = known[: len(clips)] if experiment.data.class_conditional else np.zeros(len(clips), dtype=np.int64)
+    chosen = []
+    for place, label in enumerate(labels_S):
+        same = np.flatnonzero(known == label)
+        candidates = same if len(same) else np.arange(len(clips))
+        chosen.append(candidates[int((labels_S[:place] == label).sum()) % len(candidates)])
+    return np.array(clips[chosen])
+
+
+class _Batch(NamedTuple):
+    """Clips `start` .. `stop - 1` of one sampling seed."""
+
+    sampling_seed: int
+    start: int
+    stop: int
+    draw_seed: int
+
+
+def _batches(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[_Batch]:
+    for sampling_seed in range(sampling_seeds):
+        for number, start in enumerate(range(0, samples, batch_size)):
+            yield _Batch(sampling_seed, start, min(start + batch_size, samples), _seed(sampling_seed, number))
+
+
+def _seed(*parts: object) -> int:
+    """A seed that differs for every sequence of parts and is the same on every machine."""
+    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
+
+
+class _Clock:
+    """Device seconds by purpose; on a GPU it waits for the work before it reads the time."""
+
+    def __init__(self, device: torch.device) -> None:
+        self._device = device
+        self._seconds = {"generation": 0.0, "evaluation": 0.0}
+
+    @contextmanager
+    def measure(self, purpose: str) -> Iterator[None]:
+        start = self._now()
+        try:
+            yield
+        finally:
+            self._seconds[purpose] += self._now() - start
+
+    def totals(self, group: Group) -> dict[str, float]:
+        """Sums over ranks, each rank being a device."""
+        sums = group.sum_(torch.tensor([self._seconds["generation"], self._seconds["evaluation"]], dtype=torch.float64))
+        return {q.GENERATION_SECONDS.name: float(sums[0]), q.EVALUATION_SECONDS.name: float(sums[1])}
+
+    def _now(self) -> float:
+        if self._device.type == "cuda":
+            torch.cuda.synchronize(self._device)
+        return time.perf_counter()

@@ -1,0 +1,116 @@
+"""Attention of a window to its prefix and causally to itself. Knows only queries, keys and values.
+
+All forms compute the same numbers up to rounding; which one runs is a matter of speed alone, chosen by measurement.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+LONGEST_IN_ONE_CALL = 128
+"""Inputs of a window up to which blocks of rows cost more than they save on the CPU."""
+
+ROWS = 64
+"""Of a block."""
+
+
+class KeysValues(NamedTuple):
+    """What later inputs read of earlier ones, in one layer: two tensors [B, H, S, K]."""
+
+    keys: Tensor
+    values: Tensor
+
+
+def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
+    """softmax(Q K^T / sqrt(K)) V, each query seeing the whole prefix and the window up to itself; all [B, H, W, K].
+
+    The prefix gets no gradient on the CPU's row-block form whatever it requires, so it must come without a graph.
+    """
+    length = queries.shape[2]
+    if queries.device.type == "cpu" and queries.dtype in (torch.float32, torch.float64) and length > LONGEST_IN_ONE_CALL:
+        return _RowBlocks.apply(queries, keys, values, *(prefix or (keys[:, :, :0], values[:, :, :0])), ROWS)
+    if prefix is None:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    keys, values = torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
+    if queries.device.type == "cpu":
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=_mask(length, keys.shape[2], queries))
+    from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used
+
+    # On a GPU the bias object, unlike a mask, keeps the flash kernel; on the CPU it would be turned into a mask every time.
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_lower_right(length, keys.shape[2]))
+
+
+class _RowBlocks(torch.autograd.Function):
+    """Exact attention in blocks of query rows, which do not pay for what lies behind their last row.
+
+    The CPU's fused kernel skips masked keys 512 at a time, so a causal window of 512 costs as much as the whole square. Here each
+    block of rows reads only the keys up to its last row. Backward splits the keys: those of the window go through the fused
+    backward, those of the prefix, which need no gradient, through the three products that dQ takes instead of five.
+    """
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor, rows: int) -> Tensor:
+        length, before = queries.shape[2], prefix_keys.shape[2]
+        if before:
+            keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
+        mask = _mask(rows, before + length, queries)
+        outputs, log_sums = [], []
+        for begin in range(0, length, rows):
+            end = min(begin + rows, length)
+            seen = before + end
+            output, log_sum = _fused(
+                queries[:, :, begin:end], keys[:, :, :seen], values[:, :, :seen], attn_mask=mask[begin - end :, length - end :]
+            )
+            outputs.append(output.transpose(1, 2))
+            log_sums.append(log_sum)
+        output = torch.cat(outputs, dim=1).transpose(1, 2)
+        ctx.save_for_backward(queries, keys, values, output, mask, *log_sums)
+        ctx.rows = rows
+        return output
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        queries, keys, values, output, mask, *log_sums = ctx.saved_tensors
+        length, before = queries.shape[2], keys.shape[2] - queries.shape[2]
+        prefix = KeysValues(keys[:, :, :before], values[:, :, :before])
+        keys, values = keys[:, :, before:], values[:, :, before:]
+        grad_keys, grad_values = torch.zeros_like(keys), torch.zeros_like(values)
+        grad_queries = []
+        for index, begin in enumerate(range(0, length, ctx.rows)):
+            end = min(begin + ctx.rows, length)
+            part = (grad[:, :, begin:end], queries[:, :, begin:end], output[:, :, begin:end], log_sums[index])
+            grad_part, queries_part, output_part, log_sum = part
+            # Output and log-sum-exp are those over ALL keys: with them, and only with them, each group of keys gives its share.
+            dq, dk, dv = _fused_backward(
+                grad_part, queries_part, keys[:, :, :end], values[:, :, :end], output_part, log_sum,
+                dropout_p=0.0, is_causal=False, attn_mask=mask[begin - end :, before + length - end :],
+            )  # fmt: skip
+            if before:
+                dq += _query_gradient(*part, prefix)
+            grad_queries.append(dq.transpose(1, 2))
+            grad_keys[:, :, :end] += dk
+            grad_values[:, :, :end] += dv
+        return torch.cat(grad_queries, dim=1).transpose(1, 2), grad_keys, grad_values, None, None, None
+
+
+_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
+_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+def _query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tensor, part: KeysValues) -> Tensor:
+    """dQ of some of the keys alone: P ∘ (dO V^T - <dO, O>) K / sqrt(K), P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
+    scale = queries.shape[-1] ** -0.5
+    weights = torch.matmul(queries * scale, part.keys.transpose(-1, -2)).sub_(log_sum[..., None]).exp_()
+    weights *= torch.matmul(grad, part.values.transpose(-1, -2)).sub_((grad * output).sum(dim=-1, keepdim=True))
+    return torch.matmul(weights, part.keys).mul_(scale)
+
+
+def _mask(rows: int, columns: int, like: Tensor) -> Tensor:
+    """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows + i."""
+    return torch.full((rows, columns), -torch.inf, dtype=like.dtype).triu_(columns - rows + 1)

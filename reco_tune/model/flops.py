@@ -1,0 +1,69 @@
+"""What a training step costs in floating-point operations: arithmetic on shapes, nothing measured.
+
+Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward of which the
+last layer makes keys and values only; the head counts; embeddings, norms, the loss and the optimiser do not. A rectangle of
+masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing computes twice: the limit is
+what the method needs, not what a kernel does.
+"""
+
+from __future__ import annotations
+
+from reco_tune.model.transformer import ModelSettings
+from reco_tune.windows import WindowSampler, prefix_inputs
+
+
+def step_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
+    """Forward and backward of one clip whose window is `start` .. `start + length - 1`; the full step is (0, T).
+
+    Args:
+        prefix_tokens: C, the tokens to which the prefix is cut (`VideoTransformer.window`).
+
+    Raises:
+        ValueError: where the window does not lie in the clip.
+    """
+    if not (start >= 0 and length >= 1 and start + length <= settings.num_tokens):
+        raise ValueError(f"window {start}..{start + length - 1} must lie in tokens 0..{settings.num_tokens - 1} of the clip")
+    read = prefix_inputs(start, prefix_tokens)
+    return 3 * forward_flops(settings, read, length) + prefix_flops(settings, read)
+
+
+def forward_flops(settings: ModelSettings, start: int, length: int) -> int:
+    """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are there."""
+    width = settings.width
+    layers = settings.depth * (24 * width**2 * length + _attention(width, length * start + _triangle(length)))
+    return layers + 2 * width * settings.num_codes * length
+
+
+def prefix_flops(settings: ModelSettings, start: int) -> int:
+    """Keys and values of `start` tokens in every layer: all of the lower layers, two projections of the last."""
+    width = settings.width
+    lower = 24 * width**2 * start + _attention(width, _triangle(start))
+    return (settings.depth - 1) * lower + 4 * width**2 * start
+
+
+def attention_flops(settings: ModelSettings, start: int, length: int) -> int:
+    """The part of `step_flops`, with the whole prefix, that is Q K^T and weighted sums of V."""
+    window, prefix = length * start + _triangle(length), _triangle(start)
+    return _attention(settings.width, 3 * settings.depth * window + (settings.depth - 1) * prefix)
+
+
+def speedup_limit(settings: ModelSettings, sampler: WindowSampler) -> float:
+    """Full step / expected window step over the sampler's starts.
+
+    Raises:
+        ValueError: where sampler and model disagree about the tokens of a clip.
+    """
+    if sampler.num_tokens != settings.num_tokens:
+        raise ValueError(f"the sampler is for clips of {sampler.num_tokens} tokens, the model for {settings.num_tokens}")
+    expected = sum(p * step_flops(settings, start, sampler.length_tokens) for start, p in sampler.distribution().items())
+    return step_flops(settings, 0, settings.num_tokens) / expected
+
+
+def _triangle(length: int) -> int:
+    """Pairs of `length` tokens of which each sees itself and the earlier ones."""
+    return length * (length + 1) // 2
+
+
+def _attention(width: int, pairs: int) -> int:
+    """Q K^T and the weighted sum of V, over all heads."""
+    return 4 * width * pairs

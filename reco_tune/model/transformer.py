@@ -1,0 +1,301 @@
+"""The video transformer: predicts every token of a clip from the class and the tokens before it. Read this file first.
+
+It knows codes, positions and classes; not where codes come from, what a loss is, or which window start is drawn.
+
+    B  clips of a batch      T  tokens of a clip, in raster order (block, row, column)      V  codes       D  width
+    W  tokens of a window    s  its start                                                   H  heads       K  D / H
+
+Input i is token i-1 and the class at i = 0, so the output at i predicts token i, and a window of tokens s..s+W-1 reads the
+inputs s..s+W-1:
+
+    input     class  e0  e1  e2 | e3   e4   e5 | e6 ...
+    predicts   e0    e1  e2  e3 | e4   e5   e6 | ...
+              `-- prefix, s=4 --´`- window, W=3 -´`- never computed
+
+The window attends to the keys and values of its prefix, which carry no gradient: neither through their own computation (the
+prefix runs without a graph) nor into the projections that make them. The last layer's prefix needs keys and values only.
+
+Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (they cost a kernel each and buy nothing here).
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reco_tune.model.attention import KeysValues, attend
+from reco_tune.model.kv_cache import LayerCache
+from reco_tune.model.sampling import draw_codes, guide
+from reco_tune.windows import prefix_inputs
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings:
+    """The shape of a model: all that cost arithmetic and a checkpoint need."""
+
+    num_codes: int
+    """V."""
+    num_tokens: int
+    """T."""
+    num_classes: int
+    """Classes without the null class; 1 is unconditional."""
+    width: int
+    """D."""
+    depth: int
+    """Blocks."""
+    heads: int
+    """H, which divides D."""
+
+
+class WindowOutput(NamedTuple):
+    """What the model says about a window."""
+
+    logits_BWV: Tensor
+    """Scores of the window's tokens."""
+    hidden_BWD: Tensor
+    """Output of the last block, before the final norm: the h of the continuity term."""
+
+
+class VideoTransformer(nn.Module):
+    """p(token | class, earlier tokens), for full sequences, for windows after a prefix without gradient, and for sampling."""
+
+    def __init__(
+        self,
+        num_codes: int,
+        num_tokens: int,
+        num_classes: int,
+        width: int,
+        depth: int,
+        heads: int,
+        generator: torch.Generator | None = None,
+    ) -> None:
+        """
+        Args:
+            generator: of the initial weights; torch's global one where None.
+
+        Raises:
+            ValueError: for a shape that cannot be.
+        """
+        super().__init__()
+        if width % heads:
+            raise ValueError(f"heads ({heads}) must divide width ({width})")
+        if min(num_codes, num_tokens, num_classes, depth) < 1:
+            raise ValueError(
+                f"num_codes, num_tokens, num_classes and depth must be 1 or more, got {(num_codes, num_tokens, num_classes, depth)}"
+            )
+        self.settings = ModelSettings(
+            num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width, depth=depth, heads=heads
+        )
+        self.token_embedding = nn.Parameter(torch.empty(num_codes, width))
+        self.class_embedding = nn.Parameter(torch.empty(num_classes + 1, width))
+        self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
+        # A ModuleList hides the type of its modules.
+        self.blocks: list[Block] = nn.ModuleList(Block(width, heads) for _ in range(depth))  # type: ignore[assignment]
+        self.final_norm = nn.LayerNorm(width, bias=False)
+        self.head = _Linear(width, num_codes)
+        self._initialise(generator)
+
+    @property
+    def null_class(self) -> int:
+        """Label of "no class": what guidance is measured against and class dropout trains."""
+        return self.settings.num_classes
+
+    def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read)."""
+        return self.window(tokens_BT, labels_B, 0, self.settings.num_tokens).logits_BWV
+
+    def window(
+        self,
+        tokens_BT: Tensor,
+        labels_B: Tensor,
+        start: int,
+        length: int,
+        prefix_tokens: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> WindowOutput:
+        """Predictions of tokens `start` .. `start + length - 1` only, with no gradient before `start` and no work after the window.
+
+        Args:
+            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay absolute; the keys and
+                values of what is left are computed from what is left alone, so nothing of the rest leaks in. The class stays because
+                sampling always shows it: a window without it would learn to do without its condition.
+            activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
+
+        Raises:
+            ValueError: where the window does not lie in the clip.
+        """
+        hidden_BWD = self.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
+        return WindowOutput(self.head(self.final_norm(hidden_BWD)), hidden_BWD)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        labels_B: Tensor,
+        start: int,
+        length: int,
+        prefix_tokens: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Tensor:
+        """The h of `window` alone, without logits.
+
+        Raises:
+            ValueError: where the window does not lie in the clip.
+        """
+        if not (start >= 0 and length >= 1 and start + length <= self.settings.num_tokens):
+            raise ValueError(f"window {start}..{start + length - 1} must lie in tokens 0..{self.settings.num_tokens - 1} of the clip")
+        prefix = self._prefix(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens)) if start else [None] * len(self.blocks)
+        hidden_BWD = self._embed(tokens_BT, labels_B, start, start + length)
+        for block, keys_values in zip(self.blocks, prefix, strict=True):
+            if activation_checkpointing and torch.is_grad_enabled():
+                hidden_BWD = _checkpointed(block, hidden_BWD, keys_values)
+            else:
+                hidden_BWD, _ = block(hidden_BWD, keys_values)
+        return hidden_BWD
+
+    def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> list[KeysValues]:
+        """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the last ones."""
+        with torch.no_grad():
+            hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
+            if 1 < read < start:
+                hidden_BSD = torch.cat([hidden_BSD, self._embed(tokens_BT, labels_B, start - read + 1, start)], dim=1)
+            *lower, last = self.blocks
+            prefix = []
+            for block in lower:
+                hidden_BSD, keys_values = block(hidden_BSD)
+                prefix.append(keys_values)
+            prefix.append(last.keys_values(hidden_BSD))
+        torch.clear_autocast_cache()  # older torch would hand the weights cast here, which carry no gradient, to the window
+        return prefix
+
+    def _embed(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
+        """Inputs begin .. end-1."""
+        inputs = F.embedding(tokens_BT[:, max(begin - 1, 0) : end - 1], self.token_embedding)
+        if begin == 0:
+            inputs = torch.cat([F.embedding(labels_B, self.class_embedding)[:, None], inputs], dim=1)
+        return inputs + self.position_embedding[begin:end]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels_B: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        prompt_BP: Tensor | None = None,
+    ) -> Tensor:
+        """Samples whole clips, token after token, with cached keys and values.
+
+        Args:
+            labels_B: classes; the null class samples without one.
+            generator: of the draws, on the model's device; torch's global one where None.
+            temperature: of the softmax; 0 takes the likeliest code.
+            top_k: keep the k likeliest codes.
+            top_p: keep the smallest set of codes that holds this probability.
+            guidance: g of logits = null + g (class - null); 1 is none, others run the null class alongside.
+            prompt_BP: first P tokens, kept as they are.
+
+        Returns:
+            int64 codes [B, T].
+
+        Raises:
+            ValueError: for a prompt longer than the clip, or options that leave no code to draw.
+        """
+        batch, num_tokens = len(labels_B), self.settings.num_tokens
+        given = 0 if prompt_BP is None else prompt_BP.shape[1]
+        if given > num_tokens:
+            raise ValueError(f"prompt ({given} tokens) must not exceed the clip's {num_tokens} tokens")
+        copies = 1 if guidance == 1 else 2
+        labels = labels_B if copies == 1 else torch.cat([labels_B, torch.full_like(labels_B, self.null_class)])
+        tokens = labels.new_zeros(len(labels), num_tokens, dtype=torch.long)  # the null class reads the same tokens below
+        if prompt_BP is not None:
+            tokens[:, :given] = prompt_BP.repeat(copies, 1)
+        caches = [LayerCache() for _ in self.blocks]
+        read = 0
+        for position in range(given, num_tokens):
+            hidden = self._embed(tokens, labels, read, position + 1)
+            for block, cache in zip(self.blocks, caches, strict=True):
+                hidden = block.step(hidden, cache, num_tokens)
+            logits = self.head(self.final_norm(hidden[:, -1])).float()
+            codes_B = draw_codes(guide(logits, guidance) if copies == 2 else logits, generator, temperature, top_k, top_p)
+            tokens[:, position] = codes_B.repeat(copies)
+            read = position + 1
+        return tokens[:batch]
+
+    def _initialise(self, generator: torch.Generator | None) -> None:
+        """Normal weights of 0.02; what writes to the residual stream is scaled down so that depth does not widen it."""
+        for name, parameter in self.named_parameters():
+            if parameter.dim() == 1:
+                continue  # norms start at one
+            scale = 1 / math.sqrt(2 * self.settings.depth) if name.endswith(("attention_out.weight", "mlp_out.weight")) else 1.0
+            nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
+
+
+class Block(nn.Module):
+    """x + attention(norm(x)), then x + mlp(norm(x))."""
+
+    def __init__(self, width: int, heads: int) -> None:
+        super().__init__()
+        self.heads = heads
+        self.attention_norm = nn.LayerNorm(width, bias=False)
+        self.qkv = _Linear(width, 3 * width)
+        self.attention_out = _Linear(width, width)
+        self.mlp_norm = nn.LayerNorm(width, bias=False)
+        self.mlp_in = _Linear(width, 4 * width)
+        self.mlp_out = _Linear(4 * width, width)
+
+    def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+        """The next hidden states, and the keys and values of these inputs for whoever comes after them."""
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, attend(queries, keys, values, prefix)), KeysValues(keys, values)
+
+    def keys_values(self, hidden_BSD: Tensor) -> KeysValues:
+        """Only what later inputs read of these: no queries, attention or MLP."""
+        width = hidden_BSD.shape[-1]
+        return KeysValues(*self._heads(F.linear(self.attention_norm(hidden_BSD), self.qkv.weight[width:]), 2))
+
+    def step(self, hidden_BSD: Tensor, cache: LayerCache, capacity: int) -> Tensor:
+        """The next hidden states of inputs that continue those in the cache (sampling)."""
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, cache.attend(queries, keys, values, capacity))
+
+    def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
+        """[B, S, parts D] -> `parts` views of [B, H, S, K]."""
+        batch, length, _ = projected.shape
+        # Unbound before they are transposed: backward then stacks the gradients straight into the layout of the projection.
+        return tuple(part.transpose(1, 2) for part in projected.view(batch, length, parts, self.heads, -1).unbind(2))
+
+    def _finish(self, hidden_BSD: Tensor, attended_BHSK: Tensor) -> Tensor:
+        hidden_BSD = hidden_BSD + self.attention_out(attended_BHSK.transpose(1, 2).flatten(2))
+        return hidden_BSD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BSD))))
+
+
+def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -> Tensor:
+    """The block's next hidden states; whatever it computes on the way is computed again for backward."""
+    from torch.utils.checkpoint import checkpoint  # its first call imports the compiler, so only who asks for it pays the seconds
+
+    def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
+        following: Tensor = block(hidden, KeysValues(*prefix) if prefix else None)[0]
+        return following
+
+    found: Tensor = checkpoint(run, hidden_BSD, *(prefix or ()), use_reentrant=False, preserve_rng_state=False)
+    return found
+
+
+class _Linear(nn.Linear):
+    """Without bias and without torch's own initialisation, which would take draws from the global generator.
+
+    `nn.utils.skip_init` does the same through meta tensors, whose first use imports 490 modules (two seconds of every process).
+    """
+
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__(inputs, outputs, bias=False)
+
+    def reset_parameters(self) -> None:
+        """Leaves the weights to the model."""

@@ -1,0 +1,90 @@
+"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers.
+
+Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials. A row with a
+value that is not finite is no point: it is dominated by everything and covers nothing.
+"""
+
+from __future__ import annotations
+
+import numpy as np
+from numpy.typing import ArrayLike, NDArray
+
+
+def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each row is dominated by none: no other is at most as large everywhere and smaller somewhere; equal rows stand together."""
+    points_NM = _points(points)
+    kept: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
+    # In lexicographic order a row can only be dominated by an earlier one, so a running front is enough: O(N * front).
+    front: list[NDArray[np.float64]] = []
+    for row in np.lexsort(points_NM.T[::-1]):
+        point = points_NM[row]
+        if not kept[row]:
+            continue
+        if front:
+            others = np.asarray(front)
+            if np.any((others <= point).all(axis=1) & (others < point).any(axis=1)):
+                kept[row] = False
+                continue
+        front.append(point)
+    return kept
+
+
+def ranks(points: ArrayLike) -> NDArray[np.int64]:
+    """Rank of every row: 0 for the non-dominated set, 1 for that of the rest, and so on; rows that are not finite come last."""
+    points_NM = _points(points)
+    rank_N = np.full(len(points_NM), -1, dtype=np.int64)
+    open_N: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
+    rank = 0
+    while open_N.any():
+        rows = np.flatnonzero(open_N)
+        front = rows[non_dominated(points_NM[rows])]
+        rank_N[front], open_N[front] = rank, False
+        rank += 1
+    rank_N[rank_N < 0] = rank
+    return rank_N
+
+
+def crowding(points: ArrayLike) -> NDArray[np.float64]:
+    """Crowding distance of NSGA-II within one front: the normalised side lengths of the box to the neighbours; infinite at the ends."""
+    points_NM = _points(points)
+    distance_N = np.zeros(len(points_NM))
+    for values in points_NM.T:
+        order = np.argsort(values, kind="stable")
+        span = values[order[-1]] - values[order[0]] if len(order) else 0.0
+        distance_N[order[:1]] = distance_N[order[-1:]] = np.inf
+        if span > 0:
+            distance_N[order[1:-1]] += (values[order[2:]] - values[order[:-2]]) / span
+    return distance_N
+
+
+def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
+    """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last objective)."""
+    points_NM, reference_M = _points(points), np.asarray(reference, dtype=np.float64)
+    if points_NM.shape[1] != len(reference_M):
+        raise ValueError(f"the reference point has {len(reference_M)} objectives, the points have {points_NM.shape[1]}")
+    inside = np.isfinite(points_NM).all(axis=1) & (points_NM < reference_M).all(axis=1)
+    return _volume(points_NM[inside], reference_M)
+
+
+def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) -> float:
+    if len(points_NM) == 0:
+        return 0.0
+    if points_NM.shape[1] == 1:
+        return float(reference_M[0] - points_NM.min())
+    points_NM = points_NM[non_dominated(points_NM)]
+    points_NM = points_NM[np.argsort(points_NM[:, -1], kind="stable")]
+    edges = np.append(points_NM[1:, -1], reference_M[-1])
+    total = 0.0
+    for last, (lower, upper) in enumerate(zip(points_NM[:, -1], edges, strict=True)):
+        if upper > lower:
+            total += (upper - lower) * _volume(points_NM[: last + 1, :-1], reference_M[:-1])
+    return float(total)
+
+
+def _points(points: ArrayLike) -> NDArray[np.float64]:
+    points_NM = np.asarray(points, dtype=np.float64)
+    if points_NM.size == 0:
+        return points_NM.reshape(0, points_NM.shape[1] if points_NM.ndim == 2 else 1)
+    if points_NM.ndim != 2:
+        raise ValueError(f"points must be rows of objectives [N, M], got shape {points_NM.shape}")
+    return points_NM

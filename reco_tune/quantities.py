@@ -1,0 +1,66 @@
+"""Every metric with its unit, its better direction and its symbol; nobody types such a string twice."""
+
+from __future__ import annotations
+
+from typing import Literal, NamedTuple
+
+
+class Quantity(NamedTuple):
+    """One metric of a run."""
+
+    name: str
+    label: str
+    unit: str
+    better: Literal["lower", "higher", "neither"]
+    deterministic: bool = True
+    """Whether the same settings and seeds give the same bits on the same machine type (measured times never do)."""
+
+
+def _q(name: str, label: str, unit: str, better: Literal["lower", "higher", "neither"], deterministic: bool = True) -> Quantity:
+    return Quantity(name, label, unit, better, deterministic)
+
+
+FVD = _q("fvd", "FVD", "", "lower")
+FVD_LOW = _q("fvd_low", "FVD, low end of the 95% interval", "", "lower")
+FVD_HIGH = _q("fvd_high", "FVD, high end of the 95% interval", "", "lower")
+KERNEL_DISTANCE = _q("kernel_distance", "Kernel distance (polynomial MMD²)", "", "lower")
+CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "higher")
+MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
+VAL_CROSS_ENTROPY = _q("val_cross_entropy", "Validation cross-entropy", "nats/token", "lower")
+TRAIN_CROSS_ENTROPY = _q("train_cross_entropy", "Training cross-entropy", "nats/token", "lower")
+CONTINUITY = _q("continuity", "Continuity term, raw", "", "neither")
+HIDDEN_NORM = _q("hidden_norm", "mean h²", "", "neither")
+LEARNING_RATE = _q("learning_rate", "Learning rate", "", "neither")
+
+SPEEDUP = _q("speedup", "Speed-up per step", "x", "higher", deterministic=False)
+SPEEDUP_LOW = _q("speedup_low", "Speed-up, low end of the 95% interval", "x", "higher", deterministic=False)
+SPEEDUP_HIGH = _q("speedup_high", "Speed-up, high end of the 95% interval", "x", "higher", deterministic=False)
+SPEEDUP_LIMIT = _q("speedup_limit", "Speed-up limit (FLOPs)", "x", "higher")
+LIMIT_FRACTION = _q("limit_fraction", "Speed-up / limit", "", "higher", deterministic=False)
+PEAK_MEMORY_RATIO = _q("peak_memory_ratio", "Peak memory / baseline's", "", "lower", deterministic=False)
+
+STEPS = _q("steps", "Optimiser steps", "", "neither")
+TOKENS_SEEN = _q("tokens_seen", "Tokens seen (prefix and window)", "", "neither")
+LOSS_TOKENS = _q("loss_tokens", "Tokens with a loss", "", "neither")
+TRAINING_FLOPS = _q("training_flops", "Training FLOPs", "", "lower")
+CALIBRATION_SECONDS = _q("calibration_seconds", "Calibration", "device s", "lower", deterministic=False)
+TRAINING_SECONDS = _q("training_seconds", "Training", "device s", "lower", deterministic=False)
+GENERATION_SECONDS = _q("generation_seconds", "Generation", "device s", "lower", deterministic=False)
+EVALUATION_SECONDS = _q("evaluation_seconds", "Evaluation", "device s", "lower", deterministic=False)
+TOKENS_PER_SECOND = _q("tokens_per_second", "Throughput", "tokens/s", "higher", deterministic=False)
+DATA_WAIT_SHARE = _q("data_wait_share", "Share of training spent waiting for data", "", "lower", deterministic=False)
+PEAK_MEMORY_BYTES = _q("peak_memory_bytes", "Peak memory", "bytes", "lower", deterministic=False)
+GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)", "h", "lower", deterministic=False)
+
+ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
+"""Every scalar metric by name, in the order of the tables."""
+
+LOSS_BY_FRAME_TRAIN = "loss_by_frame_train"
+"""Curve: cross-entropy per block on training clips; the step is the block."""
+LOSS_BY_FRAME_GENERATED = "loss_by_frame_generated"
+"""Curve: cross-entropy per block of the model on its own samples."""
+ERROR_GROWTH = "error_growth"
+"""Curve: relative divergence of h per block after block 0 was perturbed."""
+FRAME_ACCURACY = "frame_accuracy"
+"""Curve: class accuracy of single frames of generated clips; the step is the frame."""
+CURVES = (LOSS_BY_FRAME_TRAIN, LOSS_BY_FRAME_GENERATED, ERROR_GROWTH, FRAME_ACCURACY)

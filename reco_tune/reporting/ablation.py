@@ -1,0 +1,167 @@
+"""The ablation table: arms in the order of the space file, means over training seeds, differences to the baseline."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+import pandas as pd
+
+from reco_tune.errors import ComparisonError
+from reco_tune.reporting.aggregate import Difference, Measured, holm, mean_interval, paired_difference
+from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
+from reco_tune.settings import BASELINE
+
+COLUMNS = (
+    "budget",
+    "arm",
+    "seeds",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "fvd_delta",
+    "fvd_p_value",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_limit",
+    "limit_fraction",
+    "peak_memory_ratio",
+    "gpu_hours",
+    "val_cross_entropy",
+    "protocol",
+)
+"""Columns of ablation.csv."""
+_MEANS = (
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_limit",
+    "limit_fraction",
+    "peak_memory_ratio",
+    "gpu_hours",
+    "val_cross_entropy",
+)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm at one budget: its runs by training seed."""
+
+    budget: str
+    arm: str
+    fvd: dict[int, Measured]
+    means: dict[str, float]
+    """Means over the runs of what needs no interval of its own."""
+    protocol: str
+
+
+def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """One row an arm and budget with `COLUMNS`; the baseline stands under every budget, under `half_compute` with its run at half and
+    its whole run (`runs.WHOLE`), which the differences of that budget are taken to.
+
+    `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval over seeds at more
+    (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is its paired t test with Holm's correction
+    over the arms of the budget, empty at one seed. The other columns are means over the runs. `caption(runs)` says the same in words.
+
+    Raises:
+        ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked for.
+    """
+    if baseline != BASELINE and baseline not in set(runs["arm"]):
+        raise ComparisonError(f"no run is of the arm `{baseline}`, so it cannot be the baseline; take one of {', '.join(arm_order(runs))}")
+    results = arm_results(runs)
+    rows = []
+    for budget in budget_order(runs):
+        group = [result for result in results.values() if result.budget == budget]
+        compared = reference(budget, baseline)
+        against = results[budget, compared].fvd if (budget, compared) in results else {}
+        differences = [None if result.arm == compared else paired_difference(result.fvd, against) for result in group]
+        p_values = holm([difference.p_value if difference else math.nan for difference in differences])
+        rows += [_row(result, compared, difference, p) for result, difference, p in zip(group, differences, p_values, strict=True)]
+    table = pd.DataFrame(rows, columns=list(COLUMNS))
+    table["seeds"] = table["seeds"].astype(int)
+    return table
+
+
+def arm_results(runs: pd.DataFrame) -> dict[tuple[str, str], ArmResult]:
+    """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no arm."""
+    kept = comparable(runs)
+    kept = kept[kept["arm"] != SEARCH]
+    results = {}
+    for budget in budget_order(runs):
+        rows = kept[at_budget(kept["budget"], budget)]
+        groups = {arm: rows[rows["arm"] == arm] for arm in arm_order(runs)}
+        if reference(budget) == WHOLE:
+            groups = {WHOLE: kept[(kept["arm"] == BASELINE) & (kept["budget"] == "both")], **groups}
+        for arm, group in groups.items():
+            if len(group):
+                fvd = {
+                    int(seed): Measured(float(value), float(low), float(high))
+                    for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
+                }
+                means = {name: float(group[name].mean()) for name in _MEANS}
+                results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
+    return results
+
+
+def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
+    """(trial, why) of every fixed-arm run that the table leaves out; it is listed below the table, never dropped in silence."""
+    reasons = exclusions(runs)
+    return [(trial, why) for trial, arm, why in zip(runs["trial"], runs["arm"], reasons, strict=True) if why and arm != SEARCH]
+
+
+def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
+    """Which variance the intervals hold, how the p-values are made, and the smallest effect that could have been detected."""
+    results = arm_results(runs)
+    if not results:
+        return "No arm has been evaluated yet."
+    seeds = max(len(result.fvd) for result in results.values())
+    if seeds <= 1:
+        text = (
+            "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the training seed, "
+            "and there is no p-value."
+        )
+    else:
+        text = (
+            f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains sampling noise (and is "
+            f"taken to be no less than it; an arm at one seed has its sampling interval). Differences are paired with `{baseline}` by "
+            "seed; p-values are plain paired t tests of the seeds' values, corrected by Holm over the arms of a budget."
+        )
+    if "half_compute" in budget_order(runs) and baseline == BASELINE:
+        text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
+    for budget in budget_order(runs):
+        found = _detectable(results, budget, reference(budget, baseline))
+        if found:
+            noise = " (before training-seed noise)" if seeds <= 1 else ""
+            text += f" At {budget.replace('_', ' ')} the smallest FVD difference to `{baseline}` that 80% power detects{noise} is "
+            text += f"{min(found):.2f} to {max(found):.2f}, by arm." if len(found) > 1 else f"{found[0]:.2f}."
+    if any(value is True for value in runs["rank_deficient"]):
+        text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
+    origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
+    return f"{text} Measured with {', '.join(origin)}." if origin else text
+
+
+def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> list[float]:
+    against = results.get((budget, baseline))
+    if against is None:
+        return []
+    differences = [paired_difference(r.fvd, against.fvd) for r in results.values() if r.budget == budget and r.arm != baseline]
+    return [difference.detectable for difference in differences if difference and math.isfinite(difference.detectable)]
+
+
+def _row(result: ArmResult, baseline: str, difference: Difference | None, p_value: float) -> dict[str, object]:
+    fvd = mean_interval(list(result.fvd.values()))
+    own = 0.0 if result.arm == baseline else math.nan
+    return {
+        "budget": result.budget,
+        "arm": result.arm,
+        "seeds": len(result.fvd),
+        "fvd": fvd.value,
+        "fvd_low": fvd.low,
+        "fvd_high": fvd.high,
+        "fvd_delta": difference.delta if difference else own,
+        "fvd_p_value": p_value,
+        **result.means,
+        "protocol": result.protocol,
+    }

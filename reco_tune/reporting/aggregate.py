@@ -1,0 +1,105 @@
+"""Means, intervals and paired differences over training seeds: formulas only, no tables.
+
+Two sources of noise: `sampling` (which clips were generated, known from each run's own interval) and `training` (which seed trained the
+model, seen only with two seeds or more). The spread of results over training seeds already contains the sampling noise of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+CONFIDENCE = 0.95
+POWER = 0.8
+_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+
+
+class Measured(NamedTuple):
+    """One run's FVD with its own 95% sampling interval."""
+
+    value: float
+    low: float
+    high: float
+
+    @property
+    def variance(self) -> float:
+        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut off at 0."""
+        return ((self.high - self.value) / _Z) ** 2 if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
+
+
+class Difference(NamedTuple):
+    """a minus b, paired by training seed."""
+
+    delta: float
+    low: float
+    high: float
+    p_value: float
+    """Of a paired t test over training seeds; NaN at one seed."""
+    detectable: float
+    """Smallest true difference that this comparison finds with 80% power at the 5% level."""
+    seeds: int
+
+    @property
+    def resolved(self) -> bool:
+        """Whether the interval excludes zero."""
+        return self.low > 0 or self.high < 0
+
+
+def mean_interval(runs: Sequence[Measured]) -> Measured:
+    """Mean over training seeds with its 95% interval.
+
+    One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at least the mean sampling
+    variance: two seeds that happen to agree do not make the samples less random. FVD is not negative, so neither is the low end.
+    """
+    if len(runs) == 1:
+        value, low, high = runs[0]
+        return Measured(value, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan)
+    values = np.array([run.value for run in runs])
+    variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
+    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * math.sqrt(variance / len(values))
+    mean = float(values.mean())
+    return Measured(mean, max(0.0, mean - half), mean + half)
+
+
+def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> Difference | None:
+    """a minus b over the training seeds that both have; None where they share none.
+
+    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds' differences whose
+    variance is at least the sampling variance; the p-value is the plain paired t test's.
+    """
+    seeds = sorted(set(a) & set(b))
+    if not seeds:
+        return None
+    deltas = np.array([a[seed].value - b[seed].value for seed in seeds])
+    sampling = float(np.mean([a[seed].variance + b[seed].variance for seed in seeds]))
+    delta, count = float(deltas.mean()), len(seeds)
+    if count == 1:
+        known = sampling > 0
+        error = math.sqrt(sampling) if known else math.inf
+        return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(stats.norm.ppf(POWER))) * error, 1)
+    spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
+    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
+    detectable = (quantile + float(stats.t.ppf(POWER, count - 1))) * spread
+    return Difference(delta, delta - quantile * spread, delta + quantile * spread, _paired_t(deltas), detectable, count)
+
+
+def holm(p_values: Sequence[float]) -> list[float]:
+    """Holm's correction: p-values that may be read one by one at the same level; NaN stays NaN and does not count."""
+    known = sorted((p, position) for position, p in enumerate(p_values) if math.isfinite(p))
+    adjusted = [math.nan] * len(p_values)
+    largest = 0.0
+    for rank, (p, position) in enumerate(known):
+        largest = max(largest, min(1.0, (len(known) - rank) * p))
+        adjusted[position] = largest
+    return adjusted
+
+
+def _paired_t(deltas: np.ndarray) -> float:
+    error = float(deltas.std(ddof=1)) / math.sqrt(len(deltas))
+    if error == 0:
+        return 1.0 if deltas.mean() == 0 else 0.0
+    return float(2 * stats.t.sf(abs(float(deltas.mean())) / error, len(deltas) - 1))

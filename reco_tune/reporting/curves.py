@@ -1,0 +1,53 @@
+"""Curves of the arms as means over training seeds: by frame or block, and over training steps."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from reco_tune import quantities
+from reco_tune.reporting.runs import BUDGETS, SEARCH, at_budget
+from reco_tune.study_log import RunRecord, StudyRecord
+
+
+def arm_curves(study: StudyRecord, budget: str) -> dict[str, dict[str, list[float]]]:
+    """arm -> curve of `quantities.CURVES` -> mean over the evaluated runs of one budget; arms in the order of the space file."""
+    found = {}
+    for arm, runs in _by_arm(study, budget).items():
+        evaluated = [run for run in runs if run.state == "evaluated"]
+        curves = {name: _mean([run.curves[name] for run in evaluated if run.curves.get(name)]) for name in quantities.CURVES}
+        found[arm] = {name: curve for name, curve in curves.items() if curve}
+    return {arm: curves for arm, curves in found.items() if curves}
+
+
+def learning_curves(study: StudyRecord, name: str = "val_cross_entropy") -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """budget -> arm -> (step, mean over seeds) of a metric reported at the rungs."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for budget in BUDGETS:
+        for arm, runs in _by_arm(study, budget).items():
+            rungs = [
+                [(report["step"], report[name]) for report in run.reports if name in report] for run in runs if run.state == "evaluated"
+            ]
+            rungs = [points for points in rungs if points]
+            if rungs:
+                steps = [step for step, _ in rungs[0]]
+                found.setdefault(budget, {})[arm] = list(
+                    zip(steps, _mean([[value for _, value in points] for points in rungs]), strict=False)
+                )
+    return found
+
+
+def _by_arm(study: StudyRecord, budget: str) -> dict[str, list[RunRecord]]:
+    runs = sorted(study.runs.values(), key=lambda run: run.index)
+    arms = dict.fromkeys([*study.arms, *(run.arm for run in runs)])
+    own = {arm: [run for run in runs if run.arm == arm and at_budget(run.budget, budget)] for arm in arms if arm != SEARCH}
+    return {arm: found for arm, found in own.items() if found}
+
+
+def _mean(curves: Sequence[Sequence[float]]) -> list[float]:
+    """Point by point over the curves' common length."""
+    if not curves:
+        return []
+    length = min(map(len, curves))
+    return [float(value) for value in np.mean([list(curve)[:length] for curve in curves], axis=0)]

@@ -1,0 +1,226 @@
+"""One self-contained page: everything inlined, readable offline, light and dark, sortable and usable by keyboard."""
+
+from __future__ import annotations
+
+import base64
+import math
+import re
+import struct
+import tempfile
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jinja2
+import pandas as pd
+from markupsafe import Markup, escape
+
+from reco_tune.reporting import tables
+from reco_tune.reporting.figures import DPI
+from reco_tune.reporting.frontier import SETTINGS, Frontier
+from reco_tune.reporting.runs import SEARCH, budget_order, reference
+from reco_tune.reporting.samples import Samples, column_video
+from reco_tune.reporting.scatter import interval_bar, scatter
+from reco_tune.reporting.tables import BUDGETS
+from reco_tune.reporting.verdicts import Verdict
+from reco_tune.study_log import StudyRecord
+
+MOST_ROWS = 200
+"""Longest table on the page; runs.csv holds every run."""
+ABOUT_FIGURES = {
+    "frontier": (
+        "Speed against quality",
+        "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins the runs that no other run beats in both.",
+    ),
+    "lambda": ("The continuity weight", "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs only."),
+    "learning_curves": ("Learning curves", "Validation cross-entropy (full sequence, teacher-forced) at every rung."),
+    "loss_by_frame": (
+        "Loss by frame",
+        "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the first-frame effect.",
+    ),
+    "error_growth": ("Error growth", "How far h moves, relative to its size, in every block after block 0 was perturbed."),
+}
+
+
+@dataclass(frozen=True)
+class Content:
+    """Everything the page shows."""
+
+    study: StudyRecord
+    runs: pd.DataFrame
+    ablation: pd.DataFrame
+    caption: str
+    left_out: Sequence[tuple[str, str]]
+    frontier: Frontier
+    verdicts: Sequence[Verdict]
+    ledger: pd.DataFrame
+    figures: Mapping[str, Path]
+    samples: Mapping[str, Mapping[str, Samples]]
+
+
+def render(content: Content) -> str:
+    """The page as HTML."""
+    environment = jinja2.Environment(
+        loader=jinja2.FileSystemLoader(Path(__file__).parent),
+        autoescape=True,
+        trim_blocks=True,
+        lstrip_blocks=True,
+        undefined=jinja2.StrictUndefined,
+    )
+    environment.filters |= {
+        "code": _code,
+        "num": tables.number,
+        "signed": tables.signed,
+        "p": tables.p_value,
+        "hours": tables.hours,
+        "big": _big,
+        "breakable": _breakable,
+        "setting": _setting,
+    }
+    budgets = budget_order(content.runs)
+    return environment.get_template("page.html.j2").render(
+        study=content.study,
+        claims=_claims(content.verdicts),
+        budget_titles={budget: BUDGETS[budget].split(":") for budget in budgets},
+        ablations={budget: _ablation_rows(content.ablation, budget) for budget in budgets if len(content.ablation)},
+        caption=content.caption,
+        left_out=content.left_out,
+        figures={name: _figure(name, path, content) for name, path in content.figures.items()},
+        scatters={budget: scatter(content.frontier.at(budget), _all_settings(content.runs)) for budget in budgets},
+        fronts={budget: content.frontier.non_dominated(budget).head(MOST_ROWS).to_dict("records") for budget in budgets},
+        hypervolume=content.frontier.hypervolume,
+        settings=SETTINGS,
+        sample_rows=_sample_rows(content.samples),
+        ledger=content.ledger.to_dict("records"),
+        counts=_counts(content.runs),
+        facts=_facts(content),
+        protocols={protocol: _standing(protocol) for protocol in dict.fromkeys(content.ablation["protocol"])},
+    )
+
+
+def _standing(protocol: str) -> str:
+    """What numbers of a protocol may be compared with."""
+    name = protocol.split("/")[0]
+    if name in ("native-random", "native-pca"):
+        features = "a network at random weights" if name == "native-random" else "principal components of pixels"
+        return f"Illustrative: its features are {features}, which rank the arms of this study and compare with nothing published."
+    if name == "native":
+        return "Its features were trained on this data set, so it ranks the arms of this study and compares with nothing published."
+    return ""
+
+
+def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
+    claims: dict[str, list[Verdict]] = {}
+    for verdict in verdicts:
+        claims.setdefault(verdict.claim, []).append(verdict)
+    return claims
+
+
+def _ablation_rows(table: pd.DataFrame, budget: str) -> list[dict[str, Any]]:
+    rows = table[table["budget"] == budget]
+    best = tables.best_row(rows)
+    low, high = (float(value) for value in (rows["fvd_low"].fillna(rows["fvd"]).min(), rows["fvd_high"].fillna(rows["fvd"]).max()))
+    found = []
+    for position, row in enumerate(rows.to_dict("records")):
+        bar = interval_bar(row["fvd"], row["fvd_low"], row["fvd_high"], low, high)
+        shown: dict[str, Any] = {str(name): value for name, value in row.items()}
+        found.append(shown | {"best": position == best, "baseline": row["arm"] == reference(budget), "bar": bar})
+    return found
+
+
+def _figure(name: str, path: Path, content: Content) -> dict[str, str]:
+    title, about = ABOUT_FIGURES[name]
+    width, height = struct.unpack(">II", path.read_bytes()[16:24])  # PNG keeps its size there
+    return {
+        "title": title,
+        "about": about,
+        "source": _data_uri(path, "image/png"),
+        "alt": f"{title}. {about} {_in_words(name, content)}",
+        "width": str(round(width * 100 / DPI)),
+        "height": str(round(height * 100 / DPI)),
+    }
+
+
+def _in_words(name: str, content: Content) -> str:
+    """The main numbers of a figure for those who cannot see it."""
+    if name != "frontier":
+        return "The numbers are in runs.csv and in the tables of this page."
+    rows = content.ablation.to_dict("records")
+    return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
+
+
+def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str, Any]]:
+    """Columns of clips by budget: real ones first, then the arms, each a small video of the same labels."""
+    rows = []
+    with tempfile.TemporaryDirectory() as folder:
+        for budget, arms in samples.items():
+            columns = []
+            real = next((clips.real for clips in arms.values() if clips.real is not None), None)
+            clips = ([("real clips", real)] if real is not None else []) + [(arm, own.video) for arm, own in arms.items()]
+            for number, (name, video) in enumerate(clips):
+                path = Path(folder) / f"{budget}-{number}.mp4"
+                column_video(video, path)
+                columns.append({"name": name, "source": _data_uri(path, "video/mp4")})
+            labels = next(iter(arms.values())).labels.tolist()
+            rows.append({"title": BUDGETS[budget].split(":")[0], "columns": columns, "labels": labels})
+    return rows
+
+
+def _all_settings(runs: pd.DataFrame) -> dict[str, str]:
+    """trial -> the settings that tell runs apart, in words."""
+    keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
+    rows = zip(runs["trial"], *(runs[key] for key in keys), strict=True)
+    return {trial: "\n".join(f"{key} = {value}" for key, value in zip(keys, values, strict=True)) for trial, *values in rows}
+
+
+def _counts(runs: pd.DataFrame) -> list[str]:
+    states = runs["state"].value_counts()
+    fixed, sampled = int((runs["arm"] != SEARCH).sum()), int((runs["arm"] == SEARCH).sum())
+    words = [f"{fixed} runs of fixed arms", f"{sampled} sampled runs"] if sampled else [f"{fixed} runs"]
+    return words + [f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states]
+
+
+def _facts(content: Content) -> list[tuple[str, str]]:
+    runs, origin = content.runs, content.study.provenance
+    found = [
+        (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
+        for name in ("protocol", "extractor")
+    ]
+    found += [
+        (name.replace("_", " "), ", ".join(dict.fromkeys(str(v) for v in runs[name] if v)))
+        for name in ("data_fingerprint", "tokenizer_fingerprint")
+    ]
+    found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
+    for key, value in origin.items():
+        text = ", ".join(f"{name} {version}" for name, version in value.items()) if isinstance(value, dict) else str(value)
+        found.append((key.replace("_", " "), text))
+    return [(name, text) for name, text in found if text]
+
+
+def _code(text: str) -> Markup:
+    """Escaped text with `names` set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def _setting(value: Any) -> str:
+    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _breakable(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
+
+
+def _big(value: float) -> str:
+    """1.3e12 as 1.3 T; whole numbers below a thousand."""
+    if value is None or not math.isfinite(value) or value == 0:
+        return ""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def _data_uri(path: Path, kind: str) -> str:
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

@@ -1,0 +1,221 @@
+"""A study as a table: one row a run, every setting, every metric, and what makes a number comparable.
+
+Reads run records only, from a study folder's log or from MLflow; knows nothing of models, Ray or how a figure looks.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pandas as pd
+
+from reco_tune import quantities
+from reco_tune.errors import ComparisonError, StudyError
+from reco_tune.settings import BASELINE
+from reco_tune.study_log import RunRecord, StudyRecord, read_study
+
+Source = Path | str | StudyRecord
+"""A study folder, `mlflow:EXPERIMENT` (the server of MLFLOW_TRACKING_URI), or a study already read."""
+
+SEARCH = "search"
+"""The arm of sampled runs."""
+BUDGETS = ("equal_steps", "equal_compute", "half_compute")
+"""In the order of every table."""
+WHOLE = f"{BASELINE} (whole budget)"
+"""What the baseline's whole run is called under `half_compute`, where `full` is its run at half."""
+IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
+PROVENANCE = ("protocol", "extractor", "rank_deficient", "data_fingerprint", "tokenizer_fingerprint", "device")
+STUDY_PROVENANCE = ("commit", "version", "hardware")
+PROTOCOL_KNOBS = (
+    "evaluation.protocol",
+    "clip (frames x height x width)",
+    "frame stride",
+    "evaluation.reference",
+    "reference split and clips",
+    "evaluation.samples x evaluation.sampling_seeds",
+    "feature extractor",
+)
+"""What the slash-separated parts of a protocol string are."""
+
+
+def load_study(source: Source) -> StudyRecord:
+    """The study behind a source.
+
+    Raises:
+        StudyError: where there is no study, or its log is damaged.
+        TrackingError: where MLflow cannot be read.
+    """
+    if isinstance(source, StudyRecord):
+        return source
+    if str(source).startswith("mlflow:"):
+        from reco_tune.tracking import read_study as read_tracked  # MLflow takes seconds to import
+
+        return read_tracked(str(source).removeprefix("mlflow:"), None)
+    return read_study(Path(source))
+
+
+def load_runs(source: Source) -> pd.DataFrame:
+    """One row a run, in the order in which runs were planned; the columns do not depend on which runs there are, beyond the settings' keys.
+
+    Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key; every scalar of
+    `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances lacked rank, fingerprints, device;
+    commit, version, hardware.
+    `attrs["arms"]` holds the order of the arms.
+    """
+    return runs_table(load_study(source))
+
+
+def runs_table(study: StudyRecord) -> pd.DataFrame:
+    """`load_runs` of a study already read. Columns are built as lists: ten thousand runs take a second."""
+    runs = sorted(study.runs.values(), key=lambda run: run.index)
+    columns: dict[str, Any] = {
+        name: [study.name] * len(runs) if name == "study" else [getattr(run, name) for run in runs] for name in IDENTITY
+    }
+    for key in dict.fromkeys(key for run in runs for key in run.settings):
+        columns[key] = pd.Series(
+            [_plain(run.settings.get(key)) for run in runs], dtype=object
+        )  # object: 18 stays 18 beside a missing value
+    for name in quantities.ALL:
+        columns[name] = np.array([_number(run.metrics.get(name)) for run in runs], dtype=np.float64)
+    columns[quantities.GPU_HOURS.name] = np.array([_device_hours(run) for run in runs], dtype=np.float64)
+    for name in PROVENANCE:
+        columns[name] = [_plain(run.provenance.get(name)) or "" for run in runs]
+    for name in STUDY_PROVENANCE:
+        columns[name] = [_plain(study.provenance.get(name)) or ""] * len(runs)
+    table = pd.DataFrame(columns)
+    _baseline_speed(table)
+    table.attrs["arms"] = list(study.arms)
+    return table
+
+
+def comparable(runs: pd.DataFrame) -> pd.DataFrame:
+    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and FVD, all of one protocol.
+
+    Raises:
+        ComparisonError: where two protocols or data sets meet; it names the knob that differs.
+    """
+    kept = runs[np.array([reason == "" for reason in exclusions(runs)], dtype=bool)]
+    _one_protocol(kept)
+    return kept
+
+
+def exclusions(runs: pd.DataFrame) -> list[str]:
+    """Why each run may not stand in a table; empty where it may."""
+    asked = runs["training.steps"] if "training.steps" in runs else [None] * len(runs)
+    return [
+        _exclusion(*row)
+        for row in zip(runs["state"], runs["reason"], runs["budget"], runs["fvd"], runs["speedup"], runs["steps"], asked, strict=True)
+    ]
+
+
+def arm_order(runs: pd.DataFrame) -> list[str]:
+    """Arms in the order of the space file, sampled runs left out."""
+    return [arm for arm in dict.fromkeys([*runs.attrs.get("arms", []), *runs["arm"]]) if arm != SEARCH]
+
+
+def budget_order(runs: pd.DataFrame) -> list[str]:
+    """Budgets of the study; `both` is none of its own."""
+    budgets = set(runs["budget"]) - {"both"}
+    return [budget for budget in BUDGETS if budget in budgets] or ["equal_steps"]
+
+
+def at_budget(run_budget: Any, budget: str) -> Any:
+    """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget, not under half."""
+    whole = run_budget == budget
+    return whole if budget == "half_compute" else whole | (run_budget == "both")
+
+
+def reference(budget: str, baseline: str = BASELINE) -> str:
+    """What the arms of a budget are compared with: the baseline, at half the compute its whole run."""
+    return WHOLE if budget == "half_compute" and baseline == BASELINE else baseline
+
+
+def _exclusion(state: str, reason: str, budget: str, fvd: float, speedup: float, steps: float, asked: Any) -> str:
+    if state == "failed":
+        return f"failed: {reason}" if reason else "failed"
+    if state == "pruned":
+        return f"pruned: {reason}" if reason else "pruned"
+    if state != "evaluated":
+        return f"not finished ({state})"
+    if not math.isfinite(fvd):
+        return "its FVD is not finite"
+    if not math.isfinite(speedup):
+        return "its speed-up was not measured"
+    # At compute budgets the step count follows from the calibrated speed, so only equal steps can be checked against the setting.
+    if budget == "equal_steps" and asked is not None and steps < asked:
+        return f"stopped after {steps:.0f} of {asked} steps"
+    return ""
+
+
+def _one_protocol(runs: pd.DataFrame) -> None:
+    protocols = list(dict.fromkeys(runs["protocol"]))
+    if len(protocols) > 1:
+        first, second = protocols[:2]
+        one, two = (runs[runs["protocol"] == protocol].iloc[0] for protocol in (first, second))
+        knobs = [
+            f"{name} ({a} against {b})" for name, a, b in zip(PROTOCOL_KNOBS, first.split("/"), second.split("/"), strict=False) if a != b
+        ]
+        knobs += [
+            f"{key} ({one[key]} against {two[key]})" for key in runs.columns if key.startswith("evaluation.") and one[key] != two[key]
+        ]
+        raise ComparisonError(
+            f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in {', '.join(knobs) or 'the length of their protocol'}: "
+            "their FVDs are not comparable; evaluate both under one protocol or report them apart"
+        )
+    versions = [value for value in dict.fromkeys(runs["data_fingerprint"]) if value]
+    if len(versions) > 1:
+        raise ComparisonError(
+            f"data_fingerprint differs ({versions[0]} against {versions[1]}): the runs saw different data; report them apart"
+        )
+    through = runs[np.array([protocol.split("/")[3:4] == ["reconstructed"] for protocol in runs["protocol"]], dtype=bool)]
+    tokenizers = [value for value in dict.fromkeys(through["tokenizer_fingerprint"]) if value]
+    if len(tokenizers) > 1:
+        raise ComparisonError(
+            f"tokenizer_fingerprint differs ({tokenizers[0]} against {tokenizers[1]}): the runs were compared with real clips that "
+            "went through different tokenizers; report them apart, or evaluate both with evaluation.reference raw"
+        )
+
+
+def _baseline_speed(table: pd.DataFrame) -> None:
+    """The baseline's speed-up is 1 by definition, also where nobody calibrated it against itself."""
+    baseline = (table["arm"] == BASELINE).to_numpy()
+    for name in ("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio"):
+        table.loc[baseline & table[name].isna().to_numpy(), name] = 1.0
+
+
+def _device_hours(run: RunRecord) -> float:
+    """Recorded hours; else training, generation and evaluation added up (calibration is shared by the runs of an arm)."""
+    recorded = _number(run.metrics.get(quantities.GPU_HOURS.name))
+    if math.isfinite(recorded):
+        return recorded
+    stages = [
+        run.metrics.get(stage.name) for stage in (quantities.TRAINING_SECONDS, quantities.GENERATION_SECONDS, quantities.EVALUATION_SECONDS)
+    ]
+    spent = [seconds for seconds in stages if seconds is not None]
+    return sum(spent) / 3600 if spent else math.nan
+
+
+def _number(value: Any) -> float:
+    return math.nan if value is None else float(value)
+
+
+def _plain(value: Any) -> Any:
+    return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
+
+
+__all__ = [
+    "SEARCH",
+    "Source",
+    "StudyError",
+    "arm_order",
+    "budget_order",
+    "comparable",
+    "exclusions",
+    "load_runs",
+    "load_study",
+    "runs_table",
+]

@@ -1,0 +1,98 @@
+"""Small drawings inside the page as inline SVG: the runs with their settings on hover, and an interval in a table cell."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+
+import pandas as pd
+from markupsafe import Markup, escape
+
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.settings import BASELINE
+
+WIDTH, HEIGHT = 760, 380
+LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
+MOST_POINTS = 600
+"""Runs drawn; where there are more, those on the frontier and of arms come first."""
+
+
+def scatter(points: pd.DataFrame, settings: Mapping[str, str]) -> Markup:
+    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier filled and joined."""
+    rows = [row for row in points.to_dict("records") if row["fvd"] > 0]
+    if not rows:
+        return Markup("<p>No run has been evaluated yet.</p>")
+    rows.sort(key=lambda row: (not row["on_frontier"], row["arm"] == SEARCH))
+    dropped, rows = max(0, len(rows) - MOST_POINTS), rows[:MOST_POINTS]
+    log = max(row["fvd"] for row in rows) > 10 * min(row["fvd"] for row in rows)
+    across = _Axis([row["speedup"] for row in rows], LEFT, WIDTH - RIGHT, False)
+    along = _Axis([row["fvd"] for row in rows], HEIGHT - BOTTOM, TOP, log)
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="group" aria-label="Speed-up against FVD, {len(rows)} runs">']
+    for value in along.ticks():
+        y = along(value)
+        parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
+        parts.append(f'<text x="{LEFT - 8}" y="{y + 4:.1f}" text-anchor="end">{value:g}</text>')
+    for value in across.ticks():
+        x = across(value)
+        parts.append(f'<line class="grid" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="{x:.1f}" x2="{x:.1f}"/>')
+        parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}x</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">speed-up per step</text>')
+    parts.append(f'<text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">FVD</text>')
+    front = sorted((row for row in rows if row["on_frontier"]), key=lambda row: (row["speedup"], row["fvd"]))
+    if front:
+        path = f"M{across(front[0]['speedup']):.1f} {along(front[0]['fvd']):.1f}"
+        path += "".join(f"V{along(row['fvd']):.1f}H{across(row['speedup']):.1f}" for row in front[1:])
+        parts.append(f'<path class="front" d="{path}"/>')
+    for row in sorted(rows, key=lambda row: (across(row["speedup"]), row["fvd"])):
+        kind = "search" if row["arm"] == SEARCH else "baseline" if row["arm"] == BASELINE else "arm"
+        words = f"{row['trial']}: {row['speedup']:.2f}x, FVD {row['fvd']:.2f}{', on the frontier' if row['on_frontier'] else ''}"
+        label, more = escape(words), escape(settings.get(row["trial"], ""))
+        centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
+        on = " on" if row["on_frontier"] else ""
+        dot = f'<circle class="dot" {centre} r="{4 if kind == "search" else 5.5}"/>'
+        parts.append(f'<g tabindex="0" role="img" aria-label="{label}" class="point {kind}{on}">')
+        parts.append(f'<title>{label}\n{more}</title><circle class="halo" {centre} r="9"/>{dot}</g>')
+    parts.append("</svg>")
+    if dropped:
+        parts.append(f"<p class='note'>{dropped} further runs are in frontier.csv.</p>")
+    return Markup("".join(parts))
+
+
+def interval_bar(value: float, low: float, high: float, least: float, most: float) -> Markup:
+    """An interval with its point between the least and the largest value of a column, on a log scale."""
+    if not (value > 0 and math.isfinite(value)):
+        return Markup("")
+    axis = _Axis([max(least, most * 1e-3, 1e-9), most], 4, 116, True, margin=0)
+    ends = (
+        [axis(min(max(end, least, most * 1e-3, 1e-9), most)) for end in (low, high)] if math.isfinite(low) and math.isfinite(high) else []
+    )
+    line = f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="8" y2="8"/>' if ends else ""
+    dot = f'<circle cx="{axis(value):.1f}" cy="8" r="2.6"/>'
+    return Markup(f'<svg class="bar" viewBox="0 0 120 16" width="90" height="16" aria-hidden="true">{line}{dot}</svg>')
+
+
+class _Axis:
+    """Values to pixels, linear or logarithmic."""
+
+    def __init__(self, values: list[float], start: float, end: float, log: bool, margin: float = 0.06) -> None:
+        self.log, self.start, self.end = log, start, end
+        low, high = self._scale(min(values)), self._scale(max(values))
+        room = (high - low) * margin or (0.0 if margin == 0 and high > low else 0.5)
+        self.low, self.high = low - room, high + room
+
+    def __call__(self, value: float) -> float:
+        return self.start + (self._scale(value) - self.low) / (self.high - self.low) * (self.end - self.start)
+
+    def ticks(self) -> list[float]:
+        """Round values inside the axis: 1, 2, 5 times powers of ten, or about six equal steps."""
+        if self.log:
+            powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
+            return [value for value in values if self.low <= math.log10(value) <= self.high]
+        rough = (self.high - self.low) / 6
+        power = 10.0 ** math.floor(math.log10(rough))
+        step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
+        return [round(number * step, 10) for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+
+    def _scale(self, value: float) -> float:
+        return math.log10(value) if self.log else value

@@ -1,0 +1,42 @@
+"""What every script in analysis/ shares: its arguments, and one sentence instead of a traceback for a person's mistake."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+from reco_tune.errors import ReCoTuneError
+
+
+def run_script(work: Callable[[list[str], Path], str], description: str, several: bool = False) -> None:
+    """Calls `work(sources, output folder)` with the command line's arguments and prints what it returns.
+
+    Args:
+        work: writes files into the folder and returns what to print.
+        description: of the script, for `--help`.
+        several: whether it takes more than one study.
+    """
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("source", nargs="+" if several else 1, metavar="STUDY", help="a study folder, or mlflow:EXPERIMENT")
+    parser.add_argument("--output", type=Path, help="folder to write to; by default analysis/ in the (first) study folder")
+    arguments = parser.parse_args()
+    first = arguments.source[0]
+    if arguments.output is None and first.startswith("mlflow:"):
+        parser.error("a study read from MLflow needs --output DIR")
+    output = arguments.output or Path(first) / "analysis"
+    try:
+        text = work(arguments.source, output)
+    except ReCoTuneError as error:
+        print(error, file=sys.stderr)
+        sys.exit(error.exit_code)
+    print(text)
+
+
+def write(output: Path, name: str, text: str) -> Path:
+    """A text file in the output folder, which is made where it is missing."""
+    output.mkdir(parents=True, exist_ok=True)
+    path = output / name
+    path.write_text(text, encoding="utf-8", newline="\n")
+    return path

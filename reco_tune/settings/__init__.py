@@ -1,0 +1,47 @@
+"""Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
+
+from reco_tune.settings.experiment import (
+    PRESETS,
+    Data,
+    Evaluation,
+    Experiment,
+    Model,
+    Objective,
+    Resources,
+    Sampling,
+    TokenGrid,
+    Tokenizer,
+    Training,
+    Window,
+    flatten,
+)
+from reco_tune.settings.files import arm_experiment, load_experiment, load_space, make_experiment, parse_overrides, read_yaml, save_space
+from reco_tune.settings.space import ARMS, BASELINE, Range, Sampler, Space
+
+__all__ = [
+    "ARMS",
+    "BASELINE",
+    "PRESETS",
+    "Data",
+    "Evaluation",
+    "Experiment",
+    "Model",
+    "Objective",
+    "Range",
+    "Resources",
+    "Sampler",
+    "Sampling",
+    "Space",
+    "TokenGrid",
+    "Tokenizer",
+    "Training",
+    "Window",
+    "arm_experiment",
+    "flatten",
+    "load_experiment",
+    "load_space",
+    "make_experiment",
+    "parse_overrides",
+    "read_yaml",
+    "save_space",
+]

@@ -1,0 +1,424 @@
+"""One experiment: everything that a single training run and its evaluation depend on.
+
+Settings are frozen and checked here, at the door; builders below read them and hand plain numbers to the maths. The dotted
+name of a field (`window.length_tokens`) is its name everywhere: file, command line, search space, MLflow parameter, table column.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any, Literal, NamedTuple
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+from reco_tune.errors import SettingsError
+
+
+class Section(BaseModel):
+    """A frozen group of settings that refuses unknown keys."""
+
+    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+
+
+class TokenGrid(NamedTuple):
+    """Shape of a clip's tokens: `blocks` latent frames of `rows` x `columns` sites."""
+
+    blocks: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        return self.blocks * self.rows * self.columns
+
+
+class Data(Section):
+    """Which clips, cut how."""
+
+    layout: Literal["digits", "ucf101", "class_folders", "flat"] = "ucf101"
+    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use."""
+    root: Path | None = None
+    """Folder of the videos; may be left out for `digits`, which then lies in the cache folder."""
+    cache_dir: Path | None = None
+    """Folder of token caches, fitted tokenizers and feature extractors; by default `.cache/reco-tune` beside the data."""
+    clip_frames: int = Field(17, ge=2)
+    """Frames of a clip."""
+    frame_stride: int = Field(1, ge=1)
+    """Distance in source frames between two frames of a clip."""
+    clip_stride: int | None = Field(None, ge=1)
+    """Source frames between the starts of two clips of one video; by default clips do not overlap."""
+    size_px: int = Field(256, ge=4)
+    """Height and width of a frame in pixels."""
+    resize: Literal["crop", "stretch"] = "crop"
+    """`crop` scales the short side and crops the centre; `stretch` scales both sides."""
+    split: Literal["lists", "time"] = "lists"
+    """`lists` reads the layout's official split files; `time` takes the last `test_fraction` of every video for test, no frame shared."""
+    split_list: int = Field(1, ge=1, le=3)
+    """Which of UCF101's three official splits."""
+    test_fraction: float = Field(0.2, gt=0, lt=1)
+    """Part of every video's frames that is held out where `split` is `time`."""
+    train_clips: int | None = Field(None, ge=1)
+    """At most this many training clips (drawn with `seed`); the number rendered for `digits`."""
+    test_clips: int | None = Field(None, ge=1)
+    """At most this many held-out clips (drawn with `seed`); the number rendered for `digits`."""
+    class_conditional: bool = True
+    """Whether the model is given the class of a clip; a layout without classes has one class."""
+    seed: int = 0
+    """Seed of rendering and of drawing clips."""
+
+
+class Tokenizer(Section):
+    """What turns pixels into codes and back."""
+
+    kind: Literal["kmeans", "vq"] = "kmeans"
+    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips."""
+    spatial_stride: int = Field(4, ge=1)
+    """Pixels per token side."""
+    temporal_stride: int = Field(2, ge=1)
+    """Frames per block after the first frame, which is a block of its own."""
+    num_codes: int = Field(256, ge=2)
+    """Codes of the vocabulary, V."""
+    first_frame_codes: int = Field(96, ge=1)
+    """How many of the codes belong to the first frame alone (`kmeans` only)."""
+    fit_clips: int = Field(1024, ge=1)
+    """At most this many training clips are used to fit the tokenizer."""
+    fit_steps: int = Field(1000, ge=1)
+    """Training steps (`vq` only)."""
+    fit_batch_size: int = Field(16, ge=1)
+    """Clips per training step (`vq` only)."""
+    width: int = Field(32, ge=4)
+    """Channels of the first convolution (`vq` only)."""
+    learning_rate: float = Field(1e-3, gt=0)
+    """Of the fit (`vq` only)."""
+    seed: int = 0
+    """Seed of the fit."""
+
+
+class Model(Section):
+    """The autoregressive transformer over the codes of a clip."""
+
+    width: int = Field(768, ge=8)
+    """Residual width D."""
+    depth: int = Field(12, ge=1)
+    """Blocks."""
+    heads: int = Field(12, ge=1)
+    """Attention heads; must divide the width."""
+
+
+PRESETS: dict[str, dict[str, int]] = {
+    "debug": {"width": 64, "depth": 3, "heads": 4},
+    "110M": {"width": 768, "depth": 12, "heads": 12},
+    "343M": {"width": 1024, "depth": 24, "heads": 16},
+    "770M": {"width": 1280, "depth": 36, "heads": 20},
+}
+"""`model.preset` names of the paper's sizes (and of one for laptops); other `model` keys override them."""
+
+
+class Window(Section):
+    """Which tokens of a clip one training step differentiates through."""
+
+    scheme: Literal["window", "full", "masked_full", "fewer_frames", "fewer_frames_tokens"] = "window"
+    """`window` is ReCo's, `full` the baseline, `masked_full` a window's loss over the full graph; `fewer_frames` trains on short pieces."""
+    length_tokens: int | None = Field(None, ge=1)
+    """Window length W in tokens; resolved from `length_blocks` where that is given."""
+    length_blocks: int | None = Field(None, ge=1)
+    """The other way to give W: in blocks (latent frames), 2 where neither is given; also the piece of the `fewer_frames` schemes."""
+    stride_tokens: int | None = Field(None, ge=1)
+    """Distance S of the grid of starts in tokens; resolved from `stride_fraction` where that is given."""
+    stride_fraction: float | None = Field(None, gt=0, le=1)
+    """Stride as a fraction of the window length: the other way to give S. 0.5 where neither is given."""
+    first_frame_probability: float | Literal["uniform"] = 0.5
+    """Probability p of start 0; `uniform` gives start 0 the same probability as every other start of the grid."""
+    schedule: Literal["constant", "short_to_long", "long_to_short"] = "constant"
+    """`short_to_long` lengthens the window from W to the whole clip in at most 4 equal parts of the run, `long_to_short` shortens it."""
+    full_fraction: float = Field(0.0, ge=0, lt=1)
+    """The last part of the steps that trains full sequences, as a fraction of all steps."""
+    prefix_tokens: int | None = Field(None, ge=0)
+    """Only the C tokens nearest to the window (and always the class) are its prefix; by default all earlier ones are."""
+    prefix_keep: float = Field(1.0, ge=0, le=1)
+    """Probability that a token before the window is shown as it is; else a random code stands in its place. Targets never change."""
+
+
+class Objective(Section):
+    """What is minimised beside cross-entropy."""
+
+    continuity_weight: float = Field(0.0, ge=0)
+    """λ of λ · mean ||h_{i+1} - h_i||²."""
+    continuity_reduction: Literal["mean", "sum"] = "mean"
+    """Over the width: `sum` is the formula as printed; `mean` divides it by D."""
+    continuity_state: Literal["last_block", "final_norm"] = "last_block"
+    """h is the output of the last block, or that after the final norm."""
+    continuity_neighbours: Literal["tokens", "sites"] = "tokens"
+    """i and i + 1, as in the paper, or the same site of adjacent frames: i and i + tokens per block."""
+    norm_weight: float = Field(0.0, ge=0)
+    """Weight of mean h² (same reduction and state), a control without any difference of neighbours."""
+
+
+class Training(Section):
+    """One training loop."""
+
+    steps: int = Field(1000, ge=1)
+    """Optimiser steps (of the baseline, where a budget says otherwise for an arm)."""
+    batch_size: int = Field(32, ge=1)
+    """Clips per optimiser step, over all workers and micro-batches."""
+    micro_batches: int = Field(1, ge=1)
+    """Micro-batches per optimiser step; each draws its own window start, the same on all workers."""
+    learning_rate: float = Field(1e-4, gt=0)
+    """Peak learning rate."""
+    schedule: Literal["cosine", "constant"] = "cosine"
+    """After warm-up: cosine to zero, or constant."""
+    warmup_steps: int = Field(0, ge=0)
+    """Steps of linear warm-up."""
+    weight_decay: float = Field(0.01, ge=0)
+    """AdamW's."""
+    beta1: float = Field(0.9, ge=0, lt=1)
+    """AdamW's."""
+    beta2: float = Field(0.95, ge=0, lt=1)
+    """AdamW's."""
+    gradient_clip: float = Field(1.0, gt=0)
+    """Largest global gradient norm."""
+    precision: Literal["float32", "bfloat16"] = "float32"
+    """`bfloat16` is autocast; weights and optimiser stay in float32."""
+    compile: bool = False
+    """Whether the step goes through `torch.compile` (starts lie on a grid, so shapes are few)."""
+    activation_checkpointing: bool = False
+    """Whether blocks keep only their inputs and compute the rest again for backward: less memory, about a third more time."""
+    loss_chunk_tokens: int | None = Field(None, ge=1)
+    """At most this many tokens of a micro-batch have logits at once: less memory where the codebook is large; by default all have."""
+    class_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that a clip's class is replaced by the null class (needed for guidance)."""
+    rungs: int = Field(5, ge=1)
+    """Equal parts of a run; at the end of each it validates, reports and writes a checkpoint."""
+    seed: int = 0
+    """Seed of initialisation, batch order and window starts."""
+
+
+class Sampling(Section):
+    """How clips are generated."""
+
+    temperature: float = Field(1.0, gt=0)
+    """Of the softmax."""
+    top_k: int | None = Field(None, ge=1)
+    """Only the k likeliest codes."""
+    top_p: float | None = Field(None, gt=0, le=1)
+    """Only the smallest set of codes that holds this probability."""
+    guidance: float = Field(1.0, ge=0)
+    """Classifier-free guidance; 1 is none."""
+    batch_size: int = Field(128, ge=1)
+    """Clips generated at once."""
+
+
+class Evaluation(Section):
+    """How a trained model is judged."""
+
+    protocol: Literal["native", "native-random", "native-pca"] = "native"
+    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels' principal components."""
+    samples: int = Field(2048, ge=2)
+    """Generated clips per sampling seed."""
+    sampling_seeds: int = Field(1, ge=1)
+    """Independent sets of generated clips; FVD is their mean."""
+    reference_clips: int = Field(2048, ge=2)
+    """At most this many real clips make the reference statistics."""
+    reference_split: Literal["train", "test"] = "train"
+    """Where the real clips come from; the field's convention is train."""
+    reference: Literal["reconstructed", "raw"] = "reconstructed"
+    """Real clips as they are, or through the tokenizer (so that its loss does not hide differences between arms)."""
+    validation_clips: int = Field(512, ge=1)
+    """Held-out clips of the validation cross-entropy (full-sequence, teacher-forced)."""
+    analyses: bool = True
+    """Whether the loss by frame and the error growth are measured after training."""
+
+
+class Resources(Section):
+    """Where a trial runs. None of these changes a result beyond float tolerance."""
+
+    workers: int = Field(1, ge=1)
+    """Train workers per trial (data parallel)."""
+    cpus_per_worker: int = Field(1, ge=1)
+    """CPUs, and threads, of a worker."""
+    gpus_per_worker: float = Field(0, ge=0)
+    """GPUs of a worker; 0 trains on the CPU."""
+    concurrent_trials: int | None = Field(None, ge=1)
+    """Trials at once; by default as many as the resources hold."""
+    max_failures: int = Field(2, ge=0)
+    """How often a trial is tried again after its workers died."""
+    calibration_seconds: float = Field(10, gt=0)
+    """Bound on the time that one calibration measures."""
+
+
+class Experiment(Section):
+    """Everything one run depends on; `window` is given in tokens once made."""
+
+    data: Data = Data()
+    tokenizer: Tokenizer = Tokenizer()
+    model: Model = Model()
+    window: Window = Window()
+    objective: Objective = Objective()
+    training: Training = Training()
+    sampling: Sampling = Sampling()
+    evaluation: Evaluation = Evaluation()
+    resources: Resources = Resources()
+
+    @property
+    def grid(self) -> TokenGrid:
+        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames."""
+        side = self.data.size_px // self.tokenizer.spatial_stride
+        return TokenGrid(1 + (self.data.clip_frames - 1) // self.tokenizer.temporal_stride, side, side)
+
+    @property
+    def cache_dir(self) -> Path:
+        """Folder of everything computed once for a data set."""
+        if self.data.cache_dir is not None:
+            return self.data.cache_dir
+        return (self.data.root.parent if self.data.root is not None else Path()) / ".cache" / "reco-tune"
+
+    @property
+    def device_type(self) -> str:
+        return "cuda" if self.resources.gpus_per_worker > 0 else "cpu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(model, dict) and "preset" in model:
+            model = dict(model)
+            preset = model.pop("preset")
+            if preset not in PRESETS:
+                raise SettingsError(f"model.preset ({preset}) is not known; take one of {', '.join(PRESETS)}")
+            values = {**values, "model": {**PRESETS[preset], **model}}
+        return values
+
+    @model_validator(mode="after")
+    def _check(self) -> Experiment:
+        _check_shapes(self)
+        object.__setattr__(self, "window", _window_in_tokens(self.window, self.grid))
+        _check_combinations(self)
+        return self
+
+    def flat(self) -> dict[str, Any]:
+        """Every setting under its dotted key, as plain JSON values."""
+        return flatten(self.model_dump(mode="json"))
+
+    def result_hash(self) -> str:
+        """Hash of the settings that a result depends on: where it runs and where files lie are left out."""
+        ignored = ("resources.", "data.root", "data.cache_dir")
+        kept = {key: value for key, value in self.flat().items() if not key.startswith(ignored)}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
+    """{"a": {"b": 1}} -> {"a.b": 1}."""
+    flat: dict[str, Any] = {}
+    for key, value in nested.items():
+        if isinstance(value, dict):
+            flat.update(flatten(value, f"{prefix}{key}."))
+        else:
+            flat[prefix + key] = value
+    return flat
+
+
+def _check_shapes(experiment: Experiment) -> None:
+    data, tokenizer, model = experiment.data, experiment.tokenizer, experiment.model
+    if data.size_px % tokenizer.spatial_stride:
+        raise SettingsError(
+            f"data.size_px ({data.size_px}) must be a multiple of tokenizer.spatial_stride ({tokenizer.spatial_stride}); change one of them"
+        )
+    if (data.clip_frames - 1) % tokenizer.temporal_stride:
+        raise SettingsError(
+            f"data.clip_frames ({data.clip_frames}) must be 1 more than a multiple of tokenizer.temporal_stride "
+            f"({tokenizer.temporal_stride}), because the first frame is a block of its own; change one of them"
+        )
+    if model.width % model.heads:
+        raise SettingsError(f"model.heads ({model.heads}) must divide model.width ({model.width}); change one of them")
+    if tokenizer.kind == "kmeans" and tokenizer.first_frame_codes >= tokenizer.num_codes:
+        raise SettingsError(
+            f"tokenizer.first_frame_codes ({tokenizer.first_frame_codes}) must be less than "
+            f"tokenizer.num_codes ({tokenizer.num_codes}); lower it"
+        )
+
+
+def _window_in_tokens(window: Window, grid: TokenGrid) -> Window:
+    """W and S in tokens, whichever way they were given; the other way is cleared so that a record holds one truth."""
+    for first, second in ALTERNATIVES:
+        a, b = first.removeprefix("window."), second.removeprefix("window.")
+        if getattr(window, a) is not None and getattr(window, b) is not None:
+            raise SettingsError(f"{first} ({getattr(window, a)}) and {second} ({getattr(window, b)}) say the same thing twice; give one")
+    length = window.length_tokens or (window.length_blocks or 2) * grid.tokens_per_block
+    if window.scheme == "full":  # nothing that shapes a window has a meaning here, so that shared settings may hold it
+        length = grid.num_tokens
+        window = window.model_copy(update={"schedule": "constant", "full_fraction": 0.0, "prefix_tokens": None, "prefix_keep": 1.0})
+    stride = window.stride_tokens or max(1, round((window.stride_fraction or 0.5) * length))
+    if length > grid.num_tokens:
+        raise SettingsError(
+            f"window.length_tokens ({length}) must not exceed the clip's {grid.num_tokens} tokens "
+            f"({grid.blocks} blocks of {grid.rows}x{grid.columns}); shorten the window"
+        )
+    if stride > length:
+        raise SettingsError(f"window.stride_tokens ({stride}) must not exceed window.length_tokens ({length}); lower the stride")
+    probability = window.first_frame_probability
+    if probability != "uniform" and not 0 <= probability <= 1:
+        raise SettingsError(f"window.first_frame_probability ({probability}) must lie in [0, 1] or be `uniform`; change it")
+    return window.model_copy(update={"length_tokens": length, "stride_tokens": stride, "length_blocks": None, "stride_fraction": None})
+
+
+def _check_combinations(experiment: Experiment) -> None:
+    window, training, grid = experiment.window, experiment.training, experiment.grid
+    assert window.length_tokens is not None
+    if window.scheme.startswith("fewer_frames") and window.length_tokens % grid.tokens_per_block:
+        raise SettingsError(
+            f"window.length_tokens ({window.length_tokens}) must be whole blocks of {grid.tokens_per_block} tokens "
+            f"where window.scheme is {window.scheme}; give window.length_blocks instead"
+        )
+    if window.scheme.startswith("fewer_frames") and window.length_tokens < 2 * grid.tokens_per_block:
+        raise SettingsError(
+            f"window.length_tokens ({window.length_tokens}) must hold 2 blocks where window.scheme is {window.scheme}; lengthen it"
+        )
+    if window.length_tokens == 1 and experiment.objective.continuity_weight > 0:
+        raise SettingsError(
+            "objective.continuity_weight needs two neighbouring tokens, but window.length_tokens is 1; lengthen the window or set it to 0"
+        )
+    _check_window_variants(window)
+    _check_sites(experiment)
+    parts = training.micro_batches * experiment.resources.workers
+    if training.batch_size % parts:
+        raise SettingsError(
+            f"training.batch_size ({training.batch_size}) must be a multiple of training.micro_batches x resources.workers ({parts}); "
+            "change one of them"
+        )
+    if experiment.sampling.guidance != 1 and training.class_dropout == 0:
+        raise SettingsError(
+            f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null class is never trained"
+        )
+
+
+def _check_window_variants(window: Window) -> None:
+    if window.scheme.startswith("fewer_frames") and (window.schedule != "constant" or window.full_fraction > 0):
+        key, value = ("schedule", window.schedule) if window.schedule != "constant" else ("full_fraction", window.full_fraction)
+        raise SettingsError(
+            f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of one length; "
+            "leave it out"
+        )
+    if window.scheme not in ("window", "full") and (window.prefix_tokens is not None or window.prefix_keep < 1):
+        key, value = ("prefix_tokens", window.prefix_tokens) if window.prefix_tokens is not None else ("prefix_keep", window.prefix_keep)
+        raise SettingsError(f"window.{key} ({value}) needs a prefix, which window.scheme {window.scheme} has not; leave it out")
+
+
+def _check_sites(experiment: Experiment) -> None:
+    window, objective, per_block = experiment.window, experiment.objective, experiment.grid.tokens_per_block
+    assert window.length_tokens is not None
+    blocks = 3 if window.scheme == "fewer_frames_tokens" else 2  # its pieces inside a clip have no loss on their first block
+    if objective.continuity_neighbours == "sites" and objective.continuity_weight > 0 and window.length_tokens < blocks * per_block:
+        raise SettingsError(
+            f"objective.continuity_neighbours (sites) compares adjacent frames, so window.length_tokens ({window.length_tokens}) must hold "
+            f"{blocks} blocks of {per_block} tokens; lengthen the window"
+        )
+
+
+ALTERNATIVES = (("window.length_tokens", "window.length_blocks"), ("window.stride_tokens", "window.stride_fraction"))
+"""Pairs of keys that give the same thing two ways; overriding one clears the other."""

@@ -1,0 +1,222 @@
+"""Reading settings from YAML and dotted overrides; every mistake becomes one sentence with the nearest known key."""
+
+from __future__ import annotations
+
+import difflib
+import json
+import re
+from collections.abc import Iterable, Mapping
+from pathlib import Path
+from typing import Any, TypeVar
+
+import yaml
+from pydantic import BaseModel, ValidationError
+
+from reco_tune.errors import SettingsError
+from reco_tune.settings.experiment import ALTERNATIVES, Experiment, flatten
+from reco_tune.settings.space import ARMS, Space
+
+M = TypeVar("M", bound=BaseModel)
+
+_WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
+"""pydantic's sentences that speak of Python's types."""
+_ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+
+def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
+    """The experiment of a YAML file with `key=value` overrides on top."""
+    shared = _settings(read_yaml(path), str(path))
+    return make_experiment(_settings(merge(shared, parse_overrides(overrides)), "--set"), {}, where=str(path))
+
+
+def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
+    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`, `sampler.seed=1`)."""
+    values = read_yaml(path)
+    _refuse_unknown(values, Space.model_fields, str(path))
+    experiment_overrides: dict[str, Any] = {}
+    for key, value in parse_overrides(overrides).items():
+        if key.split(".")[0] in Space.model_fields and not key.startswith("resources."):
+            values = merge(values, {key: value})
+        else:
+            experiment_overrides[key] = value
+    experiment = values.get("experiment") or {}
+    if isinstance(experiment, str):
+        experiment = read_yaml(path.parent / experiment)
+    values["arms"] = {name: _flat(own) for name, own in _arms(values.get("arms") or {}, str(path)).items()}
+    shared = merge(_settings(experiment, f"{path}: experiment"), _flat({"resources": values.get("resources") or {}}))
+    values["experiment"] = _settings(merge(shared, experiment_overrides), "--set")
+    values["source"] = path
+    space = make(Space, values, str(path))
+    for key in space.search:
+        if key not in known_keys():
+            raise SettingsError(f"{path}: search: {key} is not a setting; {_nearest(key, known_keys())}")
+    for name in [*space.arms, *([None] if space.trials else [])]:  # everything must be possible before anything starts
+        arm_experiment(space, name)
+    return space
+
+
+def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
+    """Settings of one run: the shared ones, then the arm's own (`ARMS`), then the space file's for that arm, then `overrides`.
+
+    `arm` None is a sampled trial: ReCo's windows with everything in `overrides`.
+    """
+    nested = dict(space.experiment)
+    layers = [{"window.scheme": "window"}] if arm is None else [ARMS.get(arm, {}), space.arms.get(arm, {})]
+    for layer in [*layers, dict(overrides or {})]:
+        nested = merge(nested, layer)
+    return make_experiment(nested, {}, where=f"arm `{arm}`" if arm else "a sampled trial")
+
+
+def make_experiment(nested: dict[str, Any], overrides: Mapping[str, Any], where: str) -> Experiment:
+    """An experiment of nested values with dotted overrides on top."""
+    merged = merge(nested, overrides)
+    _refuse_unknown_keys(flatten(merged), where)
+    return make(Experiment, merged, where)
+
+
+def make(kind: type[M], values: Any, where: str) -> M:
+    """A settings object, or a SettingsError that names the first wrong key."""
+    try:
+        return kind.model_validate(values)
+    except ValidationError as error:
+        errors = error.errors()
+        place = errors[0]["loc"][:2] if kind is Experiment else errors[0]["loc"]  # behind it stand the alternatives of a field
+        key = ".".join(str(part) for part in place) or kind.__name__.lower()
+        if errors[0]["type"] == "missing":
+            raise SettingsError(f"{where}: {key} is missing; give it") from error
+        said = [_sentence(one) for one in errors if one["loc"][: len(place)] == place]
+        raise SettingsError(f"{where}: {key} ({errors[0].get('input')!r}): {', or '.join(said)}") from error
+
+
+def read_yaml(path: Path) -> dict[str, Any]:
+    """A YAML mapping, safely loaded."""
+    try:
+        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+    except FileNotFoundError as error:
+        raise SettingsError(f"{path} does not exist; `reco-tune spaces ls` lists the shipped ones") from error
+    except (OSError, UnicodeDecodeError) as error:
+        raise SettingsError(f"{path} cannot be read as a text file ({error}); give a YAML file") from error
+    except yaml.YAMLError as error:
+        raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
+    if not isinstance(values, dict):
+        raise SettingsError(f"{path} must hold a mapping of settings, but holds {type(values).__name__}")
+    return values
+
+
+def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
+    """["window.length_tokens=18"] -> {"window.length_tokens": 18}; values are YAML."""
+    parsed: dict[str, Any] = {}
+    for item in overrides:
+        key, separator, value = item.partition("=")
+        if not separator or not key:
+            raise SettingsError(f"--set {item!r} must look like key=value")
+        try:
+            given = yaml.safe_load(value)
+        except yaml.YAMLError as error:
+            raise SettingsError(f"--set {item!r}: the value is not YAML") from error
+        whole_section = key.strip() in Experiment.model_fields and isinstance(given, dict)
+        parsed.update(flatten({key.strip(): given}) if whole_section else {key.strip(): given})  # keys that are not given stay
+    return parsed
+
+
+def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`)."""
+    merged = json.loads(json.dumps(dict(nested), default=str))
+    twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
+    for key, value in overrides.items():
+        _put(merged, key, value)
+        if key in twins and twins[key] not in overrides:
+            _put(merged, twins[key], None)
+    return merged
+
+
+def save_space(space: Space, path: Path) -> None:
+    """The frozen settings of a study."""
+    path.write_text(yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    message = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return message[0].lower() + message[1:]
+
+
+def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
+    """Arms by name, each a mapping of settings."""
+    if not isinstance(arms, dict):
+        raise SettingsError(f"{where}: arms must be a mapping of names to settings, for example `full:` in a line of its own; got {arms!r}")
+    for name, own in arms.items():
+        if not isinstance(name, str) or not _ARM_NAME.fullmatch(name):
+            raise SettingsError(
+                f"{where}: the arm {name!r} must be called by letters, digits, dots, dashes and underscores, because folders are named "
+                "after it; change it"
+            )
+        if own is not None and not isinstance(own, dict):
+            raise SettingsError(f"{where}: arm `{name}` must hold settings, for example {{objective.continuity_weight: 0.1}}; got {own!r}")
+        if name not in ARMS and not own:
+            raise SettingsError(
+                f"{where}: arm `{name}` is neither a known arm ({', '.join(ARMS)}) nor has settings of its own; give it overrides"
+            )
+    return {name: own or {} for name, own in arms.items()}
+
+
+def _settings(values: Any, where: str) -> dict[str, Any]:
+    """Nested settings; a section that holds anything but settings is refused here, because overrides would bury it."""
+    if not isinstance(values, dict):
+        raise SettingsError(f"{where} must be a path or a mapping of settings, got {values!r}")
+    nested = _nested(values)
+    for section in Experiment.model_fields:
+        if not isinstance(nested.get(section, {}), dict):
+            raise SettingsError(f"{where}: {section} ({nested[section]!r}) is a group of settings; give one of them, `{section}.KEY`")
+    return nested
+
+
+def _put(nested: dict[str, Any], key: str, value: Any) -> None:
+    *parents, last = key.split(".")
+    for parent in parents:
+        if not isinstance(nested.get(parent), dict):
+            nested[parent] = {}
+        nested = nested[parent]
+    nested[last] = value
+
+
+def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Overrides written nested or dotted, all dotted."""
+    return flatten(_nested(values))
+
+
+def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
+    """Values written with dotted keys at any level, all nested."""
+    nested: dict[str, Any] = {}
+    for key, value in values.items():
+        if isinstance(value, dict):
+            for inner, inner_value in flatten(_nested(value)).items():
+                _put(nested, f"{key}.{inner}", inner_value)
+            nested.setdefault(key, {}) if not value else None
+        else:
+            _put(nested, str(key), value)
+    return nested
+
+
+def known_keys() -> list[str]:
+    """Every dotted key an experiment has."""
+    keys = [f"{section}.{key}" for section, field in Experiment.model_fields.items() for key in field.default.__class__.model_fields]
+    return [*keys, "model.preset"]
+
+
+def _refuse_unknown_keys(keys: Iterable[str], where: str) -> None:
+    known = known_keys()
+    for key in keys:
+        if key not in known and key not in Experiment.model_fields:
+            raise SettingsError(f"{where}: {key} is not a setting; {_nearest(key, known)}")
+
+
+def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
+    for key in values:
+        if key not in known:
+            raise SettingsError(f"{where}: {key} is not a key of a search space; {_nearest(str(key), [k for k in known if k != 'source'])}")
+
+
+def _nearest(key: str, known: Iterable[str]) -> str:
+    known = list(known)
+    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
+    return f"did you mean {close[0]}?" if close else f"known ones are {', '.join(known[:40])}"

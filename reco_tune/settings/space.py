@@ -1,0 +1,129 @@
+"""A search space: the question, the arms that are compared, and what Optuna may choose."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any, Literal
+
+from pydantic import Field, model_validator
+
+from reco_tune.errors import SettingsError
+from reco_tune.settings.experiment import Section
+
+ARMS: dict[str, dict[str, Any]] = {
+    "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
+    "masked_full": {"window.scheme": "masked_full", "objective.continuity_weight": 0.0},
+    "full_continuity": {"window.scheme": "full", "objective.continuity_weight": 0.1},
+    "fewer_frames": {"window.scheme": "fewer_frames", "objective.continuity_weight": 0.0},
+    "fewer_frames_tokens": {"window.scheme": "fewer_frames_tokens", "objective.continuity_weight": 0.0},
+    "local": {
+        "window.scheme": "window",
+        "window.stride_tokens": 1,
+        "window.first_frame_probability": 0.0,
+        "objective.continuity_weight": 0.0,
+    },
+    "local_first": {"window.scheme": "window", "window.first_frame_probability": "uniform", "objective.continuity_weight": 0.0},
+    "local_balanced": {"window.scheme": "window", "window.first_frame_probability": 0.5, "objective.continuity_weight": 0.0},
+    "reco": {"window.scheme": "window", "window.first_frame_probability": 0.5, "objective.continuity_weight": 0.1},
+    "norm_penalty": {
+        "window.scheme": "window",
+        "window.first_frame_probability": 0.5,
+        "objective.continuity_weight": 0.0,
+        "objective.norm_weight": 0.1,
+    },
+}
+"""The arms of the paper and their controls, each nothing but settings; a space file may override any key or name arms of its own."""
+
+BASELINE = "full"
+"""The arm that every other is compared with. It runs once and stands under both budgets; half the compute is a run of its own."""
+
+Budget = Literal["equal_steps", "equal_compute", "half_compute"]
+Direction = Literal["maximize", "minimize"]
+
+
+_Whole = tuple[int, int]
+_Real = tuple[float, float]
+_Step = Annotated[float, Field(gt=0)]
+# Named here because the fields `int` and `float` of Range hide the builtins inside it.
+
+
+class Range(Section):
+    """One dimension of the search; exactly one of `int`, `float` and `choice` is given."""
+
+    int: _Whole | None = None
+    """Lowest and highest whole number."""
+    float: _Real | None = None
+    """Lowest and highest number."""
+    choice: tuple[Any, ...] | None = None
+    """The values to choose from."""
+    log: bool = False
+    """Whether the number is drawn on a log scale."""
+    step: _Step | None = None
+    """Distance of the values that may be drawn."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Range:
+        given = [name for name in ("int", "float", "choice") if getattr(self, name) is not None]
+        if len(given) != 1:
+            raise SettingsError(f"a search range needs exactly one of int, float and choice, got {given or 'none'}")
+        if self.choice is not None and not self.choice:
+            raise SettingsError("a search range's choice is empty; name the values to choose from")
+        bounds = self.int or self.float
+        if bounds and bounds[0] > bounds[1]:
+            raise SettingsError(f"a search range must not end ({bounds[1]}) below its start ({bounds[0]}); swap them")
+        if self.log and (not bounds or bounds[0] <= 0):
+            raise SettingsError("a log range needs int or float bounds above 0")
+        if self.log and self.step:
+            raise SettingsError("a search range takes log or step, not both; leave one out")
+        return self
+
+
+class Sampler(Section):
+    """Who chooses the next configuration."""
+
+    kind: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
+    """Optuna's sampler."""
+    seed: int = 0
+    """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its log."""
+
+
+class Space(Section):
+    """One study."""
+
+    question: str
+    """What the study answers, in one sentence."""
+    experiment: dict[str, Any]
+    """The settings that all runs share (inline, or the path of an experiment file beside the space file)."""
+    arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
+    """Fixed arms: name -> overrides on top of the arm's own settings (`ARMS`)."""
+    budgets: tuple[Budget, ...] = ("equal_steps",)
+    """`equal_steps` gives every arm the baseline's steps; `equal_compute` those that the baseline's cost buys at its speed, `half_compute`
+    those that half of it buys (the baseline itself then runs twice: at half and, to be compared with, at its whole budget)."""
+    seeds: tuple[int, ...] = (0,)
+    """Training seeds of the fixed arms."""
+    search: dict[str, Range] = Field(default_factory=dict)
+    """What Optuna chooses: dotted settings key -> range."""
+    trials: int = Field(0, ge=0)
+    """Sampled configurations."""
+    objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
+    """Metrics of the search and their better direction."""
+    sampler: Sampler = Sampler()
+    resources: dict[str, Any] = Field(default_factory=dict)
+    """Overrides of the experiment's `resources`."""
+    source: Path | None = None
+    """The file that the space was read from."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Space:
+        if not self.budgets:
+            raise SettingsError("budgets is empty; give equal_steps, or several")
+        counted = [budget for budget in self.budgets if budget != "equal_steps"]
+        if counted and self.arms and BASELINE not in self.arms:
+            raise SettingsError(f"budgets holds {counted[0]}, which is counted in the baseline's cost, but arms lacks `{BASELINE}`; add it")
+        if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
+            raise SettingsError(f"seeds {list(self.seeds)} must be at least one and all different")
+        if self.trials and not self.search:
+            raise SettingsError(f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0")
+        if not self.arms and not self.trials:
+            raise SettingsError("a space needs arms, or search ranges and trials; it has neither")
+        return self

@@ -1,0 +1,23 @@
+"""A study: fixed arms and sampled trials on a Ray cluster, with the study folder as the truth.
+
+Importing this package is light, because Tune's trial processes do it too; the driver's side is loaded when a name is first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from reco_tune.study.planning import Plan, PlannedRun, estimated_speedup, plan
+    from reco_tune.study.runner import Observer, Options, Outcome, resume, run
+
+__all__ = ["Observer", "Options", "Outcome", "Plan", "PlannedRun", "estimated_speedup", "plan", "resume", "run"]
+
+_PLANNING = ("Plan", "PlannedRun", "estimated_speedup", "plan")
+
+
+def __getattr__(name: str) -> Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    return getattr(importlib.import_module(f"{__name__}.{'planning' if name in _PLANNING else 'runner'}"), name)

@@ -1,0 +1,273 @@
+"""The desk: the actor between Tune's light trials, which bring jobs, and the warm worker groups, which do them.
+
+Knows who does what, which attempt it is and who must stop; knows nothing of settings, models or Optuna, and writes no file: the
+driver drains its events and is the one writer of the log. Plain asyncio: not even Ray is imported here.
+
+Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Every rank of a group takes its jobs from here by
+number, which keeps ranks together without a collective that could time out while they are idle. A group that Train restarted shows
+up under a new incarnation: its unfinished job is then handed to it again.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections import deque
+from dataclasses import dataclass, field, replace
+from typing import Any, Literal
+
+POLL_SECONDS = 20.0
+"""Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
+GRACE_SECONDS = 30.0
+"""How long the ranks of a group wait for each other after one of them raised."""
+FINAL = ("evaluated", "failed", "pruned", "calibrated")
+"""Events that end a job; `calibrated` only that of a calibration."""
+
+Outcome = Literal["evaluated", "failed", "pruned", "calibrated", "paused"]
+"""How a job ended; `paused` is not done yet, a resumed study goes on with it."""
+
+
+@dataclass(frozen=True)
+class Job:
+    """One piece of work for a worker group; plain JSON values, so that any version of a worker can read it."""
+
+    kind: Literal["trial", "calibration"]
+    key: str
+    """Name of the run, or `calibration.ARM`."""
+    settings: dict[str, Any]
+    """The experiment, nested."""
+    settings_hash: str
+    tokens: str
+    """Path of the token cache."""
+    folder: str
+    """Folder of the run; unused by a calibration."""
+    attempt: int = 1
+    sampled: bool = False
+    """Whether the run calibrates its own settings first."""
+    calibration: dict[str, float] | None = None
+    """Speed metrics that are known already."""
+
+
+@dataclass
+class Ticket:
+    """What the desk knows of one job."""
+
+    job: Job
+    queued: bool = False
+    began: bool = False
+    """Whether a worker said so for this attempt."""
+    deaths: int = 0
+    """How often its workers died."""
+    outcome: Outcome | None = None
+    reason: str = ""
+    stop: str | None = None
+    """Why it should stop at its next report."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    settled: set[int] = field(default_factory=set)
+    """Ranks that raised in this attempt and wait for the others."""
+
+
+@dataclass
+class Group:
+    """A worker group, over all its restarts."""
+
+    incarnation: str = ""
+    retired: set[str] = field(default_factory=set)
+    given: list[str] = field(default_factory=list)
+    """Jobs of this incarnation in order; every rank reads it by number."""
+
+
+class Desk:
+    """An asynchronous actor; every method is short or a bounded wait for news."""
+
+    def __init__(self, workers: int, max_failures: int) -> None:
+        """
+        Args:
+            workers: ranks of a group.
+            max_failures: how often a job is tried again after its workers died.
+        """
+        self._workers, self._max_failures = workers, max_failures
+        self._tickets: dict[str, Ticket] = {}
+        self._groups: dict[int, Group] = {}
+        self._queue: deque[str] = deque()
+        self._events: list[dict[str, Any]] = []
+        self._posted = self._written = 0
+        """Events so far, and how many of them the driver has on disk."""
+        self._progress: dict[str, tuple[int, int, str]] = {}
+        self._leave = False
+        self._news = asyncio.Condition()
+
+    # --- the driver's side ---
+
+    async def bring(self, job: Job) -> None:
+        """Lays a job on the desk; groups take it once somebody follows it."""
+        self._tickets.setdefault(job.key, Ticket(job))
+
+    async def news(self) -> None:
+        """Returns when there is something to drain, or after a while."""
+        await self._wait(lambda: bool(self._events or self._progress))
+
+    async def drain(self) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
+        """Events since the last call, in order, and the latest progress of running jobs."""
+        events, self._events = self._events, []
+        progress, self._progress = self._progress, {}
+        return events, progress
+
+    async def wrote(self, count: int) -> None:
+        """The driver has this many more events on disk: whoever posted them may go on."""
+        self._written += count
+        await self._tell()
+
+    async def stop(self, key: str, reason: str) -> None:
+        """Asks one job to stop at its next report: it ends as pruned."""
+        self._tickets[key].stop = reason
+
+    async def pause(self) -> None:
+        """Nothing new starts; running jobs leave at their next report, as paused. Groups without work go home."""
+        self._leave = True
+        for key in self._queue:
+            self._end(self._tickets[key], "paused")
+        self._queue.clear()
+        await self._tell()
+
+    async def lose(self, slot: int, reason: str) -> None:
+        """A worker group is gone for good: another one gets its job."""
+        for key in self._bury(self._groups.setdefault(slot, Group()), reason):
+            self._queue.appendleft(key)
+        await self._tell()
+
+    # --- the Tune trial's side ---
+
+    async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], Outcome | None, str]:
+        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and the reason."""
+        ticket = self._tickets[key]
+        await self._start(key)
+        await self._wait(lambda: len(ticket.reports) > seen or ticket.outcome is not None)
+        return ticket.reports[seen:], ticket.outcome, ticket.reason
+
+    # --- the workers' side ---
+
+    async def take(self, slot: int, incarnation: str, number: int) -> Job | Literal["leave"] | None:
+        """The `number`-th job of this incarnation of a group: the same for every rank that asks. None: ask again."""
+        group = self._groups.setdefault(slot, Group())
+        if incarnation != group.incarnation and incarnation not in group.retired:
+            unfinished = self._bury(group, "its worker died")
+            group.retired.add(group.incarnation)
+            group.incarnation, group.given = incarnation, unfinished
+            await self._tell()
+        await self._wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave)
+        if incarnation in group.retired:
+            return "leave"
+        if number == len(group.given) and self._queue:
+            group.given.append(self._queue.popleft())
+        if number < len(group.given):
+            return self._tickets[group.given[number]].job
+        return "leave" if self._leave else None
+
+    async def post(self, key: str, event: str, fields: dict[str, Any]) -> None:
+        """An event of a running job; it is in the log when this returns."""
+        ticket = self._tickets[key]
+        if ticket.outcome is not None:
+            return  # another attempt was faster
+        if event == "started":
+            ticket.began = True
+        elif event == "calibrated":
+            ticket.job = replace(ticket.job, calibration=fields["metrics"])
+        self._log(event, key, **fields)
+        if event in FINAL and (event != "calibrated" or ticket.job.kind == "calibration"):
+            self._end(ticket, event)  # type: ignore[arg-type]
+        await self._in_log()
+
+    async def report(self, key: str, step: int, metrics: dict[str, float]) -> bool:
+        """A rung's report, in the log when this returns; True asks all ranks to stop now."""
+        ticket = self._tickets[key]
+        ticket.reports.append({"step": step, **metrics})
+        self._log("reported", key, step=step, metrics=metrics)
+        await self._in_log()
+        return self._leave or ticket.stop is not None
+
+    async def left(self, key: str, step: int) -> None:
+        """A job stopped because it was asked to."""
+        ticket = self._tickets[key]
+        if ticket.stop is not None:
+            self._log("pruned", key, step=step, reason=ticket.stop)
+        self._end(ticket, "pruned" if ticket.stop is not None else "paused")
+        await self._tell()
+
+    async def progress(self, key: str, done: int, total: int, what: str) -> None:
+        """How far a job is."""
+        self._progress[key] = (done, total, what)
+        await self._tell()
+
+    async def raised(self, key: str, rank: int, reason: str) -> bool:
+        """A rank's job raised: the run has failed. True once all ranks have raised, so that the group may go on.
+
+        False after the grace period: the others hang in a collective, and only a restart of the group frees them.
+        """
+        ticket = self._tickets[key]
+        ticket.settled.add(rank)
+        if ticket.outcome is None:
+            self._log("failed", key, reason=reason)
+            self._end(ticket, "failed", reason)
+        await self._tell()
+        return await self._wait(lambda: len(ticket.settled) == self._workers, GRACE_SECONDS)
+
+    # --- helpers ---
+
+    async def _start(self, key: str) -> None:
+        ticket = self._tickets[key]
+        if not ticket.queued:
+            ticket.queued = True
+            if self._leave:
+                self._end(ticket, "paused")
+            else:
+                self._queue.append(key)
+            await self._tell()
+
+    def _bury(self, group: Group, reason: str) -> list[str]:
+        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too often."""
+        unfinished = [key for key in group.given if self._tickets[key].outcome is None]
+        for key in list(unfinished):
+            ticket = self._tickets[key]
+            if not ticket.began:  # given to a worker that never began: no attempt was used
+                continue
+            if self._leave:
+                self._end(ticket, "paused")
+                unfinished.remove(key)
+            elif ticket.deaths >= self._max_failures:
+                failure = f"{reason}, {ticket.deaths + 1} times in all"
+                self._log("failed", key, reason=failure)
+                self._end(ticket, "failed", failure)
+                unfinished.remove(key)
+            else:
+                ticket.job = replace(ticket.job, attempt=ticket.job.attempt + 1)
+                ticket.began, ticket.deaths = False, ticket.deaths + 1
+                ticket.settled.clear()
+                self._log("retried", key, attempt=ticket.job.attempt, reason=reason)
+        group.given = []
+        return unfinished
+
+    def _end(self, ticket: Ticket, outcome: Outcome, reason: str = "") -> None:
+        ticket.outcome, ticket.reason = outcome, reason
+
+    async def _in_log(self) -> None:
+        """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be said."""
+        posted = self._posted
+        await self._tell()
+        while not await self._wait(lambda: self._written >= posted):
+            pass
+
+    def _log(self, event: str, key: str, **fields: Any) -> None:
+        self._posted += 1
+        self._events.append({"event": event, "key": key, "kind": self._tickets[key].job.kind, **fields})
+
+    async def _tell(self) -> None:
+        async with self._news:
+            self._news.notify_all()
+
+    async def _wait(self, ready: Any, seconds: float = POLL_SECONDS) -> bool:
+        async with self._news:
+            try:
+                await asyncio.wait_for(self._news.wait_for(ready), seconds)
+            except TimeoutError:
+                return bool(ready())
+        return True

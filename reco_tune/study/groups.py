@@ -1,0 +1,89 @@
+"""Warm worker groups: long-lived Ray Train runs whose loop takes job after job, so that a trial does not pay for one.
+
+Ray Train keeps what it is good at: the process group, placement, and starting a group again when a worker dies.
+"""
+
+from __future__ import annotations
+
+import threading
+import uuid
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+from ray.train.torch import TorchConfig, TorchTrainer
+
+from reco_tune.study import worker
+from reco_tune.study.cluster import Placement
+
+RESTARTS_PER_JOB = 4
+"""A group that dies more often than this, counted over all jobs, is given up; the desk gives up on a single job much earlier."""
+LEAVE_SECONDS = 60
+"""How long groups may take to go home."""
+
+
+class WorkerGroups:
+    """All groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread only waits for it)."""
+
+    def __init__(self, desk: Any, placement: Placement, storage: Path, jobs: int) -> None:
+        """Starts them; returns at once.
+
+        Args:
+            storage: folder of Train's own state.
+            jobs: about how many jobs they will do.
+        """
+        self.lost: list[str] = []
+        """Why groups are gone for good."""
+        self._desk, self._placement, self._storage = desk, placement, storage.resolve()
+        self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
+        self._threads = [threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)]
+        for thread in self._threads:
+            thread.start()
+
+    @property
+    def gone(self) -> bool:
+        """Whether no group is left."""
+        return len(self.lost) == self._placement.groups
+
+    def join(self) -> None:
+        """Waits until they have left; the desk must have said so."""
+        for thread in self._threads:
+            thread.join(LEAVE_SECONDS)
+
+    def _keep(self, slot: int) -> None:
+        """One group, until the desk says leave or Train gives up."""
+        try:
+            self._trainer(slot).fit()
+        except Exception as error:
+            self.lost.append(" ".join(str(error).split())[:300])
+            try:
+                ray.get(self._desk.lose.remote(slot, "its worker group was lost"))
+                if self.gone:
+                    ray.get(self._desk.pause.remote())
+            except Exception:
+                return  # the cluster is going down: nobody waits for this job any more
+
+    def _trainer(self, slot: int) -> TorchTrainer:
+        placement = self._placement
+        return _WarmTrainer(
+            worker.serve,
+            train_loop_config={"desk": self._desk, "slot": slot, "execute": worker.execute},
+            torch_config=TorchConfig(),  # nccl for GPUs, else gloo
+            scaling_config=ray.train.ScalingConfig(
+                num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.worker_resources
+            ),
+            run_config=ray.train.RunConfig(
+                name=f"group-{slot}-{uuid.uuid4().hex[:8]}",  # never an old name: Train would look for checkpoints of its own
+                storage_path=str(self._storage),
+                failure_config=ray.train.FailureConfig(max_failures=self._restarts, controller_failure_limit=3),
+            ),
+        )
+
+
+class _WarmTrainer(TorchTrainer):
+    """A trainer without Ray Data: its callback starts a process per group for data sets that do not exist here."""
+
+    def _create_default_callbacks(self) -> list[Any]:
+        callbacks: list[Any] = super()._create_default_callbacks()
+        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]

@@ -1,0 +1,128 @@
+"""The driver's hold on a study folder: the lock, the frozen settings, and the log with everything that follows it.
+
+Knows the log, the search and whoever listens; knows nothing of Ray.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
+
+from reco_tune.errors import StudyError
+from reco_tune.settings import Space, flatten, load_space, save_space
+from reco_tune.settings.files import merge
+from reco_tune.study.planning import plan
+from reco_tune.study.searcher import Search
+from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, StudyRecord
+from reco_tune.tracking import Mirror
+
+LOCK = ".lock"
+"""File in a study folder that its driver holds locked."""
+
+
+class Observer:
+    """What a live view may listen to; called from several threads."""
+
+    def on_phase(self, done: int, total: int, what: str) -> None:
+        """Preparation and start-up, in units of their own."""
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        """An event was written to the log."""
+
+    def on_progress(self, trial: str, done: int, total: int, what: str) -> None:
+        """About once a second for every running job."""
+
+
+class Journal:
+    """The log with everything that follows it: the record, the search, the observer, MLflow. One lock, so all see one order."""
+
+    def __init__(self, folder: StudyFolder, search: Search, observer: Observer) -> None:
+        self.lock = threading.RLock()
+        self.mirror: Mirror | None = None
+        self._log = EventLog(folder.events)
+        self._follower = Follower(folder.events)
+        self._search, self._observer = search, observer
+        for event in self._follower.poll():
+            search.apply(event)
+
+    @property
+    def study(self) -> StudyRecord:
+        """The state of the log."""
+        return self._follower.study
+
+    def write(self, event: EventName, **fields: Any) -> None:
+        """Writes one event and tells everybody."""
+        with self.lock:
+            self._log.append(event, **fields)
+            for written in self._follower.poll():
+                self._search.apply(written)
+                self._observer.on_event(written)
+            if self.mirror is not None:
+                self.mirror.notify()
+
+    def close(self) -> None:
+        self._log.close()
+
+
+@contextmanager
+def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
+    """The folder of this study, locked, its settings frozen in it; nothing is touched where that cannot be.
+
+    Raises:
+        StudyError: where the folder holds another study, something else, or a live driver.
+    """
+    if folder.settings.exists():
+        _check_same(space, folder)
+    elif folder.path.exists() and any(entry.name != LOCK for entry in folder.path.iterdir()):
+        raise StudyError(f"{folder.path} is not empty and holds no study; give another --output")
+    with locked(folder):
+        if not folder.settings.exists():
+            staging = folder.path / ".settings.yaml"
+            save_space(space, staging)
+            staging.replace(folder.settings)
+        yield
+
+
+def frozen(space: Space) -> Space:
+    """The space with absolute paths, so that a study can be resumed from anywhere."""
+    experiment = plan(space).shared
+    paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
+    if experiment.data.root is not None:
+        paths["data.root"] = str(experiment.data.root.resolve())
+    return space.model_copy(update={"experiment": merge(space.experiment, paths)})
+
+
+@contextmanager
+def locked(folder: StudyFolder) -> Iterator[None]:
+    """One driver a study; the system frees the lock when the process ends, however it ends."""
+    folder.path.mkdir(parents=True, exist_ok=True)
+    with (folder.path / LOCK).open("a+") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            file.seek(0)
+            raise StudyError(
+                f"the study in {folder.path} is running (process {file.read().strip() or '?'}); wait for it or stop it"
+            ) from error
+        file.truncate(0)
+        file.write(str(os.getpid()))
+        file.flush()
+        yield
+
+
+def _check_same(space: Space, folder: StudyFolder) -> None:
+    """Refuses a folder whose study is another one."""
+
+    def essence(of: Space) -> dict[str, Any]:
+        values = flatten({**of.model_dump(mode="json", exclude={"source", "resources"})})
+        elsewhere = ("experiment.resources.", "experiment.data.root", "experiment.data.cache_dir")
+        return {key: value for key, value in values.items() if not key.startswith(elsewhere)}
+
+    theirs, ours = essence(load_space(folder.settings)), essence(space)
+    different = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
+    if different:
+        raise StudyError(f"{folder.path} holds another study (it differs in {different[0]}); give another --output, or resume that one")

@@ -1,0 +1,141 @@
+"""What a study runs: fixed arms times budgets times seeds, then the sampled trials. Pure settings; launches nothing.
+
+`full` runs once and stands under both budgets. An equal-compute arm gets the steps that the baseline's cost buys at the arm's speed:
+calibrated when the study runs and frozen in its log, estimated by the FLOP limit before. At half the compute `full` has a run of its
+own beside the whole one, which the others are compared with.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+from reco_tune import quantities
+from reco_tune.cost import arm_limit, budget_steps
+from reco_tune.errors import SettingsError
+from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
+from reco_tune.training import Arm
+
+SEARCH = "search"
+"""Arm name of a sampled run."""
+FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
+"""Sections that one study shares, because its runs would not compare otherwise; `window.scheme` is what arms are for."""
+
+
+@dataclass(frozen=True)
+class PlannedRun:
+    """One run of a fixed arm."""
+
+    trial: str
+    """`full-s0`, `reco-equal_steps-s0`."""
+    arm: str
+    budget: str
+    """`equal_steps`, `equal_compute`, `half_compute`, or `both` for the baseline at its whole budget."""
+    seed: int
+    experiment: Experiment
+
+    @property
+    def steps(self) -> int:
+        return self.experiment.training.steps
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything a study will run, as far as it is known before the first trial."""
+
+    arms: dict[str, Experiment]
+    """Each fixed arm's settings as the space file gives them; the key of its calibration is its name."""
+    runs: tuple[PlannedRun, ...]
+    trials: int
+    """Sampled runs."""
+    sampled: Experiment | None
+    """Settings of a sampled run before anything is sampled: its steps and cost stand for all of them."""
+    estimated: bool
+    """Whether the steps of compute budgets come from FLOP limits and not from calibrations."""
+
+    @property
+    def total(self) -> int:
+        return len(self.runs) + self.trials
+
+    @property
+    def shared(self) -> Experiment:
+        """One of the study's experiments: `data`, `tokenizer`, `evaluation` and `resources` are the same in all."""
+        experiment = next(iter(self.arms.values()), self.sampled)
+        assert experiment is not None  # a space has arms or trials
+        return experiment
+
+    @property
+    def piece_blocks(self) -> tuple[int, ...]:
+        """Lengths in blocks of the sub-clips that must be encoded by themselves."""
+        experiments = [run.experiment for run in self.runs]
+        return tuple(sorted({_blocks(experiment) for experiment in experiments if experiment.window.scheme == "fewer_frames"}))
+
+
+def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
+    """The runs of a space, in the order in which they start: the arms of the file, budget by budget, seed by seed.
+
+    Args:
+        speedups: calibrated speed-up by arm; the arms' FLOP limits where it is left out.
+
+    Raises:
+        SettingsError: for a search or an arm that would make the runs of one study incomparable.
+    """
+    _check(space)
+    arms = {name: arm_experiment(space, name) for name in space.arms}
+    runs: dict[str, PlannedRun] = {}
+    for budget in space.budgets:
+        for seed in space.seeds:
+            for arm, experiment in arms.items():
+                for own in _budgets(arm, budget):
+                    run = _run(space, arm, experiment, own, seed, speedups)
+                    runs.setdefault(run.trial, run)
+    sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
+    return Plan(arms, tuple(runs.values()), space.trials, sampled, estimated=speedups is None)
+
+
+def estimated_speedup(experiment: Experiment) -> float:
+    """The FLOP limit: a full-sequence step over the arm's expected step."""
+    return arm_limit(_arm(experiment))
+
+
+def sampled_name(number: int) -> str:
+    """Name of the n-th sampled run."""
+    return f"{SEARCH}-{number:04d}"
+
+
+def _budgets(arm: str, budget: str) -> tuple[str, ...]:
+    """What an arm runs for a budget of the space."""
+    if arm != BASELINE:
+        return (budget,)
+    return ("both", budget) if budget == "half_compute" else ("both",)
+
+
+def _run(space: Space, arm: str, experiment: Experiment, budget: str, seed: int, speedups: Mapping[str, float] | None) -> PlannedRun:
+    if budget == "both":
+        return PlannedRun(f"{arm}-s{seed}", arm, budget, seed, arm_experiment(space, arm, {"training.seed": seed}))
+    speedup = 1.0 if budget == "equal_steps" else estimated_speedup(experiment) if speedups is None else speedups[arm]
+    steps = budget_steps(budget, experiment.training.steps, speedup)
+    overrides = {"training.seed": seed, "training.steps": steps}
+    return PlannedRun(f"{arm}-{budget}-s{seed}", arm, budget, seed, arm_experiment(space, arm, overrides))
+
+
+def _check(space: Space) -> None:
+    if SEARCH in space.arms:
+        raise SettingsError(f"arms: `{SEARCH}` is the name of sampled runs; call the arm something else")
+    for where, keys in [("search", space.search), *((f"arm `{name}`", own) for name, own in space.arms.items())]:
+        for key in keys:
+            if key.split(".")[0] in FROZEN_SECTIONS:
+                raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
+    if "window.scheme" in space.search:
+        raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
+    for objective in space.objectives:
+        if objective not in quantities.ALL:
+            raise SettingsError(f"objectives: {objective} is not a metric; known ones are {', '.join(quantities.ALL)}")
+
+
+def _blocks(experiment: Experiment) -> int:
+    return _arm(experiment).piece_blocks
+
+
+def _arm(experiment: Experiment) -> Arm:
+    return Arm(experiment, experiment.tokenizer.num_codes, num_classes=1)  # classes cost no operations

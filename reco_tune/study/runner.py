@@ -1,0 +1,354 @@
+"""Runs a study: the driver, which plans, starts Ray, lets Tune decide and is the one writer of the log.
+
+The study folder is the truth. Everything here (Optuna's study, Tune's trials, the worker groups) is rebuilt from the log when a study
+is resumed, so a driver may be killed at any instruction: what was evaluated is not run again, what was running goes on from its
+checkpoint under the same name.
+"""
+
+from __future__ import annotations
+
+import signal
+import threading
+import uuid
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+from reco_tune.errors import RunFailedError, StudyError
+from reco_tune.evaluation import prepare_evaluation
+from reco_tune.settings import Space, load_space, make_experiment
+from reco_tune.study.cluster import HEAD, Placement, cluster, machine, place
+from reco_tune.study.desk import Desk, Job
+from reco_tune.study.groups import WorkerGroups
+from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
+from reco_tune.study.planning import SEARCH, Plan, plan
+from reco_tune.study.provenance import study_provenance
+from reco_tune.study.searcher import Search
+from reco_tune.study.trial import Proposal, Proposals, follow
+from reco_tune.study_log import StudyFolder, StudyRecord
+from reco_tune.tokenizers import prepare_tokens
+from reco_tune.tracking import Mirror
+
+DONE = ("evaluated", "pruned", "failed")
+"""States in which nothing is left to do for a run."""
+CALIBRATION = "calibration."
+"""Before an arm's name: the key of its calibration at the desk."""
+TRIAL_RETRIES = 3
+"""How often Tune starts a trial's light process again; the work itself is not lost with it."""
+
+
+@dataclass(frozen=True)
+class Options:
+    """How a study is launched; none of it changes a result."""
+
+    name: str = ""
+    """Name of the study; its folder's where it is empty."""
+    address: str | None = None
+    """Of a running Ray cluster; without it the study starts its own on this machine."""
+    tracking_uri: str | None = None
+    """MLflow server; the study folder's own sqlite file where it is left out."""
+    track: bool = True
+    """Whether MLflow mirrors the log."""
+    command: str = ""
+    """The command line, for the record."""
+
+
+@dataclass(frozen=True)
+class Outcome:
+    """How a call of `run` or `resume` ended."""
+
+    folder: StudyFolder
+    study: StudyRecord
+    interrupted: bool
+    """Whether it was stopped (Ctrl-C); `resume` goes on."""
+
+
+def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> Outcome:
+    """Runs a study in a folder; goes on with it where the folder holds the same study already.
+
+    Raises:
+        StudyError: where the folder holds another study, or a live one.
+        SettingsError, DataError: for what cannot be run.
+        RunFailedError: where the cluster lost so much that runs are left over.
+    """
+    space = frozen(space)
+    if options.address is None:
+        place(plan(space).shared.resources, [machine()], jobs=1)  # refuses what can never run before anything is written
+    target = StudyFolder(Path(folder))
+    with claimed(space, target):
+        return _Driver(space, target, options, observer).drive()
+
+
+def resume(folder: Path, options: Options = Options(), observer: Observer = Observer()) -> Outcome:
+    """Goes on with the study in a folder, after any crash; what is finished is not repeated.
+
+    Raises:
+        StudyError: where the folder holds no study, or a live one.
+    """
+    target = StudyFolder(Path(folder))
+    if not target.settings.exists():
+        raise StudyError(f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run` named")
+    with locked(target):
+        return _Driver(load_space(target.settings), target, options, observer).drive()
+
+
+class _Driver:
+    """One call of `run` or `resume`."""
+
+    def __init__(self, space: Space, folder: StudyFolder, options: Options, observer: Observer) -> None:
+        self._space, self._folder, self._options, self._observer = space, folder, options, observer
+        self._search = Search(space)
+        self._journal = Journal(folder, self._search, observer)
+        self._plan: Plan = plan(space)
+        self._tokens = ""
+        """Path of the token cache."""
+        self._desk: Any = None
+        self._stopping = threading.Event()
+        self._unmeasured = [arm for arm in self._plan.arms if arm not in self.study.calibrations]
+        """Arms whose calibration nobody has been given yet."""
+        self._todo: list[str] | None = None
+        """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
+        self._broken = ""
+        """Why nothing can be heard from the cluster any more."""
+        self._groups: WorkerGroups | None = None
+        self._uncalibrated: dict[str, str] = {}
+        """Why calibrations failed, by arm."""
+
+    @property
+    def study(self) -> StudyRecord:
+        return self._journal.study
+
+    @property
+    def _groups_gone(self) -> bool:
+        return self._groups is not None and self._groups.gone
+
+    def drive(self) -> Outcome:
+        """From the log's state to the end of the study."""
+        with ExitStack() as stack:
+            stack.callback(self._journal.close)
+            stack.enter_context(self._interruptible())
+            if not self.study.name:
+                self._journal.write(
+                    "study",
+                    name=self._options.name or self._folder.path.resolve().name,
+                    question=self._space.question,
+                    arms=list(self._space.arms),
+                    provenance=study_provenance(self._options.command),
+                )
+            if self._options.track:
+                self._journal.mirror = Mirror(self._folder, self._options.tracking_uri)
+                self._journal.mirror.notify()
+                stack.callback(self._journal.mirror.close)
+            if not self.study.finished:
+                self._prepare()
+                if not self._stopping.is_set():
+                    self._work()
+        return Outcome(self._folder, self.study, interrupted=self._stopping.is_set())
+
+    # --- before Ray ---
+
+    def _prepare(self) -> None:
+        """Token cache, feature extractor and reference statistics; on disk when this returns."""
+        experiment = self._plan.shared
+        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self._plan.piece_blocks)
+        prepare_evaluation(experiment, cache, self._observer.on_phase)
+        self._tokens = str(cache.path.resolve())
+
+    # --- with Ray ---
+
+    def _work(self) -> None:
+        experiment = self._plan.shared
+        left = self._plan.total - sum(record.state in DONE for record in self.study.runs.values())
+        self._observer.on_phase(0, 2, "starting Ray")
+        with cluster(self._options.address, experiment.resources, self._folder.ray / "temp") as nodes:
+            placement = place(experiment.resources, nodes, left)
+            self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
+            name = f"desk-{uuid.uuid4().hex[:12]}"
+            self._desk = (
+                ray.remote(Desk)
+                .options(num_cpus=0, name=name, max_concurrency=1000)
+                .remote(placement.workers, experiment.resources.max_failures)
+            )
+            self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left)
+            try:
+                with self._draining():
+                    self._tune(name, placement)
+                    if not self._broken:
+                        ray.get(self._desk.pause.remote())
+                        self._groups.join()
+            finally:
+                self._desk = None
+        self._conclude()
+
+    def _tune(self, desk: str, placement: Placement) -> None:
+        """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
+        tune.Tuner(
+            tune.with_resources(follow, {HEAD: 0.001}),
+            tune_config=tune.TuneConfig(
+                search_alg=Proposals(lambda: self._next(desk)),
+                num_samples=-1,
+                max_concurrent_trials=placement.groups,
+                reuse_actors=True,
+                trial_name_creator=lambda trial: trial.config["trial"],
+                trial_dirname_creator=lambda trial: trial.config["trial"],
+            ),
+            run_config=tune.RunConfig(
+                name=f"tune-{uuid.uuid4().hex[:8]}",
+                storage_path=str(self._folder.ray.resolve()),
+                failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
+                verbose=0,
+            ),
+        ).fit()
+
+    def _next(self, desk: str) -> Proposal:
+        """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search proposes."""
+        with self._journal.lock:
+            self._drain()
+            if self._stopping.is_set() or self._broken or self._uncalibrated or self._groups_gone:
+                return Searcher.FINISHED
+            job = self._next_calibration() if self._todo is None else self._next_run()
+        if job is None:
+            return None if self._todo is None else Searcher.FINISHED
+        ray.get(self._desk.bring.remote(job))
+        return {"desk": desk, "trial": job.key}
+
+    def _next_calibration(self) -> Job | None:
+        """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
+        if self._unmeasured:
+            arm = self._unmeasured.pop(0)
+            experiment = self._plan.arms[arm]
+            return Job(
+                "calibration", CALIBRATION + arm, experiment.model_dump(mode="json"), experiment.result_hash(), self._tokens, folder=""
+            )
+        if any(arm not in self.study.calibrations for arm in self._plan.arms):
+            return None
+        self._plan = plan(self._space, {arm: self.study.calibrations[arm]["speedup"] for arm in self._plan.arms})
+        for run_ in self._plan.runs:
+            if run_.trial not in self.study.runs:
+                self._journal.write(
+                    "planned",
+                    trial=run_.trial,
+                    arm=run_.arm,
+                    budget=run_.budget,
+                    seed=run_.seed,
+                    settings=run_.experiment.flat(),
+                    settings_hash=run_.experiment.result_hash(),
+                    metrics=self.study.calibrations[run_.arm],
+                )
+        self._todo = [record.trial for record in self.study.runs.values() if record.state not in DONE]
+        return self._next_run()
+
+    def _next_run(self) -> Job | None:
+        """A run of the log that is not done, or a new one of the search."""
+        if self._todo:
+            record = self.study.runs[self._todo.pop(0)]
+        else:
+            proposal = self._search.ask()
+            if proposal is None:
+                return None
+            self._journal.write("asked", **proposal.event)
+            record = self.study.runs[proposal.trial]
+        attempt = max(record.attempt, 1)
+        if record.state != "planned":
+            attempt = record.attempt + 1
+            self._journal.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
+        return Job(
+            kind="trial",
+            key=record.trial,
+            settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
+            settings_hash=record.settings_hash,
+            tokens=self._tokens,
+            folder=str(self._folder.trial(record.trial).resolve()),
+            attempt=attempt,
+            sampled=record.arm == SEARCH,
+            calibration=self.study.calibrations.get(record.trial),
+        )
+
+    # --- the desk's events ---
+
+    @contextmanager
+    def _draining(self) -> Iterator[None]:
+        """Writes the desk's events to the log while the block runs."""
+        done, desk = threading.Event(), self._desk
+
+        def drain() -> None:
+            while not done.is_set() and not self._broken:
+                try:
+                    ray.get(desk.news.remote())
+                    self._drain()
+                except Exception as error:
+                    self._broken = f"the driver lost its desk ({' '.join(str(error).split())[:200]})"
+
+        thread = threading.Thread(target=drain, name="drain", daemon=True)
+        thread.start()
+        try:
+            yield
+        finally:
+            done.set()
+            if not self._broken:
+                desk.progress.remote("", 0, 0, "")  # wakes the thread
+                thread.join(timeout=30)
+        if not self._broken:
+            self._drain()
+
+    def _drain(self) -> None:
+        with self._journal.lock:
+            events, progress = ray.get(self._desk.drain.remote())
+            for event in events:
+                self._take_in(event)
+            if events:
+                self._desk.wrote.remote(len(events))
+        progress.pop("", None)
+        for key, (done, total, what) in progress.items():
+            self._observer.on_progress(key, done, total, what)
+
+    def _take_in(self, event: dict[str, Any]) -> None:
+        name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
+        if kind == "trial":
+            self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+        elif name == "calibrated":
+            self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
+            self._observer.on_phase(len(self.study.calibrations), len(self._plan.arms), "calibrating the speed of the arms")
+        elif name == "failed":
+            self._uncalibrated[key.removeprefix(CALIBRATION)] = event["reason"]
+
+    # --- the end ---
+
+    def _conclude(self) -> None:
+        for arm, reason in self._uncalibrated.items():
+            raise RunFailedError(f"the speed of arm `{arm}` could not be measured: {reason}")
+        unfinished = [record for record in self.study.runs.values() if record.state not in DONE]
+        if not unfinished and self._search.exhausted and self.study.runs:
+            self._journal.write("finished")
+        elif not self._stopping.is_set():
+            why = self._broken or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ())) or "their trials were lost"
+            raise RunFailedError(
+                f"{len(unfinished)} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
+            )
+
+    @contextmanager
+    def _interruptible(self) -> Iterator[None]:
+        """Ctrl-C once: running jobs leave at their next report. Twice, or before anything runs: stop now. Resumable either way."""
+
+        def interrupt(signum: int, frame: FrameType | None) -> None:
+            if self._stopping.is_set() or self._desk is None:
+                raise KeyboardInterrupt
+            self._stopping.set()
+            self._observer.on_phase(0, 1, "stopping: running trials leave at their next report; Ctrl-C again stops at once")
+            threading.Thread(target=lambda desk: ray.get(desk.pause.remote()), args=(self._desk,), daemon=True).start()
+
+        if threading.current_thread() is not threading.main_thread():
+            yield
+            return
+        before = signal.signal(signal.SIGINT, interrupt)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, before)

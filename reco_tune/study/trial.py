@@ -1,0 +1,55 @@
+"""Tune's side of a study: the light trial that stands for a job, and Tune's view of what comes next.
+
+Knows the desk's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused actors a trial costs
+a few round trips.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import ray
+from ray import tune
+from ray.tune.search import Searcher
+
+Proposal = dict[str, Any] | str | None
+"""A trial's configuration (`desk`, `trial`), `Searcher.FINISHED`, or None: ask again later."""
+
+
+def follow(config: dict[str, Any]) -> None:
+    """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
+
+    Imports nothing heavy: with reused actors a trial costs a few round trips.
+    """
+    desk = ray.get_actor(config["desk"])
+    seen, outcome = 0, None
+    while outcome is None:
+        reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
+        for report in reports:
+            seen += 1
+            tune.report(report)
+    tune.report({"outcome": outcome})
+
+
+class Proposals(Searcher):
+    """Tune's view of the study: asks for the next trial. What came of it is told by the log, not by Tune."""
+
+    def __init__(self, propose: Callable[[], Proposal] | None = None) -> None:
+        super().__init__()
+        self._propose = propose
+
+    def suggest(self, trial_id: str) -> Proposal:
+        return self._propose() if self._propose is not None else Searcher.FINISHED
+
+    def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
+        """Nothing: the desk's events have said it."""
+
+    def save(self, checkpoint_path: str) -> None:
+        """Nothing: the log is the truth."""
+
+    def restore(self, checkpoint_path: str) -> None:
+        """Nothing: the log is the truth."""
+
+    def __reduce__(self) -> tuple[type[Proposals], tuple[()]]:
+        return (Proposals, ())  # Tune pickles its configuration; a restored one is never used

@@ -1,0 +1,184 @@
+"""What a Ray Train worker does: takes jobs from the desk, one after another, and runs each as if it were alone.
+
+Knows the core (calibration, training, evaluation) and the desk; knows nothing of Tune, Optuna or the log.
+"""
+
+from __future__ import annotations
+
+import gc
+import json
+import math
+import os
+import socket
+import time
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import ray
+import ray.train
+import torch
+
+from reco_tune import quantities as q
+from reco_tune.cost import calibrate
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import ReCoTuneError
+from reco_tune.evaluation import evaluate
+from reco_tune.settings import Experiment
+from reco_tune.study.desk import Job
+from reco_tune.training import Group, fit
+
+PROGRESS_SECONDS = 1.0
+"""Shortest time between two progress messages of one worker."""
+LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name)
+"""Device seconds of a run's stages; their sum is its device hours."""
+
+
+class Hooks:
+    """How a job speaks to the desk; only rank 0 is heard."""
+
+    def __init__(self, desk: Any, job: Job, rank: int) -> None:
+        self._desk, self._key, self._rank = desk, job.key, rank
+        self._last_progress = 0.0
+
+    def event(self, name: str, **fields: Any) -> None:
+        """One event of the run's life; it is at the desk when this returns."""
+        if self._rank == 0:
+            ray.get(self._desk.post.remote(self._key, name, fields))
+
+    def report(self, step: int, metrics: dict[str, float]) -> bool:
+        """A rung's report; True asks to stop."""
+        return bool(ray.get(self._desk.report.remote(self._key, step, finite(metrics))))
+
+    def left(self, step: int) -> None:
+        """The job stopped because it was asked to."""
+        if self._rank == 0:
+            ray.get(self._desk.left.remote(self._key, step))
+
+    def progress(self, done: int, total: int, what: str) -> None:
+        """How far the job is, about once a second."""
+        now = time.monotonic()
+        if self._rank == 0 and (now - self._last_progress >= PROGRESS_SECONDS or done == total):
+            self._last_progress = now
+            self._desk.progress.remote(self._key, done, total, what)
+
+
+Execute = Callable[[Job, Hooks], None]
+
+
+def serve(config: dict[str, Any]) -> None:
+    """The train loop of a warm worker group: jobs until the desk says leave.
+
+    Args:
+        config: `desk` (actor handle), `slot`, `execute` (what a job is: `execute` below).
+    """
+    desk, slot = config["desk"], config["slot"]
+    job_function: Execute = config["execute"]
+    rank = ray.train.get_context().get_world_rank()
+    incarnation = Group.current().broadcast_json(uuid.uuid4().hex)
+    number = 0
+    while (job := ray.get(desk.take.remote(slot, incarnation, number))) != "leave":
+        if job is None:
+            continue
+        number += 1
+        try:
+            job_function(job, Hooks(desk, job, rank))
+        except Exception as error:
+            if not ray.get(desk.raised.remote(job.key, rank, _sentence(error))):
+                raise
+        gc.collect()
+        if torch.cuda.is_available():
+            torch.cuda.empty_cache()
+
+
+def execute(job: Job, hooks: Hooks) -> None:
+    """One job, on every rank of the group: a calibration, or a run from calibration to evaluation.
+
+    A run whose `result.json` lies in its folder is done: only the message was lost.
+    """
+    experiment = Experiment.model_validate(job.settings)
+    cache = TokenCache.open(Path(job.tokens))
+    group = Group.current()
+    if job.kind == "calibration":
+        hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
+        return
+    folder = Path(job.folder)
+    folder.mkdir(parents=True, exist_ok=True)
+    hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
+    result = _finished(folder, job.settings_hash)
+    if result is None:
+        result = _run(job, experiment, cache, folder, group, hooks)
+    if result is not None:
+        hooks.event("evaluated", **result)
+
+
+def finite(metrics: dict[str, float]) -> dict[str, float]:
+    """The metrics that are numbers: JSON has no NaN, and an objective that is missing fails its run."""
+    return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
+
+
+def _run(job: Job, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, hooks: Hooks) -> dict[str, Any] | None:
+    """The whole of a run; None where it was asked to stop."""
+    metrics: dict[str, float] = {}
+    if job.sampled:
+        metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
+        if job.calibration is None:
+            hooks.event("calibrated", metrics=metrics)
+    trained = fit(experiment, cache, folder, report=hooks.report, progress=hooks.progress, group=group)
+    if trained.stopped:
+        hooks.left(trained.steps)
+        return None
+    hooks.event("completed", metrics=finite(trained.metrics))
+    evaluated = evaluate(trained.model, experiment, cache, group=group, folder=folder, progress=hooks.progress)
+    metrics |= finite(trained.metrics) | finite(evaluated.metrics)
+    metrics[q.GPU_HOURS.name] = sum(metrics.get(stage, 0.0) for stage in LEDGER) / 3600
+    curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
+    result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
+    if group.leads:
+        _write(folder / "result.json", {"settings_hash": job.settings_hash, **result})
+    return result
+
+
+def _calibrated(experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
+    """Rank 0's measurement, on all ranks; the others wait, so that nothing else runs on their cores."""
+    measured: dict[str, float] = {}
+    if group.leads:
+        hooks.progress(0, 1, "calibrating")
+        measured = finite(calibrate(experiment, cache, experiment.resources.calibration_seconds))
+    return group.broadcast_json(measured)
+
+
+def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:
+    """The result of a run that was evaluated before, with the same settings."""
+    path = folder / "result.json"
+    if not path.exists():
+        return None
+    result: dict[str, Any] = json.loads(path.read_text())
+    return result if result.pop("settings_hash") == settings_hash else None
+
+
+def _write(path: Path, value: dict[str, Any]) -> None:
+    """Whole or not at all."""
+    staging = path.with_name(f".{path.name}")
+    with staging.open("w") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str]:
+    device = torch.cuda.get_device_name() if experiment.device_type == "cuda" and torch.cuda.is_available() else "cpu"
+    return {
+        "host": socket.gethostname(),
+        "device": device,
+        "data_fingerprint": cache.data_fingerprint,
+        "tokenizer_fingerprint": cache.tokenizer_fingerprint,
+    }
+
+
+def _sentence(error: Exception) -> str:
+    """An error in one line."""
+    text = " ".join(str(error).split())
+    return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,0 +1,287 @@
+"""The study folder: its layout, the append-only event log that is the truth, and the run records replayed from it.
+
+Knows nothing of Ray, Optuna, MLflow or pandas; `study` writes the log, `tracking` and `reporting` read it.
+One JSON line per event; `time` is Unix seconds. A run's life: planned | asked, started, reported ..., completed (trained),
+evaluated (finished) or pruned or failed. `retried` precedes a further `started` with the next attempt number.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import json
+import os
+import threading
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from reco_tune.errors import StudyError
+
+EventName = Literal[
+    "study", "planned", "calibrated", "asked", "started", "reported", "pruned", "failed", "retried", "completed", "evaluated", "finished"
+]
+"""`study` opens a log (name, question, provenance); `finished` says that nothing is left to do."""
+
+State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
+
+
+@dataclass(frozen=True)
+class StudyFolder:
+    """Where everything of a study lies."""
+
+    path: Path
+
+    @property
+    def settings(self) -> Path:
+        return self.path / "settings.yaml"
+
+    @property
+    def events(self) -> Path:
+        return self.path / "events.jsonl"
+
+    @property
+    def lock(self) -> Path:
+        """File that the driver holds locked."""
+        return self.path / ".lock"
+
+    @property
+    def live(self) -> bool:
+        """Whether a driver holds the study at this moment, on this machine or on one that shares the folder."""
+        try:
+            with self.lock.open() as file:
+                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+        except OSError:
+            return False
+        return False
+
+    @property
+    def mlflow_uri(self) -> str:
+        return f"sqlite:///{(self.path / 'mlflow.db').resolve()}"
+
+    @property
+    def mlflow_artifacts(self) -> Path:
+        return self.path / "mlartifacts"
+
+    @property
+    def ray(self) -> Path:
+        return self.path / "ray"
+
+    @property
+    def report(self) -> Path:
+        return self.path / "report"
+
+    def trial(self, trial: str) -> Path:
+        """Folder of one run: history.parquet, checkpoint/, model/, samples.npz."""
+        return self.path / "trials" / trial
+
+    def history(self, trial: str) -> Path:
+        """Step history of one run: a Parquet file with the column `step` and one column a metric."""
+        return self.trial(trial) / "history.parquet"
+
+
+class EventLog:
+    """The one writer of a study's events; every line is whole and on disk when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens for appending. A torn last line (the writer was killed) is cut off; `repaired` then holds it."""
+        self.path = path
+        self.repaired = ""
+        self._lock = threading.Lock()
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.exists():
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                self.repaired = content[whole:].decode(errors="replace")
+                os.truncate(path, whole)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, event: EventName, **fields: Any) -> dict[str, Any]:
+        """Writes one event; `time` is added."""
+        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        line = (json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        with self._lock:
+            self._file.write(line)
+            os.fsync(self._file.fileno())
+        return entry
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def read_events(path: Path) -> Iterator[dict[str, Any]]:
+    """Every whole event of a log, in order; a torn last line (a writer is at work, or was killed) is left out.
+
+    Raises:
+        StudyError: where the file is missing or a line inside it is damaged.
+    """
+    if not path.exists():
+        raise StudyError(f"{path.parent} is not a study folder: it has no {path.name}; give the folder that `reco-tune run` named")
+    with path.open("rb") as lines:
+        for number, line in enumerate(lines, 1):
+            if not line.endswith(b"\n"):
+                return
+            try:
+                yield json.loads(line)
+            except ValueError as error:
+                raise StudyError(f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out") from error
+
+
+@dataclass
+class RunRecord:
+    """One run as the log tells it."""
+
+    trial: str
+    """Name of the run, unique in its study: `reco-equal_steps-s0`, `full-s0`, `search-0003`."""
+    index: int
+    """Order in which runs were planned or asked."""
+    arm: str
+    """Name of the arm, or `search` for a sampled run."""
+    budget: str
+    """`equal_steps`, `equal_compute`, `half_compute`, or `both` for the baseline at its whole budget."""
+    seed: int
+    state: State = "planned"
+    attempt: int = 0
+    settings: dict[str, Any] = field(default_factory=dict)
+    """Every setting under its dotted key (JSON values)."""
+    settings_hash: str = ""
+    params: dict[str, Any] = field(default_factory=dict)
+    """What the sampler chose (sampled runs only)."""
+    metrics: dict[str, float] = field(default_factory=dict)
+    """Latest value of every scalar of `quantities`, calibration and cost ledger included."""
+    curves: dict[str, list[float]] = field(default_factory=dict)
+    """Curves of `quantities.CURVES` by frame or block."""
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    """Rung reports: {"step": s, metric: value, ...}."""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """protocol, extractor, data and tokenizer fingerprints, hardware."""
+    reason: str = ""
+    """Why it failed."""
+    started: float | None = None
+    ended: float | None = None
+
+
+@dataclass
+class StudyRecord:
+    """A study as its log tells it."""
+
+    name: str = ""
+    question: str = ""
+    provenance: dict[str, Any] = field(default_factory=dict)
+    """commit, versions, hardware, command, start time."""
+    runs: dict[str, RunRecord] = field(default_factory=dict)
+    """In the order in which they were planned or asked."""
+    calibrations: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Speed metrics by calibration key (an arm's name, or a sampled run's)."""
+    arms: list[str] = field(default_factory=list)
+    """Arms in the order of the space file."""
+    finished: bool = False
+
+
+def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyRecord:
+    """The study's state after these events."""
+    study = StudyRecord()
+    for event in events:
+        _apply(study, event)
+    return study
+
+
+def read_study(path: Path) -> StudyRecord:
+    """The study in a folder.
+
+    Raises:
+        StudyError: where there is none, or its log is damaged.
+    """
+    return replay(read_events(StudyFolder(path).events))
+
+
+class Follower:
+    """Follows a log while it is written: `study` is its state up to the last whole line that `poll` saw; each line is read once."""
+
+    def __init__(self, path: Path) -> None:
+        self.path = path
+        self.study = StudyRecord()
+        self._offset = 0
+
+    def poll(self) -> list[dict[str, Any]]:
+        """The events since the last call, in order, already part of `study`; none while the log does not exist.
+
+        Raises:
+            StudyError: where a line is damaged.
+        """
+        if not self.path.exists():
+            return []
+        with self.path.open("rb") as log:
+            log.seek(self._offset)
+            new = log.read()
+        new = new[: new.rfind(b"\n") + 1]
+        try:
+            events = [json.loads(line) for line in new.splitlines()]
+        except ValueError as error:
+            raise StudyError(f"{self.path} is damaged; restore the file from a backup or cut the damaged line out") from error
+        self._offset += len(new)
+        for event in events:
+            _apply(self.study, event)
+        return events
+
+
+def _apply(study: StudyRecord, event: dict[str, Any]) -> None:
+    try:
+        _take_in(study, event)
+    except (KeyError, TypeError) as error:
+        raise StudyError(
+            f"the study's log holds an event that is none ({str(event)[:120]}, {type(error).__name__} {error}); it was written by another "
+            "program or version, restore events.jsonl from a backup"
+        ) from error
+
+
+def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
+    name = event["event"]
+    if name == "study":
+        study.name, study.question, study.arms = event["name"], event["question"], event["arms"]
+        study.provenance = event["provenance"]
+    elif name == "calibrated":
+        study.calibrations[event["key"]] = event["metrics"]
+        if event.get("trial") in study.runs:
+            study.runs[event["trial"]].metrics.update(event["metrics"])
+    elif name == "finished":
+        study.finished = True
+    elif name in ("planned", "asked"):
+        study.runs[event["trial"]] = RunRecord(
+            trial=event["trial"],
+            index=len(study.runs),
+            arm=event["arm"],
+            budget=event["budget"],
+            seed=event["seed"],
+            settings=event["settings"],
+            settings_hash=event["settings_hash"],
+            params=event.get("params", {}),
+            metrics=dict(event.get("metrics", {})),
+        )
+        study.finished = False
+    else:
+        _apply_to_run(study.runs[event["trial"]], event)
+
+
+def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
+    name = event["event"]
+    if name == "started":
+        run.state, run.attempt = "running", event["attempt"]
+        run.started = run.started or event["time"]
+        run.provenance.update(event.get("provenance", {}))
+    elif name == "reported":
+        run.reports = [report for report in run.reports if report["step"] < event["step"]]  # a retried run reports a rung again
+        run.reports.append({"step": event["step"], **event["metrics"]})
+        run.metrics.update(event["metrics"])
+    elif name == "retried":
+        run.state, run.attempt = "planned", event["attempt"]
+    elif name in ("completed", "evaluated", "pruned", "failed"):
+        run.state, run.ended = name, event["time"]
+        run.metrics.update(event.get("metrics", {}))
+        run.curves.update(event.get("curves", {}))
+        run.provenance.update(event.get("provenance", {}))
+        run.reason = event.get("reason", "")

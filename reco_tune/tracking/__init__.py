@@ -1,0 +1,19 @@
+"""MLflow: a mirror of the study log, and a reader that gives the same record back. Only this package imports mlflow, and only when used."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+from reco_tune.tracking.mirror import Mirror, SyncResult, sync
+
+if TYPE_CHECKING:
+    from reco_tune.study_log import StudyRecord
+
+__all__ = ["Mirror", "SyncResult", "read_study", "sync"]
+
+
+def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
+    """See `reader.read_study`; imported when called, because MLflow takes seconds to import."""
+    from reco_tune.tracking.reader import read_study as read
+
+    return read(experiment, uri)

@@ -1,0 +1,317 @@
+"""MLflow as a mirror of the study log: a parent run for the study, a child run for every trial.
+
+Reads the study folder only; nobody waits for it and nothing fails because of it. Whatever was missed is replayed by `sync`, and sending
+something twice changes nothing: a value's time is the run's start plus one millisecond a step, not the time of sending.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import tempfile
+import threading
+from collections.abc import Iterator
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow.parquet as pq
+
+from reco_tune.data.video import write_video
+from reco_tune.errors import StudyError, TrackingError
+from reco_tune.progress import Progress, quiet
+from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_study
+
+POINTS_PER_CURVE = 300
+"""About this many steps of a history are mirrored; the whole of it stays in the study folder."""
+METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100
+"""MLflow's limits of one request."""
+PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4.0, 64.0
+"""Between two passes; doubled after every pass that failed."""
+STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "planned": "SCHEDULED"}
+
+
+@dataclass(frozen=True)
+class SyncResult:
+    """What a replay did."""
+
+    experiment: str
+    uri: str
+    sent: int
+    """Runs of which something was missing."""
+    runs: int
+
+
+class Mirror:
+    """Keeps MLflow up to date from one background thread; never raises."""
+
+    def __init__(self, folder: StudyFolder, uri: str | None) -> None:
+        """`uri` None is the sqlite file of the study folder, which only this process may write."""
+        self.error = ""
+        """Why the last pass failed; empty while all is well."""
+        self._folder, self._uri = folder, uri
+        self._news, self._closing = threading.Event(), threading.Event()
+        self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
+        self._thread.start()
+
+    def notify(self) -> None:
+        """The log has something new."""
+        self._news.set()
+
+    def close(self, timeout: float = 60) -> bool:
+        """Sends what is left, for at most `timeout` seconds; whether MLflow now has everything."""
+        self._closing.set()
+        self._news.set()
+        self._thread.join(timeout)
+        if self._thread.is_alive() and not self.error:
+            self.error = f"MLflow did not answer within {timeout:.0f} s"
+        return not self.error
+
+    def _run(self) -> None:
+        replay: _Replay | None = None
+        pause = PAUSE_SECONDS
+        while True:
+            self._news.wait()
+            self._news.clear()
+            last = self._closing.is_set()
+            try:
+                if replay is None:
+                    replay = _Replay(self._folder, self._uri)
+                replay.send_news()
+                self.error, pause = "", PAUSE_SECONDS
+            except Exception as error:  # a mirror must not end a study, whatever MLflow, the network or the disk do
+                from reco_tune.tracking.store import first_line
+
+                self.error, pause = first_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
+                self._news.set()
+            if last:
+                return
+            self._closing.wait(pause)
+
+
+def sync(folder: StudyFolder, uri: str | None = None, progress: Progress = quiet) -> SyncResult:
+    """Sends whatever MLflow lacks of a study; a second call sends nothing.
+
+    Raises:
+        StudyError: where the folder holds no study.
+        TrackingError: where MLflow cannot be reached or holds another study under this name.
+    """
+    if not read_study(folder.path).name:
+        raise StudyError(f"the study in {folder.path} has not begun, its log is empty; `reco-tune resume {folder.path}` begins it")
+    from mlflow.exceptions import MlflowException
+
+    from reco_tune.tracking.store import first_line
+
+    try:
+        replay = _Replay(folder, uri)
+        sent = replay.send_news(progress)
+    except (MlflowException, OSError) as error:
+        where = uri or folder.mlflow_uri
+        raise TrackingError(
+            f"MLflow at {where} does not take the study ({first_line(error)}); see that it runs and repeat the command"
+        ) from error
+    return SyncResult(replay.study.name, replay.uri, sent, len(replay.study.runs))
+
+
+class _Replay:
+    """Sends the log of one study, run by run; remembers what MLflow already holds."""
+
+    def __init__(self, folder: StudyFolder, uri: str | None) -> None:
+        from reco_tune.tracking import store  # imports MLflow, which takes seconds: here it costs nobody anything
+
+        self._store = store
+        self._folder = folder
+        self.uri = uri or folder.mlflow_uri
+        self._local = not self.uri.startswith(("http:", "https:", "databricks"))
+        self._client = store.connect(self.uri)
+        self._follower = Follower(folder.events)
+        self._waiting: dict[str, None] = {}
+        self._experiment = self._parent = ""
+        self._ids: dict[str, str] = {}
+        self._tags: dict[str, dict[str, str]] = {}
+
+    @property
+    def study(self) -> StudyRecord:
+        return self._follower.study
+
+    def send_news(self, progress: Progress = quiet) -> int:
+        """Sends every run that has news; returns how many had."""
+        events = self._follower.poll()
+        self._waiting.update({event["trial"]: None for event in events if event.get("trial") in self.study.runs})
+        if not self.study.name:
+            return 0
+        sent, total = 0, len(self._waiting)
+        try:
+            if not self._parent:
+                self._open()
+            for done, trial in enumerate(list(self._waiting)):
+                progress(done, total, "runs to MLflow")
+                sent += self._send_run(self.study.runs[trial])
+                del self._waiting[trial]
+            self._send_study()
+        except Exception:
+            self._parent = ""  # a request that failed may have been served all the same: look again before anything is made twice
+            raise
+        progress(total, total, "runs to MLflow")
+        return sent
+
+    def _open(self) -> None:
+        """Finds or makes the experiment and its parent run, and reads which runs are there already."""
+        client, store, name = self._client, self._store, self.study.name
+        with self._folder.events.open("rb") as log:
+            identity = hashlib.sha256(log.readline()).hexdigest()[:16]
+        found = store.find_experiment(client, name)
+        artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
+        self._experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+        parents = store.all_runs(client, self._experiment, "study")
+        if parents and parents[0].data.tags[store.STUDY_ID] != identity:
+            raise TrackingError(f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name")
+        if parents:
+            parent, self._tags[""] = parents[0].info.run_id, parents[0].data.tags
+        else:
+            tags = {
+                store.KIND: "study",
+                store.STUDY_ID: identity,
+                "mlflow.note.content": self.study.question,
+                "mlflow.source.name": "reco-tune",
+            }
+            parent, self._tags[""] = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id, {}
+        for run in store.all_runs(client, self._experiment, "trial"):
+            trial = run.data.tags["reco_tune.trial"]
+            self._ids[trial], self._tags[trial] = run.info.run_id, run.data.tags
+        self._parent = parent
+
+    def _send_run(self, run: RunRecord) -> bool:
+        store, client = self._store, self._client
+        record = {**asdict(run), "calibration": self.study.calibrations.get(run.trial)}
+        settings = record.pop("settings")
+        history, samples = self._folder.history(run.trial), self._folder.trial(run.trial) / "samples.npz"
+        files = {path.name: store.digest(path) for path in (history, samples) if path.exists()}
+        tags = {
+            **store.to_tags(store.RECORD, record),
+            **store.to_tags(store.FILES, files),
+            **{
+                f"reco_tune.{key}": str(record[key])
+                for key in ("trial", "index", "arm", "budget", "seed", "state", "attempt", "settings_hash")
+            },
+            **{f"reco_tune.{key}": str(run.provenance[key]) for key in ("protocol", "data_fingerprint") if key in run.provenance},
+        }
+        known = self._tags.get(run.trial)
+        if known is not None and all(known.get(key) == value for key, value in tags.items()):
+            return False
+        if known is None:
+            own = {store.KIND: "trial", "reco_tune.trial": run.trial, "mlflow.parentRunId": self._parent, "mlflow.source.name": "reco-tune"}
+            began = None if run.started is None else _milliseconds(run.started)
+            created = client.create_run(self._experiment, start_time=began, run_name=run.trial, tags=own)
+            self._ids[run.trial], known = created.info.run_id, {}
+        identity = self._ids[run.trial]
+        params = {} if store.RECORD in known else {key: json.dumps(value) for key, value in settings.items()}
+        before = store.from_tags(store.FILES, known) or {}
+        mirrored = int(known.get(store.MIRRORED_STEP, 0)) if before else 0
+        points = list(_points(run, history, mirrored)) if run.started is not None else []
+        self._log(identity, points, params, {})
+        if samples.name in files and before.get(samples.name) != files[samples.name]:
+            self._log_samples(identity, samples)
+        tags[store.MIRRORED_STEP] = str(max([mirrored, *(point.step for point in points if history.exists())]))
+        self._log(identity, [], {}, tags)  # last, because they say that the rest is there
+        self._set_status(identity, STATUS.get(run.state, "RUNNING"), run.ended)
+        self._tags[run.trial] = {**known, **tags}
+        return True
+
+    def _send_study(self) -> None:
+        store, study = self._store, self.study
+        shared = {key: metrics for key, metrics in study.calibrations.items() if key not in study.runs}  # a run's own stands with the run
+        report = sorted(path for path in self._folder.report.rglob("*") if path.is_file()) if self._folder.report.is_dir() else []
+        files = {str(path.relative_to(self._folder.path)): path for path in (self._folder.settings, *report) if path.is_file()}
+        digests = {name: store.digest(path) for name, path in files.items()}
+        tags = {
+            **store.to_tags(store.RECORD, asdict(replace(study, runs={}, calibrations=shared))),
+            **store.to_tags(store.SETTINGS_ORDER, list(dict.fromkeys(key for run in study.runs.values() for key in run.settings))),
+            **store.to_tags(store.FILES, digests),
+        }
+        known = self._tags[""]
+        if all(known.get(key) == value for key, value in tags.items()):
+            return
+        before = store.from_tags(store.FILES, known) or {}
+        for name, path in files.items():
+            if before.get(name) != digests[name]:
+                self._client.log_artifact(self._parent, str(path), str(Path(name).parent) if Path(name).parent.name else None)
+        self._log(self._parent, [], {}, tags)
+        ended = max((run.ended for run in study.runs.values() if run.ended), default=None)
+        self._set_status(self._parent, "FINISHED" if study.finished else "RUNNING", ended)
+        self._tags[""] = {**known, **tags}
+
+    def _log(self, identity: str, points: list[_Point], params: dict[str, str], tags: dict[str, str]) -> None:
+        from mlflow.entities import Metric, Param, RunTag
+
+        for some in _batches(points, METRICS_PER_BATCH):
+            self._client.log_batch(identity, metrics=[Metric(point.name, point.value, point.time_ms, point.step) for point in some])
+        for some_params in _batches(list(params.items()), OTHERS_PER_BATCH):
+            self._client.log_batch(identity, params=[Param(*item) for item in some_params])
+        for some_tags in _batches(list(tags.items()), OTHERS_PER_BATCH):
+            self._client.log_batch(identity, tags=[RunTag(*item) for item in some_tags])
+
+    def _log_samples(self, identity: str, samples: Path) -> None:
+        """The file itself and its clips side by side as a video that a browser plays."""
+        self._client.log_artifact(identity, str(samples))
+        with np.load(samples) as arrays, tempfile.TemporaryDirectory() as folder:
+            clips = arrays["video"].transpose(0, 1, 3, 4, 2)  # S,F,H,W,C
+            wide = np.concatenate(list(clips), axis=2)
+            zoom = max(1, 96 // wide.shape[1])
+            write_video(Path(folder) / "samples.mp4", wide.repeat(zoom, axis=1).repeat(zoom, axis=2))
+            self._client.log_artifact(identity, str(Path(folder) / "samples.mp4"))
+
+    def _set_status(self, identity: str, status: str, ended: float | None) -> None:
+        if status in ("RUNNING", "SCHEDULED"):
+            self._client.update_run(identity, status=status)
+        else:
+            self._client.set_terminated(identity, status, _milliseconds(ended))
+
+
+@dataclass(frozen=True)
+class _Point:
+    name: str
+    value: float
+    time_ms: int
+    step: int
+
+
+def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
+    """Metrics of a run over its steps, its scalars at the last step, and its curves with the frame as the step.
+
+    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for bit.
+    """
+    began = _milliseconds(run.started)
+    if history.exists():
+        yield from _history_points(history, int(run.settings.get("training.steps", 0)), began, mirrored)
+    for report in run.reports:
+        for name, value in report.items():
+            if name != "step":
+                yield _Point(name, value, began + report["step"], report["step"])
+    last = max([int(run.metrics.get("steps", 0)), *(report["step"] for report in run.reports)])
+    for name, value in run.metrics.items():
+        yield _Point(name, value, began + last, last)
+    for name, values in run.curves.items():
+        for frame, value in enumerate(values):
+            yield _Point(name, value, began + frame, frame)
+
+
+def _history_points(history: Path, steps: int, began: int, mirrored: int) -> Iterator[_Point]:
+    """About `POINTS_PER_CURVE` rows, always the same ones, and every value of metrics that are measured now and then."""
+    columns: dict[str, list[Any]] = pq.read_table(history).to_pydict()
+    at = columns.pop("step")
+    every = max(1, steps // POINTS_PER_CURVE)
+    for name, values in columns.items():
+        sparse = None in values
+        for step, value in zip(at, values, strict=True):
+            if step > mirrored and value is not None and (sparse or step % every == 0):
+                yield _Point(name, value, began + step, step)
+
+
+def _batches(items: list[Any], size: int) -> Iterator[list[Any]]:
+    return (items[start : start + size] for start in range(0, len(items), size))
+
+
+def _milliseconds(seconds: float | None) -> int:
+    return round((seconds or 0) * 1000)

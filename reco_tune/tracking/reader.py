@@ -1,0 +1,63 @@
+"""A study as MLflow tells it: the same record that its log gives, so that reports do not care where they read from."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+from mlflow.entities import Run
+from mlflow.exceptions import MlflowException
+
+from reco_tune.errors import TrackingError
+from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.tracking import store
+
+
+def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
+    """The study that was mirrored under an experiment's name; `uri` None is that of MLFLOW_TRACKING_URI.
+
+    Raises:
+        TrackingError: where MLflow cannot be reached, or holds no (whole) study of that name.
+    """
+    where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not where:
+        raise TrackingError(
+            f"mlflow:{experiment} needs the address of MLflow; set MLFLOW_TRACKING_URI, for example to sqlite:///STUDY_DIR/mlflow.db"
+        )
+    database = Path(where.removeprefix("sqlite:///").partition("?")[0])
+    if where.startswith("sqlite:///") and not database.is_file():  # MLflow would make an empty one
+        raise TrackingError(f"mlflow:{experiment}: the database {database} does not exist; give the mlflow.db of a study folder")
+    try:
+        client = store.connect(where)
+        found = store.find_experiment(client, experiment)
+        parents = store.all_runs(client, found, "study") if found else []
+        trials = store.all_runs(client, found, "trial") if found else []
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow at {where} does not answer ({store.first_line(error)}); see that it runs") from error
+    if not parents:
+        raise TrackingError(f"MLflow at {where} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one")
+    try:
+        return _record(parents[0], trials)
+    except (KeyError, ValueError, TypeError) as error:
+        raise TrackingError(
+            f"MLflow at {where} holds only a part of study `{experiment}`; `reco-tune sync STUDY_DIR` sends the rest"
+        ) from error
+
+
+def _record(parent: Run, trials: list[Run]) -> StudyRecord:
+    study = StudyRecord(**store.from_tags(store.RECORD, parent.data.tags))
+    order = {key: place for place, key in enumerate(store.from_tags(store.SETTINGS_ORDER, parent.data.tags))}
+    records = [store.from_tags(store.RECORD, trial.data.tags) for trial in trials]
+    if None in records:
+        raise ValueError("a trial without its record")
+    calibrations = {record["trial"]: calibration for record in records if (calibration := record.pop("calibration")) is not None}
+    study.calibrations.update(calibrations)
+    runs = [RunRecord(**record, settings=_settings(trial, order)) for record, trial in zip(records, trials, strict=True)]
+    study.runs = {run.trial: run for run in sorted(runs, key=lambda run: run.index)}
+    return study
+
+
+def _settings(trial: Run, order: dict[str, int]) -> dict[str, Any]:
+    return {key: json.loads(trial.data.params[key]) for key in sorted(trial.data.params, key=lambda key: order[key])}

@@ -1,0 +1,108 @@
+"""The MLflow client of this project, quiet and impatient, and the names under which a study lies there.
+
+MLflow is a mirror that can be deleted and rebuilt; nothing here decides anything. A run's settings are parameters under their dotted keys
+(JSON values); what the log says beside them stands in tags, cut into parts where it is long.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import os
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+QUIET = {
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's own 120 and 7 retries a dead server blocks a call for minutes
+    "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
+    "MLFLOW_DISABLE_TELEMETRY": "true",
+    "MLFLOW_LOGGING_LEVEL": "WARNING",
+}
+for _name, _value in QUIET.items():  # read by MLflow when it is imported
+    os.environ.setdefault(_name, _value)
+
+from mlflow import MlflowClient  # noqa: E402
+from mlflow.entities import Experiment, Run  # noqa: E402
+from mlflow.exceptions import MlflowException  # noqa: E402
+
+from reco_tune.errors import TrackingError  # noqa: E402
+
+STUDY_ID = "reco_tune.study_id"
+"""Which study a run belongs to."""
+KIND = "reco_tune.kind"
+"""`study` (the parent run) or `trial`."""
+RECORD = "reco_tune.record"
+"""Everything the log says of a run beside its settings; of a study on its parent run."""
+SETTINGS_ORDER = "reco_tune.settings_order"
+"""On the parent run: the order of the settings' keys, which MLflow does not keep."""
+FILES = "reco_tune.files"
+"""Path -> digest of the artifacts and of the history that were mirrored."""
+MIRRORED_STEP = "reco_tune.mirrored_step"
+"""The last step of a run's history that was mirrored."""
+PART_CHARACTERS = 5000
+"""MLflow cuts a tag off at 8,000 characters."""
+PAGE_RUNS = 1000
+
+for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils", "urllib3.connectionpool"):
+    logging.getLogger(_noisy).setLevel(logging.ERROR)
+
+
+def connect(uri: str) -> MlflowClient:
+    """A client; makes the database where `uri` is a sqlite file that does not exist yet (one process only may do that).
+
+    Raises:
+        TrackingError: where the address is none.
+    """
+    try:
+        return MlflowClient(tracking_uri=uri)
+    except (MlflowException, OSError) as error:
+        raise TrackingError(f"MLflow cannot use {uri} ({first_line(error)}); give an http address or sqlite:///FILE") from error
+
+
+def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
+    """The experiment of that name, where it exists and was not deleted."""
+    found = client.get_experiment_by_name(name)
+    return found if found is not None and found.lifecycle_stage == "active" else None
+
+
+def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> list[Run]:
+    """Every run of a kind, with parameters, tags and latest metrics, a page at a time."""
+    identity = experiment if isinstance(experiment, str) else experiment.experiment_id
+    runs: list[Run] = []
+    token: str | None = None
+    while True:
+        page = client.search_runs([identity], f"tags.`{KIND}` = '{kind}'", max_results=PAGE_RUNS, page_token=token)
+        runs += page
+        token = page.token
+        if not token:
+            return runs
+
+
+def to_tags(name: str, value: Any) -> dict[str, str]:
+    """A JSON value as tags `name` (number of parts) and `name.0`, `name.1`, ..."""
+    text = json.dumps(value, separators=(",", ":"))
+    parts = [text[start : start + PART_CHARACTERS] for start in range(0, len(text), PART_CHARACTERS)]
+    return {name: str(len(parts)), **{f"{name}.{number}": part for number, part in enumerate(parts)}}
+
+
+def from_tags(name: str, tags: Mapping[str, str]) -> Any:
+    """The value of `to_tags`; None where there is none.
+
+    Raises:
+        KeyError, ValueError: where a part is missing or damaged.
+    """
+    if name not in tags:
+        return None
+    return json.loads("".join(tags[f"{name}.{number}"] for number in range(int(tags[name]))))
+
+
+def digest(path: Path) -> str:
+    """Short hash of a file's content."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()[:12]
+
+
+def first_line(error: BaseException) -> str:
+    """An error without its stack of causes."""
+    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]

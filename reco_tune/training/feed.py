@@ -1,0 +1,135 @@
+"""The endless, seeded sequence of micro-batches of an arm. Knows token caches and the order of clips; refuses to know models and devices.
+
+Every rank draws the same global micro-batch and takes its slice of it, so that how many ranks there are changes nothing. All draws but
+the starts are functions of (seed, position), so the position is the whole state.
+"""
+
+from __future__ import annotations
+
+from typing import Any, NamedTuple
+
+import numpy as np
+import torch
+
+from reco_tune.data.layouts import Split
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import DataError
+from reco_tune.training.arms import Arm, Batch
+from reco_tune.training.distributed import Group
+from reco_tune.windows import Place
+
+IN_MEMORY_BYTES = 1 << 30
+"""A split below this is copied into memory: then a batch costs an index, not page faults."""
+
+_ORDER, _DROPOUT, _PIECES, _CORRUPTION = range(4)
+"""Streams of draws that must not repeat each other."""
+
+
+class MicroBatch(NamedTuple):
+    """What one forward and backward pass is given."""
+
+    batch: Batch
+    place: Place
+    """Of the window, the same on all ranks."""
+
+
+class Feed:
+    """Micro-batches of this rank: clips in a new order every epoch, without gaps between epochs."""
+
+    def __init__(self, arm: Arm, cache: TokenCache, group: Group = Group()) -> None:
+        """
+        Raises:
+            DataError: where the cache holds no training clips, or not the pieces that the arm trains on.
+        """
+        training = arm.experiment.training
+        self.arm = arm
+        self.clips_per_micro_batch = training.batch_size // training.micro_batches
+        """Over all ranks."""
+        self._seed, self._class_dropout, self._micro_batches = training.seed, training.class_dropout, training.micro_batches
+        self._prefix_keep = arm.experiment.window.prefix_keep
+        self._share = group.share(self.clips_per_micro_batch)
+        self._tokens = _tokens(arm, cache, "train")
+        self._labels = _labels(arm, cache, "train")
+        if not len(self._labels):
+            raise DataError(f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips")
+        self._position = 0
+        self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
+
+    def next(self) -> MicroBatch:
+        """The next micro-batch, in memory of the CPU."""
+        indices = np.array([self._clip(self._position * self.clips_per_micro_batch + i) for i in range(self.clips_per_micro_batch)])
+        labels = self._labels[indices]
+        if self._class_dropout > 0:
+            dropped = self._draws(_DROPOUT, self._position).random(len(indices)) < self._class_dropout
+            labels = np.where(dropped, self.arm.model_settings.num_classes, labels)
+        place = self.arm.draw(self._position // self._micro_batches)
+        columns = self._piece_columns(len(indices), place.start)
+        mine = indices[self._share]
+        tokens = self._tokens[mine] if columns is None else self._tokens[mine[:, None], columns[self._share]]
+        if self._prefix_keep < 1 and place.start > 0:
+            tokens = self._corrupted(tokens, len(indices), place.start)
+        self._position += 1
+        return MicroBatch(Batch(torch.from_numpy(tokens), torch.from_numpy(labels[self._share])), place)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Position and state of the starts, as JSON values."""
+        return {"position": self._position, "sampler": self.arm.windows.state_dict() if self.arm.windows else None}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where `state_dict` was taken."""
+        self._position = state["position"]
+        if self.arm.windows:
+            self.arm.windows.load_state_dict(state["sampler"])
+
+    def _clip(self, consumed: int) -> int:
+        """Which clip comes after `consumed` others."""
+        epoch, place = divmod(consumed, len(self._labels))
+        if epoch != self._epoch:
+            self._epoch, self._order = epoch, self._draws(_ORDER, epoch).permutation(len(self._labels))
+        return int(self._order[place])
+
+    def _piece_columns(self, clips: int, start: int) -> np.ndarray | None:
+        """Columns [clips, tokens of a piece], in the split's flat tokens, of the piece that each clip gives; None for whole clips."""
+        if not self.arm.trains_pieces:
+            return None
+        grid, length = self.arm.experiment.grid, self.arm.model_settings.num_tokens
+        if self.arm.scheme == "fewer_frames":  # sub-clips lie one after another; any of them opens like a clip, so each clip draws its own
+            offsets = length * self._draws(_PIECES, self._position).integers(grid.blocks - self.arm.piece_blocks + 1, size=clips)
+        else:
+            offsets = np.full(clips, start)
+        return offsets[:, None] + np.arange(length)
+
+    def _corrupted(self, tokens: np.ndarray, clips: int, start: int) -> np.ndarray:
+        """The rank's clips with random codes in place of some tokens before the window: inputs alone, the window's targets stay.
+
+        The window's first input is the token before it, so that one may be replaced too.
+        """
+        draws = self._draws(_CORRUPTION, self._position)
+        replaced = draws.random((clips, start), dtype=np.float32) >= self._prefix_keep
+        codes = draws.integers(self.arm.model_settings.num_codes, size=(clips, start), dtype=np.int32)
+        before = np.where(replaced[self._share], codes[self._share], tokens[:, :start])
+        return np.concatenate([before, tokens[:, start:]], axis=1)
+
+    def _draws(self, stream: int, position: int) -> np.random.Generator:
+        return np.random.default_rng([self._seed, stream, position])
+
+
+def held_out(arm: Arm, cache: TokenCache, clips: int) -> Batch:
+    """The first `clips` held-out clips, whole."""
+    tokens = np.array(cache.tokens("test")[:clips])
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(_labels(arm, cache, "test")[:clips]))
+
+
+def _tokens(arm: Arm, cache: TokenCache, split: Split) -> np.ndarray:
+    """int32 [N, ...]: the clips' tokens, or all pieces of a clip one after another."""
+    if arm.scheme == "fewer_frames":
+        pieces = cache.pieces(split, arm.piece_blocks)
+        tokens = pieces.reshape(len(pieces), -1)
+    else:
+        tokens = cache.tokens(split)
+    return np.array(tokens) if tokens.nbytes < IN_MEMORY_BYTES else tokens
+
+
+def _labels(arm: Arm, cache: TokenCache, split: Split) -> np.ndarray:
+    labels = np.array(cache.labels(split), dtype=np.int64)
+    return labels if arm.experiment.data.class_conditional else np.zeros_like(labels)

@@ -1,0 +1,302 @@
+"""The one training loop of all arms: steps, rungs, the cost ledger, resumption. Never hears of Ray or MLflow.
+
+A run is cut into `training.rungs` equal parts. At the end of each it validates, writes checkpoint and history, and reports. A run that
+is called again on its folder goes on from the newest checkpoint and ends in the same bits as one that was never interrupted.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+
+from reco_tune import quantities as q
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import DataError, RunFailedError
+from reco_tune.model import VideoTransformer
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import Experiment
+from reco_tune.training.arms import build_arm
+from reco_tune.training.checkpoint import (
+    CacheInfo,
+    Checkpoint,
+    History,
+    check_same_training,
+    read_checkpoint,
+    restore,
+    save_model,
+    write_checkpoint,
+    write_history,
+)
+from reco_tune.training.distributed import Group, prepare_device
+from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.step import OptimiserStep, learning_rate_at
+from reco_tune.windows import Place
+
+Report = Callable[[int, dict[str, float]], bool]
+"""Called with (step, metrics) at the end of a rung; True stops the run there."""
+
+STEPS_BETWEEN_LOOKS = 20
+"""Losses are read back, checked and shown every so many steps: a GPU must not be waited for at every one."""
+
+STEP_COLUMNS = (q.TRAIN_CROSS_ENTROPY.name, q.CONTINUITY.name, q.HIDDEN_NORM.name)
+
+
+@dataclass(frozen=True)
+class FitResult:
+    """A run that ended, whole or stopped at a rung."""
+
+    model: VideoTransformer
+    steps: int
+    """Optimiser steps done."""
+    metrics: dict[str, float]
+    """Those of the last rung."""
+    stopped: bool
+    """Whether `report` ended the run before its last step."""
+
+
+def keep_going(step: int, metrics: dict[str, float]) -> bool:
+    """The report that stops nothing."""
+    return False
+
+
+def fit(
+    experiment: Experiment,
+    cache: TokenCache,
+    folder: Path,
+    report: Report = keep_going,
+    progress: Progress = quiet,
+    group: Group = Group(),
+) -> FitResult:
+    """Trains one run in its folder, or goes on with it.
+
+    The metrics of a rung are names of `quantities`: means of the losses since the rung before, `val_cross_entropy` (full-sequence,
+    teacher-forced, over held-out clips) and the cost ledger since the start of the run. The fewer-frames schemes have no
+    `val_cross_entropy`: their models cannot see a whole clip, and a loss on pieces would not compare with it.
+
+    `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run is resumed
+    from, because nobody knows whether that report was heard.
+
+    Raises:
+        RunFailedError: where the loss is no longer finite.
+        CheckpointError: where the folder's checkpoint is damaged or was trained with other settings.
+        DataError: where the cache does not hold what the arm trains on.
+    """
+    run = _Run(experiment, cache, folder, group, progress)
+    steps = experiment.training.steps
+    stop = False
+    if run.step > 0:
+        stop = run.report(report)
+    for rung_end in rung_steps(steps, experiment.training.rungs):
+        if rung_end <= run.step or stop:
+            continue
+        run.train_until(rung_end)
+        run.close_rung()
+        stop = run.report(report)
+    if run.step == steps and group.leads:
+        save_model(folder / "model", run.model, experiment, CacheInfo.of(cache), run.step)
+    group.barrier()
+    return FitResult(run.model, run.step, dict(run.metrics), stopped=run.step < steps)
+
+
+def rung_steps(steps: int, rungs: int) -> list[int]:
+    """Steps at which rungs end: ceil(i · steps / rungs), each once."""
+    return sorted({-(-i * steps // rungs) for i in range(1, rungs + 1)})
+
+
+@dataclass
+class Ledger:
+    """What a run has cost so far, interruptions left out; JSON values."""
+
+    tokens_seen: int = 0
+    loss_tokens: int = 0
+    training_flops: int = 0
+    training_seconds: float = 0.0
+    """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not training."""
+    step_seconds: float = 0.0
+    """Wall-clock of steps alone."""
+    wait_seconds: float = 0.0
+    """Wall-clock spent in making batches."""
+    peak_memory_bytes: int = 0
+    """Of one worker. CUDA: the allocator's peak. CPU, whose allocator keeps no count: weights, gradients, AdamW's moments and what the
+    largest micro-batch keeps for its backward; short-lived buffers and the libraries themselves are not in it."""
+
+    def metrics(self) -> dict[str, float]:
+        return {
+            q.TOKENS_SEEN.name: float(self.tokens_seen),
+            q.LOSS_TOKENS.name: float(self.loss_tokens),
+            q.TRAINING_FLOPS.name: float(self.training_flops),
+            q.TRAINING_SECONDS.name: self.training_seconds,
+            q.TOKENS_PER_SECOND.name: self.tokens_seen / max(self.step_seconds, 1e-9),
+            q.DATA_WAIT_SHARE.name: self.wait_seconds / max(self.step_seconds, 1e-9),
+            q.PEAK_MEMORY_BYTES.name: float(self.peak_memory_bytes),
+        }
+
+
+class _Run:
+    """The state of a run between two calls."""
+
+    def __init__(self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress) -> None:
+        self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
+        self._device = prepare_device(experiment)
+        self._arm = build_arm(experiment, cache)
+        self._feed = Feed(self._arm, cache, group)
+        self._optimiser = OptimiserStep(self._arm, self._device, group)
+        self._validation = None if self._arm.trains_pieces else held_out(self._arm, cache, experiment.evaluation.validation_clips)
+        if self._validation is not None and not len(self._validation.labels_B):
+            raise DataError(f"the token cache {cache.path} holds no held-out clips; check data.split and data.test_clips")
+        self._identity = {**_training_settings(experiment), "token cache": cache.fingerprint}
+        self._ledger = Ledger()
+        self._largest_start: dict[str, int] = {}
+        """By window length (text, as JSON has it)."""
+        self._history: History = {name: [] for name in ("step", *STEP_COLUMNS, q.LEARNING_RATE.name, q.VAL_CROSS_ENTROPY.name)}
+        self.step = 0
+        self.metrics: dict[str, float] = {}
+        self._resume()
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+
+    @property
+    def model(self) -> VideoTransformer:
+        return self._optimiser.model
+
+    def train_until(self, end: int) -> None:
+        """Optimiser steps up to `end`."""
+        while self.step < end:
+            self._train_some(min(end, self.step + STEPS_BETWEEN_LOOKS))
+
+    def close_rung(self) -> None:
+        """Validates, and writes history and checkpoint."""
+        began = time.perf_counter()
+        last = self._rung_means()
+        if self._validation is not None:
+            last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate()
+        self.metrics = {q.STEPS.name: float(self.step), **last}
+        self._write()
+        self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size
+        self.metrics.update(self._ledger.metrics())
+
+    def report(self, report: Report) -> bool:
+        """Rank 0's answer, on all ranks."""
+        stop = report(self.step, dict(self.metrics)) if self._group.leads else False
+        return self._group.broadcast_json(bool(stop))
+
+    def _train_some(self, end: int) -> None:
+        """A few steps without waiting for the device, then a look at their losses."""
+        began, first, losses = time.perf_counter(), self.step, []
+        while self.step < end:
+            micro_batches = []
+            for _ in range(self._training.micro_batches):
+                waited = time.perf_counter()
+                micro_batches.append(self._feed.next())
+                self._ledger.wait_seconds += time.perf_counter() - waited
+                self._book(micro_batches[-1].place)
+            if self._device.type == "cpu":
+                self._measure_memory(micro_batches)
+            losses.append(self._optimiser.run(micro_batches, learning_rate_at(self.step, self._training)))
+            self.step += 1
+        rows = self._group.mean_(torch.stack(losses)).tolist()  # here, and only here, the device is waited for
+        seconds = time.perf_counter() - began
+        self._ledger.step_seconds += seconds
+        self._ledger.training_seconds += seconds * self._group.size
+        for offset, row in enumerate(rows):
+            self._record(first + offset, row)
+        self._progress(self.step, self._training.steps, f"cross-entropy {rows[-1][0]:.3f}")
+
+    def _record(self, step: int, row: list[float]) -> None:
+        """Adds one step (counted from 0; the history counts steps done) to the history."""
+        if not all(abs(value) < float("inf") for value in row):  # false for NaN too
+            raise RunFailedError(
+                f"the loss of this {self._arm.scheme} run was {row[0]:g} (continuity {row[1]:g}) at step {step + 1}; "
+                f"lower training.learning_rate ({self._training.learning_rate:g}) or objective.continuity_weight, "
+                "or lengthen training.warmup_steps"
+            )
+        values = (*row, learning_rate_at(step, self._training), None)
+        for name, value in zip(self._history, (step + 1, *values), strict=True):
+            self._history[name].append(value)
+
+    def _book(self, place: Place) -> None:
+        clips = self._feed.clips_per_micro_batch
+        self._ledger.tokens_seen += clips * self._arm.tokens_seen(place)
+        self._ledger.loss_tokens += clips * self._arm.tokens_predicted(place)
+        self._ledger.training_flops += clips * self._arm.flops(place)
+
+    def _measure_memory(self, micro_batches: list[Any]) -> None:
+        """Measures when a start lies further back than all before it of that length: the longest prefix keeps the most."""
+        for micro_batch in micro_batches:
+            start, length = micro_batch.place
+            if start > self._largest_start.get(str(length), -1):
+                self._largest_start[str(length)] = start
+                needed = self._optimiser.fixed_bytes + self._optimiser.activation_bytes(micro_batch)
+                self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, needed)
+
+    def _rung_means(self) -> dict[str, float]:
+        """Means of the losses since the last rung, and the current learning rate."""
+        done = [end for end in rung_steps(self._training.steps, self._training.rungs) if end < self.step]
+        since = done[-1] if done else 0
+        means = {name: sum(v for v in self._history[name][since:] if v is not None) / (self.step - since) for name in STEP_COLUMNS}
+        return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
+
+    @torch.no_grad()
+    def _validate(self) -> float:
+        """Full-sequence cross-entropy in nats per token over the held-out clips, spread over the ranks."""
+        assert self._validation is not None
+        tokens, labels = self._validation
+        mine = self._group.share(len(labels))
+        tokens_BT, labels_B = tokens[mine].to(self._device), labels[mine].to(self._device)
+        at_once = max(1, self._feed.clips_per_micro_batch // self._group.size)
+        total = torch.zeros(2, dtype=torch.float64)
+        with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
+            for part, label in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
+                logits = self.model(part, label).flatten(0, 1)
+                total[0] += float(F.cross_entropy(logits, part.flatten().long(), reduction="sum"))
+                total[1] += part.numel()
+        self._group.sum_(total)
+        return float(total[0] / total[1])
+
+    def _write(self) -> None:
+        if self._device.type == "cuda":
+            peak = torch.cuda.max_memory_allocated(self._device)
+            self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak)
+        if self._group.leads:
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
+            state = {
+                "training": self._identity,
+                "feed": self._feed.state_dict(),
+                "ledger": asdict(self._ledger),
+                "largest_start": self._largest_start,
+                "metrics": {**self.metrics, **self._ledger.metrics()},
+            }
+            write_checkpoint(self._folder, Checkpoint(self.step, tensors, state, self._history))
+
+    def _resume(self) -> None:
+        """Continues from the folder's checkpoint, which rank 0 alone reads: other ranks may run on a machine without that folder."""
+        found = read_checkpoint(self._folder) if self._group.leads else None
+        if found is not None:
+            check_same_training(found.state["training"], self._identity, self._folder)
+            restore(found, self._tensors(), self._folder)
+            write_history(self._folder / "history.parquet", found.history)  # the file may tell of steps after the checkpoint
+        told = self._group.broadcast_json((found.step, found.state, found.history) if found else None)
+        if told is None:
+            return
+        self.step, state, self._history = told
+        for tensor in self._tensors().values():
+            self._group.broadcast_(tensor)
+        self._feed.load_state_dict(state["feed"])
+        self._ledger, self._largest_start = Ledger(**state["ledger"]), state["largest_start"]
+        self.metrics = dict(state["metrics"])
+
+    def _tensors(self) -> dict[str, torch.Tensor]:
+        return self._optimiser.tensors()
+
+
+def _training_settings(experiment: Experiment) -> dict[str, Any]:
+    """The settings that weights depend on, by dotted key."""
+    ignored = ("resources.", "sampling.", "evaluation.", "data.root", "data.cache_dir")
+    kept = {key: value for key, value in experiment.flat().items() if not key.startswith(ignored)}
+    return {**kept, "evaluation.validation_clips": experiment.evaluation.validation_clips}

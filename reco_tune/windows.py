@@ -1,0 +1,168 @@
+"""Which start a training step's window has: pure functions of integers and a seeded, resumable sampler."""
+
+from __future__ import annotations
+
+import random
+from typing import Any, Literal, NamedTuple
+
+Schedule = Literal["constant", "short_to_long", "long_to_short"]
+
+STAGES = 4
+"""Most lengths of a schedule: each has starts, shapes and compiled graphs of its own."""
+
+
+class Place(NamedTuple):
+    """Where the window of one micro-batch lies."""
+
+    start: int
+    length: int
+
+
+def start_grid(num_tokens: int, length_tokens: int, stride_tokens: int) -> list[int]:
+    """0, S, 2S, ... and always the last start T - W, so that every token can have a loss."""
+    last = num_tokens - length_tokens
+    return sorted({*range(0, last + 1, stride_tokens), last})
+
+
+def stage_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, schedule: Schedule) -> list[int]:
+    """Window lengths of a run, one after another: from W to T in whole strides (the last may be cut by the clip's end), or back."""
+    if schedule == "constant":
+        return [length_tokens]
+    strides = (num_tokens - length_tokens) / stride_tokens
+    grown = [length_tokens + stride_tokens * round(i * strides / (STAGES - 1)) for i in range(STAGES - 1)]
+    lengths = sorted({min(length, num_tokens) for length in grown} | {num_tokens})
+    return lengths if schedule == "short_to_long" else lengths[::-1]
+
+
+def prefix_inputs(start: int, prefix_tokens: int | None) -> int:
+    """Inputs that a window reads before its own: all `start` of them, or the class and the nearest `prefix_tokens` tokens."""
+    return start if prefix_tokens is None else min(start, prefix_tokens + 1)
+
+
+class WindowSampler:
+    """Draws window starts: 0 with probability p, else uniformly over the other starts of the stride grid.
+
+    The paper samples first-frame windows with p = 0.5. `"uniform"` gives start 0 the probability of every other start.
+    """
+
+    def __init__(
+        self,
+        num_tokens: int,
+        length_tokens: int,
+        stride_tokens: int,
+        first_frame_probability: float | Literal["uniform"],
+        seed: int | random.Random,
+    ) -> None:
+        """
+        Args:
+            num_tokens: T, tokens of a clip.
+            length_tokens: W, at most T.
+            stride_tokens: S, at most W, so that no token is left without a loss.
+            first_frame_probability: p in [0, 1], or "uniform".
+            seed: of the sequence of starts, or the generator that several samplers share.
+
+        Raises:
+            ValueError: for a window, stride or probability that cannot be.
+        """
+        if not 1 <= length_tokens <= num_tokens:
+            raise ValueError(f"length_tokens ({length_tokens}) must lie in 1..num_tokens ({num_tokens})")
+        if not 1 <= stride_tokens <= length_tokens:
+            raise ValueError(f"stride_tokens ({stride_tokens}) must lie in 1..length_tokens ({length_tokens})")
+        self.starts = start_grid(num_tokens, length_tokens, stride_tokens)
+        if first_frame_probability == "uniform" or len(self.starts) == 1:
+            probability = 1 / len(self.starts)
+        elif isinstance(first_frame_probability, str) or not 0 <= first_frame_probability <= 1:
+            raise ValueError(f"first_frame_probability ({first_frame_probability}) must lie in [0, 1] or be 'uniform'")
+        else:
+            probability = float(first_frame_probability)
+        self.num_tokens, self.length_tokens = num_tokens, length_tokens
+        self._first_probability = probability
+        self._random = seed if isinstance(seed, random.Random) else random.Random(seed)
+
+    def draw(self) -> int:
+        """The next start; one per micro-batch."""
+        if len(self.starts) == 1 or self._random.random() < self._first_probability:
+            return 0
+        return self._random.choice(self.starts[1:])
+
+    def distribution(self) -> dict[int, float]:
+        """Probability of every start of the grid."""
+        if len(self.starts) == 1:
+            return {0: 1.0}
+        rest = (1 - self._first_probability) / (len(self.starts) - 1)
+        return {start: self._first_probability if start == 0 else rest for start in self.starts}
+
+    def coverage(self) -> list[float]:
+        """Probability of each token to have a loss in one step, in closed form; sums to W."""
+        covered = [0.0] * self.num_tokens
+        for start, probability in self.distribution().items():
+            for token in range(start, start + self.length_tokens):
+                covered[token] += probability
+        return covered
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the random sequence, as JSON values."""
+        version, internal, gauss = self._random.getstate()
+        return {"version": version, "internal": list(internal), "gauss": gauss}
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the sequence exactly where `state_dict` was taken."""
+        self._random.setstate((state["version"], tuple(state["internal"]), state["gauss"]))
+
+
+class WindowSchedule:
+    """The windows of a whole run: lengths by step, starts of each length drawn by its `WindowSampler`, all from one generator."""
+
+    def __init__(
+        self,
+        num_tokens: int,
+        length_tokens: int,
+        stride_tokens: int,
+        first_frame_probability: float | Literal["uniform"],
+        seed: int,
+        steps: int = 1,
+        schedule: Schedule = "constant",
+        full_fraction: float = 0.0,
+    ) -> None:
+        """
+        Args:
+            steps: of the run, which the schedule divides into equal parts.
+            schedule: how lengths follow each other (`stage_lengths`).
+            full_fraction: the last part of the steps, which trains full sequences.
+
+        Raises:
+            ValueError: as `WindowSampler`.
+        """
+        generator = random.Random(seed)
+        lengths = stage_lengths(num_tokens, length_tokens, stride_tokens, schedule)
+        scheduled = steps - round(full_fraction * steps)
+        self._ends = [scheduled * (i + 1) // len(lengths) for i in range(len(lengths))]
+        if scheduled < steps:
+            lengths, self._ends = [*lengths, num_tokens], [*self._ends, steps]
+        self._steps = steps
+        self._samplers = [WindowSampler(num_tokens, n, stride_tokens, first_frame_probability, generator) for n in lengths]
+
+    def draw(self, step: int) -> Place:
+        """Window of the next micro-batch, which belongs to this step (counted from 0); steps after the last are like the last."""
+        sampler = next((s for s, end in zip(self._samplers, self._ends, strict=True) if step < end), self._samplers[-1])
+        return Place(sampler.draw(), sampler.length_tokens)
+
+    def distribution(self) -> dict[Place, float]:
+        """Share of every window in the whole run."""
+        shares: dict[Place, float] = {}
+        begin = 0
+        for sampler, end in zip(self._samplers, self._ends, strict=True):
+            for start, probability in sampler.distribution().items():
+                place = Place(start, sampler.length_tokens)
+                if end > begin:
+                    shares[place] = shares.get(place, 0.0) + probability * (end - begin) / self._steps
+            begin = end
+        return shares
+
+    def state_dict(self) -> dict[str, Any]:
+        """State of the random sequence, as JSON values."""
+        return self._samplers[0].state_dict()
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues the sequence exactly where `state_dict` was taken."""
+        self._samplers[0].load_state_dict(state)

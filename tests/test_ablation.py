@@ -1,0 +1,168 @@
+"""The ablation table: order, means, intervals and tests against SciPy and by hand, and bytes that stay."""
+
+import math
+
+import numpy as np
+import pytest
+from scipy import stats
+from toy_study import FVD, record_study
+
+from reco_tune.reporting import ablation_table, load_runs
+from reco_tune.reporting.ablation import caption, left_out
+from reco_tune.reporting.aggregate import Measured, holm, mean_interval, paired_difference
+from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text, number, signed
+
+COLUMNS = [
+    "budget",
+    "arm",
+    "seeds",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "fvd_delta",
+    "fvd_p_value",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_limit",
+    "limit_fraction",
+    "peak_memory_ratio",
+    "gpu_hours",
+    "val_cross_entropy",
+    "protocol",
+]
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    return load_runs(record_study(tmp_path_factory.mktemp("one") / "toy", failing=["local-equal_steps-s0"], files=False))
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    return load_runs(record_study(tmp_path_factory.mktemp("three") / "toy", seeds=(0, 1, 2), searched=2, files=False))
+
+
+def exact(*values):
+    return [Measured(value, math.nan, math.nan) for value in values]
+
+
+def test_columns_and_order(three_seeds):
+    table = ablation_table(three_seeds)
+    assert list(table.columns) == COLUMNS
+    assert list(table["arm"]) == [*FVD, *FVD]
+    assert list(table["budget"]) == ["equal_steps"] * len(FVD) + ["equal_compute"] * len(FVD)
+
+
+def test_numbers_against_scipy(three_seeds):
+    table = ablation_table(three_seeds).set_index(["budget", "arm"])
+    values = {arm: three_seeds[(three_seeds["arm"] == arm) & (three_seeds["budget"] != "equal_compute")]["fvd"].to_numpy() for arm in FVD}
+    row = table.loc["equal_steps", "local"]
+    low, high = stats.t.interval(0.95, 2, values["local"].mean(), stats.sem(values["local"]))
+    assert (row["fvd"], row["fvd_low"], row["fvd_high"]) == pytest.approx((values["local"].mean(), low, high), rel=1e-12)
+    raw = [stats.ttest_rel(values[arm], values["full"]).pvalue for arm in list(FVD)[1:]]
+    assert list(table.loc["equal_steps", "fvd_p_value"])[1:] == pytest.approx(holm(raw), rel=1e-9)
+    assert row["fvd_delta"] == pytest.approx((values["local"] - values["full"]).mean(), rel=1e-12)
+
+
+def test_one_seed_has_its_own_interval_and_no_p_value(one_seed):
+    table = ablation_table(one_seed)
+    assert table["fvd_p_value"].isna().all() and (table["seeds"] == 1).all()
+    assert (table["fvd_low"] <= table["fvd"]).all() and (table["fvd"] <= table["fvd_high"]).all()
+    assert "not the noise of the training seed" in caption(one_seed)
+
+
+def test_a_failed_run_is_listed_and_not_dropped_in_silence(one_seed):
+    table = ablation_table(one_seed)
+    assert "local" not in set(table[table["budget"] == "equal_steps"]["arm"])
+    assert left_out(one_seed) == [("local-equal_steps-s0", "failed: the loss is not finite at step 412")]
+    assert "local-equal_steps-s0`: failed: the loss" in ablation_markdown(table, caption(one_seed), left_out(one_seed))
+
+
+def test_a_missing_seed_is_paired_over_the_others(three_seeds):
+    kept = three_seeds[three_seeds["trial"] != "reco-equal_steps-s1"]
+    row = ablation_table(kept).set_index(["budget", "arm"]).loc["equal_steps", "reco"]
+    by_trial = kept.set_index("trial")["fvd"]
+    assert row["seeds"] == 2
+    assert row["fvd_delta"] == pytest.approx(
+        np.mean([by_trial[f"reco-equal_steps-s{seed}"] - by_trial[f"full-s{seed}"] for seed in (0, 2)])
+    )
+
+
+def test_another_baseline(three_seeds):
+    table = ablation_table(three_seeds, baseline="reco").set_index(["budget", "arm"])
+    assert table.loc[("equal_compute", "reco"), "fvd_delta"] == 0
+    assert table.loc[("equal_compute", "full"), "fvd_delta"] < 0
+
+
+@pytest.mark.parametrize(
+    ("p_values", "expected"),
+    [
+        ([], []),
+        ([0.02], [0.02]),
+        ([0.01, 0.04, 0.03], [0.03, 0.06, 0.06]),
+        ([0.5, math.nan, 0.01], [0.5, math.nan, 0.02]),
+        ([0.9, 0.8], [1.0, 1.0]),
+    ],
+    ids=["none", "one", "textbook", "nan-does-not-count", "never-above-one"],
+)
+def test_holm(p_values, expected):
+    assert holm(p_values) == pytest.approx(expected, nan_ok=True)
+
+
+def test_seeds_that_agree_by_accident_do_not_shrink_the_interval_below_sampling_noise():
+    lucky = [Measured(5.0, 4.0, 6.0), Measured(5.0, 4.0, 6.0)]
+    interval = mean_interval(lucky)
+    assert interval.high - interval.low > 2 / math.sqrt(2)
+    difference = paired_difference(dict(enumerate(lucky)), dict(enumerate([Measured(4.9, 4, 6), Measured(4.9, 4, 6)])))
+    assert difference is not None and not difference.resolved
+
+
+def test_paired_difference_by_hand():
+    difference = paired_difference(dict(enumerate(exact(3, 5, 7))), dict(enumerate(exact(2, 3, 4))))
+    assert difference is not None
+    assert (difference.delta, difference.p_value) == pytest.approx((2, stats.ttest_1samp([1, 2, 3], 0).pvalue))
+    assert difference.low == pytest.approx(2 - stats.t.ppf(0.975, 2) / math.sqrt(3))
+
+
+def test_runs_that_share_no_seed_cannot_be_paired():
+    assert paired_difference({0: exact(1)[0]}, {1: exact(1)[0]}) is None
+
+
+def test_one_seed_without_an_interval_resolves_nothing():
+    difference = paired_difference({0: exact(1)[0]}, {0: exact(9)[0]})
+    assert difference is not None and not difference.resolved
+
+
+def test_tables_are_the_same_bytes_each_time(three_seeds):
+    def files():
+        table = ablation_table(three_seeds)
+        return csv_text(table), ablation_markdown(table, caption(three_seeds)), ablation_latex(table, caption(three_seeds))
+
+    assert files() == files()
+
+
+def test_latex_is_balanced_and_escaped(one_seed):
+    text = ablation_latex(ablation_table(one_seed), caption(one_seed), left_out(one_seed))
+    assert "fewer\\_frames" in text and "\\toprule" in text and "S[table-format=2.2]" in text
+    rows = [line for line in text.splitlines() if line.endswith(r"\\") and "&" in line]
+    assert {line.count(" & ") for line in rows} == {8}
+    assert text.count("{") == text.count("}")
+
+
+@pytest.mark.parametrize(
+    ("value", "plain", "with_sign"),
+    [(1.005, "1.00", "+1.00"), (-0.001, "0.00", "0.00"), (-2.5, "-2.50", "−2.50"), (math.nan, "", "")],
+    ids=["rounds", "no-negative-zero", "negative", "missing"],
+)
+def test_numbers_have_one_spelling(value, plain, with_sign):
+    assert (number(value), signed(value)) == (plain, with_sign)
+
+
+def test_an_interval_that_was_cut_off_at_zero_hides_no_noise():
+    assert Measured(1.0, 0.0, 3.0).variance == Measured(9.0, 7.0, 11.0).variance
+
+
+def test_too_few_samples_for_the_features_are_said(one_seed):
+    assert "mean little" not in caption(one_seed)
+    assert "these FVDs mean little" in caption(one_seed.assign(rank_deficient=True))

@@ -1,0 +1,73 @@
+"""Every script of analysis/ runs on a recorded study and writes the same tables each time."""
+
+import ast
+import os
+import subprocess
+import sys
+
+import pytest
+from toy_study import PROTOCOL, record_study
+
+from reco_tune.bundled import bundled
+
+SCRIPTS = sorted(path for path in bundled("analysis").glob("*.py"))
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return record_study(tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"))
+
+
+def run(script, *arguments):
+    command = [sys.executable, str(bundled("analysis") / script), *map(str, arguments)]
+    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+
+
+def test_scripts_are_there():
+    names = {path.stem for path in SCRIPTS}
+    assert {"frontier", "ablation", "lambda_curve", "window_stride", "loss_by_frame", "error_growth", "compare_studies"} <= names
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_is_short_and_opens_with_its_question(script):
+    text = script.read_text()
+    assert 20 <= len(text.splitlines()) <= 60
+    question, command, *_ = (line for line in ast.get_docstring(ast.parse(text)).splitlines() if line)
+    assert question.endswith("?") and script.name in command
+
+
+@pytest.mark.parametrize(
+    ("script", "files", "words"),
+    [
+        ("frontier.py", ["frontier.csv", "frontier.pdf", "frontier.png"], "equal_compute: hypervolume"),
+        ("ablation.py", ["ablation.csv", "ablation.md", "ablation.tex"], "recover the baseline"),
+        ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "at λ ="),
+        ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "window    18  stride     9"),
+        ("loss_by_frame.py", ["loss_by_frame.csv", "loss_by_frame_equal_steps.png"], "block 0: +0."),
+        ("error_growth.py", ["error_growth.csv", "error_growth_equal_compute.png"], "from block 1 to 4"),
+        ("compare_studies.py", ["comparison.csv"], "(1 seeds)"),
+    ],
+    ids=lambda value: value.removesuffix(".py") if isinstance(value, str) and value.endswith(".py") else "",
+)
+def test_a_script_writes_its_files_and_prints_its_finding(study, tmp_path, script, files, words):
+    done = run(script, study, "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert words in done.stdout
+    assert [name for name in files if not (tmp_path / name).exists()] == []
+
+
+def test_where_no_output_is_given_a_script_writes_into_the_study(study):
+    assert run("compare_studies.py", study).returncode == 0
+    assert (study / "analysis" / "comparison.csv").exists()
+
+
+def test_a_mistake_is_one_sentence(tmp_path):
+    done = run("ablation.py", tmp_path)
+    assert done.returncode == 2
+    assert len(done.stderr.splitlines()) == 1 and "is not a study folder" in done.stderr
+
+
+def test_studies_of_two_protocols_are_not_compared(study, tmp_path):
+    other = record_study(tmp_path / "other", arms=("full",), searched=0, files=False, protocol=PROTOCOL.replace("n512", "n2048"))
+    done = run("compare_studies.py", study, other)
+    assert done.returncode == 2 and "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)" in done.stderr

@@ -1,0 +1,117 @@
+"""Speed-ups: the formulas by hand, and a real measurement of a small model."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+
+import numpy as np
+import pytest
+import torch
+
+from reco_tune import quantities as q
+from reco_tune.cost import arm_limit, calibrate, speedup_limit, step_flops
+from reco_tune.cost.timing import TimedStep, bootstrap_interval, in_rounds, speedup_of, start_strata
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.settings import Experiment
+from reco_tune.training import build_arm
+from reco_tune.windows import WindowSampler
+
+Make = Callable[..., Experiment]
+BIG_ENOUGH = {"model.width": 64, "training.batch_size": 16}
+"""So that arithmetic, not Python, takes the time."""
+
+
+def test_the_baseline_is_one_without_measuring(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    result = calibrate(toy_experiment({"window.scheme": "full"}), toy_cache, seconds=1000)
+    assert result.pop(q.CALIBRATION_SECONDS.name) == 0
+    assert set(result.values()) == {1.0}
+
+
+def test_speedup_by_hand() -> None:
+    full = np.array([[3.0, 3.0], [100.0, 3.0]])  # one disturbed step
+    arm = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 50.0]])
+    assert float(speedup_of(full, arm, np.array([0.5, 0.5]))) == pytest.approx(3 / (0.5 * 1 + 0.5 * 2))
+
+
+def test_bootstrap_interval_is_seeded_and_holds_the_truth() -> None:
+    noise = np.random.default_rng(1)
+    full, arm = noise.normal(2.0, 0.1, (60, 2)), noise.normal(1.0, 0.05, (60, 2))
+    weights = np.array([0.25, 0.75])
+    low, high = bootstrap_interval(full, arm, weights, seed=0)
+    assert (low, high) == bootstrap_interval(full, arm, weights, seed=0)
+    assert low < 2.0 < high and high - low < 0.15
+    still = np.ones((5, 2))
+    assert bootstrap_interval(2 * still, still, weights, seed=0) == (2.0, 2.0)
+
+
+@pytest.mark.parametrize(
+    ("stride", "first", "expected"),
+    [
+        pytest.param(9, 0.5, {0: 0.5, 9: 0.5 / 3, 18: 0.5 / 3, 27: 0.5 / 3}, id="few-starts-all-measured"),
+        pytest.param(9, 0.0, {9: 1 / 3, 18: 1 / 3, 27: 1 / 3}, id="a-start-never-drawn-is-not-measured"),
+        pytest.param(1, 0.46, {0: 0.46, 4: 0.14, 11: 0.14, 18: 0.14, 25: 0.12}, id="many-starts-in-strata"),
+    ],
+)
+def test_start_strata(stride: int, first: float, expected: dict[int, float]) -> None:
+    assert start_strata(WindowSampler(45, 18, stride, first, seed=0).distribution()) == pytest.approx(expected)
+
+
+@pytest.mark.parametrize("first", [0.0, 0.5, "uniform"])
+def test_strata_keep_the_mean_start(first: float, toy_experiment: Make) -> None:
+    distribution = WindowSampler(1280, 512, 1, first, seed=0).distribution()  # type: ignore[arg-type]
+    strata = start_strata(distribution)
+    assert len(strata) == 5 and sum(strata.values()) == pytest.approx(1)
+    assert sum(s * p for s, p in strata.items()) == pytest.approx(sum(s * p for s, p in distribution.items()), abs=1)
+
+
+def test_rounds_take_turns_until_the_time_is_up() -> None:
+    ticks, order = iter(range(1000)), []
+    times_RJ = in_rounds([lambda: order.append("a"), lambda: order.append("b")], lambda: next(ticks), seconds=0, fewest=4)
+    assert times_RJ.tolist() == [[1, 1]] * 4
+    assert order == ["a", "b"] * 4
+    order.clear()
+    assert (
+        in_rounds([lambda: order.append("a"), lambda: next(ticks)], lambda: next(ticks), 0, fewest=20, shuffled=True).tolist()
+        == [[1, 2]] * 20
+    )
+
+
+def test_limits(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    arms = {
+        scheme: build_arm(toy_experiment({"window.scheme": scheme}), toy_cache)
+        for scheme in ("full", "window", "masked_full", "fewer_frames")
+    }
+    whole = arms["full"].model_settings
+    assert arm_limit(arms["full"]) == arm_limit(arms["masked_full"]) == 1
+    assert arm_limit(arms["window"]) == pytest.approx(speedup_limit(whole, WindowSampler(45, 18, 9, 0.5, seed=0)), rel=1e-12)
+    assert arm_limit(arms["fewer_frames"]) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
+
+
+def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    experiment = toy_experiment({"window.scheme": "window", **BIG_ENOUGH})
+    first, second = (calibrate(experiment, toy_cache, seconds=1.5) for _ in range(2))
+    assert first["speedup_low"] <= first["speedup"] <= first["speedup_high"]
+    assert 1.3 < first["speedup"] < 1.2 * first["speedup_limit"]
+    assert first["limit_fraction"] == first["speedup"] / first["speedup_limit"]
+    assert 0.3 < first["peak_memory_ratio"] < 0.8
+    assert first["peak_memory_ratio"] == second["peak_memory_ratio"], "bytes are counted, not sampled"
+    assert 1.0 < first["calibration_seconds"] < 15
+    assert set(first) == {
+        *("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio", "calibration_seconds")
+    }
+
+
+def test_a_mask_on_the_loss_buys_nothing(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    result = calibrate(toy_experiment({"window.scheme": "masked_full", **BIG_ENOUGH}), toy_cache, seconds=1.5)
+    assert result["speedup_limit"] == 1
+    assert result["speedup"] < 1.2 and result["peak_memory_ratio"] > 0.9
+
+
+def test_measuring_leaves_the_weights_alone(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    """Or a long calibration would train on one batch until its numbers overflow."""
+    arm = build_arm(toy_experiment({"window.scheme": "window", "training.micro_batches": 2}), toy_cache)
+    timed = TimedStep(arm, toy_cache, torch.device("cpu"))
+    timed.run(0)
+    timed.run(27)
+    for measured, fresh in zip(timed.step.model.parameters(), arm.build_model().parameters(), strict=True):
+        assert torch.equal(measured, fresh)

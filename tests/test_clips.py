@@ -1,0 +1,147 @@
+"""Cutting and decoding: known frames come out at known places, splits share no frame, broken videos lose nothing else."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from reco_tune.data.clips import Clip, clip_starts, decode, list_clips, resize_frames
+from reco_tune.data.video import write_video
+from reco_tune.errors import DataError
+from reco_tune.settings import Data
+
+
+def _numbered(path: Path, frames: int, side: int = 32) -> None:
+    """Frame i is gray level i, so a decoded clip says which frames it holds."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_video(path, np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, side, side, 3)), lossless=True)
+
+
+@pytest.fixture
+def numbered(tmp_path: Path) -> Data:
+    for name, frames in (("A/1.avi", 100), ("A/2.avi", 40), ("B/3.avi", 61)):
+        _numbered(tmp_path / name, frames)
+    return Data(layout="class_folders", root=tmp_path, split="time", clip_frames=5, size_px=16, clip_stride=2, test_fraction=0.25)
+
+
+def _levels(clips: list[Clip], data: Data) -> np.ndarray:
+    levels = np.full((len(clips), data.clip_frames), -1)
+    for part in decode(clips, data, batch_size=7):
+        assert part.video_BFCHW.shape[1:] == (data.clip_frames, 3, data.size_px, data.size_px)
+        assert not part.failed
+        levels[part.rows] = part.video_BFCHW[:, :, 0, 0, 0]
+    return levels
+
+
+@pytest.mark.parametrize("frame_stride", [1, 3])
+def test_every_clip_holds_exactly_its_frames(numbered: Data, frame_stride: int) -> None:
+    data = numbered.model_copy(update={"frame_stride": frame_stride})
+    clips = list_clips(data)
+    for part in (clips.train, clips.test):
+        expected = np.array([clip.start + frame_stride * np.arange(5) for clip in part])
+        assert np.array_equal(_levels(part, data), expected)
+
+
+def test_no_frame_is_shared_between_train_and_test(numbered: Data) -> None:
+    clips = list_clips(numbered)
+    frames = [
+        {(clip.path, int(level)) for clip, row in zip(part, _levels(part, numbered), strict=True) for level in row} for part in clips[:2]
+    ]
+    assert frames[0] and frames[1] and not frames[0] & frames[1]
+    assert (
+        max(clip.start + 4 for clip in clips.train if clip.path.name == "1.avi")
+        < 75
+        <= min(c.start for c in clips.test if c.path.name == "1.avi")
+    )
+
+
+@pytest.mark.parametrize(
+    ("changes", "first", "end", "expected"),
+    [
+        ({}, 0, 14, [0, 5]),
+        ({}, 0, 15, [0, 5, 10]),
+        ({"clip_stride": 4}, 10, 24, [10, 14, 18]),
+        ({"frame_stride": 2}, 0, 18, [0, 9]),
+        ({}, 0, 4, []),
+    ],
+    ids=["a rest is left", "exact fit", "overlapping", "strided frames", "too short"],
+)
+def test_starts_by_hand(changes: dict[str, int], first: int, end: int, expected: list[int]) -> None:
+    assert clip_starts(first, end, Data(clip_frames=5, **changes)) == expected
+
+
+def test_caps_draw_with_the_seed(numbered: Data) -> None:
+    everything = list_clips(numbered)
+    capped = list_clips(numbered.model_copy(update={"train_clips": 9, "test_clips": 4}))
+    assert capped.train == everything.train[:9] and capped.test == everything.test[:4]
+    other = list_clips(numbered.model_copy(update={"train_clips": 9, "seed": 1}))
+    assert other.train != capped.train
+    assert {clip.path.name for clip in everything.train} == {"1.avi", "2.avi", "3.avi"}
+
+
+def test_unconditional_clips_have_one_class(numbered: Data) -> None:
+    assert list_clips(numbered).class_names == ("A", "B")
+    clips = list_clips(numbered.model_copy(update={"class_conditional": False}))
+    assert clips.class_names == ("all",) and {clip.label for clip in clips.train} == {0}
+
+
+def test_broken_videos_are_listed_and_the_good_ones_used(numbered: Data) -> None:
+    assert numbered.root is not None
+    before = list_clips(numbered)
+    folder = numbered.root / "A"
+    (folder / "empty.mp4").write_bytes(b"")
+    (folder / "text.mp4").write_text("no video")
+    (folder / "folder.mp4").mkdir()
+    _numbered(folder / "short.avi", 3)
+    write_video(folder / "cut.mp4", np.zeros((30, 64, 64, 3), np.uint8))
+    (folder / "cut.mp4").write_bytes((folder / "cut.mp4").read_bytes()[:600])
+    clips = list_clips(numbered)
+    assert (clips.train, clips.test) == (before.train, before.test)
+    reasons = {path.name: reason for path, reason in clips.skipped}
+    assert set(reasons) == {"empty.mp4", "text.mp4", "folder.mp4", "short.avi", "cut.mp4"}
+    assert "0 bytes" in reasons["empty.mp4"] and "folder" in reasons["folder.mp4"] and "fewer than the 5" in reasons["short.avi"]
+
+
+def test_a_video_that_breaks_in_the_middle_is_reported_while_decoding(numbered: Data) -> None:
+    """Its container is whole, so it is listed; its pictures are not, so only decoding can tell."""
+    assert numbered.root is not None
+    path = numbered.root / "A" / "4.mp4"
+    write_video(path, np.random.default_rng(0).integers(0, 256, (40, 64, 64, 3), dtype=np.uint8))
+    content = bytearray(path.read_bytes())
+    begin = content.index(b"mdat") + 4
+    length = int.from_bytes(content[begin - 8 : begin - 4], "big") - 8
+    content[begin : begin + length] = bytes(length)
+    path.write_bytes(content)
+    clips = list_clips(numbered).train
+    assert any(clip.path == path for clip in clips)
+    good, failed = [], []
+    for part in decode(clips, numbered, batch_size=8):
+        good += part.rows
+        failed += part.failed
+    assert {clips[row].path for row, _ in failed} == {path} and all("4.mp4" in reason for _, reason in failed)
+    assert sorted(good + [row for row, _ in failed]) == list(range(len(clips)))
+
+
+def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:
+    (tmp_path / "A").mkdir()
+    (tmp_path / "A" / "text.mp4").write_text("no video")
+    with pytest.raises(DataError, match=r"gives no clip for train.*1 videos could not be used.*text\.mp4"):
+        list_clips(Data(layout="class_folders", root=tmp_path, split="time"))
+
+
+@pytest.mark.parametrize("factor", [1, 2, 8])
+def test_enlarged_frames_scale_back_bit_by_bit(factor: int) -> None:
+    small = np.random.default_rng(0).integers(0, 256, (4, 12, 12, 3), dtype=np.uint8)
+    large = small.repeat(factor, axis=1).repeat(factor, axis=2)
+    for resize in ("crop", "stretch"):
+        assert np.array_equal(resize_frames(large, 12, resize), small.transpose(0, 3, 1, 2))
+
+
+def test_crop_takes_the_middle_and_stretch_everything() -> None:
+    """A frame whose left third is white: outside the middle square, so only stretch sees it."""
+    frames = np.zeros((1, 30, 90, 3), np.uint8)
+    frames[:, :, :30] = 255
+    assert resize_frames(frames, 10, "crop").max() == 0
+    assert abs(resize_frames(frames, 10, "stretch").mean() - 85) < 1  # a third of 255

@@ -1,0 +1,204 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from typing import Any, TypeVar
+
+import pytest
+
+from reco_tune.study import desk as desk_module
+from reco_tune.study.desk import Desk, Job
+
+T = TypeVar("T")
+
+
+def job(key: str = "reco-equal_steps-s0") -> Job:
+    return Job("trial", key, settings={}, settings_hash="", tokens="", folder="")
+
+
+def run(story: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(story, 20))
+
+
+async def begin(desk: Desk, *keys: str) -> list[asyncio.Task[Any]]:
+    """Brings jobs and follows them, as Tune's trials do."""
+    for key in keys:
+        await desk.bring(job(key))
+    followers = [asyncio.create_task(desk.follow(key, 0)) for key in keys]
+    await asyncio.sleep(0)
+    return followers
+
+
+class Driven(Desk):
+    """A desk whose driver has everything on disk at once."""
+
+    def __init__(self, workers: int, max_failures: int) -> None:
+        super().__init__(workers, max_failures)
+        self.log: list[tuple[str, str]] = []
+        self._driver = asyncio.create_task(self._drive())
+
+    async def _drive(self) -> None:
+        while True:
+            await self.news()
+            await self.written()
+
+    async def written(self) -> list[tuple[str, str]]:
+        """The log, up to now."""
+        events, _ = await self.drain()
+        self.log += [(event["event"], event["key"]) for event in events]
+        await self.wrote(len(events))
+        return self.log
+
+
+def test_every_rank_of_a_group_gets_the_same_jobs_in_the_same_order() -> None:
+    async def story() -> None:
+        desk = Driven(workers=2, max_failures=2)
+        await begin(desk, "a", "b", "c")
+        leader = [(await desk.take(0, "x", number)).key for number in (0, 1)]  # type: ignore[union-attr]
+        other = (await desk.take(1, "y", 0)).key  # type: ignore[union-attr]
+        follower = [(await desk.take(0, "x", number)).key for number in (0, 1)]  # type: ignore[union-attr]
+        assert leader == follower == ["a", "b"] and other == "c"
+
+    run(story())
+
+
+def test_a_restarted_group_gets_its_unfinished_job_again_as_the_next_attempt() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        await begin(desk, "a", "b")
+        await desk.take(0, "first", 0)
+        await desk.post("a", "started", {"attempt": 1})
+        again = await desk.take(0, "second", 0)
+        assert isinstance(again, Job) and (again.key, again.attempt) == ("a", 2)
+        assert await desk.written() == [("started", "a"), ("retried", "a")]
+        assert await desk.take(0, "first", 1) == "leave", "a worker of the old group, still alive, must not take work"
+
+    run(story())
+
+
+def test_a_job_that_no_worker_began_costs_no_attempt() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=0)
+        await begin(desk, "a")
+        await desk.take(0, "first", 0)
+        again = await desk.take(0, "second", 0)
+        assert isinstance(again, Job) and again.attempt == 1
+        assert await desk.written() == []
+
+    run(story())
+
+
+def test_a_job_whose_workers_die_too_often_fails_and_the_group_goes_on() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=1)
+        await begin(desk, "a", "b")
+        for incarnation in ("first", "second"):
+            await desk.take(0, incarnation, 0)
+            await desk.post("a", "started", {"attempt": 1})
+        following = await desk.take(0, "third", 0)
+        assert isinstance(following, Job) and following.key == "b"
+        assert [event for event, _ in await desk.written()] == ["started", "retried", "started", "failed"]
+
+    run(story())
+
+
+def test_another_group_gets_the_job_of_one_that_is_lost() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        await begin(desk, "a")
+        await desk.take(0, "x", 0)
+        await desk.post("a", "started", {"attempt": 1})
+        await desk.lose(0, "its worker group was lost")
+        taken = await desk.take(1, "y", 0)
+        assert isinstance(taken, Job) and (taken.key, taken.attempt) == ("a", 2)
+
+    run(story())
+
+
+def test_pausing_asks_running_jobs_to_leave_and_ends_the_others() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        running, waiting = await begin(desk, "a", "b")
+        await desk.take(0, "x", 0)
+        assert not await desk.report("a", 10, {"val_cross_entropy": 1.0})
+        await running
+        await desk.pause()
+        assert (await waiting)[1] == "paused"
+        assert await desk.report("a", 20, {"val_cross_entropy": 0.9})
+        await desk.left("a", 20)
+        assert (await desk.follow("a", 2))[1] == "paused"
+        assert await desk.written() == [("reported", "a"), ("reported", "a")], "a paused run is not done: nothing ends it in the log"
+        assert await desk.take(0, "x", 1) == "leave"
+
+    run(story())
+
+
+def test_one_job_can_be_stopped() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        await begin(desk, "a")
+        await desk.take(0, "x", 0)
+        await desk.stop("a", "dominated at step 10")
+        assert await desk.report("a", 10, {})
+        await desk.left("a", 10)
+        assert await desk.written() == [("reported", "a"), ("pruned", "a")]
+
+    run(story())
+
+
+def test_a_raising_job_fails_alone_once_all_ranks_have_raised() -> None:
+    async def story() -> None:
+        desk = Driven(workers=2, max_failures=2)
+        await begin(desk, "a", "b")
+        await desk.take(0, "x", 0)
+        assert await asyncio.gather(desk.raised("a", 0, "ValueError: no"), desk.raised("a", 1, "ValueError: no")) == [True, True]
+        assert await desk.written() == [("failed", "a")]
+        following = await desk.take(0, "x", 1)
+        assert isinstance(following, Job) and following.key == "b"
+
+    run(story())
+
+
+def test_a_rank_that_raises_alone_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank hangs in a collective: only a restart of the group frees it."""
+    monkeypatch.setattr(desk_module, "GRACE_SECONDS", 0.05)
+
+    async def story() -> None:
+        desk = Driven(workers=2, max_failures=2)
+        await begin(desk, "a")
+        await desk.take(0, "x", 0)
+        assert not await desk.raised("a", 1, "MemoryError: too much")
+        assert await desk.written() == [("failed", "a")]
+
+    run(story())
+
+
+def test_nothing_is_heard_of_a_job_after_its_end() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        await begin(desk, "a")
+        await desk.take(0, "x", 0)
+        await desk.post("a", "evaluated", {"metrics": {}})
+        await desk.post("a", "evaluated", {"metrics": {}})
+        assert await desk.written() == [("evaluated", "a")]
+
+    run(story())
+
+
+def test_a_report_returns_when_it_is_in_the_log() -> None:
+    """Reports that a killed driver had not written yet were lost, though the worker's checkpoint was beyond them."""
+
+    async def story() -> None:
+        desk = Desk(workers=1, max_failures=2)
+        await begin(desk, "a")
+        await desk.take(0, "x", 0)
+        report = asyncio.create_task(desk.report("a", 10, {}))
+        await desk.news()
+        events, _ = await desk.drain()
+        assert [event["event"] for event in events] == ["reported"]
+        await asyncio.sleep(0.05)
+        assert not report.done()
+        await desk.wrote(1)
+        assert not await report
+
+    run(story())

@@ -1,0 +1,158 @@
+"""Two real gloo workers under torchrun do what one does; each rank has a folder of its own, so only rank 0's is ever of use."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.distributed as dist
+from safetensors.torch import load_file
+
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import SettingsError
+from reco_tune.settings import Experiment
+from reco_tune.training import Group, fit, prepare_device
+from reco_tune.training.distributed import backend_for
+
+Make = Callable[..., Experiment]
+
+SETTINGS = {
+    "window.scheme": "window",
+    "training.micro_batches": 2,
+    "training.class_dropout": 0.2,
+    "objective.continuity_weight": 0.1,
+    "evaluation.validation_clips": 13,
+}
+
+WORKER = """
+import json, sys
+from pathlib import Path
+import torch
+from safetensors.torch import save_file
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import RunFailedError
+from reco_tune.settings import make_experiment
+from reco_tune.training import fit, joined
+
+root, cache = Path(sys.argv[1]), TokenCache.open(Path(sys.argv[2]))
+nested = json.loads(sys.argv[3])
+experiment = make_experiment(nested, {"resources.workers": 2}, where="test")
+results = {}
+with joined(experiment) as group:
+    mine = root / f"rank{group.rank}"
+
+    def run(name, experiment=experiment, report=lambda step, metrics: False):
+        result = fit(experiment, cache, mine / name, report, group=group)
+        weights = {key: tensor.clone() for key, tensor in result.model.state_dict().items()}
+        save_file(weights, root / f"{name}-{group.rank}.safetensors")
+        results[name] = {"steps": result.steps, "stopped": result.stopped, "metrics": result.metrics}
+
+    run("whole")
+    run("stopped", report=lambda step, metrics: step == 4)  # only rank 0 is asked
+    results["rank 0 has a checkpoint"] = (mine / "stopped" / "checkpoint").exists()
+    run("stopped")  # and goes on
+    results["resumed"] = results.pop("stopped")
+    run("stopped again", report=lambda step, metrics: step == 4)
+    try:
+        run("broken", make_experiment(nested, {"training.learning_rate": 1e30, "window.scheme": "full"}, where="test"))
+    except RunFailedError as error:
+        results["broken"] = str(error)
+    results["gather"] = [part.tolist() for part in group.gather(torch.arange(group.rank + 1))]
+    results["json"] = group.broadcast_json({"from": group.rank, "text": "λ"})
+    group.barrier()
+(root / f"{group.rank}.json").write_text(json.dumps(results))
+"""
+
+
+class Outcome:
+    """What the two workers left."""
+
+    def __init__(self, root: Path) -> None:
+        self.root = root
+        self.ranks: list[dict[str, Any]] = [json.loads((root / f"{rank}.json").read_text()) for rank in (0, 1)]
+
+    def weights(self, run: str, rank: int) -> dict[str, torch.Tensor]:
+        return load_file(self.root / f"{run}-{rank}.safetensors")
+
+
+@pytest.fixture(scope="module")
+def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+    root = tmp_path_factory.mktemp("workers")
+    script = root / "worker.py"
+    script.write_text(WORKER)
+    nested = toy_experiment(SETTINGS).model_dump(mode="json")
+    launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    command = [*launcher, str(script), str(root), str(toy_cache.path), json.dumps(nested)]
+    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    assert ended.returncode == 0, ended.stderr[-3000:]
+    return Outcome(root)
+
+
+def test_two_workers_are_one_worker(two_workers: Outcome, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+    """Same global batch, same start: only the order of additions differs (float32, 24 backward passes: 1e-5)."""
+    alone = fit(toy_experiment(SETTINGS), toy_cache, tmp_path)
+    weights = two_workers.weights("whole", 0)
+    for name, tensor in alone.model.state_dict().items():
+        assert torch.allclose(tensor, weights[name], atol=1e-5), name
+    metrics = two_workers.ranks[0]["whole"]["metrics"]
+    for name in ("train_cross_entropy", "val_cross_entropy", "continuity", "hidden_norm"):
+        assert metrics[name] == pytest.approx(alone.metrics[name], rel=1e-4), name
+    for name in ("tokens_seen", "loss_tokens", "training_flops", "steps", "learning_rate"):
+        assert metrics[name] == alone.metrics[name], name
+
+
+@pytest.mark.parametrize("run", ["whole", "stopped", "stopped again"])
+def test_ranks_hold_the_same_weights(run: str, two_workers: Outcome) -> None:
+    first, second = (two_workers.weights(run, rank) for rank in (0, 1))
+    assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def test_all_ranks_stop_together(two_workers: Outcome) -> None:
+    assert [(rank["stopped again"]["steps"], rank["stopped again"]["stopped"]) for rank in two_workers.ranks] == [(4, True)] * 2
+
+
+def test_ranks_resume_from_rank_0s_folder_alone(two_workers: Outcome) -> None:
+    assert [rank["rank 0 has a checkpoint"] for rank in two_workers.ranks] == [True, False]
+    assert [rank["resumed"]["steps"] for rank in two_workers.ranks] == [12, 12]
+    for rank in (0, 1):
+        resumed, whole = two_workers.weights("stopped", rank), two_workers.weights("whole", rank)
+        assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+def test_all_ranks_hear_of_a_loss_that_blew_up(two_workers: Outcome) -> None:
+    told = [rank["broken"] for rank in two_workers.ranks]
+    assert told[0] == told[1] and "lower training.learning_rate" in told[0]
+
+
+def test_helpers_between_ranks(two_workers: Outcome) -> None:
+    assert [rank["gather"] for rank in two_workers.ranks] == [[[0], [0, 1]]] * 2
+    assert [rank["json"] for rank in two_workers.ranks] == [{"from": 0, "text": "λ"}] * 2
+
+
+def test_a_worker_alone_needs_no_process_group() -> None:
+    group = Group.current()
+    assert group == Group(0, 1) and not dist.is_initialized()
+    tensor = torch.tensor([1.0, 2.0])
+    assert group.mean_(tensor) is tensor and group.gather(tensor) == [tensor] and group.broadcast_json({"a": 1}) == {"a": 1}
+
+
+@pytest.mark.parametrize(("items", "ranks"), [(8, 2), (7, 3), (1, 2), (0, 2)])
+def test_shares_cover_everything_once(items: int, ranks: int) -> None:
+    shares = [list(range(items))[Group(rank, ranks).share(items)] for rank in range(ranks)]
+    assert [item for share in shares for item in share] == list(range(items))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_backend_and_device(toy_experiment: Make) -> None:
+    assert (backend_for("cuda"), backend_for("cpu")) == ("nccl", "gloo")
+    assert prepare_device(toy_experiment()) == torch.device("cpu")
+    if not torch.cuda.is_available():
+        with pytest.raises(SettingsError, match=r"resources.gpus_per_worker is 1, .* set it to 0"):
+            prepare_device(toy_experiment({"resources.gpus_per_worker": 1}))

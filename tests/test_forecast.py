@@ -1,0 +1,89 @@
+"""Forecasts: counted by hand, and not far from what a run then takes."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from reco_tune.cost import forecast, measure_flops_per_second
+from reco_tune.cost.forecast import parameter_count
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.model.flops import forward_flops
+from reco_tune.settings import Experiment, Space
+from reco_tune.training import build_arm, fit
+
+Make = Callable[..., Experiment]
+
+
+def space(experiment: Experiment, **fields: object) -> Space:
+    arms = {"full": {}, "reco": {}, "fewer_frames": {}}
+    return Space.model_validate({"question": "?", "experiment": experiment.model_dump(mode="json"), "arms": arms, **fields})
+
+
+def shared(toy_experiment: Make) -> Experiment:
+    return toy_experiment({"window.length_tokens": 18, "window.stride_tokens": 9})
+
+
+def test_runs_and_steps_by_hand(toy_experiment: Make) -> None:
+    plan = forecast(
+        space(
+            shared(toy_experiment),
+            budgets=("equal_steps", "equal_compute"),
+            seeds=(0, 1),
+            trials=3,
+            search={"training.seed": {"int": [0, 9]}},
+        ),
+        flops_per_second=1e9,
+    )
+    names = [run.trial for run in plan.runs]
+    assert names[:4] == ["full-s0", "full-s1", "reco-equal_steps-s0", "reco-equal_steps-s1"], "the baseline runs once for both budgets"
+    assert len(names) == len(set(names)) == 2 + 4 + 4 + 3 and names[-1] == "search-0002"
+    steps = {run.trial: run.steps for run in plan.runs}
+    assert steps["full-s0"] == steps["reco-equal_steps-s0"] == steps["search-0000"] == 12
+    assert steps["reco-equal_compute-s0"] > 1.8 * 12 and steps["fewer_frames-equal_compute-s0"] > steps["reco-equal_compute-s0"]
+
+
+def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
+    experiment = toy_experiment({"window.length_tokens": 18, "window.stride_tokens": 9, "training.steps": 1000, "training.rungs": 1})
+    plan = forecast(space(experiment, budgets=("equal_compute",)), flops_per_second=1e9)
+    full, *others = [run.training_flops for run in plan.runs]
+    assert others == pytest.approx([full] * len(others), rel=2e-3)  # steps are whole, pieces are not validated
+
+
+def test_flops_are_those_of_the_ledger(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+    plan = forecast(space(shared(toy_experiment)), flops_per_second=1e9)
+    experiment = toy_experiment({"window.scheme": "full"})
+    arm = build_arm(experiment, toy_cache)
+    validation = 3 * 16 * forward_flops(arm.model_settings, 0, 45)
+    assert plan.runs[0].training_flops == fit(experiment, toy_cache, tmp_path).metrics["training_flops"] + validation
+
+
+def test_disk_holds_the_run_at_its_fullest(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+    experiment = toy_experiment({"window.scheme": "full", "model.width": 64})
+    used = []
+
+    def measure(step: int, metrics: dict[str, float]) -> bool:
+        used.append(sum(file.stat().st_size for file in tmp_path.rglob("*") if file.is_file()))
+        return False
+
+    fit(experiment, toy_cache, tmp_path, measure)
+    assert max(used) < forecast(space(experiment), flops_per_second=1e9).runs[0].disk_bytes < 4 * max(used)
+
+
+def test_parameter_count(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    arm = build_arm(toy_experiment(), toy_cache)
+    assert parameter_count(arm.model_settings) == sum(p.numel() for p in arm.build_model().parameters())
+
+
+def test_wall_clock_is_no_shorter_than_the_longest_run(toy_experiment: Make) -> None:
+    plan = forecast(space(shared(toy_experiment)), flops_per_second=1e9)
+    assert plan.wall_seconds(1) == pytest.approx(plan.device_seconds)
+    assert plan.wall_seconds(1000) == max(run.device_seconds for run in plan.runs)
+    assert plan.wall_seconds(2) == pytest.approx(max(plan.device_seconds / 2, plan.wall_seconds(1000)))
+
+
+@pytest.mark.parametrize("overrides", [{}, {"model.preset": "770M"}], ids=["toy", "large"])
+def test_the_rate_is_measured_in_a_moment(overrides: dict[str, object], toy_experiment: Make) -> None:
+    assert 1e8 < measure_flops_per_second(toy_experiment(overrides)) < 1e15

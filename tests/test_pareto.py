@@ -1,0 +1,66 @@
+"""Dominance, crowding and hypervolume against small cases by hand and against definitions by brute force."""
+
+import itertools
+
+import numpy as np
+import pytest
+
+from reco_tune.pareto import crowding, hypervolume, non_dominated, ranks
+
+
+def brute_force(points):
+    return [not any(np.all(other <= point) and np.any(other < point) for other in points) for point in points]
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_non_dominated_is_the_definition(objectives):
+    points = np.random.default_rng(0).integers(0, 6, (60, objectives)).astype(float)  # small integers: many ties and equal rows
+    assert non_dominated(points).tolist() == brute_force(points)
+
+
+def test_volume_of_boxes_is_that_of_a_fine_grid():
+    points = np.random.default_rng(1).integers(0, 5, (8, 3))
+    covered = sum(
+        any(all(coordinate <= cell for coordinate, cell in zip(point, site, strict=True)) for point in points)
+        for site in itertools.product(range(5), repeat=3)
+    )
+    assert hypervolume(points, (5, 5, 5)) == covered
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([], []),
+        ([[1, 1]], [True]),
+        ([[1, 2], [2, 1], [2, 2]], [True, True, False]),
+        ([[1, 1], [1, 1]], [True, True]),
+        ([[1, 1], [1, 2]], [True, False]),
+        ([[np.nan, 0], [1, 1]], [False, True]),
+        ([[-np.inf, 0], [1, 1]], [False, True]),
+    ],
+    ids=["none", "one", "two-ends", "equal-stand-together", "weakly-dominated", "nan-is-no-point", "infinite-is-no-point"],
+)
+def test_non_dominated(points, expected):
+    assert non_dominated(np.reshape(points, (-1, 2))).tolist() == expected
+
+
+def test_ranks_peel_the_fronts():
+    assert ranks([[1, 1], [2, 2], [1, 3], [3, 3], [np.nan, 0]]).tolist() == [0, 1, 1, 2, 3]
+
+
+def test_crowding_is_infinite_at_the_ends_and_half_the_box_between():
+    assert crowding([[0, 4], [1, 2], [4, 0]]).tolist() == [np.inf, 2.0, np.inf]
+
+
+@pytest.mark.parametrize(
+    ("points", "volume"),
+    [([], 0), ([[0, 0]], 4), ([[0, 1], [1, 0]], 3), ([[0, 1], [1, 0], [1, 1]], 3), ([[3, 0]], 0), ([[np.nan, 0]], 0)],
+    ids=["none", "one-box", "an-l", "dominated-adds-nothing", "outside-the-reference", "nan-adds-nothing"],
+)
+def test_hypervolume(points, volume):
+    assert hypervolume(np.reshape(points, (-1, 2)), (2, 2)) == volume
+
+
+def test_a_reference_of_other_objectives_is_refused():
+    with pytest.raises(ValueError, match="reference point has 3 objectives"):
+        hypervolume([[0, 0]], (1, 1, 1))

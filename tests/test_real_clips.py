@@ -1,0 +1,68 @@
+"""Footage that nobody here rendered: mixed sizes, codecs and lengths. Skipped where the clips do not lie beside the repository."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reco_tune.data import video
+from reco_tune.data.clips import decode, list_clips
+from reco_tune.data.video import EXTENSIONS, count_frames, read_frames
+from reco_tune.settings import Data, Evaluation, Experiment, Tokenizer
+from reco_tune.tokenizers import load_tokenizer, prepare_tokens
+
+ROOT = Path(__file__).resolve().parents[2] / "shared" / "videos"
+pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="../shared/videos is absent")
+FILES = sorted(path for path in ROOT.rglob("*") if path.suffix in EXTENSIONS) if ROOT.is_dir() else []
+
+
+@pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
+def test_decord_and_pyav_see_the_same_frames(path: Path) -> None:
+    """Colour conversions differ by rounding, so frames are compared in gray levels; a frame off by one would differ by far more."""
+    frames = count_frames(path)
+    assert frames >= 32
+    wanted = [0, 7, frames // 2]
+    ours = read_frames(path, wanted).astype(int)
+    other = np.concatenate(list(video._pyav_chunks(path, [wanted]))).astype(int)
+    assert np.abs(ours - other).mean(axis=(1, 2, 3)).max() < 3
+
+
+def test_clips_of_all_videos_and_no_shared_frames() -> None:
+    data = Data(root=ROOT, split="time", test_fraction=0.25, clip_frames=17, size_px=64, clip_stride=8)
+    clips = list_clips(data)
+    assert clips.class_names == ("ApplyEyeMakeup", "ArmWrestling", "Basketball", "CleaningPool", "DrinkingWater", "Hugging")
+    assert {clip.label for clip in clips.train} == set(range(6))
+    for path in FILES:
+        test_starts = [clip.start for clip in clips.test if clip.path == path]
+        assert not test_starts or max(clip.start + 16 for clip in clips.train if clip.path == path) < min(test_starts)
+
+
+def test_from_footage_to_tokens_and_back(tmp_path: Path) -> None:
+    """A few training steps already show the picture: nearer to the clip than its mean colour."""
+    experiment = Experiment(
+        data=Data(root=ROOT, cache_dir=tmp_path, split="time", clip_frames=17, size_px=64, clip_stride=4, train_clips=48, test_clips=12),
+        tokenizer=Tokenizer(
+            kind="vq", spatial_stride=8, temporal_stride=4, num_codes=256, width=16, fit_steps=60, fit_batch_size=4, learning_rate=3e-3
+        ),
+        evaluation=Evaluation(reference_clips=48, validation_clips=12),
+    )
+    cache = prepare_tokens(experiment, piece_blocks=(2,))
+    assert cache.grid == (5, 8, 8) and cache.tokens("train").shape == (48, 320) and cache.pieces("test", 2).shape == (12, 4, 128)
+    clips = torch.from_numpy(np.array(cache.clips("train")))
+    decoded = load_tokenizer(cache.tokenizer_path).decode(torch.from_numpy(cache.tokens("train").astype(np.int64)).reshape(-1, *cache.grid))
+    error = (decoded.float() - clips).square().mean()
+    flat = (clips.float() - clips.float().mean(dim=(1, 3, 4), keepdim=True)).square().mean()
+    assert error < 0.8 * flat
+    assert len(np.unique(cache.tokens("train"))) > 64
+
+
+def test_every_frame_decoded_once_is_the_frame_read_alone() -> None:
+    data = Data(root=ROOT, split="time", clip_frames=17, size_px=64, clip_stride=40, train_clips=6)
+    clips = list_clips(data).train
+    for part in decode(clips, data):
+        for row, pixels in zip(part.rows, part.video_BFCHW, strict=True):
+            alone = next(iter(decode([clips[row]], data))).video_BFCHW[0]
+            assert np.array_equal(pixels, alone)

@@ -1,0 +1,234 @@
+"""The report folder is whole, the same each time, self-contained, and a browser shows it without an error."""
+
+import itertools
+import json
+import os
+import re
+import shutil
+import subprocess
+from html.parser import HTMLParser
+
+import numpy as np
+import pandas as pd
+import pytest
+from toy_study import PROTOCOL, record_study
+
+from reco_tune.errors import StudyError
+from reco_tune.reporting import write_report
+from reco_tune.reporting.labels import _overlap, _push_apart
+from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.runs import load_study, runs_table
+from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
+from reco_tune.reporting.scatter import scatter
+from reco_tune.reporting.tables import csv_text
+from reco_tune.settings import Experiment
+from reco_tune.study_log import EventLog, StudyFolder, read_study
+
+FILES = [
+    "ablation.csv",
+    "ablation.md",
+    "ablation.tex",
+    "runs.csv",
+    "frontier.csv",
+    "frontier.png",
+    "frontier.pdf",
+    "lambda.png",
+    "loss_by_frame.png",
+    "error_growth.png",
+    "index.html",
+    "provenance.json",
+]
+TABLES = ("ablation.csv", "ablation.md", "ablation.tex", "runs.csv", "frontier.csv", "provenance.json")
+ARMS = ("full", "fewer_frames", "local", "local_first", "local_balanced", "reco", "norm_penalty")
+VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
+
+
+class Outline(HTMLParser):
+    """Open tags, attributes and whether every element was closed in order."""
+
+    def __init__(self, text):
+        super().__init__()
+        self.open, self.found = [], []
+        self.feed(text)
+
+    def handle_starttag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+        if tag not in VOID:
+            self.open.append(tag)
+
+    def handle_startendtag(self, tag, attrs):
+        self.found.append((tag, dict(attrs)))
+
+    def handle_endtag(self, tag):
+        assert self.open.pop() == tag
+
+    def all(self, tag):
+        return [attributes for name, attributes in self.found if name == tag]
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return record_study(tmp_path_factory.mktemp("report") / "toy", arms=ARMS, failing=["local-equal_steps-s0"])
+
+
+@pytest.fixture(scope="module")
+def heard():
+    return []
+
+
+@pytest.fixture(scope="module")
+def report(study, heard):
+    return write_report(study, progress=lambda done, total, what: heard.append((done, total)))
+
+
+def test_the_folder_is_whole(study, report):
+    assert report.folder == study / "report"
+    assert [name for name in FILES if not (report.folder / name).stat().st_size] == []
+    assert sorted(path.stem for path in (report.folder / "samples").glob("*.mp4")) == sorted(ARMS)
+
+
+def test_tables_are_byte_identical_from_the_folder_and_from_its_record(study, report, tmp_path):
+    write_report(read_study(study), tmp_path)
+    assert {name for name in TABLES if (tmp_path / name).read_bytes() != (report.folder / name).read_bytes()} == set()
+
+
+def test_a_record_without_a_folder_needs_to_know_where_to_write(study):
+    with pytest.raises(StudyError, match="--output"):
+        write_report(read_study(study))
+
+
+def test_written_tables_are_those_of_the_report(report):
+    written = pd.read_csv(report.folder / "ablation.csv")
+    assert list(written["fvd"]) == list(report.ablation["fvd"])
+    assert len(pd.read_csv(report.folder / "frontier.csv")) == len(report.frontier.points)
+
+
+def test_provenance_names_what_the_tables_rest_on(report):
+    origin = json.loads((report.folder / "provenance.json").read_text())
+    assert origin["protocol"] == [PROTOCOL] and origin["commit"] == "0123abc" and origin["command"] == "reco-tune run toy.yaml"
+    assert origin["runs_by_state"] == {"evaluated": 19, "failed": 1, "pruned": 1}
+
+
+def test_the_page_is_well_formed_and_needs_nothing_from_outside(report):
+    text = report.index.read_text()
+    page = Outline(text)
+    assert page.open == []
+    sources = [attributes["src"] for tag in ("img", "video") for attributes in page.all(tag)]
+    assert len(sources) > 10 and all(source.startswith("data:") for source in sources)
+    assert not re.search(r"""(?:src|href)=["'](?!data:|#)""", text) and "@import" not in text
+
+
+def test_every_figure_has_words_for_those_who_cannot_see_it(report):
+    page = Outline(report.index.read_text())
+    assert all(len(attributes["alt"]) > 60 for attributes in page.all("img"))
+    assert all(attributes["aria-label"] for attributes in page.all("video"))
+    assert "reco at equal_steps: 1.92x" in page.all("img")[0]["alt"]
+
+
+def test_the_page_lists_verdicts_failures_and_settings_on_hover(report):
+    text = report.index.read_text()
+    assert all(verdict.claim in text for verdict in report.verdicts)
+    assert "the loss is not finite at step 412" in text
+    assert "window.first_frame_probability = 0.5" in text
+
+
+def test_text_of_a_person_is_escaped(tmp_path):
+    study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
+    study.question = "Is <script>alert(1)</script> & 'this' safe?"
+    text = write_report(study, tmp_path / "out").index.read_text()
+    assert "<script>alert" not in text and "&lt;script&gt;alert" in text
+
+
+@pytest.mark.parametrize(
+    ("protocol", "illustrative"),
+    [("native-pca/17x64x64/n256x1/00000000", True), ("native-random/17x64x64/n256x1/00000000", True), ("native/9x12x12/n512x1/0", False)],
+)
+def test_untrained_features_are_called_illustrative(tmp_path, protocol, illustrative):
+    study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False, protocol=protocol))
+    text = write_report(study, tmp_path / "out").index.read_text()
+    assert ("Illustrative" in text) == illustrative
+    assert "compares with nothing published" in text or "compare with nothing published" in text
+
+
+@pytest.mark.parametrize("planned", [0, 1], ids=["nothing-planned", "nothing-finished"])
+def test_a_study_that_has_just_begun_has_a_report(tmp_path, planned):
+    folder = StudyFolder(tmp_path / "young")
+    log = EventLog(folder.events)
+    log.append("study", name="young", question="?", arms=["full"], provenance={})
+    for _ in range(planned):
+        log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings=Experiment().flat(), settings_hash="h")
+    report = write_report(folder.path)
+    assert report.ablation.empty and report.frontier.points.empty
+    assert "the study is not finished" in report.index.read_text()
+    assert {verdict.outcome for verdict in report.verdicts} == {"not tested"}
+
+
+def test_progress_ends_where_it_said(report, heard):
+    assert heard == [(step, 6) for step in range(7)]
+
+
+def test_a_shared_calibration_is_paid_once(tmp_path):
+    study = load_study(record_study(tmp_path / "toy", arms=("full", "reco"), seeds=(0, 1, 2), searched=2, files=False))
+    costs = ledger(study, runs_table(study)).set_index("arm")
+    assert costs.loc["reco", "calibration_seconds"] == 3.5
+    assert costs.loc["search", "calibration_seconds"] == 7.0
+    assert costs.loc["total", "runs"] == 3 + 6 + 2
+    assert costs.loc["total", "training_seconds"] == pytest.approx(costs["training_seconds"][:-1].sum())
+
+
+def test_clips_are_enlarged_without_smoothing_and_stand_side_by_side():
+    black, white = np.zeros((2, 3, 3, 12, 12), np.uint8), np.full((2, 3, 3, 12, 12), 255, np.uint8)
+    white[0, 0, :, 0, 0] = 7
+    frames = grid([black, white])
+    assert frames.shape == (3, 2 * LEAST_SIDE_PX + GAP_PX, 2 * LEAST_SIDE_PX + GAP_PX, 3)
+    assert (frames[0, :8, LEAST_SIDE_PX + GAP_PX : LEAST_SIDE_PX + GAP_PX + 8] == 7).all()
+    assert (frames[:, :LEAST_SIDE_PX, :LEAST_SIDE_PX] == 0).all()
+
+
+def test_labels_at_line_ends_do_not_cover_each_other():
+    placed = _push_apart([10.0, 10.0, 11.0, 90.0, 99.0], gap=12, low=0, high=100)
+    assert all(b - a >= 11.9 for a, b in itertools.pairwise(placed))
+
+
+@pytest.mark.parametrize(
+    ("other", "area"), [((1, 1, 3, 3), 1), ((2, 0, 4, 2), 0), ((5, 5, 6, 6), 0), ((0, 0, 2, 2), 4)], ids=["corner", "touch", "away", "same"]
+)
+def test_overlap(other, area):
+    assert _overlap((0, 0, 2, 2), other) == area
+
+
+def test_a_long_search_is_cut_on_the_page_and_says_so():
+    count = 900
+    points = pd.DataFrame({"trial": [f"search-{i}" for i in range(count)], "arm": "search", "speedup": np.linspace(1, 3, count)})
+    points = points.assign(fvd=np.linspace(2, 30, count), on_frontier=[i < 5 for i in range(count)])
+    drawn = scatter(points, {})
+    assert drawn.count('class="dot"') == 600 and "300 further runs" in drawn and drawn.count("point search on") == 5
+
+
+def test_ten_thousand_runs_become_a_table_in_seconds(study):
+    record = load_study(study)
+    runs = list(record.runs.values())
+    record.runs = {f"{run.trial}-{copy}": run for copy in range(500) for run in runs}
+    table = runs_table(record)
+    assert len(table) == 500 * len(runs) and csv_text(table).count("\n") == len(table) + 1
+
+
+CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--dump-dom"]
+    # The page's script has run when sorting by FVD works: a click is added to a copy, and the order read off the resulting document.
+    page = tmp_path / "page.html"
+    click = "<script>document.querySelectorAll('#ablation th button')[2].click();</script></body>"
+    page.write_text(report.index.read_text().replace("</body>", click))
+    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120, env={**os.environ, "LANG": "C.UTF-8"})
+    errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "Refused" in line)]
+    assert errors == []
+    table = done.stdout.split('id="ablation"')[1].split("</table>")[0]
+    sorted_arms = re.findall(r"<tr[^>]*><td>(\w+)</td>", table)
+    at_steps = report.ablation[report.ablation["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
+    assert sorted_arms == list(at_steps["arm"])
+    assert 'aria-sort="ascending"' in table

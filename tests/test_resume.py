@@ -1,0 +1,127 @@
+"""The driver is killed with SIGKILL in the middle of a study, then a worker dies as well: nothing is lost, nothing is done twice."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import subprocess
+import sys
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import pytest
+from small_study import WatchedStudy, descendants, deterministic, ray_processes_left
+
+from reco_tune.study import Observer, Options, Outcome, resume
+from reco_tune.study_log import StudyFolder, StudyRecord, read_events, read_study
+
+pytestmark = pytest.mark.timeout(900)  # two clusters are started
+
+DRIVER = """
+import os, signal, sys
+from pathlib import Path
+from reco_tune.study import Observer, Options, resume
+
+class Suicidal(Observer):
+    def on_event(self, event):
+        if event["event"] == "reported" and event["step"] >= 20:
+            os.kill(os.getpid(), signal.SIGKILL)
+
+resume(Path(sys.argv[1]), Options(track=False), Suicidal())
+"""
+
+
+class Assassin(Observer):
+    """Kills a Train worker once, when its trial has reported."""
+
+    def __init__(self) -> None:
+        self.victim: int | None = None
+        self.retried: list[str] = []
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        workers = [pid for pid, command in descendants().items() if "RayTrainWorker" in command]
+        if event["event"] == "reported" and self.victim is None and workers:
+            self.victim = workers[0]
+            os.kill(self.victim, signal.SIGKILL)
+        if event["event"] == "retried" and "worker died" in event["reason"]:
+            self.retried.append(event["trial"])
+
+
+@dataclass
+class Disturbed:
+    folder: StudyFolder
+    killed: StudyRecord
+    """The study when its driver had been killed."""
+    said: str
+    """What the killed driver had printed."""
+    temp_left: Path
+    """Temp folder of the killed driver's cluster."""
+    assassin: Assassin
+    outcome: Outcome
+
+
+@pytest.fixture(scope="module")
+def disturbed(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
+    """The undisturbed study's log up to its frozen plan, then a driver that is killed, then one whose worker is."""
+    folder = StudyFolder(tmp_path_factory.mktemp("disturbed") / "study")
+    folder.path.mkdir()
+    shutil.copy(finished_study.outcome.folder.settings, folder.settings)
+    lines = finished_study.outcome.folder.events.read_text().splitlines(keepends=True)
+    planned = [number for number, line in enumerate(lines) if '"event":"planned"' in line]
+    folder.events.write_text("".join(lines[: planned[-1] + 1]) + '{"event":"started","tri')  # a torn last line
+    driver = subprocess.run([sys.executable, "-c", DRIVER, str(folder.path)], capture_output=True, text=True, timeout=400)
+    assert driver.returncode == -signal.SIGKILL, driver.stderr
+    killed, temp_left = read_study(folder.path), Path((folder.ray / "temp").read_text())
+    assassin = Assassin()
+    outcome = resume(folder.path, Options(track=False), assassin)
+    return Disturbed(folder, killed, driver.stdout + driver.stderr, temp_left, assassin, outcome)
+
+
+def test_the_driver_died_in_the_middle(disturbed: Disturbed) -> None:
+    states = Counter(run.state for run in disturbed.killed.runs.values())
+    assert 1 <= states["running"] <= 2 and not disturbed.killed.finished
+
+
+def test_every_run_is_evaluated_exactly_once(disturbed: Disturbed) -> None:
+    events = list(read_events(disturbed.folder.events))
+    evaluated = Counter(event["trial"] for event in events if event["event"] == "evaluated")
+    assert disturbed.outcome.study.finished
+    assert evaluated == Counter(dict.fromkeys(disturbed.outcome.study.runs, 1)) and len(evaluated) == 5
+    names = [event["trial"] for event in events if event["event"] in ("planned", "asked")]
+    assert len(names) == len(set(names)) == 5
+
+
+def test_what_was_running_went_on_as_a_further_attempt(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
+    for trial, before in disturbed.killed.runs.items():
+        if before.state == "running":
+            assert disturbed.outcome.study.runs[trial].attempt > before.attempt
+            steps = [report["step"] for report in disturbed.outcome.study.runs[trial].reports]
+            undisturbed = [report["step"] for report in finished_study.study.runs[trial].reports]
+            assert steps == undisturbed, "rungs from before the kill are kept"
+
+
+def test_a_dead_worker_costs_its_trial_one_attempt(disturbed: Disturbed) -> None:
+    assert disturbed.assassin.victim is not None and len(disturbed.assassin.retried) == 1
+
+
+def test_fixed_arms_end_in_the_bits_of_the_undisturbed_study(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
+    for trial, undisturbed in finished_study.study.runs.items():
+        if undisturbed.arm != "search":
+            assert deterministic(disturbed.outcome.study.runs[trial]) == deterministic(undisturbed), trial
+
+
+def test_the_search_asks_the_same_first_questions(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
+    for trial in ("search-0000", "search-0001"):
+        assert disturbed.outcome.study.runs[trial].params == finished_study.study.runs[trial].params
+
+
+def test_a_person_sees_nothing_of_rays_words(disturbed: Disturbed) -> None:
+    assert disturbed.said == ""
+
+
+def test_what_the_killed_cluster_left_is_cleared(disturbed: Disturbed) -> None:
+    assert not disturbed.temp_left.exists()
+    assert ray_processes_left() == []

@@ -1,0 +1,121 @@
+"""Runs as a table: complete, in planned order, and the same bytes whatever it was read from."""
+
+import math
+
+import pandas as pd
+import pytest
+from toy_study import PROTOCOL, record_study
+
+from reco_tune import quantities
+from reco_tune.errors import ComparisonError, StudyError
+from reco_tune.reporting import load_runs, load_study
+from reco_tune.reporting.runs import comparable, exclusions
+from reco_tune.reporting.tables import csv_text
+from reco_tune.study_log import read_study
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    return record_study(
+        tmp_path_factory.mktemp("runs") / "toy", arms=("full", "local", "reco"), failing=["local-equal_steps-s0"], files=False
+    )
+
+
+def test_a_record_and_its_folder_give_the_same_bytes(study):
+    assert csv_text(load_runs(study)) == csv_text(load_runs(read_study(study))) == csv_text(load_runs(str(study)))
+
+
+def test_every_setting_and_every_metric_is_a_column(study):
+    runs = load_runs(study)
+    settings = next(iter(load_study(study).runs.values())).settings
+    assert set(settings) | set(quantities.ALL) <= set(runs.columns)
+    assert {"protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "commit", "hardware"} <= set(runs.columns)
+    assert runs.columns.is_unique
+
+
+def test_rows_stand_in_planned_order(study):
+    assert list(load_runs(study)["trial"]) == list(load_study(study).runs)
+
+
+def test_values_are_those_of_the_log(study):
+    runs = load_runs(study).set_index("trial")
+    assert runs.loc["reco-equal_steps-s0", "window.length_tokens"] == 18
+    assert runs.loc["reco-equal_steps-s0", "objective.continuity_weight"] == 0.1
+    assert runs.loc["reco-equal_steps-s0", "speedup"] == 1.92
+    assert runs.loc["full-s0", "speedup"] == 1, "the baseline's speed-up is 1 by definition"
+    assert runs.loc["local-equal_steps-s0", "state"] == "failed" and math.isnan(runs.loc["local-equal_steps-s0", "fvd"])
+    assert runs.loc["full-s0", "protocol"] == PROTOCOL
+
+
+def test_why_a_run_may_not_stand_in_a_table(study):
+    runs = load_runs(study)
+    reasons = dict(zip(runs["trial"], exclusions(runs), strict=True))
+    assert reasons["local-equal_steps-s0"] == "failed: the loss is not finite at step 412"
+    assert reasons["search-0007"] == "pruned: dominated at the first rung"
+    assert [trial for trial, why in reasons.items() if why] == ["local-equal_steps-s0", "search-0007"]
+
+
+@pytest.mark.parametrize(
+    ("changes", "why"),
+    [
+        ({"state": "completed"}, "not finished (completed)"),
+        ({"fvd": math.nan}, "its FVD is not finite"),
+        ({"speedup": math.inf}, "its speed-up was not measured"),
+        ({"steps": 200.0}, "stopped after 200 of 600 steps"),
+        ({"steps": 200.0, "budget": "equal_compute"}, ""),
+    ],
+    ids=["not-evaluated", "no-fvd", "no-speed", "low-fidelity", "slow-arm-at-equal-compute"],
+)
+def test_only_whole_runs_are_compared(study, changes, why):
+    runs = load_runs(study)
+    row = runs.index[runs["trial"] == "reco-equal_steps-s0"][0]
+    for name, value in changes.items():
+        runs.loc[row, name] = value
+    assert exclusions(runs)[row] == why
+
+
+@pytest.mark.parametrize(
+    ("protocol", "knob"),
+    [
+        (PROTOCOL.replace("n512x1", "n2048x1"), "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)"),
+        (PROTOCOL.replace("reconstructed", "raw"), "evaluation.reference (reconstructed against raw)"),
+        (PROTOCOL.replace("9f3c21ab", "00000000"), "feature extractor (9f3c21ab against 00000000)"),
+        (PROTOCOL.replace("stride1", "stride3"), "frame stride (stride1 against stride3)"),
+    ],
+    ids=["samples", "reference", "extractor", "stride"],
+)
+def test_two_protocols_are_refused_and_the_knob_is_named(study, tmp_path, protocol, knob):
+    other = record_study(tmp_path / "other", arms=("reco",), searched=0, files=False, protocol=protocol)
+    with pytest.raises(ComparisonError) as error:
+        comparable(pd.concat([load_runs(study), load_runs(other)], ignore_index=True))
+    assert knob in str(error.value)
+
+
+def test_two_versions_of_the_data_are_refused(study):
+    runs = load_runs(study)
+    runs.loc[0, "data_fingerprint"] = "beef"
+    with pytest.raises(ComparisonError, match="data_fingerprint differs"):
+        comparable(runs)
+
+
+def test_real_clips_through_two_tokenizers_are_refused_and_raw_ones_are_not(study):
+    runs = load_runs(study)
+    runs.loc[0, "tokenizer_fingerprint"] = "beef"
+    with pytest.raises(ComparisonError, match=r"tokenizer_fingerprint differs .*evaluation\.reference raw"):
+        comparable(runs)
+    runs["protocol"] = runs["protocol"].str.replace("reconstructed", "raw")
+    assert len(comparable(runs)) > 2
+
+
+def test_a_missing_study_is_said(tmp_path):
+    with pytest.raises(StudyError, match="is not a study folder"):
+        load_runs(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [(None, ""), (math.nan, ""), (True, "true"), (600.0, "600"), (18, "18"), (0.1, "0.1"), (1e-05, "1e-05"), ("a,b", '"a,b"')],
+    ids=str,
+)
+def test_a_cell_has_one_spelling(value, text):
+    assert csv_text(pd.DataFrame({"x": pd.Series([value, "-"], dtype=object)})) == f"x\n{text or chr(34) * 2}\n-\n"

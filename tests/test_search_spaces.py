@@ -1,0 +1,80 @@
+"""Every shipped search space loads, each of its arms is possible, and whatever its ranges can propose makes a valid run."""
+
+from __future__ import annotations
+
+from itertools import product
+from pathlib import Path
+from typing import Any
+
+import optuna
+import pytest
+
+from reco_tune.bundled import bundled
+from reco_tune.settings import ARMS, Range, arm_experiment, load_space
+
+SPACES = sorted(bundled("search_spaces").glob("*.yaml"))
+optuna.logging.set_verbosity(optuna.logging.WARNING)
+
+
+def test_the_promised_spaces_are_shipped() -> None:
+    promised = {"demo", "evidence", "real_clips", "paper_ablation", "window_stride", "first_frame", "lambda", "joint", "beyond"}
+    assert {path.stem for path in SPACES} == promised
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_a_space_opens_with_its_question_how_to_launch_it_and_what_it_costs(path: Path) -> None:
+    header = [line for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
+    assert header[0].startswith("# Question:")
+    launch = "reco-tune demo" if path.stem == "demo" else f"reco-tune run {path.stem}"
+    assert any(line.startswith("# Launch:") and launch in line for line in header)
+    assert any(line.startswith("# Costs:") for line in header)
+
+
+@pytest.mark.parametrize("path", SPACES, ids=lambda path: path.stem)
+def test_every_arm_and_every_proposal_is_possible(path: Path) -> None:
+    space = load_space(path)
+    for arm in space.arms:
+        assert arm_experiment(space, arm).window.length_tokens is not None
+    sampler = optuna.samplers.RandomSampler(seed=0)
+    study = optuna.create_study(sampler=sampler)
+    for _ in range(20 if space.search else 0):
+        trial = study.ask()
+        arm_experiment(space, None, {key: _suggest(trial, key, bounds) for key, bounds in space.search.items()})
+    for corner in product(*(_ends(bounds) for bounds in space.search.values())):
+        arm_experiment(space, None, dict(zip(space.search, corner, strict=True)))
+
+
+@pytest.mark.parametrize(
+    "path", [path for path in SPACES if "sampler: {kind: grid" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem
+)
+def test_a_grid_is_tried_whole(path: Path) -> None:
+    space = load_space(path)
+    sizes = [len(bounds.choice or ()) for bounds in space.search.values()]
+    assert space.trials == len(list(product(*(range(size) for size in sizes))))
+
+
+def test_the_evidence_has_every_arm_with_three_seeds() -> None:
+    space = load_space(bundled("search_spaces") / "evidence.yaml")
+    assert set(space.arms) == set(ARMS) - {"fewer_frames_tokens"}  # that one is a variant, not an arm of the comparison
+    assert space.seeds == (0, 1, 2)
+
+
+def test_the_papers_setting_is_the_papers() -> None:
+    space = load_space(bundled("search_spaces") / "paper_ablation.yaml")
+    reco = arm_experiment(space, "reco")
+    assert (reco.grid, reco.window.length_tokens, reco.window.stride_tokens) == ((5, 32, 32), 2048, 1024)
+    assert (reco.objective.continuity_weight, reco.window.first_frame_probability, reco.training.learning_rate) == (0.1, 0.5, 1e-4)
+    assert (reco.model.width, reco.model.depth, reco.model.heads) == (768, 12, 12)
+
+
+def _suggest(trial: optuna.Trial, key: str, bounds: Range) -> Any:
+    if bounds.choice is not None:
+        return trial.suggest_categorical(key, bounds.choice)
+    if bounds.int is not None:
+        return trial.suggest_int(key, *bounds.int, log=bounds.log, step=int(bounds.step or 1))
+    assert bounds.float is not None
+    return trial.suggest_float(key, *bounds.float, log=bounds.log, step=bounds.step)
+
+
+def _ends(bounds: Range) -> tuple[Any, ...]:
+    return bounds.choice or bounds.int or bounds.float or ()

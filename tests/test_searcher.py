@@ -1,0 +1,160 @@
+from __future__ import annotations
+
+import math
+import random
+from pathlib import Path
+from typing import Any
+
+import pytest
+from optuna.trial import TrialState
+from small_study import small_space
+
+from reco_tune.errors import SettingsError
+from reco_tune.settings import Range, Space
+from reco_tune.study.searcher import Proposal, Search
+
+RANGES = {"window.length_tokens": Range(int=(9, 27)), "objective.continuity_weight": Range(float=(0.01, 1.0), log=True)}
+
+
+def make_space(folder: Path, kind: str = "tpe", trials: int = 30, search: dict[str, Range] = RANGES) -> Space:
+    space = small_space(folder, f"sampler.kind={kind}", f"trials={trials}")
+    return space.model_copy(update={"search": search})
+
+
+def evaluated(proposal: Proposal) -> dict[str, Any]:
+    """What a run of this proposal gives, in closed form: longer windows are slower and better."""
+    length, weight = proposal.event["params"]["window.length_tokens"], proposal.event["params"].get("objective.continuity_weight", 0.0)
+    return {"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 27 / length, "fvd": 30 - length + weight}}
+
+
+def searched(space: Space, at_once: int = 3) -> list[dict[str, Any]]:
+    """The log of a whole search: trials end in random order, some fail, some are pruned."""
+    search, log, running, chance = Search(space), [], [], random.Random(0)
+
+    def write(event: dict[str, Any]) -> None:
+        log.append(event)
+        search.apply(event)
+
+    while True:
+        if len(running) < at_once and (proposal := search.ask()) is not None:
+            write({"event": "asked", **proposal.event})
+            running.append(proposal)
+            continue
+        if not running:
+            return log
+        proposal = running.pop(chance.randrange(len(running)))
+        outcome = chance.random()
+        if outcome < 0.1:
+            write({"event": "failed", "trial": proposal.trial, "reason": "it was drawn"})
+        elif outcome < 0.2:
+            write({"event": "pruned", "trial": proposal.trial, "step": 1, "reason": "it was drawn"})
+        else:
+            write(evaluated(proposal))
+
+
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
+def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(tmp_path: Path, kind: str) -> None:
+    space = make_space(tmp_path, kind)
+    log = searched(space)
+    asked = [index for index, event in enumerate(log) if event["event"] == "asked"]
+    assert len(asked) == 30
+    for index in asked[::4]:
+        rebuilt = Search(space)
+        for event in log[:index]:
+            rebuilt.apply(event)
+        proposal = rebuilt.ask()
+        assert proposal is not None and {"event": "asked", **proposal.event} == log[index]
+
+
+def test_states_are_what_happened(tmp_path: Path) -> None:
+    """Ray's own searcher tells pruned trials as complete and leaves those without a finite objective running for ever."""
+    search = Search(make_space(tmp_path))
+    endings: list[dict[str, Any]] = [
+        {"event": "evaluated", "metrics": {"speedup": 2.0, "fvd": 5.0}},
+        {"event": "evaluated", "metrics": {"speedup": 2.0}},
+        {"event": "evaluated", "metrics": {"speedup": 2.0, "fvd": math.nan}},
+        {"event": "pruned", "step": 10, "reason": "dominated"},
+        {"event": "failed", "reason": "its worker died"},
+    ]
+    for ending in endings:
+        proposal = search.ask()
+        assert proposal is not None
+        search.apply({"event": "asked", **proposal.event})
+        search.apply({**ending, "trial": proposal.trial})
+    states = [trial.state for trial in search.trials]
+    assert states == [TrialState.COMPLETE, TrialState.FAIL, TrialState.FAIL, TrialState.PRUNED, TrialState.FAIL]
+    assert search.trials[0].values == [2.0, 5.0]
+
+
+def test_a_known_configuration_is_told_its_result_and_not_run_again(tmp_path: Path) -> None:
+    space = make_space(tmp_path, "random", trials=12, search={"window.length_tokens": Range(int=(9, 18), step=1)})
+    log = searched(space, at_once=1)
+    asked = [event for event in log if event["event"] == "asked"]
+    skipped = [skip for event in asked for skip in event.get("skipped", [])]
+    first = [event["params"]["window.length_tokens"] for event in asked[:8]]
+    assert len(set(first)) == 8
+    results = {event["params"]["window.length_tokens"]: 27 / event["params"]["window.length_tokens"] for event in asked}
+    told = [skip for skip in skipped if skip["values"] is not None]
+    assert told and all(skip["values"][0] == pytest.approx(results[skip["params"]["window.length_tokens"]]) for skip in told)
+
+
+def test_a_fixed_arm_is_known_to_the_search(tmp_path: Path) -> None:
+    space = make_space(tmp_path, "grid", trials=2, search={"window.length_tokens": Range(choice=(9, 18))})
+    search = Search(space)
+    proposal = search.ask()
+    assert proposal is not None
+    rebuilt = Search(space)
+    rebuilt.apply({**proposal.event, "event": "planned", "trial": "my_arm-equal_steps-s0"})
+    other = rebuilt.ask()
+    assert other is not None and other.event["params"] == {"window.length_tokens": 18}
+
+
+def test_what_settings_refuse_is_replaced(tmp_path: Path) -> None:
+    """27 tokens are the whole clip: longer windows cannot be."""
+    space = make_space(tmp_path, "random", trials=10, search={"window.length_tokens": Range(int=(20, 40))})
+    search = Search(space)
+    proposals = []
+    while (proposal := search.ask()) is not None:
+        search.apply({"event": "asked", **proposal.event})
+        search.apply(evaluated(proposal))
+        proposals.append(proposal)
+    assert len(proposals) == 10 and all(proposal.experiment.window.length_tokens <= 27 for proposal in proposals)  # type: ignore[operator]
+    refused = [skip for proposal in proposals for skip in proposal.event.get("skipped", []) if "must not exceed" in skip["reason"]]
+    assert refused and [trial.state for trial in search.trials].count(TrialState.FAIL) >= len(refused)
+
+
+def test_ranges_of_which_nothing_can_run_are_named(tmp_path: Path) -> None:
+    search = Search(make_space(tmp_path, search={"window.length_tokens": Range(int=(28, 40))}))
+    with pytest.raises(SettingsError, match="change the ranges"):
+        search.ask()
+
+
+def test_a_grid_is_walked_once(tmp_path: Path) -> None:
+    ranges = {"window.length_blocks": Range(int=(1, 3)), "window.stride_fraction": Range(float=(0.5, 1.0), step=0.25)}
+    search = Search(make_space(tmp_path, "grid", trials=100, search=ranges))
+    points = []
+    while (proposal := search.ask()) is not None:
+        search.apply({"event": "asked", **proposal.event})
+        points.append(tuple(proposal.event["params"].values()))
+    assert points == [(blocks, fraction) for blocks in (1, 2, 3) for fraction in (0.5, 0.75, 1.0)]
+    assert search.exhausted
+
+
+def test_a_grid_without_steps_is_refused(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match="needs a step for objective"):
+        Search(make_space(tmp_path, "grid"))
+
+
+def test_ten_thousand_trials_are_rebuilt_quickly(tmp_path: Path) -> None:
+    """A quadratic rebuild would take minutes; the test's own time-out is the bound that matters."""
+    space = make_space(tmp_path, "random", trials=10_001)
+    search = Search(space)
+    proposal = search.ask()
+    assert proposal is not None
+    rebuilt = Search(space)
+    for number in range(10_000):
+        name = f"search-{number:04d}"
+        rebuilt.apply({**proposal.event, "event": "asked", "trial": name, "settings_hash": str(number)})
+        rebuilt.apply({"event": "evaluated", "trial": name, "metrics": {"speedup": 1.0, "fvd": float(number)}})
+    last = rebuilt.ask()
+    assert last is not None and last.trial == "search-10000"

@@ -1,0 +1,213 @@
+"""The whole evaluation on real, small things: digits, a fitted tokenizer and extractor, and models of every scheme."""
+
+from __future__ import annotations
+
+import json
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator
+from dataclasses import asdict
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from reco_tune import quantities
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import DataError
+from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, video_features
+from reco_tune.evaluation.protocols import sample_labels
+from reco_tune.model import VideoTransformer
+from reco_tune.settings import Experiment, make_experiment
+from reco_tune.training import build_arm
+
+TIMES = {"generation_seconds", "evaluation_seconds"}
+
+
+@pytest.fixture(scope="module")
+def prepared(digits: tuple[Experiment, TokenCache]) -> Iterator[tuple[Experiment, TokenCache]]:
+    """The digits with a quickly fitted extractor in their cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_features, "FIT_STEPS", 80)
+        prepare_evaluation(*digits)
+    yield digits
+
+
+def changed(experiment: Experiment, overrides: dict[str, object]) -> Experiment:
+    return make_experiment(json.loads(experiment.model_dump_json()), overrides, where="test")
+
+
+def model_of(experiment: Experiment, cache: TokenCache) -> VideoTransformer:
+    """At its initial weights: as bad a generator as can be, and a quick one."""
+    return build_arm(experiment, cache).build_model()
+
+
+def without_times(result: EvaluationResult) -> dict:
+    values = asdict(result)
+    values["metrics"] = {name: value for name, value in values["metrics"].items() if name not in TIMES}
+    return values
+
+
+@pytest.fixture(scope="module")
+def result(prepared: tuple[Experiment, TokenCache], tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, Path]:
+    folder = tmp_path_factory.mktemp("run")
+    return evaluate(model_of(*prepared), *prepared, folder=folder), folder
+
+
+def test_gives_every_metric_under_its_name(result: tuple[EvaluationResult, Path]) -> None:
+    metrics = result[0].metrics
+    assert set(metrics) == {"fvd", "fvd_low", "fvd_high", "kernel_distance", "class_accuracy", "motion_distance"} | TIMES
+    assert set(metrics) <= set(quantities.ALL) and all(np.isfinite(value) for value in metrics.values())
+    assert 0 <= metrics["fvd_low"] < metrics["fvd"] < metrics["fvd_high"]
+    assert metrics["generation_seconds"] > 0 and metrics["evaluation_seconds"] > 0
+
+
+def test_gives_every_curve_with_its_length(result: tuple[EvaluationResult, Path]) -> None:
+    lengths = {name: len(curve) for name, curve in result[0].curves.items()}
+    assert lengths == {"frame_accuracy": 9, "loss_by_frame_train": 5, "loss_by_frame_generated": 5, "error_growth": 5}
+    assert set(lengths) == set(quantities.CURVES)
+
+
+def test_a_model_is_sure_of_its_own_samples(result: tuple[EvaluationResult, Path]) -> None:
+    """Its own samples cost the entropy of its distribution, other clips more: at any weights, so also at the initial ones."""
+    curves = result[0].curves
+    assert np.mean(curves["loss_by_frame_generated"]) < np.mean(curves["loss_by_frame_train"])
+
+
+def test_the_protocol_names_what_must_be_equal(result: tuple[EvaluationResult, Path]) -> None:
+    provenance = result[0].provenance
+    assert provenance["protocol"] == f"native/9x12x12/stride1/reconstructed/train400/n50x2/{provenance['extractor'][:8]}"
+    assert json.loads(json.dumps(provenance)) == provenance
+    assert provenance["rank_deficient"] is False and provenance["reference_clips"] == 400
+
+
+def test_samples_are_the_first_clips_of_the_fixed_labels(result: tuple[EvaluationResult, Path]) -> None:
+    with np.load(result[1] / "samples.npz") as samples:
+        assert samples["video"].shape == (8, 9, 3, 12, 12) and samples["video"].dtype == np.uint8
+        assert len(set(samples["labels"])) == 8  # ten balanced classes: the first eight places differ
+
+
+def test_the_floor_is_far_below_an_untrained_model(result: tuple[EvaluationResult, Path]) -> None:
+    """Held-out real clips by the same measure, with as many clips."""
+    provenance, metrics = result[0].provenance, result[0].metrics
+    assert provenance["floor_clips"] == 50
+    assert metrics["fvd"] > 5 * provenance["fvd_floor"] and metrics["motion_distance"] > 5 * provenance["motion_floor"]
+    assert provenance["reference_class_accuracy"] > metrics["class_accuracy"] + 0.1
+
+
+def test_the_same_model_gives_the_same_numbers_and_stays_as_it_was(
+    prepared: tuple[Experiment, TokenCache], result: tuple[EvaluationResult, Path]
+) -> None:
+    model = model_of(*prepared).train()
+    state = torch.get_rng_state()
+    assert without_times(evaluate(model, *prepared)) == without_times(result[0])
+    assert model.training and torch.equal(torch.get_rng_state(), state)
+
+
+RANKS_SCRIPT = """
+import json, sys
+from dataclasses import asdict
+from pathlib import Path
+import torch
+import torch.distributed as dist
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.evaluation import evaluate
+from reco_tune.settings import load_experiment
+from reco_tune.training import Group, build_arm
+
+rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
+torch.set_num_threads(1)
+dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
+experiment = load_experiment(folder / "experiment.yaml", [])
+cache = TokenCache.open(Path(sys.argv[4]))
+found = evaluate(build_arm(experiment, cache).build_model(), experiment, cache, Group.current(), folder)
+(folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
+dist.destroy_process_group()
+"""
+
+
+def test_two_ranks_are_one(prepared: tuple[Experiment, TokenCache], result: tuple[EvaluationResult, Path], tmp_path: Path) -> None:
+    """Six batches of 20, 20 and 10 clips for two sampling seeds, dealt to two processes over gloo."""
+    (tmp_path / "experiment.yaml").write_text(prepared[0].model_dump_json())  # JSON is YAML
+    arguments = [str(tmp_path), str(prepared[1].path)]
+    ranks = [subprocess.Popen([sys.executable, "-c", RANKS_SCRIPT, str(rank), "2", *arguments]) for rank in range(2)]
+    assert [process.wait(timeout=280) for process in ranks] == [0, 0]
+    for rank in range(2):
+        found = EvaluationResult(**json.loads((tmp_path / f"{rank}.json").read_text()))
+        assert without_times(found) == without_times(result[0])
+    with np.load(tmp_path / "samples.npz") as ours, np.load(result[1] / "samples.npz") as theirs:
+        np.testing.assert_array_equal(ours["video"], theirs["video"])
+
+
+@pytest.mark.parametrize("scheme", ["fewer_frames", "fewer_frames_tokens"])
+def test_models_of_pieces_have_curves_of_pieces(prepared: tuple[Experiment, TokenCache], scheme: str) -> None:
+    experiment = changed(prepared[0], {"window.scheme": scheme, "window.length_blocks": 2, "window.stride_tokens": 9})
+    found = evaluate(model_of(experiment, prepared[1]), experiment, prepared[1])
+    assert found.metrics["fvd"] > 0
+    assert {name: len(curve) for name, curve in found.curves.items() if name != "frame_accuracy"} == {
+        "loss_by_frame_train": 2,
+        "loss_by_frame_generated": 2,
+        "error_growth": 2,
+    }
+
+
+@pytest.mark.parametrize("protocol", ["native-random", "native-pca"])
+def test_protocols_without_classes_claim_none(prepared: tuple[Experiment, TokenCache], protocol: str) -> None:
+    experiment = changed(prepared[0], {"evaluation.protocol": protocol, "evaluation.analyses": False, "data.class_conditional": False})
+    found = evaluate(model_of(experiment, prepared[1]), experiment, prepared[1])
+    assert "class_accuracy" not in found.metrics and found.curves == {}
+    assert found.provenance["protocol"].startswith(f"{protocol}/")
+
+
+def test_raw_and_reconstructed_references_are_two_protocols(prepared: tuple[Experiment, TokenCache]) -> None:
+    raw = prepare_evaluation(changed(prepared[0], {"evaluation.reference": "raw"}), prepared[1])
+    reconstructed = prepare_evaluation(*prepared)
+    assert raw.extractor.hash == reconstructed.extractor.hash
+    assert raw.protocol == reconstructed.protocol.replace("reconstructed", "raw")
+    assert not np.array_equal(raw.features_MD, reconstructed.features_MD)
+    assert raw.facts["reference_class_accuracy"] > reconstructed.facts["reference_class_accuracy"]  # the tokenizer loses something
+
+
+def test_fewer_samples_than_features_are_said(prepared: tuple[Experiment, TokenCache]) -> None:
+    experiment = changed(prepared[0], {"evaluation.samples": 30, "evaluation.analyses": False, "evaluation.sampling_seeds": 1})
+    assert evaluate(model_of(experiment, prepared[1]), experiment, prepared[1]).provenance["rank_deficient"] is True
+
+
+def test_a_second_preparation_reads_what_the_first_left(prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    calls: list[str] = []
+    prepare_evaluation(*prepared, progress=lambda done, total, what: calls.append(what))
+    assert calls == []
+
+
+def test_damaged_reference_features_are_one_sentence(prepared: tuple[Experiment, TokenCache], tmp_path: Path) -> None:
+    shutil.copytree(prepared[0].cache_dir / "extractors", tmp_path / "extractors")
+    experiment = changed(prepared[0], {"data.cache_dir": str(tmp_path)})
+    prepare_evaluation(experiment, prepared[1])
+    (folder,) = (tmp_path / "references").iterdir()
+    (folder / "reference.safetensors").write_bytes(b"no")
+    with pytest.raises(DataError, match="delete that folder"):
+        prepare_evaluation(experiment, prepared[1])
+
+
+SHARES = {
+    "balanced": ([0, 1, 2] * 10, 3, 9, [3, 3, 3]),
+    "two to one": ([0, 0, 1] * 10, 2, 9, [6, 3]),
+    "a class without real clips is never asked for": ([0, 2] * 5, 3, 8, [4, 0, 4]),
+    "fewer clips than classes": ([0, 1, 2, 3], 4, 2, [1, 1, 0, 0]),
+    "one class": ([0] * 5, 1, 4, [4]),
+}
+
+
+@pytest.mark.parametrize(("reference", "classes", "count", "expected"), SHARES.values(), ids=SHARES.keys())
+def test_labels_follow_the_reference(reference: list[int], classes: int, count: int, expected: list[int]) -> None:
+    labels = sample_labels(np.array(reference), classes, count)
+    assert np.bincount(labels, minlength=classes).tolist() == expected
+
+
+def test_every_beginning_of_the_labels_is_balanced() -> None:
+    shares = np.array([0.5, 0.3, 0.2])
+    labels = sample_labels(np.repeat([0, 1, 2], [50, 30, 20]), 3, 100)
+    for length in range(1, 101):
+        assert np.abs(np.bincount(labels[:length], minlength=3) - shares * length).max() < 1

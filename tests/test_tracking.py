@@ -1,0 +1,232 @@
+"""MLflow holds what the log holds, to the bit; a server that is away costs nothing but a later sync."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from mlflow import MlflowClient
+from toy_study import record_study
+
+from reco_tune import study_log
+from reco_tune.errors import StudyError, TrackingError
+from reco_tune.reporting import ablation_table, load_runs
+from reco_tune.study_log import EventLog, StudyFolder
+from reco_tune.tracking import Mirror, read_study, store, sync
+
+
+@pytest.fixture(scope="module")
+def recorded(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
+    return StudyFolder(
+        record_study(
+            tmp_path_factory.mktemp("tracking") / "toy", arms=("full", "reco", "local"), searched=3, failing=("local-equal_steps-s0",)
+        )
+    )
+
+
+@pytest.fixture(scope="module")
+def synced(recorded: StudyFolder) -> StudyFolder:
+    sync(recorded)
+    return recorded
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
+    folder, port = tmp_path_factory.mktemp("server"), _free_port()
+    store.connect(f"sqlite:///{folder}/mlflow.db")  # several server processes must not make it at once
+    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
+    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
+    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
+    with (folder / "log").open("wb") as log:
+        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
+    try:
+        _wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
+        yield f"http://127.0.0.1:{port}"
+    finally:
+        os.killpg(process.pid, signal.SIGKILL)  # its children would go on serving
+        process.wait()
+
+
+def test_the_record_read_back_is_the_logs_to_the_bit(synced: StudyFolder) -> None:
+    told, tracked = study_log.read_study(synced.path), read_study("toy", synced.mlflow_uri)
+    assert tracked == told
+    assert list(tracked.runs) == list(told.runs)
+    assert [list(run.settings) for run in tracked.runs.values()] == [list(run.settings) for run in told.runs.values()]
+
+
+def test_the_same_over_http(recorded: StudyFolder, server: str) -> None:
+    assert sync(recorded, server).sent == len(study_log.read_study(recorded.path).runs)
+    assert read_study("toy", server) == study_log.read_study(recorded.path)
+
+
+def test_a_second_sync_sends_nothing(synced: StudyFolder) -> None:
+    assert sync(synced).sent == 0
+
+
+def test_what_a_person_sees_in_mlflow(synced: StudyFolder) -> None:
+    client = MlflowClient(synced.mlflow_uri)
+    experiment = client.get_experiment_by_name("toy")
+    runs = {run.info.run_name: run for run in client.search_runs([experiment.experiment_id])}
+    reco = runs["reco-equal_steps-s0"]
+    assert reco.data.tags["mlflow.parentRunId"] == runs["toy"].info.run_id
+    assert reco.data.params["objective.continuity_weight"] == "0.1"
+    assert reco.data.metrics["fvd"] == study_log.read_study(synced.path).runs["reco-equal_steps-s0"].metrics["fvd"]
+    assert [runs[name].info.status for name in ("toy", "reco-equal_steps-s0", "local-equal_steps-s0", "search-0002")] == [
+        "FINISHED",
+        "FINISHED",
+        "FAILED",
+        "KILLED",
+    ]
+    history = client.get_metric_history(reco.info.run_id, "train_cross_entropy")
+    assert len(history) > 30
+    assert len({(point.step, point.timestamp, point.value) for point in history}) == len(history)
+    growth = client.get_metric_history(reco.info.run_id, "error_growth")
+    assert sorted(point.step for point in growth) == list(range(5)), "blocks"
+    assert {item.path for item in client.list_artifacts(reco.info.run_id)} == {"samples.npz", "samples.mp4"}
+
+
+def test_a_report_written_later_is_added(synced: StudyFolder, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "toy")
+    shutil.copytree(synced.path, folder.path)
+    (folder.report / "samples").mkdir(parents=True)
+    (folder.report / "ablation.csv").write_text("arm\n")
+    (folder.report / "samples" / "reco.txt").write_text("clip")
+    sync(folder)
+    client = MlflowClient(folder.mlflow_uri)
+    parent = store.all_runs(client, client.get_experiment_by_name("toy"), "study")[0].info.run_id
+    assert {item.path for item in client.list_artifacts(parent)} == {"settings.yaml", "report"}
+    assert {item.path for item in client.list_artifacts(parent, "report")} == {"report/ablation.csv", "report/samples"}
+
+
+def test_a_deleted_database_is_rebuilt(recorded: StudyFolder, tmp_path: Path) -> None:
+    """By another process: MLflow goes on writing to a deleted file that it has open."""
+    uri = f"sqlite:///{tmp_path}/other.db"
+    sync(recorded, uri)
+    assert sync(recorded, uri).sent == 0
+    (tmp_path / "other.db").unlink()
+    command = [sys.executable, "-m", "reco_tune", "sync", str(recorded.path), "--tracking-uri", uri]
+    subprocess.run(command, check=True, capture_output=True)
+    uri += "?timeout=60"  # another name of the same file, which is opened anew
+    assert read_study("toy", uri) == study_log.read_study(recorded.path)
+
+
+def test_tables_do_not_depend_on_where_they_are_read_from(synced: StudyFolder) -> None:
+    told, tracked = load_runs(synced.path), load_runs(read_study("toy", synced.mlflow_uri))
+    assert tracked.to_csv() == told.to_csv()
+    assert ablation_table(tracked).to_csv() == ablation_table(told).to_csv()
+
+
+def test_a_request_that_failed_midway_makes_nothing_twice(
+    recorded: StudyFolder, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The first version made a second run where the first one's parameters had not gone through."""
+    folder = StudyFolder(tmp_path / "stumbling")
+    folder.path.mkdir()
+    folder.events.write_text(recorded.events.read_text().replace('"name":"toy"', '"name":"stumbling"', 1))
+    calls, original = iter(range(1000)), MlflowClient.log_batch
+
+    def stumble(self: MlflowClient, *args: object, **kwargs: object) -> None:
+        if next(calls) in (1, 5, 6):
+            raise OSError("the cable fell out")
+        original(self, *args, **kwargs)  # type: ignore[arg-type]
+
+    monkeypatch.setattr(MlflowClient, "log_batch", stumble)
+    for _ in range(3):
+        with pytest.raises(TrackingError, match="the cable fell out"):
+            sync(folder, server)
+    sync(folder, server)
+    client = MlflowClient(server)
+    assert len(store.all_runs(client, client.get_experiment_by_name("stumbling"), "trial")) == len(study_log.read_study(folder.path).runs)
+    assert read_study("stumbling", server) == study_log.read_study(folder.path)
+
+
+def test_the_mirror_follows_a_log_that_grows(recorded: StudyFolder, tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path / "toy")
+    lines = recorded.events.read_bytes().splitlines(keepends=True)
+    folder.path.mkdir()
+    shutil.copytree(recorded.path / "trials", folder.path / "trials")
+    mirror = Mirror(folder, None)
+    with folder.events.open("ab", buffering=0) as log:
+        for start in range(0, len(lines), 20):
+            log.write(b"".join(lines[start : start + 20]))
+            mirror.notify()
+            time.sleep(0.3)
+    assert mirror.close(timeout=60), mirror.error
+    assert read_study("toy", folder.mlflow_uri) == study_log.read_study(folder.path)
+
+
+def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, server: str, tmp_path: Path) -> None:
+    """A plain MLflow call to a dead server blocks for minutes, and asynchronous logging loses the data without a word."""
+    log = EventLog(tmp_path / "lonely" / "events.jsonl")
+    log.append("study", name="lonely", question="?", arms=["full"], provenance={})
+    log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings={"training.steps": 3}, settings_hash="0", metrics={})
+    folder = StudyFolder(tmp_path / "lonely")
+    began = time.monotonic()
+    mirror = Mirror(folder, f"http://127.0.0.1:{_free_port()}")
+    mirror.notify()
+    log.append("started", trial="full-s0", attempt=1)
+    assert not mirror.close(timeout=30)
+    assert mirror.error
+    assert time.monotonic() - began < 30
+    sync(folder, server)
+    assert read_study("lonely", server) == study_log.read_study(folder.path)
+
+
+def test_another_study_of_the_same_name_is_refused(synced: StudyFolder, tmp_path: Path) -> None:
+    other = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
+    with pytest.raises(TrackingError, match=r"holds another study under the name `toy`.*--name"):
+        sync(other, synced.mlflow_uri)
+
+
+@pytest.mark.parametrize(
+    ("name", "uri", "sentence"),
+    [
+        ("toy", None, "needs the address of MLflow"),
+        ("nothing", "synced", "holds no study named `nothing`"),
+        ("toy", "dead", "does not answer"),
+    ],
+    ids=["no address", "no such study", "no server"],
+)
+def test_reading_what_is_not_there(synced: StudyFolder, monkeypatch: pytest.MonkeyPatch, name: str, uri: str | None, sentence: str) -> None:
+    monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
+    address = {"synced": synced.mlflow_uri, "dead": f"http://127.0.0.1:{_free_port()}"}.get(uri or "")
+    with pytest.raises(TrackingError, match=sentence):
+        read_study(name, address)
+
+
+def test_syncing_a_folder_without_a_study(tmp_path: Path) -> None:
+    with pytest.raises(StudyError, match="not a study folder"):
+        sync(StudyFolder(tmp_path))
+
+
+def test_long_values_are_cut_into_tags_and_joined_again() -> None:
+    value = {"curve": [0.1 + number for number in range(2000)]}
+    tags = store.to_tags("x", value)
+    assert max(map(len, tags.values())) <= store.PART_CHARACTERS
+    assert store.from_tags("x", tags) == value
+
+
+def _free_port() -> int:
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
+    deadline = time.monotonic() + 90
+    while time.monotonic() < deadline and process.poll() is None:
+        try:
+            with urllib.request.urlopen(url, timeout=1):
+                return
+        except OSError:
+            time.sleep(0.2)
+    pytest.fail(f"mlflow server did not start: {log.read_text()[-2000:]}")

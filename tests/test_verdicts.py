@@ -1,0 +1,99 @@
+"""Verdicts follow the intervals: resolved either way, not resolved, or not tested, and say what they rest on."""
+
+import pytest
+from toy_study import record_study
+
+from reco_tune.reporting import load_runs
+from reco_tune.reporting.verdicts import verdicts
+
+
+@pytest.fixture(scope="module")
+def one_seed(tmp_path_factory):
+    return load_runs(record_study(tmp_path_factory.mktemp("one") / "toy", files=False, noise=0.001))
+
+
+@pytest.fixture(scope="module")
+def three_seeds(tmp_path_factory):
+    return load_runs(record_study(tmp_path_factory.mktemp("three") / "toy", seeds=(0, 1, 2), searched=0, files=False, noise=0.001))
+
+
+def verdict(runs, claim, budget="equal_steps"):
+    (found,) = [one for one in verdicts(runs) if claim in one.claim and one.budget == budget]
+    return found
+
+
+def with_fvd(runs, trial, fvd, half=0.1):
+    changed = runs.copy()
+    changed.loc[changed["trial"] == trial, ["fvd", "fvd_low", "fvd_high"]] = [fvd, fvd - half, fvd + half]
+    return changed
+
+
+def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
+    found = verdicts(one_seed)
+    assert len(found) == 11
+    assert [one.budget for one in found].count("equal_compute") == 5
+    assert found[-1].budget == "per step"
+
+
+@pytest.mark.parametrize(
+    ("claim", "trial", "fvd", "half", "outcome"),
+    [
+        ("fewer frames", "fewer_frames-equal_steps-s0", 20, 1, "supported"),
+        ("fewer frames", "fewer_frames-equal_steps-s0", 1.0, 0.1, "contradicted"),
+        ("fewer frames", "fewer_frames-equal_steps-s0", 2.1, 1, "not resolved"),
+        ("continuity term improves", "reco-equal_steps-s0", 5, 0.1, "supported"),
+        ("continuity term improves", "reco-equal_steps-s0", 15, 0.1, "contradicted"),
+        ("recover the baseline", "reco-equal_steps-s0", 6, 0.1, "contradicted"),
+        ("recover the baseline", "reco-equal_steps-s0", 2.05, 0.01, "supported"),
+        ("recover the baseline", "reco-equal_steps-s0", 1.2, 0.01, "supported"),
+        ("recover the baseline", "reco-equal_steps-s0", 2.2, 2.0, "not resolved"),
+        ("needs continuity", "norm_penalty-equal_steps-s0", 12, 0.1, "supported"),
+        ("needs continuity", "norm_penalty-equal_steps-s0", 6.2, 3, "not resolved"),
+        ("needs continuity", "norm_penalty-equal_steps-s0", 1, 0.1, "contradicted"),
+        ("Balancing", "local_balanced-equal_steps-s0", 5, 0.1, "supported"),
+        ("Balancing", "local_balanced-equal_steps-s0", 11, 0.01, "contradicted"),
+        ("Balancing", "local_first-equal_steps-s0", 9.1, 2, "not resolved"),
+    ],
+)
+def test_outcome_follows_the_interval(one_seed, claim, trial, fvd, half, outcome):
+    assert verdict(with_fvd(one_seed, trial, fvd, half), claim).outcome == outcome
+
+
+def test_one_seed_says_that_training_noise_is_not_in_it_and_three_do_not(one_seed, three_seeds):
+    assert "One training seed" in verdict(one_seed, "fewer frames").words
+    assert "One training seed" not in verdict(three_seeds, "fewer frames").words
+    assert verdict(three_seeds, "fewer frames").outcome == "supported"
+
+
+def test_a_comparison_that_shares_one_seed_says_so_and_tells_the_means_of_that_seed(three_seeds):
+    lost = three_seeds[~three_seeds["trial"].isin(["fewer_frames-equal_steps-s1", "full-s2"])]
+    found = verdict(lost, "fewer frames")
+    values = lost.set_index("trial")["fvd"]
+    assert "One training seed" in found.words
+    assert f"FVD {values['fewer_frames-equal_steps-s0']:.2f} (`fewer_frames`) against {values['full-s0']:.2f} (`full`)" in found.words
+    assert "One training seed" not in verdict(lost, "continuity term improves").words
+
+
+def test_no_claim_about_continuity_stands_without_its_control(one_seed):
+    without = one_seed[one_seed["arm"] != "norm_penalty"]
+    found = verdict(without, "needs continuity")
+    assert found.outcome == "not tested" and "`norm_penalty`" in found.words and "nothing can be said" in found.words
+    assert "no claim about continuity itself" in verdict(one_seed, "needs continuity").words
+
+
+@pytest.mark.parametrize(
+    ("low", "high", "outcome"),
+    [(1.8, 1.99, "contradicted"), (1.9, 2.1, "not resolved"), (2.0, 2.2, "supported"), (float("nan"), float("nan"), "not resolved")],
+)
+def test_speed_is_judged_by_its_interval(one_seed, low, high, outcome):
+    changed = one_seed.copy()
+    changed.loc[changed["arm"] == "reco", ["speedup_low", "speedup_high"]] = [low, high]
+    assert verdict(changed, "as fast", "per step").outcome == outcome
+
+
+def test_an_unresolved_verdict_says_what_could_have_been_seen(one_seed):
+    assert "would most likely go unseen" in verdict(with_fvd(one_seed, "fewer_frames-equal_steps-s0", 2.1, 1), "fewer frames").words
+
+
+def test_a_study_of_a_search_alone_tests_no_claim(one_seed):
+    assert {one.outcome for one in verdicts(one_seed[one_seed["arm"] == "search"])} == {"not tested"}
