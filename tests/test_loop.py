@@ -16,7 +16,7 @@ import torch
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, DataError, RunFailedError
-from reco_tune.model.flops import step_flops
+from reco_tune.model.flops import prefix_flops, step_flops
 from reco_tune.settings import Experiment
 from reco_tune.training import build_arm, fit, load_model
 from reco_tune.training.loop import rung_steps
@@ -126,6 +126,10 @@ def test_ledger_counts_by_hand(toy_cache: TokenCache, toy_experiment: Make, tmp_
     assert metrics["tokens_seen"] == 4 * sum(start + 18 for start in starts)
     assert metrics["loss_tokens"] == 4 * 24 * 18
     assert metrics["training_flops"] == 4 * sum(step_flops(arm.model_settings, start, 18) for start in starts)
+    # the prefix is forward alone; of the window's three parts two are backward
+    prefixes = 4 * sum(prefix_flops(arm.model_settings, start) for start in starts)
+    assert metrics["backward_flops"] == (metrics["training_flops"] - prefixes) * 2 / 3
+    assert metrics["forward_flops"] + metrics["backward_flops"] == metrics["training_flops"]
     assert metrics["steps"] == 12
     assert 0 < metrics["data_wait_share"] < 1
     assert metrics["training_seconds"] > 0

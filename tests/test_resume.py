@@ -13,12 +13,12 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import WatchedStudy, descendants, deterministic, ray_processes_left
+from small_study import WatchedStudy, deterministic, ray_processes_left
 
 from reco_tune.study import Observer, Options, Outcome, resume
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events, read_study
 
-pytestmark = pytest.mark.timeout(900)  # two clusters are started
+pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two clusters are started
 
 DRIVER = """
 import os, signal, sys
@@ -35,17 +35,21 @@ resume(Path(sys.argv[1]), Options(track=False), Suicidal())
 
 
 class Assassin(Observer):
-    """Kills a Train worker once, when its trial has reported."""
+    """Kills, once, the Train worker of the first run that reports: it waits until its report is in the log, so it is still there."""
 
     def __init__(self) -> None:
-        self.victim: int | None = None
+        self.workers: dict[str, int] = {}
+        """Process of each run's worker."""
+        self.victim = ""
+        """Run whose worker was killed."""
         self.retried: list[str] = []
 
     def on_event(self, event: dict[str, Any]) -> None:
-        workers = [pid for pid, command in descendants().items() if "RayTrainWorker" in command]
-        if event["event"] == "reported" and self.victim is None and workers:
-            self.victim = workers[0]
-            os.kill(self.victim, signal.SIGKILL)
+        if event["event"] == "started":
+            self.workers[event["trial"]] = event["provenance"]["pid"]
+        if event["event"] == "reported" and not self.victim:
+            self.victim = event["trial"]
+            os.kill(self.workers[self.victim], signal.SIGKILL)
         if event["event"] == "retried" and "worker died" in event["reason"]:
             self.retried.append(event["trial"])
 
@@ -104,7 +108,7 @@ def test_what_was_running_went_on_as_a_further_attempt(disturbed: Disturbed, fin
 
 
 def test_a_dead_worker_costs_its_trial_one_attempt(disturbed: Disturbed) -> None:
-    assert disturbed.assassin.victim is not None and len(disturbed.assassin.retried) == 1
+    assert disturbed.assassin.retried == [disturbed.assassin.victim]
 
 
 def test_fixed_arms_end_in_the_bits_of_the_undisturbed_study(disturbed: Disturbed, finished_study: WatchedStudy) -> None:

@@ -27,6 +27,11 @@ def step_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: 
     return 3 * forward_flops(settings, read, length) + prefix_flops(settings, read)
 
 
+def backward_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
+    """The part of `step_flops` that is backward: that of the window alone."""
+    return 2 * forward_flops(settings, prefix_inputs(start, prefix_tokens), length)
+
+
 def forward_flops(settings: ModelSettings, start: int, length: int) -> int:
     """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are there."""
     width = settings.width

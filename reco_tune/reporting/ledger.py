@@ -9,7 +9,7 @@ from reco_tune.reporting.runs import SEARCH, arm_order
 from reco_tune.study_log import StudyRecord
 
 STAGES = ("calibration_seconds", "training_seconds", "generation_seconds", "evaluation_seconds")
-COLUMNS = ("arm", "runs", *STAGES, "device_hours", "tokens_seen", "loss_tokens", "training_flops")
+COLUMNS = ("arm", "runs", *STAGES, "device_hours", "tokens_seen", "loss_tokens", "training_flops", "forward_flops", "backward_flops")
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:

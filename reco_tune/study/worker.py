@@ -168,10 +168,12 @@ def _write(path: Path, value: dict[str, Any]) -> None:
     staging.replace(path)
 
 
-def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str]:
+def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:
+    """On what a run works, and as which process: who looks for its log files, or stops it by hand, needs both."""
     device = torch.cuda.get_device_name() if experiment.device_type == "cuda" and torch.cuda.is_available() else "cpu"
     return {
         "host": socket.gethostname(),
+        "pid": os.getpid(),
         "device": device,
         "data_fingerprint": cache.data_fingerprint,
         "tokenizer_fingerprint": cache.tokenizer_fingerprint,

@@ -24,7 +24,7 @@ from torch import Tensor
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.model import ModelSettings, VideoTransformer, WindowOutput
-from reco_tune.model.flops import step_flops
+from reco_tune.model.flops import backward_flops, step_flops
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossTerms, forward, loss_terms, window_loss
 from reco_tune.windows import Place, WindowSchedule, prefix_inputs
@@ -96,6 +96,12 @@ class Arm:
         if self.scheme == "window":
             return step_flops(self.model_settings, *self.place(place), self._prefix_tokens)
         return step_flops(self.model_settings, 0, self.model_settings.num_tokens)
+
+    def backward_flops(self, place: Place | int) -> int:
+        """The part of `flops` that is backward."""
+        if self.scheme == "window":
+            return backward_flops(self.model_settings, *self.place(place), self._prefix_tokens)
+        return backward_flops(self.model_settings, 0, self.model_settings.num_tokens)
 
     def expected_flops(self) -> float:
         """Of one clip, over the places of the whole run."""

@@ -116,6 +116,8 @@ class Ledger:
     tokens_seen: int = 0
     loss_tokens: int = 0
     training_flops: int = 0
+    backward_flops: int = 0
+    """The part of them that is backward."""
     training_seconds: float = 0.0
     """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not training."""
     step_seconds: float = 0.0
@@ -131,6 +133,8 @@ class Ledger:
             q.TOKENS_SEEN.name: float(self.tokens_seen),
             q.LOSS_TOKENS.name: float(self.loss_tokens),
             q.TRAINING_FLOPS.name: float(self.training_flops),
+            q.FORWARD_FLOPS.name: float(self.training_flops - self.backward_flops),
+            q.BACKWARD_FLOPS.name: float(self.backward_flops),
             q.TRAINING_SECONDS.name: self.training_seconds,
             q.TOKENS_PER_SECOND.name: self.tokens_seen / max(self.step_seconds, 1e-9),
             q.DATA_WAIT_SHARE.name: self.wait_seconds / max(self.step_seconds, 1e-9),
@@ -225,6 +229,7 @@ class _Run:
         self._ledger.tokens_seen += clips * self._arm.tokens_seen(place)
         self._ledger.loss_tokens += clips * self._arm.tokens_predicted(place)
         self._ledger.training_flops += clips * self._arm.flops(place)
+        self._ledger.backward_flops += clips * self._arm.backward_flops(place)
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
         """Measures when a start lies further back than all before it of that length: the longest prefix keeps the most."""
