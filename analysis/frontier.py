@@ -2,27 +2,34 @@
 
     python analysis/frontier.py studies/demo [--output DIR]
 
-Writes frontier.csv, frontier.png and frontier.pdf; prints the non-dominated runs of each budget.
+Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms as means over
+seeds, sampled runs one by one) and how probably each stands on it.
 """
 
 from pathlib import Path
 
 from reco_tune.reporting import figures, frontier, load_runs
+from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.script import run_script, write
 from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
 def work(sources: list[str], output: Path) -> str:
     runs = load_runs(sources[0])
-    found = frontier(runs)
+    found, sure = frontier(runs), frontier_uncertainty(runs)
     write(output, "frontier.csv", csv_text(found.points))
-    if figure := figures.draw_frontier(found, runs):
+    write(output, "frontier_probability.csv", csv_text(sure.points))
+    if figure := figures.draw_frontier(sure, runs):
         figures.save(figure, output / "frontier")
     lines = []
     for budget, volume in found.hypervolume.items():
         lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} runs")
-        for row in found.non_dominated(budget).to_dict("records"):
-            lines.append(f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  {row['trial']}")
+        rows = sure.at(budget)
+        for row in rows[rows["on_frontier"]].sort_values("speedup", kind="stable").to_dict("records"):
+            name = row["trial"] if row["arm"] == SEARCH else row["arm"]
+            knee = ", the knee" if row["knee"] else ""
+            lines.append(f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  probability {row['probability']:.2f}  {name}{knee}")
     return "\n".join(lines)
 
 

@@ -1,4 +1,4 @@
-"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers.
+"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers, where it bends.
 
 Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials. A row with a
 value that is not finite is no point: it is dominated by everything and covers nothing.
@@ -64,6 +64,26 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
         raise ValueError(f"the reference point has {len(reference_M)} objectives, the points have {points_NM.shape[1]}")
     inside = np.isfinite(points_NM).all(axis=1) & (points_NM < reference_M).all(axis=1)
     return _volume(points_NM[inside], reference_M)
+
+
+def knee(points: ArrayLike) -> int | None:
+    """Row of a front of two objectives that lies farthest below the line between its ends, each objective scaled to its range there.
+
+    Rows that are dominated count for nothing. None where fewer than three stand on the front, or none lies below the line.
+    """
+    points_N2 = _points(points)
+    if points_N2.size and points_N2.shape[1] != 2:
+        raise ValueError(f"a knee needs two objectives, the points have {points_N2.shape[1]}")
+    rows = np.flatnonzero(non_dominated(points_N2))
+    if len(rows) < 3:
+        return None
+    front = points_N2[rows]
+    low, span = front.min(axis=0), np.ptp(front, axis=0)
+    if (span == 0).any():
+        return None
+    below = 1 - ((front - low) / span).sum(axis=1)  # the ends of a front are (0, 1) and (1, 0): the line between them is x + y = 1
+    best = int(np.argmax(below))
+    return int(rows[best]) if below[best] > 1e-9 else None
 
 
 def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) -> float:

@@ -15,7 +15,7 @@ SCRIPTS = sorted(path for path in bundled("analysis").glob("*.py"))
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return record_study(tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"))
+    return record_study(tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"), searched=16)
 
 
 def run(script, *arguments):
@@ -25,7 +25,8 @@ def run(script, *arguments):
 
 def test_scripts_are_there():
     names = {path.stem for path in SCRIPTS}
-    assert {"frontier", "ablation", "lambda_curve", "window_stride", "loss_by_frame", "error_growth", "compare_studies"} <= names
+    questions = {"frontier", "ablation", "lambda_curve", "window_stride", "loss_by_frame", "error_growth", "importance", "compare_studies"}
+    assert questions <= names
 
 
 @pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
@@ -39,12 +40,13 @@ def test_a_script_is_short_and_opens_with_its_question(script):
 @pytest.mark.parametrize(
     ("script", "files", "words"),
     [
-        ("frontier.py", ["frontier.csv", "frontier.pdf", "frontier.png"], "equal_compute: hypervolume"),
+        ("frontier.py", ["frontier.csv", "frontier_probability.csv", "frontier.pdf", "frontier.png"], "equal_compute: hypervolume"),
         ("ablation.py", ["ablation.csv", "ablation.md", "ablation.tex"], "recover the baseline"),
         ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "at λ ="),
         ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "window    18  stride     9"),
         ("loss_by_frame.py", ["loss_by_frame.csv", "loss_by_frame_equal_steps.png"], "block 0: +0."),
         ("error_growth.py", ["error_growth.csv", "error_growth_equal_compute.png"], "from block 1 to 4"),
+        ("importance.py", ["importance.csv", "importance.png"], "fvd (15 sampled runs)"),
         ("compare_studies.py", ["comparison.csv"], "(1 seeds)"),
     ],
     ids=lambda value: value.removesuffix(".py") if isinstance(value, str) and value.endswith(".py") else "",

@@ -1,11 +1,12 @@
 """Dominance, crowding and hypervolume against small cases by hand and against definitions by brute force."""
 
 import itertools
+import math
 
 import numpy as np
 import pytest
 
-from reco_tune.pareto import crowding, hypervolume, non_dominated, ranks
+from reco_tune.pareto import crowding, hypervolume, knee, non_dominated, ranks
 
 
 def brute_force(points):
@@ -64,3 +65,25 @@ def test_hypervolume(points, volume):
 def test_a_reference_of_other_objectives_is_refused():
     with pytest.raises(ValueError, match="reference point has 3 objectives"):
         hypervolume([[0, 0]], (1, 1, 1))
+
+
+@pytest.mark.parametrize(
+    ("points", "row"),
+    [
+        ([(0, 10), (2, 2), (10, 0)], 1),
+        ([(0, 10), (9, 9), (2, 2), (3, 1), (10, 0)], 2),
+        ([(0, 1), (0.5, 0.5), (1, 0)], None),
+        ([(0, 1), (1, 0)], None),
+        ([(0, 1), (0.9, 0.9), (1, 0)], None),
+        ([(0, 10), (math.nan, 0), (2, 2), (10, 0)], 2),
+        ([], None),
+    ],
+    ids=["bend", "dominated-row", "straight", "two", "bulges-out", "not-finite", "none"],
+)
+def test_knee(points, row):
+    assert knee(points) == row
+
+
+def test_a_knee_needs_two_objectives():
+    with pytest.raises(ValueError, match="two objectives"):
+        knee([(1, 2, 3)])

@@ -37,8 +37,12 @@ FILES = [
     "error_growth.png",
     "index.html",
     "provenance.json",
+    *(f"{name}.{kind}" for name in ("lambda", "window_stride") for kind in ("csv", "md", "tex")),
+    *(f"{name}.csv" for name in ("frontier_probability", "hypervolume", "compute", "compute_to_quality", "importance")),
+    *(f"{name}.{kind}" for name in ("compute", "hypervolume", "window_stride") for kind in ("png", "pdf")),
 ]
 TABLES = ("ablation.csv", "ablation.md", "ablation.tex", "runs.csv", "frontier.csv", "provenance.json")
+TABLES += tuple(name for name in FILES if name.endswith((".csv", ".md", ".tex")) and name not in TABLES)
 ARMS = ("full", "fewer_frames", "local", "local_first", "local_balanced", "reco", "norm_penalty")
 VOID = {"meta", "link", "img", "br", "hr", "input", "wbr"}
 
@@ -130,6 +134,7 @@ def test_the_page_lists_verdicts_failures_and_settings_on_hover(report):
     assert all(verdict.claim in text for verdict in report.verdicts)
     assert "the loss is not finite at step 412" in text
     assert "window.first_frame_probability = 0.5" in text
+    assert "on the frontier with probability 0." in text
 
 
 def test_text_of_a_person_is_escaped(tmp_path):

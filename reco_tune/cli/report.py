@@ -16,12 +16,19 @@ def report(
         Path | None, typer.Option(help="Where to; by default report/ in the study folder, report-EXPERIMENT for MLflow.")
     ] = None,
     tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; by default MLFLOW_TRACKING_URI.")] = None,
+    imports: Annotated[
+        list[Path] | None,
+        typer.Option(
+            "--import", metavar="FILE.csv", help="Runs from elsewhere as marked rows: columns arm, fvd, protocol, more as in runs.csv."
+        ),
+    ] = None,
 ) -> None:
     """Writes the report of a study and prints its tables; works on a study that is still running, from what is finished.
 
     \b
     Examples:
       reco-tune report studies/evidence
+      reco-tune report studies/evidence --import published.csv
       reco-tune report mlflow:evidence --tracking-uri http://mlflow:5000 --output report
     """
     from reco_tune.cli.study import conclude
@@ -31,6 +38,6 @@ def report(
 
         if tracking_uri is not None:
             os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-        conclude(source, output or Path(f"report-{source.removeprefix('mlflow:')}"))
+        conclude(source, output or Path(f"report-{source.removeprefix('mlflow:')}"), imports=imports or [])
     else:
-        conclude(study_folder(Path(source)), output, tracking_uri)
+        conclude(study_folder(Path(source)), output, tracking_uri, imports or [])

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import shlex
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -37,13 +37,13 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], trac
     _refuse_failures(outcome.study)
 
 
-def conclude(source: Path | str, output: Path | None, tracking_uri: str | None = None) -> None:
+def conclude(source: Path | str, output: Path | None, tracking_uri: str | None = None, imports: Sequence[Path] = ()) -> None:
     """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow."""
     from reco_tune.cli.tables import print_report
     from reco_tune.reporting import write_report
 
     with progress_bars() as progress:
-        report = write_report(source, output, lambda done, total, what: progress(done, total, "writing the report"))
+        report = write_report(source, output, lambda done, total, what: progress(done, total, "writing the report"), imports)
     print_report(report)
     print(f"\nreport: {report.index}")
     if isinstance(source, Path):

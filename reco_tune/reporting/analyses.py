@@ -5,18 +5,23 @@ from __future__ import annotations
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from reco_tune.reporting.ablation import ablation_table
+from reco_tune.reporting.aggregate import Measured, mean_interval
 from reco_tune.reporting.curves import arm_curves
 from reco_tune.reporting.runs import BUDGETS, WHOLE, arm_order, budget_order, comparable
 from reco_tune.study_log import StudyRecord
 
+MOST_LAMBDAS = 24
+"""Values of λ that stand one by one in the table for people."""
+LAMBDA_MEANS = ("val_cross_entropy", "continuity", "hidden_norm")
+
 
 def lambda_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Windowed runs by λ: budget, arm, seed, reduction, FVD with interval, validation cross-entropy, raw continuity term, mean h²."""
-    kept = comparable(runs)
-    rows = kept[kept["window.scheme"] == "window"]
+    rows = _windowed(comparable(runs))
     keys = ["budget", "objective.continuity_weight", "objective.continuity_reduction", "arm", "trial", "seed"]
     values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm"]
     order = rows["objective.continuity_weight"].astype(float).to_numpy().argsort(kind="stable")
@@ -24,16 +29,59 @@ def lambda_table(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def window_stride_table(runs: pd.DataFrame, budget: str) -> pd.DataFrame:
-    """Mean FVD and speed-up of windowed runs by window length and stride in tokens, and how many runs each mean holds."""
-    kept = comparable(runs)
-    rows = kept[(kept["window.scheme"] == "window") & (kept["budget"] == budget)]
+    """Windowed runs by window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval of that FVD.
+
+    The interval is that of `aggregate.mean_interval` over the runs of the cell, which may differ in seed and in other settings.
+    """
+    rows = _windowed(comparable(runs))
+    rows = rows[rows["budget"] == budget]
     keys = ["window.length_tokens", "window.stride_tokens"]
-    means = (
-        rows.astype(dict.fromkeys(keys, int))
-        .groupby(keys, as_index=False)
-        .agg(runs=("fvd", "size"), fvd=("fvd", "mean"), speedup=("speedup", "mean"))
-    )
-    return means.sort_values(keys, kind="stable").reset_index(drop=True)
+    cells = []
+    for place, group in rows.astype(dict.fromkeys(keys, int)).groupby(keys, sort=True):
+        fvd = _mean_fvd(group)
+        cells.append([*place, len(group), fvd.value, float(group["speedup"].mean()), fvd.low, fvd.high])
+    return pd.DataFrame(cells, columns=[*keys, "runs", "fvd", "speedup", "fvd_low", "fvd_high"])
+
+
+def window_stride_tables(runs: pd.DataFrame) -> pd.DataFrame:
+    """`window_stride_table` of every budget below each other, the budget in the first column."""
+    parts = [window_stride_table(runs, budget) for budget in budget_order(runs)]
+    for budget, part in zip(budget_order(runs), parts, strict=True):
+        part.insert(0, "budget", budget)
+    return pd.concat(parts, ignore_index=True)
+
+
+def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """`lambda_table` by budget, reduction and λ, for people: how many runs, mean FVD with its interval, means of what else was measured.
+
+    Where a budget has more than `MOST_LAMBDAS` values of λ, they are put together by half decades from `lowest` to `highest`.
+    """
+    columns = ["budget", "reduction", "lowest", "highest", "runs", "fvd", "fvd_low", "fvd_high", *LAMBDA_MEANS]
+    rows: list[list[object]] = []
+    for (budget, reduction), own in table.groupby(["budget", "objective.continuity_reduction"], sort=False):
+        weights = own["objective.continuity_weight"].astype(float)
+        few = weights.nunique() <= MOST_LAMBDAS
+        group = weights if few else np.floor(2 * np.log10(weights.where(weights > 0, 1e-99)))
+        for _, members in own.groupby(group, sort=True):
+            fvd, inside = _mean_fvd(members), weights[members.index]
+            means = [float(members[name].mean()) for name in LAMBDA_MEANS]
+            rows.append([budget, reduction, inside.min(), inside.max(), len(members), *fvd, *means])
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _windowed(kept: pd.DataFrame) -> pd.DataFrame:
+    """Runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
+    settings = [
+        "window.scheme",
+        "window.length_tokens",
+        "window.stride_tokens",
+        *(f"objective.continuity_{end}" for end in ("weight", "reduction")),
+    ]
+    return kept[kept["window.scheme"] == "window"] if "window.scheme" in kept else kept.iloc[:0].assign(**dict.fromkeys(settings, ""))
+
+
+def _mean_fvd(rows: pd.DataFrame) -> Measured:
+    return mean_interval([Measured(*map(float, one)) for one in zip(rows["fvd"], rows["fvd_low"], rows["fvd_high"], strict=True)])
 
 
 def curve_table(study: StudyRecord, names: Sequence[str]) -> pd.DataFrame:

@@ -7,79 +7,70 @@ from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Iterator, Mapping, Sequence
-from contextlib import contextmanager
-from pathlib import Path
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import matplotlib
 import numpy as np
 import pandas as pd
 import seaborn as sns
-from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import FuncFormatter, LogLocator, MaxNLocator, NullFormatter
+from matplotlib.patches import Patch
+from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reco_tune import quantities
 from reco_tune.reporting import tables
 from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.frontier import Frontier
 from reco_tune.reporting.labels import label_line_ends, label_points
-from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, reference
+from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, reference
+from reco_tune.reporting.style import MARKERS, TITLES, colours, dot, half_widths, line, new_figure, plain_log, save, spread, style
+from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 
-TITLES = {"equal_steps": "Equal steps", "equal_compute": "Equal compute", "half_compute": "Half the compute"}
-COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
-    "full": "#000000",
-    WHOLE: "#000000",
-    "masked_full": "#7f7f7f",
-    "full_continuity": "#4d4d4d",
-    "fewer_frames": "#d55e00",
-    "fewer_frames_tokens": "#b8860b",
-    "local": "#56b4e9",
-    "local_first": "#2a8fc4",
-    "local_balanced": "#0072b2",
-    "reco": "#009e73",
-    "norm_penalty": "#b0559a",
-    SEARCH: "#9a9a9a",
-}
-_SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
-_MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
-DPI = 160
+__all__ = [
+    "draw_error_growth",
+    "draw_frontier",
+    "draw_lambda",
+    "draw_learning",
+    "draw_loss_by_frame",
+    "draw_window_stride",
+    "save",
+]
+FEWER_FRAMES = "fewer_frames"
+"""Begins the names of the fewer-frames baselines, which have a marker of their own."""
 
 
-def colours(arms: Sequence[str]) -> dict[str, str]:
-    """One colour an arm; arms of a space's own take the spare ones in order."""
-    own = [arm for arm in arms if arm not in COLOURS]
-    return {**COLOURS, **{arm: _SPARE[number % len(_SPARE)] for number, arm in enumerate(own)}}
+def draw_frontier(found: Uncertainty, runs: pd.DataFrame, constraints: Mapping[str, float] | None = None) -> Figure | None:
+    """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
 
-
-def draw_frontier(found: Frontier, runs: pd.DataFrame) -> Figure | None:
-    """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the non-dominated steps, the baseline as reference."""
+    Args:
+        found: the configurations and their noise.
+        runs: of the study, for the arms' means.
+        constraints: metric -> largest allowed value; one on `fvd` is drawn as a line.
+    """
     if found.points.empty:
         return None
     table = ablation_table(runs)
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(arm_order(runs))
-    with _style():
-        figure = _figure(5.6 * len(budgets) + 0.4, 4.8)
+    cap = (constraints or {}).get(quantities.FVD.name)
+    with style():
+        figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
-        log = _spread(found.points["fvd"]) > 10
+        log = spread(found.points["fvd"]) > 10
         for axes, budget in zip(panels, budgets, strict=True):
-            points, arms = found.at(budget), table[table["budget"] == budget]
-            _frontier_panel(axes, points, found.non_dominated(budget), arms, palette, log, reference(budget))
+            arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
+            _frontier_panel(axes, found, budget, arms, palette, log, cap)
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
-        _plain_log(panels[0], log)
+        plain_log(panels[0], log)
         figure.canvas.draw()
         for axes, budget in zip(panels, budgets, strict=True):
-            points, arms = found.at(budget), table[table["budget"] == budget]
+            points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
             searched = points[points["arm"] == SEARCH].head(300)
-            label_points(
-                axes, named, list(zip(searched["speedup"], searched["fvd"], strict=True)), _bars(axes, arms, found.non_dominated(budget))
-            )
+            label_points(axes, named, list(zip(searched["speedup"], searched["fvd"], strict=True)), _bars(axes, arms, _front(points)))
     return figure
 
 
@@ -91,13 +82,13 @@ def draw_lambda(runs: pd.DataFrame, kept: pd.DataFrame) -> Figure | None:
     palette = colours(arm_order(runs))
     weights = rows["objective.continuity_weight"].astype(float).to_numpy()
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
-    with _style():
-        figure = _figure(9.6, 4.0)
+    with style():
+        figure = new_figure(9.6, 4.0)
         panels = figure.subplots(1, 2)
         for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
             quantity = quantities.ALL[name]
-            log = name == "fvd" and _spread(rows[name]) > 10
-            for budget, marker in _MARKERS.items():
+            log = name == "fvd" and spread(rows[name]) > 10
+            for budget, marker in MARKERS.items():
                 for arm, group in rows[rows["budget"] == budget].groupby("arm", sort=False):
                     x, y = group["objective.continuity_weight"].astype(float), group[name]
                     small = {"s": 26, "alpha": 0.75} if arm == SEARCH else {"s": 52}
@@ -109,10 +100,10 @@ def draw_lambda(runs: pd.DataFrame, kept: pd.DataFrame) -> Figure | None:
             axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
             if log:
                 axes.set_yscale("log")
-            _plain_log(axes, log)
-        handles = [_dot(palette[arm], "o", arm) for arm in [*arm_order(runs), SEARCH] if arm in set(rows["arm"])]
+            plain_log(axes, log)
+        handles = [dot(palette[arm], "o", arm) for arm in [*arm_order(runs), SEARCH] if arm in set(rows["arm"])]
         shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
-        handles += [_dot("#666666", _MARKERS[budget], TITLES[budget].lower()) for budget in shown]
+        handles += [dot("#666666", MARKERS[budget], TITLES[budget].lower()) for budget in shown]
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -130,8 +121,8 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
         return None
     palette, columns = colours(arms), min(5, len(arms))
     lines = math.ceil(len(arms) / columns)
-    with _style():
-        figure = _figure(2.1 * columns + 0.6, 1.9 * lines + 0.9)
+    with style():
+        figure = new_figure(2.1 * columns + 0.6, 1.9 * lines + 0.9)
         panels = figure.subplots(lines, columns, sharex=True, sharey=True, squeeze=False).ravel()
         for axes, arm in zip(panels, arms, strict=False):
             if BASELINE in arms and arm != BASELINE:
@@ -146,7 +137,7 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
             axes.set_visible(False)
         figure.supxlabel("block (0 is the first frame)", fontsize=9.5)
         figure.supylabel("cross-entropy (nats/token)", fontsize=9.5)
-        handles = [_line("#444444", "-", "o", "training clips"), _line("#444444", (0, (3, 1.5)), "s", "own samples")]
+        handles = [line("#444444", "-", "o", "training clips"), line("#444444", (0, (3, 1.5)), "s", "own samples")]
         if BASELINE in arms and len(arms) > 1:
             handles.append(Line2D([], [], color="#bbbbbb", linewidth=2.5, label=f"{BASELINE}, training clips"))
         figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=TITLES.get(budget, budget))
@@ -175,10 +166,10 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
         return None
     fvd, speed = (table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name) for name in ("fvd", "speedup"))
     written = fvd.map(tables.number) + speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
-    with _style():
-        figure = _figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
+    with style():
+        figure = new_figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
         axes = figure.subplots()
-        scale = matplotlib.colors.LogNorm() if _spread(table["fvd"]) > 10 else None
+        scale = matplotlib.colors.LogNorm() if spread(table["fvd"]) > 10 else None
         bar = {"label": "FVD (lower is better)"}
         sns.heatmap(fvd, ax=axes, annot=written, fmt="", cmap="cividis_r", norm=scale, cbar_kws=bar, linewidths=1, annot_kws={"size": 8.5})
         axes.set_xlabel("window length (tokens)")
@@ -189,45 +180,67 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
-def save(figure: Figure, path: Path) -> None:
-    """PNG and PDF of a figure, without dates."""
-    figure.savefig(path.with_suffix(".png"), metadata={"Software": "reco-tune"})
-    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
-
-
 def _frontier_panel(
-    axes: Any, points: pd.DataFrame, front: pd.DataFrame, arms: pd.DataFrame, palette: dict[str, str], log: bool, compared: str
+    axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool, cap: float | None
 ) -> None:
-    searched = points[points["arm"] == SEARCH]
+    points, compared = found.at(budget), reference(budget)
+    searched, front = points[points["arm"] == SEARCH], _front(points)
     many = len(searched) > 500
     look = {"s": 6, "alpha": 0.3} if many else {"s": 16, "alpha": 0.75}
     axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], linewidth=0, zorder=2, rasterized=many, **look)
-    if len(front):
-        axes.step(front["speedup"], front["fvd"], where="pre", color="#444444", linewidth=1.2, alpha=0.8, zorder=1)
+    axes.step(front["speedup"], front["fvd"], where="pre", color="#444444", linewidth=1.2, alpha=0.8, zorder=1)
     for row in arms.to_dict("records"):
         x, y = row["speedup"], row["fvd"]
-        across = _half_widths(x, row["speedup_low"], row["speedup_high"])
-        along = _half_widths(y, row["fvd_low"], row["fvd_high"])
-        style = {"fmt": "none", "ecolor": palette[row["arm"]], "elinewidth": 1.1, "capsize": 2, "zorder": 3, "alpha": 0.8}
-        axes.errorbar(x, y, xerr=across, yerr=along, **style)
-        axes.scatter(
-            x, y, s=44, marker="D" if row["arm"] == compared else "o", color=palette[row["arm"]], edgecolor="white", linewidth=0.7, zorder=4
-        )
+        across = half_widths(x, row["speedup_low"], row["speedup_high"])
+        along = half_widths(y, row["fvd_low"], row["fvd_high"])
+        bars = {"fmt": "none", "ecolor": palette[row["arm"]], "elinewidth": 1.1, "capsize": 2, "zorder": 3, "alpha": 0.8}
+        axes.errorbar(x, y, xerr=across, yerr=along, **bars)
+        face = "white" if row["arm"].endswith(IMPORTED) else palette[row["arm"]]
+        edge = palette[row["arm"]] if row["arm"].endswith(IMPORTED) else "white"
+        axes.scatter(x, y, s=44, marker=_marker(row["arm"], compared), color=face, edgecolor=edge, linewidth=0.9, zorder=4)
+    bend = points[points["knee"].astype(bool)]
+    axes.scatter(bend["speedup"], bend["fvd"], s=150, facecolor="none", edgecolor="#444444", linewidth=1.1, zorder=3)
     baseline = arms[arms["arm"] == compared]
     if len(baseline):
         axes.axhline(float(baseline["fvd"].iloc[0]), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.axvline(1.0, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
+    if cap is not None:
+        axes.axhline(cap, color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), zorder=1)
     if log:
         axes.set_yscale("log")
     axes.margins(x=0.14, y=0.1)
+    limits = axes.get_xlim(), axes.get_ylim()
+    band = found.bands.get(budget)
+    if band is not None:
+        known = band[np.isfinite(band["high"])]  # where nothing may be as fast, the best FVD has no upper end
+        axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
+        axes.set(xlim=limits[0], ylim=limits[1])
     axes.set_xlabel("speed-up per step (higher is better)")
-    handles = [Line2D([], [], color="#444444", linewidth=1.2, label="non-dominated runs")]
+    handles: list[Any] = [Line2D([], [], color="#444444", linewidth=1.2, label="frontier of the means")]
+    handles.append(Patch(color="#444444", alpha=0.1, label="its 95% band"))
+    if len(bend):
+        handles.append(Line2D([], [], color="#444444", marker="o", markersize=10, fillstyle="none", linestyle="none", label="knee"))
     if len(searched):
-        handles.append(_dot(palette[SEARCH], "o", "sampled runs"))
+        handles.append(dot(palette[SEARCH], "o", "sampled runs"))
+    if any(arm.startswith(FEWER_FRAMES) for arm in arms["arm"]):
+        handles.append(dot(palette["fewer_frames"], "s", "fewer-frames baselines"))
+    if any(arm.endswith(IMPORTED) for arm in arms["arm"]):
+        handles.append(Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported"))
     if len(baseline):
         handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
+    if cap is not None:
+        handles.append(Line2D([], [], color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), label=f"constraint: FVD ≤ {cap:g}"))
     axes.figure.canvas.draw_idle()
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def _front(points: pd.DataFrame) -> pd.DataFrame:
+    """The frontier of the means from slow to fast."""
+    return points[points["on_frontier"].astype(bool)].sort_values(["speedup", "fvd", "trial"], kind="stable")
+
+
+def _marker(arm: str, compared: str) -> str:
+    return "D" if arm == compared else "s" if arm.startswith(FEWER_FRAMES) else "o"
 
 
 def _lines(
@@ -236,8 +249,8 @@ def _lines(
     if not lines:
         return None
     palette = colours([name.split("/")[-1] for name in lines])
-    with _style():
-        figure = _figure(5.2 * len(panels) + 1.0, 4.2)
+    with style():
+        figure = new_figure(5.2 * len(panels) + 1.0, 4.2)
         grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
         for axes, (title, names) in zip(grid, panels.items(), strict=True):
             for name in names:
@@ -249,48 +262,12 @@ def _lines(
         grid[0].set_ylabel(y_label)
         if log:
             grid[0].set_yscale("log")
-        _plain_log(grid[0], log)
+        plain_log(grid[0], log)
         figure.canvas.draw()
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)
     return figure
-
-
-def _figure(width_in: float, height_in: float) -> Figure:
-    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
-    FigureCanvasAgg(figure)  # labels are placed by what the renderer measures
-    return figure
-
-
-@contextmanager
-def _style() -> Iterator[None]:
-    own: dict[Any, Any] = {
-        "font.size": 9,
-        "axes.titlesize": 10.5,
-        "axes.labelsize": 9.5,
-        "legend.fontsize": 8.5,
-        "xtick.labelsize": 8.5,
-        "ytick.labelsize": 8.5,
-    }
-    own |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6}
-    own |= {"axes.axisbelow": True, "pdf.fonttype": 42}
-    with matplotlib.rc_context(), sns.axes_style("ticks"), matplotlib.rc_context(own):
-        yield
-
-
-def _plain_log(axes: Any, log: bool) -> None:
-    """Ticks of a log axis at 1, 2, 5 in plain numbers."""
-    if log:
-        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
-        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-        axes.yaxis.set_minor_formatter(NullFormatter())
-
-
-def _half_widths(value: float, low: float, high: float) -> list[list[float]] | None:
-    if not (math.isfinite(low) and math.isfinite(high)):
-        return None
-    return [[max(0.0, value - low)], [max(0.0, high - value)]]
 
 
 def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[float, float, float, float]]:
@@ -311,19 +288,5 @@ def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[floa
     return [bar for bar in [*across, *along, *steps, *level] if all(map(math.isfinite, bar))]
 
 
-def _spread(values: pd.Series) -> float:
-    positive = values[(values > 0) & np.isfinite(values)]
-    return float(positive.max() / positive.min()) if len(positive) and len(positive) == len(values) else 1.0
-
-
 def _reductions(rows: pd.DataFrame) -> str:
     return " and ".join(dict.fromkeys(map(str, rows["objective.continuity_reduction"])))
-
-
-def _dot(colour: str, marker: str, label: str) -> Any:
-    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label)
-
-
-def _line(colour: str, style: Any, marker: str, label: str) -> Any:
-    face = "white" if marker == "s" else colour
-    return Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=4, markerfacecolor=face, label=label)

@@ -45,6 +45,7 @@ def frontier(runs: pd.DataFrame) -> Frontier:
         ComparisonError: where the runs were not evaluated under one protocol.
     """
     kept = comparable(runs)
+    kept = kept[np.isfinite(kept["speedup"].to_numpy(float))]  # a run from elsewhere may have none
     parts, volumes = [], {}
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]

@@ -17,22 +17,41 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting import tables
-from reco_tune.reporting.figures import DPI
 from reco_tune.reporting.frontier import SETTINGS, Frontier
+from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.runs import SEARCH, budget_order, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
-from reco_tune.reporting.tables import BUDGETS
+from reco_tune.reporting.style import DPI
+from reco_tune.reporting.tables import BUDGETS, GROUP_NOTE
+from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.reporting.verdicts import Verdict
 from reco_tune.study_log import StudyRecord
 
 MOST_ROWS = 200
 """Longest table on the page; runs.csv holds every run."""
+LEAST_CHANCE = 0.05
+"""Configurations that stand on the frontier with at least this probability are listed with it."""
 ABOUT_FIGURES = {
     "frontier": (
         "Speed against quality",
-        "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins the runs that no other run beats in both.",
+        "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins what nothing else beats in both, the band holds "
+        "where that line lies in 95% of draws from the intervals, the ring marks its knee.",
     ),
+    "compute": (
+        "Training compute to reach a quality",
+        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left: FVD at the end. Right: "
+        "validation cross-entropy on the way; dashed are the levels that the baseline reached.",
+    ),
+    "hypervolume": (
+        "How the frontier grew",
+        "Hypervolume of the non-dominated runs against the device hours of all runs that had ended, pruned and failed ones included.",
+    ),
+    "importance": (
+        "What decides",
+        "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares add up to 100%.",
+    ),
+    "window_stride": ("Window and stride", "Mean FVD and speed-up of windowed runs by window length and stride, in tokens."),
     "lambda": ("The continuity weight", "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs only."),
     "learning_curves": ("Learning curves", "Validation cross-entropy (full sequence, teacher-forced) at every rung."),
     "loss_by_frame": (
@@ -53,10 +72,20 @@ class Content:
     caption: str
     left_out: Sequence[tuple[str, str]]
     frontier: Frontier
+    uncertainty: Uncertainty
+    compute: pd.DataFrame
+    quality: pd.DataFrame
+    weights: pd.DataFrame
+    """`analyses.lambda_groups`."""
+    windows: pd.DataFrame
+    """`analyses.window_stride_tables`."""
+    paper: Mapping[str, Reference]
     verdicts: Sequence[Verdict]
     ledger: pd.DataFrame
     figures: Mapping[str, Path]
     samples: Mapping[str, Mapping[str, Samples]]
+    imports: Sequence[str] = ()
+    """Names of the files that rows from elsewhere came from."""
 
 
 def render(content: Content) -> str:
@@ -71,6 +100,7 @@ def render(content: Content) -> str:
     environment.filters |= {
         "code": _code,
         "num": tables.number,
+        "span": _span,
         "signed": tables.signed,
         "p": tables.p_value,
         "hours": tables.hours,
@@ -87,8 +117,16 @@ def render(content: Content) -> str:
         caption=content.caption,
         left_out=content.left_out,
         figures={name: _figure(name, path, content) for name, path in content.figures.items()},
-        scatters={budget: scatter(content.frontier.at(budget), _all_settings(content.runs)) for budget in budgets},
-        fronts={budget: content.frontier.non_dominated(budget).head(MOST_ROWS).to_dict("records") for budget in budgets},
+        scatters={budget: scatter(content.frontier.at(budget), _hover(content, budget)) for budget in budgets},
+        fronts={budget: _front(content.uncertainty.at(budget)) for budget in budgets},
+        compute=content.compute.to_dict("records"),
+        levels=_levels(content.quality),
+        weights=content.weights.head(MOST_ROWS).to_dict("records"),
+        windows=content.windows.head(MOST_ROWS).to_dict("records"),
+        group_note=GROUP_NOTE,
+        paper=content.paper,
+        paper_source=SOURCE,
+        imports=content.imports,
         hypervolume=content.frontier.hypervolume,
         settings=SETTINGS,
         sample_rows=_sample_rows(content.samples),
@@ -167,11 +205,33 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
     return rows
 
 
-def _all_settings(runs: pd.DataFrame) -> dict[str, str]:
-    """trial -> the settings that tell runs apart, in words."""
+def _hover(content: Content, budget: str) -> dict[str, str]:
+    """trial -> the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
+    runs, points = content.runs, content.uncertainty.at(budget)
+    by_trial = dict(zip(points["trial"], points["probability"], strict=True))
+    by_arm = {arm: chance for arm, chance in zip(points["arm"], points["probability"], strict=True) if arm != SEARCH}
     keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
-    rows = zip(runs["trial"], *(runs[key] for key in keys), strict=True)
-    return {trial: "\n".join(f"{key} = {value}" for key, value in zip(keys, values, strict=True)) for trial, *values in rows}
+    words = {}
+    for trial, arm, *values in zip(runs["trial"], runs["arm"], *(runs[key] for key in keys), strict=True):
+        lines = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if value is not None]
+        chance = by_arm.get(arm, by_trial.get(trial))
+        words[trial] = "\n".join([*lines, *([] if chance is None else [f"on the frontier with probability {chance:.2f}"])])
+    return words
+
+
+def _front(points: pd.DataFrame) -> list[dict[Any, Any]]:
+    """Configurations that stand on the frontier, or may well do, from slow to fast."""
+    shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
+    return shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS).to_dict("records")
+
+
+def _levels(quality: pd.DataFrame) -> list[dict[str, Any]]:
+    """A row an arm and budget: how much cheaper it reached each of the baseline's levels, empty where it never did."""
+    rows = []
+    for (budget, arm), own in quality.groupby(["budget", "arm"], sort=False):
+        ratios = dict(zip(own["val_cross_entropy"], own["compute_ratio"], strict=True))
+        rows.append({"budget": budget, "arm": arm, "ratios": ratios})
+    return rows
 
 
 def _counts(runs: pd.DataFrame) -> list[str]:
@@ -204,7 +264,15 @@ def _code(text: str) -> Markup:
 
 
 def _setting(value: Any) -> str:
-    return "" if value is None else f"{value:.4g}" if isinstance(value, float) else str(value)
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)
+
+
+def _span(row: Mapping[str, Any], name: str) -> str:
+    """From one end of a value's interval to the other; nothing where there is none."""
+    low, high = tables.number(row[f"{name}_low"]), tables.number(row[f"{name}_high"])
+    return f"{low}–{high}" if low and high else ""
 
 
 def _breakable(name: str) -> Markup:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -12,16 +12,23 @@ import pandas as pd
 
 from reco_tune import __version__
 from reco_tune.errors import StudyError
-from reco_tune.reporting import figures
+from reco_tune.reporting import effort, effort_figures, figures, tables
 from reco_tune.reporting.ablation import ablation_table, caption, left_out
+from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.curves import arm_curves, learning_curves
 from reco_tune.reporting.frontier import Frontier, frontier
+from reco_tune.reporting.importance import importance_table
+from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import Content, render
+from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.runs import Source, budget_order, comparable, load_study, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
-from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
+from reco_tune.reporting.style import save
+from reco_tune.reporting.tables import GROUP_NOTE, csv_text
+from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
+from reco_tune.settings import read_yaml
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 Progress = Callable[[int, int, str], None]
@@ -32,8 +39,22 @@ class Report:
     """What was written, and the numbers in it."""
 
     runs: pd.DataFrame
+    """Of the study, then those from elsewhere."""
     ablation: pd.DataFrame
     frontier: Frontier
+    uncertainty: Uncertainty
+    compute: pd.DataFrame
+    quality: pd.DataFrame
+    """Training compute to reach the baseline's levels of quality."""
+    hypervolume: pd.DataFrame
+    """Over device hours."""
+    importance: pd.DataFrame
+    weights: pd.DataFrame
+    """Windowed runs by λ."""
+    windows: pd.DataFrame
+    """Windowed runs by window length and stride."""
+    paper: dict[str, Reference]
+    """The paper's own values by arm, where conditions match."""
     verdicts: list[Verdict]
     caption: str
     """Which variance the table's intervals hold."""
@@ -43,17 +64,18 @@ class Report:
     index: Path
 
 
-def write_report(source: Source, output: Path | None = None, progress: Progress | None = None) -> Report:
+def write_report(source: Source, output: Path | None = None, progress: Progress | None = None, imports: Sequence[Path] = ()) -> Report:
     """Writes the whole report of a study, replacing an earlier one; tables are byte-identical whether read from the log or from MLflow.
 
     Args:
         source: a study folder, `mlflow:EXPERIMENT`, or a study already read. Sample videos need a folder.
         output: where to; by default `report/` in the study folder.
         progress: called with (done, total, what).
+        imports: CSV files of runs from elsewhere (`imported`), which stand as marked rows.
 
     Raises:
         StudyError: where there is no study, or no place to write to.
-        ComparisonError: where runs of different protocols meet.
+        ComparisonError: where runs of different protocols meet, or an imported file is not as it must be.
     """
     tell = progress or _quiet
     tell(0, 6, "reading runs")
@@ -62,24 +84,34 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     if output is None and folder is None:
         raise StudyError("a report of a study that lies in no folder needs to know where to write; give --output DIR")
     output = Path(output) if output is not None else folder.report  # type: ignore[union-attr]
-    runs = runs_table(study)
+    own = runs_table(study)
+    runs = with_imports(own, imports)
     tell(1, 6, "computing tables")
+    curves = effort.compute_curves(study, own)
     report = Report(
-        runs,
-        ablation_table(runs),
-        frontier(runs),
-        verdicts(runs),
-        caption(runs),
-        left_out(runs),
+        runs=runs,
+        ablation=ablation_table(runs),
+        frontier=frontier(runs),
+        uncertainty=frontier_uncertainty(runs),
+        compute=effort.compute_table(own),
+        quality=effort.compute_to_quality(curves),
+        hypervolume=effort.hypervolume_history(study, own),
+        importance=importance_table(study, own),
+        weights=lambda_table(own),
+        windows=window_stride_tables(own),
+        paper=paper_reference(own),
+        verdicts=verdicts(own),
+        caption=caption(runs),
+        left_out=left_out(runs),
         folder=output,
         index=output / "index.html",
     )
     output.mkdir(parents=True, exist_ok=True)
     tell(2, 6, "writing tables")
     _write_tables(report)
-    _write_provenance(study, report)
+    _write_provenance(study, own, report, imports)
     tell(3, 6, "drawing figures")
-    drawn = _draw(study, report)
+    drawn = _draw(study, own, report, curves, constraints(folder))
     tell(4, 6, "writing sample videos")
     samples: dict[str, dict[str, Samples]] = read_samples(study, folder) if folder else {}
     if samples:
@@ -92,30 +124,57 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         caption=report.caption,
         left_out=report.left_out,
         frontier=report.frontier,
+        uncertainty=report.uncertainty,
+        compute=report.compute,
+        quality=report.quality,
+        weights=lambda_groups(report.weights),
+        windows=report.windows,
+        paper=report.paper,
         verdicts=report.verdicts,
-        ledger=ledger(study, runs),
+        ledger=ledger(study, own),
         figures=drawn,
         samples=samples,
+        imports=[Path(path).name for path in imports],
     )
     report.index.write_text(render(content), encoding="utf-8")
     tell(6, 6, "done")
     return report
 
 
+def constraints(folder: StudyFolder | None) -> dict[str, float]:
+    """Metric -> largest value that the search allowed, as the study's settings say; for lines in the figure."""
+    if folder is None or not folder.settings.is_file():
+        return {}
+    given = read_yaml(folder.settings).get("constraints") or {}
+    return {str(name): float(value) for name, value in given.items() if isinstance(value, (int, float))} if isinstance(given, dict) else {}
+
+
 def _write_tables(report: Report) -> None:
+    words = report.caption, report.left_out, report.paper
+    weights = lambda_groups(report.weights)
     for name, text in {
         "runs.csv": csv_text(report.runs),
         "frontier.csv": csv_text(report.frontier.points),
+        "frontier_probability.csv": csv_text(report.uncertainty.points),
+        "hypervolume.csv": csv_text(report.hypervolume),
+        "compute.csv": csv_text(report.compute),
+        "compute_to_quality.csv": csv_text(report.quality),
+        "importance.csv": csv_text(report.importance),
         "ablation.csv": csv_text(report.ablation),
-        "ablation.md": ablation_markdown(report.ablation, report.caption, report.left_out),
-        "ablation.tex": ablation_latex(report.ablation, report.caption, report.left_out),
+        "ablation.md": tables.ablation_markdown(report.ablation, *words),
+        "ablation.tex": tables.ablation_latex(report.ablation, *words),
+        "lambda.csv": csv_text(report.weights),
+        "lambda.md": tables.lambda_markdown(weights, GROUP_NOTE),
+        "lambda.tex": tables.lambda_latex(weights, GROUP_NOTE),
+        "window_stride.csv": csv_text(report.windows),
+        "window_stride.md": tables.window_stride_markdown(report.windows, GROUP_NOTE),
+        "window_stride.tex": tables.window_stride_latex(report.windows, GROUP_NOTE),
     }.items():
         (report.folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_provenance(study: StudyRecord, report: Report) -> None:
+def _write_provenance(study: StudyRecord, runs: pd.DataFrame, report: Report, imports: Sequence[Path]) -> None:
     """What the tables rest on; nothing in it depends on where the runs were read from."""
-    runs = report.runs
     origin = {
         "study": study.name,
         "question": study.question,
@@ -130,6 +189,7 @@ def _write_provenance(study: StudyRecord, report: Report) -> None:
             name: [value for value in dict.fromkeys(runs[name]) if value]
             for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "device")
         },
+        **({"imports": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in imports}} if imports else {}),
         "sha256": {
             name: hashlib.sha256((report.folder / name).read_bytes()).hexdigest() for name in ("runs.csv", "frontier.csv", "ablation.csv")
         },
@@ -138,19 +198,23 @@ def _write_provenance(study: StudyRecord, report: Report) -> None:
     (report.folder / "provenance.json").write_text(text, encoding="utf-8")
 
 
-def _draw(study: StudyRecord, report: Report) -> dict[str, Path]:
-    runs, budget = report.runs, budget_order(report.runs)[0]
-    curves = arm_curves(study, budget)
+def _draw(study: StudyRecord, runs: pd.DataFrame, report: Report, compute: effort.Curves, limits: dict[str, float]) -> dict[str, Path]:
+    budgets = budget_order(runs)
+    curves = arm_curves(study, budgets[0])
     drawn = {}
     for name, figure in {
-        "frontier": figures.draw_frontier(report.frontier, runs),
+        "frontier": figures.draw_frontier(report.uncertainty, report.runs, limits),
+        "compute": effort_figures.draw_compute(report.compute, compute),
+        "hypervolume": effort_figures.draw_hypervolume(report.hypervolume),
+        "importance": effort_figures.draw_importance(report.importance),
         "lambda": figures.draw_lambda(runs, comparable(runs)),
-        "loss_by_frame": figures.draw_loss_by_frame(curves, budget),
-        "error_growth": figures.draw_error_growth(curves, budget),
+        "window_stride": figures.draw_window_stride(report.windows[report.windows["budget"] == budgets[0]]),
+        "loss_by_frame": figures.draw_loss_by_frame(curves, budgets[0]),
+        "error_growth": figures.draw_error_growth(curves, budgets[0]),
         "learning_curves": figures.draw_learning(learning_curves(study)),
     }.items():
         if figure is not None:
-            figures.save(figure, report.folder / name)
+            save(figure, report.folder / name)
             drawn[name] = report.folder / f"{name}.png"
     return drawn
 

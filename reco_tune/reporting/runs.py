@@ -27,6 +27,8 @@ BUDGETS = ("equal_steps", "equal_compute", "half_compute")
 """In the order of every table."""
 WHOLE = f"{BASELINE} (whole budget)"
 """What the baseline's whole run is called under `half_compute`, where `full` is its run at half."""
+IMPORTED = " (imported)"
+"""Ends the arm of a run that was not of the study (`imported`)."""
 IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
 PROVENANCE = ("protocol", "extractor", "rank_deficient", "data_fingerprint", "tokenizer_fingerprint", "device")
 STUDY_PROVENANCE = ("commit", "version", "hardware")
@@ -104,11 +106,12 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def exclusions(runs: pd.DataFrame) -> list[str]:
-    """Why each run may not stand in a table; empty where it may."""
+    """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
     asked = runs["training.steps"] if "training.steps" in runs else [None] * len(runs)
+    speedup = [1.0 if arm.endswith(IMPORTED) else value for arm, value in zip(runs["arm"], runs["speedup"], strict=True)]
     return [
         _exclusion(*row)
-        for row in zip(runs["state"], runs["reason"], runs["budget"], runs["fvd"], runs["speedup"], runs["steps"], asked, strict=True)
+        for row in zip(runs["state"], runs["reason"], runs["budget"], runs["fvd"], speedup, runs["steps"], asked, strict=True)
     ]
 
 

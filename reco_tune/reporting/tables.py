@@ -5,10 +5,13 @@ from __future__ import annotations
 import csv
 import io
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from typing import Any
 
 import pandas as pd
+
+from reco_tune.reporting.latex import BOLD, Column, latex_table
+from reco_tune.reporting.paper import SOURCE, Reference
 
 BUDGETS = {
     "equal_steps": "Equal steps: every arm takes the baseline's optimiser steps",
@@ -18,6 +21,15 @@ BUDGETS = {
 """Titles of the budgets."""
 HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "speed-up", "95% interval", "limit", "of limit", "memory"]
 HEADINGS += ["device h", "val CE"]
+LAMBDA_HEADINGS = ["λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
+WINDOW_HEADINGS = ["window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
+MOST_ROWS = 200
+"""Longest block of a table for people; the CSV holds every row."""
+GROUP_NOTE = (
+    "Means over the runs of a row, which may differ in other settings and in seed; 95% intervals hold sampling noise at one run and are t "
+    "intervals over the runs from two on."
+)
+"""Caption of the λ and the window x stride table."""
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -29,12 +41,19 @@ def csv_text(table: pd.DataFrame) -> str:
     return buffer.getvalue()
 
 
-def ablation_markdown(table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = ()) -> str:
-    """The ablation table for people: one block a budget, the best FVD bold where its interval is clear of the next."""
-    lines = []
+def ablation_markdown(
+    table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
+) -> str:
+    """The ablation table for people: one block a budget, the best FVD bold where its interval is clear of the next.
+
+    Args:
+        paper: the paper's own values by arm (`paper.paper_reference`); two columns more where there are any.
+    """
+    lines, paper = [], paper or {}
+    headings = [*HEADINGS, "FVD, paper", "speed-up, paper"] if paper else HEADINGS
     for budget, rows in table.groupby("budget", sort=False):
         lines += [f"### {BUDGETS.get(str(budget), budget)}", ""]
-        lines += ["| " + " | ".join(HEADINGS) + " |", "|---|" + "---:|" * (len(HEADINGS) - 1)]
+        lines += ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
         best = best_row(rows)
         for position, row in enumerate(rows.to_dict("records")):
             fvd = f"**{number(row['fvd'])}**" if position == best else number(row["fvd"])
@@ -43,58 +62,119 @@ def ablation_markdown(table: pd.DataFrame, caption: str, left_out: Sequence[tupl
                 f"| {p_value(row['fvd_p_value'])} | {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
                 f"| {number(row['speedup_limit'])} | {number(row['limit_fraction'])} | {number(row['peak_memory_ratio'])} "
                 f"| {hours(row['gpu_hours'])} | {number(row['val_cross_entropy'], 3)} |"
+                + "".join(f" {cell} |" for cell in _paper_cells(paper, str(budget), row["arm"]))
             )
         lines.append("")
     lines += [caption, ""]
     protocols = list(dict.fromkeys(table["protocol"]))
     lines += [f"Protocol: `{protocol}`" for protocol in protocols]
+    if paper:
+        lines += ["", f"Columns of the paper: {SOURCE}, same data set and protocol."]
     if left_out:
         lines += ["", "Left out of the table:", "", *(f"- `{trial}`: {why}" for trial, why in left_out)]
     return "\n".join(lines).rstrip() + "\n"
 
 
-def ablation_latex(table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = ()) -> str:
+def ablation_latex(
+    table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
+) -> str:
     """The ablation table for a paper: booktabs, numbers aligned by siunitx."""
-    lines = [
-        "% Needs \\usepackage{booktabs,siunitx,etoolbox}. Made by `reco-tune report`.",
-        "\\begin{table}",
-        "  \\centering",
-        "  \\robustify\\bfseries",
-        "  \\sisetup{detect-weight=true, mode=text, table-align-text-post=false}",
-    ]
-    columns = {
-        name: [row[name] for row in table.to_dict("records")]
-        for name in ("fvd", "fvd_delta", "speedup", "speedup_limit", "val_cross_entropy")
-    }
-    formats = "".join(_siunitx(values, 3 if name == "val_cross_entropy" else 2) for name, values in columns.items())
-    lines += [
-        f"  \\begin{{tabular}}{{l r {formats[: formats.index(']') + 1]} c {formats[formats.index(']') + 1 :]} r}}",
-        "    \\toprule",
-        "    Arm & Seeds & {FVD} & {95\\,\\% interval} & {$\\Delta$} & {Speed-up} & {Limit} & {Val.\\ CE} & {$p$} \\\\",
-    ]
+    paper = paper or {}
+    columns = [Column("Arm", "l"), Column("Seeds", "r"), Column("FVD", "number"), Column("95\\,\\% interval", "c")]
+    columns += [Column(heading, "number") for heading in ("$\\Delta$", "Speed-up", "Limit", "Val.\\ CE")] + [Column("$p$", "r")]
+    columns += [Column(heading, "number") for heading in ("FVD, paper", "Speed-up, paper")] if paper else []
+    blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.groupby("budget", sort=False):
-        title = BUDGETS.get(str(budget), str(budget)).split(":")[0]
-        lines += ["    \\midrule", f"    \\multicolumn{{9}}{{l}}{{\\emph{{{_latex(title)}}}}} \\\\"]
         best = best_row(rows)
+        lines = blocks[BUDGETS.get(str(budget), str(budget)).split(":")[0]] = []
         for position, row in enumerate(rows.to_dict("records")):
-            bold = "\\bfseries " if position == best else ""
-            cells = [
-                _latex(row["arm"]),
-                str(row["seeds"]),
-                bold + (number(row["fvd"]) or "{--}"),
-                _latex(interval(row["fvd_low"], row["fvd_high"])) or "{--}",
-                number(row["fvd_delta"]) or "{--}",
-                number(row["speedup"]) or "{--}",
-                number(row["speedup_limit"]) or "{--}",
-                number(row["val_cross_entropy"], 3) or "{--}",
-                _latex(p_value(row["fvd_p_value"])).replace("<", "$<$") or "--",
-            ]
-            lines.append("    " + " & ".join(cells) + " \\\\")
+            line = [row["arm"], str(row["seeds"]), (BOLD if position == best else "") + number(row["fvd"])]
+            line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
+            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"])]
+            lines.append(line + _paper_cells(paper, str(budget), row["arm"]))
     note = caption + "".join(f" Protocol: `{protocol}`." for protocol in dict.fromkeys(table["protocol"]))
+    if paper:
+        note += f" Columns of the paper: {SOURCE}, same data set and protocol."
     if left_out:
         note += " Left out: " + "; ".join(f"{trial} ({why})" for trial, why in left_out) + "."
-    lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{_latex(note)}}}", "\\end{table}"]
-    return "\n".join(lines) + "\n"
+    return latex_table(columns, blocks, note)
+
+
+def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
+    """What λ does, for people; `analyses.lambda_groups` computes it."""
+    return _markdown(LAMBDA_HEADINGS, _lambda_blocks(groups, bold="**"), caption)
+
+
+def lambda_latex(groups: pd.DataFrame, caption: str) -> str:
+    """What λ does, for a paper."""
+    kinds = ["l", "l", "r", "number", "c", "number", "number", "number"]
+    headings = ["$\\lambda$", "Reduction", "Runs", "FVD", "95\\,\\% interval", "Val.\\ CE", "Continuity", "$h^2$"]
+    columns = [Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)]
+    return latex_table(columns, _lambda_blocks(groups, bold=BOLD), caption)
+
+
+def window_stride_markdown(table: pd.DataFrame, caption: str) -> str:
+    """Window x stride, for people; `analyses.window_stride_tables` computes it."""
+    return _markdown(WINDOW_HEADINGS, _window_blocks(table, bold="**"), caption)
+
+
+def window_stride_latex(table: pd.DataFrame, caption: str) -> str:
+    """Window x stride, for a paper."""
+    kinds = ["r", "r", "r", "number", "c", "number"]
+    columns = [
+        Column(heading.capitalize().replace("Fvd", "FVD").replace("95%", "95\\,\\%"), kind)
+        for heading, kind in zip(WINDOW_HEADINGS, kinds, strict=True)
+    ]
+    return latex_table(columns, _window_blocks(table, bold=BOLD), caption)
+
+
+def _lambda_blocks(groups: pd.DataFrame, bold: str) -> dict[str, list[list[str]]]:
+    def cells(row: dict[Any, Any]) -> list[str]:
+        low, high = (f"{row[end]:.3g}" for end in ("lowest", "highest"))
+        measured = [number(row["val_cross_entropy"], 3), number(row["continuity"], 3), number(row["hidden_norm"])]
+        return [low if low == high else f"{low}–{high}", row["reduction"], str(row["runs"]), *_fvd_cells(row), *measured]
+
+    return _blocks(groups, cells, 3, bold)
+
+
+def _window_blocks(table: pd.DataFrame, bold: str) -> dict[str, list[list[str]]]:
+    def cells(row: dict[Any, Any]) -> list[str]:
+        place = [str(row[name]) for name in ("window.length_tokens", "window.stride_tokens", "runs")]
+        return [*place, *_fvd_cells(row), number(row["speedup"])]
+
+    return _blocks(table, cells, 3, bold)
+
+
+def _fvd_cells(row: Mapping[Any, Any]) -> list[str]:
+    return [number(row["fvd"]), interval(row["fvd_low"], row["fvd_high"])]
+
+
+def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], fvd_at: int, bold: str) -> dict[str, list[list[str]]]:
+    """Rows of cells under the title of their budget; the best FVD is bold as in the ablation table."""
+    blocks = {}
+    for budget, rows in table.groupby("budget", sort=False):
+        lines = [cells(row) for row in rows.head(MOST_ROWS).to_dict("records")]
+        best = best_row(rows)
+        if best is not None and best < len(lines):
+            lines[best][fvd_at] = bold + lines[best][fvd_at] + ("**" if bold == "**" else "")
+        blocks[BUDGETS.get(str(budget), str(budget)).split(":")[0]] = lines
+    return blocks
+
+
+def _markdown(headings: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]], caption: str) -> str:
+    lines = []
+    for title, rows in blocks.items():
+        lines += [f"### {title}", "", "| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+        lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
+    return "\n".join([*lines, caption]).rstrip() + "\n"
+
+
+def _paper_cells(paper: Mapping[str, Reference], budget: str, arm: str) -> list[str]:
+    """The reference columns of a row; none where the study has no counterpart in the paper. The paper has one budget: equal steps."""
+    if not paper:
+        return []
+    known = paper.get(arm) if budget == "equal_steps" else None
+    return [number(known.fvd, 1), number(known.speedup, 1)] if known else ["", ""]
 
 
 def best_row(rows: pd.DataFrame) -> int | None:
@@ -147,39 +227,3 @@ def _cell(value: Any) -> str:
             return ""
         return str(int(value)) if value.is_integer() and abs(value) < 1e15 else repr(value)
     return str(value)
-
-
-def _siunitx(values: Sequence[float], digits: int) -> str:
-    finite = [abs(value) for value in values if math.isfinite(value)]
-    sign = "-" if any(value < 0 for value in values if math.isfinite(value)) else ""
-    return f"S[table-format={sign}{len(str(int(max(finite, default=0))))}.{digits}]"
-
-
-def _latex(text: str) -> str:
-    parts = text.split("`")
-    escaped = [_escape(part) for part in parts]
-    return "".join(f"\\texttt{{{part}}}" if position % 2 else part for position, part in enumerate(escaped))
-
-
-def _escape(text: str) -> str:
-    special = {
-        "\\": r"\textbackslash{}",
-        "_": r"\_",
-        "%": r"\%",
-        "&": r"\&",
-        "#": r"\#",
-        "$": r"\$",
-        "{": r"\{",
-        "}": r"\}",
-        "~": r"\textasciitilde{}",
-    }
-    special |= {
-        "^": r"\textasciicircum{}",
-        "±": r"$\pm$",
-        "·": r"$\cdot$",
-        "λ": r"$\lambda$",
-        "Δ": r"$\Delta$",
-        "−": "$-$",
-        "²": r"\textsuperscript{2}",
-    }
-    return "".join(special.get(character, character) for character in text)

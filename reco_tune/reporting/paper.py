@@ -1,0 +1,49 @@
+"""What the paper reports (Zhou & Shen, ACL Findings 2026, arXiv 2604.07402), for where a study measures the same thing.
+
+A published number stands beside one of ours only under the same conditions: speed-ups at 17 frames of 256x256 (5 x 32 x 32 tokens) with
+windows of 2 of the 5 blocks, FVD under the named protocol. Anything else the reader brings along as a file (`imported`).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import pandas as pd
+
+from reco_tune.reporting.runs import comparable
+
+SOURCE = "arXiv 2604.07402"
+CLIP = "17x256x256"
+WINDOW_TOKENS = 2 * 32 * 32
+"""The paper's window: 2 of 5 blocks of 32 x 32 tokens."""
+SPEEDUPS = {"full": 1.0, "fewer_frames": 2.5, "local": 1.7, "local_balanced": 2.0}
+"""Speed-up per step on its data sets (FFS, SKY, UCF101, Taichi), by arm."""
+DATA_SETS = ("ucf101", "ffs", "sky", "taichi")
+LARP_UCF101 = {"full": 57.0, "reco": 56.1}
+"""FVD on UCF101 with LARP's tokenizer and protocol: 16 frames of 128x128, 10,000 generated clips."""
+
+
+class Reference(NamedTuple):
+    """The paper's values for one arm; NaN where it has none under the same conditions."""
+
+    fvd: float
+    speedup: float
+
+
+def paper_reference(runs: pd.DataFrame) -> dict[str, Reference]:
+    """arm -> the paper's values, for arms that the paper has and conditions that match; empty for any other study.
+
+    The paper trains every arm for the same number of epochs, so its numbers stand under `equal_steps` only.
+    """
+    kept = comparable(runs)
+    if kept.empty or "data.layout" not in kept:
+        return {}
+    layout, protocol = kept["data.layout"].iloc[0], str(kept["protocol"].iloc[0]).split("/")
+    name, clip, samples = protocol[0], protocol[1] if len(protocol) > 1 else "", protocol[-2] if len(protocol) > 1 else ""
+    windows = set(kept[kept["window.scheme"] == "window"]["window.length_tokens"])
+    speedups = SPEEDUPS if layout in DATA_SETS and clip == CLIP and windows <= {WINDOW_TOKENS} else {}
+    larp = layout == "ucf101" and name == "larp" and clip == "16x128x128" and samples == "n10000x1"
+    fvds = LARP_UCF101 if larp else {}
+    arms = [arm for arm in dict.fromkeys(kept["arm"]) if arm in fvds or arm in speedups]
+    return {arm: Reference(fvds.get(arm, math.nan), speedups.get(arm, math.nan)) for arm in arms}

@@ -1,0 +1,103 @@
+"""One look for every figure: colours that colour-blind eyes tell apart, print sizes, axes in plain numbers. No global state, no window."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import pandas as pd
+import seaborn as sns
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+from reco_tune.reporting.runs import SEARCH, WHOLE
+
+TITLES = {"equal_steps": "Equal steps", "equal_compute": "Equal compute", "half_compute": "Half the compute"}
+COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
+    "full": "#000000",
+    WHOLE: "#000000",
+    "masked_full": "#7f7f7f",
+    "full_continuity": "#4d4d4d",
+    "fewer_frames": "#d55e00",
+    "fewer_frames_tokens": "#b8860b",
+    "local": "#56b4e9",
+    "local_first": "#2a8fc4",
+    "local_balanced": "#0072b2",
+    "reco": "#009e73",
+    "norm_penalty": "#b0559a",
+    SEARCH: "#9a9a9a",
+}
+_SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
+MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
+DPI = 160
+
+
+def colours(arms: Sequence[str]) -> dict[str, str]:
+    """One colour an arm; arms of a space's own take the spare ones in order."""
+    own = [arm for arm in arms if arm not in COLOURS]
+    return {**COLOURS, **{arm: _SPARE[number % len(_SPARE)] for number, arm in enumerate(own)}}
+
+
+def save(figure: Figure, path: Path) -> None:
+    """PNG and PDF of a figure, without dates."""
+    figure.canvas.draw()
+    figure.set_layout_engine("none")  # laid out once: every further layout would cost as much as the drawing
+    figure.savefig(path.with_suffix(".png"), metadata={"Software": "reco-tune"})
+    figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
+
+
+def new_figure(width_in: float, height_in: float) -> Figure:
+    figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
+    FigureCanvasAgg(figure)  # labels are placed by what the renderer measures
+    return figure
+
+
+@contextmanager
+def style() -> Iterator[None]:
+    own: dict[Any, Any] = {
+        "font.size": 9,
+        "axes.titlesize": 10.5,
+        "axes.labelsize": 9.5,
+        "legend.fontsize": 8.5,
+        "xtick.labelsize": 8.5,
+        "ytick.labelsize": 8.5,
+    }
+    own |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6}
+    own |= {"axes.axisbelow": True, "pdf.fonttype": 42}
+    with matplotlib.rc_context(), sns.axes_style("ticks"), matplotlib.rc_context(own):
+        yield
+
+
+def plain_log(axes: Any, log: bool) -> None:
+    """Ticks of a log axis at 1, 2, 5 in plain numbers."""
+    if log:
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def half_widths(value: float, low: float, high: float) -> list[list[float]] | None:
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return None
+    return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def spread(values: pd.Series) -> float:
+    positive = values[(values > 0) & np.isfinite(values)]
+    return float(positive.max() / positive.min()) if len(positive) and len(positive) == len(values) else 1.0
+
+
+def dot(colour: str, marker: str, label: str) -> Any:
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label)
+
+
+def line(colour: str, style: Any, marker: str, label: str) -> Any:
+    face = "white" if marker == "s" else colour
+    return Line2D([], [], color=colour, linestyle=style, marker=marker, markersize=4, markerfacecolor=face, label=label)

@@ -1,0 +1,130 @@
+"""How sure the frontier is: the noise of FVD and of speed-up carried through to who stands on it.
+
+A configuration is an arm (its training seeds together) or one sampled run: a lucky seed alone is no configuration. Computes, never draws.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+import pandas as pd
+from numpy.typing import NDArray
+from scipy import stats
+
+from reco_tune.pareto import knee, non_dominated
+from reco_tune.reporting.aggregate import CONFIDENCE, Measured, mean_interval
+from reco_tune.reporting.frontier import SETTINGS
+from reco_tune.reporting.runs import SEARCH, at_budget, budget_order, comparable
+
+COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
+"""Columns of frontier_probability.csv."""
+DRAWS = 2000
+"""Of the parametric bootstrap: a probability is known to about 0.02."""
+SPEEDS = 80
+"""Speed-ups at which the band is computed."""
+_FAR = 0.999
+"""A point that could stand on the frontier only beyond this quantile of its own noise and of another's is not drawn."""
+_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Uncertainty:
+    """The frontier of the configurations of each budget, with its noise."""
+
+    points: pd.DataFrame
+    """One row a configuration with `COLUMNS`, in planned order within a budget; `on_frontier` and `knee` are of the means themselves."""
+    bands: Mapping[str, pd.DataFrame]
+    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best FVD among what is at least as fast."""
+
+    def at(self, budget: str) -> pd.DataFrame:
+        """Configurations of one budget."""
+        return self.points[self.points["budget"] == budget]
+
+
+def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Uncertainty:
+    """How probable it is that each configuration stands on the frontier of its budget, and where that frontier lies.
+
+    Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one seed, Student's t
+    over seeds from two on, never below 0) and every speed-up from its calibration's interval, which the runs of an arm share. The
+    probability is the share of draws in which nothing beats the configuration in both.
+
+    Raises:
+        ComparisonError: where the runs were not evaluated under one protocol.
+    """
+    kept = comparable(runs)
+    kept = kept[np.isfinite(kept["speedup"].to_numpy(float))]
+    rows: list[dict[str, Any]] = []
+    bands = {}
+    for budget in budget_order(runs):
+        own = _configurations(kept[at_budget(kept["budget"], budget)])
+        if not own:
+            continue
+        costs = np.array([[-row["speedup"], row["fvd"]] for row in own])
+        bend = knee(costs)
+        chances, bands[budget] = _draw(own, draws, np.random.default_rng(seed))
+        for place, (row, on, chance) in enumerate(zip(own, non_dominated(costs), chances, strict=True)):
+            rows.append(row | {"budget": budget, "on_frontier": bool(on), "knee": place == bend, "probability": chance})
+    return Uncertainty(pd.DataFrame(rows, columns=list(COLUMNS)), bands)
+
+
+def _configurations(rows: pd.DataFrame) -> list[dict[str, Any]]:
+    """Identity, settings, means and intervals of every configuration."""
+    names = ("arm", "trial", *SETTINGS, "fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high")
+    groups: dict[str, list[dict[Any, Any]]] = {}
+    for row in rows[[name for name in names if name in rows]].to_dict("records"):
+        groups.setdefault(row["trial"] if row["arm"] == SEARCH else row["arm"], []).append(row)
+    found = []
+    for members in groups.values():
+        fvd = mean_interval([Measured(row["fvd"], row["fvd_low"], row["fvd_high"]) for row in members])
+        speed = {name: float(np.mean([row[name] for row in members])) for name in ("speedup", "speedup_low", "speedup_high")}
+        own = {name: members[0].get(name) for name in ("arm", "trial", *SETTINGS)}
+        found.append(own | speed | {"runs": len(members), "fvd": fvd.value, "fvd_low": fvd.low, "fvd_high": fvd.high})
+    return found
+
+
+def _draw(rows: list[dict[str, Any]], draws: int, generator: np.random.Generator) -> tuple[list[float], pd.DataFrame]:
+    """Probability of each row, and the band of the frontier."""
+    fvd, fvd_low, fvd_high, speed, speed_low, speed_high, count = (
+        np.array([row[name] for row in rows], dtype=np.float64)
+        for name in ("fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high", "runs")
+    )
+    several, freedom = count > 1, np.maximum(count - 1, 1)
+    quantile = np.where(several, stats.t.ppf(0.5 + CONFIDENCE / 2, freedom), _Z)
+    # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end holds the spread.
+    above, below = _width(fvd_high - fvd) / quantile, _width(np.where(several, fvd_high - fvd, fvd - fvd_low)) / quantile
+    faster, slower = _width(speed_high - speed) / _Z, _width(speed - speed_low) / _Z
+    far = float(stats.norm.ppf(_FAR))
+    reach = np.where(several, stats.t.ppf(_FAR, freedom), far)
+    near = np.flatnonzero(_possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above))
+    speeds = np.linspace(speed.min(), speed.max(), SPEEDS)
+    wins, best_FVD = np.zeros(len(rows)), np.full((draws, SPEEDS), np.inf)
+    for draw in range(draws):
+        noise = np.where(several[near], generator.standard_t(freedom[near]), generator.standard_normal(len(near)))
+        drawn = np.maximum(fvd[near] + noise * np.where(noise > 0, above[near], below[near]), 0)
+        noise = generator.standard_normal(len(near))
+        pace = speed[near] + noise * np.where(noise > 0, faster[near], slower[near])
+        order = np.lexsort((drawn, -pace))
+        best = np.minimum.accumulate(drawn[order])
+        wins[near[order[np.append(True, drawn[order][1:] < best[:-1])]]] += 1
+        as_fast = np.searchsorted(-pace[order], -speeds, side="right")
+        best_FVD[draw] = np.where(as_fast > 0, best[np.maximum(as_fast - 1, 0)], np.inf)
+    # As ordered statistics, because the best FVD among nothing is infinite and must not be interpolated with.
+    low, high = np.quantile(best_FVD, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0, method="nearest")
+    return (wins / draws).tolist(), pd.DataFrame({"speedup": speeds, "low": low, "high": high})
+
+
+def _possible(best_speed: Array, best_fvd: Array, worst_speed: Array, worst_fvd: Array) -> NDArray[np.bool_]:
+    """Which points at their best no other point beats at its worst."""
+    order = np.argsort(-worst_speed, kind="stable")
+    least = np.append(np.inf, np.minimum.accumulate(worst_fvd[order]))
+    faster = np.searchsorted(-worst_speed[order], -best_speed, side="right")
+    possible: NDArray[np.bool_] = best_fvd <= least[faster]
+    return possible
+
+
+def _width(width: Array) -> Array:
+    return np.where(np.isfinite(width), np.maximum(width, 0), 0)

@@ -1,0 +1,80 @@
+"""What quality costs: the history ends where the frontier is, every device second counts once, compute to a level by hand."""
+
+import math
+
+import numpy as np
+import pytest
+from toy_study import record_study
+
+from reco_tune.reporting import effort, frontier, load_study
+from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.runs import runs_table
+
+
+@pytest.fixture(scope="module")
+def study(tmp_path_factory):
+    arms = ("full", "fewer_frames", "local_balanced", "reco")
+    return load_study(record_study(tmp_path_factory.mktemp("effort") / "toy", arms=arms, seeds=(0, 1), searched=12, files=False))
+
+
+@pytest.fixture(scope="module")
+def runs(study):
+    return runs_table(study)
+
+
+def test_the_history_grows_and_ends_at_the_frontier(study, runs):
+    history, volumes = effort.hypervolume_history(study, runs), frontier(runs).hypervolume
+    for budget, rows in history.groupby("budget"):
+        assert rows["hypervolume"].is_monotonic_increasing and rows["device_hours"].is_monotonic_increasing
+        assert rows["hypervolume"].iloc[-1] == pytest.approx(volumes[budget], rel=1e-12)  # float64 sums
+
+
+def test_the_history_pays_for_everything_once(study, runs):
+    paid = effort.hypervolume_history(study, runs)["device_hours"].iloc[-1]
+    costs = ledger(study, runs).set_index("arm").loc["total"]
+    pruned = runs["gpu_hours"].isna()  # a pruned toy run has no ledger
+    calibrated = sum(metrics["calibration_seconds"] for metrics in study.calibrations.values())
+    assert paid == pytest.approx(runs["gpu_hours"][~pruned].sum() + calibrated / 3600)
+    assert paid == pytest.approx(costs["device_hours"])
+
+
+def test_compute_is_one_under_equal_compute_and_one_over_the_speed_under_equal_steps(runs):
+    table = effort.compute_table(runs).set_index(["budget", "arm"])
+    assert table.loc["equal_compute", "compute"].to_numpy() == pytest.approx(np.ones(4), rel=1e-2)  # steps are whole
+    assert table.loc[("equal_steps", "reco"), "compute"] == pytest.approx(1 / 1.92)
+    assert list(table.loc["equal_steps", "seeds"]) == [2] * 4
+
+
+def test_the_baseline_reaches_its_own_levels_at_its_own_compute(study, runs):
+    quality = effort.compute_to_quality(effort.compute_curves(study, runs))
+    own = quality[quality["arm"] == "full"]
+    assert list(own["compute"]) == pytest.approx([1 / 3, 2 / 3, 1] * 2)
+    assert list(own["compute_ratio"]) == pytest.approx([1] * 6)
+
+
+@pytest.mark.parametrize(
+    ("level", "compute"),
+    [(4.0, 1.0), (3.0, 1.0), (2.5, 1.5), (2.0, 2.0), (1.75, 3.0), (1.0, math.nan)],
+    ids=["below-from-the-start", "at-the-start", "between", "at-a-rung", "after-a-rise", "never"],
+)
+def test_compute_to_a_level_by_hand(level, compute):
+    curve = [(1.0, 3.0), (2.0, 2.0), (2.5, 2.0), (3.5, 1.5)]
+    quality = effort.compute_to_quality({"equal_steps": {"full": [(2.0, level)], "arm": curve}})
+    row = quality[quality["arm"] == "arm"].iloc[0]
+    assert row["compute"] == pytest.approx(compute, nan_ok=True)
+    assert row["compute_ratio"] == pytest.approx(2 / compute, nan_ok=True)
+
+
+def test_half_the_compute_stands_beside_the_whole(tmp_path):
+    arms, budgets = ("full", "reco"), ("equal_compute", "half_compute")
+    study = load_study(record_study(tmp_path / "toy", arms=arms, budgets=budgets, searched=0, files=False))
+    table = effort.compute_table(runs_table(study)).set_index(["budget", "arm"])["compute"]
+    assert table[("half_compute", "full")] == pytest.approx(0.5)
+    assert table[("half_compute", "full (whole budget)")] == pytest.approx(1)
+
+
+def test_a_study_without_a_baseline_has_no_share_of_it(tmp_path):
+    study = load_study(record_study(tmp_path / "toy", arms=("reco",), budgets=("equal_steps",), searched=4, files=False))
+    runs = runs_table(study)
+    assert effort.compute_table(runs)["compute"].isna().all()
+    assert effort.compute_to_quality(effort.compute_curves(study, runs)).empty

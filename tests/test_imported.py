@@ -1,0 +1,132 @@
+"""Rows from elsewhere stand marked and paired with nothing; the paper's numbers stand only where they were measured alike."""
+
+import math
+
+import pytest
+from toy_study import PROTOCOL, record_study
+
+from reco_tune.errors import ComparisonError
+from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
+from reco_tune.reporting.ablation import caption, left_out
+from reco_tune.reporting.imported import with_imports
+from reco_tune.reporting.paper import paper_reference
+from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
+
+
+@pytest.fixture(scope="module")
+def runs(tmp_path_factory):
+    study = record_study(tmp_path_factory.mktemp("imported") / "toy", arms=("full", "local_balanced", "reco"), seeds=(0, 1, 2), files=False)
+    return load_runs(study)
+
+
+def write(path, *rows, columns="arm,fvd,fvd_low,fvd_high,speedup,protocol"):
+    path.write_text("\n".join([columns, *rows]) + "\n")
+    return path
+
+
+def test_a_published_row_stands_marked_in_the_table(runs, tmp_path):
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,5.5,5,6,2.8,{PROTOCOL}")])
+    table = ablation_table(together)
+    row = table[table["arm"] == "Theirs (imported)"].iloc[0]
+    assert (row["budget"], row["seeds"], row["fvd"], row["fvd_low"], row["speedup"]) == ("equal_steps", 1, 5.5, 5, 2.8)
+    assert math.isnan(row["fvd_delta"]) and math.isnan(row["fvd_p_value"])
+    assert left_out(together) == []
+
+
+def test_the_study_itself_does_not_change(runs, tmp_path):
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"reco,0.1,0.1,0.1,2.8,{PROTOCOL}")])
+    assert csv_text(together.head(len(runs))) == csv_text(runs)
+    assert verdicts(together) == verdicts(runs)
+    own = ablation_table(together)
+    assert csv_text(own[~own["arm"].str.endswith("(imported)")]) == csv_text(ablation_table(runs))
+
+
+def test_a_number_without_a_speed_up_is_a_row_and_no_point(runs, tmp_path):
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,5.5,,,,{PROTOCOL}")])
+    assert "Theirs (imported)" in set(ablation_table(together)["arm"])
+    assert "Theirs (imported)" not in set(frontier(together).points["arm"])
+
+
+def test_the_runs_of_another_study_can_be_imported(runs, tmp_path):
+    (tmp_path / "other.csv").write_text(csv_text(runs))
+    together = with_imports(runs, [tmp_path / "other.csv"])
+    table = ablation_table(together).set_index(["budget", "arm"])
+    for budget in ("equal_steps", "equal_compute"):
+        assert table.loc[(budget, "reco (imported)"), "fvd"] == table.loc[(budget, "reco"), "fvd"]
+        assert table.loc[(budget, "reco (imported)"), "seeds"] == 3
+
+
+def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
+    together = with_imports(runs, [write(tmp_path / "p.csv", f"Theirs,5.5,,,,{PROTOCOL.replace('n512', 'n2048')}")])
+    with pytest.raises(ComparisonError, match=r"p:2 .*n512x1 against n2048x1"):
+        ablation_table(together)
+
+
+@pytest.mark.parametrize(
+    ("columns", "row", "words"),
+    [
+        ("arm,fvd", "a,1", "has no column `protocol`"),
+        ("arm,fvd,protocol,speedupp", f"a,1,{PROTOCOL},2", "do you mean `speedup`"),
+        ("arm,fvd,protocol", f"a,low,{PROTOCOL}", "line 2: fvd is `low`, which is no number"),
+        ("arm,fvd,protocol", "a,1,", "line 2 has no protocol"),
+        ("arm,fvd,protocol,budget", f"a,1,{PROTOCOL},epochs", "budget is `epochs`"),
+        ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "outside its interval"),
+        ("", "", "has no column `arm`"),
+    ],
+    ids=["no-protocol-column", "typing-mistake", "no-number", "no-protocol", "budget", "interval", "empty"],
+)
+def test_a_file_that_cannot_be_is_one_sentence(runs, tmp_path, columns, row, words):
+    with pytest.raises(ComparisonError, match=r"x\.csv") as error:
+        with_imports(runs, [write(tmp_path / "x.csv", row, columns=columns)])
+    assert words in str(error.value)
+
+
+def test_a_missing_file_is_one_sentence(runs, tmp_path):
+    with pytest.raises(ComparisonError, match=r"gone\.csv cannot be read"):
+        with_imports(runs, [tmp_path / "gone.csv"])
+
+
+def test_the_report_names_the_files(tmp_path):
+    study = record_study(tmp_path / "toy", arms=("full", "reco"), searched=0, files=False)
+    report = write_report(study, imports=[write(tmp_path / "published.csv", f"Theirs,5.5,,,,{PROTOCOL}")])
+    text = report.index.read_text()
+    assert "Theirs (imported)" in text and "published.csv" in text and ">nan<" not in text
+    assert '"published.csv": "' in (report.folder / "provenance.json").read_text()
+
+
+LARP = "larp/16x128x128/stride1/raw/train9537/n10000x1/bec6519f"
+PAPER = "stylegan-v/17x256x256/stride1/raw/train9537/n2048x1/bec6519f"
+
+
+def alike(runs, protocol, layout="ucf101", window=2048):
+    lengths = [window if scheme == "window" else 5120 for scheme in runs["window.scheme"]]
+    return runs.assign(**{"protocol": protocol, "data.layout": layout, "window.length_tokens": lengths})
+
+
+@pytest.mark.parametrize(
+    ("protocol", "layout", "window", "known"),
+    [
+        (LARP, "ucf101", 2048, {"full": (57.0, math.nan), "reco": (56.1, math.nan)}),
+        (LARP, "flat", 2048, {}),
+        (LARP.replace("n10000", "n2048"), "ucf101", 2048, {}),
+        (PAPER, "ucf101", 2048, {"full": (math.nan, 1.0), "local_balanced": (math.nan, 2.0)}),
+        (PAPER, "ucf101", 1024, {}),
+        (PAPER.replace("256x256", "128x128"), "ucf101", 2048, {}),
+        (PROTOCOL, "digits", 18, {}),
+    ],
+    ids=["larp", "other-data", "fewer-samples", "paper-shape", "other-window", "smaller-frames", "toy"],
+)
+def test_the_papers_numbers_stand_only_beside_their_like(runs, protocol, layout, window, known):
+    found = paper_reference(alike(runs, protocol, layout, window))
+    assert {arm: pytest.approx(tuple(reference), nan_ok=True) for arm, reference in found.items()} == known
+
+
+def test_the_reference_columns_are_cited(runs):
+    measured = alike(runs, LARP)
+    table, paper = ablation_table(measured), paper_reference(measured)
+    text = ablation_markdown(table, caption(measured), [], paper)
+    assert "FVD, paper" in text and "arXiv 2604.07402" in text
+    rows = [line for line in text.splitlines() if line.startswith("| reco ")]
+    assert rows[0].endswith("| 56.1 |  |") and rows[1].endswith("|  |  |")  # the paper has one budget
+    assert "arXiv 2604.07402" in ablation_latex(table, "", [], paper)
+    assert "paper" not in ablation_markdown(table, "", [])

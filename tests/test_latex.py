@@ -1,0 +1,60 @@
+"""LaTeX tables: cells, alignment and escapes by hand, and through pdflatex where it is installed."""
+
+import shutil
+import subprocess
+
+import pytest
+from toy_study import record_study
+
+from reco_tune.reporting import write_report
+from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
+
+
+def test_a_small_table_by_hand():
+    columns = [Column("Arm", "l"), Column("FVD", "number"), Column("$p$", "r")]
+    text = latex_table(columns, {"Equal steps": [["a_b", BOLD + "12.50", "<0.001"], ["c", "-3.1", ""]]}, "See `full`.")
+    lines = [line.strip() for line in text.splitlines()]
+    assert r"\begin{tabular}{l S[table-format=-2.2] r}" in lines
+    assert r"Arm & {FVD} & $p$ \\" in lines
+    assert r"\multicolumn{3}{l}{\emph{Equal steps}} \\" in lines
+    assert r"a\_b & \bfseries 12.50 & $<$0.001 \\" in lines
+    assert r"c & -3.1 & {--} \\" in lines
+    assert r"\caption{See \texttt{full}.}" in lines
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [("50% & more", r"50\% \& more"), ("λ·Δ", r"$\lambda$$\cdot$$\Delta$"), ("`a_b`", r"\texttt{a\_b}"), ("a\\b", r"a\textbackslash{}b")],
+    ids=["specials", "symbols", "code", "backslash"],
+)
+def test_escape(text, expected):
+    assert escape(text) == expected
+
+
+DOCUMENT = r"""\documentclass{article}
+\usepackage[margin=1cm,landscape]{geometry}
+%s
+\begin{document}
+%s
+\end{document}
+"""
+
+
+def _installed():
+    if shutil.which("pdflatex") is None or shutil.which("kpsewhich") is None:
+        return False
+    packages = [["kpsewhich", f"{name}.sty"] for name in ("siunitx", "booktabs", "etoolbox")]
+    return all(subprocess.run(command, capture_output=True).returncode == 0 for command in packages)
+
+
+@pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
+def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
+    report = write_report(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
+    names = ("ablation.tex", "lambda.tex", "window_stride.tex")
+    inputs = "\n".join(f"\\input{{{report.folder / name}}}" for name in names)
+    (tmp_path / "tables.tex").write_text(DOCUMENT % (PREAMBLE, inputs))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (tmp_path / "tables.pdf").stat().st_size > 10_000
+    assert "Warning" not in done.stdout and "Overfull" not in done.stdout
