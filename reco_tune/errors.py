@@ -1,5 +1,8 @@
 """Errors that a person can cause or must hear of: one sentence that names the thing and the way out."""
 
+from collections.abc import Sequence
+from typing import Any
+
 
 class ReCoTuneError(Exception):
     """Base of every error that ends in one clear sentence."""
@@ -13,6 +16,17 @@ class SettingsError(ReCoTuneError):
 
 class DataError(ReCoTuneError):
     """A data folder, a video or a token cache that cannot be used."""
+
+
+class TooFewClipsError(DataError):
+    """Videos that were found, but of which too few could be used."""
+
+    exit_code = 1
+
+    def __init__(self, message: str, skipped: Sequence[Any] = ()) -> None:
+        super().__init__(message)
+        self.skipped = skipped
+        """Videos that could not be used."""
 
 
 class CheckpointError(ReCoTuneError):

@@ -7,7 +7,8 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from reco_tune.data.clips import Clip, clip_starts, decode, list_clips, resize_frames
+from reco_tune.data.clips import Clip, clip_starts, decode, list_clips, parts
+from reco_tune.data.reading import resize_frames
 from reco_tune.data.video import write_video
 from reco_tune.errors import DataError
 from reco_tune.settings import Data
@@ -28,7 +29,7 @@ def numbered(tmp_path: Path) -> Data:
 
 def _levels(clips: list[Clip], data: Data) -> np.ndarray:
     levels = np.full((len(clips), data.clip_frames), -1)
-    for part in decode(clips, data, batch_size=7):
+    for part in decode(clips, data, parts(clips, 7)):
         assert part.video_BFCHW.shape[1:] == (data.clip_frames, 3, data.size_px, data.size_px)
         assert not part.failed
         levels[part.rows] = part.video_BFCHW[:, :, 0, 0, 0]
@@ -115,13 +116,13 @@ def test_a_video_that_breaks_in_the_middle_is_reported_while_decoding(numbered: 
     content[begin : begin + length] = bytes(length)
     path.write_bytes(content)
     clips = list_clips(numbered).train
-    assert any(clip.path == path for clip in clips)
+    assert any(clip.path == Path("A/4.mp4") for clip in clips)
     good, failed = [], []
-    for part in decode(clips, numbered, batch_size=8):
+    for part in decode(clips, numbered, parts(clips, 8)):
         good += part.rows
         failed += part.failed
-    assert {clips[row].path for row, _ in failed} == {path} and all("4.mp4" in reason for _, reason in failed)
-    assert sorted(good + [row for row, _ in failed]) == list(range(len(clips)))
+    assert {clips[failure.place].path for failure in failed} == {Path("A/4.mp4")} and all("4.mp4" in failure.reason for failure in failed)
+    assert sorted(good + [failure.place for failure in failed]) == list(range(len(clips)))
 
 
 def test_nothing_usable_is_one_sentence(tmp_path: Path) -> None:

@@ -36,8 +36,8 @@ def test_clips_of_all_videos_and_no_shared_frames() -> None:
     assert clips.class_names == ("ApplyEyeMakeup", "ArmWrestling", "Basketball", "CleaningPool", "DrinkingWater", "Hugging")
     assert {clip.label for clip in clips.train} == set(range(6))
     for path in FILES:
-        test_starts = [clip.start for clip in clips.test if clip.path == path]
-        assert not test_starts or max(clip.start + 16 for clip in clips.train if clip.path == path) < min(test_starts)
+        test_starts = [clip.start for clip in clips.test if clip.path == path.relative_to(ROOT)]
+        assert not test_starts or max(clip.start + 16 for clip in clips.train if clip.path == path.relative_to(ROOT)) < min(test_starts)
 
 
 def test_from_footage_to_tokens_and_back(tmp_path: Path) -> None:

@@ -1,37 +1,47 @@
-"""Which frames of which video make a clip, and their pixels. Knows nothing of tokens."""
+"""Which frames of which video make a clip, and their pixels. Knows nothing of tokens.
+
+Videos are opened in processes of their own (`processes`): one that crashes or hangs its decoder is left out, and nothing else is lost.
+"""
 
 from __future__ import annotations
 
-import os
+import hashlib
 from collections import deque
 from collections.abc import Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from contextlib import nullcontext
 from pathlib import Path
 from typing import NamedTuple
 
 import numpy as np
-import torch
 
 from reco_tune.data.layouts import SPLITS, Split, Video, list_videos
-from reco_tune.data.video import count_frames, iterate_frames
-from reco_tune.errors import DataError
+from reco_tune.data.processes import Lost, Processes
+from reco_tune.data.reading import Facts, Request, facts_of, read_stretch
+from reco_tune.errors import TooFewClipsError
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Data
 
-_GROUP_FRAMES = 512
-"""Neighbouring clips of one video are decoded together up to this many (small) frames."""
+PART_CLIPS = 64
+"""Clips that are decoded, encoded and written together."""
+_STRETCH_BYTES = 32 << 20
+"""Neighbouring clips of one video are decoded together while their (small) frames fit."""
 
 
 class Clip(NamedTuple):
     """`clip_frames` frames of a video from frame `start` on."""
 
     path: Path
+    """Relative to the data's root, so that a list of clips holds on any machine."""
     start: int
     label: int
+    frames: int | None = None
+    """How many frames there are, where they are fewer than the clip spans (`data.short_videos`)."""
+    flipped: bool = False
+    """Whether the pixels are mirrored left to right."""
 
 
 class Skipped(NamedTuple):
-    """A video that could not be used, or only in part, and why."""
+    """A video that could not be used, or only in part, and why. Also one that was used but looks damaged."""
 
     path: Path
     reason: str
@@ -44,52 +54,93 @@ class ClipList(NamedTuple):
     test: list[Clip]
     class_names: tuple[str, ...]
     skipped: list[Skipped]
+    suspicious: list[Skipped]
+
+
+class Failure(NamedTuple):
+    """A clip that could not be decoded."""
+
+    place: int
+    """In the list that was asked for."""
+    reason: str
+    fatal: bool
+    """Whether the decoder crashed or hung: the video's later clips are then not tried."""
 
 
 class Decoded(NamedTuple):
-    """Some clips' pixels: `rows` are their places in the list that was asked for."""
+    """The pixels of one part of a list of clips."""
 
     rows: list[int]
+    """Places in the list, of those that could be decoded."""
     video_BFCHW: np.ndarray
     """uint8 [B, F, 3, H, W]; B is 0 where all failed."""
-    failed: list[tuple[int, str]]
-    """Places that could not be decoded, with the reason."""
+    failed: list[Failure]
+    equal: list[tuple[Path, int, int]]
+    """Videos with a suspicious run of equal frames, from first to last."""
 
 
-def list_clips(data: Data, videos: list[Video] | None = None, progress: Progress = quiet) -> ClipList:
-    """The clips of `data`, videos opened to count their frames only; broken ones are listed in `skipped`.
+def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[Facts | Lost]:
+    """What is known of every video without decoding it."""
+    found: list[Facts | Lost] = []
+    with Processes(seconds) as processes:
+        for facts in processes.map(facts_of, (video.path for video in videos)):
+            assert facts is not None
+            found.append(facts)
+            if len(found) % 64 == 0 or len(found) == len(videos):
+                progress(len(found), len(videos), "listing clips")
+    return found
+
+
+def list_clips(
+    data: Data, videos: list[Video] | None = None, progress: Progress = quiet, facts: Sequence[Facts | Lost] | None = None
+) -> ClipList:
+    """The clips of `data`, videos opened to count their frames only (unless `facts` are known); broken ones are listed in `skipped`.
 
     Raises:
         DataError: if a split has no clip.
     """
+    assert data.root is not None
     videos = list_videos(data) if videos is None else videos
+    facts = list_facts(videos, data.decode_seconds, progress) if facts is None else facts
     class_names = tuple(sorted({video.class_name for video in videos})) if data.class_conditional else ("all",)
     labels = {name: label for label, name in enumerate(class_names)}
     clips: dict[Split, list[Clip]] = {"train": [], "test": []}
     skipped: list[Skipped] = []
-    for done, video in enumerate(videos, start=1):
-        try:
-            frames = count_frames(video.path)
-        except DataError as error:
-            skipped.append(Skipped(video.path, str(error)))
+    suspicious: list[Skipped] = []
+    for video, known in zip(videos, facts, strict=True):
+        path = video.path.relative_to(data.root)
+        if isinstance(known, Lost):
+            skipped.append(Skipped(path, known.reason))
             continue
+        if known.suspicion:
+            suspicious.append(Skipped(path, known.suspicion))
         label = labels[video.class_name] if data.class_conditional else 0
-        for split, first, end in _parts(video, frames, data):
-            starts = clip_starts(first, end, data)
-            clips[split] += [Clip(video.path, start, label) for start in starts]
-            if not starts:
-                skipped.append(
-                    Skipped(video.path, f"its {end - first} frames for {split} are fewer than the {clip_span(data)} that a clip spans")
-                )
-        if done % 64 == 0 or done == len(videos):
-            progress(done, len(videos), "listing clips")
+        for split, first, end in _ranges(video, known.frames, data):
+            found = _clips_of(path, label, split, first, end, data)
+            clips[split] += found
+            if not found:
+                reason = f"its {end - first} frames for {split} are fewer than the {clip_span(data)} that a clip spans"
+                skipped.append(Skipped(path, reason))
     for number, split in enumerate(SPLITS):
-        if not clips[split]:
-            raise DataError(_no_clips(data, split, skipped))
+        check_enough(len(clips[split]), data, split, skipped)
         order = np.random.default_rng([data.seed, number]).permutation(len(clips[split]))
         cap = data.train_clips if split == "train" else data.test_clips
         clips[split] = [clips[split][index] for index in order[:cap]]
-    return ClipList(clips["train"], clips["test"], class_names, skipped)
+    return ClipList(clips["train"], clips["test"], class_names, skipped, suspicious)
+
+
+def check_enough(clips: int, data: Data, split: Split, skipped: Sequence[Skipped]) -> None:
+    """
+    Raises:
+        DataError: if fewer clips are left than the data settings ask for.
+    """
+    if clips >= data.min_clips:
+        return
+    gives = f"only {clips} clips for {split}, fewer than data.min_clips ({data.min_clips})" if clips else f"no clip for {split}"
+    reasons = f"; {len(skipped)} videos could not be used, the first ({skipped[0].path}) because {skipped[0].reason}" if skipped else ""
+    raise TooFewClipsError(
+        f"{data.root} gives {gives}: check data.root, data.split and data.clip_frames ({data.clip_frames}){reasons}", skipped
+    )
 
 
 def clip_span(data: Data) -> int:
@@ -98,61 +149,79 @@ def clip_span(data: Data) -> int:
 
 
 def clip_starts(first: int, end: int, data: Data) -> list[int]:
-    """Starts of the clips that lie within the source frames first..end-1."""
+    """Evenly spaced starts of the clips that lie within the source frames first..end-1."""
     return list(range(first, end - clip_span(data) + 1, data.clip_stride or clip_span(data)))
 
 
-def decode(clips: Sequence[Clip], data: Data, batch_size: int = 64) -> Iterator[Decoded]:
-    """Pixels of `clips`, video by video, in batches of about `batch_size`; the order is the same on every machine.
+def frame_indices(clip: Clip, data: Data) -> np.ndarray:
+    """Source frames of a clip, int64 [F]."""
+    offsets = np.arange(data.clip_frames) * data.frame_stride
+    if clip.frames is not None:
+        offsets = np.minimum(offsets, clip.frames - 1) if data.short_videos == "repeat_last" else offsets % clip.frames
+    return clip.start + offsets
 
-    Videos are read by as many threads as the process has cores; each thread opens its own reader.
+
+def parts(clips: Sequence[Clip], size: int = PART_CLIPS) -> list[list[int]]:
+    """Places of the clips, those of one video together and by start, in parts of `size`: the units of work, the same on every machine."""
+    order = sorted(range(len(clips)), key=lambda place: (clips[place].path, clips[place].start))
+    return [order[start : start + size] for start in range(0, len(order), size)]
+
+
+def decode(
+    clips: Sequence[Clip],
+    data: Data,
+    wanted: Sequence[Sequence[int]] | None = None,
+    dead: dict[Path, str] | None = None,
+    processes: Processes | None = None,
+) -> Iterator[Decoded]:
+    """Pixels of `clips`, part by part, the same whatever the number of processes.
+
+    Args:
+        wanted: the parts; by default all `parts` of the list.
+        dead: videos that are not to be opened, with the reason; those whose decoder crashes or hangs are added.
+        processes: what to read with; by default some that end with this call.
     """
-    groups = _groups(clips, data)
-    workers = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
-    rows: list[int] = []
-    parts: list[np.ndarray] = []
-    failed: list[tuple[int, str]] = []
-    with ThreadPoolExecutor(workers) as pool:
-        waiting: deque[tuple[list[int], Future[np.ndarray]]] = deque()
-        for group in [*groups, None]:
-            if group is not None:
-                waiting.append((group, pool.submit(_decode_group, [clips[row] for row in group], data)))
-            while waiting and (group is None or len(waiting) > 4 * workers):
-                members, result = waiting.popleft()
-                try:
-                    parts.append(result.result())
-                    rows += members
-                except DataError as error:
-                    failed += [(row, str(error)) for row in members]
-                if len(rows) >= batch_size:
-                    yield Decoded(rows, np.concatenate(parts), failed)
-                    rows, parts, failed = [], [], []
-    if rows or failed:
-        empty = np.zeros((0, data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
-        yield Decoded(rows, np.concatenate(parts) if parts else empty, failed)
+    root = data.root
+    assert root is not None
+    wanted = parts(clips) if wanted is None else wanted
+    dead = {} if dead is None else dead
+    asked: deque[_Stretch] = deque()
+
+    def requests() -> Iterator[Request | None]:
+        for part in wanted:
+            for stretch in _stretches(part, clips, data):
+                asked.append(stretch)
+                path = clips[stretch.rows[0]].path
+                yield None if path in dead else Request(root / path, stretch.indices, data.size_px, data.resize)
+
+    with nullcontext(processes) if processes else Processes(data.decode_seconds) as readers:
+        answers = readers.map(read_stretch, requests())
+        for part in wanted:
+            found = Decoded([], np.empty((len(part), data.clip_frames, 3, data.size_px, data.size_px), np.uint8), [], [])
+            left = len(part)
+            while left:
+                answer = next(answers)
+                rows, indices = asked.popleft()
+                left -= len(rows)
+                path = clips[rows[0]].path
+                if isinstance(answer, Lost) and answer.fatal:
+                    dead[path] = answer.reason
+                if path in dead:  # by this stretch or an earlier one, so that it does not matter how far ahead others have read
+                    found.failed.extend(Failure(row, dead[path], True) for row in rows)
+                elif isinstance(answer, Lost):
+                    found.failed.extend(Failure(row, answer.reason, False) for row in rows)
+                else:
+                    assert answer is not None
+                    for row in rows:
+                        pixels = answer.frames_FCHW[np.searchsorted(indices, frame_indices(clips[row], data))]
+                        found.video_BFCHW[len(found.rows)] = pixels[..., ::-1] if clips[row].flipped else pixels
+                        found.rows.append(row)
+                    if answer.equal is not None and data.layout != "digits":  # there a digit may stand still
+                        found.equal.append((path, *answer.equal))
+            yield found._replace(video_BFCHW=found.video_BFCHW[: len(found.rows)])
 
 
-def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str) -> np.ndarray:
-    """uint8 [F, 3, size, size]: centre square or whole frame, scaled.
-
-    Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use an antialiased bilinear filter.
-    """
-    height, width = frames_FHWC.shape[1:3]
-    if resize == "crop":
-        side = min(height, width)
-        top, left = (height - side) // 2, (width - side) // 2
-        frames_FHWC = frames_FHWC[:, top : top + side, left : left + side]
-        height = width = side
-    frames = torch.from_numpy(np.ascontiguousarray(frames_FHWC.transpose(0, 3, 1, 2)))
-    if height == width == size_px:
-        return frames.numpy()
-    if height == width and height % size_px == 0:
-        return torch.nn.functional.avg_pool2d(frames.float(), height // size_px).round_().to(torch.uint8).numpy()
-    scaled = torch.nn.functional.interpolate(frames.float(), (size_px, size_px), mode="bilinear", antialias=True)
-    return scaled.round_().clamp_(0, 255).to(torch.uint8).numpy()
-
-
-def _parts(video: Video, frames: int, data: Data) -> list[tuple[Split, int, int]]:
+def _ranges(video: Video, frames: int, data: Data) -> list[tuple[Split, int, int]]:
     """(split, first frame, end frame): the whole video, or its two parts in time."""
     if video.split is not None:
         return [(video.split, 0, frames)]
@@ -160,28 +229,49 @@ def _parts(video: Video, frames: int, data: Data) -> list[tuple[Split, int, int]
     return [("train", 0, cut), ("test", cut, frames)]
 
 
-def _no_clips(data: Data, split: Split, skipped: list[Skipped]) -> str:
-    reasons = f"; {len(skipped)} videos could not be used, the first because {skipped[0].reason}" if skipped else ""
-    return f"{data.root} gives no clip for {split}: check data.root, data.split and data.clip_frames ({data.clip_frames}){reasons}"
+def _clips_of(path: Path, label: int, split: Split, first: int, end: int, data: Data) -> list[Clip]:
+    """Clips of one video by start; whatever is drawn depends on the seed, the video's name and the split alone."""
+    if end - first < clip_span(data):
+        usable = end > first and data.short_videos != "skip"
+        found = [Clip(path, first, label, end - first)] if usable else []
+    elif data.clips_per_video is None:
+        found = [Clip(path, start, label) for start in clip_starts(first, end, data)]
+    else:
+        choices = end - first - clip_span(data) + 1
+        drawn = _draws(data, path, split, "starts").choice(choices, min(data.clips_per_video, choices), replace=False)
+        found = [Clip(path, first + start, label) for start in sorted(drawn.tolist())]
+    if split == "test" or data.horizontal_flip == "none":
+        return found
+    if data.horizontal_flip == "both":
+        return [clip._replace(flipped=flipped) for clip in found for flipped in (False, True)]
+    mirrored = _draws(data, path, split, "flips").random(len(found)) < 0.5
+    return [clip._replace(flipped=bool(flip)) for clip, flip in zip(found, mirrored, strict=True)]
 
 
-def _groups(clips: Sequence[Clip], data: Data) -> list[list[int]]:
-    """Places of the clips, those of one video together and by start, cut where a group would grow too long."""
-    order = sorted(range(len(clips)), key=lambda row: (clips[row].path, clips[row].start))
-    groups: list[list[int]] = []
-    for row in order:
-        head = clips[groups[-1][0]] if groups else None
-        if head is not None and head.path == clips[row].path and clips[row].start + clip_span(data) - head.start <= _GROUP_FRAMES:
-            groups[-1].append(row)
-        else:
-            groups.append([row])
-    return groups
+def _draws(data: Data, path: Path, split: Split, purpose: str) -> np.random.Generator:
+    name = f"{data.seed} {path.as_posix()} {split} {purpose}"
+    return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big"))
 
 
-def _decode_group(clips: Sequence[Clip], data: Data) -> np.ndarray:
-    """uint8 [B, F, 3, H, W] of clips of one video; every frame is decoded and scaled once."""
-    offsets = np.arange(data.clip_frames) * data.frame_stride
-    wanted = np.stack([clip.start + offsets for clip in clips])
-    indices, where = np.unique(wanted, return_inverse=True)
-    small = [resize_frames(chunk, data.size_px, data.resize) for chunk in iterate_frames(clips[0].path, indices.tolist())]
-    return np.concatenate(small)[where.reshape(wanted.shape)]
+class _Stretch(NamedTuple):
+    """Clips of a part that one request decodes."""
+
+    rows: list[int]
+    indices: np.ndarray
+    """The frames that they need, each once, rising."""
+
+
+def _stretches(part: Sequence[int], clips: Sequence[Clip], data: Data) -> Iterator[_Stretch]:
+    room = max(data.clip_frames, _STRETCH_BYTES // (3 * data.size_px**2))
+    rows: list[int] = []
+    indices = np.empty(0, np.int64)
+    for row in part:
+        more = np.unique(frame_indices(clips[row], data))
+        joined = np.union1d(indices, more)
+        if rows and (clips[rows[0]].path != clips[row].path or len(joined) > room):
+            yield _Stretch(rows, indices)
+            rows, joined = [], more
+        rows.append(row)
+        indices = joined
+    if rows:
+        yield _Stretch(rows, indices)

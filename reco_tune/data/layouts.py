@@ -1,29 +1,48 @@
-"""Which video files a folder holds, of which class and split. Knows nothing of frames: no file is opened.
+"""Which videos a folder holds, of which class and split. Knows nothing of frames: no video is opened.
 
 `ucf101` and `digits`   UCF-101/<Class>/*.avi with ucfTrainTestlist/ beside it, or the class folders directly in the root
 `class_folders`         <Class>/*, or train/<Class>/* and test/<Class>/*
 `flat`                  *, or train/* and test/*; one class
+`faceforensics`         {train,test}/images/<video>/*.jpg, or {train,test}/videos/*; in the root or in preprocess_ffs; one class
+`skytimelapse`          sky_{train,test}/<video>/<part>/*.jpg; in the root or in sky_timelapse; one class
+`taichi`                {train,test}/<video>/*.png or *.jpg; in the root, in frames or in taichi-256/frames; one class
+`frames`                <video>/*.jpg or <Class>/<video>/*.jpg, or the same in train and test
+`csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted class and split
+
+In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are called `<id>#<first>#<last>.mp4`), empty ones too, so
+that they can be reported. Paths that a list names stay inside the root; symbolic links are followed.
 """
 
 from __future__ import annotations
 
+import csv
 import hashlib
 import json
-from pathlib import Path
+import os
+from collections.abc import Iterator
+from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from reco_tune.data.frame_folders import is_image
 from reco_tune.data.video import EXTENSIONS
 from reco_tune.errors import DataError
 from reco_tune.settings import Data
 
 Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
+LIST_FILE = "videos.csv"
+SCALING = "pillow bilinear"
+"""How frames become small; part of the fingerprint."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
+_NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
+"""Settings that no clip depends on, but through the videos that were found."""
+_HASHED_IF_SET = {"clips_per_video", "short_videos", "horizontal_flip"}
+"""Settings that came later: at their defaults they do not change the fingerprint of a data set."""
 
 
 class Video(NamedTuple):
-    """One file; `split` is None where every video is divided by time."""
+    """One file or folder of images; `split` is None where every video is divided by time."""
 
     path: Path
     class_name: str
@@ -34,39 +53,77 @@ def list_videos(data: Data) -> list[Video]:
     """All videos under `data.root` in a fixed order.
 
     Raises:
-        DataError: for a folder without videos, or without the lists that `data.split` asks for.
+        DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves it.
     """
     root = data.root
     if root is None:
         raise DataError("data.root is not given; name the folder of the videos")
     if not root.is_dir():
         raise DataError(f"data.root ({root}) is not a folder; name the folder of the videos")
-    videos = _ucf101(root, data) if data.layout in ("ucf101", "digits") else _folders(root, data)
+    if data.layout in ("ucf101", "digits"):
+        videos = _ucf101(root, data)
+    elif data.layout == "csv":
+        videos = _csv(root, data)
+    else:
+        videos = _folders(root, data)
     if not videos:
-        raise DataError(
-            f"{root} holds no video in data.layout {data.layout} ({', '.join(sorted(EXTENSIONS))}); change data.root or data.layout"
-        )
+        kinds = ", ".join(sorted(EXTENSIONS)) if data.layout in ("ucf101", "digits", "class_folders", "flat") else "folders of images"
+        raise DataError(f"{root} holds no video in data.layout {data.layout} ({kinds}); change data.root or data.layout")
     return videos
 
 
 def data_fingerprint(videos: list[Video], data: Data) -> str:
-    """Hash of what the clips are cut from and of how: relative names, splits, contents (sizes and first bytes above 2 GiB) and settings."""
+    """Hash of what the clips are cut from and of how: relative names, splits, contents and settings.
+
+    Above 2 GiB not all bytes are read: the sizes of all files, and the first bytes of every video file and of every folder's first image.
+    """
     assert data.root is not None
-    sizes = [video.path.stat().st_size if video.path.is_file() else -1 for video in videos]
-    whole = sum(sizes) < _HASHED_WHOLE_BYTES
-    left_out = {"root", "cache_dir", "layout"}
+    left_out = _NOT_HASHED | {name for name in _HASHED_IF_SET if getattr(data, name) == Data.model_fields[name].default}
+    files = [_files(video.path) for video in videos]
+    whole = sum(size for members in files for _, size in members) < _HASHED_WHOLE_BYTES
     digest = hashlib.sha256(json.dumps(data.model_dump(mode="json", exclude=left_out), sort_keys=True).encode())
-    for video, size in zip(videos, sizes, strict=True):
-        digest.update(f"\n{video.path.relative_to(data.root).as_posix()} {video.class_name} {video.split} {size} ".encode())
-        if size > 0:
-            with video.path.open("rb") as file:
-                digest.update(hashlib.sha256(file.read() if whole else file.read(_HEAD_BYTES)).digest())
+    if data.layout != "digits":  # whose frames are scaled by whole factors
+        digest.update(SCALING.encode())
+    for video, members in zip(videos, files, strict=True):
+        head = f"\n{video.path.relative_to(data.root).as_posix()} {video.class_name} {video.split}"
+        if not video.path.is_dir():
+            members = members or [(video.path, -1)]
+        else:
+            head += " folder"
+        digest.update(head.encode())
+        for number, (path, size) in enumerate(members):
+            digest.update(f"{'' if path == video.path else ' ' + path.name} {size} ".encode())
+            if size > 0 and (whole or number == 0):
+                with path.open("rb") as file:
+                    digest.update(hashlib.sha256(file.read() if whole else file.read(_HEAD_BYTES)).digest())
     return digest.hexdigest()
+
+
+def inside(root: Path, name: str, where: str) -> Path:
+    """root / name, for a name that somebody else's list gives.
+
+    Raises:
+        DataError: if it leaves the root.
+    """
+    given = PurePosixPath(name)
+    if given.is_absolute() or ".." in given.parts or not given.parts:
+        raise DataError(f"{where} names {name!r}, which does not lie inside {root}; give paths relative to that folder, without ..")
+    return root / given
+
+
+def _files(path: Path) -> list[tuple[Path, int]]:
+    """What makes a video, by name, with sizes: the file, or the images of the folder."""
+    if path.is_file():
+        return [(path, path.stat().st_size)]
+    if not path.is_dir():
+        return []
+    with os.scandir(path) as entries:
+        return sorted((path / entry.name, entry.stat().st_size) for entry in entries if is_image(entry.name))
 
 
 def _ucf101(root: Path, data: Data) -> list[Video]:
     folder = root / "UCF-101" if (root / "UCF-101").is_dir() else root
-    found = _classes_in(folder, None)
+    found = list(_class_folders(folder, None))
     if data.split == "time":
         return found
     lists = root / "ucfTrainTestlist"
@@ -82,27 +139,103 @@ def _ucf101(root: Path, data: Data) -> list[Video]:
             raise DataError(f"{path} cannot be read; restore UCF101's split lists or set data.split to time") from error
         names = [line.split()[0] for line in lines if line.strip()]
         # The class is the folder's: files of HandstandPushups are called v_HandStandPushups_*.
-        videos += [by_name.get(name, Video(folder / name, name.split("/")[0], split))._replace(split=split) for name in names]
+        for name in names:
+            missing = Video(inside(folder, name, str(path)), name.split("/")[0], split)
+            videos.append(by_name.get(name, missing)._replace(split=split))
     if videos and not any(video.path.is_file() for video in videos):
         raise DataError(f"none of the {len(videos)} videos that {lists} names lies under {folder}; change data.root")
     return videos
 
 
+def _csv(root: Path, data: Data) -> list[Video]:
+    path = root / LIST_FILE
+    try:
+        with path.open(newline="", encoding="utf-8-sig") as file:
+            reader = csv.DictReader(file)
+            wanted = ["path", "split"] if data.split == "lists" else ["path"]
+            lacking = [column for column in wanted if column not in (reader.fieldnames or [])]
+            if lacking:
+                way_out = "name it in the first line" if lacking[0] == "path" else "add it or set data.split to time"
+                raise DataError(f"{path} has no column {lacking[0]}; {way_out}")
+            return list(_rows(path, reader, data))
+    except (OSError, UnicodeDecodeError, csv.Error) as error:
+        raise DataError(f"{path} cannot be read ({error}); data.layout csv needs that file, in UTF-8") from error
+
+
+def _rows(path: Path, reader: csv.DictReader[str], data: Data) -> Iterator[Video]:
+    seen: set[Path] = set()
+    for row in reader:
+        where = f"line {reader.line_num} of {path}"
+        video = inside(path.parent, (row["path"] or "").strip(), where)
+        if video in seen:
+            raise DataError(f"{where} names {row['path']} again; name every video once")
+        seen.add(video)
+        split = (row["split"] or "").strip() if data.split == "lists" else None
+        if split not in (*SPLITS, None):
+            raise DataError(f"{where} has split {split!r}; write train or test, or set data.split to time")
+        yield Video(video, (row.get("class") or "").strip() or "all", split)
+
+
 def _folders(root: Path, data: Data) -> list[Video]:
-    listed = _classes_in if data.layout == "class_folders" else _videos_in
-    if data.split == "time":
-        return listed(root, None)
-    if not all((root / split).is_dir() for split in SPLITS):
-        raise DataError(f"{root} has no train and test folders, which data.split lists needs; add them or set data.split to time")
-    return [video for split in SPLITS for video in listed(root / split, split)]
+    """The layouts in which a split is a folder."""
+    listed, homes, splits = {
+        "class_folders": (_class_folders, ("",), SPLITS),
+        "flat": (_files_in, ("",), SPLITS),
+        "faceforensics": (_faceforensics, ("", "preprocess_ffs"), SPLITS),
+        "skytimelapse": (_parts_of_videos, ("", "sky_timelapse"), ("sky_train", "sky_test")),
+        "taichi": (_frame_folders, ("", "frames", "taichi-256/frames"), SPLITS),
+        "frames": (_frames, ("",), SPLITS),
+    }[data.layout]
+    home = next((root / name for name in homes if any((root / name / split).is_dir() for split in splits)), root)
+    folders = [home / split for split in splits]
+    if data.split == "lists":
+        if not all(folder.is_dir() for folder in folders):
+            raise DataError(
+                f"{root} has no {splits[0]} and {splits[1]} folders, which data.split lists needs; add them or set data.split to time"
+            )
+        return [video for split, folder in zip(SPLITS, folders, strict=True) for video in listed(folder, split)]
+    plain = data.layout in ("class_folders", "flat") or not any(folder.is_dir() for folder in folders)
+    return [video for folder in ([home] if plain else folders) if folder.is_dir() for video in listed(folder, None)]
 
 
-def _classes_in(folder: Path, split: Split | None) -> list[Video]:
-    classes = sorted(path for path in folder.iterdir() if path.is_dir() and not path.name.startswith("."))
-    return [video._replace(class_name=path.name) for path in classes for video in _videos_in(path, split)]
+def _class_folders(folder: Path, split: Split | None) -> Iterator[Video]:
+    for path in _subfolders(folder):
+        yield from (video._replace(class_name=path.name) for video in _files_in(path, split))
 
 
-def _videos_in(folder: Path, split: Split | None) -> list[Video]:
+def _files_in(folder: Path, split: Split | None) -> Iterator[Video]:
     """Whatever is named like a video, broken ones and folders too, so that they can be reported."""
-    paths = sorted(path for path in folder.iterdir() if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."))
-    return [Video(path, "all", split) for path in paths]
+    for path in sorted(folder.iterdir()):
+        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+            yield Video(path, "all", split)
+
+
+def _faceforensics(folder: Path, split: Split | None) -> Iterator[Video]:
+    if (folder / "images").is_dir():
+        yield from _frame_folders(folder / "images", split)
+    elif (folder / "videos").is_dir():
+        yield from _files_in(folder / "videos", split)
+
+
+def _parts_of_videos(folder: Path, split: Split | None) -> Iterator[Video]:
+    for path in _subfolders(folder):
+        yield from _frame_folders(path, split)
+
+
+def _frame_folders(folder: Path, split: Split | None) -> Iterator[Video]:
+    for path in _subfolders(folder):
+        yield Video(path, "all", split)
+
+
+def _frames(folder: Path, split: Split | None) -> Iterator[Video]:
+    """A folder of folders is a class; any other is a video."""
+    for path in _subfolders(folder):
+        members = list(_frame_folders(path, split))
+        yield from (video._replace(class_name=path.name) for video in members)
+        if not members:
+            yield Video(path, "all", split)
+
+
+def _subfolders(folder: Path) -> list[Path]:
+    with os.scandir(folder) as entries:
+        return sorted(folder / entry.name for entry in entries if entry.is_dir() and not entry.name.startswith("."))

@@ -1,31 +1,44 @@
 """Clips as codes on disk: what training and evaluation read. Knows nothing of videos or of how codes are made.
 
-A cache is a folder: `manifest.json` (schema, fingerprints, shapes), one `.npy` per array, `clips.csv` (which frames of which video each
-row is) and `skipped.csv`. It appears whole or not at all; only arrays of pieces are added later, each whole.
+A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv` (which frames of which
+video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only arrays of pieces are added later, each whole.
+
+Until then it is a hidden folder beside its place with a journal of the parts that are done, each written to disk before it is noted, so
+that a killed run goes on where it was.
 """
 
 from __future__ import annotations
 
 import csv
+import errno
+import fcntl
 import json
 import os
+import re
 import shutil
 import socket
+import time
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Any, Self
 
 import numpy as np
 
-from reco_tune.data.clips import Clip, Skipped
+from reco_tune.data.clips import Clip, Failure, Skipped
 from reco_tune.data.layouts import SPLITS, Split
 from reco_tune.errors import DataError
+from reco_tune.progress import Progress, quiet
 from reco_tune.settings import TokenGrid
 
-SCHEMA = 1
+SCHEMA = 2
 MANIFEST = "manifest.json"
 _KIND = "reco-tune token cache"
+NO_TOKENIZER = "none"
+"""Stands where a cache of somebody's own codes would name the folder of its tokenizer."""
+_JOURNAL, _LOCK = "journal.jsonl", "lock"
+_ARRAY_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
 class TokenCache:
@@ -41,7 +54,12 @@ class TokenCache:
         self.num_codes: int = manifest["num_codes"]
         self.class_names: tuple[str, ...] = tuple(manifest["class_names"])
         self.skipped = [Skipped(Path(video), reason) for video, reason in manifest["skipped"]]
+        self.suspicious = [Skipped(Path(video), reason) for video, reason in manifest["suspicious"]]
+        self.clip_settings: dict[str, Any] = manifest["clip_settings"]
+        """How the clips were cut."""
         self._shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
+        if not self.tokenizer_path.is_relative_to(path.parent.parent.resolve()) or not all(map(_ARRAY_NAME.fullmatch, self._shapes)):
+            raise ValueError("a path inside its folder")
 
     @classmethod
     def open(cls, path: Path) -> Self:
@@ -77,6 +95,11 @@ class TokenCache:
     def num_classes(self) -> int:
         return len(self.class_names)
 
+    @property
+    def has_pixels(self) -> bool:
+        """Whether clips can be looked at: not where somebody's own codes were taken in."""
+        return self.tokenizer_path.name != NO_TOKENIZER
+
     def tokens(self, split: Split) -> np.ndarray:
         """int32 [N, T]: each clip's codes in raster order (block, row, column)."""
         name = f"{split}.tokens"
@@ -102,10 +125,10 @@ class TokenCache:
             raise DataError(
                 f"{self.path} has no pieces of {blocks} blocks; run `reco-tune tokenize` with a fewer_frames window of that length"
             )
-        return self._array(_piece_name(split, blocks), self.piece_shape(split, blocks))
+        return self._array(piece_name(split, blocks), self.piece_shape(split, blocks))
 
     def has_pieces(self, blocks: int) -> bool:
-        return all((self.path / f"{_piece_name(split, blocks)}.npy").exists() for split in SPLITS)
+        return all((self.path / f"{piece_name(split, blocks)}.npy").exists() for split in SPLITS)
 
     def piece_shape(self, split: Split, blocks: int) -> tuple[int, int, int]:
         """N, P and the tokens of one piece."""
@@ -116,8 +139,17 @@ class TokenCache:
         try:
             with (self.path / "clips.csv").open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row["split"] == split]
-            return [Clip(Path(row["video"]), int(row["start"]), int(row["label"])) for row in rows]
-        except (OSError, KeyError, ValueError) as error:
+            return [
+                Clip(
+                    Path(row["video"]),
+                    int(row["start"]),
+                    int(row["label"]),
+                    int(row["frames"]) if row["frames"] else None,
+                    row["flipped"] == "1",
+                )
+                for row in rows
+            ]
+        except (OSError, KeyError, ValueError, TypeError) as error:
             raise DataError(_damaged(self.path, "clips.csv cannot be read")) from error
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
@@ -131,32 +163,86 @@ class TokenCache:
 
 
 class TokenCacheWriter:
-    """Collects the arrays of a new cache in a hidden folder beside its final place; nothing is left behind if the block fails."""
+    """Collects the arrays of a new cache in a hidden folder beside its final place.
 
-    def __init__(self, parent: Path) -> None:
-        self.folder = parent / f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+    With a `key`, the folder is that of the key: it is locked against other processes, and what a killed or failed run left in it is found
+    again. Without one, nothing is left behind if the block fails.
+    """
+
+    def __init__(self, parent: Path, key: str | None = None, progress: Progress = quiet) -> None:
+        own = f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+        self.folder = parent / (own if key is None else f".partial-{key}")
+        self._resumable, self._progress = key is not None, progress
+        self._stack = ExitStack()
+        self._arrays: dict[str, np.memmap[Any, Any]] = {}
+        self._journal: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
         _sweep(self.folder.parent)
-        self.folder.mkdir(parents=True)
+        if self._resumable:
+            self._stack.enter_context(_locked(self.folder, self._progress))
+            self._journal = _read_journal(self.folder / _JOURNAL)
+        else:
+            self.folder.mkdir(parents=True)
         return self
 
     def __exit__(self, *_: object) -> None:
-        shutil.rmtree(self.folder, ignore_errors=True)
+        self._arrays.clear()
+        self._stack.close()
+        if not self._resumable:
+            shutil.rmtree(self.folder, ignore_errors=True)
+
+    def done(self, stage: str) -> set[int]:
+        """Numbers of the parts of a stage that an earlier run has written."""
+        return {entry["part"] for entry in self._journal if entry["stage"] == stage}
+
+    def failed(self, stage: str) -> list[Failure]:
+        """Clips of a stage that could not be decoded, by place."""
+        return sorted(Failure(*failure) for entry in self._journal if entry["stage"] == stage for failure in entry["failed"])
+
+    def equal(self) -> list[tuple[Path, int, int]]:
+        """Every run of equal frames that was noted."""
+        return [(Path(video), first, last) for entry in self._journal for video, first, last in entry["equal"]]
+
+    def note(self, stage: str, part: int, failed: Sequence[Failure] = (), equal: Sequence[tuple[Path, int, int]] = ()) -> None:
+        """Part `part` of a stage is done: what it wrote to arrays goes to disk, then the note that it did."""
+        for array in self._arrays.values():
+            array.flush()
+        entry = {"stage": stage, "part": part, "failed": failed, "equal": [(str(video), *frames) for video, *frames in equal]}
+        self._journal.append(json.loads(json.dumps(entry)))
+        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as file:
+            file.write(json.dumps(entry) + "\n")
+            file.flush()
+            os.fsync(file.fileno())
+
+    def remember(self, name: str, make: Callable[[], Any]) -> Any:
+        """The JSON value `make()`, or what it was in the run that is gone on with."""
+        path = self.folder / f"{name}.json"
+        if not path.exists():
+            path.with_suffix(".tmp").write_text(json.dumps(make()), encoding="utf-8")
+            path.with_suffix(".tmp").replace(path)
+        return json.loads(path.read_text(encoding="utf-8"))
 
     def create(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """A memory-mapped array to fill."""
-        return create_array(self.folder / f"{name}.npy", shape, dtype)
+        """A memory-mapped array to fill; the one that is there already, if its shape is that."""
+        path = self.folder / f"{name}.npy"
+        if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
+            create_array(path.with_suffix(".new.npy"), shape, dtype)
+            path.with_suffix(".new.npy").replace(path)
+        self._arrays[name] = np.load(path, mmap_mode="r+")
+        return self._arrays[name]
 
-    def keep_rows(self, name: str, rows: Sequence[int]) -> np.ndarray:
+    def keep_rows(self, name: str, rows: Sequence[int]) -> None:
         """Drops all other rows of an array (clips that turned out broken)."""
         path = self.folder / f"{name}.npy"
+        self._arrays.pop(name, None)
         old = np.load(path, mmap_mode="r")
-        kept = create_array(path.with_suffix(".kept.npy"), (len(rows), *old.shape[1:]), old.dtype.type)
+        if len(old) == len(rows):
+            return
+        kept = create_array(path.with_suffix(".new.npy"), (len(rows), *old.shape[1:]), old.dtype.type)
         for new, row in enumerate(rows):
             kept[new] = old[row]
-        path.with_suffix(".kept.npy").replace(path)
-        return kept
+        path.with_suffix(".new.npy").replace(path)
 
     def finish(
         self,
@@ -171,14 +257,17 @@ class TokenCacheWriter:
         class_names: Sequence[str],
         clips: Mapping[Split, Sequence[Clip]],
         skipped: Sequence[Skipped],
+        suspicious: Sequence[Skipped] = (),
+        clip_settings: Mapping[str, Any] | None = None,
     ) -> TokenCache:
         """Writes the lists and the manifest and puts the cache in its place; one that another process finished first stays."""
         _write_csv(
             self.folder / "clips.csv",
-            ("split", "video", "start", "label"),
-            [(split, clip.path, clip.start, clip.label) for split in SPLITS for clip in clips[split]],
+            ("split", "video", "start", "label", "frames", "flipped"),
+            [(split, clip.path, clip.start, clip.label, clip.frames, int(clip.flipped)) for split in SPLITS for clip in clips[split]],
         )
-        _write_csv(self.folder / "skipped.csv", ("video", "reason"), skipped)
+        self.write_list("skipped", skipped)
+        self.write_list("suspicious", suspicious)
         manifest = {
             "kind": _KIND,
             "schema": SCHEMA,
@@ -191,7 +280,12 @@ class TokenCacheWriter:
             "class_names": list(class_names),
             "shapes": {file.stem: list(np.load(file, mmap_mode="r").shape) for file in sorted(self.folder.glob("*.npy"))},
             "skipped": [(str(video), reason) for video, reason in skipped],
+            "suspicious": [(str(video), reason) for video, reason in suspicious],
+            "clip_settings": dict(clip_settings or {}),
         }
+        self._arrays.clear()
+        for left in [self.folder / _LOCK, *self.folder.glob(_JOURNAL), *self.folder.glob("*.json"), *self.folder.glob("*.new.npy")]:
+            left.unlink(missing_ok=True)
         (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         try:
             self.folder.rename(path)
@@ -200,16 +294,64 @@ class TokenCacheWriter:
                 raise
         return TokenCache.open(path)
 
+    def discard(self) -> None:
+        """Removes the folder and what is in it."""
+        shutil.rmtree(self.folder)
+
+    def write_list(self, name: str, rows: Sequence[Skipped]) -> Path:
+        """`NAME.csv` of videos with reasons."""
+        path = self.folder / f"{name}.csv"
+        _write_csv(path, ("video", "reason"), rows)
+        return path
+
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """A new memory-mapped `.npy` file to fill."""
     return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
 
 
-def add_pieces(cache: TokenCache, blocks: int, arrays: dict[Split, Path]) -> None:
-    """Moves finished `.npy` files of pieces into the cache."""
+def add_pieces(cache: TokenCache, writer: TokenCacheWriter, blocks: int) -> None:
+    """Moves finished arrays of pieces into the cache and ends their folder."""
     for split in SPLITS:
-        arrays[split].replace(cache.path / f"{_piece_name(split, blocks)}.npy")
+        (writer.folder / f"{piece_name(split, blocks)}.npy").replace(cache.path / f"{piece_name(split, blocks)}.npy")
+    writer.discard()
+
+
+@contextmanager
+def _locked(folder: Path, progress: Progress) -> Iterator[None]:
+    """Makes the folder and keeps other processes out of it; where files cannot be locked there is nobody to wait for."""
+    while True:
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            handle = (folder / _LOCK).open("a")
+        except FileNotFoundError:  # its owner has just finished and moved it away
+            continue
+        with handle:
+            try:
+                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except OSError as error:
+                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                    progress(0, 1, "waiting for another process that prepares the same data")
+                    time.sleep(0.2)
+                    continue
+            try:
+                same = os.path.samestat(os.fstat(handle.fileno()), (folder / _LOCK).stat())
+            except FileNotFoundError:
+                same = False
+            if same:
+                yield
+                return
+
+
+def _read_journal(path: Path) -> list[dict[str, Any]]:
+    """All whole lines; what a killed process wrote of one more is cut off."""
+    if not path.exists():
+        return []
+    content = path.read_bytes()
+    whole = content[: content.rfind(b"\n") + 1]
+    if whole != content:
+        path.write_bytes(whole)
+    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _sweep(parent: Path) -> None:
@@ -225,7 +367,7 @@ def _sweep(parent: Path) -> None:
             continue
 
 
-def _piece_name(split: Split, blocks: int) -> str:
+def piece_name(split: Split, blocks: int) -> str:
     return f"{split}.pieces-{blocks}"
 
 

@@ -27,17 +27,29 @@ def count_frames(path: Path) -> int:
     Raises:
         DataError: if the file is no readable video.
     """
+    return examine(path)[0]
+
+
+def examine(path: Path) -> tuple[int, int]:
+    """`count_frames`, and the number of frames that the header names (0 where it names none).
+
+    Raises:
+        DataError: if the file is no readable video.
+    """
     import av
 
     _refuse_non_files(path)
     try:
         with av.open(str(path)) as container:
+            if not container.streams.video:
+                raise DataError(f"{path} has no video stream; replace or remove it")
+            named = container.streams.video[0].frames
             frames = sum(1 for packet in container.demux(video=0) if packet.size)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise DataError(f"{path} is not a video that can be read ({_first_line(error)}); replace or remove it") from error
     if not frames:
         raise DataError(f"{path} holds no video frame; replace or remove it")
-    return frames
+    return frames, named
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> np.ndarray:
@@ -127,10 +139,17 @@ def _pyav_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.nda
                     if frame is None:
                         raise _PyAVFailed(f"it ends before frame {chunk[-1]}")
                     if number in wanted:
-                        found[number] = frame.to_ndarray(format="rgb24")
+                        found[number] = _upright(frame)
                 yield np.stack([found[number] for number in chunk])
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
         raise _PyAVFailed(_first_line(error)) from error
+
+
+def _upright(frame: Any) -> np.ndarray:
+    """RGB pixels turned as the file's display matrix says, which decord does by itself."""
+    pixels: np.ndarray = frame.to_ndarray(format="rgb24")
+    turns, rest = divmod(frame.rotation, 90)
+    return np.rot90(pixels, turns) if turns % 4 and not rest else pixels
 
 
 def _refuse_non_files(path: Path) -> None:

@@ -41,8 +41,11 @@ class TokenGrid(NamedTuple):
 class Data(Section):
     """Which clips, cut how."""
 
-    layout: Literal["digits", "ucf101", "class_folders", "flat"] = "ucf101"
-    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use."""
+    layout: Literal["digits", "ucf101", "class_folders", "flat", "faceforensics", "skytimelapse", "taichi", "frames", "csv", "tokens"] = (
+        "ucf101"
+    )
+    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use; `tokens` are codes
+    that you made yourself, which train but cannot be looked at."""
     root: Path | None = None
     """Folder of the videos; may be left out for `digits`, which then lies in the cache folder."""
     cache_dir: Path | None = None
@@ -53,6 +56,16 @@ class Data(Section):
     """Distance in source frames between two frames of a clip."""
     clip_stride: int | None = Field(None, ge=1)
     """Source frames between the starts of two clips of one video; by default clips do not overlap."""
+    clips_per_video: int | None = Field(None, ge=1)
+    """So many clips of each video, or all that there are, from random starts (drawn with `seed`) instead of evenly spaced ones."""
+    short_videos: Literal["skip", "repeat_last", "loop"] = "skip"
+    """A video shorter than a clip is left out, or gives one clip whose last frame is repeated or whose frames begin anew."""
+    horizontal_flip: Literal["none", "random", "both"] = "none"
+    """Training clips mirrored left to right: none, each with probability 0.5 (drawn with `seed`), or each as it is and mirrored."""
+    min_clips: int = Field(1, ge=1)
+    """Fewest clips of each split; a run that is left with fewer after broken videos fails."""
+    decode_seconds: float = Field(120, gt=0)
+    """Longest that one read of one video may take; a video that takes longer is left out."""
     size_px: int = Field(256, ge=4)
     """Height and width of a frame in pixels."""
     resize: Literal["crop", "stretch"] = "crop"
@@ -367,7 +380,21 @@ def _window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     return window.model_copy(update={"length_tokens": length, "stride_tokens": stride, "length_blocks": None, "stride_fraction": None})
 
 
+def _check_data(experiment: Experiment) -> None:
+    data, scheme = experiment.data, experiment.window.scheme
+    if data.clip_stride is not None and data.clips_per_video is not None:
+        raise SettingsError(
+            f"data.clip_stride ({data.clip_stride}) spaces clips evenly, but data.clips_per_video ({data.clips_per_video}) draws their "
+            "starts; give one"
+        )
+    if data.layout == "tokens" and scheme == "fewer_frames":
+        raise SettingsError(
+            "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take fewer_frames_tokens"
+        )
+
+
 def _check_combinations(experiment: Experiment) -> None:
+    _check_data(experiment)
     window, training, grid = experiment.window, experiment.training, experiment.grid
     assert window.length_tokens is not None
     if window.scheme.startswith("fewer_frames") and window.length_tokens % grid.tokens_per_block:

@@ -1,6 +1,7 @@
 """From a folder of videos to a token cache: render, list, decode once, fit, encode, write.
 
-Finished parts are found by their fingerprints and reused.
+What is finished is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the list of clips
+alone; each is written and noted when it is done, so a killed run goes on there and ends with the same bytes.
 """
 
 from __future__ import annotations
@@ -17,19 +18,19 @@ import numpy as np
 import torch
 
 from reco_tune import settings
-from reco_tune.data.clips import Clip, Skipped, decode, list_clips
-from reco_tune.data.layouts import SPLITS, Split, data_fingerprint, list_videos
+from reco_tune.data.clips import PART_CLIPS, Clip, Failure, Skipped, check_enough, decode, list_clips, list_facts, parts
+from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, list_videos
+from reco_tune.data.processes import Lost, Processes
+from reco_tune.data.reading import Facts
 from reco_tune.data.synthetic import render_digits, rendering_settings
-from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, create_array
-from reco_tune.errors import DataError
+from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
+from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer, load_parts
 from reco_tune.tokenizers.kmeans import KIND as KMEANS
 from reco_tune.tokenizers.kmeans import KMeansTokenizer, fit_kmeans
 from reco_tune.tokenizers.vector_quantized import KIND as VQ
 from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, fit_vector_quantized
-
-_BATCH_CLIPS = 64
 
 
 class _Encoder(NamedTuple):
@@ -88,42 +89,96 @@ def prepare_tokens(experiment: settings.Experiment, progress: Progress = quiet, 
     tokenizer_path = experiment.cache_dir / "tokenizers" / _hash(source, experiment.tokenizer.model_dump_json())
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
     kept_clips = max(experiment.evaluation.reference_clips, experiment.evaluation.validation_clips, experiment.tokenizer.fit_clips)
-    if tokenizer_path.exists():
-        tokenizer = load_tokenizer(tokenizer_path)
-        path = _cache_path(experiment, source, tokenizer, kept_clips)
-        if path.exists():
-            cache = _opened(path, source, tokenizer)
-            _add_missing_pieces(cache, _Encoder(tokenizer, data, device), piece_blocks, progress)
-            return cache
-    listed = list_clips(data, videos, progress)
-    clips: dict[Split, list[Clip]] = {"train": listed.train, "test": listed.test}
-    skipped = list(listed.skipped)
-    with TokenCacheWriter(experiment.cache_dir / "tokens") as writer:
-        for split in SPLITS:
-            clips[split] = _decode_first(writer, split, clips[split], data, kept_clips, skipped, progress)
-        if not tokenizer_path.exists():
-            pixels = np.load(writer.folder / "train.clips.npy", mmap_mode="r")
-            fitted = fit_tokenizer(experiment.tokenizer, pixels[: experiment.tokenizer.fit_clips], progress, device)
-            _save_whole(fitted, tokenizer_path)
-        tokenizer = load_tokenizer(tokenizer_path)
-        encoder = _Encoder(tokenizer, data, device)
-        for split in SPLITS:
-            clips[split] = _encode_all(writer, split, clips[split], encoder, experiment.grid, piece_blocks, skipped, progress)
-        path = _cache_path(experiment, source, tokenizer, kept_clips)
-        cache = writer.finish(
-            path,
-            fingerprint=path.name,
-            data_fingerprint=source,
-            tokenizer_fingerprint=tokenizer.fingerprint,
-            tokenizer_path=tokenizer_path,
-            grid=experiment.grid,
-            num_codes=tokenizer.num_codes,
-            class_names=listed.class_names,
-            clips=clips,
-            skipped=skipped,
-        )
-    _add_missing_pieces(cache, encoder, piece_blocks, progress)  # none, unless another process finished the same cache first
+    job = _Job(experiment, data, videos, source, tokenizer_path, kept_clips, device, tuple(dict.fromkeys(piece_blocks)), progress)
+    cache = _existing(job)
+    if cache is None:
+        key = _hash(source, experiment.tokenizer.model_dump_json(), str(kept_clips), str(job.piece_blocks))
+        with TokenCacheWriter(experiment.cache_dir / "tokens", key, progress) as writer:
+            cache = _existing(job)  # another process may have made it while this one waited
+            if cache is None:
+                cache = _make(job, writer)
+            else:
+                writer.discard()
+    _add_missing_pieces(cache, job)
     return cache
+
+
+class _Job(NamedTuple):
+    """What a token cache is made of."""
+
+    experiment: settings.Experiment
+    data: settings.Data
+    """With an absolute root."""
+    videos: list[Video]
+    source: str
+    """Fingerprint of the data."""
+    tokenizer_path: Path
+    kept_clips: int
+    """So many clips of each split keep their pixels."""
+    device: str
+    piece_blocks: tuple[int, ...]
+    progress: Progress
+
+    def encoder(self) -> _Encoder:
+        return _Encoder(load_tokenizer(self.tokenizer_path), self.data, self.device)
+
+    def path(self, tokenizer: Tokenizer) -> Path:
+        return self.experiment.cache_dir / "tokens" / _hash(self.source, tokenizer.fingerprint, str(self.kept_clips))
+
+
+def _existing(job: _Job) -> TokenCache | None:
+    if not job.tokenizer_path.exists():
+        return None
+    tokenizer = load_tokenizer(job.tokenizer_path)
+    path = job.path(tokenizer)
+    return _opened(path, job.source, tokenizer) if path.exists() else None
+
+
+def _make(job: _Job, writer: TokenCacheWriter) -> TokenCache:
+    """Goes on where `writer` stands and finishes the cache."""
+    data = job.data
+    skipped: list[Skipped] = []
+    try:
+        known = writer.remember("facts", lambda: [[*facts] for facts in list_facts(job.videos, data.decode_seconds, job.progress)])
+        # A list of two: frames and suspicion, or reason and whether it was fatal.
+        facts = [Facts(*values) if isinstance(values[0], int) else Lost(*values) for values in known]
+        listed = list_clips(data, job.videos, job.progress, facts)
+        skipped += listed.skipped
+        clips: dict[Split, list[Clip]] = {"train": listed.train, "test": listed.test}
+        dead: dict[Path, str] = {}
+        pixel_rows: dict[Split, list[int]] = {}
+        with Processes(data.decode_seconds) as processes:
+            for split in SPLITS:
+                pixel_rows[split] = _decode_first(job, writer, split, clips[split], dead, processes, skipped)
+                first = clips[split][: job.kept_clips]
+                clips[split] = [first[row] for row in pixel_rows[split]] + clips[split][job.kept_clips :]
+                check_enough(len(clips[split]), data, split, skipped)
+            if not job.tokenizer_path.exists():
+                _fit(job, writer, pixel_rows["train"])
+            encoder = job.encoder()
+            for split in SPLITS:
+                clips[split] = _encode_all(job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped)
+                check_enough(len(clips[split]), data, split, skipped)
+    except TooFewClipsError as error:
+        where = writer.write_list("skipped", skipped or error.skipped)
+        raise TooFewClipsError(f"{error}; all are listed in {where}") from error
+    for split in SPLITS:
+        writer.keep_rows(f"{split}.clips", pixel_rows[split])
+    path = job.path(encoder.tokenizer)
+    return writer.finish(
+        path,
+        fingerprint=path.name,
+        data_fingerprint=job.source,
+        tokenizer_fingerprint=encoder.tokenizer.fingerprint,
+        tokenizer_path=job.tokenizer_path,
+        grid=job.experiment.grid,
+        num_codes=encoder.tokenizer.num_codes,
+        class_names=listed.class_names,
+        clips=clips,
+        skipped=skipped,
+        suspicious=[*listed.suspicious, *_equal_runs(writer)],
+        clip_settings=data.model_dump(mode="json", exclude={"root", "cache_dir"}),
+    )
 
 
 def _with_root(experiment: settings.Experiment) -> settings.Data:
@@ -133,10 +188,6 @@ def _with_root(experiment: settings.Experiment) -> settings.Data:
     if root is None and data.layout == "digits":
         root = experiment.cache_dir / "videos" / f"digits-{_hash(json.dumps(rendering_settings(data)))}"
     return data.model_copy(update={"root": root and root.absolute()})
-
-
-def _cache_path(experiment: settings.Experiment, source: str, tokenizer: Tokenizer, kept_clips: int) -> Path:
-    return experiment.cache_dir / "tokens" / _hash(source, tokenizer.fingerprint, str(kept_clips))
 
 
 def _hash(*parts: str) -> str:
@@ -164,97 +215,161 @@ def _save_whole(tokenizer: Tokenizer, path: Path) -> None:
 
 
 def _decode_first(
-    writer: TokenCacheWriter, split: Split, clips: list[Clip], data: settings.Data, kept: int, skipped: list[Skipped], progress: Progress
-) -> list[Clip]:
-    """Keeps the pixels of the first `kept` clips; returns the clips without those that could not be decoded."""
-    first = clips[:kept]
-    shape = (len(first), data.clip_frames, 3, data.size_px, data.size_px)
-    pixels = writer.create(f"{split}.clips", shape, np.uint8)
-    good: list[int] = []
-    for part in decode(first, data):
-        pixels[part.rows] = part.video_BFCHW
-        good += part.rows
-        _report(part.failed, first, skipped)
-        progress(len(good), len(first), f"decoding {split} clips")
-    if not good:
-        raise DataError(f"none of the {len(first)} {split} clips of {data.root} can be decoded; the first: {skipped[-1].reason}")
-    if len(good) < len(first):
-        writer.keep_rows(f"{split}.clips", sorted(good))
-    return [first[row] for row in sorted(good)] + clips[kept:]
-
-
-def _encode_all(
+    job: _Job,
     writer: TokenCacheWriter,
     split: Split,
     clips: list[Clip],
-    encoder: _Encoder,
-    grid: settings.TokenGrid,
-    piece_blocks: Sequence[int],
+    dead: dict[Path, str],
+    processes: Processes,
     skipped: list[Skipped],
-    progress: Progress,
+) -> list[int]:
+    """Keeps the pixels of the first clips; returns the rows of those that could be decoded."""
+    stage, first, data = f"{split}.clips", clips[: job.kept_clips], job.data
+    wanted = parts(first)
+    left = [number for number in range(len(wanted)) if number not in writer.done(stage)]
+    if left:
+        pixels = writer.create(stage, (len(first), data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
+        decoded = decode(first, data, [wanted[number] for number in left], dead, processes)
+        for done, (number, part) in enumerate(zip(left, decoded, strict=True), start=1):
+            pixels[part.rows] = part.video_BFCHW
+            writer.note(stage, number, part.failed, part.equal)
+            job.progress(min((len(wanted) - len(left) + done) * PART_CLIPS, len(first)), len(first), f"decoding {split} clips")
+    failed = _settle(writer.failed(stage), first, dead, skipped)
+    return [row for row in range(len(first)) if row not in failed]
+
+
+def _fit(job: _Job, writer: TokenCacheWriter, rows: list[int]) -> None:
+    pixels = np.load(writer.folder / "train.clips.npy", mmap_mode="r")
+    count = min(job.experiment.tokenizer.fit_clips, len(rows))
+    whole = rows[:count] == list(range(count))
+    fitted = fit_tokenizer(job.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], job.progress, job.device)
+    _save_whole(fitted, job.tokenizer_path)
+
+
+def _encode_all(
+    job: _Job,
+    writer: TokenCacheWriter,
+    encoder: _Encoder,
+    split: Split,
+    clips: list[Clip],
+    pixel_rows: list[int],
+    dead: dict[Path, str],
+    processes: Processes,
+    skipped: list[Skipped],
 ) -> list[Clip]:
     """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that have codes."""
-    tokens = writer.create(f"{split}.tokens", (len(clips), grid.num_tokens), np.int32)
-    pieces = {
-        blocks: writer.create(f"{split}.pieces-{blocks}", (len(clips), grid.blocks - blocks + 1, blocks * grid.tokens_per_block), np.int32)
-        for blocks in dict.fromkeys(piece_blocks)
-    }
+    grid, stage = job.experiment.grid, f"{split}.tokens"
+    shapes: dict[str, tuple[int, ...]] = {f"{split}.tokens": (len(clips), grid.num_tokens)}
+    for blocks in job.piece_blocks:
+        shapes[piece_name(split, blocks)] = (len(clips), grid.blocks - blocks + 1, blocks * grid.tokens_per_block)
     pixels = np.load(writer.folder / f"{split}.clips.npy", mmap_mode="r")
-    good: list[int] = []
-    for rows, video in _videos(pixels, clips, encoder.data, skipped):
-        tokens[rows] = encoder.codes(video)
-        for blocks, array in pieces.items():
-            array[rows] = encoder.pieces(video, blocks)
-        good += rows
-        progress(len(good), len(clips), f"encoding {split} clips")
-    if len(good) < len(clips):
-        for name in (f"{split}.tokens", *(f"{split}.pieces-{blocks}" for blocks in pieces)):
-            writer.keep_rows(name, sorted(good))
-    kept = [clips[row] for row in sorted(good)]
+    work = _Videos(writer.done(stage), pixels, pixel_rows, clips, job.data, dead, processes)
+    if work.left:
+        arrays = {name: writer.create(name, shape, np.int32) for name, shape in shapes.items()}
+        for part in work:
+            if part.rows:
+                arrays[stage][part.rows] = encoder.codes(part.video_BFCHW)
+                for blocks in job.piece_blocks:
+                    arrays[piece_name(split, blocks)][part.rows] = encoder.pieces(part.video_BFCHW, blocks)
+            writer.note(stage, part.number, part.failed, part.equal)
+            job.progress(min((part.number + 1) * PART_CLIPS, len(clips)), len(clips), f"encoding {split} clips")
+    failed = _settle(writer.failed(stage), clips, dead, skipped)
+    good = [row for row in range(len(clips)) if row not in failed]
+    for name in shapes:
+        writer.keep_rows(name, good)
+    kept = [clips[row] for row in good]
     writer.create(f"{split}.labels", (len(kept),), np.int64)[:] = [clip.label for clip in kept]
     return kept
 
 
-def _videos(pixels: np.ndarray, clips: list[Clip], data: settings.Data, skipped: list[Skipped]) -> Iterator[tuple[list[int], torch.Tensor]]:
-    """Rows and pixels of all clips, first those that `pixels` holds."""
-    for start in range(0, len(pixels), _BATCH_CLIPS):
-        batch = np.array(pixels[start : start + _BATCH_CLIPS])
-        yield list(range(start, start + len(batch))), torch.from_numpy(batch)
-    rest = clips[len(pixels) :]
-    for part in decode(rest, data, _BATCH_CLIPS):
-        _report(part.failed, rest, skipped)
-        if part.rows:
-            yield [len(pixels) + row for row in part.rows], torch.from_numpy(part.video_BFCHW)
+class _Part(NamedTuple):
+    """Some clips, ready to be encoded together."""
+
+    number: int
+    rows: list[int]
+    video_BFCHW: torch.Tensor
+    failed: list[Failure]
+    equal: list[tuple[Path, int, int]]
 
 
-def _report(failed: list[tuple[int, str]], clips: list[Clip], skipped: list[Skipped]) -> None:
-    known = {(video, reason) for video, reason in skipped}
-    for row, reason in failed:
-        if (clips[row].path, reason) not in known:
-            known.add((clips[row].path, reason))
-            skipped.append(Skipped(clips[row].path, reason))
+class _Videos:
+    """The parts of a list of clips that are not done yet: first the clips whose pixels are kept, then the others, decoded now."""
+
+    def __init__(
+        self,
+        done: set[int],
+        pixels: np.ndarray,
+        pixel_rows: Sequence[int],
+        clips: list[Clip],
+        data: settings.Data,
+        dead: dict[Path, str],
+        processes: Processes,
+    ) -> None:
+        self._pixels, self._data, self._dead, self._processes = pixels, data, dead, processes
+        self._kept = [list(pixel_rows[start : start + PART_CLIPS]) for start in range(0, len(pixel_rows), PART_CLIPS)]
+        self._rest, self._first = clips[len(pixel_rows) :], len(pixel_rows)
+        self._parts = parts(self._rest)
+        self.left = [number for number in range(len(self._kept) + len(self._parts)) if number not in done]
+
+    def __iter__(self) -> Iterator[_Part]:
+        before = len(self._kept)
+        for number in self.left:
+            if number < before:
+                start, rows = number * PART_CLIPS, self._kept[number]
+                video = np.array(self._pixels[rows])
+                yield _Part(number, list(range(start, start + len(rows))), torch.from_numpy(video), [], [])
+        later = [number for number in self.left if number >= before]
+        decoded = decode(self._rest, self._data, [self._parts[number - before] for number in later], self._dead, self._processes)
+        for number, part in zip(later, decoded, strict=True):
+            failed = [failure._replace(place=self._first + failure.place) for failure in part.failed]
+            yield _Part(number, [self._first + row for row in part.rows], torch.from_numpy(part.video_BFCHW), failed, part.equal)
 
 
-def _add_missing_pieces(cache: TokenCache, encoder: _Encoder, piece_blocks: Sequence[int], progress: Progress) -> None:
-    missing = [blocks for blocks in dict.fromkeys(piece_blocks) if not cache.has_pieces(blocks)]
-    for blocks in missing:
-        temporary: dict[Split, Path] = {split: cache.path / f".writing-{uuid.uuid4().hex[:12]}.npy" for split in SPLITS}
-        try:
-            for split in SPLITS:
-                _write_pieces(cache, encoder, split, blocks, temporary[split], progress)
-            add_pieces(cache, blocks, temporary)
-        finally:
-            for path in temporary.values():
-                path.unlink(missing_ok=True)
+def _settle(failures: list[Failure], clips: list[Clip], dead: dict[Path, str], skipped: list[Skipped]) -> set[int]:
+    """Lists every broken video once with each reason; returns the places that have no pixels."""
+    known = set(skipped)
+    for failure in failures:
+        path = clips[failure.place].path
+        if failure.fatal:
+            dead[path] = failure.reason
+        video = Skipped(path, failure.reason)
+        if video not in known:
+            known.add(video)
+            skipped.append(video)
+    return {failure.place for failure in failures}
 
 
-def _write_pieces(cache: TokenCache, encoder: _Encoder, split: Split, blocks: int, path: Path, progress: Progress) -> None:
-    array = create_array(path, cache.piece_shape(split, blocks), np.int32)
-    skipped: list[Skipped] = []
-    done = 0
-    for rows, video in _videos(cache.clips(split), cache.sources(split), encoder.data, skipped):
-        array[rows] = encoder.pieces(video, blocks)
-        done += len(rows)
-        progress(done, len(array), f"encoding {split} pieces of {blocks} blocks")
-    if skipped:
-        raise DataError(f"a clip of {cache.path} can no longer be decoded: {skipped[0].reason}")
+def _equal_runs(writer: TokenCacheWriter) -> list[Skipped]:
+    """The longest run of equal frames of every video that has a suspicious one."""
+    longest: dict[Path, tuple[int, int]] = {}
+    for path, first, last in writer.equal():
+        begin, end = longest.get(path, (0, -1))
+        if last - first > end - begin:
+            longest[path] = (first, last)
+    return [Skipped(path, f"its frames {first} to {last} are equal") for path, (first, last) in sorted(longest.items())]
+
+
+def _add_missing_pieces(cache: TokenCache, job: _Job) -> None:
+    """Pieces of other lengths, for a cache that was made without them."""
+    for blocks in job.piece_blocks:
+        if not cache.has_pieces(blocks):
+            with TokenCacheWriter(cache.path, f"pieces-{blocks}", job.progress) as writer:
+                if not cache.has_pieces(blocks):
+                    for split in SPLITS:
+                        _write_pieces(cache, job, writer, split, blocks)
+                    add_pieces(cache, writer, blocks)
+                else:
+                    writer.discard()
+
+
+def _write_pieces(cache: TokenCache, job: _Job, writer: TokenCacheWriter, split: Split, blocks: int) -> None:
+    stage, encoder = piece_name(split, blocks), job.encoder()
+    pixels, clips = cache.clips(split), cache.sources(split)
+    with Processes(job.data.decode_seconds) as processes:
+        array = writer.create(stage, cache.piece_shape(split, blocks), np.int32)
+        for part in _Videos(writer.done(stage), pixels, range(len(pixels)), clips, job.data, {}, processes):
+            if part.failed:
+                raise DataError(f"a clip of {cache.path} can no longer be decoded: {part.failed[0].reason}")
+            array[part.rows] = encoder.pieces(part.video_BFCHW, blocks)
+            writer.note(stage, part.number)
+            job.progress(min((part.number + 1) * PART_CLIPS, len(clips)), len(clips), f"encoding {split} pieces of {blocks} blocks")

@@ -1,0 +1,94 @@
+"""Folders of images that are one video each. Knows nothing of clips or classes.
+
+Frames are ordered by the number that their names end in (`000306.jpg`, `<id>_00000043.jpg`), whatever its digits; a folder with a name
+that ends in none is ordered by name. Alpha is dropped, as video decoders do.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reco_tune.errors import DataError
+
+IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
+"""Names that count as frames."""
+_NUMBER = re.compile(r"\d+$")
+
+
+def has_images(folder: Path) -> bool:
+    with os.scandir(folder) as entries:
+        return any(is_image(entry.name) for entry in entries)
+
+
+def is_image(name: str) -> bool:
+    return Path(name).suffix.lower() in IMAGE_EXTENSIONS and not name.startswith(".")
+
+
+def list_frames(folder: Path) -> list[Path]:
+    """The images of a folder in time.
+
+    Raises:
+        DataError: if there are none.
+    """
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_image(entry.name)]
+    if not names:
+        raise DataError(f"{folder} is a folder without images, not a video; replace or remove it")
+    numbers = _numbers(names)
+    order = sorted(names) if numbers is None else [name for _, name in sorted(zip(numbers, names, strict=True))]
+    return [folder / name for name in order]
+
+
+def missing_numbers(frames: Sequence[Path]) -> int:
+    """How many numbers are left out of an otherwise even row, a sign of lost frames."""
+    numbers = _numbers([frame.name for frame in frames])
+    if numbers is None or len(numbers) < 3:
+        return 0
+    steps = np.diff(sorted(numbers))
+    step = int(np.median(steps))
+    return int((steps // step - 1)[steps > step].sum()) if step else 0
+
+
+def read_images(frames: Sequence[Path]) -> np.ndarray:
+    """uint8 [F, H, W, 3], RGB, upright as their EXIF says.
+
+    Raises:
+        DataError: if one cannot be read, or they differ in size.
+    """
+    images = [_read(frame) for frame in frames]
+    for frame, image in zip(frames, images, strict=True):
+        if image.shape != images[0].shape:
+            height, width = image.shape[:2]
+            raise DataError(f"{frame} has {width} x {height} px, {frames[0].name} has not; give all frames of a video one size")
+    return np.stack(images)
+
+
+def _numbers(names: Sequence[str]) -> list[int] | None:
+    found = [_NUMBER.search(Path(name).stem) for name in names]
+    return None if any(match is None for match in found) else [int(match.group()) for match in found if match]
+
+
+def _read(path: Path) -> np.ndarray:
+    from PIL import Image, ImageOps
+
+    try:
+        with Image.open(path) as image:
+            image.load()
+            upright: Any = ImageOps.exif_transpose(image)
+            if upright.mode.startswith("I;16"):  # conversion would clip, not scale
+                gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
+                return np.repeat(gray[..., None], 3, axis=-1)
+            if upright.mode in ("I", "F"):
+                raise DataError(f"{path} has 32 bits a pixel, whose range nobody can know; convert its folder to 8 bits")
+            return np.asarray(upright.convert("RGB"))
+    except DataError:
+        raise
+    except Exception as error:  # Pillow raises whatever its plug-ins do
+        what = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
+        raise DataError(f"{path} is no image that can be read ({what}); replace or remove it") from error

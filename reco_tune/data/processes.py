@@ -1,0 +1,191 @@
+"""Calls in processes of their own, so that one that crashes or hangs costs that call and not the run. Knows nothing of videos.
+
+Each process is a fresh interpreter: decoders hang in forked copies, and `multiprocessing` would run the caller's script again in every
+process. A call is a module-level function and one argument, sent as pickles over a private socket.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import signal
+import subprocess
+import sys
+from collections import deque
+from collections.abc import Callable, Iterable, Iterator
+from multiprocessing import Pipe
+from multiprocessing.connection import Connection, wait
+from typing import Any, NamedTuple, Self, TypeVar
+
+from reco_tune.errors import ReCoTuneError, RunFailedError
+
+Job = TypeVar("Job")
+Result = TypeVar("Result")
+
+_ATTEMPTS = 2
+"""A call whose process crashes is made again: where the system killed the process to free memory, the job is not to blame."""
+_READY = b"ready"
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from reco_tune.data.processes import _serve; _serve(int(sys.argv[1]))"
+
+
+class Lost(NamedTuple):
+    """What stands where a call gave no result."""
+
+    reason: str
+    fatal: bool
+    """Whether its process crashed or had to be ended, so that calls like it are better not made."""
+
+
+class Processes:
+    """As many processes as there are usable cores, started when there is work for them and ended with the block."""
+
+    def __init__(self, seconds: float, limit: int | None = None) -> None:
+        """`seconds` is how long one call may take."""
+        self.seconds = seconds
+        self._limit = limit or usable_cores()
+        self._idle: list[_Process] = []
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for process in self._idle:
+            process.end()
+        self._idle.clear()
+
+    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job | None]) -> Iterator[Result | Lost | None]:
+        """function(job) of every job, in the order of the jobs whatever finishes first; None stays None and costs nothing.
+
+        Jobs are taken as they are needed, a few ahead of the results: memory is bounded, and a later job may depend on a result.
+
+        Raises:
+            RunFailedError: if no process can be started.
+        """
+        source, exhausted = iter(jobs), False
+        calls: deque[_Call] = deque()
+        busy: dict[Connection, tuple[_Process, _Call]] = {}
+        try:
+            while True:
+                while not exhausted and len(calls) < 2 * self._limit:
+                    job = next(source, _END)
+                    exhausted = job is _END
+                    if not exhausted:
+                        calls.append(_Call(job))
+                if not calls:
+                    return
+                for call in calls:
+                    if not call.taken and len(busy) < self._limit:
+                        process = self._idle.pop() if self._idle else _Process()
+                        process.ask(function, call.job, self.seconds)
+                        call.taken = True
+                        busy[process.link] = (process, call)
+                if calls[0].done:
+                    yield calls.popleft().outcome
+                    continue
+                for link in wait(list(busy)):
+                    process, call = busy[link]  # type: ignore[index]
+                    if process.hear(call, self.seconds):
+                        del busy[link]  # type: ignore[arg-type]
+                        if process.alive:
+                            self._idle.append(process)
+        finally:
+            for process, _ in busy.values():  # the caller stopped listening
+                process.end()
+
+
+def usable_cores() -> int:
+    """Cores that this process may run on."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_END = object()
+
+
+class _Call:
+    """One job on its way."""
+
+    def __init__(self, job: Any) -> None:
+        self.job = job
+        self.outcome: Any = None
+        self.taken = self.done = job is None
+        self.attempts = 0
+
+
+class _Process:
+    """The parent's side of one process."""
+
+    def __init__(self) -> None:
+        self.link, theirs = Pipe()
+        command = [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)]
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # the other cores have processes of their own
+        self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone)
+        theirs.close()
+        self._started = False
+        self.alive = True
+
+    def ask(self, function: Callable[[Any], Any], job: Any, seconds: float) -> None:
+        self.link.send_bytes(str(seconds).encode())
+        self.link.send_bytes(pickle.dumps((function, job)))
+
+    def hear(self, call: _Call, seconds: float) -> bool:
+        """Takes the next message; True once the process has nothing more to do, having answered or died."""
+        try:
+            if not self._started:
+                self._started = self.link.recv_bytes() == _READY
+                return False
+            call.outcome, call.done = self.link.recv(), True
+        except (EOFError, OSError):
+            self._lose(call, seconds)
+        return True
+
+    def end(self) -> None:
+        self.alive = False
+        self.link.close()
+        self._popen.kill()
+        self._popen.wait()
+
+    def _lose(self, call: _Call, seconds: float) -> None:
+        status = self._popen.wait()
+        self.end()
+        if not self._started:
+            raise RunFailedError(
+                f"no process can be started for decoding ({_cause(status)}); "
+                f"run `{sys.executable} -c 'import reco_tune.data.processes'` to see why"
+            )
+        call.attempts += 1
+        if status == -signal.SIGALRM:
+            call.outcome, call.done = Lost(f"it takes longer than {seconds:g} s", fatal=True), True
+        elif call.attempts == _ATTEMPTS:
+            call.outcome, call.done = Lost(f"it crashes the process that reads it ({_cause(status)})", fatal=True), True
+        else:
+            call.taken = False
+
+
+def _cause(status: int) -> str:
+    return signal.Signals(-status).name if status < 0 else f"exit status {status}"
+
+
+def _serve(handle: int) -> None:
+    """The life of a process: it answers calls until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and closes the connection
+    link = Connection(handle)
+    link.send_bytes(_READY)
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write about every damaged frame
+    while True:
+        try:
+            seconds, message = float(link.recv_bytes()), link.recv_bytes()
+        except EOFError:
+            return
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process by its signal, whoever holds the interpreter
+        try:
+            function, job = pickle.loads(message)
+            outcome = function(job)
+        except Exception as error:
+            reason = str(error) if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {error}"
+            outcome = Lost(reason, fatal=False)
+        signal.setitimer(signal.ITIMER_REAL, 0)
+        try:
+            link.send(outcome)
+        except BrokenPipeError:
+            return

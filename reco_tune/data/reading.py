@@ -1,0 +1,135 @@
+"""What is asked of one video (a file, or a folder of images): its length, and frames scaled to the model's size.
+
+These functions run in processes of their own (`processes`), so they take and give plain values and never import torch, which keeps those
+processes small and quick to start.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import NamedTuple
+
+import numpy as np
+
+from reco_tune.data.frame_folders import has_images, list_frames, missing_numbers, read_images
+from reco_tune.data.video import CHUNK_FRAMES, examine, iterate_frames
+
+EQUAL_FRAMES = 12
+"""So many equal frames in a row are suspicious: decoders repeat the last frame where data are damaged."""
+
+
+class Facts(NamedTuple):
+    """What is known of a video before any picture is decoded."""
+
+    frames: int
+    suspicion: str
+    """Empty, or what its header and its contents disagree in."""
+
+
+class Request(NamedTuple):
+    """Some frames of one video at the model's size."""
+
+    path: Path
+    indices: np.ndarray
+    """int64, rising."""
+    size_px: int
+    resize: str
+
+
+class Stretch(NamedTuple):
+    """What a request gives."""
+
+    frames_FCHW: np.ndarray
+    """uint8 [F, 3, size, size]."""
+    equal: tuple[int, int] | None
+    """First and last frame of the longest run of equal ones, where it is suspicious."""
+
+
+def facts_of(path: Path) -> Facts:
+    """
+    Raises:
+        DataError: if it is no readable video.
+    """
+    if path.is_dir() and has_images(path):
+        frames = list_frames(path)
+        lost = missing_numbers(frames)
+        return Facts(len(frames), f"{lost} of the numbers between its first and last frame are missing" if lost else "")
+    counted, named = examine(path)
+    return Facts(counted, f"it holds {counted} of the {named} frames that its header names" if counted < named else "")
+
+
+def read_stretch(request: Request) -> Stretch:
+    """
+    Raises:
+        DataError: if one of the frames cannot be decoded.
+    """
+    small: list[np.ndarray] = []
+    runs = _EqualRuns()
+    for chunk_FHWC in _chunks(request.path, request.indices.tolist()):
+        small.append(resize_frames(chunk_FHWC, request.size_px, request.resize))
+        runs.add(small[-1], chunk_FHWC)
+    first, last = runs.longest
+    equal = (int(request.indices[first]), int(request.indices[last])) if last - first + 1 >= EQUAL_FRAMES else None
+    return Stretch(np.concatenate(small), equal)
+
+
+def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str) -> np.ndarray:
+    """uint8 [F, 3, size, size]: centre square or whole frame, scaled.
+
+    Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's antialiased bilinear
+    filter, whose whole-number arithmetic gives the same pixels on every machine.
+    """
+    height, width = frames_FHWC.shape[1:3]
+    if resize == "crop":
+        side = min(height, width)
+        top, left = (height - side) // 2, (width - side) // 2
+        frames_FHWC = frames_FHWC[:, top : top + side, left : left + side]
+        height = width = side
+    whole = height == width and height % size_px == 0
+    small = _averaged(frames_FHWC, height // size_px) if whole else _filtered(frames_FHWC, size_px)
+    return np.ascontiguousarray(small.transpose(0, 3, 1, 2))
+
+
+def _averaged(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
+    if factor == 1:
+        return frames_FHWC
+    frames, height, width, channels = frames_FHWC.shape
+    blocks = frames_FHWC.reshape(frames, height // factor, factor, width // factor, factor, channels)
+    return np.rint(blocks.sum(axis=(2, 4), dtype=np.float32) / np.float32(factor**2)).astype(np.uint8)
+
+
+def _filtered(frames_FHWC: np.ndarray, size_px: int) -> np.ndarray:
+    from PIL import Image
+
+    images = (Image.fromarray(frame) for frame in np.ascontiguousarray(frames_FHWC))
+    return np.stack([np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR)) for image in images])
+
+
+def _chunks(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
+    if not path.is_dir():
+        yield from iterate_frames(path, indices)
+        return
+    frames = list_frames(path)
+    for start in range(0, len(indices), CHUNK_FRAMES):
+        yield read_images([frames[index] for index in indices[start : start + CHUNK_FRAMES]])
+
+
+class _EqualRuns:
+    """The longest run of equal neighbours among frames that come in chunks."""
+
+    def __init__(self) -> None:
+        self.longest = (0, 0)
+        self._start = self._count = 0
+        self._last: tuple[np.ndarray, np.ndarray] | None = None
+
+    def add(self, small: np.ndarray, full: np.ndarray) -> None:
+        """The scaled frames are compared first, because they are cheap; only where they agree are the full ones."""
+        for pair in zip(small, full, strict=True):
+            same = self._last is not None and all(np.array_equal(a, b) for a, b in zip(self._last, pair, strict=True))
+            if not same:
+                self._start = self._count
+            if self._count - self._start > self.longest[1] - self.longest[0]:
+                self.longest = (self._start, self._count)
+            self._last = pair
+            self._count += 1
