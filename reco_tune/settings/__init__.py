@@ -1,7 +1,9 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
 from reco_tune.settings.experiment import (
+    HOLISTIC,
     PRESETS,
+    PRETRAINED,
     Data,
     Evaluation,
     Experiment,
@@ -21,7 +23,9 @@ from reco_tune.settings.space import ARMS, BASELINE, Range, Sampler, Space
 __all__ = [
     "ARMS",
     "BASELINE",
+    "HOLISTIC",
     "PRESETS",
+    "PRETRAINED",
     "Data",
     "Evaluation",
     "Experiment",

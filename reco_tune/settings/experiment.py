@@ -86,11 +86,36 @@ class Data(Section):
     """Seed of rendering and of drawing clips."""
 
 
+class HolisticClip(NamedTuple):
+    """What a tokenizer without a frame grid takes and gives."""
+
+    frames: int
+    size_px: int
+    tokens: int
+
+
+HOLISTIC = {"larp": HolisticClip(frames=16, size_px=128, tokens=1024)}
+"""Kinds of tokenizers whose codes stand for the whole clip, none for a frame."""
+
+PRETRAINED: dict[str, dict[str, int]] = {
+    "vidtok": {"spatial_stride": 8, "temporal_stride": 4, "num_codes": 32768},
+    "cosmos": {"spatial_stride": 8, "temporal_stride": 4, "num_codes": 64000},
+    "omnitokenizer": {"spatial_stride": 8, "temporal_stride": 4, "num_codes": 8192},
+    "larp": {"spatial_stride": 1, "temporal_stride": 1, "num_codes": 8192},
+}
+"""Kinds of tokenizers that are not fitted here, with what their published weights have; other `tokenizer` keys override it."""
+
+
 class Tokenizer(Section):
     """What turns pixels into codes and back."""
 
-    kind: Literal["kmeans", "vq"] = "kmeans"
-    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips."""
+    kind: Literal["kmeans", "vq", "vidtok", "cosmos", "omnitokenizer", "larp"] = "kmeans"
+    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips; the others are
+    pretrained, and their strides and `num_codes` are those of the published weights where nothing else is given."""
+    path: str | None = None
+    """Weights of `vidtok` (folder or hub name) and `cosmos` (folder); the authors' code of `omnitokenizer` and `larp` (folder, is run)."""
+    checkpoint: str | None = None
+    """Weights of `omnitokenizer` (a .ckpt file) and `larp` (a .pth file, folder or hub name)."""
     spatial_stride: int = Field(4, ge=1)
     """Pixels per token side."""
     temporal_stride: int = Field(2, ge=1)
@@ -111,6 +136,33 @@ class Tokenizer(Section):
     """Of the fit (`vq` only)."""
     seed: int = 0
     """Seed of the fit."""
+
+    @property
+    def pretrained(self) -> bool:
+        """Whether weights are given, not fitted."""
+        return self.kind in PRETRAINED
+
+    def grid(self, frames: int, size_px: int) -> TokenGrid:
+        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames; holistic ones are one row."""
+        if self.kind in HOLISTIC:
+            return TokenGrid(1, 1, HOLISTIC[self.kind].tokens)
+        side = size_px // self.spatial_stride
+        return TokenGrid(1 + (frames - 1) // self.temporal_stride, side, side)
+
+    @model_validator(mode="before")
+    @classmethod
+    def _published(cls, values: Any) -> Any:
+        return {**PRETRAINED.get(str(values.get("kind")), {}), **values} if isinstance(values, dict) else values
+
+    @model_validator(mode="after")
+    def _check(self) -> Tokenizer:
+        for name, kinds in (("path", tuple(PRETRAINED)), ("checkpoint", ("omnitokenizer", "larp"))):
+            if getattr(self, name) is not None and self.kind not in kinds:
+                raise SettingsError(
+                    f"tokenizer.{name} ({getattr(self, name)}) has no meaning where tokenizer.kind is {self.kind}; "
+                    f"leave it out, or take one of {', '.join(kinds)}"
+                )
+        return self
 
 
 class Model(Section):
@@ -280,9 +332,8 @@ class Experiment(Section):
 
     @property
     def grid(self) -> TokenGrid:
-        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames."""
-        side = self.data.size_px // self.tokenizer.spatial_stride
-        return TokenGrid(1 + (self.data.clip_frames - 1) // self.tokenizer.temporal_stride, side, side)
+        """Tokens of one clip."""
+        return self.tokenizer.grid(self.data.clip_frames, self.data.size_px)
 
     @property
     def cache_dir(self) -> Path:
@@ -310,6 +361,7 @@ class Experiment(Section):
     @model_validator(mode="after")
     def _check(self) -> Experiment:
         _check_shapes(self)
+        _check_holistic(self)
         object.__setattr__(self, "window", _window_in_tokens(self.window, self.grid))
         _check_combinations(self)
         return self
@@ -353,6 +405,33 @@ def _check_shapes(experiment: Experiment) -> None:
         raise SettingsError(
             f"tokenizer.first_frame_codes ({tokenizer.first_frame_codes}) must be less than "
             f"tokenizer.num_codes ({tokenizer.num_codes}); lower it"
+        )
+
+
+def _check_holistic(experiment: Experiment) -> None:
+    """Whatever speaks of frames is refused where the codes have none."""
+    data, window, kind = experiment.data, experiment.window, experiment.tokenizer.kind
+    if kind not in HOLISTIC:
+        return
+    clip = HOLISTIC[kind]
+    if (data.clip_frames, data.size_px) != (clip.frames, clip.size_px):
+        raise SettingsError(
+            f"data.clip_frames ({data.clip_frames}) and data.size_px ({data.size_px}) must be {clip.frames} and {clip.size_px} "
+            f"where tokenizer.kind is {kind}; change them"
+        )
+    if window.scheme.startswith("fewer_frames"):
+        raise SettingsError(
+            f"window.scheme ({window.scheme}) cuts clips at frames, which the codes of {kind} have not; take another scheme"
+        )
+    if window.length_blocks is not None or (window.length_tokens is None and window.scheme != "full"):
+        raise SettingsError(
+            f"window.length_tokens must be given where tokenizer.kind is {kind}, whose codes have no frames to count blocks in"
+        )
+    if experiment.objective.continuity_neighbours == "sites":
+        raise SettingsError(f"objective.continuity_neighbours (sites) compares frames, which the codes of {kind} have not; take tokens")
+    if experiment.evaluation.analyses:
+        raise SettingsError(
+            f"evaluation.analyses (true) measures frame by frame, and codes of {kind} have no frames; set evaluation.analyses=false"
         )
 
 

@@ -1,6 +1,7 @@
 """Pixels to codes and back: one protocol, the tokenizers behind it, and the way from videos to a token cache."""
 
 from reco_tune.tokenizers.base import Tokenizer
-from reco_tune.tokenizers.prepare import fit_tokenizer, load_tokenizer, prepare_tokens
+from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained
+from reco_tune.tokenizers.prepare import prepare_tokens
 
-__all__ = ["Tokenizer", "fit_tokenizer", "load_tokenizer", "prepare_tokens"]
+__all__ = ["Tokenizer", "fit_tokenizer", "load_tokenizer", "open_pretrained", "prepare_tokens"]

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import json
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from safetensors import SafetensorError
@@ -17,13 +17,31 @@ SCHEMA = 1
 _JSON, _WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
 
 
+class PixelRange(NamedTuple):
+    """The floats that stand for bytes 0 and 255."""
+
+    low: float
+    high: float
+
+    def to_float(self, video: torch.Tensor) -> torch.Tensor:
+        """uint8 -> float32."""
+        return video.float() * ((self.high - self.low) / 255) + self.low
+
+    def to_uint8(self, video: torch.Tensor) -> torch.Tensor:
+        """Any float -> uint8, rounded and cut to the range."""
+        return ((video.float() - self.low) * (255 / (self.high - self.low))).round_().clamp_(0, 255).to(torch.uint8)
+
+
 class Tokenizer(Protocol):
     """Block 0 of a clip is its first frame alone; every later block is `temporal_stride` frames; a block has (H / s) x (W / s) codes.
 
-    Block 0 depends on the first frame only, so a single frame and any clip of 1 + k * `temporal_stride` frames can be encoded.
+    Block 0 depends on the first frame only, so a single frame and any clip of 1 + k * `temporal_stride` frames can be encoded. Holistic
+    tokenizers are the exception: their codes have no place in the clip and form one block of one row.
     """
 
     num_codes: int
+    pixels: PixelRange
+    """What bytes become before the network sees them."""
     spatial_stride: int
     temporal_stride: int
     fingerprint: str
@@ -60,17 +78,30 @@ def fingerprint(kind: str, settings: dict[str, Any], weights: dict[str, torch.Te
     return digest.hexdigest()
 
 
-def save_parts(path: Path, kind: str, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> None:
+class Parts(NamedTuple):
+    """What a saved tokenizer consists of."""
+
+    kind: str
+    settings: dict[str, Any]
+    weights: dict[str, torch.Tensor]
+    code: Path | None
+    """Folder of the authors' code that the weights need; where it lies does not count in the fingerprint."""
+
+
+def save_parts(
+    path: Path, kind: str, settings: dict[str, Any], weights: dict[str, torch.Tensor], pixels: PixelRange, code: Path | None = None
+) -> None:
     """One JSON and one safetensors file in the folder `path`."""
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, path / _WEIGHTS)
-    text = {"schema": SCHEMA, "kind": kind, "settings": settings, "fingerprint": fingerprint(kind, settings, weights)}
+    text: dict[str, Any] = {"schema": SCHEMA, "kind": kind, "settings": settings, "fingerprint": fingerprint(kind, settings, weights)}
+    text |= {"pixels": list(pixels)} | ({"code": str(code)} if code else {})
     (path / _JSON).write_text(json.dumps(text, indent=1), encoding="utf-8")
 
 
-def load_parts(path: Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]]:
-    """Kind, settings and weights of a saved tokenizer.
+def load_parts(path: Path) -> Parts:
+    """A saved tokenizer's parts.
 
     Raises:
         DataError: if it is missing, of another version, or its bits are not those that were saved.
@@ -82,10 +113,10 @@ def load_parts(path: Path) -> tuple[str, dict[str, Any], dict[str, torch.Tensor]
         text = json.loads((path / _JSON).read_text(encoding="utf-8"))
         if text["schema"] != SCHEMA:
             raise DataError(f"{path} holds a tokenizer of version {text['schema']}, this program reads {SCHEMA}; {way_out}")
-        kind, settings = text["kind"], text["settings"]
+        kind, settings, code = text["kind"], text["settings"], text.get("code")
         weights = load_file(path / _WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"the tokenizer {path} is damaged and cannot be read; {way_out}") from error
     if fingerprint(kind, settings, weights) != text.get("fingerprint"):
         raise DataError(f"the tokenizer {path} is damaged (its weights are not those of its fingerprint); {way_out}")
-    return kind, settings, weights
+    return Parts(kind, settings, weights, None if code is None else Path(code))

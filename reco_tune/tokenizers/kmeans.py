@@ -14,7 +14,7 @@ import torch
 
 from reco_tune import settings
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.base import check_frames, fingerprint, save_parts
+from reco_tune.tokenizers.base import Parts, PixelRange, check_frames, fingerprint, save_parts
 
 KIND = "kmeans"
 _MOST_VECTORS = 1 << 16
@@ -25,6 +25,8 @@ _ENCODE_ROWS = 1 << 15
 
 class KMeansTokenizer:
     """Codes 0..A-1 are patches of the first frame, A.. are tubelets of `temporal_stride` frames."""
+
+    pixels = PixelRange(0, 255)
 
     def __init__(self, first_AP: torch.Tensor, later_KQ: torch.Tensor, spatial_stride: int, temporal_stride: int) -> None:
         """
@@ -57,11 +59,11 @@ class KMeansTokenizer:
         return torch.cat([_pixels(first, self.spatial_stride, 1), _pixels(later, self.spatial_stride, self.temporal_stride)], dim=1)
 
     def save(self, path: Path) -> None:
-        save_parts(path, KIND, self._settings(), self._weights())
+        save_parts(path, KIND, self._settings(), self._weights(), self.pixels)
 
     @classmethod
-    def from_parts(cls, values: dict[str, Any], weights: dict[str, torch.Tensor]) -> KMeansTokenizer:
-        return cls(weights["first"], weights["later"], values["spatial_stride"], values["temporal_stride"])
+    def from_parts(cls, parts: Parts) -> KMeansTokenizer:
+        return cls(parts.weights["first"], parts.weights["later"], parts.settings["spatial_stride"], parts.settings["temporal_stride"])
 
     def _settings(self) -> dict[str, Any]:
         return {"spatial_stride": self.spatial_stride, "temporal_stride": self.temporal_stride}

@@ -26,11 +26,8 @@ from reco_tune.data.synthetic import render_digits, rendering_settings
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.base import Tokenizer, load_parts
-from reco_tune.tokenizers.kmeans import KIND as KMEANS
-from reco_tune.tokenizers.kmeans import KMeansTokenizer, fit_kmeans
-from reco_tune.tokenizers.vector_quantized import KIND as VQ
-from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, fit_vector_quantized
+from reco_tune.tokenizers.base import Tokenizer
+from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained, weight_files
 
 
 class _Encoder(NamedTuple):
@@ -52,28 +49,6 @@ class _Encoder(NamedTuple):
         return np.stack([self.codes(video_BFCHW[:, start : start + frames]) for start in starts], axis=1)
 
 
-def fit_tokenizer(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu") -> Tokenizer:
-    """Fits the kind that `tokenizer` names to uint8 `clips` [N, F, 3, H, W]; `vq` trains on `device`."""
-    if tokenizer.kind == KMEANS:
-        return fit_kmeans(tokenizer, clips, progress)
-    return fit_vector_quantized(tokenizer, clips, progress, device)
-
-
-def load_tokenizer(path: Path) -> Tokenizer:
-    """A saved tokenizer of any kind.
-
-    Raises:
-        DataError: if it is missing, foreign or damaged.
-    """
-    kind, values, weights = load_parts(Path(path))
-    if kind not in (KMEANS, VQ):
-        raise DataError(f"{path} holds a tokenizer of unknown kind {kind}; delete the folder {Path(path).name} and run again")
-    try:
-        return (KMeansTokenizer if kind == KMEANS else VectorQuantizedTokenizer).from_parts(values, weights)
-    except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(f"the tokenizer {path} is damaged ({error}); delete the folder {Path(path).name} and run again") from error
-
-
 def prepare_tokens(experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()) -> TokenCache:
     """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
 
@@ -86,9 +61,12 @@ def prepare_tokens(experiment: settings.Experiment, progress: Progress = quiet, 
         render_digits(data.root, data, progress)
     videos = list_videos(data)
     source = data_fingerprint(videos, data)
-    tokenizer_path = experiment.cache_dir / "tokenizers" / _hash(source, experiment.tokenizer.model_dump_json())
+    tokenizer_path = _tokenizer_path(experiment, source)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
-    kept_clips = max(experiment.evaluation.reference_clips, experiment.evaluation.validation_clips, experiment.tokenizer.fit_clips)
+    fit_clips = 0 if experiment.tokenizer.pretrained else experiment.tokenizer.fit_clips
+    kept_clips = max(experiment.evaluation.reference_clips, experiment.evaluation.validation_clips, fit_clips)
+    if experiment.tokenizer.pretrained:
+        _copy_pretrained(experiment.tokenizer, tokenizer_path)  # whatever is wrong with it shows before hours of decoding
     job = _Job(experiment, data, videos, source, tokenizer_path, kept_clips, device, tuple(dict.fromkeys(piece_blocks)), progress)
     cache = _existing(job)
     if cache is None:
@@ -188,6 +166,27 @@ def _with_root(experiment: settings.Experiment) -> settings.Data:
     if root is None and data.layout == "digits":
         root = experiment.cache_dir / "videos" / f"digits-{_hash(json.dumps(rendering_settings(data)))}"
     return data.model_copy(update={"root": root and root.absolute()})
+
+
+def _tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
+    """A fitted tokenizer belongs to its data and settings, a pretrained one to its settings alone."""
+    what = experiment.tokenizer.model_dump_json(exclude_none=True)
+    return experiment.cache_dir / "tokenizers" / (_hash(what) if experiment.tokenizer.pretrained else _hash(source, what))
+
+
+def _copy_pretrained(tokenizer: settings.Tokenizer, path: Path) -> None:
+    """Weights are copied beside the token caches once, so that these go on working wherever they are.
+
+    Raises:
+        DataError: if the weights were replaced after they were copied.
+    """
+    if not path.exists():
+        _save_whole(open_pretrained(tokenizer), path)
+        return
+    copied = path.stat().st_mtime
+    for file in weight_files(tokenizer):
+        if file.stat().st_mtime > copied:
+            raise DataError(f"{file} is newer than the copy of it in {path}; delete the folder {path.name} to take the new weights")
 
 
 def _hash(*parts: str) -> str:

@@ -18,7 +18,7 @@ from torch.nn import functional
 from reco_tune import settings
 from reco_tune.progress import Progress, quiet
 from reco_tune.threads import one_thread
-from reco_tune.tokenizers.base import check_frames, fingerprint, save_parts
+from reco_tune.tokenizers.base import Parts, PixelRange, check_frames, fingerprint, save_parts
 
 KIND = "vq"
 _CODE_WIDTH = 16
@@ -33,6 +33,8 @@ _ENCODE_CLIPS = 16
 
 class VectorQuantizedTokenizer:
     """Network and codebook behind the tokenizer protocol."""
+
+    pixels = PixelRange(-1, 1)
 
     def __init__(self, network: VideoAutoencoder) -> None:
         self._network = network.eval().requires_grad_(False)
@@ -54,12 +56,12 @@ class VectorQuantizedTokenizer:
         return torch.cat([_to_pixels(network.decode(network.codebook[part])) for part in codes_Btrc.split(_ENCODE_CLIPS)])
 
     def save(self, path: Path) -> None:
-        save_parts(path, KIND, self._network.settings(), self._network.state_dict())
+        save_parts(path, KIND, self._network.settings(), self._network.state_dict(), self.pixels)
 
     @classmethod
-    def from_parts(cls, values: dict[str, Any], weights: dict[str, torch.Tensor]) -> VectorQuantizedTokenizer:
-        network = VideoAutoencoder(**values)
-        network.load_state_dict(weights)
+    def from_parts(cls, parts: Parts) -> VectorQuantizedTokenizer:
+        network = VideoAutoencoder(**parts.settings)
+        network.load_state_dict(parts.weights)
         return cls(network)
 
 

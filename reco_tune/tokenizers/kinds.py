@@ -1,0 +1,93 @@
+"""Every kind of tokenizer: how it comes about for an experiment, and how a saved one is read."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+
+from reco_tune import settings
+from reco_tune.errors import DataError
+from reco_tune.progress import Progress, quiet
+from reco_tune.tokenizers.base import Parts, Tokenizer, load_parts
+from reco_tune.tokenizers.cosmos import CosmosTokenizer
+from reco_tune.tokenizers.kmeans import KMeansTokenizer, fit_kmeans
+from reco_tune.tokenizers.larp import LarpTokenizer
+from reco_tune.tokenizers.omnitokenizer import OmniTokenizer
+from reco_tune.tokenizers.pretrained import Pretrained, same_as_settings
+from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, fit_vector_quantized
+from reco_tune.tokenizers.vidtok import VidTokTokenizer
+
+_SAVED: dict[str, Callable[[Parts], Tokenizer]] = {
+    "kmeans": KMeansTokenizer.from_parts,
+    "vq": VectorQuantizedTokenizer.from_parts,
+    "vidtok": VidTokTokenizer.from_parts,
+    "cosmos": CosmosTokenizer.from_parts,
+    "omnitokenizer": OmniTokenizer.from_parts,
+    "larp": LarpTokenizer.from_parts,
+}
+_OPENED: dict[str, Callable[[settings.Tokenizer], Pretrained]] = {
+    "vidtok": VidTokTokenizer.open,
+    "cosmos": CosmosTokenizer.open,
+    "omnitokenizer": OmniTokenizer.open,
+    "larp": LarpTokenizer.open,
+}
+
+
+def fit_tokenizer(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu") -> Tokenizer:
+    """Fits the kind that `tokenizer` names to uint8 `clips` [N, F, 3, H, W]; `vq` trains on `device`."""
+    if tokenizer.kind == "kmeans":
+        return fit_kmeans(tokenizer, clips, progress)
+    return fit_vector_quantized(tokenizer, clips, progress, device)
+
+
+def open_pretrained(tokenizer: settings.Tokenizer) -> Pretrained:
+    """The pretrained tokenizer that the settings name.
+
+    Raises:
+        SettingsError: if its weights or code are not given, or are not what the settings say, or a package is missing.
+        DataError: if a file of it is damaged or holds more than weights.
+    """
+    opened = _OPENED[tokenizer.kind](tokenizer)
+    same_as_settings(opened, tokenizer)
+    return opened
+
+
+def weight_files(tokenizer: settings.Tokenizer) -> list[Path]:
+    """The files on this machine that a pretrained tokenizer's weights come from; none for names on the hub."""
+    given = tokenizer.checkpoint if tokenizer.kind in ("omnitokenizer", "larp") else tokenizer.path
+    path = Path(given).expanduser() if given else None
+    if path is None or not path.exists():
+        return []
+    return [path] if path.is_file() else sorted(file for file in path.iterdir() if file.is_file())
+
+
+def load_tokenizer(path: Path) -> Tokenizer:
+    """A saved tokenizer of any kind.
+
+    Raises:
+        DataError: if it is missing, foreign or damaged, or the code that it needs is no longer where it was.
+    """
+    path = Path(path)
+    parts = load_parts(path)
+    if parts.kind not in _SAVED:
+        raise DataError(f"{path} holds a tokenizer of unknown kind {parts.kind}; delete the folder {path.name} and run again")
+    if parts.code is not None:
+        _check_code(path, parts.code)
+    try:
+        return _SAVED[parts.kind](parts)
+    except (KeyError, TypeError, RuntimeError) as error:
+        raise DataError(f"the tokenizer {path} is damaged ({error}); delete the folder {path.name} and run again") from error
+
+
+def _check_code(path: Path, code: Path) -> None:
+    """Code never travels with a cache: it lies where the user of this machine has put it."""
+    cache = path.resolve().parent.parent
+    if not code.is_absolute() or code.resolve().is_relative_to(cache):
+        raise DataError(f"{path} names code inside its own cache ({code}), which is never run; delete the folder {path.name} and run again")
+    if not code.is_dir():
+        raise DataError(
+            f"the code that the tokenizer {path} needs is no longer at {code}; put it back, or write where it lies now into "
+            f"`code` of {path / 'tokenizer.json'}"
+        )

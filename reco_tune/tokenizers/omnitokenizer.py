@@ -1,0 +1,131 @@
+"""OmniTokenizer's discrete (VQVAE) weights through its authors' code: https://arxiv.org/abs/2406.09399.
+
+Three things of that code are worked around: importing the package loads every data set of theirs, so only the network's module is imported;
+building the network downloads a perceptual loss and makes discriminators, which stand empty here; and checkpoints spell `casual_*` what
+some versions of the code spell `causal_*`, so both names are set.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from reco_tune import settings
+from reco_tune.errors import DataError, SettingsError
+from reco_tune.tokenizers.base import Parts, PixelRange, fingerprint, save_parts
+from reco_tune.tokenizers.pretrained import Pretrained, authors_module, given, load_checkpoint
+
+KIND = "omnitokenizer"
+_MODULE = "OmniTokenizer.omnitokenizer"
+_LOSSES = ("LPIPS", "NLayerDiscriminator", "NLayerDiscriminator3D")
+_LEFT_OUT = ("perceptual_model.", "video_perceptual_model.", "image_discriminator.", "video_discriminator.")
+"""Weights of losses: nothing here needs them."""
+_QUIET = {"attn_dropout": 0.0, "ff_dropout": 0.0, "initialize_vit": False, "use_checkpoint": False}
+"""Its attention passes the dropout rate on in evaluation too, which would make codes random."""
+
+
+class OmniTokenizer(Pretrained):
+    """The authors' `VQGAN` behind the tokenizer protocol."""
+
+    kind = KIND
+    pixels = PixelRange(-0.5, 0.5)
+
+    def __init__(self, arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Path) -> None:
+        """
+        Args:
+            arguments: what the network is built from, as the checkpoint records it.
+            code: folder of the authors' repository.
+        """
+        self._arguments, self._weights, self._code = arguments, weights, code
+        self._network = _built(arguments, weights, code)
+        self.num_codes = int(arguments["n_codes"])
+        self.spatial_stride, self.temporal_stride = int(arguments["patch_size"]), int(arguments["temporal_patch_size"])
+        self.fingerprint = fingerprint(KIND, arguments, weights)
+
+    @classmethod
+    def open(cls, tokenizer: settings.Tokenizer) -> OmniTokenizer:
+        """From the repository `tokenizer.path` and the file `tokenizer.checkpoint`.
+
+        Raises:
+            SettingsError: if one is not given or not what it should be, or a package that the code needs is missing.
+            DataError: if the checkpoint holds more than weights and settings, or others.
+        """
+        code = Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run")).expanduser().resolve()
+        path = Path(given(tokenizer.checkpoint, "checkpoint", KIND, "the authors' .ckpt file, for example imagenet_k600.ckpt")).expanduser()
+        if not path.is_file():
+            raise SettingsError(f"tokenizer.checkpoint ({path}) is not a file; name the authors' .ckpt file")
+        loaded = load_checkpoint(path, allowed=[argparse.Namespace])
+        try:
+            recorded = loaded["hyper_parameters"]
+            recorded = recorded.get("args", recorded) if isinstance(recorded, dict) else recorded
+            recorded = vars(recorded) if isinstance(recorded, argparse.Namespace) else recorded
+            weights = {name: value for name, value in loaded["state_dict"].items() if not name.startswith(_LEFT_OUT)}
+            arguments = {key: value for key, value in recorded.items() if _is_plain(value)} | _QUIET
+            missing = {"n_codes", "patch_size", "temporal_patch_size"} - set(arguments)
+        except (KeyError, AttributeError) as error:
+            raise DataError(f"{path} is no checkpoint of OmniTokenizer ({error}); take one that its authors publish") from error
+        if missing:
+            raise DataError(f"{path} is no checkpoint of OmniTokenizer ({min(missing)} is missing); take one that its authors publish")
+        if arguments.get("use_vae"):
+            raise SettingsError(f"tokenizer.checkpoint ({path}) has no codes, it is the continuous VAE; take the VQVAE of the same name")
+        return cls(arguments, weights, code)
+
+    @classmethod
+    def from_parts(cls, parts: Parts) -> OmniTokenizer:
+        assert parts.code is not None
+        return cls(parts.settings, parts.weights, parts.code)
+
+    def save(self, path: Path) -> None:
+        save_parts(path, KIND, self._arguments, self._weights, self.pixels, self._code)
+
+    def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
+        return self._network.to(video_BCFHW.device).encode(video_BCFHW, is_image=False)
+
+    def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
+        return self._network.to(codes_Btrc.device).decode(codes_Btrc, is_image=False)
+
+
+def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Path) -> Any:
+    module = authors_module(code, _MODULE, KIND, bare=True)
+    for name in _LOSSES:
+        setattr(module, name, _Nothing)
+    network = module.VQGAN(argparse.Namespace(**_both_spellings(arguments)))
+    missing, unexpected = network.load_state_dict(weights, strict=False)
+    if missing or unexpected:
+        raise DataError(
+            f"the OmniTokenizer checkpoint does not fit the code in {code}: {len(missing)} weights are missing, {len(unexpected)} unknown, "
+            f"the first {[*missing, *unexpected][0]}; take the repository's version that the checkpoint was published with"
+        )
+    codebook = getattr(network, "codebook", None)
+    if codebook is not None:
+        codebook._need_init = False
+    return network.float().eval().requires_grad_(False)
+
+
+def _both_spellings(arguments: dict[str, Any]) -> dict[str, Any]:
+    both = dict(arguments)
+    for key, value in arguments.items():
+        for one, other in (("casual_", "causal_"), ("causal_", "casual_")):
+            if key.startswith(one):
+                both.setdefault(other + key.removeprefix(one), value)
+    return both
+
+
+def _is_plain(value: object) -> bool:
+    """Whether JSON gives it back as it was."""
+    try:
+        return bool(json.loads(json.dumps(value)) == value)
+    except (TypeError, ValueError):
+        return False
+
+
+class _Nothing(nn.Module):
+    """Stands where a loss would."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        super().__init__()
