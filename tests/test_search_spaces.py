@@ -10,9 +10,11 @@ import optuna
 import pytest
 
 from reco_tune.bundled import bundled
-from reco_tune.settings import ARMS, Range, arm_experiment, load_space
+from reco_tune.cost import forecast
+from reco_tune.settings import ARMS, Range, arm_experiment, load_experiment, load_space
 
 SPACES = sorted(bundled("search_spaces").glob("*.yaml"))
+EXPERIMENTS = sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))
 optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
@@ -78,3 +80,33 @@ def _suggest(trial: optuna.Trial, key: str, bounds: Range) -> Any:
 
 def _ends(bounds: Range) -> tuple[Any, ...]:
     return bounds.choice or bounds.int or bounds.float or ()
+
+
+@pytest.mark.parametrize("path", EXPERIMENTS, ids=lambda path: path.stem)
+def test_the_shipped_experiments_are_at_the_papers_setting_and_can_be_planned(path: Path) -> None:
+    experiment = load_experiment(path)
+    name, size = path.stem.split("_")
+    assert (experiment.data.layout, experiment.grid, experiment.tokenizer.kind, experiment.tokenizer.num_codes) == (
+        name,
+        (5, 32, 32),
+        "omnitokenizer",
+        8192,
+    )
+    assert (experiment.window.length_tokens, experiment.window.first_frame_probability) == (2048, 0.5)
+    assert (experiment.objective.continuity_weight, experiment.training.learning_rate) == (0.1, 1e-4)
+    assert (experiment.training.batch_size, experiment.model.depth) == {"110M": (96, 12), "343M": (40, 24)}[size]
+    assert abs(experiment.training.steps - 300 * 9537 / experiment.training.batch_size) < 0.01 * experiment.training.steps, (
+        "300 epochs of UCF101"
+    )
+    assert experiment.data.class_conditional == (name == "ucf101") == (experiment.evaluation.protocol == "native")
+    run = forecast(load_space(path), flops_per_second=125e12).runs[0]
+    full = forecast(load_space(path, ["window.scheme=full"]), flops_per_second=125e12).runs[0]
+    hours = {"110M": 11.5, "343M": 37}[size]
+    assert run.device_seconds / 3600 == pytest.approx(hours, rel=0.02), "what the file's header says"
+    assert f"about {hours} A100-hours" in path.read_text(encoding="utf-8")
+    assert 2.0 < full.training_flops / run.training_flops < 2.6, "the limit at W = 2 of 5 blocks and p = 0.5 is 2.4"
+
+
+def test_the_promised_experiments_are_shipped() -> None:
+    sets, sizes = ("ucf101", "faceforensics", "skytimelapse", "taichi"), ("110M", "343M")
+    assert {path.stem for path in EXPERIMENTS} == {f"{name}_{size}" for name in sets for size in sizes}

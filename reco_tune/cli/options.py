@@ -17,8 +17,11 @@ if TYPE_CHECKING:
     from reco_tune.settings import Experiment
 
 SpaceFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")]
+PlannedFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")]
 StudyDir = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Folder of a study.")]
-ExperimentFile = Annotated[Path, typer.Argument(metavar="EXPERIMENT", help="An experiment file: the settings of one run.")]
+ExperimentFile = Annotated[
+    str, typer.Argument(metavar="EXPERIMENT", help="An experiment file: the settings of one run; or the name of a shipped one.")
+]
 CheckpointDir = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained run, for example STUDY_DIR/trials/full-s0.")]
 Overrides = Annotated[
     list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting by its dotted key; repeatable.")
@@ -33,17 +36,35 @@ def space_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
+    return _file_of(given, bundled("search_spaces"), "search space")
+
+
+def experiment_path(given: str) -> Path:
+    """The file of an experiment: a path, or the name of a shipped one.
+
+    Raises:
+        SettingsError: where it is neither.
+    """
+    return _file_of(given, bundled("search_spaces") / "experiments", "experiment")
+
+
+def is_shipped_experiment(given: str) -> bool:
+    """Whether this names an experiment, and not a file or a space."""
+    return not Path(given).exists() and (bundled("search_spaces") / "experiments" / f"{given.removesuffix('.yaml')}.yaml").is_file()
+
+
+def _file_of(given: str, folder: Path, what: str) -> Path:
     if Path(given).is_file():
         return Path(given)
     if Path(given).is_dir():
-        raise SettingsError(f"{given} is a folder, not a space file; give the YAML file in it")
-    shipped = bundled("search_spaces") / f"{given.removesuffix('.yaml')}.yaml"
+        raise SettingsError(f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it")
+    shipped = folder / f"{given.removesuffix('.yaml')}.yaml"
     if Path(given).name == given and shipped.is_file():
         return shipped
-    names = [path.stem for path in sorted(bundled("search_spaces").glob("*.yaml"))]
+    names = [path.stem for path in sorted(folder.glob("*.yaml"))]
     close = difflib.get_close_matches(Path(given).stem, names, n=1)
     hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(names)}"
-    raise SettingsError(f"{given} is neither a file nor a shipped search space; {hint}")
+    raise SettingsError(f"{given} is neither a file nor a shipped {what}; {hint}")
 
 
 def study_name(given: str | None, space: Path) -> str:

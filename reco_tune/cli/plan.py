@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reco_tune.cli.options import Overrides, SpaceFile, parse_seeds, space_path
+from reco_tune.cli.options import Overrides, PlannedFile, experiment_path, is_shipped_experiment, parse_seeds, space_path
 
 if TYPE_CHECKING:
     from reco_tune.settings import Experiment
@@ -16,24 +16,25 @@ ASSUMED_GPU_FLOPS_PER_SECOND = 125e12
 
 
 def plan(
-    space: SpaceFile,
+    space: PlannedFile,
     overrides: Overrides = None,
     trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
 ) -> None:
-    """Dry run of a study: runs, steps, estimated time, disk, and how they fit this machine. Launches and writes nothing.
+    """Dry run of a study or of one run: steps, estimated time, disk, and how they fit this machine. Launches and writes nothing.
 
     \b
     Examples:
       reco-tune plan evidence
       reco-tune plan paper_ablation --set training.steps=10000 --seeds 0,1,2
+      reco-tune plan taichi_343M
     """
     from reco_tune.settings import load_space
 
     changes = list(overrides or [])
     changes += [f"trials={trials}"] if trials is not None else []
     changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
-    loaded = load_space(space_path(space), changes)
+    loaded = load_space(experiment_path(space) if is_shipped_experiment(space) else space_path(space), changes)
 
     from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import duration

@@ -9,7 +9,7 @@ from typing import Annotated
 import typer
 
 from reco_tune.bundled import bundled
-from reco_tune.cli.options import space_path
+from reco_tune.cli.options import experiment_path, is_shipped_experiment, space_path
 from reco_tune.errors import SettingsError
 
 app = typer.Typer(
@@ -35,7 +35,7 @@ def listed(context: typer.Context) -> None:
 
 @app.command()
 def ls() -> None:
-    """Lists the shipped spaces with the question that each asks and what it costs.
+    """Lists the shipped spaces with the question that each asks and what it costs, and the shipped experiments.
 
     \b
     Example:
@@ -45,28 +45,29 @@ def ls() -> None:
         header = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         told = {key: line.removeprefix(f"{key}:").strip() for key in ("Question", "Costs") for line in header if line.startswith(f"{key}:")}
         print(f"{path.stem}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
+    print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(sorted(path.stem for path in _experiments()))}")
 
 
 @app.command()
 def show(name: Name) -> None:
-    """Prints a shipped space.
+    """Prints a shipped space or experiment.
 
     \b
     Example:
       reco-tune spaces show demo
     """
-    print(space_path(name).read_text(encoding="utf-8"), end="")
+    print(_shipped(name).read_text(encoding="utf-8"), end="")
 
 
 @app.command()
 def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
-    """Copies a shipped space, to be changed.
+    """Copies a shipped space or experiment, to be changed.
 
     \b
     Example:
       reco-tune spaces cp joint my_joint.yaml
     """
-    source = space_path(name)
+    source = _shipped(name)
     target = destination / source.name if destination.is_dir() else destination
     if target.exists():
         raise SettingsError(f"{target} exists already; give another file name")
@@ -74,3 +75,11 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
         raise SettingsError(f"{target.parent} is no folder; make it, or give another file name")
     shutil.copyfile(source, target)
     print(target)
+
+
+def _experiments() -> list[Path]:
+    return list((bundled("search_spaces") / "experiments").glob("*.yaml"))
+
+
+def _shipped(name: str) -> Path:
+    return experiment_path(name) if is_shipped_experiment(name) else space_path(name)

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import ExperimentFile, Overrides
+from reco_tune.cli.options import ExperimentFile, Overrides, experiment_path
 
 
 def train(
@@ -24,7 +24,8 @@ def train(
     """
     from reco_tune.settings import load_experiment
 
-    settings = load_experiment(experiment, overrides or [])
+    path = experiment_path(experiment)
+    settings = load_experiment(path, overrides or [])
 
     from reco_tune.cli.console import print_table, progress_bars
     from reco_tune.cli.single import piece_blocks
@@ -32,7 +33,7 @@ def train(
     from reco_tune.tokenizers import prepare_tokens
     from reco_tune.training import fit, joined
 
-    folder = output or Path("runs") / experiment.stem
+    folder = output or Path("runs") / path.stem
     with joined(settings) as group, progress_bars() as bars:
         progress = bars if group.leads else quiet
         if group.leads:

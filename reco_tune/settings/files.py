@@ -30,8 +30,13 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
-    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`, `sampler.seed=1`)."""
+    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`, `sampler.seed=1`).
+
+    An experiment file is the space of its one run.
+    """
     values = read_yaml(path)
+    if not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields):
+        values = {"question": f"What is one run of {path.stem}?", "experiment": values, "arms": {path.stem: {"training.seed": 0}}}
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():
