@@ -6,7 +6,7 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import ExperimentFile, Overrides
+from reco_tune.cli.options import ExperimentFile, Overrides, experiment_path
 
 
 def tokenize(
@@ -22,7 +22,7 @@ def tokenize(
     """
     from reco_tune.settings import load_experiment
 
-    settings = load_experiment(experiment, overrides or [])
+    settings = load_experiment(experiment_path(experiment), overrides or [])
 
     from reco_tune.cli.console import progress_bars
     from reco_tune.cli.single import piece_blocks, reconstruction
