@@ -6,6 +6,7 @@ import fcntl
 import io
 import json
 import os
+import re
 import shutil
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from reco_tune.cli import main
 from reco_tune.cli.console import Lines
 from reco_tune.cli.demo import free_folder
 from reco_tune.cli.estimate import outlook
+from reco_tune.data.video import read_frames
 from reco_tune.settings import load_space
 from reco_tune.study_log import read_study
 
@@ -137,15 +139,16 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such space to show": (["spaces", "show", "x"], "neither a file nor a shipped search space; shipped ones are beyond, demo"),
     "a name that is no folder's": (["run", "demo", "--name", "a/b"], "--name 'a/b' must be letters"),
     "seeds": (["run", "demo", "--seeds", "0;1"], "--seeds '0;1' must be whole numbers separated by commas"),
-    "a folder for a space": (["plan", "."], r"\. is a folder, not a space file"),
+    "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a search space"),
     "seeds twice": (["run", "demo", "--seeds", "0,0"], r"seeds \[0, 0\] must be at least one and all different"),
     "trials below none": (["run", "demo", "--trials", "-1"], "Invalid value for '--trials'"),
     "no study": (["resume", "nowhere"], "nowhere is not a study folder"),
     "no study to tell of": (["status", "nowhere"], "nowhere is not a study folder"),
     "no study to report": (["report", "nowhere"], "nowhere is not a study folder"),
     "no study to sync": (["sync", "nowhere"], "nowhere is not a study folder"),
-    "no experiment": (["train", "nowhere.yaml"], "nowhere.yaml does not exist"),
-    "no experiment to tokenize": (["tokenize", "nowhere.yaml"], "nowhere.yaml does not exist"),
+    "no experiment": (["train", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped experiment"),
+    "no experiment to tokenize": (["tokenize", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped experiment"),
+    "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before there are codes"),
     "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
     "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),
 }
@@ -307,7 +310,12 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
     said = say("tokenize", str(trained / "tiny.yaml"), "--check")
     assert said.code == 0, said.err
     assert "train: 128 clips of 5 x 3 x 3 tokens" in said.out
-    assert "dB PSNR" in said.out
+    found = re.search(r"come back with ([\d.]+) dB PSNR\ncodes used: (\d+) of 64 .*perplexity ([\d.]+)", said.out)
+    assert found is not None
+    psnr, used, perplexity = found.groups()
+    assert float(psnr) > 12 and 30 < int(used) <= 64 and 1 < float(perplexity) <= int(used)
+    clip = Path(said.out.split("side by side: ")[1].strip())
+    assert read_frames(clip, [0])[0].shape[1] > read_frames(clip, [0])[0].shape[0], "8 clips, each beside its reconstruction"
     assert "encoding" not in said.err
     assert time.monotonic() - began < 10
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -17,7 +18,7 @@ from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer, load_tokenizer, prepare_tokens
 from reco_tune.training import LoadedModel, prepare_device
 
-CHECKED_CLIPS = 64
+CHECKED_CLIPS, CHECKED_TOGETHER, CHECKED_SHOWN = 64, 16, 8
 SHOWN_SIDE_PX = 96
 """Clips are enlarged to about this height, so that a person sees 12-pixel digits."""
 
@@ -103,10 +104,29 @@ def grid_video(video_BFCHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
     return laid.reshape(frames, down * height, across * width, channels).repeat(zoom, axis=1).repeat(zoom, axis=2)
 
 
-def reconstruction(cache: TokenCache) -> float:
-    """PSNR in dB of held-out clips after encoding and decoding."""
+class Reconstruction(NamedTuple):
+    """How well held-out clips come back from their codes."""
+
+    psnr_db: float
+    codes_used: int
+    """Different codes in all held-out clips."""
+    perplexity: float
+    """exp of the entropy of their codes: so many codes, each as often as the others, would say as much."""
+    side_by_side_NFCHW: NDArray[np.uint8]
+    """The first clips, the original to the left of what came back."""
+
+
+def reconstruction(cache: TokenCache, device: str = "cpu") -> Reconstruction:
+    """Encodes and decodes the first held-out clips; counts the codes of all."""
     tokenizer = load_tokenizer(cache.tokenizer_path)
     video = torch.from_numpy(np.array(cache.clips("test")[:CHECKED_CLIPS]))
-    back = tokenizer.decode(tokenizer.encode(video))
+    back = torch.cat([tokenizer.decode(tokenizer.encode(part.to(device))).cpu() for part in video.split(CHECKED_TOGETHER)])
     error = float(((back.float() - video.float()) ** 2).mean())
-    return 10 * math.log10(255**2 / error) if error else math.inf
+    shares = np.bincount(cache.tokens("test").ravel(), minlength=cache.num_codes) / cache.tokens("test").size
+    used = shares[shares > 0]
+    return Reconstruction(
+        10 * math.log10(255**2 / error) if error else math.inf,
+        len(used),
+        float(np.exp(-(used * np.log(used)).sum())),
+        torch.cat([video, back], dim=-1)[:CHECKED_SHOWN].numpy(),
+    )

@@ -6,30 +6,48 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import ExperimentFile, Overrides, experiment_path
+from reco_tune.cli.options import Address, ExperimentFile, Overrides, experiment_path
+from reco_tune.errors import SettingsError
 
 
 def tokenize(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    check: Annotated[bool, typer.Option("--check", help="Also measure how well held-out clips come back from their codes.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Stop when there is a tokenizer, fitted or copied.")] = False,
+    check: Annotated[bool, typer.Option("--check", help="Also show how well held-out clips come back: PSNR, codes used, a clip.")] = False,
+    address: Address = None,
 ) -> None:
-    """Cuts videos into clips, fits the tokenizer where none is there yet and writes the codes; a second call reuses everything.
+    """Cuts videos into clips, fits the tokenizer where none is there yet and writes the codes; goes on where an earlier call stopped.
 
     \b
-    Example:
+    Examples:
       reco-tune tokenize experiment.yaml --set data.root=/data/ucf101 --check
+      reco-tune tokenize experiment.yaml --address auto    (decoding and encoding on a Ray cluster)
     """
+    if fit and (check or address):
+        raise SettingsError("--fit stops before there are codes and runs on this machine; leave --check and --address out")
+
     from reco_tune.settings import load_experiment
 
     settings = load_experiment(experiment_path(experiment), overrides or [])
 
+    import torch
+
     from reco_tune.cli.console import progress_bars
-    from reco_tune.cli.single import piece_blocks, reconstruction
-    from reco_tune.tokenizers import prepare_tokens
+    from reco_tune.cli.single import grid_video, piece_blocks, reconstruction
+    from reco_tune.data.video import write_video
+    from reco_tune.tokenizers import prepare_tokenizer, prepare_tokens
 
     with progress_bars() as progress:
-        cache = prepare_tokens(settings, progress, piece_blocks=piece_blocks(settings))
+        if fit:
+            print(f"tokenizer: {prepare_tokenizer(settings, progress, piece_blocks(settings))}")
+            return
+        if address is None:
+            cache = prepare_tokens(settings, progress, piece_blocks(settings))
+        else:
+            from reco_tune.study.tokenizing import prepare_tokens_on_cluster
+
+            cache = prepare_tokens_on_cluster(settings, address, progress, piece_blocks(settings))
     blocks, rows, columns = cache.grid
     print(f"token cache: {cache.path}")
     for split in ("train", "test"):
@@ -38,4 +56,9 @@ def tokenize(
     for skipped in cache.skipped:
         print(f"left out: {skipped.path}: {skipped.reason}")
     if check:
-        print(f"held-out clips come back with {reconstruction(cache):.1f} dB PSNR")
+        found = reconstruction(cache, settings.device_type if torch.cuda.is_available() else "cpu")
+        write_video(cache.path / "check.mp4", grid_video(found.side_by_side_NFCHW))
+        print(f"held-out clips come back with {found.psnr_db:.1f} dB PSNR")
+        share = found.codes_used / cache.num_codes
+        print(f"codes used: {found.codes_used} of {cache.num_codes} ({share:.1%}), perplexity {found.perplexity:.1f}")
+        print(f"original and reconstruction side by side: {cache.path / 'check.mp4'}")

@@ -9,8 +9,10 @@ from __future__ import annotations
 import hashlib
 import json
 import shutil
+import socket
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import NamedTuple
 
@@ -30,6 +32,68 @@ from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained, weight_files
 
 
+class PartTask(NamedTuple):
+    """What encoding one part needs, on any machine that sees the same files."""
+
+    number: int
+    rows: list[int]
+    """Places of the clips in the cache."""
+    clips: list[Clip]
+    data: settings.Data
+    tokenizer_path: Path
+    device: str
+    piece_blocks: tuple[int, ...]
+    readers: int
+    """Processes that decode."""
+
+
+class EncodedPart(NamedTuple):
+    """Codes of the clips of one part that could be decoded."""
+
+    number: int
+    rows: list[int]
+    codes_BT: np.ndarray
+    """int32."""
+    pieces: dict[int, np.ndarray]
+    """int32 [B, P, tokens] by length in blocks."""
+    failed: list[Failure]
+    equal: list[tuple[Path, int, int]]
+
+
+Spread = Callable[[Callable[[PartTask], EncodedPart], list[PartTask]], Iterable[EncodedPart]]
+"""Calls a function of a module with every task, anywhere and in any order."""
+
+
+def encode_part(task: PartTask) -> EncodedPart:
+    """Decodes and encodes a part, with the bits that the process which asked would get.
+
+    Raises:
+        DataError: if the videos or the tokenizer cannot be seen from here.
+    """
+    root = task.data.root
+    assert root is not None
+    for path in (root, task.tokenizer_path):
+        if not path.exists():
+            raise DataError(
+                f"{path} cannot be seen from {socket.gethostname()}; put data.root and data.cache_dir on storage that every node sees"
+            )
+    device = task.device if torch.cuda.is_available() else "cpu"
+    with Processes(task.data.decode_seconds, task.readers) as processes:
+        (part,) = decode(task.clips, task.data, parts(task.clips, len(task.clips)), processes=processes)
+    order = np.argsort(part.rows)
+    failed = [failure._replace(place=task.rows[failure.place]) for failure in part.failed]
+    rows = [task.rows[part.rows[place]] for place in order]
+    video = torch.from_numpy(part.video_BFCHW[order])
+    encoder = _Encoder(_kept_tokenizer(task.tokenizer_path), task.data, device)
+    return encoder.encoded(_Part(task.number, rows, video, failed, part.equal), task.piece_blocks)
+
+
+@lru_cache(maxsize=1)
+def _kept_tokenizer(path: Path) -> Tokenizer:
+    """Loaded once by a process that encodes part after part."""
+    return load_tokenizer(path)
+
+
 class _Encoder(NamedTuple):
     """A tokenizer, where it runs, and how the clips it gets are cut."""
 
@@ -41,6 +105,12 @@ class _Encoder(NamedTuple):
         """int32 [B, T]."""
         return self.tokenizer.encode(video_BFCHW.to(self.device)).flatten(1).to(torch.int32).cpu().numpy()
 
+    def encoded(self, part: _Part, piece_blocks: Sequence[int]) -> EncodedPart:
+        if not part.rows:
+            return EncodedPart(part.number, [], np.zeros((0, 0), np.int32), {}, part.failed, part.equal)
+        pieces = {blocks: self.pieces(part.video_BFCHW, blocks) for blocks in piece_blocks}
+        return EncodedPart(part.number, part.rows, self.codes(part.video_BFCHW), pieces, part.failed, part.equal)
+
     def pieces(self, video_BFCHW: torch.Tensor, blocks: int) -> np.ndarray:
         """int32 [B, P, tokens]: the sub-clips from frame j * temporal_stride on, each encoded as a clip of its own."""
         step = self.tokenizer.temporal_stride
@@ -49,12 +119,46 @@ class _Encoder(NamedTuple):
         return np.stack([self.codes(video_BFCHW[:, start : start + frames]) for start in starts], axis=1)
 
 
-def prepare_tokens(experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()) -> TokenCache:
-    """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
+def prepare_tokenizer(experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()) -> Path:
+    """The folder of the tokenizer of `experiment`, fitted where it does not exist; what was decoded for it waits for `prepare_tokens`.
 
     Raises:
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
+    job = _job(experiment, progress, piece_blocks)
+    if not job.tokenizer_path.exists():
+        with job.writer() as writer:
+            _make(job, writer, fit_only=True)
+    load_tokenizer(job.tokenizer_path)
+    return job.tokenizer_path
+
+
+def prepare_tokens(
+    experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = (), spread: Spread | None = None
+) -> TokenCache:
+    """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
+
+    Args:
+        spread: encodes parts elsewhere; by default this process does. The bytes are the same.
+
+    Raises:
+        DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
+    """
+    job = _job(experiment, progress, piece_blocks)._replace(spread=spread)
+    cache = _existing(job)
+    if cache is None:
+        with job.writer() as writer:
+            cache = _existing(job)  # another process may have made it while this one waited
+            if cache is None:
+                cache = _make(job, writer)
+            else:
+                writer.discard()
+    assert cache is not None
+    _add_missing_pieces(cache, job)
+    return cache
+
+
+def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequence[int]) -> _Job:
     data = _with_root(experiment)
     if data.layout == "digits":
         assert data.root is not None
@@ -67,18 +171,7 @@ def prepare_tokens(experiment: settings.Experiment, progress: Progress = quiet, 
     kept_clips = max(experiment.evaluation.reference_clips, experiment.evaluation.validation_clips, fit_clips)
     if experiment.tokenizer.pretrained:
         _copy_pretrained(experiment.tokenizer, tokenizer_path)  # whatever is wrong with it shows before hours of decoding
-    job = _Job(experiment, data, videos, source, tokenizer_path, kept_clips, device, tuple(dict.fromkeys(piece_blocks)), progress)
-    cache = _existing(job)
-    if cache is None:
-        key = _hash(source, experiment.tokenizer.model_dump_json(), str(kept_clips), str(job.piece_blocks))
-        with TokenCacheWriter(experiment.cache_dir / "tokens", key, progress) as writer:
-            cache = _existing(job)  # another process may have made it while this one waited
-            if cache is None:
-                cache = _make(job, writer)
-            else:
-                writer.discard()
-    _add_missing_pieces(cache, job)
-    return cache
+    return _Job(experiment, data, videos, source, tokenizer_path, kept_clips, device, tuple(dict.fromkeys(piece_blocks)), progress)
 
 
 class _Job(NamedTuple):
@@ -96,6 +189,12 @@ class _Job(NamedTuple):
     device: str
     piece_blocks: tuple[int, ...]
     progress: Progress
+    spread: Spread | None = None
+
+    def writer(self) -> TokenCacheWriter:
+        """The one that every run of the same work goes on with."""
+        key = _hash(self.source, self.experiment.tokenizer.model_dump_json(), str(self.kept_clips), str(self.piece_blocks))
+        return TokenCacheWriter(self.experiment.cache_dir / "tokens", key, self.progress)
 
     def encoder(self) -> _Encoder:
         return _Encoder(load_tokenizer(self.tokenizer_path), self.data, self.device)
@@ -112,8 +211,8 @@ def _existing(job: _Job) -> TokenCache | None:
     return _opened(path, job.source, tokenizer) if path.exists() else None
 
 
-def _make(job: _Job, writer: TokenCacheWriter) -> TokenCache:
-    """Goes on where `writer` stands and finishes the cache."""
+def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenCache | None:
+    """Goes on where `writer` stands and finishes the cache, or stops when there is a tokenizer."""
     data = job.data
     skipped: list[Skipped] = []
     try:
@@ -133,6 +232,8 @@ def _make(job: _Job, writer: TokenCacheWriter) -> TokenCache:
                 check_enough(len(clips[split]), data, split, skipped)
             if not job.tokenizer_path.exists():
                 _fit(job, writer, pixel_rows["train"])
+            if fit_only:
+                return None
             encoder = job.encoder()
             for split in SPLITS:
                 clips[split] = _encode_all(job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped)
@@ -265,13 +366,16 @@ def _encode_all(
     work = _Videos(writer.done(stage), pixels, pixel_rows, clips, job.data, dead, processes)
     if work.left:
         arrays = {name: writer.create(name, shape, np.int32) for name, shape in shapes.items()}
-        for part in work:
+        here = (encoder.encoded(part, job.piece_blocks) for part in work)
+        for done, part in enumerate(
+            job.spread(encode_part, work.tasks(job)) if job.spread else here, start=work.parts - len(work.left) + 1
+        ):
             if part.rows:
-                arrays[stage][part.rows] = encoder.codes(part.video_BFCHW)
-                for blocks in job.piece_blocks:
-                    arrays[piece_name(split, blocks)][part.rows] = encoder.pieces(part.video_BFCHW, blocks)
+                arrays[stage][part.rows] = part.codes_BT
+                for blocks, codes_BPT in part.pieces.items():
+                    arrays[piece_name(split, blocks)][part.rows] = codes_BPT
             writer.note(stage, part.number, part.failed, part.equal)
-            job.progress(min((part.number + 1) * PART_CLIPS, len(clips)), len(clips), f"encoding {split} clips")
+            job.progress(min(done * PART_CLIPS, len(clips)), len(clips), f"encoding {split} clips")
     failed = _settle(writer.failed(stage), clips, dead, skipped)
     good = [row for row in range(len(clips)) if row not in failed]
     for name in shapes:
@@ -308,7 +412,24 @@ class _Videos:
         self._kept = [list(pixel_rows[start : start + PART_CLIPS]) for start in range(0, len(pixel_rows), PART_CLIPS)]
         self._rest, self._first = clips[len(pixel_rows) :], len(pixel_rows)
         self._parts = parts(self._rest)
-        self.left = [number for number in range(len(self._kept) + len(self._parts)) if number not in done]
+        self._clips = clips
+        self.parts = len(self._kept) + len(self._parts)
+        self.left = [number for number in range(self.parts) if number not in done]
+
+    def tasks(self, job: _Job) -> list[PartTask]:
+        """The same parts for other machines, which read the kept clips from their videos too."""
+        tasks = []
+        for number in self.left:
+            start, kept = number * PART_CLIPS, len(self._kept)
+            rows = (
+                list(range(start, start + len(self._kept[number])))
+                if number < kept
+                else [self._first + place for place in self._parts[number - kept]]
+            )
+            clips = [self._clips[row] for row in rows]
+            cpus, device = job.experiment.resources.cpus_per_worker, job.experiment.device_type
+            tasks.append(PartTask(number, rows, clips, self._data, job.tokenizer_path, device, job.piece_blocks, cpus))
+        return tasks
 
     def __iter__(self) -> Iterator[_Part]:
         before = len(self._kept)
