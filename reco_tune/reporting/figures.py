@@ -24,7 +24,7 @@ from reco_tune.reporting import tables
 from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.labels import label_line_ends, label_points
 from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, reference
-from reco_tune.reporting.style import MARKERS, TITLES, colours, dot, half_widths, line, new_figure, plain_log, save, spread, style
+from reco_tune.reporting.style import MARKERS, TITLES, colours, dot, freeze, half_widths, line, new_figure, plain_log, save, spread, style
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 
@@ -65,7 +65,7 @@ def draw_frontier(found: Uncertainty, runs: pd.DataFrame, constraints: Mapping[s
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
         plain_log(panels[0], log)
-        figure.canvas.draw()
+        freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
@@ -92,7 +92,17 @@ def draw_lambda(runs: pd.DataFrame, kept: pd.DataFrame) -> Figure | None:
                 for arm, group in rows[rows["budget"] == budget].groupby("arm", sort=False):
                     x, y = group["objective.continuity_weight"].astype(float), group[name]
                     small = {"s": 26, "alpha": 0.75} if arm == SEARCH else {"s": 52}
-                    axes.scatter(x, y, marker=marker, color=palette[str(arm)], edgecolor="white", linewidth=0.5, zorder=3, **small)
+                    axes.scatter(
+                        x,
+                        y,
+                        rasterized=len(x) > 500,
+                        marker=marker,
+                        color=palette[str(arm)],
+                        edgecolor="white",
+                        linewidth=0.5,
+                        zorder=3,
+                        **small,
+                    )
             axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
             axes.set_xlim(-0.35 * smallest, max(1.5 * weights.max(), 2 * smallest))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -263,7 +273,7 @@ def _lines(
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)
-        figure.canvas.draw()
+        freeze(figure)
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)

@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-import math
 import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reco_tune import quantities
 from reco_tune.reporting.runs import SEARCH, comparable
@@ -15,6 +16,8 @@ from reco_tune.study_log import StudyRecord
 
 LEAST_RUNS = 10
 """Fewer sampled runs say nothing about importance."""
+MOST_RUNS = 2000
+"""Of more, this many are taken evenly in the order in which they were asked for: shares settle long before."""
 OBJECTIVES = ("fvd", "speedup", "val_cross_entropy")
 COLUMNS = ("objective", "setting", "importance", "runs")
 """Columns of importance.csv."""
@@ -34,18 +37,24 @@ def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     params = [study.runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
     names = [name for name in names if len({str(own[name]) for own in params}) > 1]
-    rows = []
-    for objective in OBJECTIVES:
-        values = kept[objective].astype(float).tolist()
-        known = [place for place, value in enumerate(values) if math.isfinite(value)]
-        if len(known) >= LEAST_RUNS and len({values[place] for place in known}) > 1 and names:
-            sign = -1.0 if quantities.ALL[objective].better == "higher" else 1.0
-            shares = _shares([params[place] for place in known], [sign * values[place] for place in known], names)
-            rows += [[objective, name, share, len(known)] for name, share in sorted(shares.items(), key=lambda item: -item[1])]
+    values = kept[list(OBJECTIVES)].astype(float)
+    told = [name for name in OBJECTIVES if np.isfinite(values[name]).sum() >= LEAST_RUNS and values[name].nunique() > 1]
+    known = np.flatnonzero(np.isfinite(values[told]).all(axis=1)) if told and names else np.array([], dtype=int)
+    if len(known) < LEAST_RUNS:
+        return pd.DataFrame([], columns=list(COLUMNS))
+    used = known[np.linspace(0, len(known) - 1, min(len(known), MOST_RUNS)).astype(int)]
+    signs = [-1.0 if quantities.ALL[name].better == "higher" else 1.0 for name in told]
+    shares = _shares([params[place] for place in used], values[told].to_numpy()[used] * signs, names)
+    rows = [
+        [objective, name, share, len(used)]
+        for objective, own in zip(told, shares, strict=True)
+        for name, share in sorted(own.items(), key=lambda item: -item[1])
+    ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _shares(params: Sequence[Mapping[str, Any]], values: Sequence[float], names: Sequence[str]) -> dict[str, float]:
+def _shares(params: Sequence[Mapping[str, Any]], values: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, float]]:
+    """Importance by setting for every column of `values` [runs, objectives], all to be minimised."""
     import optuna
 
     optuna.logging.set_verbosity(optuna.logging.WARNING)
@@ -53,15 +62,22 @@ def _shares(params: Sequence[Mapping[str, Any]], values: Sequence[float], names:
         warnings.simplefilter("ignore")  # PED-ANOVA is marked experimental
         evaluator = optuna.importance.PedAnovaImportanceEvaluator(target_quantile=BEST_SHARE)
     ranges = {name: _range([own[name] for own in params]) for name in names}
-    study = optuna.create_study(direction="minimize")
+    study = optuna.create_study(directions=["minimize"] * values.shape[1])
     study.add_trials(
         [
-            optuna.trial.create_trial(params={name: own[name] for name in names}, distributions=ranges, value=value)
-            for own, value in zip(params, values, strict=True)
+            optuna.trial.create_trial(params={name: own[name] for name in names}, distributions=ranges, values=row)
+            for own, row in zip(params, values.tolist(), strict=True)
         ]
     )
-    found = optuna.importance.get_param_importances(study, evaluator=evaluator, params=list(names))
-    return {name: float(found[name]) for name in names}
+
+    def of(column: int) -> dict[str, float]:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that low values count as good: they are made so
+            return optuna.importance.get_param_importances(
+                study, evaluator=evaluator, params=list(names), target=lambda trial: trial.values[column]
+            )
+
+    return [{name: float(share) for name, share in of(column).items()} for column in range(values.shape[1])]
 
 
 def _range(values: Sequence[Any]) -> Any:

@@ -41,12 +41,13 @@ def read_samples(study: StudyRecord, folder: StudyFolder) -> dict[str, dict[str,
     found: dict[str, dict[str, Samples]] = {}
     runs = sorted(study.runs.values(), key=lambda run: run.index)
     arms = [arm for arm in dict.fromkeys([*study.arms, *(run.arm for run in runs)]) if arm != SEARCH]
+    by_arm = {arm: [run for run in runs if run.arm == arm] for arm in arms}
     asked = {run.budget for run in runs}
     for budget in [name for name in BUDGETS if name in asked] if "half_compute" in asked else BUDGETS[:2]:
         for arm in arms:
-            for run in runs:
+            for run in by_arm[arm]:
                 path = folder.trial(run.trial) / "samples.npz"
-                if run.arm == arm and at_budget(run.budget, budget) and run.state == "evaluated" and path.exists():
+                if at_budget(run.budget, budget) and run.state == "evaluated" and path.exists():
                     found.setdefault(budget, {})[arm] = _read(path)
                     break
     if all(set(arms_) <= {BASELINE} for arms_ in found.values()):  # a study of the baseline alone has one budget

@@ -47,9 +47,8 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
 
 def save(figure: Figure, path: Path) -> None:
     """PNG and PDF of a figure, without dates."""
-    figure.canvas.draw()
-    figure.set_layout_engine("none")  # laid out once: every further layout would cost as much as the drawing
     figure.savefig(path.with_suffix(".png"), metadata={"Software": "reco-tune"})
+    figure.set_layout_engine("none")  # laid out once
     figure.savefig(path.with_suffix(".pdf"), metadata={"CreationDate": None})
 
 
@@ -57,6 +56,12 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     figure = Figure(figsize=(width_in, height_in), dpi=DPI, layout="constrained")
     FigureCanvasAgg(figure)  # labels are placed by what the renderer measures
     return figure
+
+
+def freeze(figure: Figure) -> None:
+    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a layout again."""
+    figure.canvas.draw()
+    figure.set_layout_engine("none")
 
 
 @contextmanager

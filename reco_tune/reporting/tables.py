@@ -218,6 +218,8 @@ def hours(value: float) -> str:
 
 
 def _cell(value: Any) -> str:
+    if type(value) is str:
+        return value
     if value is None or value is pd.NA:
         return ""
     if isinstance(value, bool):

@@ -21,8 +21,8 @@ from reco_tune.reporting.runs import SEARCH, at_budget, budget_order, comparable
 
 COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
 """Columns of frontier_probability.csv."""
-DRAWS = 2000
-"""Of the parametric bootstrap: a probability is known to about 0.02."""
+DRAWS = 1000
+"""Of the parametric bootstrap: a probability is known to about 0.03."""
 SPEEDS = 80
 """Speed-ups at which the band is computed."""
 _FAR = 0.999
