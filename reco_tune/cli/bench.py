@@ -17,13 +17,14 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project on this machine: training steps, sampling, attention, the spread of calibrations.
+    help="""Measures this project on this machine: training steps, sampling, attention, the spread of calibrations, reports.
 
     \b
     Examples:
       reco-tune bench step
       reco-tune bench step --shapes debug-45 --arms reco --seconds 5
       reco-tune bench generate --markdown generate.md
+      reco-tune bench report
     """,
 )
 Shapes = Annotated[
@@ -124,6 +125,28 @@ def calibration(
     _carry_out(lambda wanted, bench: [bench_spread(wanted, names, repeat, neighbours, bench)], shapes, seconds, threads, json, markdown)
 
 
+@app.command()
+def report(
+    runs: Annotated[int, typer.Option(min=1, help="Runs of the made-up study whose report is written.")] = 10_000,
+    mlflow_runs: Annotated[int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")] = 100,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Seconds and memory of a report of many runs from a study folder; and the runs of a study from MLflow, by this project and plainly.
+
+    \b
+    Example:
+      reco-tune bench report --runs 10000 --mlflow-runs 100
+    """
+    from reco_tune.benchmarks.reports import bench_reports
+    from reco_tune.cli.console import progress_bars
+
+    _check_folders(json, markdown)
+    with progress_bars() as progress:
+        tables = bench_reports(runs, mlflow_runs, progress)
+    _publish(tables, 1, json, markdown)
+
+
 def _carry_out(
     measure: Callable[[list[Shape], Bench], list[Table]],
     shapes: str | None,
@@ -133,20 +156,32 @@ def _carry_out(
     markdown: Path | None,
 ) -> None:
     """Measures, prints and writes."""
-    from importlib.util import find_spec
-
     import torch
 
-    from reco_tune.benchmarks import Bench, as_json, as_markdown
+    from reco_tune.benchmarks import Bench
     from reco_tune.benchmarks.shapes import shapes_named
-    from reco_tune.cli.console import print_table, progress_bars
+    from reco_tune.cli.console import progress_bars
 
     wanted = shapes_named(_split(shapes))
-    for path in (json, markdown):
-        if path is not None and not path.parent.is_dir():
-            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
+    _check_folders(json, markdown)
     with progress_bars() as progress:
         tables = measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress))
+    _publish(tables, threads, json, markdown)
+
+
+def _check_folders(*files: Path | None) -> None:
+    for path in files:
+        if path is not None and not path.parent.is_dir():
+            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
+
+
+def _publish(tables: list[Table], threads: int, json: Path | None, markdown: Path | None) -> None:
+    """Prints the tables and writes the files that were asked for."""
+    from importlib.util import find_spec
+
+    from reco_tune.benchmarks import as_json, as_markdown
+    from reco_tune.cli.console import print_table
+
     for table in tables:
         print_table(table.title, table.headings, table.cells(), table.text_columns)
         print()

@@ -19,7 +19,8 @@ WINDOW_TOKENS = 2 * 32 * 32
 """The paper's window: 2 of 5 blocks of 32 x 32 tokens."""
 SPEEDUPS = {"full": 1.0, "fewer_frames": 2.5, "local": 1.7, "local_balanced": 2.0}
 """Speed-up per step on its data sets (FFS, SKY, UCF101, Taichi), by arm."""
-DATA_SETS = ("ucf101", "ffs", "sky", "taichi")
+DATA_SETS = ("ucf101", "faceforensics", "skytimelapse", "taichi")
+"""Their layouts."""
 LARP_UCF101 = {"full": 57.0, "reco": 56.1}
 """FVD on UCF101 with LARP's tokenizer and protocol: 16 frames of 128x128, 10,000 generated clips."""
 
