@@ -21,10 +21,12 @@ from standin_tokenizers import OMNI_CODES, forget, write_cosmos, write_larp, wri
 from torch import nn
 
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError
+from reco_tune.generation import generate_clips
 from reco_tune.settings import Experiment, Tokenizer, make_experiment
 from reco_tune.tokenizers import load_tokenizer, open_pretrained, prepare_tokens
 from reco_tune.tokenizers.base import PixelRange
 from reco_tune.tokenizers.pretrained import load_checkpoint
+from reco_tune.training import fit, load_model
 
 KINDS = ("vidtok", "cosmos", "omnitokenizer", "larp")
 GRID_KINDS = KINDS[:3]
@@ -237,6 +239,16 @@ def test_a_missing_package_is_one_sentence_that_names_the_extra(
         open_pretrained(values)
 
 
+def test_code_that_fails_when_it_is_imported_is_one_sentence(tmp_path: Path) -> None:
+    """A torchvision of another build of torch says `operator torchvision::nms does not exist`."""
+    values = _omni(tmp_path)
+    (tmp_path / "o" / "repository" / "pretend_lightning.py").write_text(
+        "raise RuntimeError('operator torchvision::nms\\ndoes not exist')\n"
+    )
+    with pytest.raises(SettingsError, match=r"cannot be imported \(RuntimeError: operator torchvision::nms does not exist\)"):
+        open_pretrained(values)
+
+
 def test_every_extra_that_a_sentence_names_exists() -> None:
     import tomllib
 
@@ -309,6 +321,29 @@ def test_a_cache_goes_on_working_without_the_weights_and_refuses_others_in_their
         prepare_tokens(experiment)
     shutil.rmtree(weights)
     assert prepare_tokens(experiment).path == cache.path
+
+
+def test_a_model_of_holistic_codes_is_trained_on_windows_and_its_clips_are_decoded(
+    given: Callable[[str], Tokenizer], tmp_path: Path
+) -> None:
+    changes = {
+        "data.cache_dir": tmp_path / "cache",
+        "data.train_clips": 6,
+        "data.test_clips": 3,
+        "tokenizer": given("larp").model_dump(),
+        "model": {"width": 16, "depth": 2, "heads": 2},
+        "training": {"steps": 2, "batch_size": 2, "rungs": 1},
+        "evaluation.reference_clips": 4,
+        "evaluation.validation_clips": 2,
+    }
+    experiment = _holistic(**changes)
+    cache = prepare_tokens(experiment)
+    assert cache.tokens("train").shape == (6, 1024) and cache.grid == (1, 1, 1024)
+    result = fit(experiment, cache, tmp_path / "run")
+    assert result.steps == 2 and np.isfinite(result.metrics["val_cross_entropy"])
+    model = load_model(tmp_path / "run").model
+    clips = generate_clips(model, experiment, load_tokenizer(cache.tokenizer_path), cache.grid, torch.tensor([0, 1]), seed=0)
+    assert clips.video_BFCHW.shape == (2, 16, 3, 128, 128)
 
 
 @pytest.mark.parametrize("kind", ["omnitokenizer", "larp"])

@@ -82,7 +82,8 @@ def _cache(shared: Experiment) -> str:
     data, evaluation = shared.data, shared.evaluation
     if data.train_clips is None or data.test_clips is None:
         return "clips and codes are not counted, because data.train_clips and data.test_clips leave open how many there are"
-    kept = max(evaluation.reference_clips, evaluation.validation_clips, shared.tokenizer.fit_clips)
+    fitted = 0 if shared.tokenizer.pretrained else shared.tokenizer.fit_clips
+    kept = max(evaluation.reference_clips, evaluation.validation_clips, fitted)
     pixels = data.clip_frames * 3 * data.size_px**2
     clips = (data.train_clips, data.test_clips)
     return f"{size(sum(4 * shared.grid.num_tokens * count + pixels * min(count, kept) for count in clips))} for clips and codes"

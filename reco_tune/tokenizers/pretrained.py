@@ -21,7 +21,7 @@ from typing import Any
 import torch
 
 from reco_tune import settings
-from reco_tune.errors import DataError, SettingsError
+from reco_tune.errors import DataError, ReCoTuneError, SettingsError
 from reco_tune.settings import TokenGrid
 from reco_tune.tokenizers.base import PixelRange, check_frames
 
@@ -176,6 +176,14 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
     try:
         with extra(kind):
             return importlib.import_module(module)
+    except ReCoTuneError:
+        raise
+    except Exception as error:  # whatever their modules do when they are imported
+        said = " ".join(str(error).split())[:200]
+        raise SettingsError(
+            f"the code of tokenizer.kind {kind} in {folder} cannot be imported ({type(error).__name__}: {said}); "
+            "see that its packages belong to the installed torch"
+        ) from error
     finally:
         sys.path.remove(str(location.parent))
 
