@@ -162,6 +162,12 @@ def test_vq_learns() -> None:
     assert len(codes.unique()) > 16
 
 
+@pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
+def test_vq_fits_in_any_number_of_steps(steps: int) -> None:
+    values = settings.Tokenizer(kind="vq", spatial_stride=4, temporal_stride=2, num_codes=8, width=4, fit_steps=steps, fit_batch_size=2)
+    assert fit_tokenizer(values, _clips(4)).num_codes == 8
+
+
 def test_codes_that_nothing_uses_move_to_where_vectors_are() -> None:
     """Without this a codebook collapses: a code far from every vector is never chosen, so it never moves."""
     network = VideoAutoencoder(num_codes=8, spatial_stride=4, temporal_stride=2, width=4)

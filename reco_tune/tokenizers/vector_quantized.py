@@ -150,7 +150,8 @@ def fit_vector_quantized(
         network = VideoAutoencoder(tokenizer.num_codes, tokenizer.spatial_stride, tokenizer.temporal_stride, tokenizer.width)
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=tokenizer.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=0.1)
+    rise = 0.1 if tokenizer.fit_steps != 10 else 0.2  # OneCycleLR divides by the steps of the rise less one
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise)
     codebook = _Codebook(network.codebook, random)
     for step in range(tokenizer.fit_steps):
         rows = torch.randint(len(clips), (tokenizer.fit_batch_size,), generator=random)
