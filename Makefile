@@ -11,10 +11,11 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 # Small tensors: one thread a process is fastest, and gives the same bits everywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test check format clean lock
+.PHONY: help setup demo test faults check format clean lock
 help:
 	@echo "make demo    the main job on this machine: data, tokenizer, study, report (under 10 minutes on two cores)"
 	@echo "make test    the tests"
+	@echo "make faults  studies under faults: killed processes, full disks, a lost desk (a few minutes)"
 	@echo "make check   format, lint, types, layer contracts, tests"
 	@echo "make setup   only the environment in $(VENV), every package pinned by requirements.lock"
 	@echo "make lock    pin the newest versions that pyproject.toml allows"
@@ -27,6 +28,9 @@ demo: $(READY)
 
 test: $(READY)
 	$(BIN)/python -m pytest
+
+faults: $(READY)
+	$(BIN)/python -m pytest tests/faults -m ""
 
 check: $(READY)
 	$(BIN)/ruff format --check .

@@ -1,7 +1,11 @@
 """Errors that a person can cause or must hear of: one sentence that names the thing and the way out."""
 
+import errno
 from collections.abc import Sequence
 from typing import Any
+
+NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
+"""A full disk, a used-up quota, a file beyond the allowed size."""
 
 
 class ReCoTuneError(Exception):
@@ -49,3 +53,13 @@ class RunFailedError(ReCoTuneError):
     """A run that was set up rightly and failed all the same."""
 
     exit_code = 1
+
+
+def no_space(error: BaseException) -> bool:
+    """Whether an error says that nothing more can be written; libraries written in other languages say it in words alone."""
+    seen: BaseException | None = error
+    while seen is not None:
+        if (isinstance(seen, OSError) and seen.errno in NO_SPACE) or any(f"os error {code})" in str(seen) for code in NO_SPACE):
+            return True
+        seen = seen.__cause__ or seen.__context__
+    return False

@@ -101,12 +101,23 @@ class EventLog:
         self._file = path.open("ab", buffering=0)
 
     def append(self, event: EventName, **fields: Any) -> dict[str, Any]:
-        """Writes one event; `time` is added."""
+        """Writes one event; `time` is added.
+
+        Raises:
+            StudyError: where the disk does not take it; the log then ends with the event before.
+        """
         entry = {"event": event, "time": round(time.time(), 3), **fields}
         line = (json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n").encode()
         with self._lock:
-            self._file.write(line)
-            os.fsync(self._file.fileno())
+            whole = os.fstat(self._file.fileno()).st_size
+            try:
+                while line:  # a disk that is nearly full takes a part of it without an error
+                    line = line[self._file.write(line) :]
+                os.fsync(self._file.fileno())
+            except OSError as error:
+                self._file.truncate(whole)
+                reason = (error.strerror or type(error).__name__).lower()
+                raise StudyError(f"{self.path} cannot be written to ({reason}), see to its disk") from error
         return entry
 
     def close(self) -> None:

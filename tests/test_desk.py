@@ -32,8 +32,8 @@ async def begin(desk: Desk, *keys: str) -> list[asyncio.Task[Any]]:
 class Driven(Desk):
     """A desk whose driver has everything on disk at once."""
 
-    def __init__(self, workers: int, max_failures: int) -> None:
-        super().__init__(workers, max_failures)
+    def __init__(self, workers: int, max_failures: int, **more: Any) -> None:
+        super().__init__(workers, max_failures, **more)
         self.log: list[tuple[str, str]] = []
         self._driver = asyncio.create_task(self._drive())
 
@@ -200,5 +200,73 @@ def test_a_report_returns_when_it_is_in_the_log() -> None:
         assert not report.done()
         await desk.wrote(1)
         assert not await report
+
+    run(story())
+
+
+def test_a_job_that_lasts_too_long_is_asked_to_leave_and_has_failed() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2, deadline_seconds=0.05, kill=lambda worker: killed.append(worker))
+        await begin(desk, "a", "b")
+        await desk.take(0, "x", 0, "worker")
+        while not await desk.report("a", 10, {}):
+            await asyncio.sleep(0.01)
+        await desk.left("a", 20)
+        assert (await desk.written())[-1] == ("failed", "a")
+        following = await desk.take(0, "x", 1, "worker")
+        assert isinstance(following, Job) and following.key == "b" and not killed
+
+    killed: list[str] = []
+    run(story())
+
+
+def test_a_job_that_hangs_is_killed_after_the_grace_period_and_its_group_goes_on() -> None:
+    async def story() -> None:
+        desk = Driven(workers=2, max_failures=2, deadline_seconds=0.05, kill=lambda worker: killed.append(worker))
+        hanging, _ = await begin(desk, "a", "b")
+        for rank in ("rank 0", "rank 1"):
+            await desk.take(0, "first", 0, rank)
+        await desk.post("a", "started", {"attempt": 1})
+        _, outcome, reason = await hanging
+        assert (outcome, reason) == ("failed", "it did not end within resources.trial_deadline_seconds (0.05)")
+        while len(killed) < 2:
+            await asyncio.sleep(0.01)
+        assert sorted(killed) == ["rank 0", "rank 1"]
+        following = await desk.take(0, "second", 0, "a new worker")
+        assert isinstance(following, Job) and following.key == "b"
+        assert await desk.written() == [("started", "a"), ("failed", "a")], "and no further attempt"
+
+    killed: list[str] = []
+    run(story())
+
+
+def test_a_driver_that_can_write_no_more_leaves_everything_unfinished() -> None:
+    """Whoever follows may go; the worker is not told that its report was written."""
+
+    async def story() -> None:
+        desk = Desk(workers=1, max_failures=2)
+        running, waiting = await begin(desk, "a", "b")
+        await desk.take(0, "x", 0)
+        report = asyncio.create_task(desk.report("a", 10, {}))
+        await running
+        await desk.abandon()
+        assert (await desk.follow("a", 1))[1] == (await waiting)[1] == "paused"
+        assert await desk.take(0, "x", 1) == "leave"
+        await asyncio.sleep(0.05)
+        assert not report.done()
+        report.cancel()
+
+    run(story())
+
+
+def test_a_job_that_finds_the_disk_full_ends_the_study_and_not_itself() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=2)
+        running, waiting = await begin(desk, "a", "b")
+        await desk.take(0, "x", 0)
+        await desk.halt("a", "the disk is full")
+        assert (await running)[1] == (await waiting)[1] == "paused"
+        assert await desk.written() == [("halted", "a")]
+        assert await desk.take(0, "x", 1) == "leave"
 
     run(story())

@@ -79,6 +79,7 @@ def test_where_it_runs_does_not_change_what_it_is() -> None:
         pytest.param({"model__heads": 5}, r"model.heads \(5\) must divide model.width \(64\)", id="heads"),
         pytest.param({"model__preset": "120M"}, "take one of debug, 110M", id="preset"),
         pytest.param({"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"),
+        pytest.param({"resources__gpus_per_worker": 0.5}, "lets trials share a GPU", id="calibration on a shared GPU"),
         pytest.param({"sampling__guidance": 1.5}, "training.class_dropout above 0", id="guidance without null class"),
     ],
 )

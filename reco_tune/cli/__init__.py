@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from reco_tune.cli import bench, demo, evaluate, generate, plan, report, resume, run, spaces, status, sync, tokenize, train
-from reco_tune.errors import ReCoTuneError
+from reco_tune.errors import ReCoTuneError, no_space
 
 app = typer.Typer(
     name="reco-tune",
@@ -41,10 +41,11 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         sys.exit(_tell(error))
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         if debug:
             raise
-        print("reco-tune: stopped; what is finished is kept, `reco-tune resume STUDY_DIR` continues a study", file=sys.stderr)
+        way_on = f"`reco-tune resume {stop.args[0]}` continues the study" if stop.args else "the same command goes on"
+        print(f"reco-tune: stopped; what is finished is kept, {way_on}", file=sys.stderr)
         sys.exit(130)
     sys.exit(result if isinstance(result, int) else 0)
 
@@ -55,6 +56,8 @@ def _tell(error: Exception) -> int:
         message, code = str(error), error.exit_code
     elif hasattr(error, "format_message"):  # how typer says that an argument is wrong; empty after it has printed its help
         message, code = _usage(error), 2
+    elif no_space(error) and not getattr(error, "filename", None):
+        message, code = f"the disk is full ({error}); free some space and repeat the command, what is finished is kept", 2
     elif isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
         reason = (error.strerror or type(error).__name__).lower()
         message, code = f"{error.filename} cannot be used ({reason}); give another folder, or see to its permissions and its space", 2

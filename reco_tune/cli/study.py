@@ -26,13 +26,17 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], trac
 
     Raises:
         RunFailedError: where runs failed; the report is written all the same.
+        KeyboardInterrupt: where it was stopped; carries the folder.
     """
     from reco_tune.cli.watch import watching
 
-    with watching(path, trials) as observer:
-        outcome = work(observer)
+    try:
+        with watching(path, trials) as observer:
+            outcome = work(observer)
+    except KeyboardInterrupt:
+        raise KeyboardInterrupt(path) from None
     if outcome.interrupted:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(path)
     conclude(path, None, tracking_uri)
     _refuse_failures(outcome.study)
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import json
 import math
+import os
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -55,9 +56,9 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
     if found is not None and {**found, "complete": True} != {**wanted, "complete": True}:
         raise DataError(f"{root} holds digits rendered with other settings; delete the folder {root.name} or give data.root another one")
     root.mkdir(parents=True, exist_ok=True)
-    marker.write_text(json.dumps({**wanted, "complete": False}), encoding="utf-8")
+    _write_marker(marker, {**wanted, "complete": False})
     _render(root, data, wanted, progress)
-    marker.write_text(json.dumps({**wanted, "complete": True}), encoding="utf-8")
+    _write_marker(marker, {**wanted, "complete": True})
 
 
 def rendering_settings(data: Data) -> dict[str, Any]:
@@ -85,6 +86,16 @@ def _read_marker(marker: Path) -> dict[str, Any] | None:
     except ValueError as error:
         raise DataError(f"{marker} is damaged; delete the folder {marker.parent.name} and run again") from error
     return values if isinstance(values, dict) else {}
+
+
+def _write_marker(marker: Path, values: dict[str, Any]) -> None:
+    """Whole or not at all; beside the folder, in which nothing but a rendering may lie."""
+    staging = marker.parent.with_name(f".{marker.parent.name}-{os.getpid()}.json")
+    try:
+        staging.write_text(json.dumps(values), encoding="utf-8")
+        staging.replace(marker)
+    finally:
+        staging.unlink(missing_ok=True)
 
 
 def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress) -> None:

@@ -306,8 +306,21 @@ class TokenCacheWriter:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A new memory-mapped `.npy` file to fill."""
-    return np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    """A new memory-mapped `.npy` file to fill.
+
+    Its space on disk is taken here, because a disk that is full only when the map is written to kills the process (SIGBUS).
+
+    Raises:
+        OSError: where the disk has no room for it.
+    """
+    array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
+    if hasattr(os, "posix_fallocate"):  # not on macOS
+        with path.open("r+b") as file:
+            try:
+                os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
+            except OSError as error:
+                raise OSError(error.errno, error.strerror, str(path)) from error
+    return array
 
 
 def add_pieces(cache: TokenCache, writer: TokenCacheWriter, blocks: int) -> None:

@@ -313,8 +313,12 @@ class Resources(Section):
     """Trials at once; by default as many as the resources hold."""
     max_failures: int = Field(2, ge=0)
     """How often a trial is tried again after its workers died."""
+    trial_deadline_seconds: float | None = Field(None, gt=0)
+    """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and it has failed."""
     calibration_seconds: float = Field(10, gt=0)
     """Bound on the time that one calibration measures."""
+    calibrate_on_shared_gpus: bool = False
+    """Whether speeds may be measured while other trials work on the same GPU (`gpus_per_worker` below 1): they are then worth little."""
 
 
 class Experiment(Section):
@@ -491,6 +495,12 @@ def _check_combinations(experiment: Experiment) -> None:
         )
     _check_window_variants(window)
     _check_sites(experiment)
+    resources = experiment.resources
+    if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
+        raise SettingsError(
+            f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so are worth little; "
+            "give 1, or set resources.calibrate_on_shared_gpus to true"
+        )
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:
         raise SettingsError(

@@ -12,13 +12,14 @@ from __future__ import annotations
 
 import asyncio
 from collections import deque
+from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 POLL_SECONDS = 20.0
 """Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
 GRACE_SECONDS = 30.0
-"""How long the ranks of a group wait for each other after one of them raised."""
+"""How long the ranks of a group wait for each other after one of them raised, and how long a job may take to leave."""
 FINAL = ("evaluated", "failed", "pruned", "calibrated")
 """Events that end a job; `calibrated` only that of a calibration."""
 
@@ -61,6 +62,8 @@ class Ticket:
     reason: str = ""
     stop: str | None = None
     """Why it should stop at its next report."""
+    overdue: bool = False
+    """Whether it should stop because it lasts too long: it has failed then."""
     reports: list[dict[str, Any]] = field(default_factory=list)
     settled: set[int] = field(default_factory=set)
     """Ranks that raised in this attempt and wait for the others."""
@@ -74,18 +77,27 @@ class Group:
     retired: set[str] = field(default_factory=set)
     given: list[str] = field(default_factory=list)
     """Jobs of this incarnation in order; every rank reads it by number."""
+    workers: list[Any] = field(default_factory=list)
+    """The actors of this incarnation."""
+    clock: asyncio.Task[None] | None = None
+    """Runs out when its job lasts too long."""
 
 
 class Desk:
     """An asynchronous actor; every method is short or a bounded wait for news."""
 
-    def __init__(self, workers: int, max_failures: int) -> None:
+    def __init__(
+        self, workers: int, max_failures: int, deadline_seconds: float | None = None, kill: Callable[[Any], None] = lambda worker: None
+    ) -> None:
         """
         Args:
             workers: ranks of a group.
             max_failures: how often a job is tried again after its workers died.
+            deadline_seconds: longest that one attempt of a job may take.
+            kill: ends a worker that does not leave by itself.
         """
         self._workers, self._max_failures = workers, max_failures
+        self._deadline, self._kill = deadline_seconds, kill
         self._tickets: dict[str, Ticket] = {}
         self._groups: dict[int, Group] = {}
         self._queue: deque[str] = deque()
@@ -129,6 +141,15 @@ class Desk:
         self._queue.clear()
         await self._tell()
 
+    async def abandon(self) -> None:
+        """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the driver had died."""
+        self._leave = True
+        for ticket in self._tickets.values():
+            if ticket.outcome is None:
+                self._end(ticket, "paused")
+        self._queue.clear()
+        await self._tell()
+
     async def lose(self, slot: int, reason: str) -> None:
         """A worker group is gone for good: another one gets its job."""
         for key in self._bury(self._groups.setdefault(slot, Group()), reason):
@@ -146,21 +167,30 @@ class Desk:
 
     # --- the workers' side ---
 
-    async def take(self, slot: int, incarnation: str, number: int) -> Job | Literal["leave"] | None:
-        """The `number`-th job of this incarnation of a group: the same for every rank that asks. None: ask again."""
+    async def take(self, slot: int, incarnation: str, number: int, worker: Any = None) -> Job | Literal["leave"] | None:
+        """The `number`-th job of this incarnation of a group: the same for every rank that asks. None: ask again.
+
+        Args:
+            worker: the actor that asks, which may have to be killed.
+        """
         group = self._groups.setdefault(slot, Group())
         if incarnation != group.incarnation and incarnation not in group.retired:
             unfinished = self._bury(group, "its worker died")
             group.retired.add(group.incarnation)
-            group.incarnation, group.given = incarnation, unfinished
+            group.incarnation, group.given, group.workers = incarnation, unfinished, []
             await self._tell()
+        if worker is not None and worker not in group.workers:
+            group.workers.append(worker)
         await self._wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave)
         if incarnation in group.retired:
             return "leave"
         if number == len(group.given) and self._queue:
             group.given.append(self._queue.popleft())
         if number < len(group.given):
-            return self._tickets[group.given[number]].job
+            ticket = self._tickets[group.given[number]]
+            if self._deadline is not None and (group.clock is None or group.clock.done()):
+                group.clock = asyncio.create_task(self._time(group, ticket, self._deadline))
+            return ticket.job
         return "leave" if self._leave else None
 
     async def post(self, key: str, event: str, fields: dict[str, Any]) -> None:
@@ -188,10 +218,16 @@ class Desk:
     async def left(self, key: str, step: int) -> None:
         """A job stopped because it was asked to."""
         ticket = self._tickets[key]
-        if ticket.stop is not None:
-            self._log("pruned", key, step=step, reason=ticket.stop)
-        self._end(ticket, "pruned" if ticket.stop is not None else "paused")
+        outcome: Outcome = "failed" if ticket.overdue else "pruned" if ticket.stop is not None else "paused"
+        if outcome != "paused" and ticket.outcome is None:
+            self._log(outcome, key, step=step, reason=ticket.stop)
+        self._end(ticket, outcome, ticket.stop or "")
         await self._tell()
+
+    async def halt(self, key: str, reason: str) -> None:
+        """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with all of them."""
+        self._log("halted", key, reason=reason)
+        await self.abandon()
 
     async def progress(self, key: str, done: int, total: int, what: str) -> None:
         """How far a job is."""
@@ -222,6 +258,25 @@ class Desk:
             else:
                 self._queue.append(key)
             await self._tell()
+
+    async def _time(self, group: Group, ticket: Ticket, seconds: float) -> None:
+        """Ends a job that lasts too long: it is asked to stop at its next report, and after the grace period its workers are killed."""
+        incarnation = group.incarnation
+        reason = f"it did not end within resources.trial_deadline_seconds ({seconds:g})"
+
+        def gone() -> bool:
+            return ticket.outcome is not None or group.incarnation != incarnation
+
+        if await self._wait(gone, seconds):
+            return
+        ticket.stop, ticket.overdue = reason, True
+        if await self._wait(gone, min(GRACE_SECONDS, seconds)):
+            return
+        self._log("failed", ticket.job.key, reason=reason)
+        self._end(ticket, "failed", reason)
+        await self._tell()
+        for worker in group.workers:
+            self._kill(worker)
 
     def _bury(self, group: Group, reason: str) -> list[str]:
         """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too often."""

@@ -19,11 +19,14 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import RayError
+from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from reco_tune.errors import RunFailedError, StudyError
+from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.settings import Space, load_space, make_experiment
+from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, place
 from reco_tune.study.desk import Desk, Job
 from reco_tune.study.groups import WorkerGroups
@@ -79,8 +82,7 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
         RunFailedError: where the cluster lost so much that runs are left over.
     """
     space = frozen(space)
-    if options.address is None:
-        place(plan(space).shared.resources, [machine()], jobs=1)  # refuses what can never run before anything is written
+    _check(plan(space), options)
     target = StudyFolder(Path(folder))
     with claimed(space, target):
         return _Driver(space, target, options, observer).drive()
@@ -96,7 +98,22 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
     if not target.settings.exists():
         raise StudyError(f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run` named")
     with locked(target):
-        return _Driver(load_space(target.settings), target, options, observer).drive()
+        driver = _Driver(load_space(target.settings), target, options, observer)
+        if not driver.study.finished:
+            _check(driver.plan, options)
+        return driver.drive()
+
+
+def _check(planned: Plan, options: Options) -> None:
+    """Refuses what can never run, before anything is written."""
+    resources = planned.shared.resources
+    if options.address is None:
+        place(resources, [machine()], jobs=1)
+        if resources.gpus_per_worker:
+            preflight.check_memory(planned, [preflight.look({})])
+    preflight.check_address(options.address)
+    if options.track:
+        preflight.check_tracking(options.tracking_uri)
 
 
 class _Driver:
@@ -106,12 +123,12 @@ class _Driver:
         self._space, self._folder, self._options, self._observer = space, folder, options, observer
         self._search = Search(space)
         self._journal = Journal(folder, self._search, observer)
-        self._plan: Plan = plan(space)
+        self.plan: Plan = plan(space)
         self._tokens = ""
         """Path of the token cache."""
         self._desk: Any = None
         self._stopping = threading.Event()
-        self._unmeasured = [arm for arm in self._plan.arms if arm not in self.study.calibrations]
+        self._unmeasured = [arm for arm in self.plan.arms if arm not in self.study.calibrations]
         """Arms whose calibration nobody has been given yet."""
         self._todo: list[str] | None = None
         """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
@@ -156,25 +173,29 @@ class _Driver:
 
     def _prepare(self) -> None:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
-        experiment = self._plan.shared
-        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self._plan.piece_blocks)
+        experiment = self.plan.shared
+        preflight.check_folder(experiment.cache_dir, "the cache folder")
+        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.plan.piece_blocks)
         prepare_evaluation(experiment, cache, self._observer.on_phase)
         self._tokens = str(cache.path.resolve())
 
     # --- with Ray ---
 
     def _work(self) -> None:
-        experiment = self._plan.shared
-        left = self._plan.total - sum(record.state in DONE for record in self.study.runs.values())
+        experiment = self.plan.shared
+        left = self.plan.total - sum(record.state in DONE for record in self.study.runs.values())
         self._observer.on_phase(0, 2, "starting Ray")
         with cluster(self._options.address, experiment.resources, self._folder.ray / "temp") as nodes:
+            if len(nodes) > 1:
+                machines = preflight.survey({"the study folder": self._folder.path, "the cache folder": experiment.cache_dir})
+                preflight.check_memory(self.plan, machines)
             placement = place(experiment.resources, nodes, left)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
             name = f"desk-{uuid.uuid4().hex[:12]}"
             self._desk = (
-                ray.remote(Desk)
-                .options(num_cpus=0, name=name, max_concurrency=1000)
-                .remote(placement.workers, experiment.resources.max_failures)
+                ray.remote(Desk)  # with the driver: a machine that is lost must not take the desk along
+                .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
+                .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill)
             )
             self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left)
             try:
@@ -183,6 +204,8 @@ class _Driver:
                     if not self._broken:
                         ray.get(self._desk.pause.remote())
                         self._groups.join()
+            except (RayError, TuneError, ReCoTuneError, OSError) as error:
+                self._give_up(error)
             finally:
                 self._desk = None
         self._conclude()
@@ -209,28 +232,32 @@ class _Driver:
 
     def _next(self, desk: str) -> Proposal:
         """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search proposes."""
-        with self._journal.lock:
-            self._drain()
-            if self._stopping.is_set() or self._broken or self._uncalibrated or self._groups_gone:
-                return Searcher.FINISHED
-            job = self._next_calibration() if self._todo is None else self._next_run()
-        if job is None:
-            return None if self._todo is None else Searcher.FINISHED
-        ray.get(self._desk.bring.remote(job))
+        try:
+            with self._journal.lock:
+                self._drain()
+                if self._stopping.is_set() or self._broken or self._uncalibrated or self._groups_gone:
+                    return Searcher.FINISHED
+                job = self._next_calibration() if self._todo is None else self._next_run()
+            if job is None:
+                return None if self._todo is None else Searcher.FINISHED
+            ray.get(self._desk.bring.remote(job))
+        except Exception as error:  # what a searcher raises, Tune turns into a traceback
+            self._give_up(error)
+            return Searcher.FINISHED
         return {"desk": desk, "trial": job.key}
 
     def _next_calibration(self) -> Job | None:
         """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
         if self._unmeasured:
             arm = self._unmeasured.pop(0)
-            experiment = self._plan.arms[arm]
+            experiment = self.plan.arms[arm]
             return Job(
                 "calibration", CALIBRATION + arm, experiment.model_dump(mode="json"), experiment.result_hash(), self._tokens, folder=""
             )
-        if any(arm not in self.study.calibrations for arm in self._plan.arms):
+        if any(arm not in self.study.calibrations for arm in self.plan.arms):
             return None
-        self._plan = plan(self._space, {arm: self.study.calibrations[arm]["speedup"] for arm in self._plan.arms})
-        for run_ in self._plan.runs:
+        self.plan = plan(self._space, {arm: self.study.calibrations[arm]["speedup"] for arm in self.plan.arms})
+        for run_ in self.plan.runs:
             if run_.trial not in self.study.runs:
                 self._journal.write(
                     "planned",
@@ -284,7 +311,7 @@ class _Driver:
                     ray.get(desk.news.remote())
                     self._drain()
                 except Exception as error:
-                    self._broken = f"the driver lost its desk ({' '.join(str(error).split())[:200]})"
+                    self._give_up(error)
 
         thread = threading.Thread(target=drain, name="drain", daemon=True)
         thread.start()
@@ -309,13 +336,28 @@ class _Driver:
         for key, (done, total, what) in progress.items():
             self._observer.on_progress(key, done, total, what)
 
+    def _give_up(self, error: Exception) -> None:
+        """Nothing more can be heard or written: what runs is left as if the driver had died, so that a resumed study goes on with it."""
+        if not self._broken:
+            if isinstance(error, ReCoTuneError):
+                self._broken = str(error)
+            elif no_space(error):
+                self._broken = f"{self._folder.path} cannot be written to: its disk is full, free some space"
+            else:
+                self._broken = f"the driver lost its desk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+        desk = self._desk
+        if desk is not None:
+            desk.abandon.remote()  # raises nothing here where the desk is gone
+
     def _take_in(self, event: dict[str, Any]) -> None:
         name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
+        if name == "halted":
+            raise RunFailedError(event["reason"])
         if kind == "trial":
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
-            self._observer.on_phase(len(self.study.calibrations), len(self._plan.arms), "calibrating the speed of the arms")
+            self._observer.on_phase(len(self.study.calibrations), len(self.plan.arms), "calibrating the speed of the arms")
         elif name == "failed":
             self._uncalibrated[key.removeprefix(CALIBRATION)] = event["reason"]
 
@@ -329,9 +371,8 @@ class _Driver:
             self._journal.write("finished")
         elif not self._stopping.is_set():
             why = self._broken or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ())) or "their trials were lost"
-            raise RunFailedError(
-                f"{len(unfinished)} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
-            )
+            left = self.plan.total - (len(self.study.runs) - len(unfinished))
+            raise RunFailedError(f"{left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them")
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

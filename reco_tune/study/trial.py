@@ -11,6 +11,7 @@ from typing import Any
 
 import ray
 from ray import tune
+from ray.exceptions import ActorDiedError
 from ray.tune.search import Searcher
 
 Proposal = dict[str, Any] | str | None
@@ -20,12 +21,14 @@ Proposal = dict[str, Any] | str | None
 def follow(config: dict[str, Any]) -> None:
     """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
 
-    Imports nothing heavy: with reused actors a trial costs a few round trips.
+    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the driver has noticed.
     """
-    desk = ray.get_actor(config["desk"])
     seen, outcome = 0, None
     while outcome is None:
-        reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
+        try:
+            reports, outcome, _ = ray.get(ray.get_actor(config["desk"]).follow.remote(config["trial"], seen))
+        except (ValueError, ActorDiedError):  # no actor of that name, or no longer
+            return
         for report in reports:
             seen += 1
             tune.report(report)

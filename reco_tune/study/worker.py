@@ -23,7 +23,7 @@ import torch
 from reco_tune import quantities as q
 from reco_tune.cost import calibrate
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.errors import ReCoTuneError
+from reco_tune.errors import ReCoTuneError, no_space
 from reco_tune.evaluation import evaluate
 from reco_tune.settings import Experiment
 from reco_tune.study.desk import Job
@@ -77,15 +77,17 @@ def serve(config: dict[str, Any]) -> None:
     job_function: Execute = config["execute"]
     rank = ray.train.get_context().get_world_rank()
     incarnation = Group.current().broadcast_json(uuid.uuid4().hex)
-    number = 0
-    while (job := ray.get(desk.take.remote(slot, incarnation, number))) != "leave":
+    me, number = ray.get_runtime_context().current_actor, 0
+    while (job := ray.get(desk.take.remote(slot, incarnation, number, me))) != "leave":
         if job is None:
             continue
         number += 1
         try:
             job_function(job, Hooks(desk, job, rank))
         except Exception as error:
-            if not ray.get(desk.raised.remote(job.key, rank, _sentence(error))):
+            if no_space(error):  # not the run's fault, and no other would fare better
+                ray.get(desk.halt.remote(job.key, f"{job.folder or job.tokens} cannot be written to: its disk is full, free some space"))
+            elif not ray.get(desk.raised.remote(job.key, rank, _sentence(error))):
                 raise
         gc.collect()
         if torch.cuda.is_available():
@@ -183,4 +185,9 @@ def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:
 def _sentence(error: Exception) -> str:
     """An error in one line."""
     text = " ".join(str(error).split())
+    if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        return (
+            f"it ran out of memory ({text[:200] or type(error).__name__}); raise training.micro_batches, lower training.batch_size "
+            "or set training.activation_checkpointing"
+        )
     return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,0 +1,199 @@
+"""What can be known before a study starts: each finding is one sentence that names the thing and the way out.
+
+Everything here is cheap: files of a few bytes, one request, one small task a machine. What a model needs of a GPU is bounded from below
+here; the calibrations, a study's first jobs, then try the real steps.
+"""
+
+from __future__ import annotations
+
+import importlib.metadata
+import platform
+import socket
+import uuid
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlsplit
+
+import ray
+import torch
+from ray._private.services import get_ray_address_from_environment
+from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
+
+from reco_tune.cost.forecast import parameter_count
+from reco_tune.errors import SettingsError, StudyError, TrackingError
+from reco_tune.settings import Experiment
+from reco_tune.study.planning import Plan
+from reco_tune.training import Arm
+
+ANSWER_SECONDS = 5.0
+"""How long a server may take to answer."""
+BYTES_PER_WEIGHT = 16
+"""Weight, gradient and AdamW's two moments, float32."""
+PACKAGES = ("ray", "torch", "reco-tune")
+"""Packages of which every machine must have the same version: jobs travel between them."""
+
+
+def check_address(address: str | None) -> None:
+    """Ray itself tries for minutes where nothing listens.
+
+    Raises:
+        StudyError: where no cluster can be reached.
+    """
+    if address is None:
+        return
+    if "://" in address:
+        raise StudyError(
+            f"a study cannot be driven from outside its cluster ({address}); run the command on one of its machines with --address auto, "
+            "or hand it in with `ray job submit`"
+        )
+    found = address
+    if address == "auto":
+        try:
+            found = get_ray_address_from_environment("auto", None) or ""
+        except ConnectionError:
+            found = ""
+    host, _, port = found.rpartition(":")
+    if not port.isdigit() or not listens(host.strip("[]"), int(port)):
+        where = "on this machine" if not found else f"at {found}"
+        raise StudyError(f"no Ray cluster answers {where}; start one with `ray start --head`, or leave --address out")
+
+
+def check_folder(folder: Path, what: str) -> None:
+    """
+    Raises:
+        StudyError: where nothing can be written in it.
+    """
+    probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        probe.write_text("probe")
+        probe.unlink()
+    except OSError as error:
+        raise StudyError(
+            f"{what} {folder} cannot be written to ({(error.strerror or type(error).__name__).lower()}); give another one, or see to its "
+            "permissions and its space"
+        ) from error
+
+
+def check_tracking(uri: str | None) -> None:
+    """
+    Raises:
+        TrackingError: where a tracking server does not answer.
+    """
+    parts = urlsplit(uri or "")
+    if parts.scheme not in ("http", "https"):
+        return
+    port = parts.port or (443 if parts.scheme == "https" else 80)
+    if not listens(parts.hostname or "", port):
+        raise TrackingError(f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out and `sync` to it later")
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        with socket.create_connection((host, port), ANSWER_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
+    """Compares what each arm needs at least with the smallest GPU.
+
+    Raises:
+        SettingsError: where it cannot fit.
+    """
+    smallest = min((machine for machine in machines if machine.gpu_bytes), key=lambda machine: machine.gpu_bytes, default=None)
+    if smallest is None or not plan.shared.resources.gpus_per_worker:
+        return
+    given = min(1.0, plan.shared.resources.gpus_per_worker) * smallest.gpu_bytes
+    for arm, experiment in {**plan.arms, **({"search": plan.sampled} if plan.sampled else {})}.items():
+        needed = least_memory(experiment)
+        if needed > given:
+            raise SettingsError(
+                f"arm `{arm}` needs at least {needed / 2**30:.1f} GiB of a GPU, but a worker on {smallest.name} gets {given / 2**30:.1f}; "
+                "raise training.micro_batches or resources.gpus_per_worker, set training.activation_checkpointing, or shrink the model"
+            )
+
+
+def least_memory(experiment: Experiment) -> int:
+    """Bytes below which no training step of an experiment can stay: the optimiser's state, and each block's input for every token."""
+    settings = Arm(experiment, experiment.tokenizer.num_codes, num_classes=1).model_settings
+    clips = experiment.training.batch_size // (experiment.training.micro_batches * experiment.resources.workers)
+    assert experiment.window.length_tokens is not None
+    tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
+    activation = 2 if experiment.training.precision == "bfloat16" else 4
+    return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
+
+
+@dataclass(frozen=True)
+class Machine:
+    """What a task on a machine of the cluster found there."""
+
+    name: str
+    versions: dict[str, str]
+    sees: dict[str, bool]
+    """Folder -> whether the driver's token lies in it."""
+    gpu_bytes: int
+    """Of its smallest GPU; 0 where it has none."""
+
+
+def look(tokens: dict[str, str]) -> Machine:
+    """A machine, as seen from itself.
+
+    Args:
+        tokens: folder -> name of the file in it that the driver wrote.
+    """
+    gpus = [torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())]
+    sees = {folder: (Path(folder) / token).exists() for folder, token in tokens.items()}
+    return Machine(socket.gethostname(), versions(), sees, min(gpus, default=0))
+
+
+def versions() -> dict[str, str]:
+    """Of what must be alike everywhere."""
+    return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
+
+
+def survey(folders: dict[str, Path]) -> list[Machine]:
+    """Every machine of the connected cluster: one task on each, with a token file in each folder.
+
+    Args:
+        folders: what a folder is for -> the folder, on the driver's machine.
+
+    Raises:
+        StudyError: where machines do not see the driver's folders, or hold other versions than it.
+    """
+    token = f".seen-by-all-{uuid.uuid4().hex[:8]}"
+    for folder in folders.values():
+        (folder / token).write_text(token)
+    try:
+        task: Any = ray.remote(look).options(num_cpus=0, max_retries=1)
+        asked = [
+            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+                {str(folder.resolve()): token for folder in folders.values()}
+            )
+            for node in ray.nodes()
+            if node["Alive"]
+        ]
+        machines: list[Machine] = ray.get(asked)
+    finally:
+        for folder in folders.values():
+            (folder / token).unlink(missing_ok=True)
+    for machine in machines:
+        compare(machine, folders)
+    return machines
+
+
+def compare(machine: Machine, folders: dict[str, Path]) -> None:
+    """
+    Raises:
+        StudyError: where a machine is not fit to work with this driver.
+    """
+    for what, folder in folders.items():
+        if not machine.sees[str(folder.resolve())]:
+            raise StudyError(f"{what} {folder} is not seen by {machine.name}; put it on storage that all machines of the cluster share")
+    for name, own in versions().items():
+        if machine.versions[name] != own:
+            raise StudyError(f"{machine.name} has {name} {machine.versions[name]}, but the driver has {own}; install the same everywhere")

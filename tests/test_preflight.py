@@ -1,0 +1,132 @@
+"""What a study refuses before it starts: one sentence each, within seconds."""
+
+from __future__ import annotations
+
+import os
+import socket
+import subprocess
+import sys
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from small_study import small_space
+
+from reco_tune.errors import ReCoTuneError, SettingsError, StudyError, TrackingError
+from reco_tune.settings import make_experiment
+from reco_tune.study import Options, plan, run
+from reco_tune.study.preflight import (
+    Machine,
+    check_address,
+    check_folder,
+    check_memory,
+    check_tracking,
+    compare,
+    least_memory,
+    look,
+    versions,
+)
+
+
+@pytest.fixture
+def closed_port() -> Iterator[int]:
+    """Nobody listens there, and nobody else can begin to."""
+    with socket.socket() as taken:
+        taken.bind(("127.0.0.1", 0))
+        yield int(taken.getsockname()[1])
+
+
+def test_an_address_where_nothing_listens(closed_port: int, tmp_path: Path) -> None:
+    """Ray tried for minutes; nothing is written either."""
+    with pytest.raises(StudyError, match=f"no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`"):
+        run(small_space(tmp_path), tmp_path / "study", Options(address=f"127.0.0.1:{closed_port}"))
+    assert not (tmp_path / "study").exists()
+
+
+@pytest.mark.parametrize(
+    ("address", "sentence"),
+    [
+        ("ray://head:10001", r"cannot be driven from outside its cluster \(ray://head:10001\).*ray job submit"),
+        ("nonsense", "no Ray cluster answers at nonsense"),
+        ("", "no Ray cluster answers on this machine"),
+    ],
+    ids=["Ray Client", "no port", "empty"],
+)
+def test_addresses_that_cannot_be(address: str, sentence: str) -> None:
+    with pytest.raises(StudyError, match=sentence):
+        check_address(address)
+
+
+def test_auto_without_a_cluster_is_told_at_once(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    with pytest.raises(StudyError, match=r"no Ray cluster answers at 127\.0\.0\.1"):
+        check_address("auto")
+
+
+def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path) -> None:
+    uri = f"http://127.0.0.1:{closed_port}"
+    with pytest.raises(TrackingError, match=f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out"):
+        run(small_space(tmp_path), tmp_path / "study", Options(tracking_uri=uri))
+    assert not (tmp_path / "study").exists()
+    check_tracking("sqlite:///mlflow.db")
+    check_tracking(None)
+
+
+def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    with pytest.raises(StudyError, match=r"the cache folder .*/file/cache cannot be written to \(not a directory\); give another one"):
+        check_folder(tmp_path / "file" / "cache", "the cache folder")
+    check_folder(tmp_path / "new", "the cache folder")
+    assert list((tmp_path / "new").iterdir()) == []
+
+
+def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
+    planned = plan(small_space(tmp_path, "model.width=8192", "model.depth=4", "resources.gpus_per_worker=1"))
+    large, small, none = (Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 80), ("node-1", 8), ("head", 0)))
+    with pytest.raises(SettingsError, match=r"arm `full` needs at least \d+\.\d GiB of a GPU, but a worker on node-1 gets 8\.0; raise"):
+        check_memory(planned, [none, large, small])
+    check_memory(planned, [none, large])
+    check_memory(planned, [])
+    check_memory(plan(small_space(tmp_path, "model.width=8192", "model.depth=4")), [small])
+
+
+def test_the_least_memory_by_hand() -> None:
+    """16 bytes a weight, and for each of 4 x 45 tokens the input of 2 blocks in float32."""
+    nested = {"data": {"layout": "digits", "clip_frames": 5, "size_px": 12}, "model": {"width": 16, "depth": 2, "heads": 2}}
+    experiment = make_experiment(
+        {**nested, "training": {"batch_size": 8, "micro_batches": 2, "precision": "float32"}, "window": {"scheme": "full"}}, {}, where="toy"
+    )
+    tokens, codes = experiment.grid.num_tokens, experiment.tokenizer.num_codes
+    weights = (codes + 2 + tokens) * 16 + 2 * (12 * 16**2 + 2 * 16) + 16 + codes * 16
+    assert least_memory(experiment) == 16 * weights + 4 * (4 * tokens) * 2 * 16
+
+
+@pytest.mark.parametrize(
+    ("versions_there", "sees", "sentence"),
+    [
+        ({}, False, "the study folder .* is not seen by node-7; put it on storage that all machines of the cluster share"),
+        ({"torch": "1.0"}, True, "node-7 has torch 1.0, but the driver has .*; install the same everywhere"),
+    ],
+    ids=["folder not shared", "another version"],
+)
+def test_machines_that_do_not_fit(versions_there: dict[str, str], sees: bool, sentence: str, tmp_path: Path) -> None:
+    machine = Machine("node-7", {**versions(), **versions_there}, {str(tmp_path.resolve()): sees}, 0)
+    with pytest.raises(StudyError, match=sentence):
+        compare(machine, {"the study folder": tmp_path})
+
+
+def test_this_machine_fits_itself(tmp_path: Path) -> None:
+    (tmp_path / "token").write_text("")
+    compare(look({str(tmp_path.resolve()): "token"}), {"the study folder": tmp_path})
+
+
+def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> None:
+    small_space(tmp_path)
+    command = [sys.executable, "-m", "reco_tune", "run", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "study")]
+    done = subprocess.run([*command, "--address", f"127.0.0.1:{closed_port}"], capture_output=True, text=True, env={**os.environ})
+    assert done.returncode == 2 and done.stdout == ""
+    assert (
+        done.stderr
+        == f"reco-tune: no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`, or leave --address out\n"
+    )
+    assert issubclass(StudyError, ReCoTuneError)
