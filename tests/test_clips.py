@@ -4,10 +4,12 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import hostile_readers
 import numpy as np
 import pytest
 
 from reco_tune.data.clips import Clip, clip_starts, decode, list_clips, parts
+from reco_tune.data.processes import Processes
 from reco_tune.data.reading import resize_frames
 from reco_tune.data.video import write_video
 from reco_tune.errors import DataError
@@ -146,3 +148,104 @@ def test_crop_takes_the_middle_and_stretch_everything() -> None:
     frames[:, :, :30] = 255
     assert resize_frames(frames, 10, "crop").max() == 0
     assert abs(resize_frames(frames, 10, "stretch").mean() - 85) < 1  # a third of 255
+
+
+def test_random_starts_are_drawn_by_seed_and_name_alone(numbered: Data) -> None:
+    """So the same seed gives the same clips on any machine, whatever other videos lie beside."""
+    data = numbered.model_copy(update={"clip_stride": None, "clips_per_video": 6})
+    before = list_clips(data)
+    counts = {name: sum(clip.path.name == name for clip in before.train) for name in ("1.avi", "2.avi", "3.avi")}
+    assert counts == {"1.avi": 6, "2.avi": 6, "3.avi": 6} and len(set(before.train)) == 18
+    assert all(clip.start + 4 < 75 for clip in before.train if clip.path.name == "1.avi")
+    assert any(clip.start % 5 for clip in before.train), "not the even grid"
+    assert data.root is not None
+    _numbered(data.root / "A" / "0.avi", 50)
+    after = list_clips(data)
+    assert {clip for clip in after.train if clip.path.name != "0.avi"} == set(before.train)
+    assert set(list_clips(data.model_copy(update={"seed": 1})).train) != set(after.train)
+    everything = list_clips(data.model_copy(update={"clips_per_video": 1000}))
+    assert sorted(clip.start for clip in everything.train if clip.path.name == "2.avi") == list(range(26)), "all there are, each once"
+
+
+@pytest.mark.parametrize(
+    ("policy", "train", "test"),
+    [("skip", None, None), ("repeat_last", [0, 1, 2, 3, 3], [4, 4, 4, 4, 4]), ("loop", [0, 1, 2, 3, 0], [4, 4, 4, 4, 4])],
+)
+def test_short_videos(tmp_path: Path, policy: str, train: list[int] | None, test: list[int] | None) -> None:
+    """What is repeated comes from the video's own part, so no frame is in both splits."""
+    _numbered(tmp_path / "short.avi", 5)
+    _numbered(tmp_path / "long.avi", 60)
+    clips = list_clips(Data(layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=16, short_videos=policy))
+    found = [[clip for clip in part if clip.path.name == "short.avi"] for part in (clips.train, clips.test)]
+    data = Data(layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=16, short_videos=policy)
+    if policy == "skip":
+        assert found == [[], []] and {path.name for path, _ in clips.skipped} == {"short.avi"}
+    else:
+        assert not clips.skipped
+        assert [_levels(part, data).tolist() for part in found] == [[train], [test]]
+
+
+@pytest.mark.parametrize("flip", ["none", "random", "both"])
+def test_training_clips_are_mirrored_and_held_out_ones_never(tmp_path: Path, flip: str) -> None:
+    ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (60, 32, 32, 3))
+    write_video(tmp_path / "a.avi", ramp, lossless=True)
+    data = Data(layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=32, clip_stride=1, horizontal_flip=flip)
+    clips = list_clips(data)
+    plain = list_clips(data.model_copy(update={"horizontal_flip": "none"}))
+    mirrored = sum(clip.flipped for clip in clips.train)
+    assert clips.test == plain.test and not any(clip.flipped for clip in clips.test)
+    assert {clip.start for clip in clips.train} == {clip.start for clip in plain.train}
+    if flip == "both":
+        assert (len(clips.train), mirrored) == (2 * len(plain.train), len(plain.train))
+    else:
+        assert len(clips.train) == len(plain.train) and (0.2 < mirrored / len(clips.train) < 0.8 if flip == "random" else mirrored == 0)
+    assert list_clips(data).train == clips.train
+    for part in decode(clips.train, data):
+        for row, pixels in zip(part.rows, part.video_BFCHW, strict=True):
+            assert np.array_equal(pixels[0, 0, 0], ramp[0, 0, ::-1, 0] if clips.train[row].flipped else ramp[0, 0, :, 0])
+
+
+def test_the_number_of_processes_changes_nothing(numbered: Data) -> None:
+    clips = list_clips(numbered).train
+    found = []
+    for limit in (1, 3):
+        with Processes(60, limit) as processes:
+            found.append(
+                [(part.rows, part.video_BFCHW.tobytes()) for part in decode(clips, numbered, parts(clips, 8), processes=processes)]
+            )
+    assert found[0] == found[1]
+
+
+def test_a_decoder_that_crashes_or_hangs_costs_its_video_alone(numbered: Data, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The reader really dies of SIGSEGV and really sleeps; the clips before the stretch that kills it stay, those behind are not tried."""
+    assert numbered.root is not None
+    good = list_clips(numbered)
+    for name in ("crash-open", "hang-open", "crash-read", "hang-read", "crash-read-always"):
+        _numbered(numbered.root / "A" / f"{name}.avi", 60)
+    monkeypatch.setattr("reco_tune.data.clips.facts_of", hostile_readers.facts_of)
+    monkeypatch.setattr("reco_tune.data.clips.read_stretch", hostile_readers.read_stretch)
+    monkeypatch.setattr("reco_tune.data.clips._STRETCH_BYTES", 3 * 16**2 * 20)  # 20 frames
+    listed = list_clips(numbered)
+    reasons = {path.name: reason for path, reason in listed.skipped}
+    assert set(reasons) == {"crash-open.avi", "hang-open.avi"}
+    assert (
+        "crashes the process that reads it (SIGSEGV)" in reasons["crash-open.avi"] and "takes longer than 120 s" in reasons["hang-open.avi"]
+    )
+    decoded: set[Clip] = set()
+    failed: dict[str, set[str]] = {}
+    lost = []
+    for part in decode(listed.train, numbered):
+        decoded |= {listed.train[row] for row in part.rows}
+        for place, reason, fatal in part.failed:
+            assert fatal
+            lost.append(listed.train[place])
+            failed.setdefault(listed.train[place].path.name, set()).add(reason)
+    assert decoded | set(lost) == set(listed.train) and not decoded & set(lost)
+    assert set(good.train) <= decoded
+    assert set(failed) == {"crash-read.avi", "hang-read.avi", "crash-read-always.avi"} and all(
+        len(reason) == 1 for reason in failed.values()
+    )
+    for name in ("crash-read", "hang-read"):
+        starts = sorted(clip.start for clip in decoded if clip.path.name == f"{name}.avi")
+        assert starts == list(range(0, 2 * len(starts), 2)) and 0 < len(starts) < 21, "the beginning of the video"
+    assert "crash-read-always.avi" not in {clip.path.name for clip in decoded}

@@ -36,7 +36,8 @@ def evaluate(
 
     with joined(settings) as group, progress_bars() as progress:
         cache = cache_of(loaded, settings, progress)
-        prepare_evaluation(settings, cache, progress)
+        if cache.has_pixels:
+            prepare_evaluation(settings, cache, progress)
         model = loaded.model.to(prepare_device(settings))
         result = evaluate(model, settings, cache, group=group, folder=output, progress=progress)
     if group.leads:

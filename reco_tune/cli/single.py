@@ -64,6 +64,10 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
         DataError: where it is in neither.
     """
     known = Path(loaded.cache.tokenizer_path)
+    if experiment.data.layout == "tokens":
+        raise DataError(
+            "the model was trained on codes that were made elsewhere (data.layout tokens), which nothing here can turn into clips"
+        )
     for path in (known, experiment.cache_dir / "tokenizers" / known.name):
         if path.is_dir():
             tokenizer = load_tokenizer(path)
@@ -118,6 +122,7 @@ class Reconstruction(NamedTuple):
 
 def reconstruction(cache: TokenCache, device: str = "cpu") -> Reconstruction:
     """Encodes and decodes the first held-out clips; counts the codes of all."""
+    cache.require_pixels()
     tokenizer = load_tokenizer(cache.tokenizer_path)
     video = torch.from_numpy(np.array(cache.clips("test")[:CHECKED_CLIPS]))
     back = torch.cat([tokenizer.decode(tokenizer.encode(part.to(device))).cpu() for part in video.split(CHECKED_TOGETHER)])

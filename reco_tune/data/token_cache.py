@@ -100,6 +100,17 @@ class TokenCache:
         """Whether clips can be looked at: not where somebody's own codes were taken in."""
         return self.tokenizer_path.name != NO_TOKENIZER
 
+    def require_pixels(self) -> None:
+        """
+        Raises:
+            DataError: if the cache holds codes alone.
+        """
+        if not self.has_pixels:
+            raise DataError(
+                f"{self.path} holds codes that were made elsewhere (data.layout tokens), which nothing here can turn into pixels: FVD, "
+                "samples and reconstructions need videos; training, val_cross_entropy and the curves by frame do not"
+            )
+
     def tokens(self, split: Split) -> np.ndarray:
         """int32 [N, T]: each clip's codes in raster order (block, row, column)."""
         name = f"{split}.tokens"

@@ -1,6 +1,7 @@
 """Frames of one video file, in and out. Knows nothing of clips, folders or classes.
 
-decord reads first; PyAV reads what decord cannot (GIF, AV1, some small frames). A reader is opened for every call and never shared: over a
+decord reads first; PyAV reads what decord cannot (GIF, AV1, some small frames, and MPEG streams, in which decord seeks to wrong frames
+without a word). A reader is opened for every call and never shared: over a
 fork it hangs, over threads it raises.
 """
 
@@ -17,6 +18,7 @@ from reco_tune.errors import DataError
 
 EXTENSIONS = frozenset({".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".gif"})
 """Names that count as videos."""
+_WITHOUT_INDEX = frozenset({".mpg", ".mpeg"})
 CHUNK_FRAMES = 16
 """Frames decoded at once at full size, which bounds the memory of a 4K video to 400 MB."""
 
@@ -110,6 +112,8 @@ class _PyAVFailed(Exception):
 
 
 def _decord_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    if path.suffix.lower() in _WITHOUT_INDEX:
+        raise _DecordFailed("no index")
     try:
         import decord
     except (ImportError, OSError) as error:
@@ -154,7 +158,7 @@ def _upright(frame: Any) -> np.ndarray:
 
 def _refuse_non_files(path: Path) -> None:
     if not path.is_file():
-        raise DataError(f"{path} is {'a folder' if path.is_dir() else 'not there'}, not a video file; replace or remove it")
+        raise DataError(f"{path} is {'a folder without images' if path.is_dir() else 'not there'}, not a video file; replace or remove it")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it")
 

@@ -63,8 +63,9 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
 
     Raises:
         SettingsError: where the protocol needs classes and the data have none.
-        DataError: where there are too few clips, or a cached file is damaged.
+        DataError: where there are no pixels or too few clips, or a cached file is damaged.
     """
+    cache.require_pixels()
     extractor = _extractor(experiment, cache, progress)
     evaluation = experiment.evaluation
     split: Split = evaluation.reference_split

@@ -63,6 +63,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Generates `evaluation.samples` clips per sampling seed and compares them with the real ones.
 
+    Where the cache holds codes alone (`data.layout: tokens`), nothing is compared; the curves by block are all that is found.
+
     Args:
         model: on its device, the same on all ranks.
         folder: where rank 0 writes samples.npz; None writes nothing.
@@ -74,6 +76,9 @@ def evaluate(
     was_training = model.training
     model.eval()
     try:
+        if not cache.has_pixels:
+            curves, growth = _curves(model, experiment, cache, None, _labels(experiment, cache), group)
+            return EvaluationResult({}, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
         with clock.measure("evaluation"):
             if group.leads:
                 prepared = prepare_evaluation(experiment, cache)
@@ -81,16 +86,11 @@ def evaluate(
             if not group.leads:  # reads what rank 0 has left
                 prepared = prepare_evaluation(experiment, cache)
         clips = _generated(model, experiment, cache, prepared, group, clock, progress)
-        curves: dict[str, list[float]] = {}
-        growth: dict[str, Any] | None = None
         with clock.measure("evaluation"):
             metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
+            curves, growth = _curves(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
             if clips.frame_class_NF is not None:
                 curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
-            if experiment.evaluation.analyses:
-                analysed = _analyses(model, experiment, cache, clips) if group.leads else ({}, None)
-                found, growth = group.broadcast_json(analysed)
-                curves |= found
             if folder is not None and group.leads:
                 folder.mkdir(parents=True, exist_ok=True)
                 shown: dict[str, Any] = {"video": clips.shown_SFCHW, "labels": clips.labels_N[: len(clips.shown_SFCHW)]}
@@ -200,17 +200,30 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
     return metrics
 
 
+_Curves = tuple[dict[str, list[float]], dict[str, Any] | None]
+"""Curves by block, and the law of the error's growth where there are blocks enough to tell."""
+
+
+def _curves(
+    model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64], group: Group
+) -> _Curves:
+    """`_analyses`, made by rank 0 and known to all."""
+    if not experiment.evaluation.analyses:
+        return {}, None
+    curves, growth = group.broadcast_json(_analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, None))
+    return curves, growth
+
+
 def _analyses(
-    model: VideoTransformer, experiment: Experiment, cache: TokenCache, clips: _Clips
-) -> tuple[dict[str, list[float]], dict[str, Any] | None]:
-    """Curves by block, and the law of the error's growth where there are blocks enough to tell."""
+    model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64]
+) -> _Curves:
     arm = build_arm(experiment, cache)
     per_block = cache.grid.tokens_per_block
     tokens, labels = training_clips(arm, cache, ANALYSED_CLIPS)
-    if clips.tokens_AT is not None:
-        sampled, sampled_labels = clips.tokens_AT, torch.from_numpy(clips.labels_N[: len(clips.tokens_AT)])
+    if tokens_AT is not None:
+        sampled, sampled_labels = tokens_AT, torch.from_numpy(labels_N[: len(tokens_AT)])
     else:  # a model of pieces is judged on pieces of its own
-        sampled_labels = torch.from_numpy(clips.labels_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
+        sampled_labels = torch.from_numpy(labels_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
         sampled = _sampled_pieces(model, experiment, sampled_labels)
     growth = error_growth(model, tokens, labels, per_block)
     curves = {

@@ -25,7 +25,8 @@ from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, list_
 from reco_tune.data.processes import Lost, Processes
 from reco_tune.data.reading import Facts
 from reco_tune.data.synthetic import render_digits, rendering_settings
-from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
+from reco_tune.data.token_arrays import read_coded_clips, token_files
+from reco_tune.data.token_cache import MANIFEST, NO_TOKENIZER, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer
@@ -125,6 +126,8 @@ def prepare_tokenizer(experiment: settings.Experiment, progress: Progress = quie
     Raises:
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
+    if experiment.data.layout == "tokens":
+        raise DataError("data.layout tokens brings codes along, so there is no tokenizer to fit; leave --fit out")
     job = _job(experiment, progress, piece_blocks)
     if not job.tokenizer_path.exists():
         with job.writer() as writer:
@@ -144,6 +147,8 @@ def prepare_tokens(
     Raises:
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
+    if experiment.data.layout == "tokens":
+        return _adopt(experiment, _with_root(experiment))
     job = _job(experiment, progress, piece_blocks)._replace(spread=spread)
     cache = _existing(job)
     if cache is None:
@@ -258,6 +263,44 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
         suspicious=[*listed.suspicious, *_equal_runs(writer)],
         clip_settings=data.model_dump(mode="json", exclude={"root", "cache_dir"}),
     )
+
+
+def _adopt(experiment: settings.Experiment, data: settings.Data) -> TokenCache:
+    """The cache of codes that somebody made elsewhere; it holds no pixels."""
+    grid, num_codes = experiment.grid, experiment.tokenizer.num_codes
+    source = data_fingerprint(token_files(data), data)
+    made_elsewhere = _hash("made elsewhere", str(num_codes), str(tuple(grid)))
+    path = experiment.cache_dir / "tokens" / _hash(source, made_elsewhere)
+    if path.exists():
+        return TokenCache.open(path)
+    found, class_names = read_coded_clips(data, grid, num_codes)
+    clips: dict[Split, list[Clip]] = {}
+    with TokenCacheWriter(path.parent) as writer:
+        for number, (split, (file, tokens, labels)) in enumerate(found.items()):
+            check_enough(len(tokens), data, split, [])
+            cap = data.train_clips if split == "train" else data.test_clips
+            order = np.random.default_rng([data.seed, number]).permutation(len(tokens))[:cap]
+            array = writer.create(f"{split}.tokens", (len(order), grid.num_tokens), np.int32)
+            for start in range(0, len(order), PART_CLIPS):
+                rows = order[start : start + PART_CLIPS]
+                array[start : start + len(rows)] = tokens[rows].reshape(len(rows), -1)
+            writer.create(f"{split}.labels", (len(order),), np.int64)[:] = labels[order]
+            writer.create(f"{split}.clips", (0, data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
+            assert data.root is not None
+            clips[split] = [Clip(file.relative_to(data.root), row, int(labels[row])) for row in order.tolist()]
+        return writer.finish(
+            path,
+            fingerprint=path.name,
+            data_fingerprint=source,
+            tokenizer_fingerprint=made_elsewhere,
+            tokenizer_path=experiment.cache_dir / "tokenizers" / NO_TOKENIZER,
+            grid=grid,
+            num_codes=num_codes,
+            class_names=class_names,
+            clips=clips,
+            skipped=[],
+            clip_settings=data.model_dump(mode="json", exclude={"root", "cache_dir"}),
+        )
 
 
 def _with_root(experiment: settings.Experiment) -> settings.Data:
