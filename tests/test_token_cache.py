@@ -15,7 +15,7 @@ import torch
 from reco_tune.data.clips import decode, list_clips
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter
 from reco_tune.data.video import write_video
-from reco_tune.errors import DataError
+from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.settings import Data, Evaluation, Experiment, TokenGrid, Tokenizer
 from reco_tune.tokenizers import load_tokenizer, prepare_tokens
 
@@ -290,3 +290,32 @@ def test_a_cache_made_with_relative_paths_is_read_from_anywhere(tmp_path: Path, 
     assert not list((tmp_path / "other").iterdir())
     assert np.array_equal(cache.pieces("test", 2)[:, 0], cache.tokens("test")[:, :18])
     assert load_tokenizer(cache.tokenizer_path).fingerprint == cache.tokenizer_fingerprint
+
+
+@pytest.mark.parametrize(
+    ("good", "fewest", "fails"), [(0, 1, True), (1, 1, False), (1, 50, True)], ids=["none left", "enough left", "too few left"]
+)
+def test_too_few_clips_end_with_exit_code_1_and_a_list_of_what_was_left_out(tmp_path: Path, good: int, fewest: int, fails: bool) -> None:
+    """Videos that are there but broken are a failed run, not a person's mistake; the list says why each was left out."""
+    videos = tmp_path / "videos"
+    videos.mkdir()
+    (videos / "empty.mp4").touch()
+    (videos / "text.mp4").write_text("no video")
+    (videos / "folder.mp4").mkdir()
+    for name in range(good):
+        write_video(videos / f"{name}.avi", np.random.default_rng(name).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), lossless=True)
+    experiment = Experiment(
+        data=Data(layout="flat", root=videos, split="time", clip_frames=5, size_px=16, min_clips=fewest),
+        tokenizer=Tokenizer(num_codes=12, first_frame_codes=4, fit_clips=8),
+        evaluation=Evaluation(reference_clips=8, validation_clips=2),
+    )
+    if fails:
+        with pytest.raises(TooFewClipsError, match=r"all are listed in .*skipped\.csv$") as error:
+            prepare_tokens(experiment)
+        assert error.value.exit_code == 1
+        listed = Path(str(error.value).rsplit(" listed in ", 1)[1])
+    else:
+        listed = prepare_tokens(experiment).path / "skipped.csv"
+    lines = listed.read_text().splitlines()
+    assert [line.split(",")[0] for line in lines] == ["video", "empty.mp4", "folder.mp4", "text.mp4"]
+    assert all("replace or remove it" in line for line in lines[1:])
