@@ -2,7 +2,8 @@
 
     python analysis/compare_studies.py studies/a studies/b [--output DIR]
 
-Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study. Studies of different protocols are refused.
+Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study, and one for all together where their training seeds
+differ. Studies of different protocols are refused.
 """
 
 from pathlib import Path

@@ -24,8 +24,15 @@ FVD = _q("fvd", "FVD", "", "lower")
 FVD_LOW = _q("fvd_low", "FVD, low end of the 95% interval", "", "lower")
 FVD_HIGH = _q("fvd_high", "FVD, high end of the 95% interval", "", "lower")
 KERNEL_DISTANCE = _q("kernel_distance", "Kernel distance (polynomial MMD²)", "", "lower")
+KERNEL_DISTANCE_LOW = _q("kernel_distance_low", "Kernel distance, low end of the 95% interval", "", "lower")
+KERNEL_DISTANCE_HIGH = _q("kernel_distance_high", "Kernel distance, high end of the 95% interval", "", "lower")
 CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "higher")
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
+FLOW_UNEXPLAINED = _q("flow_unexplained", "Change that optical flow does not explain", "", "lower")
+LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
+LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
+LIPSCHITZ_FRAMES = _q("lipschitz_frames", "Step of h across frames", "", "neither")
+LIPSCHITZ_FRAMES_RELATIVE = _q("lipschitz_frames_relative", "Step of h across frames / |h|", "", "neither")
 VAL_CROSS_ENTROPY = _q("val_cross_entropy", "Validation cross-entropy", "nats/token", "lower")
 TRAIN_CROSS_ENTROPY = _q("train_cross_entropy", "Training cross-entropy", "nats/token", "lower")
 CONTINUITY = _q("continuity", "Continuity term, raw", "", "neither")
@@ -65,4 +72,6 @@ ERROR_GROWTH = "error_growth"
 """Curve: relative divergence of h per block after block 0 was perturbed."""
 FRAME_ACCURACY = "frame_accuracy"
 """Curve: class accuracy of single frames of generated clips; the step is the frame."""
-CURVES = (LOSS_BY_FRAME_TRAIN, LOSS_BY_FRAME_GENERATED, ERROR_GROWTH, FRAME_ACCURACY)
+FVD_BY_SAMPLES = "fvd_by_samples"
+"""Curve: FVD of N / 2^k, ..., N / 2, N generated clips, which its bias makes fall; the run's `fvd_bias` holds the numbers of clips."""
+CURVES = (LOSS_BY_FRAME_TRAIN, LOSS_BY_FRAME_GENERATED, ERROR_GROWTH, FRAME_ACCURACY, FVD_BY_SAMPLES)

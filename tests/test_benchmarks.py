@@ -19,6 +19,7 @@ from reco_tune.benchmarks import (
     as_json,
     as_markdown,
     bench_attention,
+    bench_frechet,
     bench_peers,
     bench_sampling,
     bench_spread,
@@ -234,3 +235,11 @@ def test_what_cannot_be_is_one_sentence(arguments: list[str], sentence: str, tmp
 def test_default_names() -> None:
     assert arms_named(None) == ["full", "fewer_frames", "masked_full", "local", "local_balanced", "reco"]
     assert all(shape.name in SHAPES for shape in shapes_named(None))
+
+
+def test_the_distance_beside_scipy() -> None:
+    table = bench_frechet([20, 80], SHORT, dimensions=40)
+    assert [row["samples"] for row in table.rows] == [20, 80]
+    assert table.rows[1]["difference"] < 1e-9 and table.rows[1]["value"] == pytest.approx(table.rows[1]["scipy_value"])
+    assert all(row["ours"] > 0 and row["scipy"] > 0 for row in table.rows)
+    assert say("bench", "fvd", "--samples", "0")[0] == 2

@@ -6,7 +6,15 @@ import numpy as np
 import pytest
 from scipy.linalg import sqrtm
 
-from reco_tune.evaluation.frechet import FeatureStatistics, frechet_distance, frechet_interval, mean_interval, statistics_distance
+from reco_tune.benchmarks.frechet import scipy_distance
+from reco_tune.evaluation.frechet import (
+    FeatureStatistics,
+    frechet_bias,
+    frechet_distance,
+    frechet_interval,
+    mean_interval,
+    statistics_distance,
+)
 
 
 def gaussian(seed: int, count: int, dimensions: int) -> np.ndarray:
@@ -139,3 +147,50 @@ BAD = {
 def test_refusals(first, second, message):
     with pytest.raises(ValueError, match=message):
         frechet_distance(first, second)
+
+
+@pytest.mark.parametrize("count", [256, 512])
+def test_agrees_with_scipy_at_the_size_of_i3d(count):
+    """256 samples: rank-deficient, where SciPy is still right here; 512: full rank, by the Cholesky factor."""
+    first, second = (FeatureStatistics.of(gaussian(seed, count, 400)) for seed in (0, 1))
+    assert statistics_distance(first, second) == pytest.approx(scipy_distance(first, second), rel=1e-6)
+
+
+def test_features_that_others_determine_have_no_cholesky_factor_and_a_distance_all_the_same():
+    x, y = gaussian(0, 200, 6), gaussian(1, 200, 6)
+    doubled, constant = [np.hstack([z, z]) for z in (x, y)], [np.hstack([z, np.ones((200, 2))]) for z in (x, y)]
+    assert frechet_distance(*doubled) == pytest.approx(2 * frechet_distance(x, y), rel=1e-6)
+    assert frechet_distance(*constant) == pytest.approx(frechet_distance(x, y), rel=1e-9)
+
+
+def test_an_interval_holds_its_value_whatever_it_is_given():
+    """At random: too few samples, constant and copied features, far and near generators, one class or many."""
+    generator = np.random.default_rng(0)
+    for _ in range(150):
+        count, dimensions, size = generator.integers(2, 60), generator.integers(1, 30), 10.0 ** generator.integers(-6, 7)
+        x = size * (gaussian(int(generator.integers(1000)), count, dimensions) + generator.choice([0.0, 1e-9, 5.0]))
+        x[:, generator.random(dimensions) < 0.2] = size
+        if generator.random() < 0.2:
+            x[:] = x[0]
+        real = size * gaussian(int(generator.integers(1000)), int(generator.integers(2, 90)), dimensions)
+        reference = FeatureStatistics.of(x if generator.random() < 0.1 else real, generator.choice(["n", "n-1"]))
+        strata = generator.integers(generator.integers(1, 5), size=count) if generator.random() < 0.5 else None
+        interval = frechet_interval(x, reference, strata)
+        assert 0 <= interval.low <= interval.value <= interval.high < np.inf
+        both = mean_interval([interval, interval])
+        assert both.low <= both.value <= both.high
+
+
+def test_the_bias_falls_with_the_samples_and_its_limit_is_nearer_to_the_truth():
+    generator = np.random.default_rng(0)
+    reference = FeatureStatistics.of(generator.normal(size=(200_000, 8)))
+    bias = frechet_bias(generator.normal(size=(2048, 8)) + 0.5, reference)  # the true distance is 8 x 0.25
+    assert bias.samples == [16, 32, 64, 128, 256, 512, 1024, 2048]
+    assert bias.distance == sorted(bias.distance, reverse=True)
+    assert bias.distance[-1] == pytest.approx(frechet_interval(generator.normal(size=(2048, 8)) + 0.5, reference).value, rel=0.15)
+    assert abs(bias.limit - 2) < abs(bias.distance[3] - 2)
+
+
+def test_one_size_alone_has_no_limit():
+    bias = frechet_bias(gaussian(0, 12, 8), FeatureStatistics.of(gaussian(0, 50, 8)))
+    assert bias.samples == [12] and np.isnan(bias.limit)

@@ -54,3 +54,38 @@ def test_does_not_depend_on_the_number_of_samples_where_distributions_differ():
 def test_refusals(first, second, message):
     with pytest.raises(ValueError, match=message):
         kernel_distance(first, second)
+
+
+def test_leaving_a_group_out_is_the_distance_of_the_rest(monkeypatch):
+    """The interval's shortcut over row sums against the definition, group by group."""
+    generator = np.random.default_rng(0)
+    x, y = generator.normal(size=(43, 5)), generator.normal(size=(31, 5)) + 0.5
+    seen = []
+    monkeypatch.setattr(kernel, "jackknife_interval", lambda value, left_out, floor: seen.append((value, left_out)))
+    kernel.kernel_interval(x, y)
+    value, left_out = seen[0]
+    assert value == pytest.approx(kernel_distance(x, y), rel=1e-12)
+    expected = [kernel_distance(np.delete(x, np.arange(group, 43, 20), axis=0), y) for group in range(20)]
+    np.testing.assert_allclose(left_out, expected, rtol=1e-9)
+
+
+@pytest.mark.parametrize("shift", [0.0, 0.5], ids=["at the floor", "shifted"])
+def test_the_interval_covers_the_true_distance(shift):
+    """Unbiased, so its mean over draws is the distance itself; the reference stays the same."""
+    generator = np.random.default_rng(4)
+    reference = generator.normal(size=(300, 6))
+    intervals = [kernel.kernel_interval(generator.normal(size=(120, 6)) + shift, reference) for _ in range(200)]
+    expected = np.mean([interval.value for interval in intervals])
+    coverage = np.mean([interval.low <= expected <= interval.high for interval in intervals])
+    assert coverage > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)
+    assert all(interval.low <= interval.value <= interval.high for interval in intervals)
+    assert min(interval.low for interval in intervals) < 0 or shift > 0
+    true_error = np.std([interval.value for interval in intervals])
+    assert np.mean([interval.standard_error for interval in intervals]) < 1.5 * true_error
+
+
+@pytest.mark.parametrize("count", [2, 3, 21])
+def test_an_interval_of_few_samples_holds_its_value(count):
+    generator = np.random.default_rng(0)
+    interval = kernel.kernel_interval(generator.normal(size=(count, 4)), generator.normal(size=(30, 4)))
+    assert -np.inf < interval.low <= interval.value <= interval.high < np.inf

@@ -35,6 +35,7 @@ FILES = [
     "lambda.png",
     "loss_by_frame.png",
     "error_growth.png",
+    "fvd_by_samples.png",
     "index.html",
     "provenance.json",
     *(f"{name}.{kind}" for name in ("lambda", "window_stride") for kind in ("csv", "md", "tex")),

@@ -77,12 +77,13 @@ def test_only_whole_runs_are_compared(study, changes, why):
 @pytest.mark.parametrize(
     ("protocol", "knob"),
     [
+        (PROTOCOL.replace("native/", "latte*/"), "evaluation.protocol (native against latte*)"),
         (PROTOCOL.replace("n512x1", "n2048x1"), "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)"),
         (PROTOCOL.replace("reconstructed", "raw"), "evaluation.reference (reconstructed against raw)"),
         (PROTOCOL.replace("9f3c21ab", "00000000"), "feature extractor (9f3c21ab against 00000000)"),
         (PROTOCOL.replace("stride1", "stride3"), "frame stride (stride1 against stride3)"),
     ],
-    ids=["samples", "reference", "extractor", "stride"],
+    ids=["protocol", "samples", "reference", "extractor", "stride"],
 )
 def test_two_protocols_are_refused_and_the_knob_is_named(study, tmp_path, protocol, knob):
     other = record_study(tmp_path / "other", arms=("reco",), searched=0, files=False, protocol=protocol)

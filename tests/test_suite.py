@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import shutil
 import subprocess
@@ -19,6 +20,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, video_features
 from reco_tune.evaluation.protocols import sample_labels
+from reco_tune.evaluation.suite import STEPS_OF_H
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.training import build_arm
@@ -58,15 +60,18 @@ def result(prepared: tuple[Experiment, TokenCache], tmp_path_factory: pytest.Tem
 
 def test_gives_every_metric_under_its_name(result: tuple[EvaluationResult, Path]) -> None:
     metrics = result[0].metrics
-    assert set(metrics) == {"fvd", "fvd_low", "fvd_high", "kernel_distance", "class_accuracy", "motion_distance"} | TIMES
+    distances = {f"{name}{end}" for name in ("fvd", "kernel_distance") for end in ("", "_low", "_high")}
+    assert set(metrics) == distances | {"class_accuracy", "motion_distance"} | set(STEPS_OF_H) | TIMES
     assert set(metrics) <= set(quantities.ALL) and all(np.isfinite(value) for value in metrics.values())
     assert 0 <= metrics["fvd_low"] < metrics["fvd"] < metrics["fvd_high"]
+    assert metrics["kernel_distance_low"] < metrics["kernel_distance"] < metrics["kernel_distance_high"]
     assert metrics["generation_seconds"] > 0 and metrics["evaluation_seconds"] > 0
 
 
 def test_gives_every_curve_with_its_length(result: tuple[EvaluationResult, Path]) -> None:
     lengths = {name: len(curve) for name, curve in result[0].curves.items()}
-    assert lengths == {"frame_accuracy": 9, "loss_by_frame_train": 5, "loss_by_frame_generated": 5, "error_growth": 5}
+    blocks = {"loss_by_frame_train": 5, "loss_by_frame_generated": 5, "error_growth": 5}
+    assert lengths == {"frame_accuracy": 9, "fvd_by_samples": 1, **blocks}  # half of 50 clips are fewer than the 48 features
     assert set(lengths) == set(quantities.CURVES)
 
 
@@ -146,7 +151,7 @@ def test_models_of_pieces_have_curves_of_pieces(prepared: tuple[Experiment, Toke
     experiment = changed(prepared[0], {"window.scheme": scheme, "window.length_blocks": 2, "window.stride_tokens": 9})
     found = evaluate(model_of(experiment, prepared[1]), experiment, prepared[1])
     assert found.metrics["fvd"] > 0
-    assert {name: len(curve) for name, curve in found.curves.items() if name != "frame_accuracy"} == {
+    assert {name: len(curve) for name, curve in found.curves.items() if name.startswith(("loss", "error"))} == {
         "loss_by_frame_train": 2,
         "loss_by_frame_generated": 2,
         "error_growth": 2,
@@ -157,8 +162,16 @@ def test_models_of_pieces_have_curves_of_pieces(prepared: tuple[Experiment, Toke
 def test_protocols_without_classes_claim_none(prepared: tuple[Experiment, TokenCache], protocol: str) -> None:
     experiment = changed(prepared[0], {"evaluation.protocol": protocol, "evaluation.analyses": False, "data.class_conditional": False})
     found = evaluate(model_of(experiment, prepared[1]), experiment, prepared[1])
-    assert "class_accuracy" not in found.metrics and found.curves == {}
+    assert "class_accuracy" not in found.metrics and set(found.curves) == {"fvd_by_samples"}
+    assert found.curves["fvd_by_samples"] == [pytest.approx(found.metrics["fvd"], rel=0.5)]  # of the first sampling seed
     assert found.provenance["protocol"].startswith(f"{protocol}/")
+
+
+@pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="the `flow` extra is not installed")
+def test_flow_is_measured_where_it_is_asked_for(prepared: tuple[Experiment, TokenCache]) -> None:
+    changes = {"evaluation.flow": True, "evaluation.analyses": False, "evaluation.samples": 20, "evaluation.sampling_seeds": 1}
+    found = evaluate(model_of(*prepared), changed(prepared[0], changes), prepared[1])
+    assert 0 < found.provenance["reference_flow_unexplained"] < found.metrics["flow_unexplained"] < 1.5  # noise follows no motion
 
 
 def test_raw_and_reconstructed_references_are_two_protocols(prepared: tuple[Experiment, TokenCache]) -> None:

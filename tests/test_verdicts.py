@@ -30,8 +30,8 @@ def with_fvd(runs, trial, fvd, half=0.1):
 
 def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
     found = verdicts(one_seed)
-    assert len(found) == 11
-    assert [one.budget for one in found].count("equal_compute") == 5
+    assert len(found) == 13
+    assert [one.budget for one in found].count("equal_compute") == 6
     assert found[-1].budget == "per step"
 
 
@@ -97,3 +97,37 @@ def test_an_unresolved_verdict_says_what_could_have_been_seen(one_seed):
 
 def test_a_study_of_a_search_alone_tests_no_claim(one_seed):
     assert {one.outcome for one in verdicts(one_seed[one_seed["arm"] == "search"])} == {"not tested"}
+
+
+def with_steps(runs, raw, relative, noise=0.0):
+    """`local_balanced` steps by 10 and 1; `reco` by `raw` and `relative` of that, seed by seed a little more."""
+    changed = runs.copy()
+    changed[["lipschitz_tokens", "lipschitz_tokens_relative"]] = [10.0, 1.0]
+    changed[["lipschitz_frames", "lipschitz_frames_relative"]] = [12.0, 1.1]
+    own = changed["arm"] == "reco"
+    factor = 1 + noise * changed.loc[own, "seed"]
+    for name, share in (("tokens", raw), ("tokens_relative", relative), ("frames", raw), ("frames_relative", relative)):
+        changed.loc[own, f"lipschitz_{name}"] *= share * factor
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("raw", "relative", "outcome", "moved"),
+    [(0.3, 0.99, "not resolved", "scale"), (0.5, 0.52, "supported", "smoothness"), (0.4, 1.3, "contradicted", "scale")],
+    ids=["scale alone", "smoother", "smaller but rougher"],
+)
+def test_shrinking_h_is_not_smoothness(three_seeds, raw, relative, outcome, moved):
+    found = verdict(with_steps(three_seeds, raw, relative, noise=0.02), "smoother, not only smaller")
+    assert found.outcome == outcome and f"what moved most is the {moved}" in found.words
+
+
+def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_seed):
+    found = verdict(with_steps(one_seed, 0.3, 0.5), "smoother, not only smaller")
+    assert found.outcome == "not resolved" and "0.30x raw and 0.50x relative" in found.words and "One training seed" in found.words
+    unmeasured = one_seed.drop(columns=[name for name in one_seed if name.startswith("lipschitz")])
+    unmeasured[["lipschitz_tokens", "lipschitz_tokens_relative", "lipschitz_frames", "lipschitz_frames_relative"]] = float("nan")
+    assert verdict(unmeasured, "smoother, not only smaller").outcome == "not tested"
+
+
+def test_the_toy_ladder_shrinks_h_and_smooths_nothing(one_seed):
+    assert "0.40x raw and 1.00x relative to |h|" in verdict(one_seed, "smoother, not only smaller").words

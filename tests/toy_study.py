@@ -186,12 +186,20 @@ def _run(
     log.append("completed", trial=name, metrics={**costs, "hidden_norm": 4.2, "continuity": 0.8})
     fvd = {"fvd": level, "fvd_low": level * 0.9, "fvd_high": level * 1.1}
     scores = {"kernel_distance": level / 40, "class_accuracy": 0.55 - 0.012 * level, "motion_distance": 0.02 * level}
+    shrunk = 0.4 if experiment.objective.continuity_weight else 1.0
+    scores |= {
+        "lipschitz_tokens": 9.0 * shrunk,
+        "lipschitz_tokens_relative": 1.2,
+        "lipschitz_frames": 8.0 * shrunk,
+        "lipschitz_frames_relative": 1.1,
+    }
     times = {"generation_seconds": 4.0, "evaluation_seconds": 3.0, "gpu_hours": (seconds + 7) / 3600}
     growth = 0.04 + 0.002 * level
     curves = {
         "loss_by_frame_train": [1.1 + 0.03 * level, 0.8, 0.6 + 0.01 * level, 0.5, 0.45 + 0.015 * level],
         "loss_by_frame_generated": [1.2 + 0.05 * level, 0.85, 0.66 + 0.01 * level, 0.6, 0.5 + 0.03 * level],
         "error_growth": [growth * 0.9**block for block in range(5)],
+        "fvd_by_samples": [level * (1 + 40 / clips) for clips in (64, 128, 256, 512)],
         "frame_accuracy": [0.62 * math.exp(-0.01 * level * frame) for frame in range(9)],
     }
     origin = {"protocol": protocol, "extractor": "9f3c21ab"}

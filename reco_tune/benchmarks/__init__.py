@@ -5,6 +5,7 @@ studies and files.
 """
 
 from reco_tune.benchmarks.attention import bench_attention
+from reco_tune.benchmarks.frechet import bench_frechet
 from reco_tune.benchmarks.sampling import bench_sampling
 from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, Bench, Shape
 from reco_tune.benchmarks.spread import bench_spread
@@ -21,6 +22,7 @@ __all__ = [
     "as_json",
     "as_markdown",
     "bench_attention",
+    "bench_frechet",
     "bench_peers",
     "bench_sampling",
     "bench_spread",

@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project on this machine: training steps, sampling, attention, the spread of calibrations, reports.
+    help="""Measures this project on this machine: training steps, sampling, attention, FVD, the spread of calibrations, reports.
 
     \b
     Examples:
@@ -84,7 +84,7 @@ def generate(
     """
     from reco_tune.benchmarks import bench_sampling
 
-    numbers = _numbers(batches)
+    numbers = _numbers(batches, "--batches", "1,64")
     _carry_out(lambda wanted, bench: [bench_sampling(wanted, numbers, greedy, bench)], shapes, seconds, threads, json, markdown)
 
 
@@ -145,6 +145,26 @@ def report(
     with progress_bars() as progress:
         tables = bench_reports(runs, mlflow_runs, progress)
     _publish(tables, 1, json, markdown)
+
+
+@app.command()
+def fvd(
+    samples: Annotated[str, typer.Option(metavar="NUMBERS", help="Clips on each side, separated by commas.")] = "256,512,2048",
+    seconds: Seconds = 5.0,
+    threads: Threads = 1,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """The Fréchet distance of I3D's 400 features beside SciPy's matrix square root: time and values.
+
+    \b
+    Example:
+      reco-tune bench fvd --samples 2048,10000
+    """
+    from reco_tune.benchmarks import bench_frechet
+
+    numbers = _numbers(samples, "--samples", "256,2048")
+    _carry_out(lambda _, bench: [bench_frechet(numbers, bench)], None, seconds, threads, json, markdown)
 
 
 def _carry_out(
@@ -210,11 +230,11 @@ def _split(given: str | None) -> list[str] | None:
     return [name.strip() for name in given.split(",")] if given else None
 
 
-def _numbers(given: str) -> list[int]:
+def _numbers(given: str, option: str, example: str) -> list[int]:
     try:
         numbers = [int(part) for part in given.split(",")]
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise SettingsError(f"--batches {given!r} must be whole numbers above 0 separated by commas, for example 1,64")
+        raise SettingsError(f"{option} {given!r} must be whole numbers above 0 separated by commas, for example {example}")
     return numbers

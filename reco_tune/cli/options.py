@@ -14,7 +14,7 @@ from reco_tune.bundled import bundled
 from reco_tune.errors import SettingsError, StudyError
 
 if TYPE_CHECKING:
-    from reco_tune.settings import Experiment
+    from reco_tune.settings import Experiment, Space
 
 SpaceFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")]
 PlannedFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")]
@@ -107,6 +107,22 @@ def parse_seeds(given: str) -> list[int]:
         return [int(part) for part in given.split(",")]
     except ValueError as error:
         raise SettingsError(f"--seeds {given!r} must be whole numbers separated by commas, for example 0,1,2") from error
+
+
+def only_arms(space: Space, given: str) -> Space:
+    """The space with some of its arms.
+
+    Raises:
+        SettingsError: for an arm that it has not, or where a budget is then counted in a baseline that is left out.
+    """
+    names = [name.strip() for name in given.split(",")]
+    unknown = [name for name in names if name not in space.arms]
+    if unknown:
+        raise SettingsError(f"--arms {given}: {unknown[0]} is no arm of the space, which has {', '.join(space.arms) or 'none'}")
+    from reco_tune.settings import Space as Checked
+
+    kept = {name: own for name, own in space.arms.items() if name in names}
+    return Checked.model_validate({**{key: getattr(space, key) for key in Checked.model_fields}, "arms": kept})
 
 
 def override_trained(experiment: Experiment, overrides: list[str] | None) -> Experiment:

@@ -7,7 +7,17 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import Address, Overrides, SpaceFile, TrackingUri, parse_seeds, refuse_used_folder, space_path, study_name
+from reco_tune.cli.options import (
+    Address,
+    Overrides,
+    SpaceFile,
+    TrackingUri,
+    only_arms,
+    parse_seeds,
+    refuse_used_folder,
+    space_path,
+    study_name,
+)
 
 
 def run(
@@ -19,6 +29,7 @@ def run(
     tracking_uri: TrackingUri = None,
     trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
+    arms: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")] = None,
 ) -> None:
     """Runs a study: every arm under every budget and seed, then what the search proposes; ends with the report.
 
@@ -35,6 +46,7 @@ def run(
     changes += [f"trials={trials}"] if trials is not None else []
     changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
     loaded = load_space(path, changes)
+    loaded = only_arms(loaded, arms) if arms is not None else loaded
     called = study_name(name, path)
     folder = output or Path("studies") / called
     refuse_used_folder(folder, "give another --name" if output is None else "give another --output")

@@ -41,7 +41,9 @@ BUDGETS = {"equal_steps": "at equal steps", "equal_compute": "at equal compute",
 
 
 def print_report(report: Report) -> None:
-    """Prints the ablation table, the frontier at its first budget and what both say of the paper's claims."""
+    """Prints the ablation table, the frontier at its first budget, what both say of the claims, and what more seeds would settle."""
+    from reco_tune.reporting.top_up import top_up_words
+
     print()
     _print("Ablation", ABLATION, report.ablation, left=2)
     if report.caption:
@@ -53,6 +55,10 @@ def print_report(report: Report) -> None:
     for verdict in report.verdicts:
         budget = BUDGETS.get(verdict.budget, verdict.budget)
         print(f"{verdict.outcome:>12}: {verdict.claim} ({budget})")
+    more = top_up_words(report.runs, str(report.folder.parent))
+    if more:
+        print("\nMore training seeds")
+        print("\n".join(f"  {line}" for line in more))
 
 
 def _print(title: str, columns: dict[str, str], frame: pd.DataFrame, left: int) -> None:

@@ -7,6 +7,7 @@ features [N, D] are numpy arrays or CPU tensors, N samples of D dimensions.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Any, Literal, NamedTuple
 
 import numpy as np
@@ -112,7 +113,16 @@ def frechet_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any)
 
 
 def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The Fréchet distance of collected statistics, never below 0."""
+    """The Fréchet distance of collected statistics, never below 0.
+
+    The eigenvalues of Σ1 Σ2 are those of Σ1^½ Σ2 Σ1^½: where both have full rank, a Cholesky factor gives them in a third of the time.
+    """
+    from scipy.linalg import LinAlgError, eigh
+
+    if not (first.rank_deficient or second.rank_deficient):
+        with suppress(LinAlgError):  # features that others determine: no rank to speak of after all
+            eigenvalues = eigh(first.covariance, second.covariance, type=2, eigvals_only=True, driver="gv", check_finite=False)
+            return _from_eigenvalues(first, second, eigenvalues)
     return _distance_to(second, _square_root(second.covariance), first)
 
 
@@ -134,22 +144,63 @@ def frechet_interval(
     """
     features = as_features(features_ND)
     count = len(features)
-    groups = min(JACKKNIFE_GROUPS, count)
     root = _square_root(reference.covariance)
     whole = FeatureStatistics.of(features, reference.divisor)
     value = _distance_to(reference, root, whole)
-    order = np.arange(count) if strata is None else np.argsort(np.asarray(strata), kind="stable")
-    parts = (FeatureStatistics.of(features[order[group::groups]], reference.divisor) for group in range(groups))
+    parts = (FeatureStatistics.of(features[members], reference.divisor) for members in jackknife_groups(count, strata))
     left_out = np.array([_distance_to(reference, root, whole.without(part)) for part in parts])
-    error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
-    return _interval(value, error, groups - 1)
+    return jackknife_interval(value, left_out)
 
 
-def mean_interval(intervals: Sequence[Interval]) -> Interval:
-    """The mean of independent estimates (one per sampling seed) with the interval of that mean."""
+class Bias(NamedTuple):
+    """What the Fréchet distance of a generator reads at several sample sizes, and what it tends to."""
+
+    samples: list[int]
+    distance: list[float]
+    """Mean over disjoint parts of that many samples."""
+    limit: float
+    """At infinitely many samples: the intercept of a line over 1/N (Chong and Forsyth, 2020)."""
+
+
+def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> Bias:
+    """How the distance falls with the number of samples, from one set of N: all of it, and disjoint halves, quarters, ... down to D + 1.
+
+    The bias is about proportional to 1/N, so that two numbers of samples are two protocols. The parts take every k-th sample, which keeps
+    the mixture of classes where labels were drawn evenly.
+    """
+    features = as_features(features_ND)
+    root = _square_root(reference.covariance)
+    parts = [1]
+    while len(features) // (2 * parts[-1]) > max(1, reference.dimensions):
+        parts.append(2 * parts[-1])
+    distances = []
+    for count in parts:
+        statistics = (FeatureStatistics.of(features[part::count], reference.divisor) for part in range(count))
+        distances.append(float(np.mean([_distance_to(reference, root, one) for one in statistics])))
+    samples = [len(features) // count for count in parts]
+    limit = float(np.polyfit(1 / np.array(samples), distances, 1)[1]) if len(parts) > 1 else float("nan")
+    return Bias(samples[::-1], distances[::-1], limit)
+
+
+def mean_interval(intervals: Sequence[Interval], floor: float = 0.0) -> Interval:
+    """The mean of independent estimates (one per sampling seed) with the interval of that mean; no end lies below `floor`."""
     value = float(np.mean([interval.value for interval in intervals]))
     error = float(np.sqrt(np.sum([interval.standard_error**2 for interval in intervals]))) / len(intervals)
-    return _interval(value, error, sum(interval.degrees_of_freedom for interval in intervals))
+    return _interval(value, error, sum(interval.degrees_of_freedom for interval in intervals), floor)
+
+
+def jackknife_groups(count: int, strata: Sequence[int] | NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
+    """Places of the samples that are left out together, each group with the same mixture of the strata."""
+    order = np.arange(count) if strata is None else np.argsort(np.asarray(strata), kind="stable")
+    groups = min(JACKKNIFE_GROUPS, count)
+    return [order[group::groups] for group in range(groups)]
+
+
+def jackknife_interval(value: float, left_out: Float64, floor: float = 0.0) -> Interval:
+    """The interval of an estimate from what it is without each of G groups: a t interval with G - 1 degrees of freedom."""
+    groups = len(left_out)
+    error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
+    return _interval(value, error, groups - 1, floor)
 
 
 def as_features(features: ArrayLike | Any) -> Float64:
@@ -166,19 +217,22 @@ def as_features(features: ArrayLike | Any) -> Float64:
     return values
 
 
-def _interval(value: float, error: float, degrees_of_freedom: int) -> Interval:
+def _interval(value: float, error: float, degrees_of_freedom: int, floor: float) -> Interval:
     from scipy.special import stdtrit  # the t quantile alone: scipy.stats takes half a second to import
 
     reach = float(stdtrit(degrees_of_freedom, 0.975)) * error
-    return Interval(value, max(0.0, value - reach), value + reach, error, degrees_of_freedom)
+    return Interval(value, max(floor, value - reach), value + reach, error, degrees_of_freedom)
 
 
 def _distance_to(reference: FeatureStatistics, reference_root: Float64, other: FeatureStatistics) -> float:
     product = reference_root @ other.covariance @ reference_root
-    eigenvalues = np.linalg.eigvalsh((product + product.T) / 2)
+    return _from_eigenvalues(reference, other, np.linalg.eigvalsh((product + product.T) / 2))
+
+
+def _from_eigenvalues(first: FeatureStatistics, second: FeatureStatistics, eigenvalues: NDArray[Any]) -> float:
     cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()  # rounding leaves tiny negative ones where the rank is low
-    shift = reference.mean - other.mean
-    return max(0.0, float(shift @ shift + np.trace(reference.covariance) + np.trace(other.covariance) - 2 * cross))
+    shift = first.mean - second.mean
+    return max(0.0, float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross))
 
 
 def _square_root(covariance: Float64) -> Float64:

@@ -15,7 +15,7 @@ import uuid
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import torch
@@ -28,17 +28,21 @@ from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import video_features
+from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
+from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
 from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, frechet_interval
+from reco_tune.evaluation.i3d import I3D, load_i3d
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.video_features import Extractor, fit_extractor, load_extractor
+from reco_tune.evaluation.video_features import Described, Extractor, Protocol, fit_extractor, load_extractor
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
+from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
 from reco_tune.tokenizers import Tokenizer, load_tokenizer
 
 VERSION = 1
 """Of the reference files: raised whenever the same real clips would give other numbers."""
 DIVISOR: Divisor = "n-1"
-"""Of every covariance."""
+"""Of every covariance of a native protocol; published ones bring their own."""
 BATCH_CLIPS = 64
 
 
@@ -48,7 +52,9 @@ class Prepared:
 
     protocol: str
     """Name of all that must be equal for two FVDs to be comparable."""
-    extractor: Extractor
+    extractor: Extractor | I3D
+    classifier: Extractor | None
+    """Knows the classes of clips and frames, whatever the protocol; None where the data have no classes."""
     features_MD: NDArray[np.float64]
     """Of the real clips."""
     motion_MD: NDArray[np.float64]
@@ -62,12 +68,16 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     """Fits the extractor and describes the real clips, or reads what an earlier call left in `experiment.cache_dir`.
 
     Raises:
-        SettingsError: where the protocol needs classes and the data have none.
-        DataError: where there are no pixels or too few clips, or a cached file is damaged.
+        SettingsError: where the protocol needs classes and the data have none, or a package is missing.
+        DataError: where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or another one.
     """
     cache.require_pixels()
-    extractor = _extractor(experiment, cache, progress)
     evaluation = experiment.evaluation
+    if evaluation.flow:
+        require_flow()
+    native = None if evaluation.protocol in PUBLISHED else _fitted(evaluation.protocol, experiment, cache, progress)
+    classifier = _classifier(native, experiment, cache, progress)
+    extractor = native or _i3d(experiment)
     split: Split = evaluation.reference_split
     available = len(cache.tokens(split)) if evaluation.reference == "reconstructed" else len(cache.clips(split))
     clips = min(evaluation.reference_clips, available)
@@ -75,13 +85,34 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
         raise DataError(
             f"FVD needs at least 2 real clips, but the {split} split of {cache.path} has {clips}; add videos or take the other split"
         )
-    arrays, facts = _reference(experiment, cache, extractor, split, clips, progress)
-    data = experiment.data
-    shape = f"{data.clip_frames}x{data.size_px}x{data.size_px}/stride{data.frame_stride}"
+    arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
+    data, departures = experiment.data, deviations(experiment)
+    frames = extractor.published.frames if isinstance(extractor, I3D) else data.clip_frames
+    shape = f"{frames}x{data.size_px}x{data.size_px}/stride{data.frame_stride}"
     sampled = f"n{evaluation.samples}x{evaluation.sampling_seeds}"
-    protocol = f"{evaluation.protocol}/{shape}/{evaluation.reference}/{split}{clips}/{sampled}/{extractor.hash[:8]}"
-    statistics = FeatureStatistics.of(arrays["features"], DIVISOR)
-    return Prepared(protocol, extractor, arrays["features"], arrays["motion"], statistics, facts)
+    name = f"{evaluation.protocol}*" if departures else evaluation.protocol
+    protocol = f"{name}/{shape}/{evaluation.reference}/{split}{clips}/{sampled}/{extractor.hash[:8]}"
+    statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
+    facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
+    return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts)
+
+
+def deviations(experiment: Experiment) -> list[str]:
+    """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native ones."""
+    evaluation, data = experiment.evaluation, experiment.data
+    published = PUBLISHED.get(evaluation.protocol)
+    if published is None:
+        return []
+    asked: dict[str, tuple[object, tuple[object, ...]]] = {
+        "data.frame_stride": (data.frame_stride, published.frame_strides),
+        "data.resize": (data.resize, (published.crop,)),
+        "evaluation.samples": (evaluation.samples, (published.samples,)),
+        "evaluation.reference_clips": (evaluation.reference_clips, (published.reference_clips,)),
+        "evaluation.reference_split": (evaluation.reference_split, ("train",)),
+        "evaluation.reference": (evaluation.reference, ("raw",)),
+        "evaluation.extractor_sha256": (evaluation.extractor_sha256, (I3D_SHA256,)),
+    }
+    return [f"{key} {value} instead of {' or '.join(map(str, allowed))}" for key, (value, allowed) in asked.items() if value not in allowed]
 
 
 def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count: int) -> NDArray[np.int64]:
@@ -98,14 +129,14 @@ def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count
     return labels
 
 
-def _extractor(experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor:
-    protocol = experiment.evaluation.protocol
+def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor:
+    """The extractor of a native protocol, fitted to the data set's raw clips once."""
     clips, heldout = cache.clips("train"), cache.clips("test")
     key = [video_features.VERSION, protocol, cache.data_fingerprint, list(clips.shape), cache.num_classes]
     folder = experiment.cache_dir / "extractors" / _fingerprint(key)
     if not folder.exists():
         extractor = fit_extractor(
-            protocol,
+            cast(Protocol, protocol),
             clips,
             cache.labels("train")[: len(clips)],
             cache.num_classes,
@@ -118,8 +149,31 @@ def _extractor(experiment: Experiment, cache: TokenCache, progress: Progress) ->
     return load_extractor(folder)
 
 
+def _classifier(native: Extractor | None, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor | None:
+    """The extractor of the protocol `native`, which learns classes; no other one does."""
+    if not experiment.data.class_conditional or cache.num_classes < 2:
+        return None
+    return native if native is not None and native.protocol == "native" else _fitted("native", experiment, cache, progress)
+
+
+def _i3d(experiment: Experiment) -> I3D:
+    evaluation = experiment.evaluation
+    assert evaluation.extractor_path is not None  # checked at the door
+    return load_i3d(evaluation.extractor_path, evaluation.extractor_sha256, evaluation.protocol, PUBLISHED[evaluation.protocol])
+
+
+def _divisor(extractor: Extractor | I3D) -> Divisor:
+    return extractor.published.divisor if isinstance(extractor, I3D) else DIVISOR
+
+
 def _reference(
-    experiment: Experiment, cache: TokenCache, extractor: Extractor, split: Split, clips: int, progress: Progress
+    experiment: Experiment,
+    cache: TokenCache,
+    extractor: Extractor | I3D,
+    classifier: Extractor | None,
+    split: Split,
+    clips: int,
+    progress: Progress,
 ) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
     kind = experiment.evaluation.reference
     tokenizer = load_tokenizer(cache.tokenizer_path) if kind == "reconstructed" else None
@@ -132,18 +186,27 @@ def _reference(
         split,
         clips,
         kind,
-        DIVISOR,
+        _divisor(extractor),
         floor_clips,
     ]
+    if classifier is not None and classifier is not extractor:  # it describes the real clips too
+        key.append(classifier.hash)
+    if experiment.evaluation.flow:
+        key.append("flow")
+    if isinstance(extractor, I3D):
+        key += [extractor.protocol, *extractor.published[:-1]]
     folder = experiment.cache_dir / "references" / _fingerprint(key)
     if not folder.exists():
         device = _device(experiment)
-        features, motion, accuracies = _describe(cache, extractor, tokenizer, split, clips, device, progress)
+        features, motion, accuracies = _describe(cache, extractor, classifier, tokenizer, split, clips, device, progress)
         facts: dict[str, Any] = {"reference_clips": clips, **accuracies}
+        if experiment.evaluation.flow:
+            shown = (video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS)))
+            facts["reference_flow_unexplained"] = unexplained(np.concatenate([flow_changes(video_BFCHW) for video_BFCHW in shown]))
         if floor_clips >= 2 and split == "train":
-            heldout_features, heldout_motion, _ = _describe(cache, extractor, tokenizer, "test", floor_clips, device, progress)
+            heldout_features, heldout_motion, _ = _describe(cache, extractor, None, tokenizer, "test", floor_clips, device, progress)
             labels = cache.labels("test")[:floor_clips]
-            floor: Interval = frechet_interval(heldout_features, FeatureStatistics.of(features, DIVISOR), labels)
+            floor: Interval = frechet_interval(heldout_features, FeatureStatistics.of(features, _divisor(extractor)), labels)
             facts |= {"floor_clips": floor_clips, "fvd_floor": floor.value, "motion_floor": motion_distance(heldout_motion, motion)}
         arrays = {"features": features, "motion": motion}
 
@@ -162,7 +225,14 @@ def _reference(
 
 
 def _describe(
-    cache: TokenCache, extractor: Extractor, tokenizer: Tokenizer | None, split: Split, clips: int, device: str, progress: Progress
+    cache: TokenCache,
+    extractor: Extractor | I3D,
+    classifier: Extractor | None,
+    tokenizer: Tokenizer | None,
+    split: Split,
+    clips: int,
+    device: str,
+    progress: Progress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
     """Features and motion features of the first real clips, and how well a classifier knows them: the ceiling of generated ones."""
     features, motion, hits, frame_hits = [], [], [], []
@@ -170,16 +240,22 @@ def _describe(
         described = extractor.describe(video_BFCHW, device)
         features.append(described.features_BD)
         motion.append(motion_features(video_BFCHW))
-        if described.class_B is not None and described.frame_class_BF is not None:
+        if classifier is not None:
+            known = classes_of(video_BFCHW, described, extractor, classifier, device)
             labels_B = cache.labels(split)[start : start + len(video_BFCHW)]
-            hits.append(described.class_B == labels_B)
-            frame_hits.append(described.frame_class_BF == labels_B[:, None])
+            hits.append(known.class_B == labels_B)
+            frame_hits.append(known.frame_class_BF == labels_B[:, None])
         progress(start + len(video_BFCHW), clips, f"describing real {split} clips")
     accuracies: dict[str, Any] = {}
     if hits:
         accuracies["reference_class_accuracy"] = float(np.concatenate(hits).mean())
         accuracies["reference_frame_accuracy"] = np.concatenate(frame_hits).mean(axis=0).tolist()
     return np.concatenate(features), np.concatenate(motion), accuracies
+
+
+def classes_of(video_BFCHW: Tensor, described: Described, extractor: Extractor | I3D, classifier: Extractor, device: str) -> Described:
+    """The clips as the classifier sees them, which may be what the extractor has said already."""
+    return described if classifier is extractor else classifier.describe(video_BFCHW, device)
 
 
 def _real_clips(cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int) -> Iterator[tuple[int, Tensor]]:

@@ -8,6 +8,7 @@ does not depend on how many ranks there are.
 from __future__ import annotations
 
 import hashlib
+import math
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -23,11 +24,14 @@ from torch import Tensor
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
-from reco_tune.evaluation.frechet import frechet_interval, mean_interval
-from reco_tune.evaluation.kernel import kernel_distance
+from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
+from reco_tune.evaluation.flow import flow_changes, unexplained
+from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, mean_interval
+from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.protocols import DIVISOR, Prepared, prepare_evaluation, sample_labels
+from reco_tune.evaluation.protocols import Prepared, classes_of, prepare_evaluation, sample_labels
+from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
@@ -38,7 +42,11 @@ from reco_tune.training import Group, build_arm
 SHOWN_CLIPS = 8
 """Clips in samples.npz: the first of the fixed labels and seeds, so that arms can be laid side by side."""
 ANALYSED_CLIPS = 256
-"""Clips of the loss distribution and of the error growth."""
+"""Clips of the loss distribution, of the error growth and of the steps of h."""
+STEPS_OF_H = tuple(
+    quantity.name for quantity in (q.LIPSCHITZ_TOKENS, q.LIPSCHITZ_TOKENS_RELATIVE, q.LIPSCHITZ_FRAMES, q.LIPSCHITZ_FRAMES_RELATIVE)
+)
+"""In the order of `Smoothness`."""
 
 
 @dataclass(frozen=True)
@@ -63,7 +71,7 @@ def evaluate(
 ) -> EvaluationResult:
     """Generates `evaluation.samples` clips per sampling seed and compares them with the real ones.
 
-    Where the cache holds codes alone (`data.layout: tokens`), nothing is compared; the curves by block are all that is found.
+    Where the cache holds codes alone (`data.layout: tokens`), nothing is compared; the curves by block and the steps of h are all.
 
     Args:
         model: on its device, the same on all ranks.
@@ -77,8 +85,8 @@ def evaluate(
     model.eval()
     try:
         if not cache.has_pixels:
-            curves, growth = _curves(model, experiment, cache, None, _labels(experiment, cache), group)
-            return EvaluationResult({}, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
+            curves, steps, growth = _analysed(model, experiment, cache, None, _labels(experiment, cache), group)
+            return EvaluationResult(steps, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
         with clock.measure("evaluation"):
             if group.leads:
                 prepared = prepare_evaluation(experiment, cache)
@@ -88,7 +96,10 @@ def evaluate(
         clips = _generated(model, experiment, cache, prepared, group, clock, progress)
         with clock.measure("evaluation"):
             metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
-            curves, growth = _curves(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
+            curves, steps, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
+            metrics |= steps
+            bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], prepared.statistics)
+            curves[q.FVD_BY_SAMPLES] = bias.distance
             if clips.frame_class_NF is not None:
                 curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
             if folder is not None and group.leads:
@@ -105,7 +116,8 @@ def evaluate(
         "extractor": prepared.extractor.hash,
         "extractor_quality": prepared.extractor.quality,
         "interval": "95%, delete-group jackknife over generated clips, reference held fixed",
-        "covariance_divisor": DIVISOR,
+        "covariance_divisor": prepared.statistics.divisor,
+        "fvd_bias": {"samples": bias.samples, "limit": bias.limit if math.isfinite(bias.limit) else None},
         "rank_deficient": experiment.evaluation.samples <= prepared.statistics.dimensions or prepared.statistics.rank_deficient,
         **prepared.facts,
     }
@@ -121,6 +133,8 @@ class _Clips(NamedTuple):
     class_N: NDArray[np.int64] | None
     """What the extractor takes the clips for; None without a classifier or an asked class."""
     frame_class_NF: NDArray[np.int64] | None
+    flow_C2: NDArray[np.float64]
+    """`flow_changes` of the first clips; empty where they were not asked for."""
     shown_SFCHW: NDArray[np.uint8]
     tokens_AT: Tensor | None
     """Codes of the first clips; None where none were kept."""
@@ -134,13 +148,13 @@ def _generated(
     tokenizer = load_tokenizer(cache.tokenizer_path)
     labels = _labels(experiment, cache)
     device = str(model.position_embedding.device)
-    classifies = prepared.extractor.protocol == "native" and data.class_conditional
     whole = not experiment.window.scheme.startswith("fewer_frames")
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
         "features": [torch.empty(0, prepared.features_MD.shape[1], dtype=torch.float64)],
         "motion": [torch.empty(0, prepared.motion_MD.shape[1], dtype=torch.float64)],
         "class": [torch.empty(0, 1 + data.clip_frames, dtype=torch.long)],
+        "flow": [torch.empty(0, 2, dtype=torch.float64)],
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
         "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
     }
@@ -157,9 +171,12 @@ def _generated(
             mine["place"].append(places)
             mine["features"].append(torch.from_numpy(described.features_BD))
             mine["motion"].append(torch.from_numpy(motion_features(generated.video_BFCHW)))
-            if classifies:
-                assert described.class_B is not None and described.frame_class_BF is not None
-                mine["class"].append(torch.from_numpy(np.column_stack([described.class_B, described.frame_class_BF])))
+            if prepared.classifier is not None:
+                known = classes_of(generated.video_BFCHW, described, prepared.extractor, prepared.classifier, device)
+                assert known.class_B is not None and known.frame_class_BF is not None
+                mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
+            if evaluation.flow:
+                mine["flow"].append(torch.from_numpy(flow_changes(generated.video_BFCHW[places < FLOW_CLIPS])))
             mine["shown"].append(generated.video_BFCHW[places < SHOWN_CLIPS])
             if whole and generated.tokens_BT is not None and evaluation.analyses:
                 mine["tokens"].append(generated.tokens_BT[places < ANALYSED_CLIPS])
@@ -167,13 +184,14 @@ def _generated(
     with clock.measure("evaluation"):
         joint = {name: torch.cat(group.gather(torch.cat(parts))) for name, parts in mine.items()}
         order = joint["place"].argsort()
-    classes = joint["class"][order].numpy() if classifies else None
+    classes = joint["class"][order].numpy() if prepared.classifier is not None else None
     return _Clips(
         np.tile(labels, evaluation.sampling_seeds),
         joint["features"][order].numpy(),
         joint["motion"][order].numpy(),
         None if classes is None else classes[:, 0],
         None if classes is None else classes[:, 1:],
+        joint["flow"][_order_below(joint["place"], FLOW_CLIPS)].numpy() if evaluation.flow else joint["flow"].numpy(),
         joint["shown"][_order_below(joint["place"], SHOWN_CLIPS)].numpy(),
         joint["tokens"][_order_below(joint["place"], ANALYSED_CLIPS)] if len(joint["tokens"]) else None,
     )
@@ -188,35 +206,42 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
     """Every distance per sampling seed, then their mean."""
     parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
     fvd = mean_interval([frechet_interval(clips.features_ND[part], prepared.statistics, clips.labels_N[part]) for part in parts])
+    kernels = [kernel_interval(clips.features_ND[part], prepared.features_MD, clips.labels_N[part]) for part in parts]
+    kernel = mean_interval(kernels, floor=-math.inf)
     metrics = {
         q.FVD.name: fvd.value,
         q.FVD_LOW.name: fvd.low,
         q.FVD_HIGH.name: fvd.high,
-        q.KERNEL_DISTANCE.name: float(np.mean([kernel_distance(clips.features_ND[part], prepared.features_MD) for part in parts])),
+        q.KERNEL_DISTANCE.name: kernel.value,
+        q.KERNEL_DISTANCE_LOW.name: kernel.low,
+        q.KERNEL_DISTANCE_HIGH.name: kernel.high,
         q.MOTION_DISTANCE.name: float(np.mean([motion_distance(clips.motion_ND[part], prepared.motion_MD) for part in parts])),
     }
+    if len(clips.flow_C2):
+        metrics[q.FLOW_UNEXPLAINED.name] = unexplained(clips.flow_C2)
     if clips.class_N is not None:
         metrics[q.CLASS_ACCURACY.name] = float((clips.class_N == clips.labels_N).mean())
     return metrics
 
 
-_Curves = tuple[dict[str, list[float]], dict[str, Any] | None]
-"""Curves by block, and the law of the error's growth where there are blocks enough to tell."""
+_Analyses = tuple[dict[str, list[float]], dict[str, float], dict[str, Any] | None]
+"""Curves by block, steps of h, and the law of the error's growth where there are blocks enough to tell."""
 
 
-def _curves(
+def _analysed(
     model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64], group: Group
-) -> _Curves:
+) -> _Analyses:
     """`_analyses`, made by rank 0 and known to all."""
     if not experiment.evaluation.analyses:
-        return {}, None
-    curves, growth = group.broadcast_json(_analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, None))
-    return curves, growth
+        return {}, {}, None
+    found = _analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, {}, None)
+    curves, steps, growth = group.broadcast_json(found)
+    return curves, steps, growth
 
 
 def _analyses(
     model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64]
-) -> _Curves:
+) -> _Analyses:
     arm = build_arm(experiment, cache)
     per_block = cache.grid.tokens_per_block
     tokens, labels = training_clips(arm, cache, ANALYSED_CLIPS)
@@ -231,8 +256,9 @@ def _analyses(
         q.LOSS_BY_FRAME_GENERATED: loss_by_block(model, sampled, sampled_labels, per_block),
         q.ERROR_GROWTH: growth,
     }
+    steps = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
     law = fit_growth(growth)
-    return curves, None if law is None else asdict(law)
+    return curves, {name: value for name, value in steps.items() if math.isfinite(value)}, None if law is None else asdict(law)
 
 
 def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.aggregate import Difference, Measured, holm, mean_interval, paired_difference
+from reco_tune.reporting.aggregate import Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
 from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
 from reco_tune.settings import BASELINE
 
@@ -126,7 +126,8 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
         text = (
             f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains sampling noise (and is "
             f"taken to be no less than it; an arm at one seed has its sampling interval). Differences are paired with `{baseline}` by "
-            "seed; p-values are plain paired t tests of the seeds' values, corrected by Holm over the arms of a budget."
+            "seed; p-values are plain paired t tests of the seeds' values, corrected by Holm over the arms of a budget. They trust that "
+            f"differences are normal: a sign-flip test, which trusts nothing, could not give less than {sign_flip_floor(seeds):.2g} here."
         )
     if "half_compute" in budget_order(runs) and baseline == BASELINE:
         text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."

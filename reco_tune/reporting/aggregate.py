@@ -49,6 +49,15 @@ class Difference(NamedTuple):
         return self.low > 0 or self.high < 0
 
 
+class Ratio(NamedTuple):
+    """a over b, paired by training seed: the geometric mean with its 95% interval, without ends at one seed."""
+
+    value: float
+    low: float
+    high: float
+    seeds: int
+
+
 def mean_interval(runs: Sequence[Measured]) -> Measured:
     """Mean over training seeds with its 95% interval.
 
@@ -85,6 +94,37 @@ def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> D
     quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
     detectable = (quantile + float(stats.t.ppf(POWER, count - 1))) * spread
     return Difference(delta, delta - quantile * spread, delta + quantile * spread, _paired_t(deltas), detectable, count)
+
+
+def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None:
+    """a over b by a t interval over the seeds' logarithms; None where no seed has both above 0. At one seed the interval is unbounded."""
+    logs = np.array([math.log(a[seed] / b[seed]) for seed in sorted(set(a) & set(b)) if a[seed] > 0 and b[seed] > 0])
+    if not len(logs):
+        return None
+    mean, count = float(logs.mean()), len(logs)
+    half = math.inf if count == 1 else float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * logs.std(ddof=1)) / math.sqrt(count)
+    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+
+
+def needed_seeds(difference: Difference, most: int) -> int | None:
+    """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None above `most`.
+
+    At one seed only sampling noise is known, so the number is a lower bound, and at least 3: two tell a spread no one should trust.
+    """
+    half, seeds = difference.high - difference.delta, difference.seeds
+    if not (math.isfinite(half) and difference.delta != 0):
+        return None
+    spread = half / _Z if seeds == 1 else half / float(stats.t.ppf(0.5 + CONFIDENCE / 2, seeds - 1)) * math.sqrt(seeds)
+    for count in range(max(3, seeds + 1), most + 1):
+        quantiles = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) + stats.t.ppf(POWER, count - 1))
+        if quantiles * spread / math.sqrt(count) <= abs(difference.delta):
+            return count
+    return None
+
+
+def sign_flip_floor(seeds: int) -> float:
+    """The smallest two-sided p-value that a sign-flip test over `seeds` differences can give; a t test has no such floor."""
+    return min(1.0, 2.0 ** (1 - seeds))
 
 
 def holm(p_values: Sequence[float]) -> list[float]:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 
+from reco_tune.errors import ComparisonError
 from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.aggregate import Measured, mean_interval
 from reco_tune.reporting.curves import arm_curves
 from reco_tune.reporting.runs import BUDGETS, WHOLE, arm_order, budget_order, comparable
+from reco_tune.reporting.top_up import pooled
 from reco_tune.study_log import StudyRecord
 
 MOST_LAMBDAS = 24
@@ -96,8 +99,14 @@ def curve_table(study: StudyRecord, names: Sequence[str]) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=["budget", "arm", "position", *names])
 
 
+TOGETHER = "together"
+"""Runs of all studies as those of one."""
+
+
 def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The ablation rows of several studies below each other by budget and arm, their runs under one protocol.
+
+    Studies of different training seeds also stand together, with all their seeds.
 
     Raises:
         ComparisonError: where the studies differ in protocol or data; it names the knob.
@@ -109,6 +118,10 @@ def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = ablation_table(runs)
         table.insert(0, "study", name)
         parts.append(table)
+    with suppress(ComparisonError):  # the same seeds: nothing to join
+        joined = ablation_table(pooled(studies))
+        joined.insert(0, "study", TOGETHER)
+        parts.append(joined)
     table = pd.concat(parts, ignore_index=True)
     budgets = {budget: number for number, budget in enumerate(budget_order(together))}
     arms = {arm: number for number, arm in enumerate([WHOLE, *arm_order(next(iter(studies.values()))), *arm_order(together)])}

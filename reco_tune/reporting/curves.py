@@ -21,6 +21,19 @@ def arm_curves(study: StudyRecord, budget: str) -> dict[str, dict[str, list[floa
     return {arm: curves for arm, curves in found.items() if curves}
 
 
+def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, float]]]:
+    """arm -> (generated clips, mean FVD of that many) in rising order; arms whose clips were too few to be halved are left out."""
+    found = {}
+    for arm, runs in _by_arm(study, budget).items():
+        curves = [
+            run.curves[quantities.FVD_BY_SAMPLES] for run in runs if run.state == "evaluated" and quantities.FVD_BY_SAMPLES in run.curves
+        ]
+        if curves and min(map(len, curves)) > 1:
+            most, values = int(runs[0].settings["evaluation.samples"]), _mean(curves)
+            found[arm] = [(most >> (len(values) - 1 - place), value) for place, value in enumerate(values)]
+    return found
+
+
 def learning_curves(study: StudyRecord, name: str = "val_cross_entropy") -> dict[str, dict[str, list[tuple[float, float]]]]:
     """budget -> arm -> (step, mean over seeds) of a metric reported at the rungs."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}

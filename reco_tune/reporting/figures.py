@@ -29,6 +29,7 @@ from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 
 __all__ = [
+    "draw_bias",
     "draw_error_growth",
     "draw_frontier",
     "draw_lambda",
@@ -159,6 +160,12 @@ def draw_error_growth(curves: Mapping[str, Mapping[str, Sequence[float]]], budge
     named = {arm: found[quantities.ERROR_GROWTH] for arm, found in curves.items() if len(found.get(quantities.ERROR_GROWTH, ()))}
     lines = {arm: list(enumerate(values)) for arm, values in named.items()}
     return _lines(lines, "block (0 was perturbed)", "relative divergence of h", {TITLES.get(budget, budget): list(lines)}, log=True)
+
+
+def draw_bias(curves: Mapping[str, Sequence[tuple[int, float]]], budget: str) -> Figure | None:
+    """FVD by the number of generated clips; `curves.bias_curves` collects them."""
+    log = bool(curves) and spread(pd.Series([value for points in curves.values() for _, value in points])) > 10
+    return _lines(curves, "generated clips", "FVD of that many", {TITLES.get(budget, budget): list(curves)}, log=log)
 
 
 def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure | None:

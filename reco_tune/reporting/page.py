@@ -59,6 +59,10 @@ ABOUT_FIGURES = {
         "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the first-frame effect.",
     ),
     "error_growth": ("Error growth", "How far h moves, relative to its size, in every block after block 0 was perturbed."),
+    "fvd_by_samples": (
+        "FVD by the number of clips",
+        "FVD is biased upwards by about a constant over the number of clips: numbers from different numbers of clips are not comparable.",
+    ),
 }
 
 

@@ -15,7 +15,7 @@ from reco_tune.errors import StudyError
 from reco_tune.reporting import effort, effort_figures, figures, tables
 from reco_tune.reporting.ablation import ablation_table, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
-from reco_tune.reporting.curves import arm_curves, learning_curves
+from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_table
 from reco_tune.reporting.imported import with_imports
@@ -211,6 +211,7 @@ def _draw(study: StudyRecord, runs: pd.DataFrame, report: Report, compute: effor
         "window_stride": figures.draw_window_stride(report.windows[report.windows["budget"] == budgets[0]]),
         "loss_by_frame": figures.draw_loss_by_frame(curves, budgets[0]),
         "error_growth": figures.draw_error_growth(curves, budgets[0]),
+        "fvd_by_samples": figures.draw_bias(bias_curves(study, budgets[0]), budgets[0]),
         "learning_curves": figures.draw_learning(learning_curves(study)),
     }.items():
         if figure is not None:

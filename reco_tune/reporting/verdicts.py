@@ -12,9 +12,10 @@ from typing import Literal, NamedTuple
 
 import pandas as pd
 
+from reco_tune import quantities
 from reco_tune.reporting.ablation import ArmResult, arm_results
-from reco_tune.reporting.aggregate import Difference, holm, paired_difference
-from reco_tune.reporting.runs import WHOLE, budget_order
+from reco_tune.reporting.aggregate import Difference, Ratio, holm, paired_difference, paired_ratio
+from reco_tune.reporting.runs import WHOLE, at_budget, budget_order, comparable
 from reco_tune.reporting.tables import number, p_value, signed
 from reco_tune.settings import BASELINE
 
@@ -67,6 +68,7 @@ def verdicts(runs: pd.DataFrame) -> list[Verdict]:
             ("The continuity term improves on balanced windows", [_worse(results, budget, "local_balanced", "reco")]),
             ("Windows with the continuity term recover the baseline", [_recovers(results, budget, "reco", BASELINE)]),
             ("The gain needs continuity: a plain norm penalty does worse", [_control(results, budget)]),
+            ("The continuity term makes h smoother, not only smaller", [_smoother(runs, budget)]),
         ):
             found.append(_verdict(claim, budget, parts))
     speed = _speed(results)
@@ -117,6 +119,35 @@ def _control(results: Results, budget: str) -> _Part:
     if part.outcome == "not tested":
         return part._replace(words=f"{part.words} Without this control nothing can be said about continuity itself.")
     return part._replace(words=f"{part.words} The control does no worse as far as this study can see: no claim about continuity itself.")
+
+
+def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "local_balanced") -> _Part:
+    """Whether the steps of h shrink relative to |h|, along tokens: the raw ones can be shrunk by scale alone."""
+    kept = comparable(runs[runs["arm"].isin([arm, plain])])
+    kept = kept[at_budget(kept["budget"], budget)]
+    told: dict[str, Ratio | None] = {}
+    for quantity in (
+        quantities.LIPSCHITZ_TOKENS,
+        quantities.LIPSCHITZ_TOKENS_RELATIVE,
+        quantities.LIPSCHITZ_FRAMES,
+        quantities.LIPSCHITZ_FRAMES_RELATIVE,
+    ):
+        a, b = ({int(row["seed"]): row[quantity.name] for row in kept[kept["arm"] == name].to_dict("records")} for name in (arm, plain))
+        told[quantity.name] = paired_ratio(a, b)
+    raw, relative, frames, frames_relative = told.values()
+    if raw is None or relative is None:
+        return _Part("not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGET_WORDS[budget]}.")
+    words = f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative to |h|"
+    if frames is not None and frames_relative is not None:
+        words += f"; across frames {_times(frames)} and {_times(frames_relative)}"
+    outcome: Outcome = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
+    scale = raw.value / relative.value
+    moved = "scale" if abs(math.log(scale)) > abs(math.log(relative.value)) else "smoothness"
+    return _Part(outcome, f"{words}: what moved most is the {moved} (|h| {number(scale)}x).", relative.seeds)
+
+
+def _times(ratio: Ratio) -> str:
+    return f"{number(ratio.value)}x" + (f" [{number(ratio.low)}, {number(ratio.high)}]" if math.isfinite(ratio.high) else "")
 
 
 def _reached(results: Results) -> _Part:

@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel, ConfigDict, Field, model_validator
 
 from reco_tune.errors import SettingsError
+from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED, protocol_defaults
 
 
 class Section(BaseModel):
@@ -282,8 +283,13 @@ class Sampling(Section):
 class Evaluation(Section):
     """How a trained model is judged."""
 
-    protocol: Literal["native", "native-random", "native-pca"] = "native"
-    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels' principal components."""
+    protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = "native"
+    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels' principal components; or
+    I3D as a published protocol uses it (`PUBLISHED`), which then also decides samples and reference where they are left out."""
+    extractor_path: Path | None = None
+    """The file i3d_torchscript.pt of the published protocols."""
+    extractor_sha256: str = I3D_SHA256
+    """What `extractor_path` must hash to; give another hash to use another network of the same signature on purpose."""
     samples: int = Field(2048, ge=2)
     """Generated clips per sampling seed."""
     sampling_seeds: int = Field(1, ge=1)
@@ -297,7 +303,14 @@ class Evaluation(Section):
     validation_clips: int = Field(512, ge=1)
     """Held-out clips of the validation cross-entropy (full-sequence, teacher-forced)."""
     analyses: bool = True
-    """Whether the loss by frame and the error growth are measured after training."""
+    """Whether the loss by frame, the error growth and the steps of h are measured after training."""
+    flow: bool = False
+    """Whether optical-flow consistency is measured, on the first 64 clips (needs the `flow` extra)."""
+
+    @model_validator(mode="before")
+    @classmethod
+    def _follow_protocol(cls, values: Any) -> Any:
+        return {**protocol_defaults(values.get("protocol")), **values} if isinstance(values, dict) else values
 
 
 class Resources(Section):
@@ -376,7 +389,7 @@ class Experiment(Section):
 
     def result_hash(self) -> str:
         """Hash of the settings that a result depends on: where it runs and where files lie are left out."""
-        ignored = ("resources.", "data.root", "data.cache_dir")
+        ignored = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
         kept = {key: value for key, value in self.flat().items() if not key.startswith(ignored)}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
@@ -501,6 +514,7 @@ def _check_combinations(experiment: Experiment) -> None:
             f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so are worth little; "
             "give 1, or set resources.calibrate_on_shared_gpus to true"
         )
+    _check_protocol(experiment)
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:
         raise SettingsError(
@@ -510,6 +524,23 @@ def _check_combinations(experiment: Experiment) -> None:
     if experiment.sampling.guidance != 1 and training.class_dropout == 0:
         raise SettingsError(
             f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null class is never trained"
+        )
+
+
+def _check_protocol(experiment: Experiment) -> None:
+    evaluation, frames = experiment.evaluation, experiment.data.clip_frames
+    published = PUBLISHED.get(evaluation.protocol)
+    if published is None:
+        return
+    if evaluation.extractor_path is None:
+        raise SettingsError(
+            f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file i3d_torchscript.pt "
+            "(docs/evaluation.md says where it is found), or take the protocol native"
+        )
+    if frames < published.frames:
+        raise SettingsError(
+            f"evaluation.protocol ({evaluation.protocol}) is computed over {published.frames} frames, but data.clip_frames is {frames}; "
+            "lengthen the clips or take another protocol"
         )
 
 

@@ -14,6 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings.experiment import ALTERNATIVES, Experiment, flatten
+from reco_tune.settings.protocols import protocol_defaults
 from reco_tune.settings.space import ARMS, Space
 
 M = TypeVar("M", bound=BaseModel)
@@ -125,13 +126,19 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`)."""
+    """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`).
+
+    Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it.
+    """
     merged = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
     for key, value in overrides.items():
         _put(merged, key, value)
         if key in twins and twins[key] not in overrides:
             _put(merged, twins[key], None)
+    for knob in protocol_defaults(overrides.get("evaluation.protocol")):
+        if f"evaluation.{knob}" not in overrides:
+            merged["evaluation"].pop(knob, None)
     return merged
 
 

@@ -93,6 +93,8 @@ def frozen(space: Space) -> Space:
     paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
     if experiment.data.root is not None:
         paths["data.root"] = str(experiment.data.root.resolve())
+    if experiment.evaluation.extractor_path is not None:
+        paths["evaluation.extractor_path"] = str(experiment.evaluation.extractor_path.resolve())
     return space.model_copy(update={"experiment": merge(space.experiment, paths)})
 
 

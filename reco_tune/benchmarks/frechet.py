@@ -1,0 +1,68 @@
+"""The Fréchet distance beside SciPy's matrix square root, as published FVD code takes it: time, and how far their values are apart."""
+
+from __future__ import annotations
+
+import math
+import time
+import warnings
+from collections.abc import Sequence
+from functools import partial
+
+import numpy as np
+
+from reco_tune.benchmarks.shapes import Bench
+from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
+from reco_tune.cost.timing import in_rounds
+from reco_tune.evaluation.frechet import FeatureStatistics, statistics_distance
+
+DIMENSIONS = 400
+"""I3D's logits."""
+_COLUMNS = (
+    Column("samples", "samples", "d"),
+    Column("dimensions", "dimensions", "d"),
+    Column("ours", "ours, ms", ".1f"),
+    Column("scipy", "SciPy, ms", ".1f"),
+    Column("ratio", "its time / ours", ".1f"),
+    Column("ratio_low", "95% from", ".1f"),
+    Column("ratio_high", "to", ".1f"),
+    Column("value", "ours", ".6g"),
+    Column("scipy_value", "SciPy's", ".6g"),
+    Column("difference", "relative difference", ".1e"),
+)
+
+
+def bench_frechet(samples: Sequence[int], bench: Bench, dimensions: int = DIMENSIONS) -> Table:
+    """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a network's.
+
+    Time is CPU time of all threads, so that a neighbour adds nothing; collecting the statistics is not in it.
+    """
+    rows: list[Row] = []
+    for count in samples:
+        first, second = (FeatureStatistics.of(_features(count, dimensions, seed)) for seed in (0, 1))
+        jobs = [partial(statistics_distance, first, second), partial(scipy_distance, first, second)]
+        values = [job() for job in jobs]
+        times_RJ = in_rounds(jobs, time.process_time, bench.seconds, bench.progress, f"{count} samples")
+        row: Row = {"samples": count, "dimensions": dimensions, "ours": 1e3 * float(np.median(times_RJ[:, 0]))}
+        ratio = ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0])
+        row |= {"scipy": 1e3 * float(np.median(times_RJ[:, 1])), **{key: value for key, value in ratio.items() if key != "seconds"}}
+        difference = abs(values[1] - values[0]) / values[0] if math.isfinite(values[1]) else None
+        rows.append(row | {"value": values[0], "scipy_value": values[1], "difference": difference})
+    return Table("fvd", "Fréchet distance of given statistics beside scipy.linalg.sqrtm", _COLUMNS, rows)
+
+
+def scipy_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
+    """The distance by the real part of sqrtm(Σ1 Σ2), as StyleGAN-V's code and its descendants compute it."""
+    from scipy.linalg import sqrtm
+
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # it warns that the product is singular; the table shows what comes of it
+        cross = np.trace(sqrtm(first.covariance @ second.covariance)).real
+    shift = first.mean - second.mean
+    return float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)
+
+
+def _features(count: int, dimensions: int, seed: int) -> np.ndarray:
+    generator = np.random.default_rng(seed)
+    mixing = np.linalg.qr(np.random.default_rng(2).normal(size=(dimensions, dimensions)))[0]
+    spread = (1 + np.arange(dimensions)) ** -0.5
+    return generator.normal(size=(count, dimensions)) * spread @ mixing + 0.1 * seed

@@ -1,0 +1,119 @@
+"""I3D from a person's file: the features of published FVD protocols. Knows pixels and one TorchScript network; nothing of distances.
+
+The network is `i3d_torchscript.pt`, called as its authors call it: forward(x, rescale, resize, return_features) -> 400 logits, with x
+[B, 3, F, H, W]. TorchScript's fuser is off, because it compiles anew for every shape and has been seen to change results.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from reco_tune.errors import DataError
+from reco_tune.evaluation.feature_networks import Clips
+from reco_tune.evaluation.video_features import Described
+from reco_tune.settings.protocols import PublishedProtocol
+
+SIDE_PX = 224
+"""Height and width that the network is trained for."""
+FEATURES = 400
+CALLED_WITH = {"rescale", "resize", "return_features"}
+BATCH_CLIPS = 8
+"""Clips shown to the network at once; 17 frames of 224 x 224 pixels take about 0.3 GB of activations a clip."""
+
+
+@dataclass(frozen=True)
+class I3D:
+    """A loaded network and how a protocol shows clips to it."""
+
+    protocol: str
+    published: PublishedProtocol
+    network: Any
+    hash: str
+    """SHA-256 of the file."""
+    quality: dict[str, float] = field(default_factory=dict)
+    """Nothing: it was not trained here."""
+
+    def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> Described:
+        """Logits of the first frames of uint8 clips; it names no class of the data set."""
+        network, parts = self.network.to(device), [np.empty((0, FEATURES))]
+        with torch.no_grad(), _quiet_torchscript():
+            for start in range(0, len(video_BFCHW), BATCH_CLIPS):
+                shown = i3d_pixels(video_BFCHW[start : start + BATCH_CLIPS], self.published).to(device)
+                logits = network(shown, rescale=self.published.rescale, resize=self.published.resize, return_features=True)
+                parts.append(_checked(logits).double().cpu().numpy())
+        return Described(np.concatenate(parts), None, None)
+
+
+def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol) -> Tensor:
+    """uint8 clips as a protocol shows them to the network: float32 [B, 3, F, H, W] in 0..255 or [-1, 1], its first frames."""
+    video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
+    pixels_BFCHW = video[:, : published.frames].float()
+    if not published.rescale:
+        pixels_BFCHW = pixels_BFCHW / 127.5 - 1
+    if not published.resize:
+        flat = F.interpolate(pixels_BFCHW.flatten(0, 1), (SIDE_PX, SIDE_PX), mode="bilinear", align_corners=False)
+        pixels_BFCHW = flat.unflatten(0, pixels_BFCHW.shape[:2])
+    return pixels_BFCHW.transpose(1, 2).contiguous()
+
+
+def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtocol) -> I3D:
+    """The network of a file, which must have a known hash: another network would give other numbers under the same name.
+
+    Raises:
+        DataError: where the file is missing, has another hash, or holds no such network.
+    """
+    try:
+        with path.open("rb") as file:
+            found = hashlib.file_digest(file, "sha256").hexdigest()
+    except OSError as error:
+        raise DataError(
+            f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there, which "
+            "docs/evaluation.md says where to find, or set evaluation.protocol to native"
+        ) from error
+    if found != sha256:
+        raise DataError(
+            f"evaluation.extractor_path ({path}) has the sha256 {found}, not {sha256}: fetch the file again, or, to use another network "
+            f"on purpose, set evaluation.extractor_sha256 to {found}"
+        )
+    try:
+        with _quiet_torchscript():
+            network = torch.jit.load(str(path), map_location="cpu").eval()
+        known = {argument.name for argument in network.forward.schema.arguments}
+    except (RuntimeError, ValueError, OSError, AttributeError) as error:
+        raise DataError(f"evaluation.extractor_path ({path}) holds no TorchScript network; give i3d_torchscript.pt") from error
+    if not known >= CALLED_WITH:
+        missing = ", ".join(sorted(CALLED_WITH - known))
+        raise DataError(f"the network of evaluation.extractor_path ({path}) does not take {missing}; give i3d_torchscript.pt")
+    return I3D(protocol, published, network, found)
+
+
+def _checked(logits: Any) -> Tensor:
+    if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != FEATURES:
+        shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
+        raise DataError(
+            f"the network of evaluation.extractor_path gave {shape} where I3D gives [clips, {FEATURES}]; give i3d_torchscript.pt"
+        )
+    return logits
+
+
+@contextmanager
+def _quiet_torchscript() -> Iterator[None]:
+    """No fuser, and no warning that TorchScript is deprecated: the file that everybody compares with is what it is."""
+    with warnings.catch_warnings():
+        warnings.filterwarnings("ignore", message=r".*torch\.jit.*is deprecated", category=DeprecationWarning)
+        before = torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])
+        try:
+            yield
+        finally:
+            torch.jit.set_fusion_strategy(before)
