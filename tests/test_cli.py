@@ -142,6 +142,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a search space"),
     "seeds twice": (["run", "demo", "--seeds", "0,0"], r"seeds \[0, 0\] must be at least one and all different"),
     "trials below none": (["run", "demo", "--trials", "-1"], "Invalid value for '--trials'"),
+    "a misspelt experiment to plan": (["plan", "tachi_110M"], "did you mean the shipped `taichi_110M`"),
     "no study": (["resume", "nowhere"], "nowhere is not a study folder"),
     "no study to tell of": (["status", "nowhere"], "nowhere is not a study folder"),
     "no study to report": (["report", "nowhere"], "nowhere is not a study folder"),

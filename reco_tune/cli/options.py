@@ -48,6 +48,18 @@ def experiment_path(given: str) -> Path:
     return _file_of(given, bundled("search_spaces") / "experiments", "experiment")
 
 
+def planned_path(given: str) -> Path:
+    """The file of a space or an experiment.
+
+    Raises:
+        SettingsError: where it is neither.
+    """
+    experiments = [path.stem for path in (bundled("search_spaces") / "experiments").glob("*.yaml")]
+    if is_shipped_experiment(given) or (not Path(given).exists() and difflib.get_close_matches(given, experiments, n=1, cutoff=0.8)):
+        return experiment_path(given)
+    return space_path(given)
+
+
 def is_shipped_experiment(given: str) -> bool:
     """Whether this names an experiment, and not a file or a space."""
     return not Path(given).exists() and (bundled("search_spaces") / "experiments" / f"{given.removesuffix('.yaml')}.yaml").is_file()

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reco_tune.cli.options import Overrides, PlannedFile, experiment_path, is_shipped_experiment, parse_seeds, space_path
+from reco_tune.cli.options import Overrides, PlannedFile, parse_seeds, planned_path
 
 if TYPE_CHECKING:
     from reco_tune.settings import Experiment
@@ -34,7 +34,7 @@ def plan(
     changes = list(overrides or [])
     changes += [f"trials={trials}"] if trials is not None else []
     changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
-    loaded = load_space(experiment_path(space) if is_shipped_experiment(space) else space_path(space), changes)
+    loaded = load_space(planned_path(space), changes)
 
     from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import duration
