@@ -14,6 +14,8 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
     """Whether each row is dominated by none: no other is at most as large everywhere and smaller somewhere; equal rows stand together."""
     points_NM = _points(points)
     kept: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
+    if points_NM.shape[1] == 2:
+        return _non_dominated_pairs(points_NM, kept)
     # In lexicographic order a row can only be dominated by an earlier one, so a running front is enough: O(N * front).
     front: list[NDArray[np.float64]] = []
     for row in np.lexsort(points_NM.T[::-1]):
@@ -26,6 +28,17 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
                 kept[row] = False
                 continue
         front.append(point)
+    return kept
+
+
+def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it. O(N log N)."""
+    kept = np.zeros(len(points_N2), dtype=bool)
+    if finite_N.any():
+        distinct_D2, which_N = np.unique(points_N2[finite_N], axis=0, return_inverse=True)  # in lexicographic order
+        second_D = distinct_D2[:, 1]
+        stands_D = np.append(True, second_D[1:] < np.minimum.accumulate(second_D)[:-1])
+        kept[finite_N] = stands_D[which_N.ravel()]
     return kept
 
 

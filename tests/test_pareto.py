@@ -87,3 +87,12 @@ def test_knee(points, row):
 def test_a_knee_needs_two_objectives():
     with pytest.raises(ValueError, match="two objectives"):
         knee([(1, 2, 3)])
+
+
+def test_two_objectives_with_ties_agree_with_the_definition():
+    points = np.random.default_rng(5).integers(0, 6, size=(300, 2)).astype(float)  # many equal rows and equal coordinates
+    points[::17, 0] = np.nan
+    expected = [bool(np.isfinite(point).all()) for point in points]
+    finite = points[np.isfinite(points).all(axis=1)]
+    known = iter(brute_force(finite))
+    assert list(non_dominated(points)) == [next(known) if ok else False for ok in expected]

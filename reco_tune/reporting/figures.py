@@ -280,7 +280,7 @@ def _lines(
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)
-        freeze(figure)
+        figure.canvas.draw()
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)

@@ -79,9 +79,10 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
         name: [study.name] * len(runs) if name == "study" else [getattr(run, name) for run in runs] for name in IDENTITY
     }
     for key in dict.fromkeys(key for run in runs for key in run.settings):
-        columns[key] = pd.Series(
-            [_plain(run.settings.get(key)) for run in runs], dtype=object
-        )  # object: 18 stays 18 beside a missing value
+        values = [run.settings.get(key) for run in runs]
+        if any(type(value) in (dict, list) for value in values):
+            values = [_plain(value) for value in values]
+        columns[key] = pd.Series(values, dtype=object)  # object: 18 stays 18 beside a missing value
     for name in quantities.ALL:
         columns[name] = np.array([_number(run.metrics.get(name)) for run in runs], dtype=np.float64)
     columns[quantities.GPU_HOURS.name] = np.array([_device_hours(run) for run in runs], dtype=np.float64)

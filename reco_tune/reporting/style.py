@@ -59,7 +59,10 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 
 def freeze(figure: Figure) -> None:
-    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a layout again."""
+    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a layout again.
+
+    Only where nothing is added outside the axes afterwards: it would have no room.
+    """
     figure.canvas.draw()
     figure.set_layout_engine("none")
 
