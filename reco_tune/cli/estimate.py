@@ -8,6 +8,8 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
+from reco_tune import pareto
+from reco_tune.settings import BASELINE
 from reco_tune.study_log import RunRecord, StudyRecord
 
 ENDED = ("evaluated", "pruned", "failed")
@@ -30,6 +32,10 @@ class Outlook:
     """From the first start of a run until now, or until the last end."""
     left_seconds: float | None
     """None before anything is known."""
+    hypervolume: float | None = None
+    """Area between the frontier so far and the reference point, in speed-up x FVD; None before two runs can be compared."""
+    worst_fvd: float = 0.0
+    """The reference point lies at speed-up 0 and the largest FVD so far, as in the report; a worse run therefore moves it."""
 
 
 def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
@@ -51,7 +57,16 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
     elapsed = 0.0 if began is None else max(0.0, end - began)
     left = elapsed * (total - done) / done if done > 0 and elapsed > 0 else None
     ended = sum(run.state in ENDED for run in runs)
-    return Outlook(ended, len(runs) + missing, done / total if total else 0.0, elapsed, 0.0 if study.finished else left)
+    left = 0.0 if study.finished else left
+    return Outlook(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
+
+
+def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
+    """Of the whole runs at equal steps, fixed and sampled, and the FVD of its reference point."""
+    whole = [run for run in runs if run.state == "evaluated" and run.budget in ("equal_steps", "both") and "fvd" in run.metrics]
+    points = [(-run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0), run.metrics["fvd"]) for run in whole]
+    worst = max((fvd for _, fvd in points), default=0.0)
+    return (pareto.hypervolume(points, (0.0, worst)) if len(points) > 1 else None), worst
 
 
 def work(run: RunRecord) -> float:
@@ -89,7 +104,10 @@ def row(run: RunRecord, now: float) -> list[str]:
 def headline(found: Outlook) -> str:
     """Where the study stands, in one line."""
     left = "" if found.left_seconds is None or found.ended == found.total else f", about {duration(found.left_seconds)} left"
-    return f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work, {duration(found.elapsed_seconds)} so far{left}"
+    told = f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work, {duration(found.elapsed_seconds)} so far{left}"
+    if found.hypervolume is None:
+        return told
+    return f"{told}, hypervolume {found.hypervolume:.4g} (to speed-up 0 and FVD {found.worst_fvd:.4g})"
 
 
 def duration(seconds: float) -> str:
