@@ -1,10 +1,12 @@
-"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers, where it bends.
+"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers, where it bends, who goes on at a rung.
 
 Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials. A row with a
 value that is not finite is no point: it is dominated by everything and covers nothing.
 """
 
 from __future__ import annotations
+
+import math
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -28,17 +30,6 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
                 kept[row] = False
                 continue
         front.append(point)
-    return kept
-
-
-def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it. O(N log N)."""
-    kept = np.zeros(len(points_N2), dtype=bool)
-    if finite_N.any():
-        distinct_D2, which_N = np.unique(points_N2[finite_N], axis=0, return_inverse=True)  # in lexicographic order
-        second_D = distinct_D2[:, 1]
-        stands_D = np.append(True, second_D[1:] < np.minimum.accumulate(second_D)[:-1])
-        kept[finite_N] = stands_D[which_N.ravel()]
     return kept
 
 
@@ -70,6 +61,36 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
     return distance_N
 
 
+def best_first(points: ArrayLike) -> NDArray[np.int64]:
+    """Rows in the order of non-dominated sorting: by rank, the least crowded of a front first, equal ones as they stand."""
+    points_NM = _points(points)
+    rank_N, sparseness_N = ranks(points_NM), np.zeros(len(points_NM))
+    finite_N = np.isfinite(points_NM).all(axis=1)
+    for rank in np.unique(rank_N[finite_N]):
+        front = np.flatnonzero(rank_N == rank)
+        sparseness_N[front] = crowding(points_NM[front])
+    return np.lexsort((-sparseness_N, rank_N))
+
+
+def deciding_rungs(rungs: int, grace_rungs: int, reduction_factor: int) -> list[int]:
+    """Rungs (counted from 1) at which runs are judged: grace, grace·η, grace·η² and so on, but never the last, where nothing is saved."""
+    found = []
+    while grace_rungs < rungs:
+        found.append(grace_rungs)
+        grace_rungs *= reduction_factor
+    return found
+
+
+def goes_on(points: ArrayLike, row: int, reduction_factor: int) -> bool:
+    """Whether a row is among the best one in `reduction_factor` (rounded up) of all points [N, M] known at its rung, itself included.
+
+    Best first is by rank, then the least crowded of a front; all objectives are to be minimised. The front itself is never thinned: what
+    nothing dominates here may be the frontier, of which every point is wanted.
+    """
+    order = best_first(points)
+    return row in order[: max(math.ceil(len(order) / reduction_factor), non_dominated(points).sum())]
+
+
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last objective)."""
     points_NM, reference_M = _points(points), np.asarray(reference, dtype=np.float64)
@@ -97,6 +118,17 @@ def knee(points: ArrayLike) -> int | None:
     below = 1 - ((front - low) / span).sum(axis=1)  # the ends of a front are (0, 1) and (1, 0): the line between them is x + y = 1
     best = int(np.argmax(below))
     return int(rows[best]) if below[best] > 1e-9 else None
+
+
+def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
+    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it. O(N log N)."""
+    kept = np.zeros(len(points_N2), dtype=bool)
+    if finite_N.any():
+        distinct_D2, which_N = np.unique(points_N2[finite_N], axis=0, return_inverse=True)  # in lexicographic order
+        second_D = distinct_D2[:, 1]
+        stands_D = np.append(True, second_D[1:] < np.minimum.accumulate(second_D)[:-1])
+        kept[finite_N] = stands_D[which_N.ravel()]
+    return kept
 
 
 def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) -> float:

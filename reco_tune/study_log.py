@@ -20,9 +20,22 @@ from typing import Any, Literal
 from reco_tune.errors import StudyError
 
 EventName = Literal[
-    "study", "planned", "calibrated", "asked", "started", "reported", "pruned", "failed", "retried", "completed", "evaluated", "finished"
+    "study",
+    "known",
+    "planned",
+    "calibrated",
+    "asked",
+    "started",
+    "reported",
+    "pruned",
+    "failed",
+    "retried",
+    "completed",
+    "evaluated",
+    "finished",
 ]
-"""`study` opens a log (name, question, provenance); `finished` says that nothing is left to do."""
+"""`study` opens a log (name, question, provenance); `known` is a run of an earlier study that the search starts with; `finished` says
+that nothing is left to do."""
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 
@@ -171,7 +184,7 @@ class RunRecord:
     provenance: dict[str, Any] = field(default_factory=dict)
     """protocol, extractor, data and tokenizer fingerprints, hardware."""
     reason: str = ""
-    """Why it failed."""
+    """Why it failed or was pruned, or which constraint it breaks."""
     started: float | None = None
     ended: float | None = None
 
@@ -261,6 +274,8 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
             study.runs[event["trial"]].metrics.update(event["metrics"])
     elif name == "finished":
         study.finished = True
+    elif name == "known":
+        pass  # it is the search's, not a run of this study
     elif name in ("planned", "asked"):
         study.runs[event["trial"]] = RunRecord(
             trial=event["trial"],

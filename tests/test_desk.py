@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import Coroutine
+from dataclasses import replace
 from typing import Any, TypeVar
 
 import pytest
@@ -268,5 +269,30 @@ def test_a_job_that_finds_the_disk_full_ends_the_study_and_not_itself() -> None:
         assert (await running)[1] == (await waiting)[1] == "paused"
         assert await desk.written() == [("halted", "a")]
         assert await desk.take(0, "x", 1) == "leave"
+
+    run(story())
+
+
+def test_a_judged_job_waits_for_its_verdict_and_for_nothing_longer_than_the_study() -> None:
+    async def story() -> None:
+        desk = Driven(workers=1, max_failures=0)
+        await desk.bring(replace(job("a"), judged=True))
+        starting = asyncio.create_task(desk.follow("a", 0))
+        await desk.take(0, "x", 0)
+        first = asyncio.create_task(desk.report("a", 10, {}))
+        await starting
+        await asyncio.sleep(0.05)
+        assert not first.done(), "nobody has judged it yet"
+        await desk.judged("a", 1)
+        assert await first is False
+        second = asyncio.create_task(desk.report("a", 20, {}))
+        await desk.follow("a", 1)
+        await desk.stop("a", "dominated")
+        await desk.judged("a", 2)
+        assert await second is True
+        third = asyncio.create_task(desk.report("a", 30, {}))
+        await desk.follow("a", 2)
+        await desk.pause()
+        assert await third is True, "a study that ends judges nobody"
 
     run(story())

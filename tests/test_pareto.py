@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reco_tune.pareto import crowding, hypervolume, knee, non_dominated, ranks
+from reco_tune.pareto import best_first, crowding, hypervolume, knee, non_dominated, ranks
 
 
 def brute_force(points):
@@ -51,6 +51,13 @@ def test_ranks_peel_the_fronts():
 
 def test_crowding_is_infinite_at_the_ends_and_half_the_box_between():
     assert crowding([[0, 4], [1, 2], [4, 0]]).tolist() == [np.inf, 2.0, np.inf]
+
+
+def test_best_first_is_by_rank_then_by_room_then_as_they_stand():
+    points = [[2, 2], [0, 4], [1.9, 2.2], [np.nan, 0], [4, 0], [3, 1], [5, 5]]  # the front from left to right: 1, (2), 0, 5, 4
+    order = best_first(points).tolist()
+    assert order[:2] == [1, 4] and set(order[2:5]) == {0, 2, 5} and order[5:] == [6, 3]
+    assert best_first([[0, 1], [1, 0]]).tolist() == [0, 1]
 
 
 @pytest.mark.parametrize(

@@ -10,8 +10,10 @@ from optuna.trial import TrialState
 from small_study import small_space
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings import Range, Space
-from reco_tune.study.searcher import Proposal, Search
+from reco_tune.settings import Bound, Range, Space
+from reco_tune.study import plan
+from reco_tune.study.searcher import Proposal, Search, broken_constraints
+from reco_tune.study_log import replay
 
 RANGES = {"window.length_tokens": Range(int=(9, 27)), "objective.continuity_weight": Range(float=(0.01, 1.0), log=True)}
 
@@ -52,13 +54,15 @@ def searched(space: Space, at_once: int = 3) -> list[dict[str, Any]]:
             write(evaluated(proposal))
 
 
-@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random"])
-def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(tmp_path: Path, kind: str) -> None:
-    space = make_space(tmp_path, kind)
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "sobol", "random", "gp"])
+@pytest.mark.parametrize("bounds", [{}, {"fvd": Bound(max=15)}], ids=["free", "constrained"])
+def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(tmp_path: Path, kind: str, bounds: dict[str, Bound]) -> None:
+    trials = 30 if kind != "gp" else 8  # a Gaussian process takes a second a proposal
+    space = make_space(tmp_path, kind, trials).model_copy(update={"constraints": bounds})
     log = searched(space)
     asked = [index for index, event in enumerate(log) if event["event"] == "asked"]
-    assert len(asked) == 30
-    for index in asked[::4]:
+    assert len(asked) == trials
+    for index in asked[:: trials // 4]:
         rebuilt = Search(space)
         for event in log[:index]:
             rebuilt.apply(event)
@@ -94,8 +98,73 @@ def test_a_known_configuration_is_told_its_result_and_not_run_again(tmp_path: Pa
     first = [event["params"]["window.length_tokens"] for event in asked[:8]]
     assert len(set(first)) == 8
     results = {event["params"]["window.length_tokens"]: 27 / event["params"]["window.length_tokens"] for event in asked}
-    told = [skip for skip in skipped if skip["values"] is not None]
-    assert told and all(skip["values"][0] == pytest.approx(results[skip["params"]["window.length_tokens"]]) for skip in told)
+    told = [skip for skip in skipped if skip["metrics"] is not None]
+    assert told and all(skip["metrics"]["speedup"] == pytest.approx(results[skip["params"]["window.length_tokens"]]) for skip in told)
+
+
+def test_a_known_configuration_is_run_with_the_next_seed_where_that_is_asked_for(tmp_path: Path) -> None:
+    space = make_space(tmp_path, "random", trials=30, search={"window.length_tokens": Range(int=(9, 12))})
+    asked = [event for event in searched(space.model_copy(update={"repeats": "new_seed"}), at_once=1) if event["event"] == "asked"]
+    assert len({(event["params"]["window.length_tokens"], event["seed"]) for event in asked}) == 30
+    assert not any("skipped" in event for event in asked)
+    assert all(event["settings"]["training.seed"] == event["seed"] for event in asked)
+
+
+def test_sobol_points_are_spread_from_the_first_on(tmp_path: Path) -> None:
+    """Sixteen points of a Sobol sequence: one in every sixteenth of each range, however many are under way."""
+    search, weights = Search(make_space(tmp_path, "sobol", trials=16)), []
+    while (proposal := search.ask()) is not None:
+        search.apply({"event": "asked", **proposal.event})
+        weights.append(proposal.event["params"]["objective.continuity_weight"])
+    assert sorted(int(16 * (math.log10(weight) + 2) / 2) for weight in weights) == list(range(16))
+
+
+def test_constraints_are_told_and_what_breaks_them_is_marked(tmp_path: Path) -> None:
+    space = make_space(tmp_path, "random").model_copy(update={"constraints": {"fvd": Bound(max=10), "speedup": Bound(min=1.5)}})
+    search = Search(space)
+    for fvd, speedup in ((8.0, 2.0), (12.0, 1.0), (8.0, None)):
+        proposal = search.ask()
+        assert proposal is not None
+        search.apply({"event": "asked", **proposal.event})
+        metrics = {"fvd": fvd} | ({"speedup": speedup} if speedup else {})
+        search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": metrics})
+    assert [trial.constraints for trial in search.trials] == [{"fvd": -2.0, "speedup": -0.5}, {"fvd": 2.0, "speedup": 0.5}, {}]
+    assert search.trials[2].state == TrialState.FAIL, "nobody can say whether it keeps them"
+    assert broken_constraints(space, {"fvd": 8.0, "speedup": 2.0}) == ""
+    broken = "infeasible: fvd is 12, not at most 10, speedup is 1, not at least 1.5"
+    assert broken_constraints(space, {"fvd": 12.0, "speedup": 1.0}) == broken
+
+
+@pytest.mark.parametrize("override", ["constraints={fvd: {}}", "constraints={speed: {max: 1}}"], ids=["no-end", "no-metric"])
+def test_a_constraint_that_says_nothing_is_refused(tmp_path: Path, override: str) -> None:
+    with pytest.raises(SettingsError, match=r"needs min or max|speed is not a metric"):
+        plan(small_space(tmp_path, override))
+
+
+def test_a_warm_start_knows_what_an_earlier_study_found(tmp_path: Path) -> None:
+    earlier = replay([{**event, "time": 0.0} for event in searched(make_space(tmp_path, "tpe", trials=12))])
+    space = make_space(tmp_path, "tpe", trials=20)
+    known = Search(space).known_from(earlier)
+    assert len(known) == sum(run.state == "evaluated" for run in earlier.runs.values()) > 5
+    log: list[dict[str, Any]] = [{"event": "known", **event} for event in known]
+    search, rebuilt = Search(space), Search(space)
+    for event in log:
+        search.apply(event)
+        rebuilt.apply(event)
+    assert [trial.params for trial in search.trials] == [event["params"] for event in known] and search.asked == 0
+    first, again = search.ask(), rebuilt.ask()
+    assert first is not None and again is not None and first.event == again.event
+    assert first.event["params"] not in [event["params"] for event in known]
+
+
+@pytest.mark.parametrize(
+    ("override", "search"),
+    [("training.steps=61", RANGES), ("trials=12", {**RANGES, "window.length_tokens": Range(int=(28, 40))})],
+    ids=["another-experiment", "out-of-the-ranges"],
+)
+def test_a_warm_start_takes_nothing_that_this_study_could_not_have_found(tmp_path: Path, override: str, search: dict[str, Range]) -> None:
+    earlier = replay([{**event, "time": 0.0} for event in searched(make_space(tmp_path, "random", trials=5))])
+    assert Search(small_space(tmp_path, override).model_copy(update={"search": search})).known_from(earlier) == []
 
 
 def test_a_fixed_arm_is_known_to_the_search(tmp_path: Path) -> None:

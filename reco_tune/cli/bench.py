@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project on this machine: training steps, sampling, attention, FVD, the spread of calibrations, reports.
+    help="""Measures this project: training steps, sampling, attention, FVD, the spread of calibrations, reports, what pruning saves.
 
     \b
     Examples:
@@ -165,6 +165,41 @@ def fvd(
 
     numbers = _numbers(samples, "--samples", "256,2048")
     _carry_out(lambda _, bench: [bench_frechet(numbers, bench)], None, seconds, threads, json, markdown)
+
+
+@app.command()
+def pruning(
+    table: Annotated[Path | None, typer.Option(metavar="FILE", help="Recorded configurations; by default the shipped table.")] = None,
+    record: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Records configurations into FILE instead, and goes on there.")
+    ] = None,
+    configurations: Annotated[int, typer.Option(min=1, help="How many to record.")] = 224,
+    seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Compute until the frontier is found, with Pareto-ASHA and without, over recorded runs; or records such runs (half a CPU hour).
+
+    \b
+    Examples:
+      reco-tune bench pruning --markdown pruning.md
+      reco-tune bench pruning --record my_table.csv && reco-tune bench pruning --table my_table.csv
+    """
+    from reco_tune.benchmarks.pruning import bench_pruning
+    from reco_tune.benchmarks.recording import SCALE, SHIPPED, SPACE, read_table
+    from reco_tune.benchmarks.recording import record as record_into
+    from reco_tune.cli.console import progress_bars
+    from reco_tune.cli.options import space_path
+    from reco_tune.settings import load_space
+
+    space = load_space(space_path(SPACE), SCALE)
+    with progress_bars() as progress:
+        if record is not None:
+            record_into(space, record, configurations, progress)
+            return
+        _check_folders(json, markdown)
+        tables = [bench_pruning(read_table(table or SHIPPED), space, seeds, progress)]
+    _publish(tables, 1, json, markdown)
 
 
 def _carry_out(

@@ -18,7 +18,7 @@ from reco_tune.settings.experiment import (
     flatten,
 )
 from reco_tune.settings.files import arm_experiment, load_experiment, load_space, make_experiment, parse_overrides, read_yaml, save_space
-from reco_tune.settings.space import ARMS, BASELINE, Range, Sampler, Space
+from reco_tune.settings.space import ARMS, BASELINE, Bound, Pruning, Range, Sampler, Space
 
 __all__ = [
     "ARMS",
@@ -26,11 +26,13 @@ __all__ = [
     "HOLISTIC",
     "PRESETS",
     "PRETRAINED",
+    "Bound",
     "Data",
     "Evaluation",
     "Experiment",
     "Model",
     "Objective",
+    "Pruning",
     "Range",
     "Resources",
     "Sampler",

@@ -81,10 +81,47 @@ class Range(Section):
 class Sampler(Section):
     """Who chooses the next configuration."""
 
-    kind: Literal["tpe", "random", "nsga2", "grid"] = "tpe"
-    """Optuna's sampler."""
+    kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
+    """Optuna's sampler; `gp` models each objective by a Gaussian process, `sobol` spreads points evenly (quasi-Monte Carlo)."""
     seed: int = 0
     """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its log."""
+
+
+class Bound(Section):
+    """What a constraint allows; one end or both."""
+
+    min: float | None = None
+    """Lowest value allowed."""
+    max: float | None = None
+    """Highest value allowed."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Bound:
+        if self.min is None and self.max is None:
+            raise SettingsError("a constraint needs min or max; give one")
+        return self
+
+    def violation(self, value: float) -> float:
+        """How far a value lies outside; at most 0 where it is allowed."""
+        over = value - self.max if self.max is not None else -float("inf")
+        under = self.min - value if self.min is not None else -float("inf")
+        return over if over >= under else under
+
+    def __str__(self) -> str:
+        return " and ".join(f"{word} {end:g}" for word, end in (("at least", self.min), ("at most", self.max)) if end is not None)
+
+
+class Pruning(Section):
+    """Which sampled runs end early. Fixed arms never do."""
+
+    kind: Literal["none", "pareto_asha"] = "none"
+    """`pareto_asha`: at a deciding rung a run goes on if it is among the best of those that have been there, sorted by dominance."""
+    metric: str = "val_cross_entropy"
+    """What is known at every rung and stands there for the objectives that are not."""
+    grace_rungs: int = Field(1, ge=1)
+    """Rungs (of `training.rungs`) that every run completes; the last of them is the first to decide."""
+    reduction_factor: int = Field(3, ge=2)
+    """One in so many goes on; the next deciding rung comes after so many times as many rungs."""
 
 
 class Space(Section):
@@ -107,7 +144,14 @@ class Space(Section):
     """Sampled configurations."""
     objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
     """Metrics of the search and their better direction."""
+    constraints: dict[str, Bound] = Field(default_factory=dict)
+    """Metrics that must lie within bounds: the search avoids what breaks them, and the log says which runs do."""
     sampler: Sampler = Sampler()
+    repeats: Literal["reuse", "new_seed"] = "reuse"
+    """A configuration that is proposed again gets the known result, or is run with the next training seed."""
+    warm_start: tuple[Path, ...] = ()
+    """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
+    pruning: Pruning = Pruning()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None

@@ -46,6 +46,8 @@ class Job:
     """Whether the run calibrates its own settings first."""
     calibration: dict[str, float] | None = None
     """Speed metrics that are known already."""
+    judged: bool = False
+    """Whether the workers wait after every rung until Tune has judged it."""
 
 
 @dataclass
@@ -65,6 +67,8 @@ class Ticket:
     overdue: bool = False
     """Whether it should stop because it lasts too long: it has failed then."""
     reports: list[dict[str, Any]] = field(default_factory=list)
+    judged: int = 0
+    """How many of the reports Tune has judged."""
     settled: set[int] = field(default_factory=set)
     """Ranks that raised in this attempt and wait for the others."""
 
@@ -165,6 +169,12 @@ class Desk:
         await self._wait(lambda: len(ticket.reports) > seen or ticket.outcome is not None)
         return ticket.reports[seen:], ticket.outcome, ticket.reason
 
+    async def judged(self, key: str, seen: int) -> None:
+        """Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before."""
+        ticket = self._tickets[key]
+        ticket.judged = max(ticket.judged, seen)
+        await self._tell()
+
     # --- the workers' side ---
 
     async def take(self, slot: int, incarnation: str, number: int, worker: Any = None) -> Job | Literal["leave"] | None:
@@ -211,8 +221,12 @@ class Desk:
         """A rung's report, in the log when this returns; True asks all ranks to stop now."""
         ticket = self._tickets[key]
         ticket.reports.append({"step": step, **metrics})
+        number = len(ticket.reports)
         self._log("reported", key, step=step, metrics=metrics)
         await self._in_log()
+        if ticket.job.judged:
+            while not await self._wait(lambda: ticket.judged >= number or ticket.outcome is not None or self._leave):
+                pass
         return self._leave or ticket.stop is not None
 
     async def left(self, key: str, step: int) -> None:

@@ -95,7 +95,8 @@ def frozen(space: Space) -> Space:
         paths["data.root"] = str(experiment.data.root.resolve())
     if experiment.evaluation.extractor_path is not None:
         paths["evaluation.extractor_path"] = str(experiment.evaluation.extractor_path.resolve())
-    return space.model_copy(update={"experiment": merge(space.experiment, paths)})
+    warm_start = tuple(folder.resolve() for folder in space.warm_start)
+    return space.model_copy(update={"experiment": merge(space.experiment, paths), "warm_start": warm_start})
 
 
 @contextmanager

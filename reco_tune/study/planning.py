@@ -90,6 +90,11 @@ def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
                     run = _run(space, arm, experiment, own, seed, speedups)
                     runs.setdefault(run.trial, run)
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
+    if sampled is not None and space.pruning.kind != "none" and space.pruning.grace_rungs >= sampled.training.rungs:
+        raise SettingsError(
+            f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs} training.rungs to prune at; "
+            "lower it or raise training.rungs"
+        )
     return Plan(arms, tuple(runs.values()), space.trials, sampled, estimated=speedups is None)
 
 
@@ -126,6 +131,12 @@ def _check(space: Space) -> None:
         for key in keys:
             if key.split(".")[0] in FROZEN_SECTIONS:
                 raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
+    for metric in space.constraints:
+        if metric not in quantities.ALL:
+            raise SettingsError(f"constraints: {metric} is not a metric; known ones are {', '.join(quantities.ALL)}")
+    proxy = quantities.ALL.get(space.pruning.metric)
+    if proxy is None or proxy.better == "neither":
+        raise SettingsError(f"pruning.metric ({space.pruning.metric}) is not a metric with a better direction; take val_cross_entropy")
     if "window.scheme" in space.search:
         raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
     for objective in space.objectives:

@@ -33,9 +33,10 @@ from reco_tune.study.groups import WorkerGroups
 from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
 from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
-from reco_tune.study.searcher import Search
+from reco_tune.study.scheduler import ParetoAsha, verdict
+from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.trial import Proposal, Proposals, follow
-from reco_tune.study_log import StudyFolder, StudyRecord
+from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
 from reco_tune.tracking import Mirror
 
@@ -159,6 +160,9 @@ class _Driver:
                     arms=list(self._space.arms),
                     provenance=study_provenance(self._options.command),
                 )
+                for earlier in self._space.warm_start:
+                    for known in self._search.known_from(read_study(earlier)):
+                        self._journal.write("known", **known)
             if self._options.track:
                 self._journal.mirror = Mirror(self._folder, self._options.tracking_uri)
                 self._journal.mirror.notify()
@@ -216,6 +220,7 @@ class _Driver:
             tune.with_resources(follow, {HEAD: 0.001}),
             tune_config=tune.TuneConfig(
                 search_alg=Proposals(lambda: self._next(desk)),
+                scheduler=ParetoAsha(self._judge if self._space.pruning.kind != "none" else None),
                 num_samples=-1,
                 max_concurrent_trials=placement.groups,
                 reuse_actors=True,
@@ -229,6 +234,17 @@ class _Driver:
                 verbose=0,
             ),
         ).fit()
+
+    def _judge(self, trial: str, step: int) -> None:
+        """A job has reported a rung: asks it to stop where the rung speaks against it."""
+        try:
+            with self._journal.lock:
+                self._drain()  # the report itself may still lie at the desk
+                reason = verdict(self._space, self.study, trial, step)
+            if reason:
+                ray.get(self._desk.stop.remote(trial, reason))
+        except Exception as error:  # what a scheduler raises, Tune turns into a traceback
+            self._give_up(error)
 
     def _next(self, desk: str) -> Proposal:
         """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search proposes."""
@@ -296,6 +312,7 @@ class _Driver:
             attempt=attempt,
             sampled=record.arm == SEARCH,
             calibration=self.study.calibrations.get(record.trial),
+            judged=record.arm == SEARCH and self._space.pruning.kind != "none",
         )
 
     # --- the desk's events ---
@@ -353,6 +370,8 @@ class _Driver:
         name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
         if name == "halted":
             raise RunFailedError(event["reason"])
+        if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
+            event["reason"] = reason
         if kind == "trial":
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
         elif name == "calibrated":

@@ -22,6 +22,7 @@ from optuna.trial import TrialState
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment, Range, Space, arm_experiment
 from reco_tune.study.planning import SEARCH, sampled_name
+from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
 """Proposals in a row that settings may refuse before the ranges themselves are at fault."""
@@ -76,12 +77,14 @@ class Search:
         self.asked = 0
         """Runs asked so far."""
         self._drawn = 0
-        """Optuna's trials so far: runs and skipped proposals."""
+        """Optuna's trials so far: runs, skipped proposals and what earlier studies gave."""
+        self._earlier = 0
+        """How many of them earlier studies gave."""
 
     @property
     def exhausted(self) -> bool:
         """Whether nothing is left to ask."""
-        return self.asked >= self._space.trials or (self._grid is not None and self._drawn >= len(self._grid))
+        return self.asked >= self._space.trials or (self._grid is not None and self._drawn - self._earlier >= len(self._grid))
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -101,7 +104,7 @@ class Search:
             params, notes = dict(trial.params), self._new_notes()
             known, reason, experiment = None, "", None
             try:
-                experiment = arm_experiment(self._space, None, {"training.seed": self._space.seeds[0], **params})
+                experiment = self._experiment(params)
                 known = self._known.get(experiment.result_hash())
             except SettingsError as error:
                 reason = str(error)
@@ -111,7 +114,7 @@ class Search:
                     "trial": name,
                     "arm": SEARCH,
                     "budget": "equal_steps",
-                    "seed": self._space.seeds[0],
+                    "seed": experiment.training.seed,
                     "params": params,
                     "settings": experiment.flat(),
                     "settings_hash": experiment.result_hash(),
@@ -123,9 +126,9 @@ class Search:
                 raise SettingsError(
                     f"search: {MOST_REFUSED} proposals in a row could not be run ({reason or 'all known'}); change the ranges"
                 )
-            values = self._values(known.metrics) if known is not None else None
-            skipped.append({"params": params, "values": values, "reason": reason or "known", "sampler": notes})
-            self._tell(number, values)
+            metrics = self._told(known.metrics) if known is not None else None
+            skipped.append({"params": params, "metrics": metrics, "reason": reason or "known", "sampler": notes})
+            self._tell(number, metrics)
         return None
 
     def apply(self, event: Mapping[str, Any]) -> None:
@@ -138,21 +141,59 @@ class Search:
             self.asked += 1
             if trial not in self._numbers:  # read from the log, not drawn just now
                 for skip in event.get("skipped", []):
-                    self._tell(self._add(skip["params"], skip.get("sampler", {})), skip["values"])
+                    self._tell(self._add(skip["params"], skip.get("sampler", {})), skip["metrics"])
                 self._numbers[trial] = self._add(event["params"], event.get("sampler", {}))
         elif name == "evaluated":
             self._known[self._hashes[trial]].metrics = dict(event["metrics"])
             if trial in self._numbers:
-                self._tell(self._numbers.pop(trial), self._values(event["metrics"]))
+                self._tell(self._numbers.pop(trial), self._told(event["metrics"]))
+        elif name == "known":
+            self._known[event["settings_hash"]] = Known(dict(event["metrics"]))
+            self._tell(self._add(event["params"], {}), event["metrics"])
+            self._earlier += 1
         elif name in ("pruned", "failed") and trial in self._numbers:
             state = TrialState.PRUNED if name == "pruned" else TrialState.FAIL
             self._study.tell(self._numbers.pop(trial), state=state)
+
+    def known_from(self, study: StudyRecord) -> list[dict[str, Any]]:
+        """`known` events for the sampled runs of an earlier study that this one could have made: evaluated, within these ranges, and every
+        setting that a result depends on the same. What is known already is left out."""
+        events = []
+        for run in study.runs.values():
+            if run.state != "evaluated" or self._told(run.metrics) is None or not self._could_draw(run.params):
+                continue
+            experiment = arm_experiment(self._space, None, {"training.seed": run.seed, **run.params})
+            if experiment.result_hash() == run.settings_hash and run.settings_hash not in self._known:
+                events.append(
+                    {
+                        "study": study.name,
+                        "run": run.trial,
+                        "params": run.params,
+                        "settings_hash": run.settings_hash,
+                        "metrics": self._told(run.metrics),
+                    }
+                )
+        return events
+
+    def _could_draw(self, params: Mapping[str, Any]) -> bool:
+        try:
+            optuna.trial.create_trial(state=TrialState.RUNNING, params=dict(params), distributions=self._distributions)
+        except (ValueError, TypeError):
+            return False
+        return True
+
+    def _experiment(self, params: Mapping[str, Any]) -> Experiment:
+        """The settings of a proposal: the study's first seed, or the first under which they are not known."""
+        experiment = arm_experiment(self._space, None, {"training.seed": self._space.seeds[0], **params})
+        while self._space.repeats == "new_seed" and experiment.result_hash() in self._known:
+            experiment = arm_experiment(self._space, None, {"training.seed": experiment.training.seed + 1, **params})
+        return experiment
 
     def _draw(self, number: int) -> optuna.Trial:
         """Optuna's next trial, with every dimension drawn."""
         self._study.sampler = self._sampler(number)
         if self._grid is not None:
-            self._study.enqueue_trial(self._grid[number])
+            self._study.enqueue_trial(self._grid[number - self._earlier])
         self._drawn += 1
         return self._study.ask(self._distributions)
 
@@ -160,6 +201,10 @@ class Search:
         seed = (self._space.sampler.seed * 1_000_003 + number) % 2**32
         if self._space.sampler.kind == "tpe":
             return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)), multivariate=True)
+        if self._space.sampler.kind == "gp":
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)))
+        if self._space.sampler.kind == "sobol":
+            return _Sobol(self._distributions, self._space.sampler.seed, seed)
         if self._space.sampler.kind == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self._space.trials // 4)))
         return optuna.samplers.RandomSampler(seed=seed)
@@ -185,16 +230,48 @@ class Search:
         self._drawn += 1
         return self._drawn - 1
 
-    def _tell(self, number: int, values: list[float] | None) -> None:
-        if values is None:
+    def _tell(self, number: int, metrics: Mapping[str, float] | None) -> None:
+        """Ends one of Optuna's trials: complete, or failed where there are no metrics."""
+        if metrics is None:
             self._study.tell(number, state=TrialState.FAIL)
-        else:
-            self._study.tell(number, values)
+            return
+        trial = optuna.Trial(self._study, self._storage.get_trial_id_from_study_id_trial_number(self._id, number))
+        for name, bound in self._space.constraints.items():
+            trial.set_constraint(name, bound.violation(metrics[name]))
+        self._study.tell(number, [metrics[name] for name in self._space.objectives])
 
-    def _values(self, metrics: Mapping[str, float]) -> list[float] | None:
-        """The objectives, or None where one is missing or not finite."""
-        values = [metrics.get(name, math.nan) for name in self._space.objectives]
-        return values if all(math.isfinite(value) for value in values) else None
+    @property
+    def _metrics(self) -> list[str]:
+        """What Optuna is told of a run: its objectives and what is constrained."""
+        return list(dict.fromkeys([*self._space.objectives, *self._space.constraints]))
+
+    def _told(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
+        """Those metrics, or None where one is missing or not finite."""
+        told = {name: metrics.get(name, math.nan) for name in self._metrics}
+        return told if all(map(math.isfinite, told.values())) else None
+
+
+class _Sobol(optuna.samplers.QMCSampler):
+    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a finished trial."""
+
+    def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int, choice_seed: int) -> None:
+        """
+        Args:
+            seed: scrambles the sequence; the same for all its points.
+            choice_seed: of categories, which have no place in a sequence and are drawn.
+        """
+        independent = optuna.samplers.RandomSampler(seed=choice_seed)
+        super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
+        self._distributions = distributions
+
+    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
+        return {key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)}
+
+
+def broken_constraints(space: Space, metrics: Mapping[str, float]) -> str:
+    """Which constraints a run breaks, in one sentence; empty where it breaks none."""
+    broken = [(name, bound) for name, bound in space.constraints.items() if name in metrics and bound.violation(metrics[name]) > 0]
+    return "infeasible: " + ", ".join(f"{name} is {metrics[name]:g}, not {bound}" for name, bound in broken) if broken else ""
 
 
 def to_distribution(key: str, range_: Range) -> BaseDistribution:

@@ -26,12 +26,15 @@ def follow(config: dict[str, Any]) -> None:
     seen, outcome = 0, None
     while outcome is None:
         try:
-            reports, outcome, _ = ray.get(ray.get_actor(config["desk"]).follow.remote(config["trial"], seen))
+            desk = ray.get_actor(config["desk"])
+            reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
+            for report in reports:
+                seen += 1
+                tune.report(report)  # returns when the scheduler has judged it
+            if reports:
+                ray.get(desk.judged.remote(config["trial"], seen))
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
             return
-        for report in reports:
-            seen += 1
-            tune.report(report)
     tune.report({"outcome": outcome})
 
 

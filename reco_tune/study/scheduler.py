@@ -1,0 +1,89 @@
+"""Pareto-ASHA: which sampled runs go on at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
+
+The decision is a pure function of the study's record, so the log is all the state there is, and a resumed study judges as the killed one
+would have. Asynchronous successive halving in its stopping form (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"):
+nobody waits for a rung to fill. Many objectives as in Schmucker et al. 2021 ("Multi-objective Asynchronous Successive Halving").
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping
+from typing import Any
+
+import numpy as np
+from ray.tune.schedulers import FIFOScheduler, TrialScheduler
+
+from reco_tune import quantities
+from reco_tune.pareto import deciding_rungs, goes_on
+from reco_tune.settings import Space
+from reco_tune.study.planning import SEARCH
+from reco_tune.study_log import RunRecord, StudyRecord
+
+
+def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
+    """Why a run should stop at the rung that ends at `step`; empty where it goes on.
+
+    A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others. Runs that were
+    pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not judged.
+    """
+    pruning, run = space.pruning, study.runs.get(trial)
+    if pruning.kind == "none" or run is None or run.arm != SEARCH:
+        return ""
+    rungs = int(run.settings["training.rungs"])
+    rung = step * rungs // int(run.settings["training.steps"])
+    if rung not in deciding_rungs(rungs, pruning.grace_rungs, pruning.reduction_factor):
+        return ""
+    axes = _axes(space, _known(study, run, step))
+    points = {other.trial: _point(axes, _known(study, other, step)) for other in study.runs.values() if other.arm == SEARCH}
+    known = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
+    if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
+        return ""
+    mine = known[trial]
+    better = sum(bool(np.all(np.less_equal(point, mine)) and np.any(np.less(point, mine))) for point in known.values())
+    return f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs; {better} dominate it"
+
+
+class ParetoAsha(FIFOScheduler):
+    """Tune's scheduler: has every rung judged before the run may go on.
+
+    It never ends a light trial itself: a run that is asked to stop leaves its worker group at the end of the step, and the trial, whose
+    place in the cluster that group is, ends with it.
+    """
+
+    _supports_buffered_results = False
+
+    def __init__(self, judge: Callable[[str, int], None] | None = None) -> None:
+        """
+        Args:
+            judge: told (run, step) of every rung; it asks the run to stop where it must.
+        """
+        super().__init__()
+        self._judge = judge
+
+    def on_trial_result(self, tune_controller: Any, trial: Any, result: Mapping[str, Any]) -> str:
+        if self._judge is not None and "step" in result:
+            self._judge(trial.config["trial"], int(result["step"]))
+        return str(TrialScheduler.CONTINUE)
+
+    def __reduce__(self) -> tuple[type[ParetoAsha], tuple[()]]:
+        return (ParetoAsha, ())  # Tune pickles its configuration; a restored one is never used
+
+
+def _known(study: StudyRecord, run: RunRecord, step: int) -> dict[str, float]:
+    """What is known of a run at a rung; nothing where it was not there."""
+    for report in run.reports:
+        if report["step"] == step:
+            return {**study.calibrations.get(run.trial, {}), **report}
+    return {}
+
+
+def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
+    """The objectives that are known at a rung, and the proxy; each with the sign that makes less better."""
+    directions = {name: direction for name, direction in space.objectives.items() if name in known}
+    directions[space.pruning.metric] = "maximize" if quantities.ALL[space.pruning.metric].better == "higher" else "minimize"
+    return {name: -1.0 if direction == "maximize" else 1.0 for name, direction in directions.items()}
+
+
+def _point(axes: Mapping[str, float], known: Mapping[str, float]) -> tuple[float, ...]:
+    return tuple(sign * known.get(name, math.nan) for name, sign in axes.items())

@@ -1,0 +1,195 @@
+"""Which runs go on at a rung: by hand, by table, and from a log alone; then one real study that prunes."""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from optuna.trial import TrialState
+from small_study import WatchedStudy, run_small_study, small_space
+
+from reco_tune.errors import SettingsError
+from reco_tune.pareto import deciding_rungs, goes_on
+from reco_tune.reporting import frontier, load_runs
+from reco_tune.settings import Space
+from reco_tune.study import Options, plan, resume
+from reco_tune.study.scheduler import verdict
+from reco_tune.study.searcher import Search
+from reco_tune.study_log import StudyFolder, StudyRecord, read_events, replay
+
+pytestmark = pytest.mark.timeout(900)  # two clusters are started
+
+
+@pytest.mark.parametrize(
+    ("rungs", "grace", "reduction", "expected"),
+    [(9, 1, 3, [1, 3]), (12, 2, 2, [2, 4, 8]), (5, 4, 3, [4]), (5, 5, 3, []), (1, 1, 2, [])],
+    ids=["the-last-rung-saves-nothing", "halving", "late", "grace-is-everything", "one-rung"],
+)
+def test_deciding_rungs(rungs: int, grace: int, reduction: int, expected: list[int]) -> None:
+    assert deciding_rungs(rungs, grace, reduction) == expected
+
+
+@pytest.mark.parametrize(
+    ("points", "expected"),
+    [
+        ([[1, 1]], True),
+        ([[1, 1], [2, 2]], True),
+        ([[2, 2], [1, 1]], False),
+        ([[1, 2], [2, 1]], True),
+        ([[2, 2], [1, 1], [3, 3], [4, 4]], True),
+        ([[2, 2], [1, 1], [3, 3]], False),
+        ([[1.5, 1.5], [1, 4], [4, 1], [1.4, 1.7]], True),
+        ([[3, 3], [1, 1], [2, 4], [4, 2]], False),
+        ([[2, 4], [1, 1], [3, 3], [4, 2]], True),
+    ],
+    ids=["first", "best", "worse", "equal-rank", "2-of-4", "2-of-3", "a-front-is-kept", "crowded-of-the-next", "the-end-of-the-next"],
+)
+def test_a_newcomer_goes_on_if_it_is_among_the_best_third(points: list[list[float]], expected: bool) -> None:
+    assert goes_on(points, 0, reduction_factor=3) is expected
+
+
+def test_with_one_objective_it_is_successive_halving() -> None:
+    values = np.random.default_rng(0).permutation(40)
+    promoted = [value for row, value in enumerate(values) if goes_on(values[:, None], row, 4)]
+    assert sorted(promoted) == list(range(10))
+
+
+def study_of(points: list[tuple[float, float]], step: int = 20) -> StudyRecord:
+    """Sampled runs with their speed-up and cross-entropy at one rung of 60 steps in six rungs."""
+    log: list[dict[str, Any]] = []
+    for number, (speedup, loss) in enumerate(points):
+        name = f"search-{number:04d}"
+        settings = {"training.steps": 60, "training.rungs": 6}
+        log.append(
+            {
+                "event": "asked",
+                "trial": name,
+                "arm": "search",
+                "budget": "equal_steps",
+                "seed": 0,
+                "settings": settings,
+                "settings_hash": name,
+            }
+        )
+        log.append({"event": "calibrated", "trial": name, "key": name, "metrics": {"speedup": speedup}})
+        log.append(
+            {"event": "reported", "trial": name, "step": step, "metrics": {"val_cross_entropy": loss} if math.isfinite(loss) else {}}
+        )
+    return replay(log)
+
+
+def pruned_space(folder: Path, *overrides: str) -> Space:
+    return small_space(folder, "pruning.kind=pareto_asha", "pruning.grace_rungs=2", "pruning.reduction_factor=2", *overrides)
+
+
+def test_speed_and_proxy_decide_together(tmp_path: Path) -> None:
+    space = pruned_space(tmp_path)
+    others = [(2.0, 2.0), (1.8, 2.2)]
+    reason = verdict(space, study_of([(1.5, 3.0), *others]), "search-0000", 20)
+    assert reason == "at rung 2 of 6 it was not among the best 1 in 2 of 3 runs; 2 dominate it"
+    assert verdict(space, study_of([(2.5, 3.0), *others]), "search-0000", 20) == "", "worse but faster"
+    assert verdict(space, study_of([(1.5, 1.9), *others]), "search-0000", 20) == "", "slower but better"
+
+
+@pytest.mark.parametrize(
+    ("case", "trial", "step"),
+    [
+        ("pruning.kind=none", "search-0000", 20),
+        ("pruning.grace_rungs=3", "search-0000", 20),
+        ("trials=2", "search-0000", 60),
+        ("trials=2", "search-0001", 20),
+        ("trials=2", "search-0002", 20),
+        ("trials=2", "full-s0", 20),
+    ],
+    ids=["pruning-is-off", "within-its-grace", "the-last-rung", "the-best", "nothing-to-judge-by", "a-fixed-arm"],
+)
+def test_nobody_else_is_pruned(tmp_path: Path, case: str, trial: str, step: int) -> None:
+    study = study_of([(1.5, 3.0), (2.0, 2.0), (1.0, math.nan)], step)
+    assert verdict(pruned_space(tmp_path, case), study, trial, step) == ""
+
+
+@pytest.mark.parametrize(
+    ("override", "said"),
+    [
+        ("pruning.metric=learning_rate", "is not a metric with a better direction"),
+        ("pruning.metric=nonsense", "is not a metric"),
+        ("pruning.grace_rungs=6", "leaves none of the 6 training.rungs"),
+        ("pruning.reduction_factor=1", "reduction_factor"),
+    ],
+)
+def test_what_cannot_prune_is_refused(tmp_path: Path, override: str, said: str) -> None:
+    with pytest.raises(SettingsError, match=said):
+        plan(pruned_space(tmp_path, override))
+
+
+@pytest.fixture(scope="module")
+def pruned_study(tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
+    """Six sampled runs, one after another, judged by numbers that are the same on every machine: the FLOP limit and the loss."""
+    return run_small_study(
+        tmp_path_factory.mktemp("pruned"),
+        *("pruning.kind=pareto_asha", "pruning.reduction_factor=5", "sampler.kind=random", "trials=6"),
+        *("objectives={speedup_limit: maximize, fvd: minimize}", "constraints={fvd: {max: -1}}"),
+        *("arms={full: null}", "budgets=[equal_steps]", "resources.concurrent_trials=1", "resources.calibration_seconds=0.1"),
+        "evaluation.protocol=native-random",
+    )
+
+
+def test_pruned_runs_end_at_their_rung_and_the_others_are_whole(pruned_study: WatchedStudy) -> None:
+    states = {run.trial: run.state for run in pruned_study.study.runs.values()}
+    pruned = [run for run in pruned_study.study.runs.values() if run.state == "pruned"]
+    assert pruned_study.study.finished and set(states.values()) == {"pruned", "evaluated"} and states["full-s0"] == "evaluated"
+    for run in pruned:
+        assert run.reports[-1]["step"] in (10, 50) and "not among the best 1 in 5" in run.reason and "fvd" not in run.metrics
+    for run in pruned_study.study.runs.values():
+        assert run.state == "pruned" or run.reports[-1]["step"] == 60
+
+
+def test_the_log_alone_gives_the_verdicts_that_were_given(pruned_study: WatchedStudy) -> None:
+    events = list(read_events(StudyFolder(pruned_study.folder).events))
+    pruned = {(event["trial"], event["step"]): event["reason"] for event in events if event["event"] == "pruned"}
+    for index, event in enumerate(events):
+        if event["event"] == "reported":
+            told = verdict(pruned_study.space, replay(events[: index + 1]), event["trial"], event["step"])
+            assert told == pruned.get((event["trial"], event["step"]), "")
+
+
+def test_optuna_is_told_pruned(pruned_study: WatchedStudy) -> None:
+    search = Search(pruned_study.space)
+    for event in read_events(StudyFolder(pruned_study.folder).events):
+        search.apply(event)
+    told = {name: trial.state for name, trial in zip(_sampled(pruned_study.study), search.trials, strict=True)}
+    expected = {"pruned": TrialState.PRUNED, "evaluated": TrialState.COMPLETE}
+    assert told == {name: expected[pruned_study.study.runs[name].state] for name in told} and search.exhausted
+
+
+def test_a_run_that_breaks_a_constraint_is_whole_and_says_so(pruned_study: WatchedStudy) -> None:
+    whole = [run for run in pruned_study.study.runs.values() if run.state == "evaluated"]
+    assert all(run.reason == f"infeasible: fvd is {run.metrics['fvd']:g}, not at most -1" for run in whole) and whole
+
+
+def test_a_pruned_run_is_in_no_table(pruned_study: WatchedStudy) -> None:
+    runs = load_runs(pruned_study.folder)
+    pruned = set(runs.loc[runs["state"] == "pruned", "trial"])
+    assert pruned and not pruned & set(frontier(runs).points["trial"])
+
+
+def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStudy, tmp_path: Path) -> None:
+    """The driver is gone before it could stop a run that has reported: the resumed study stops it at that rung, and repeats no other."""
+    source, folder = StudyFolder(pruned_study.folder), StudyFolder(tmp_path / "study")
+    events = list(read_events(source.events))
+    first = next(index for index, event in enumerate(events) if event["event"] == "pruned")
+    asked = sum(event["event"] == "asked" for event in events[:first])
+    folder.path.mkdir()
+    folder.settings.write_text(source.settings.read_text().replace("trials: 6", f"trials: {asked}"))
+    folder.events.write_text("".join(source.events.read_text().splitlines(keepends=True)[:first]))
+    study = resume(folder.path, Options(track=False)).study
+    stopped = study.runs[events[first]["trial"]]
+    assert study.finished and (stopped.state, stopped.reason) == ("pruned", events[first]["reason"])
+    assert {run.attempt for run in study.runs.values() if run is not stopped} == {1} and stopped.attempt == 2
+
+
+def _sampled(study: StudyRecord) -> list[str]:
+    return [run.trial for run in study.runs.values() if run.arm == "search"]
