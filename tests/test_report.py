@@ -7,6 +7,7 @@ import re
 import shutil
 import subprocess
 from html.parser import HTMLParser
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -17,6 +18,7 @@ from reco_tune.errors import StudyError
 from reco_tune.reporting import write_report
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.report import largest_allowed
 from reco_tune.reporting.runs import load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
 from reco_tune.reporting.scatter import scatter
@@ -238,3 +240,10 @@ def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
     at_steps = report.ablation[report.ablation["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
     assert sorted_arms == list(at_steps["arm"])
     assert 'aria-sort="ascending"' in table
+
+
+def test_the_caps_of_a_search_are_lines_of_its_frontier(tmp_path: Path) -> None:
+    folder = StudyFolder(tmp_path)
+    assert largest_allowed(folder) == {}, "a log without its settings"
+    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}}\n")
+    assert largest_allowed(folder) == {"fvd": 5.0}

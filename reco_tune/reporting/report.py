@@ -115,7 +115,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     _write_tables(report)
     _write_provenance(study, own, report, imports)
     tell(3, 6, "drawing figures")
-    drawn = _draw(study, own, report, curves, constraints(folder))
+    drawn = _draw(study, own, report, curves, largest_allowed(folder))
     tell(4, 6, "writing sample videos")
     samples: dict[str, dict[str, Samples]] = read_samples(study, folder) if folder else {}
     if samples:
@@ -145,12 +145,12 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     return report
 
 
-def constraints(folder: StudyFolder | None) -> dict[str, float]:
-    """Metric -> largest value that the search allowed, as the study's settings say; for lines in the figure."""
+def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
+    """Metric -> largest value that the study's constraints allow; for lines in the figure."""
     if folder is None or not folder.settings.is_file():
         return {}
-    given = read_yaml(folder.settings).get("constraints") or {}
-    return {str(name): float(value) for name, value in given.items() if isinstance(value, (int, float))} if isinstance(given, dict) else {}
+    bounds = read_yaml(folder.settings).get("constraints") or {}
+    return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
 
 
 def _write_tables(report: Report) -> None:
