@@ -9,6 +9,7 @@ from scipy import stats
 from toy_study import record_study
 
 from reco_tune.reporting import frontier, load_runs, uncertainty
+from reco_tune.reporting.figures import draw_frontier
 from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
@@ -80,3 +81,14 @@ def test_the_same_runs_give_the_same_numbers(runs):
 def test_a_study_without_a_finished_run(runs):
     found = frontier_uncertainty(runs[runs["state"] == "pruned"])
     assert found.points.empty and not found.bands
+
+
+def test_the_figure_shows_the_points_of_both_budgets(runs):
+    """The panels share their scale, which the band of the first must not fix before the points of the second are in."""
+    far = runs.assign(fvd=runs["fvd"].where(runs["budget"] != "equal_compute", runs["fvd"] / 5))
+    far = far.assign(fvd_low=0.95 * far["fvd"], fvd_high=1.05 * far["fvd"])
+    found = frontier_uncertainty(far)
+    figure = draw_frontier(found, far)
+    for axes, budget in zip(figure.axes, ("equal_steps", "equal_compute"), strict=True):
+        low, high = axes.get_ylim()
+        assert found.at(budget)["fvd"].between(low, high).all(), budget

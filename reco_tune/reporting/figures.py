@@ -66,6 +66,8 @@ def draw_frontier(found: Uncertainty, runs: pd.DataFrame, constraints: Mapping[s
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
         plain_log(panels[0], log)
+        for axes, budget in zip(panels, budgets, strict=True):
+            _draw_band(axes, found.bands.get(budget))
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
@@ -197,6 +199,16 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
     return figure
 
 
+def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
+    """The 95% band behind everything; only once all panels hold their points, because it must not move the limits that they share."""
+    if band is None:
+        return
+    limits = axes.get_xlim(), axes.get_ylim()
+    known = band[np.isfinite(band["high"])]  # where nothing may be as fast, the best FVD has no upper end
+    axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
+    axes.set(xlim=limits[0], ylim=limits[1])
+
+
 def _frontier_panel(
     axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool, cap: float | None
 ) -> None:
@@ -226,12 +238,6 @@ def _frontier_panel(
     if log:
         axes.set_yscale("log")
     axes.margins(x=0.14, y=0.1)
-    limits = axes.get_xlim(), axes.get_ylim()
-    band = found.bands.get(budget)
-    if band is not None:
-        known = band[np.isfinite(band["high"])]  # where nothing may be as fast, the best FVD has no upper end
-        axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
-        axes.set(xlim=limits[0], ylim=limits[1])
     axes.set_xlabel("speed-up per step (higher is better)")
     handles: list[Any] = [Line2D([], [], color="#444444", linewidth=1.2, label="frontier of the means")]
     handles.append(Patch(color="#444444", alpha=0.1, label="its 95% band"))
