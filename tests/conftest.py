@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,6 +15,8 @@ from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
 from reco_tune.settings import Experiment, TokenGrid, make_experiment
 from reco_tune.tokenizers import prepare_tokens
+
+os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers for minutes where anything else runs on the machine
 
 GRID, NUM_CODES, CLASSES = TokenGrid(5, 3, 3), 16, ("left", "right", "still")
 

@@ -42,7 +42,7 @@ def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         followers = [desk.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
         warm = groups.WorkerGroups(desk, placement, tmp_path / "train", len(jobs))
         heard: list[dict[str, Any]] = []
-        deadline = time.monotonic() + 150
+        deadline = time.monotonic() + 240
         while sum(event["event"] in ("evaluated", "failed") for event in heard) < 2 and time.monotonic() < deadline and not warm.gone:
             events, _ = ray.get(desk.drain.remote())
             ray.get(desk.wrote.remote(len(events)))
