@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from contextlib import redirect_stderr, redirect_stdout
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
@@ -19,21 +20,27 @@ from reco_tune.benchmarks import (
     as_json,
     as_markdown,
     bench_attention,
+    bench_data,
     bench_frechet,
     bench_peers,
+    bench_reading,
     bench_sampling,
     bench_spread,
     bench_steps,
+    datarates,
 )
 from reco_tune.benchmarks import peers as peers_module
 from reco_tune.benchmarks.attention import FORMS
+from reco_tune.benchmarks.datarates import VIDEOS, _videos
 from reco_tune.benchmarks.parts import Parts
 from reco_tune.benchmarks.peers import PeerArm, available
 from reco_tune.benchmarks.shapes import SHAPES, arms_named, random_tokens, shapes_named
 from reco_tune.benchmarks.steps import _lost
 from reco_tune.cli import main
 from reco_tune.cost import arm_limit
-from reco_tune.errors import SettingsError
+from reco_tune.data.layouts import list_videos
+from reco_tune.data.video import count_frames, write_video
+from reco_tune.errors import DataError, SettingsError
 from reco_tune.model.attention import KeysValues
 from reco_tune.settings import ARMS
 from reco_tune.training.arms import build_arm
@@ -211,7 +218,7 @@ def test_markdown_and_json_of_a_table() -> None:
     assert json.loads(as_json([table], {"commit": "abc"}))["tables"] == {"t": [{"name": "a", "x": 1.25}, {"name": "b"}]}
 
 
-@pytest.mark.parametrize("verb", ["step", "generate", "attention", "calibration"])
+@pytest.mark.parametrize("verb", ["step", "generate", "attention", "calibration", "data"])
 def test_every_help_has_an_example(verb: str) -> None:
     code, out, _ = say("bench", verb, "--help")
     assert code == 0 and f"\n    reco-tune bench {verb}" in out
@@ -223,6 +230,8 @@ def test_every_help_has_an_example(verb: str) -> None:
         pytest.param(["step", "--shapes", "debug-46"], "--shapes debug-46 is not known; take some of debug-45", id="shape"),
         pytest.param(["step", "--arms", "ful"], "--arms ful is not known; take some of full", id="arm"),
         pytest.param(["generate", "--batches", "1;64"], "--batches '1;64' must be whole numbers above 0", id="batches"),
+        pytest.param(["data", "--videos", "nowhere"], "--videos nowhere is not a folder", id="videos"),
+        pytest.param(["data", "--size", "60"], "--size (60) must be a multiple of 8", id="size"),
         pytest.param(["attention", "--json", "nowhere/x.json"], "there is no folder nowhere", id="folder"),
     ],
 )
@@ -243,3 +252,38 @@ def test_the_distance_beside_scipy() -> None:
     assert table.rows[1]["difference"] < 1e-9 and table.rows[1]["value"] == pytest.approx(table.rows[1]["scipy_value"])
     assert all(row["ours"] > 0 and row["scipy"] > 0 for row in table.rows)
     assert say("bench", "fvd", "--samples", "0")[0] == 2
+
+
+def test_rates_of_the_data_beside_plain_loops(tmp_path: Path) -> None:
+    """One of the videos is none and one is for PyAV alone: they are left out on every side, and all stages do their work."""
+    generator = np.random.default_rng(0)
+    (tmp_path / "Jump").mkdir()
+    for number in range(2):
+        write_video(tmp_path / "Jump" / f"{number}.mp4", generator.integers(256, size=(35, 32, 64, 3), dtype=np.uint8))
+    write_video(tmp_path / "Jump" / "odd.mp4", np.zeros((35, 32, 48, 3), np.uint8))  # decord cannot read that width
+    (tmp_path / "Jump" / "notes.mp4").write_text("this is no video")
+    table = bench_data(tmp_path, 16, SHORT)
+    assert [(row["work"], row["processes"] == 1) for row in table.rows][1:4] == [
+        ("decode", True),
+        ("plain decord loop", True),
+        ("plain PyAV loop", True),
+    ]
+    assert table.title == "4 clips of 17 frames at 16 px, cut from 2 videos"
+    assert all(0 < row["low"] <= row["rate"] <= row["high"] for row in table.rows)  # type: ignore[operator]
+    assert all(row["cpu_ms"] > 0 for row in table.rows[1:])  # type: ignore[operator]
+
+
+def test_rows_of_the_wait_for_data() -> None:
+    full, reco = bench_reading([TINY], SHORT).rows
+    for row in (full, reco):
+        assert row["share"] == pytest.approx(row["trained"] / row["read"]) and 0 < row["share"] < 1  # type: ignore[operator]
+
+
+def test_the_data_benchmark_renders_videos_where_none_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(datarates, "FRAMES", 17)
+    with _videos(None, 64) as data:
+        assert [count_frames(video.path) for video in list_videos(data)] == [17] * VIDEOS
+    assert data.root is not None and not data.root.exists()
+    write_video(tmp_path / "short.mp4", np.zeros((16, 32, 32, 3), np.uint8))
+    with pytest.raises(DataError, match=r"no video of 1 in .* gives a clip of 17 frames"):
+        bench_data(tmp_path, 16, SHORT)

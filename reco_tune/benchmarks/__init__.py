@@ -1,10 +1,12 @@
-"""The project measures itself, so that nobody has to believe it: steps, sampling, attention and the spread of a calibration.
+"""The project measures itself, so that nobody has to believe it: steps, sampling, attention, the way of the data and the
+spread of a calibration.
 
-Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms and clocks, refuses to know Ray,
-studies and files.
+Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms, videos and clocks, refuses to know
+Ray and studies.
 """
 
 from reco_tune.benchmarks.attention import bench_attention
+from reco_tune.benchmarks.datarates import bench_data, bench_reading
 from reco_tune.benchmarks.frechet import bench_frechet
 from reco_tune.benchmarks.sampling import bench_sampling
 from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, Bench, Shape
@@ -22,8 +24,10 @@ __all__ = [
     "as_json",
     "as_markdown",
     "bench_attention",
+    "bench_data",
     "bench_frechet",
     "bench_peers",
+    "bench_reading",
     "bench_sampling",
     "bench_spread",
     "bench_steps",

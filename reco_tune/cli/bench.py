@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project: training steps, sampling, attention, FVD, the spread of calibrations, reports, what pruning saves.
+    help="""Measures this project: training steps, sampling, attention, data, FVD, the spread of calibrations, reports, what pruning saves.
 
     \b
     Examples:
@@ -145,6 +145,37 @@ def report(
     with progress_bars() as progress:
         tables = bench_reports(runs, mlflow_runs, progress)
     _publish(tables, 1, json, markdown)
+
+
+@app.command()
+def data(
+    videos: Annotated[
+        Path | None, typer.Option(metavar="DIR", help="Your videos, or folders of them; by default some are rendered.")
+    ] = None,
+    size: Annotated[int, typer.Option(min=8, help="Height and width of a clip in pixels, a multiple of 8.")] = 64,
+    shapes: Shapes = "debug-45",
+    seconds: Seconds = 20.0,
+    threads: Threads = 1,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Clips decoded, encoded and written a second, beside plain loops over decord and PyAV; and how long training waits for data.
+
+    \b
+    Example:
+      reco-tune bench data --videos UCF-101/Basketball --size 128
+    """
+    from reco_tune.benchmarks import bench_data, bench_reading
+
+    if videos is not None and not videos.is_dir():
+        raise SettingsError(f"--videos {videos} is not a folder; name a folder of videos, or of one folder a class")
+    if size % 8:
+        raise SettingsError(
+            f"--size ({size}) must be a multiple of 8, the stride of the tokenizer that is timed; take {8 * round(size / 8)}"
+        )
+    _carry_out(
+        lambda wanted, bench: [bench_data(videos, size, bench), bench_reading(wanted, bench)], shapes, seconds, threads, json, markdown
+    )
 
 
 @app.command()
