@@ -20,7 +20,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -38,6 +38,8 @@ _KIND = "reco-tune token cache"
 NO_TOKENIZER = "none"
 """Stands where a cache of somebody's own codes would name the folder of its tokenizer."""
 _JOURNAL, _LOCK = "journal.jsonl", "lock"
+ABANDONED_DAYS = 7
+"""A preparation that nobody holds and nothing was written to for so long is not gone on with, and is removed."""
 _ARRAY_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
@@ -181,15 +183,14 @@ class TokenCacheWriter:
     """
 
     def __init__(self, parent: Path, key: str | None = None, progress: Progress = quiet) -> None:
-        own = f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
-        self.folder = parent / (own if key is None else f".partial-{key}")
+        self.folder = parent / (_own_name() if key is None else f".partial-{key}")
         self._resumable, self._progress = key is not None, progress
         self._stack = ExitStack()
         self._arrays: dict[str, np.memmap[Any, Any]] = {}
         self._journal: list[dict[str, Any]] = []
 
     def __enter__(self) -> Self:
-        _sweep(self.folder.parent)
+        _sweep(self.folder, self._progress)
         if self._resumable:
             self._stack.enter_context(_locked(self.folder, self._progress))
             self._journal = _read_journal(self.folder / _JOURNAL)
@@ -343,28 +344,38 @@ def add_pieces(cache: TokenCache, writer: TokenCacheWriter, blocks: int) -> None
 
 @contextmanager
 def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Makes the folder and keeps other processes out of it; where files cannot be locked there is nobody to wait for."""
+    """Makes the folder and keeps other processes out of it."""
     while True:
-        try:
+        with suppress(FileExistsError):  # it was moved away just now
             folder.mkdir(parents=True, exist_ok=True)
-            handle = (folder / _LOCK).open("a")
-        except FileNotFoundError:  # its owner has just finished and moved it away
-            continue
-        with handle:
-            try:
-                fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except OSError as error:
-                if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
-                    progress(0, 1, "waiting for another process that prepares the same data")
-                    time.sleep(0.2)
-                    continue
-            try:
-                same = os.path.samestat(os.fstat(handle.fileno()), (folder / _LOCK).stat())
-            except FileNotFoundError:
-                same = False
-            if same:
+        with _lock_if_free(folder) as held:
+            if held:
                 yield
                 return
+        progress(0, 1, "waiting for another process that prepares the same data")
+        time.sleep(0.2)
+
+
+@contextmanager
+def _lock_if_free(folder: Path) -> Iterator[bool]:
+    """Whether this process now keeps others out of the folder; where files cannot be locked there is nobody to keep out."""
+    try:
+        handle = (folder / _LOCK).open("a")
+    except FileNotFoundError:  # its owner has just finished and moved it away
+        yield False
+        return
+    with handle:
+        try:
+            fcntl.flock(handle, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except OSError as error:
+            if error.errno in (errno.EWOULDBLOCK, errno.EACCES):
+                yield False
+                return
+        try:
+            same = os.path.samestat(os.fstat(handle.fileno()), (folder / _LOCK).stat())
+        except FileNotFoundError:
+            same = False
+        yield same
 
 
 def _read_journal(path: Path) -> list[dict[str, Any]]:
@@ -378,10 +389,15 @@ def _read_journal(path: Path) -> list[dict[str, Any]]:
     return [json.loads(line) for line in whole.splitlines()]
 
 
-def _sweep(parent: Path) -> None:
-    """Removes what killed processes of this machine left half-written."""
+def _own_name() -> str:
+    """Of a folder that is this process's alone; its name tells others whether the process still lives."""
+    return f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
+
+
+def _sweep(own: Path, progress: Progress) -> None:
+    """Removes what killed processes of this machine left half-written beside `own`, and preparations that were abandoned anywhere."""
     host = f".writing-{socket.gethostname()}-"
-    for left in parent.glob(f"{host}*"):
+    for left in own.parent.glob(f"{host}*"):
         pid = left.name.removeprefix(host).split("-")[0]
         try:
             os.kill(int(pid), 0)
@@ -389,6 +405,26 @@ def _sweep(parent: Path) -> None:
             shutil.rmtree(left, ignore_errors=True)
         except (PermissionError, ValueError):
             continue
+    for left in own.parent.glob(".partial-*"):
+        with suppress(OSError):  # it is another person's, or has just been moved away
+            if left != own and (days := _days_untouched(left)) > ABANDONED_DAYS:
+                _remove_unless_held(left, f"removing what a run left unfinished {days:.0f} days ago ({left.name})", progress)
+
+
+def _days_untouched(folder: Path) -> float:
+    return (time.time() - max(path.stat().st_mtime for path in (folder, *folder.iterdir()))) / 86_400
+
+
+def _remove_unless_held(folder: Path, what: str, progress: Progress) -> None:
+    """Moved aside first: whoever wants to go on with it finds all of it or nothing."""
+    aside = folder.with_name(_own_name())
+    with _lock_if_free(folder) as held:
+        if not held:
+            return
+        folder.rename(aside)
+    progress(0, 1, what)
+    shutil.rmtree(aside, ignore_errors=True)
+    progress(1, 1, what)
 
 
 def piece_name(split: Split, blocks: int) -> str:
