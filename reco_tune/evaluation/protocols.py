@@ -201,7 +201,7 @@ def _reference(
         features, motion, accuracies = _describe(cache, extractor, classifier, tokenizer, split, clips, device, progress)
         facts: dict[str, Any] = {"reference_clips": clips, **accuracies}
         if experiment.evaluation.flow:
-            shown = (video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS)))
+            shown = (video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS), device))
             facts["reference_flow_unexplained"] = unexplained(np.concatenate([flow_changes(video_BFCHW) for video_BFCHW in shown]))
         if floor_clips >= 2 and split == "train":
             heldout_features, heldout_motion, _ = _describe(cache, extractor, None, tokenizer, "test", floor_clips, device, progress)
@@ -236,7 +236,7 @@ def _describe(
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
     """Features and motion features of the first real clips, and how well a classifier knows them: the ceiling of generated ones."""
     features, motion, hits, frame_hits = [], [], [], []
-    for start, video_BFCHW in _real_clips(cache, tokenizer, split, clips):
+    for start, video_BFCHW in _real_clips(cache, tokenizer, split, clips, device):
         described = extractor.describe(video_BFCHW, device)
         features.append(described.features_BD)
         motion.append(motion_features(video_BFCHW))
@@ -258,8 +258,8 @@ def classes_of(video_BFCHW: Tensor, described: Described, extractor: Extractor |
     return described if classifier is extractor else classifier.describe(video_BFCHW, device)
 
 
-def _real_clips(cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int) -> Iterator[tuple[int, Tensor]]:
-    """Batches of the first clips with the number of their first: decoded from their tokens, or raw without a tokenizer."""
+def _real_clips(cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int, device: str) -> Iterator[tuple[int, Tensor]]:
+    """Batches of the first clips with the number of their first: decoded from their tokens on `device`, or raw without a tokenizer."""
     for start in range(0, clips, BATCH_CLIPS):
         stop = min(start + BATCH_CLIPS, clips)
         if tokenizer is None:
@@ -267,7 +267,7 @@ def _real_clips(cache: TokenCache, tokenizer: Tokenizer | None, split: Split, cl
         else:
             tokens = torch.from_numpy(np.array(cache.tokens(split)[start:stop])).long()
             with torch.no_grad():
-                yield start, tokenizer.decode(tokens.view(-1, *cache.grid))
+                yield start, tokenizer.decode(tokens.view(-1, *cache.grid).to(device)).cpu()
 
 
 def _device(experiment: Experiment) -> str:
