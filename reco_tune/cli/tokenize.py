@@ -2,12 +2,19 @@
 
 from __future__ import annotations
 
-from typing import Annotated
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from reco_tune.cli.options import Address, ExperimentFile, Overrides, experiment_path
 from reco_tune.errors import SettingsError
+
+if TYPE_CHECKING:
+    from reco_tune.data.clips import Skipped
+
+LISTED = 10
+"""Videos that are named on the terminal; the files name all."""
 
 
 def tokenize(
@@ -53,8 +60,8 @@ def tokenize(
     for split in ("train", "test"):
         print(f"{split}: {len(cache.tokens(split))} clips of {blocks} x {rows} x {columns} tokens")
     print(f"classes: {cache.num_classes}, codes: {cache.num_codes}")
-    for skipped in cache.skipped:
-        print(f"left out: {skipped.path}: {skipped.reason}")
+    _print_list("left out", cache.skipped, cache.path / "skipped.csv")
+    _print_list("used, but suspicious", cache.suspicious, cache.path / "suspicious.csv")
     if check:
         found = reconstruction(cache, settings.device_type if torch.cuda.is_available() else "cpu")
         write_video(cache.path / "check.mp4", grid_video(found.side_by_side_NFCHW))
@@ -62,3 +69,10 @@ def tokenize(
         share = found.codes_used / cache.num_codes
         print(f"codes used: {found.codes_used} of {cache.num_codes} ({share:.1%}), perplexity {found.perplexity:.1f}")
         print(f"original and reconstruction side by side: {cache.path / 'check.mp4'}")
+
+
+def _print_list(what: str, videos: list[Skipped], file: Path) -> None:
+    for video in videos[:LISTED]:
+        print(f"{what}: {video.path}: {video.reason}")
+    if len(videos) > LISTED:
+        print(f"{what}: {len(videos) - LISTED} more, listed in {file}")

@@ -110,7 +110,7 @@ def list_clips(
     for video, known in zip(videos, facts, strict=True):
         path = video.path.relative_to(data.root)
         if isinstance(known, Lost):
-            skipped.append(Skipped(path, known.reason))
+            skipped.append(Skipped(path, known.reason.removeprefix(f"{video.path} ")))
             continue
         if known.suspicion:
             suspicious.append(Skipped(path, known.suspicion))
@@ -137,7 +137,7 @@ def check_enough(clips: int, data: Data, split: Split, skipped: Sequence[Skipped
     if clips >= data.min_clips:
         return
     gives = f"only {clips} clips for {split}, fewer than data.min_clips ({data.min_clips})" if clips else f"no clip for {split}"
-    reasons = f"; {len(skipped)} videos could not be used, the first ({skipped[0].path}) because {skipped[0].reason}" if skipped else ""
+    reasons = f"; {len(skipped)} videos could not be used, the first is {skipped[0].path}: {skipped[0].reason}" if skipped else ""
     raise TooFewClipsError(
         f"{data.root} gives {gives}: check data.root, data.split and data.clip_frames ({data.clip_frames}){reasons}", skipped
     )
@@ -209,7 +209,8 @@ def decode(
                 if path in dead:  # by this stretch or an earlier one, so that it does not matter how far ahead others have read
                     found.failed.extend(Failure(row, dead[path], True) for row in rows)
                 elif isinstance(answer, Lost):
-                    found.failed.extend(Failure(row, answer.reason, False) for row in rows)
+                    reason = answer.reason.removeprefix(f"{root / path} ")
+                    found.failed.extend(Failure(row, reason, False) for row in rows)
                 else:
                     assert answer is not None
                     for row in rows:
