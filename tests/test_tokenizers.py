@@ -11,17 +11,27 @@ import pytest
 import torch
 
 from reco_tune import settings
-from reco_tune.errors import DataError
+from reco_tune.errors import DataError, SettingsError
 from reco_tune.tokenizers import Tokenizer, fit_tokenizer, load_tokenizer
 from reco_tune.tokenizers.base import check_frames
 from reco_tune.tokenizers.kmeans import KMeansTokenizer, _nearest, _patches, _pixels
-from reco_tune.tokenizers.vector_quantized import VideoAutoencoder, _Codebook
+from reco_tune.tokenizers.vector_quantized import (
+    VideoAutoencoder,
+    _Codebook,
+    bounded,
+    level_codes,
+    level_grid,
+    straight_through,
+)
 
 KINDS = {
     "kmeans": settings.Tokenizer(kind="kmeans", spatial_stride=4, temporal_stride=2, num_codes=40, first_frame_codes=15),
     "vq": settings.Tokenizer(kind="vq", spatial_stride=4, temporal_stride=2, num_codes=40, width=8, fit_steps=30, fit_batch_size=4),
     "vq, odd stride": settings.Tokenizer(
         kind="vq", spatial_stride=3, temporal_stride=4, num_codes=40, width=8, fit_steps=5, fit_batch_size=4
+    ),
+    "fsq": settings.Tokenizer(
+        kind="vq", quantizer="fsq", spatial_stride=4, temporal_stride=2, num_codes=240, width=8, fit_steps=30, fit_batch_size=4
     ),
 }
 
@@ -79,10 +89,10 @@ def test_shapes_types_and_range(fitted: Callable[[str], Tokenizer], kind: str) -
     codes = tokenizer.encode(video)
     blocks, side = 1 + 8 // tokenizer.temporal_stride, 12 // tokenizer.spatial_stride
     assert (codes.shape, codes.dtype) == ((5, blocks, side, side), torch.int64)
-    assert codes.min() >= 0 and codes.max() < tokenizer.num_codes == 40
+    assert codes.min() >= 0 and codes.max() < tokenizer.num_codes == KINDS[kind].num_codes
     decoded = tokenizer.decode(codes)
     assert (decoded.shape, decoded.dtype) == (video.shape, torch.uint8)
-    anything = torch.randint(40, codes.shape, generator=torch.Generator().manual_seed(0))
+    anything = torch.randint(tokenizer.num_codes, codes.shape, generator=torch.Generator().manual_seed(0))
     assert tokenizer.decode(anything).shape == video.shape, "a model may sample any code anywhere"
     with pytest.raises(ValueError, match="frames are not 1 more than a multiple"):
         tokenizer.encode(video[:, :2])
@@ -211,3 +221,48 @@ def test_unusable_tokenizers_are_one_sentence(tmp_path: Path, damage: Callable[[
 
 def _edit(path: Path, **changes: object) -> None:
     (path / "tokenizer.json").write_text(json.dumps({**json.loads((path / "tokenizer.json").read_text()), **changes}))
+
+
+@pytest.mark.parametrize("num_codes", settings.FSQ_LEVELS)
+def test_every_code_of_a_grid_is_its_own_vector(num_codes: int) -> None:
+    levels = settings.FSQ_LEVELS[num_codes]
+    grid = level_grid(levels)
+    assert grid.shape == (num_codes, len(levels)) and grid.min() == -1 and grid.max() == 1
+    assert torch.equal(level_codes(grid, levels), torch.arange(num_codes))
+
+
+@pytest.mark.parametrize("levels", [(8, 6, 5), (7, 5, 5, 5, 5)], ids=str)
+def test_bounded_vectors_reach_every_level_and_none_beyond(levels: tuple[int, ...]) -> None:
+    """A sweep of each channel from far left to far right counts its levels up, and takes each for a part of the way."""
+    sweep = torch.linspace(-20, 20, 4001)
+    for channel, count in enumerate(levels):
+        vectors = torch.zeros(len(sweep), len(levels))
+        vectors[:, channel] = sweep
+        digits = (bounded(vectors, levels)[:, channel] * (count // 2)).round() + count // 2
+        assert digits.unique().tolist() == list(range(count)) and (digits.diff() >= 0).all()
+    assert bounded(torch.zeros(1, len(levels)), levels).abs().max() < 1e-6  # float32
+
+
+def test_rounding_to_levels_lets_the_gradient_of_the_bound_through() -> None:
+    levels = (8, 6, 5)
+    raw = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(0), requires_grad=True)
+    weights = torch.randn(50, 3, dtype=torch.float64, generator=torch.Generator().manual_seed(1))
+    vectors = bounded(raw, levels)
+    quantized = level_grid(levels).double()[level_codes(vectors, levels)]
+    rounded = straight_through(vectors, quantized)
+    assert torch.allclose(rounded, quantized) and not torch.allclose(vectors, quantized)
+    (through,) = torch.autograd.grad((rounded * weights).sum(), raw)
+    (smooth,) = torch.autograd.grad((bounded(raw, levels) * weights).sum(), raw)
+    assert torch.equal(through, smooth) and (through != 0).all()
+
+
+@pytest.mark.parametrize(
+    ("wanted", "sentence"),
+    [
+        pytest.param({"kind": "vq", "num_codes": 256}, r"num_codes \(256\) .*; take 240, the nearest of 240, 1000, 4375", id="codes"),
+        pytest.param({"kind": "kmeans", "num_codes": 240}, "fsq belongs to tokenizer.kind vq, not kmeans; leave it out", id="kind"),
+    ],
+)
+def test_levels_that_cannot_be_are_refused(wanted: dict[str, object], sentence: str) -> None:
+    with pytest.raises(SettingsError, match=sentence):
+        settings.make_experiment({"tokenizer": {"quantizer": "fsq", **wanted}}, {}, where="here")

@@ -1,6 +1,7 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
 from reco_tune.settings.experiment import (
+    FSQ_LEVELS,
     HOLISTIC,
     PRESETS,
     PRETRAINED,
@@ -23,6 +24,7 @@ from reco_tune.settings.space import ARMS, BASELINE, Bound, Pruning, Range, Samp
 __all__ = [
     "ARMS",
     "BASELINE",
+    "FSQ_LEVELS",
     "HOLISTIC",
     "PRESETS",
     "PRETRAINED",

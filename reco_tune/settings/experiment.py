@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+import math
 from pathlib import Path
 from typing import Any, Literal, NamedTuple
 
@@ -107,6 +108,17 @@ PRETRAINED: dict[str, dict[str, int]] = {
 """Kinds of tokenizers that are not fitted here, with what their published weights have; other `tokenizer` keys override it."""
 
 
+FSQ_LEVELS: dict[int, tuple[int, ...]] = {
+    240: (8, 6, 5),
+    1000: (8, 5, 5, 5),
+    4375: (7, 5, 5, 5, 5),
+    15360: (8, 8, 8, 6, 5),
+    64000: (8, 8, 8, 5, 5, 5),
+}
+"""Levels of each channel by the number of codes, which is their product: table 1 of Mentzer et al. 2023 (arXiv 2309.15505), for about 2^8,
+2^10, 2^12, 2^14 and 2^16 codes."""
+
+
 class Tokenizer(Section):
     """What turns pixels into codes and back."""
 
@@ -123,6 +135,9 @@ class Tokenizer(Section):
     """Frames per block after the first frame, which is a block of its own."""
     num_codes: int = Field(256, ge=2)
     """Codes of the vocabulary, V."""
+    quantizer: Literal["vq", "fsq"] = "vq"
+    """How `vq` rounds its vectors: to the nearest of a learned codebook, or each channel to a few levels (finite scalar quantization),
+    whose `num_codes` is 240, 1000, 4375, 15360 or 64000."""
     first_frame_codes: int = Field(96, ge=1)
     """How many of the codes belong to the first frame alone (`kmeans` only)."""
     fit_clips: int = Field(1024, ge=1)
@@ -163,6 +178,14 @@ class Tokenizer(Section):
                     f"tokenizer.{name} ({getattr(self, name)}) has no meaning where tokenizer.kind is {self.kind}; "
                     f"leave it out, or take one of {', '.join(kinds)}"
                 )
+        if self.quantizer == "fsq" and self.kind != "vq":
+            raise SettingsError(f"tokenizer.quantizer fsq belongs to tokenizer.kind vq, not {self.kind}; leave it out, or take vq")
+        if self.quantizer == "fsq" and self.num_codes not in FSQ_LEVELS:
+            nearest = min(FSQ_LEVELS, key=lambda size: abs(math.log(size / self.num_codes)))
+            raise SettingsError(
+                f"tokenizer.num_codes ({self.num_codes}) is no product of levels of tokenizer.quantizer fsq; "
+                f"take {nearest}, the nearest of {', '.join(map(str, FSQ_LEVELS))}"
+            )
         return self
 
 

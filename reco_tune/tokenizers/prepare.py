@@ -314,7 +314,8 @@ def _with_root(experiment: settings.Experiment) -> settings.Data:
 
 def _tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
     """A fitted tokenizer belongs to its data and settings, a pretrained one to its settings alone."""
-    what = experiment.tokenizer.model_dump_json(exclude_none=True)
+    later = {"quantizer"} if experiment.tokenizer.quantizer == "vq" else None  # came later: at its default it changes no name
+    what = experiment.tokenizer.model_dump_json(exclude_none=True, exclude=later)
     return experiment.cache_dir / "tokenizers" / (_hash(what) if experiment.tokenizer.pretrained else _hash(source, what))
 
 

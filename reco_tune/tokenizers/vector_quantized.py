@@ -1,4 +1,7 @@
-"""A small causal 3D-convolutional VQ-VAE, trained on the clips in minutes.
+"""A small causal 3D-convolutional autoencoder with discrete codes, trained on the clips in minutes.
+
+Its vectors are rounded to the nearest of a learned codebook (VQ-VAE), or each of their few channels to a few levels (finite scalar
+quantization, Mentzer et al. 2023, arXiv 2309.15505): then the codebook is a fixed grid, all of which is used without care.
 
 The first frame and each later group of `temporal_stride` frames are cut into patches, so that all convolutions work on blocks. Time is
 padded in the past alone and norms act on single positions: a block's codes depend on nothing after it, and a clip of any number of blocks
@@ -7,6 +10,7 @@ can be encoded and decoded.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from torch.nn import functional
 
 from reco_tune import settings
 from reco_tune.progress import Progress, quiet
+from reco_tune.settings import FSQ_LEVELS
 from reco_tune.threads import one_thread
 from reco_tune.tokenizers.base import Parts, PixelRange, check_frames, fingerprint, save_parts
 
@@ -28,6 +33,8 @@ _DECAY = 0.9
 """Of the moving averages that the codebook follows."""
 _DEAD = 0.1
 """A code whose average number of uses per step falls below this share of an even use moves to a vector of the batch."""
+_LEVEL_MARGIN = 1e-3
+"""Share by which bounded values stay away from where they would round to a level too far."""
 _ENCODE_CLIPS = 16
 
 
@@ -66,18 +73,19 @@ class VectorQuantizedTokenizer:
 
 
 class VideoAutoencoder(nn.Module):
-    """Patches -> causal convolutions -> code vectors, and back; the codebook is a buffer that follows its vectors."""
+    """Patches -> causal convolutions -> code vectors, and back; the codebook is a buffer that follows its vectors, or a grid of levels."""
 
     codebook: torch.Tensor
 
-    def __init__(self, num_codes: int, spatial_stride: int, temporal_stride: int, width: int) -> None:
+    def __init__(self, num_codes: int, spatial_stride: int, temporal_stride: int, width: int, levels: Sequence[int] = ()) -> None:
+        """`levels` of each channel of a code vector, whose product is `num_codes`; none where the codebook is learned."""
         super().__init__()
-        self.num_codes, self.width = num_codes, width
+        self.num_codes, self.width, self.levels = num_codes, width, tuple(levels)
         self.spatial_stride, self.temporal_stride = spatial_stride, temporal_stride
         self.halves = spatial_stride % 2 == 0
         """Whether patches are half a site wide and a strided convolution does the rest."""
         self.patch = spatial_stride // 2 if self.halves else spatial_stride
-        pixels, wide = 3 * self.patch**2, 2 * width
+        pixels, wide, channels = 3 * self.patch**2, 2 * width, len(levels) or _CODE_WIDTH
         self.first_in, self.later_in = nn.Linear(pixels, width), nn.Linear(pixels * temporal_stride, width)
         self.encoder = nn.Sequential(
             _Residual(width),
@@ -85,10 +93,10 @@ class VideoAutoencoder(nn.Module):
             _Residual(wide),
             _Residual(wide),
             _ChannelNorm(wide),
-            nn.Conv3d(wide, _CODE_WIDTH, 1),
+            nn.Conv3d(wide, channels, 1),
         )
         self.decoder = nn.Sequential(
-            nn.Conv3d(_CODE_WIDTH, wide, 1),
+            nn.Conv3d(channels, wide, 1),
             _Residual(wide),
             _Residual(wide),
             _Residual(wide),
@@ -99,7 +107,7 @@ class VideoAutoencoder(nn.Module):
             _ChannelNorm(width),
         )
         self.first_out, self.later_out = nn.Linear(width, pixels), nn.Linear(width, pixels * temporal_stride)
-        self.register_buffer("codebook", torch.zeros(num_codes, _CODE_WIDTH))
+        self.register_buffer("codebook", level_grid(levels) if levels else torch.zeros(num_codes, channels), persistent=not levels)
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -107,13 +115,15 @@ class VideoAutoencoder(nn.Module):
             "spatial_stride": self.spatial_stride,
             "temporal_stride": self.temporal_stride,
             "width": self.width,
+            **({"levels": list(self.levels)} if self.levels else {}),
         }
 
     def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
         """float [B, F, 3, H, W] in [-1, 1] -> vectors [B, blocks, rows, columns, code width]."""
         first = self.first_in(self._cut(video_BFCHW[:, :1], 1))
         later = self.later_in(self._cut(video_BFCHW[:, 1:], self.temporal_stride))
-        return self.encoder(torch.cat([first, later], dim=1).movedim(-1, 1)).movedim(1, -1)
+        vectors = self.encoder(torch.cat([first, later], dim=1).movedim(-1, 1)).movedim(1, -1)
+        return bounded(vectors, self.levels) if self.levels else vectors
 
     def decode(self, vectors_BtrcE: torch.Tensor) -> torch.Tensor:
         """Vectors -> float [B, F, 3, H, W]."""
@@ -123,7 +133,9 @@ class VideoAutoencoder(nn.Module):
         return torch.cat([first, later], dim=1)
 
     def nearest(self, vectors_BtrcE: torch.Tensor) -> torch.Tensor:
-        """int64 [B, blocks, rows, columns]: argmin |c|² - 2 v·c."""
+        """int64 [B, blocks, rows, columns]: argmin |c|² - 2 v·c, which on a grid is each channel's nearest level."""
+        if self.levels:
+            return level_codes(vectors_BtrcE, self.levels)
         return (self.codebook.square().sum(1) - 2 * vectors_BtrcE @ self.codebook.T).argmin(-1)
 
     def _cut(self, video: torch.Tensor, frames: int) -> torch.Tensor:
@@ -143,24 +155,27 @@ class VideoAutoencoder(nn.Module):
 def fit_vector_quantized(
     tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu"
 ) -> VectorQuantizedTokenizer:
-    """Trains on uint8 `clips` [N, F, 3, H, W]: squared and absolute error plus commitment; the codebook by moving averages."""
+    """Trains on uint8 `clips` [N, F, 3, H, W]: squared and absolute error; a codebook by moving averages and with commitment."""
     random = torch.Generator().manual_seed(tokenizer.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tokenizer.seed)
-        network = VideoAutoencoder(tokenizer.num_codes, tokenizer.spatial_stride, tokenizer.temporal_stride, tokenizer.width)
+        levels = FSQ_LEVELS[tokenizer.num_codes] if tokenizer.quantizer == "fsq" else ()
+        network = VideoAutoencoder(tokenizer.num_codes, tokenizer.spatial_stride, tokenizer.temporal_stride, tokenizer.width, levels)
     network.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), lr=tokenizer.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
     rise = 0.1 if tokenizer.fit_steps != 10 else 0.2  # OneCycleLR divides by the steps of the rise less one
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise)
-    codebook = _Codebook(network.codebook, random)
+    codebook = None if network.levels else _Codebook(network.codebook, random)
     for step in range(tokenizer.fit_steps):
         rows = torch.randint(len(clips), (tokenizer.fit_batch_size,), generator=random)
         video = _to_float(torch.from_numpy(clips[np.sort(rows.numpy())]).to(device))
         vectors = network.encode(video)
-        codes = codebook.follow(network, vectors.detach())
+        codes = codebook.follow(network, vectors.detach()) if codebook else network.nearest(vectors.detach())
         quantized = network.codebook[codes]
-        error = network.decode(vectors + (quantized - vectors).detach()) - video
-        loss = error.square().mean() + 0.1 * error.abs().mean() + _COMMITMENT * functional.mse_loss(vectors, quantized)
+        error = network.decode(straight_through(vectors, quantized)) - video
+        loss = error.square().mean() + 0.1 * error.abs().mean()
+        if codebook:
+            loss = loss + _COMMITMENT * functional.mse_loss(vectors, quantized)
         optimizer.zero_grad(set_to_none=True)
         loss.backward()
         nn.utils.clip_grad_norm_(network.parameters(), 1.0)
@@ -168,6 +183,37 @@ def fit_vector_quantized(
         schedule.step()
         progress(step + 1, tokenizer.fit_steps, "training the tokenizer")
     return VectorQuantizedTokenizer(network.cpu())
+
+
+def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
+    """The quantized vectors, with the gradient of the vectors."""
+    return vectors + (quantized - vectors).detach()
+
+
+def bounded(vectors_E: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
+    """Any float [..., E] -> the range of the levels, in their units: what `level_codes` rounds. 0 stays 0."""
+    count = vectors_E.new_tensor(levels)
+    half = (count - 1) * (1 - _LEVEL_MARGIN) / 2
+    offset = (count % 2 == 0) / 2  # an even number of levels lies half a level lower
+    return (torch.tanh(vectors_E + torch.atanh(offset / half)) * half - offset) / (count // 2)
+
+
+def level_codes(vectors_E: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
+    """Bounded float [..., E] -> int64 [...]: the nearest level of each channel, the first channel counting fastest."""
+    count = torch.tensor(levels, device=vectors_E.device)
+    digits = (vectors_E * (count // 2)).round().long() + count // 2
+    return (digits * _place_values(count)).sum(-1)
+
+
+def level_grid(levels: Sequence[int]) -> torch.Tensor:
+    """float [product of the levels, E]: the vector of every code, in -1 .. 1."""
+    count = torch.tensor(levels)
+    codes = torch.arange(int(count.prod()))[:, None]
+    return (codes // _place_values(count) % count - count // 2) / (count // 2)
+
+
+def _place_values(count_E: torch.Tensor) -> torch.Tensor:
+    return count_E.cumprod(0) // count_E
 
 
 class _Codebook:
