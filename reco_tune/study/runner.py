@@ -25,7 +25,7 @@ from ray.tune.search import Searcher
 
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
-from reco_tune.settings import Space, load_space, make_experiment
+from reco_tune.settings import BASELINE, Space, load_space, make_experiment
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, place
 from reco_tune.study.desk import Desk, Job
@@ -129,19 +129,29 @@ class _Driver:
         """Path of the token cache."""
         self._desk: Any = None
         self._stopping = threading.Event()
-        self._unmeasured = [arm for arm in self.plan.arms if arm not in self.study.calibrations]
+        self._uncalibrated = {
+            run_.arm: run_.reason
+            for run_ in self.study.runs.values()
+            if run_.state == "failed" and run_.arm in self.plan.arms and run_.arm not in self.study.calibrations
+        }
+        """Why the speed of arms could not be measured: their runs have failed with that."""
+        self._unmeasured = [arm for arm in self.plan.arms if arm not in self.study.calibrations and arm not in self._uncalibrated]
         """Arms whose calibration nobody has been given yet."""
         self._todo: list[str] | None = None
         """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
         self._broken = ""
         """Why nothing can be heard from the cluster any more."""
         self._groups: WorkerGroups | None = None
-        self._uncalibrated: dict[str, str] = {}
-        """Why calibrations failed, by arm."""
 
     @property
     def study(self) -> StudyRecord:
         return self._journal.study
+
+    @property
+    def _indispensable(self) -> list[str]:
+        """Arms without a calibration that nothing can go on without: the baseline, and any arm whose steps its speed decides."""
+        counted = set(self._space.budgets) - {"equal_steps"}
+        return [arm for arm in self._uncalibrated if arm == BASELINE or counted]
 
     @property
     def _groups_gone(self) -> bool:
@@ -251,7 +261,7 @@ class _Driver:
         try:
             with self._journal.lock:
                 self._drain()
-                if self._stopping.is_set() or self._broken or self._uncalibrated or self._groups_gone:
+                if self._stopping.is_set() or self._broken or self._indispensable or self._groups_gone:
                     return Searcher.FINISHED
                 job = self._next_calibration() if self._todo is None else self._next_run()
             if job is None:
@@ -270,9 +280,9 @@ class _Driver:
             return Job(
                 "calibration", CALIBRATION + arm, experiment.model_dump(mode="json"), experiment.result_hash(), self._tokens, folder=""
             )
-        if any(arm not in self.study.calibrations for arm in self.plan.arms):
+        if any(arm not in self.study.calibrations and arm not in self._uncalibrated for arm in self.plan.arms):
             return None
-        self.plan = plan(self._space, {arm: self.study.calibrations[arm]["speedup"] for arm in self.plan.arms})
+        self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in self.study.calibrations.items() if arm in self.plan.arms})
         for run_ in self.plan.runs:
             if run_.trial not in self.study.runs:
                 self._journal.write(
@@ -283,8 +293,10 @@ class _Driver:
                     seed=run_.seed,
                     settings=run_.experiment.flat(),
                     settings_hash=run_.experiment.result_hash(),
-                    metrics=self.study.calibrations[run_.arm],
+                    metrics=self.study.calibrations.get(run_.arm, {}),
                 )
+            if run_.arm in self._uncalibrated and self.study.runs[run_.trial].state not in DONE:
+                self._journal.write("failed", trial=run_.trial, reason=self._uncalibrated[run_.arm])
         self._todo = [record.trial for record in self.study.runs.values() if record.state not in DONE]
         return self._next_run()
 
@@ -378,13 +390,14 @@ class _Driver:
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(len(self.study.calibrations), len(self.plan.arms), "calibrating the speed of the arms")
         elif name == "failed":
-            self._uncalibrated[key.removeprefix(CALIBRATION)] = event["reason"]
+            arm = key.removeprefix(CALIBRATION)
+            self._uncalibrated[arm] = f"the speed of arm `{arm}` could not be measured: {event['reason']}"
 
     # --- the end ---
 
     def _conclude(self) -> None:
-        for arm, reason in self._uncalibrated.items():
-            raise RunFailedError(f"the speed of arm `{arm}` could not be measured: {reason}")
+        for arm in self._indispensable:
+            raise RunFailedError(self._uncalibrated[arm])
         unfinished = [record for record in self.study.runs.values() if record.state not in DONE]
         if not unfinished and self._search.exhausted and self.study.runs:
             self._journal.write("finished")
