@@ -20,12 +20,14 @@ from typing import NamedTuple
 import pytest
 from toy_study import record_study
 
+from reco_tune.bundled import bundled
 from reco_tune.cli import main
-from reco_tune.cli.console import Lines
+from reco_tune.cli.console import Lines, size
 from reco_tune.cli.demo import free_folder
 from reco_tune.cli.estimate import outlook
+from reco_tune.cost import least_memory
 from reco_tune.data.video import read_frames
-from reco_tune.settings import load_space
+from reco_tune.settings import arm_experiment, load_space
 from reco_tune.study_log import read_study
 
 VERBS = ["demo", "run", "resume", "status", "sync", "plan", "report", "tokenize", "train", "generate", "evaluate"]
@@ -217,6 +219,8 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
     assert said.code == 0, said.err
     assert "runs: 30, 26 of fixed arms and 4 sampled" in said.out
     assert "1,200" in said.out and "at once" in said.out and "disk: about" in said.out
+    demo = load_space(bundled("search_spaces") / "demo.yaml")
+    assert "memory, at least" in said.out and size(least_memory(arm_experiment(demo, "full"))) in said.out
     assert list(here.iterdir()) == []
 
 

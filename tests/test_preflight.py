@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -10,22 +11,26 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from small_study import small_space
 
-from reco_tune.errors import ReCoTuneError, SettingsError, StudyError, TrackingError
+from reco_tune.cost import least_memory
+from reco_tune.errors import DataError, ReCoTuneError, SettingsError, StudyError, TrackingError
 from reco_tune.settings import make_experiment
 from reco_tune.study import Options, plan, run
 from reco_tune.study.preflight import (
     Machine,
     check_address,
+    check_files,
     check_folder,
     check_memory,
     check_tracking,
     compare,
-    least_memory,
     look,
     versions,
 )
+from reco_tune.study.worker import sentence
+from reco_tune.tokenizers import prepare
 
 
 @pytest.fixture
@@ -130,3 +135,47 @@ def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> N
         == f"reco-tune: no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`, or leave --address out\n"
     )
     assert issubclass(StudyError, ReCoTuneError)
+
+
+@pytest.mark.parametrize(
+    ("overrides", "sentence"),
+    [
+        (["tokenizer.kind=cosmos"], "tokenizer.kind cosmos needs tokenizer.path"),
+        (
+            ["tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos"],
+            r"tokenizer.path \(/nowhere/cosmos\) is neither a folder or file that is",
+        ),
+        (["tokenizer.kind=omnitokenizer", "tokenizer.path=."], "tokenizer.kind omnitokenizer needs tokenizer.checkpoint"),
+        (["evaluation.protocol=latte", "evaluation.extractor_path=/nowhere/i3d.pt"], r"extractor_path \(/nowhere/i3d.pt\) cannot be read"),
+        (["warm_start=[/nowhere/study]"], "/nowhere/study is not a study folder"),
+    ],
+    ids=["no path given", "no file", "no checkpoint given", "no I3D", "no earlier study"],
+)
+def test_what_the_settings_name_and_is_not_there(overrides: list[str], sentence: str, tmp_path: Path) -> None:
+    """Found before anything is written: a study whose folder exists could not be told of another place."""
+    space = small_space(tmp_path, "data.clip_frames=17", "data.size_px=16", *overrides)
+    with pytest.raises(ReCoTuneError, match=sentence):
+        run(space, tmp_path / "study", Options(track=False))
+    assert not (tmp_path / "study").exists()
+
+
+def test_weights_that_were_copied_are_not_missed(tmp_path: Path) -> None:
+    """The cache folder holds its own copy, so the files may go."""
+    experiment = plan(small_space(tmp_path, "tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos", "data.size_px=16")).shared
+    with pytest.raises(SettingsError, match="is neither a folder"):
+        check_files(experiment)
+    prepare._tokenizer_path(experiment, source="").mkdir(parents=True)
+    check_files(experiment)
+
+
+def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) -> None:
+    """A real refusal of the allocator: no machine has 2**60 bytes."""
+    experiment = plan(small_space(tmp_path, "model.width=8192", "model.depth=4")).shared
+    with pytest.raises(RuntimeError) as refused:
+        torch.empty(2**60, dtype=torch.uint8)
+    said = sentence(refused.value, experiment)
+    assert re.match(
+        rf"it ran out of memory \(.*{2**60} bytes.*\): a worker needs more than {least_memory(experiment) / 2**30:.1f} GiB", said
+    )
+    assert re.search(r"its machine has \d+\.\d for all that runs on it; raise training.micro_batches", said)
+    assert sentence(DataError("a file is gone"), experiment) == "a file is gone"

@@ -38,7 +38,7 @@ def plan(
 
     from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import duration
-    from reco_tune.cost import forecast
+    from reco_tune.cost import forecast, least_memory
     from reco_tune.study import plan
 
     planned = plan(loaded)
@@ -46,12 +46,12 @@ def plan(
     assert shared is not None  # a space has arms or sampled trials
     rate, source = _rate(shared)
     cost = forecast(loaded, rate)
-    rows = []
+    rows, memory = [], {arm: size(least_memory(experiment)) for arm, experiment in planned.kinds.items()}
     for run in cost.runs[: len(planned.runs) + 1]:
         sampled = run.arm == "search"
         name = f"{planned.trials} sampled, each" if sampled else run.trial
-        rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds)])
-    print_table(loaded.question, ["run", "budget", "steps", "FLOPs", "device time"], rows, left=2)
+        rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds), memory[run.arm]])
+    print_table(loaded.question, ["run", "budget", "steps", "FLOPs", "device time", "memory, at least"], rows, left=2)
     at_once, fit = _fit(shared, planned.total)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
     print(f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps")
@@ -62,6 +62,7 @@ def plan(
     print(
         f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation and start-up on top"
     )
+    print("memory: a worker's weights, gradients, moments and block inputs alone; the calibrations, a study's first jobs, try real steps")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
     print(f"resources: {fit}")
 

@@ -28,6 +28,9 @@ CHECKPOINT_COPIES = 7
 PROBE_FLOPS = 4e9
 """Size of the step that measures the rate: a tenth of a second on one CPU core."""
 
+BYTES_PER_WEIGHT = 16
+"""Weight, gradient and AdamW's two moments, float32."""
+
 _HISTORY_BYTES_PER_STEP = 6 * 8
 
 
@@ -134,6 +137,16 @@ def parameter_count(settings: ModelSettings) -> int:
     width = settings.width
     embeddings = (settings.num_codes + settings.num_classes + 1 + settings.num_tokens) * width
     return embeddings + settings.depth * (12 * width**2 + 2 * width) + width + settings.num_codes * width
+
+
+def least_memory(experiment: Experiment) -> int:
+    """Bytes below which no training step of a worker can stay: the optimiser's state, and each block's input for every token."""
+    settings, training = _arm(experiment).model_settings, experiment.training
+    clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
+    assert experiment.window.length_tokens is not None
+    tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
+    activation = 2 if training.precision == "bfloat16" else 4
+    return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
 
 
 def _baseline_budgets(space: Space) -> tuple[str, ...]:

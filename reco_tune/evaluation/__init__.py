@@ -2,7 +2,7 @@
 
 from reco_tune.evaluation.frechet import FeatureStatistics, Interval, frechet_distance, frechet_interval
 from reco_tune.evaluation.kernel import kernel_distance
-from reco_tune.evaluation.protocols import Prepared, prepare_evaluation
+from reco_tune.evaluation.protocols import Prepared, check_extractor, prepare_evaluation
 from reco_tune.evaluation.suite import EvaluationResult, evaluate
 
 __all__ = [
@@ -10,6 +10,7 @@ __all__ = [
     "FeatureStatistics",
     "Interval",
     "Prepared",
+    "check_extractor",
     "evaluate",
     "frechet_distance",
     "frechet_interval",

@@ -97,6 +97,16 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts)
 
 
+def check_extractor(experiment: Experiment) -> None:
+    """Opens I3D's file where the protocol needs it; hours of encoding come before its first use.
+
+    Raises:
+        DataError: where it is missing, or another one.
+    """
+    if experiment.evaluation.protocol in PUBLISHED:
+        _i3d(experiment)
+
+
 def deviations(experiment: Experiment) -> list[str]:
     """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native ones."""
     evaluation, data = experiment.evaluation, experiment.data

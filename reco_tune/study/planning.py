@@ -58,6 +58,11 @@ class Plan:
         return len(self.runs) + self.trials
 
     @property
+    def kinds(self) -> dict[str, Experiment]:
+        """The fixed arms' settings and, as `search`, those that stand for the sampled runs."""
+        return self.arms | ({SEARCH: self.sampled} if self.sampled else {})
+
+    @property
     def shared(self) -> Experiment:
         """One of the study's experiments: `data`, `tokenizer`, `evaluation` and `resources` are the same in all."""
         experiment = next(iter(self.arms.values()), self.sampled)

@@ -21,16 +21,15 @@ import torch
 from ray._private.services import get_ray_address_from_environment
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reco_tune.cost.forecast import parameter_count
+from reco_tune.cost import least_memory
 from reco_tune.errors import SettingsError, StudyError, TrackingError
+from reco_tune.evaluation import check_extractor
 from reco_tune.settings import Experiment
 from reco_tune.study.planning import Plan
-from reco_tune.training import Arm
+from reco_tune.tokenizers import check_weights
 
 ANSWER_SECONDS = 5.0
 """How long a server may take to answer."""
-BYTES_PER_WEIGHT = 16
-"""Weight, gradient and AdamW's two moments, float32."""
 PACKAGES = ("ray", "torch", "reco-tune")
 """Packages of which every machine must have the same version: jobs travel between them."""
 
@@ -90,6 +89,15 @@ def check_tracking(uri: str | None) -> None:
         raise TrackingError(f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out and `sync` to it later")
 
 
+def check_files(experiment: Experiment) -> None:
+    """
+    Raises:
+        SettingsError, DataError: where weights that the settings name are missing, or I3D's file is another one.
+    """
+    check_weights(experiment)
+    check_extractor(experiment)
+
+
 def listens(host: str, port: int) -> bool:
     """Whether somebody takes connections there."""
     try:
@@ -109,23 +117,13 @@ def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
     if smallest is None or not plan.shared.resources.gpus_per_worker:
         return
     given = min(1.0, plan.shared.resources.gpus_per_worker) * smallest.gpu_bytes
-    for arm, experiment in {**plan.arms, **({"search": plan.sampled} if plan.sampled else {})}.items():
+    for arm, experiment in plan.kinds.items():
         needed = least_memory(experiment)
         if needed > given:
             raise SettingsError(
                 f"arm `{arm}` needs at least {needed / 2**30:.1f} GiB of a GPU, but a worker on {smallest.name} gets {given / 2**30:.1f}; "
                 "raise training.micro_batches or resources.gpus_per_worker, set training.activation_checkpointing, or shrink the model"
             )
-
-
-def least_memory(experiment: Experiment) -> int:
-    """Bytes below which no training step of an experiment can stay: the optimiser's state, and each block's input for every token."""
-    settings = Arm(experiment, experiment.tokenizer.num_codes, num_classes=1).model_settings
-    clips = experiment.training.batch_size // (experiment.training.micro_batches * experiment.resources.workers)
-    assert experiment.window.length_tokens is not None
-    tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
-    activation = 2 if experiment.training.precision == "bfloat16" else 4
-    return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
 
 
 @dataclass(frozen=True)

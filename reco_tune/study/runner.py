@@ -83,8 +83,11 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
         RunFailedError: where the cluster lost so much that runs are left over.
     """
     space = frozen(space)
-    _check(plan(space), options)
     target = StudyFolder(Path(folder))
+    _check(plan(space), options)
+    if not target.events.exists():
+        for earlier in space.warm_start:
+            read_study(earlier)
     with claimed(space, target):
         return _Driver(space, target, options, observer).drive()
 
@@ -113,6 +116,7 @@ def _check(planned: Plan, options: Options) -> None:
         if resources.gpus_per_worker:
             preflight.check_memory(planned, [preflight.look({})])
     preflight.check_address(options.address)
+    preflight.check_files(planned.shared)
     if options.track:
         preflight.check_tracking(options.tracking_uri)
 

@@ -21,7 +21,7 @@ import ray.train
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.cost import calibrate
+from reco_tune.cost import calibrate, least_memory
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import ReCoTuneError, no_space
 from reco_tune.evaluation import evaluate
@@ -87,7 +87,7 @@ def serve(config: dict[str, Any]) -> None:
         except Exception as error:
             if no_space(error):  # not the run's fault, and no other would fare better
                 ray.get(desk.halt.remote(job.key, f"{job.folder or job.tokens} cannot be written to: its disk is full, free some space"))
-            elif not ray.get(desk.raised.remote(job.key, rank, _sentence(error))):
+            elif not ray.get(desk.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))):
                 raise
         gc.collect()
         if torch.cuda.is_available():
@@ -182,12 +182,16 @@ def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:
     }
 
 
-def _sentence(error: Exception) -> str:
-    """An error in one line."""
+def sentence(error: Exception, experiment: Experiment) -> str:
+    """What became of a job, in one line."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
+        gpu = experiment.device_type == "cuda" and torch.cuda.is_available()
+        there = torch.cuda.mem_get_info()[1] if gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        needed, cause = least_memory(experiment), text[:200] or type(error).__name__
         return (
-            f"it ran out of memory ({text[:200] or type(error).__name__}); raise training.micro_batches, lower training.batch_size "
-            "or set training.activation_checkpointing"
+            f"it ran out of memory ({cause}): a worker needs more than {needed / 2**30:.1f} GiB, its {'GPU' if gpu else 'machine'} has "
+            f"{there / 2**30:.1f} for all that runs on it; raise training.micro_batches, lower training.batch_size or set "
+            "training.activation_checkpointing"
         )
     return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"

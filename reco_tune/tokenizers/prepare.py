@@ -31,6 +31,7 @@ from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained, weight_files
+from reco_tune.tokenizers.pretrained import NEEDED, given, is_hub_name
 
 
 class PartTask(NamedTuple):
@@ -134,6 +135,20 @@ def prepare_tokenizer(experiment: settings.Experiment, progress: Progress = quie
             _make(job, writer, fit_only=True)
     load_tokenizer(job.tokenizer_path)
     return job.tokenizer_path
+
+
+def check_weights(experiment: settings.Experiment) -> None:
+    """Looks where a pretrained tokenizer's files are; opens none. Weights that were copied into the cache folder before are not missed.
+
+    Raises:
+        SettingsError: where they are not given, or neither on this machine nor the name of a model on the hub.
+    """
+    tokenizer = experiment.tokenizer
+    if not tokenizer.pretrained or _tokenizer_path(experiment, source="").exists():
+        return
+    for key in NEEDED[tokenizer.kind]:
+        name = given(getattr(tokenizer, key), key, tokenizer.kind, "what it is, docs/tokenizers.md says")
+        is_hub_name(name, tokenizer.kind, key)
 
 
 def prepare_tokens(

@@ -25,6 +25,8 @@ from reco_tune.errors import DataError, ReCoTuneError, SettingsError
 from reco_tune.settings import TokenGrid
 from reco_tune.tokenizers.base import PixelRange, check_frames
 
+NEEDED = {"vidtok": ("path",), "cosmos": ("path",), "omnitokenizer": ("path", "checkpoint"), "larp": ("path", "checkpoint")}
+"""Keys of `tokenizer` that a kind cannot do without."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
