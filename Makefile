@@ -26,8 +26,9 @@ setup: $(READY)
 demo: $(READY)
 	$(BIN)/reco-tune demo
 
+# Two processes: most of what starts Ray clusters is waiting.
 test: $(READY)
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m ""
@@ -37,18 +38,19 @@ check: $(READY)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 	$(BIN)/lint-imports
-	$(BIN)/python -m pytest
+	$(MAKE) test
 
 format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
-# uv installs in seconds what takes pip minutes; where it cannot be had, pip does the same.
+# uv installs in seconds what takes pip minutes; where it cannot be had, pip does the same. Ray starts dozens of processes: each would compile
+# torch and Ray anew where Python is kept from writing bytecode.
 $(READY): requirements.lock pyproject.toml
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info[:2] < (3, 11) and "Python 3.11 or newer is needed; name one: make setup PYTHON=python3.11")'
 	$(PYTHON) -m venv $(VENV)
 	$(BIN)/python -m pip install --quiet "$$(grep '^uv==' requirements.lock)" || echo "uv cannot be had here; pip installs alone"
-	$(BIN)/uv pip install --quiet --python $(BIN)/python -r requirements.lock || $(BIN)/python -m pip install --quiet -r requirements.lock
+	$(BIN)/uv pip install --quiet --compile-bytecode --python $(BIN)/python -r requirements.lock || $(BIN)/python -m pip install --quiet -r requirements.lock
 	$(BIN)/python -m pip install --quiet --no-deps --no-build-isolation --editable .
 	@touch $@
 

@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from small_study import WatchedStudy, run_small_study
+from xdist.scheduler import LoadFileScheduling
 
 from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
@@ -18,7 +19,26 @@ from reco_tune.tokenizers import prepare_tokens
 
 os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers for minutes where anything else runs on the machine
 
+CLUSTERS = ("test_placement.py", "test_resume.py", "test_scheduler.py", "test_study.py", "test_tokenizing.py")
+"""Files whose tests start Ray clusters."""
+
 GRID, NUM_CODES, CLASSES = TokenGrid(5, 3, 3), 16, ("left", "right", "still")
+
+
+class _Schedule(LoadFileScheduling):  # type: ignore[misc]
+    """Under `-n 2` a file's tests stay in one process; those that start Ray clusters stay in one too, and begin first."""
+
+    def _split_scope(self, nodeid: str) -> str:
+        file = super()._split_scope(nodeid)
+        return "ray" if file.endswith(CLUSTERS) else str(file)
+
+
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Schedule:
+    return _Schedule(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in CLUSTERS)
 
 
 @pytest.fixture(autouse=True, scope="session")
