@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import fcntl
 import json
-import os
 import threading
 import time
 from collections.abc import Iterator
@@ -18,6 +17,7 @@ from pathlib import Path
 from typing import Any, Literal
 
 from reco_tune.errors import StudyError
+from reco_tune.files import LineWriter
 
 EventName = Literal[
     "study",
@@ -102,16 +102,10 @@ class EventLog:
     def __init__(self, path: Path) -> None:
         """Opens for appending. A torn last line (the writer was killed) is cut off; `repaired` then holds it."""
         self.path = path
-        self.repaired = ""
         self._lock = threading.Lock()
         path.parent.mkdir(parents=True, exist_ok=True)
-        if path.exists():
-            content = path.read_bytes()
-            whole = content.rfind(b"\n") + 1
-            if whole < len(content):
-                self.repaired = content[whole:].decode(errors="replace")
-                os.truncate(path, whole)
-        self._file = path.open("ab", buffering=0)
+        self._lines = LineWriter(path)
+        self.repaired = self._lines.torn
 
     def append(self, event: EventName, **fields: Any) -> dict[str, Any]:
         """Writes one event; `time` is added.
@@ -120,21 +114,17 @@ class EventLog:
             StudyError: where the disk does not take it; the log then ends with the event before.
         """
         entry = {"event": event, "time": round(time.time(), 3), **fields}
-        line = (json.dumps(entry, separators=(",", ":"), allow_nan=False) + "\n").encode()
+        line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
         with self._lock:
-            whole = os.fstat(self._file.fileno()).st_size
             try:
-                while line:  # a disk that is nearly full takes a part of it without an error
-                    line = line[self._file.write(line) :]
-                os.fsync(self._file.fileno())
+                self._lines.append(line)
             except OSError as error:
-                self._file.truncate(whole)
                 reason = (error.strerror or type(error).__name__).lower()
                 raise StudyError(f"{self.path} cannot be written to ({reason}), see to its disk") from error
         return entry
 
     def close(self) -> None:
-        self._file.close()
+        self._lines.close()
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:

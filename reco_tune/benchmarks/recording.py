@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import csv
 import io
-import os
 import tempfile
 import time
+from contextlib import closing
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,6 +19,7 @@ from reco_tune.cost import arm_limit
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import evaluate, prepare_evaluation
+from reco_tune.files import LineWriter
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, Sampler, Space
 from reco_tune.tokenizers import prepare_tokens
@@ -131,10 +132,8 @@ def _append(path: Path, row: dict[str, Any]) -> None:
     elif path.read_text().splitlines()[0].split(",") != list(row):
         raise DataError(f"{path} was recorded over other ranges or rungs; give another file")
     writer.writerow({name: f"{value:.6g}" for name, value in row.items()})
-    with path.open("a") as file:
-        file.write(text.getvalue())
-        file.flush()
-        os.fsync(file.fileno())
+    with closing(LineWriter(path)) as lines:
+        lines.append(text.getvalue().rstrip("\n"))
 
 
 def _parsed(row: dict[str, str]) -> Recorded:

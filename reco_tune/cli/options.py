@@ -36,7 +36,7 @@ def space_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
-    return _file_of(given, bundled("search_spaces"), "search space")
+    return _file_of(given, shipped_spaces(), "search space")
 
 
 def experiment_path(given: str) -> Path:
@@ -45,7 +45,7 @@ def experiment_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
-    return _file_of(given, bundled("search_spaces") / "experiments", "experiment")
+    return _file_of(given, shipped_experiments(), "experiment")
 
 
 def planned_path(given: str) -> Path:
@@ -54,28 +54,36 @@ def planned_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
-    experiments = [path.stem for path in (bundled("search_spaces") / "experiments").glob("*.yaml")]
-    if is_shipped_experiment(given) or (not Path(given).exists() and difflib.get_close_matches(given, experiments, n=1, cutoff=0.8)):
+    if not Path(given).exists() and difflib.get_close_matches(given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8):
         return experiment_path(given)
     return space_path(given)
 
 
 def is_shipped_experiment(given: str) -> bool:
     """Whether this names an experiment, and not a file or a space."""
-    return not Path(given).exists() and (bundled("search_spaces") / "experiments" / f"{given.removesuffix('.yaml')}.yaml").is_file()
+    return not Path(given).exists() and given.removesuffix(".yaml") in shipped_experiments()
 
 
-def _file_of(given: str, folder: Path, what: str) -> Path:
+def shipped_spaces() -> dict[str, Path]:
+    """Files by name, in the names' order."""
+    return {path.stem: path for path in sorted(bundled("search_spaces").glob("*.yaml"))}
+
+
+def shipped_experiments() -> dict[str, Path]:
+    """Files by name, in the names' order."""
+    return {path.stem: path for path in sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))}
+
+
+def _file_of(given: str, shipped: dict[str, Path], what: str) -> Path:
     if Path(given).is_file():
         return Path(given)
     if Path(given).is_dir():
         raise SettingsError(f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it")
-    shipped = folder / f"{given.removesuffix('.yaml')}.yaml"
-    if Path(given).name == given and shipped.is_file():
-        return shipped
-    names = [path.stem for path in sorted(folder.glob("*.yaml"))]
-    close = difflib.get_close_matches(Path(given).stem, names, n=1)
-    hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(names)}"
+    name = given.removesuffix(".yaml")
+    if name in shipped:
+        return shipped[name]
+    close = difflib.get_close_matches(Path(name).name, shipped, n=1)
+    hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
     raise SettingsError(f"{given} is neither a file nor a shipped {what}; {hint}")
 
 

@@ -80,14 +80,14 @@ def _cache(shared: Experiment) -> str:
     """What clips and codes take on disk, in words."""
     from reco_tune.cli.console import size
 
-    data, evaluation = shared.data, shared.evaluation
+    data = shared.data
     if data.train_clips is None or data.test_clips is None:
         return "clips and codes are not counted, because data.train_clips and data.test_clips leave open how many there are"
-    fitted = 0 if shared.tokenizer.pretrained else shared.tokenizer.fit_clips
-    kept = max(evaluation.reference_clips, evaluation.validation_clips, fitted)
     pixels = data.clip_frames * 3 * data.size_px**2
     clips = (data.train_clips, data.test_clips)
-    return f"{size(sum(4 * shared.grid.num_tokens * count + pixels * min(count, kept) for count in clips))} for clips and codes"
+    return (
+        f"{size(sum(4 * shared.grid.num_tokens * count + pixels * min(count, shared.kept_clips) for count in clips))} for clips and codes"
+    )
 
 
 def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:

@@ -8,8 +8,7 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.bundled import bundled
-from reco_tune.cli.options import experiment_path, is_shipped_experiment, space_path
+from reco_tune.cli.options import experiment_path, is_shipped_experiment, shipped_experiments, shipped_spaces, space_path
 from reco_tune.errors import SettingsError
 
 app = typer.Typer(
@@ -41,11 +40,11 @@ def ls() -> None:
     Example:
       reco-tune spaces ls
     """
-    for path in sorted(bundled("search_spaces").glob("*.yaml")):
+    for name, path in shipped_spaces().items():
         header = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
         told = {key: line.removeprefix(f"{key}:").strip() for key in ("Question", "Costs") for line in header if line.startswith(f"{key}:")}
-        print(f"{path.stem}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
-    print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(sorted(path.stem for path in _experiments()))}")
+        print(f"{name}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
+    print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(shipped_experiments())}")
 
 
 @app.command()
@@ -75,10 +74,6 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
         raise SettingsError(f"{target.parent} is no folder; make it, or give another file name")
     shutil.copyfile(source, target)
     print(target)
-
-
-def _experiments() -> list[Path]:
-    return list((bundled("search_spaces") / "experiments").glob("*.yaml"))
 
 
 def _shipped(name: str) -> Path:

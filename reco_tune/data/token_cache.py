@@ -20,7 +20,7 @@ import socket
 import time
 import uuid
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, Self
 
@@ -29,6 +29,7 @@ import numpy as np
 from reco_tune.data.clips import Clip, Failure, Skipped
 from reco_tune.data.layouts import SPLITS, Split
 from reco_tune.errors import DataError
+from reco_tune.files import LineWriter, write_json
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import TokenGrid
 
@@ -193,9 +194,10 @@ class TokenCacheWriter:
         _sweep(self.folder, self._progress)
         if self._resumable:
             self._stack.enter_context(_locked(self.folder, self._progress))
-            self._journal = _read_journal(self.folder / _JOURNAL)
         else:
             self.folder.mkdir(parents=True)
+        self._notes = self._stack.enter_context(closing(LineWriter(self.folder / _JOURNAL)))
+        self._journal = [json.loads(line) for line in (self.folder / _JOURNAL).read_text(encoding="utf-8").splitlines()]
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -221,18 +223,15 @@ class TokenCacheWriter:
         for array in self._arrays.values():
             array.flush()
         entry = {"stage": stage, "part": part, "failed": failed, "equal": [(str(video), *frames) for video, *frames in equal]}
-        self._journal.append(json.loads(json.dumps(entry)))
-        with (self.folder / _JOURNAL).open("a", encoding="utf-8") as file:
-            file.write(json.dumps(entry) + "\n")
-            file.flush()
-            os.fsync(file.fileno())
+        line = json.dumps(entry)
+        self._notes.append(line)
+        self._journal.append(json.loads(line))
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
         """The JSON value `make()`, or what it was in the run that is gone on with."""
         path = self.folder / f"{name}.json"
         if not path.exists():
-            path.with_suffix(".tmp").write_text(json.dumps(make()), encoding="utf-8")
-            path.with_suffix(".tmp").replace(path)
+            write_json(path, make())
         return json.loads(path.read_text(encoding="utf-8"))
 
     def create(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
@@ -376,17 +375,6 @@ def _lock_if_free(folder: Path) -> Iterator[bool]:
         except FileNotFoundError:
             same = False
         yield same
-
-
-def _read_journal(path: Path) -> list[dict[str, Any]]:
-    """All whole lines; what a killed process wrote of one more is cut off."""
-    if not path.exists():
-        return []
-    content = path.read_bytes()
-    whole = content[: content.rfind(b"\n") + 1]
-    if whole != content:
-        path.write_bytes(whole)
-    return [json.loads(line) for line in whole.splitlines()]
 
 
 def _own_name() -> str:

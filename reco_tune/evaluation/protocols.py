@@ -10,9 +10,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
-import uuid
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -34,6 +32,7 @@ from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, f
 from reco_tune.evaluation.i3d import I3D, load_i3d
 from reco_tune.evaluation.motion import motion_distance, motion_features
 from reco_tune.evaluation.video_features import Described, Extractor, Protocol, fit_extractor, load_extractor
+from reco_tune.files import publish
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
@@ -155,7 +154,7 @@ def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: 
             progress,
             _device(experiment),
         )
-        _publish(folder, extractor.save)
+        publish(folder, extractor.save)
     return load_extractor(folder)
 
 
@@ -225,7 +224,7 @@ def _reference(
             save_file(arrays, target / "reference.safetensors")
             (target / "reference.json").write_text(json.dumps({"key": key, "facts": facts}, indent=1) + "\n", encoding="utf-8")
 
-        _publish(folder, save)
+        publish(folder, save)
     try:
         return load_file(folder / "reference.safetensors"), json.loads((folder / "reference.json").read_text(encoding="utf-8"))["facts"]
     except (OSError, ValueError, KeyError, SafetensorError) as error:
@@ -287,16 +286,3 @@ def _device(experiment: Experiment) -> str:
 
 def _fingerprint(key: list[Any]) -> str:
     return hashlib.sha256(json.dumps(key).encode()).hexdigest()[:16]
-
-
-def _publish(folder: Path, save: Callable[[Path], None]) -> None:
-    """Saves beside the final place and renames, so that a half-written folder is never found."""
-    temporary = folder.with_name(f".writing-{uuid.uuid4().hex[:12]}")
-    try:
-        save(temporary)
-        temporary.rename(folder)
-    except OSError:
-        if not folder.exists():  # else another process finished the same work first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)

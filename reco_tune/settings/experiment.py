@@ -376,6 +376,12 @@ class Experiment(Section):
         return self.tokenizer.grid(self.data.clip_frames, self.data.size_px)
 
     @property
+    def kept_clips(self) -> int:
+        """So many clips of each split keep their pixels in the cache: what evaluation and the fitting of a tokenizer look at."""
+        fitted = 0 if self.tokenizer.pretrained else self.tokenizer.fit_clips
+        return max(self.evaluation.reference_clips, self.evaluation.validation_clips, fitted)
+
+    @property
     def cache_dir(self) -> Path:
         """Folder of everything computed once for a data set."""
         if self.data.cache_dir is not None:

@@ -25,6 +25,7 @@ from reco_tune.cost import calibrate, least_memory
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import ReCoTuneError, no_space
 from reco_tune.evaluation import evaluate
+from reco_tune.files import write_json
 from reco_tune.settings import Experiment
 from reco_tune.study.desk import Job
 from reco_tune.training import Group, fit
@@ -138,7 +139,7 @@ def _run(job: Job, experiment: Experiment, cache: TokenCache, folder: Path, grou
     curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:
-        _write(folder / "result.json", {"settings_hash": job.settings_hash, **result})
+        write_json(folder / "result.json", {"settings_hash": job.settings_hash, **result})
     return result
 
 
@@ -158,16 +159,6 @@ def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:
         return None
     result: dict[str, Any] = json.loads(path.read_text())
     return result if result.pop("settings_hash") == settings_hash else None
-
-
-def _write(path: Path, value: dict[str, Any]) -> None:
-    """Whole or not at all."""
-    staging = path.with_name(f".{path.name}")
-    with staging.open("w") as file:
-        json.dump(value, file)
-        file.flush()
-        os.fsync(file.fileno())
-    staging.replace(path)
 
 
 def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:

@@ -8,9 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-import shutil
 import socket
-import uuid
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from functools import lru_cache
 from pathlib import Path
@@ -28,6 +26,7 @@ from reco_tune.data.synthetic import render_digits, rendering_settings
 from reco_tune.data.token_arrays import read_coded_clips, token_files
 from reco_tune.data.token_cache import MANIFEST, NO_TOKENIZER, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.errors import DataError, TooFewClipsError
+from reco_tune.files import publish
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained, weight_files
@@ -187,11 +186,9 @@ def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequ
     source = data_fingerprint(videos, data)
     tokenizer_path = _tokenizer_path(experiment, source)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
-    fit_clips = 0 if experiment.tokenizer.pretrained else experiment.tokenizer.fit_clips
-    kept_clips = max(experiment.evaluation.reference_clips, experiment.evaluation.validation_clips, fit_clips)
     if experiment.tokenizer.pretrained:
         _copy_pretrained(experiment.tokenizer, tokenizer_path)  # whatever is wrong with it shows before hours of decoding
-    return _Job(experiment, data, videos, source, tokenizer_path, kept_clips, device, tuple(dict.fromkeys(piece_blocks)), progress)
+    return _Job(experiment, data, videos, source, tokenizer_path, device, tuple(dict.fromkeys(piece_blocks)), progress)
 
 
 class _Job(NamedTuple):
@@ -204,8 +201,6 @@ class _Job(NamedTuple):
     source: str
     """Fingerprint of the data."""
     tokenizer_path: Path
-    kept_clips: int
-    """So many clips of each split keep their pixels."""
     device: str
     piece_blocks: tuple[int, ...]
     progress: Progress
@@ -213,14 +208,14 @@ class _Job(NamedTuple):
 
     def writer(self) -> TokenCacheWriter:
         """The one that every run of the same work goes on with."""
-        key = _hash(self.source, self.experiment.tokenizer.model_dump_json(), str(self.kept_clips), str(self.piece_blocks))
+        key = _hash(self.source, self.experiment.tokenizer.model_dump_json(), str(self.experiment.kept_clips), str(self.piece_blocks))
         return TokenCacheWriter(self.experiment.cache_dir / "tokens", key, self.progress)
 
     def encoder(self) -> _Encoder:
         return _Encoder(load_tokenizer(self.tokenizer_path), self.data, self.device)
 
     def path(self, tokenizer: Tokenizer) -> Path:
-        return self.experiment.cache_dir / "tokens" / _hash(self.source, tokenizer.fingerprint, str(self.kept_clips))
+        return self.experiment.cache_dir / "tokens" / _hash(self.source, tokenizer.fingerprint, str(self.experiment.kept_clips))
 
 
 def _existing(job: _Job) -> TokenCache | None:
@@ -247,8 +242,8 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
         with Processes(data.decode_seconds) as processes:
             for split in SPLITS:
                 pixel_rows[split] = _decode_first(job, writer, split, clips[split], dead, processes, skipped)
-                first = clips[split][: job.kept_clips]
-                clips[split] = [first[row] for row in pixel_rows[split]] + clips[split][job.kept_clips :]
+                first = clips[split][: job.experiment.kept_clips]
+                clips[split] = [first[row] for row in pixel_rows[split]] + clips[split][job.experiment.kept_clips :]
                 check_enough(len(clips[split]), data, split, skipped)
             if not job.tokenizer_path.exists():
                 _fit(job, writer, pixel_rows["train"])
@@ -341,7 +336,7 @@ def _copy_pretrained(tokenizer: settings.Tokenizer, path: Path) -> None:
         DataError: if the weights were replaced after they were copied.
     """
     if not path.exists():
-        _save_whole(open_pretrained(tokenizer), path)
+        publish(path, open_pretrained(tokenizer).save)
         return
     copied = path.stat().st_mtime
     for file in weight_files(tokenizer):
@@ -360,19 +355,6 @@ def _opened(path: Path, source: str, tokenizer: Tokenizer) -> TokenCache:
     return cache
 
 
-def _save_whole(tokenizer: Tokenizer, path: Path) -> None:
-    """Saves beside the final place and renames, so that a half-written tokenizer is never found."""
-    temporary = path.with_name(f".writing-{uuid.uuid4().hex[:12]}")
-    try:
-        tokenizer.save(temporary)
-        temporary.rename(path)
-    except OSError:
-        if not path.exists():  # else another process finished the same fit first
-            raise
-    finally:
-        shutil.rmtree(temporary, ignore_errors=True)
-
-
 def _decode_first(
     job: _Job,
     writer: TokenCacheWriter,
@@ -383,7 +365,7 @@ def _decode_first(
     skipped: list[Skipped],
 ) -> list[int]:
     """Keeps the pixels of the first clips; returns the rows of those that could be decoded."""
-    stage, first, data = f"{split}.clips", clips[: job.kept_clips], job.data
+    stage, first, data = f"{split}.clips", clips[: job.experiment.kept_clips], job.data
     wanted = parts(first)
     left = [number for number in range(len(wanted)) if number not in writer.done(stage)]
     if left:
@@ -402,7 +384,7 @@ def _fit(job: _Job, writer: TokenCacheWriter, rows: list[int]) -> None:
     count = min(job.experiment.tokenizer.fit_clips, len(rows))
     whole = rows[:count] == list(range(count))
     fitted = fit_tokenizer(job.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], job.progress, job.device)
-    _save_whole(fitted, job.tokenizer_path)
+    publish(job.tokenizer_path, fitted.save)
 
 
 def _encode_all(

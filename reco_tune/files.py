@@ -1,0 +1,69 @@
+"""Files that are whole or absent, whoever is killed while they are written: lines, JSON values, folders."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+class LineWriter:
+    """Appends lines to a file that has one writer; each is whole and on disk when `append` returns."""
+
+    def __init__(self, path: Path) -> None:
+        """Opens for appending. A torn last line (the writer was killed) is cut off; `torn` then holds it."""
+        self.torn = ""
+        if path.exists():
+            content = path.read_bytes()
+            whole = content.rfind(b"\n") + 1
+            if whole < len(content):
+                self.torn = content[whole:].decode(errors="replace")
+                os.truncate(path, whole)
+        self._file = path.open("ab", buffering=0)
+
+    def append(self, line: str) -> None:
+        """
+        Args:
+            line: without its end.
+
+        Raises:
+            OSError: where the disk does not take it; the file then ends with the line before.
+        """
+        left, whole = f"{line}\n".encode(), os.fstat(self._file.fileno()).st_size
+        try:
+            while left:  # a disk that is nearly full takes a part of it without an error
+                left = left[self._file.write(left) :]
+            os.fsync(self._file.fileno())
+        except OSError:
+            self._file.truncate(whole)
+            raise
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Beside its place first; on disk when this returns."""
+    staging = path.with_name(f".{path.name}")
+    with staging.open("w", encoding="utf-8") as file:
+        json.dump(value, file)
+        file.flush()
+        os.fsync(file.fileno())
+    staging.replace(path)
+
+
+def publish(folder: Path, save: Callable[[Path], None]) -> None:
+    """Lets `save` write a folder beside its place and renames it; where another process finished the same work first, its folder stays."""
+    staging = folder.with_name(f".writing-{uuid.uuid4().hex[:12]}")
+    try:
+        save(staging)
+        staging.rename(folder)
+    except OSError:
+        if not folder.exists():
+            raise
+    finally:
+        shutil.rmtree(staging, ignore_errors=True)
