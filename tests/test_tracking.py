@@ -4,17 +4,16 @@ from __future__ import annotations
 
 import os
 import shutil
-import signal
 import socket
 import subprocess
 import sys
 import time
-import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow_server import MlflowServer
 from toy_study import record_study
 
 from reco_tune import study_log
@@ -41,19 +40,8 @@ def synced(recorded: StudyFolder) -> StudyFolder:
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
-    folder, port = tmp_path_factory.mktemp("server"), _free_port()
-    store.connect(f"sqlite:///{folder}/mlflow.db")  # several server processes must not make it at once
-    command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-    command += ["--backend-store-uri", f"sqlite:///{folder}/mlflow.db", "--artifacts-destination", str(folder / "artifacts")]
-    environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false"}
-    with (folder / "log").open("wb") as log:
-        process = subprocess.Popen(command, env=environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True)
-    try:
-        _wait_for(f"http://127.0.0.1:{port}/health", process, folder / "log")
-        yield f"http://127.0.0.1:{port}"
-    finally:
-        os.killpg(process.pid, signal.SIGKILL)  # its children would go on serving
-        process.wait()
+    with MlflowServer(tmp_path_factory.mktemp("server")) as running:
+        yield running.uri
 
 
 def test_the_record_read_back_is_the_logs_to_the_bit(synced: StudyFolder) -> None:
@@ -181,6 +169,25 @@ def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, 
     assert read_study("lonely", server) == study_log.read_study(folder.path)
 
 
+def test_a_server_that_asks_for_a_password(recorded: StudyFolder, tmp_path: Path) -> None:
+    """MLflow's own basic authentication; the client takes name and password from MLflow's variables."""
+    settings = tmp_path / "auth.ini"
+    settings.write_text(
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
+        "admin_password = a-long-password\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+    )
+    secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "not a secret"}
+    with MlflowServer(tmp_path / "server", "--app-name", "basic-auth", environment=secrets) as server:
+        command = [sys.executable, "-m", "reco_tune", "sync", str(recorded.path), "--tracking-uri", server.uri]
+        environment = {**os.environ, "MLFLOW_TRACKING_USERNAME": "admin"}
+        refused = subprocess.run(command, env={**environment, "MLFLOW_TRACKING_PASSWORD": "wrong"}, capture_output=True, text=True)
+        assert refused.returncode == 2
+        assert f"MLflow at {server.uri} does not take the study" in refused.stderr and "Traceback" not in refused.stderr
+        subprocess.run(command, env={**environment, "MLFLOW_TRACKING_PASSWORD": "a-long-password"}, check=True, capture_output=True)
+        again = subprocess.run(command, env={**environment, "MLFLOW_TRACKING_PASSWORD": "a-long-password"}, capture_output=True, text=True)
+        assert "0" in again.stdout, again
+
+
 def test_another_study_of_the_same_name_is_refused(synced: StudyFolder, tmp_path: Path) -> None:
     other = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
     with pytest.raises(TrackingError, match=r"holds another study under the name `toy`.*--name"):
@@ -219,14 +226,3 @@ def _free_port() -> int:
     with socket.socket() as probe:
         probe.bind(("127.0.0.1", 0))
         return int(probe.getsockname()[1])
-
-
-def _wait_for(url: str, process: subprocess.Popen[bytes], log: Path) -> None:
-    deadline = time.monotonic() + 90
-    while time.monotonic() < deadline and process.poll() is None:
-        try:
-            with urllib.request.urlopen(url, timeout=1):
-                return
-        except OSError:
-            time.sleep(0.2)
-    pytest.fail(f"mlflow server did not start: {log.read_text()[-2000:]}")
