@@ -7,6 +7,7 @@ value that is not finite is no point: it is dominated by everything and covers n
 from __future__ import annotations
 
 import math
+from typing import NamedTuple
 
 import numpy as np
 from numpy.typing import ArrayLike, NDArray
@@ -100,6 +101,21 @@ def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     return _volume(points_NM[inside], reference_M)
 
 
+class SpeedFVD(NamedTuple):
+    """Runs as points of the frontier of speed and FVD."""
+
+    points_N2: NDArray[np.float64]
+    """(-speed-up, FVD), both to be minimised."""
+    reference: tuple[float, float]
+    """Of their hypervolume: speed-up 0 and the largest FVD. A run that is worse than all before therefore moves it."""
+
+
+def speed_fvd(speedup_N: ArrayLike, fvd_N: ArrayLike) -> SpeedFVD:
+    """Speed-ups and FVDs of runs as points, with the reference point that every hypervolume of this project is taken to."""
+    fvd = np.asarray(fvd_N, dtype=np.float64)
+    return SpeedFVD(np.column_stack([-np.asarray(speedup_N, dtype=np.float64), fvd]), (0.0, float(fvd.max(initial=0.0))))
+
+
 def knee(points: ArrayLike) -> int | None:
     """Row of a front of two objectives that lies farthest below the line between its ends, each objective scaled to its range there.
 
@@ -138,6 +154,9 @@ def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) ->
         return float(reference_M[0] - points_NM.min())
     points_NM = points_NM[non_dominated(points_NM)]
     points_NM = points_NM[np.argsort(points_NM[:, -1], kind="stable")]
+    if points_NM.shape[1] == 2:  # a staircase: along a front the first falls where the last rises
+        steps = np.diff(points_NM[:, 1], append=reference_M[1]) * (reference_M[0] - points_NM[:, 0])
+        return float(steps.cumsum()[-1])  # one after the other, the same on any machine
     edges = np.append(points_NM[1:, -1], reference_M[-1])
     total = 0.0
     for last, (lower, upper) in enumerate(zip(points_NM[:, -1], edges, strict=True)):

@@ -86,8 +86,7 @@ Choose = Callable[[tuple[int, tuple[float, float] | None] | None], int | None]
 
 def replay(table: Sequence[Recorded], choose: Choose, pruning: Pruning) -> Found:
     """One search over the table."""
-    points_N2 = _points(table)
-    reference = (0.0, float(points_N2[:, 1].max()))
+    points_N2, reference = _points(table)
     wanted = SHARE * pareto.hypervolume(points_N2, reference)
     known: dict[int, list[tuple[float, float]]] = defaultdict(list)
     ended: list[tuple[int, int]] = []
@@ -176,8 +175,8 @@ def _cost(runs: Sequence[Recorded], rungs: Sequence[int]) -> dict[str, float]:
     return {"cpu_seconds": seconds, "training_flops": sum(rung.training_flops for rung in last)}
 
 
-def _points(table: Sequence[Recorded]) -> NDArray[np.float64]:
-    return np.array([(-run.final[q.SPEEDUP_LIMIT.name], run.final[q.FVD.name]) for run in table])
+def _points(table: Sequence[Recorded]) -> pareto.SpeedFVD:
+    return pareto.speed_fvd([run.final[q.SPEEDUP_LIMIT.name] for run in table], [run.final[q.FVD.name] for run in table])
 
 
 def _row(search: str, pruning: Pruning, found: Sequence[Found], cost: str, whole: float) -> Row:

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 
 from reco_tune import pareto
 from reco_tune.settings import BASELINE
@@ -35,7 +36,7 @@ class Outlook:
     hypervolume: float | None = None
     """Area between the frontier so far and the reference point, in speed-up x FVD; None before two runs can be compared."""
     worst_fvd: float = 0.0
-    """The reference point lies at speed-up 0 and the largest FVD so far, as in the report; a worse run therefore moves it."""
+    """Of the reference point (`pareto.speed_fvd`)."""
 
 
 def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
@@ -64,9 +65,14 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
     """Of the whole runs at equal steps, fixed and sampled, and the FVD of its reference point."""
     whole = [run for run in runs if run.state == "evaluated" and run.budget in ("equal_steps", "both") and "fvd" in run.metrics]
-    points = [(-run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0), run.metrics["fvd"]) for run in whole]
-    worst = max((fvd for _, fvd in points), default=0.0)
-    return (pareto.hypervolume(points, (0.0, worst)) if len(points) > 1 else None), worst
+    speeds = tuple(run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0) for run in whole)
+    return _covered(speeds, tuple(run.metrics["fvd"] for run in whole))
+
+
+@lru_cache(maxsize=1)  # a live view asks at every redraw, and a run ends seldom
+def _covered(speeds: tuple[float, ...], fvds: tuple[float, ...]) -> tuple[float | None, float]:
+    points, reference = pareto.speed_fvd(speeds, fvds)
+    return (pareto.hypervolume(points, reference) if len(points) > 1 else None), reference[1]
 
 
 def work(run: RunRecord) -> float:

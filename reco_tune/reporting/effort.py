@@ -12,7 +12,7 @@ from collections.abc import Mapping, Sequence
 import numpy as np
 import pandas as pd
 
-from reco_tune.pareto import hypervolume
+from reco_tune.pareto import hypervolume, speed_fvd
 from reco_tune.reporting.ablation import arm_results
 from reco_tune.reporting.aggregate import mean_interval
 from reco_tune.reporting.curves import learning_curves
@@ -37,17 +37,17 @@ def hypervolume_history(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     the first of them. The reference point is the frontier's own: speed-up 0 and the largest FVD of the budget.
     """
     kept = comparable(runs)
-    points = {trial: (-speed, fvd) for trial, speed, fvd in zip(kept["trial"], kept["speedup"], kept["fvd"], strict=True)}
     ended = sorted((run for run in study.runs.values() if run.ended is not None), key=lambda run: (run.ended, run.index))
     spent = np.cumsum(_device_hours(runs, [run.trial for run in ended]))
     rows = []
     for budget in budget_order(runs):
         own = kept[at_budget(kept["budget"], budget)]
-        members, reference = set(own["trial"]), (0.0, float(own["fvd"].max()) if len(own) else 0.0)
+        own_points, reference = speed_fvd(own["speedup"], own["fvd"])
+        points = dict(zip(own["trial"], map(tuple, own_points.tolist()), strict=True))
         front: list[tuple[float, float]] = []
         volume = 0.0
         for number, (run, hours) in enumerate(zip(ended, spent, strict=True), 1):
-            point = points.get(run.trial, (math.nan, math.nan)) if run.trial in members else (math.nan, math.nan)
+            point = points.get(run.trial, (math.nan, math.nan))
             if math.isfinite(point[0]) and not any(other[0] <= point[0] and other[1] <= point[1] for other in front):
                 front = [other for other in front if not (point[0] <= other[0] and point[1] <= other[1])] + [point]
                 grown = hypervolume(front, reference)
@@ -62,10 +62,12 @@ def hypervolume_history(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
 def compute_table(runs: pd.DataFrame) -> pd.DataFrame:
     """Final quality of every arm and budget beside its training compute and FLOPs, means over seeds."""
     whole = _whole_steps(runs)
+    kept = comparable(runs)
+    kept = kept[kept["arm"] != SEARCH]
     rows = []
     for (budget, arm), result in arm_results(runs).items():
         name, at = (BASELINE, "both") if arm == WHOLE else (arm, budget)
-        own = comparable(runs[(runs["arm"] == name) & at_budget(runs["budget"], at)])
+        own = kept[(kept["arm"] == name) & at_budget(kept["budget"], at)]
         compute = [_compute(steps, speedup, whole) for steps, speedup in zip(own["steps"], own["speedup"], strict=True)]
         fvd = mean_interval(list(result.fvd.values()))
         flops, loss = _mean(own["training_flops"]), result.means["val_cross_entropy"]

@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-from reco_tune.pareto import hypervolume, non_dominated
+from reco_tune.pareto import hypervolume, non_dominated, speed_fvd
 from reco_tune.reporting.runs import at_budget, budget_order, comparable
 
 SETTINGS = ("window.length_tokens", "window.stride_tokens", "window.first_frame_probability", "objective.continuity_weight")
@@ -49,11 +49,11 @@ def frontier(runs: pd.DataFrame) -> Frontier:
     parts, volumes = [], {}
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]
-        costs = np.column_stack([-rows["speedup"].to_numpy(float), rows["fvd"].to_numpy(float)])
+        points, reference = speed_fvd(rows["speedup"].to_numpy(float), rows["fvd"].to_numpy(float))
         columns: dict[str, Any] = {name: _column(rows, name) for name in COLUMNS if name not in ("budget", "on_frontier")}
-        columns |= {"budget": [budget] * len(rows), "on_frontier": non_dominated(costs)}
+        columns |= {"budget": [budget] * len(rows), "on_frontier": non_dominated(points)}
         parts.append(pd.DataFrame({name: columns[name] for name in COLUMNS}))
-        volumes[budget] = hypervolume(costs, (0.0, float(rows["fvd"].max()))) if len(rows) else 0.0
+        volumes[budget] = hypervolume(points, reference)
     return Frontier(pd.concat(parts, ignore_index=True), volumes)
 
 
