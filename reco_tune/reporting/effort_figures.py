@@ -52,7 +52,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Figure | None:
         shown = [dot("#666666", MARKERS[name], TITLES[name].lower()) for name in dict.fromkeys(rows["budget"])]
         left.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _learning_panel(right, curves.get(budget, {}), budget)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         last = rows.sort_values("compute", kind="stable").drop_duplicates("arm", keep="last")
         label_line_ends(left, [(row["compute"], row["fvd"], row["arm"], palette[row["arm"]]) for row in last.to_dict("records")])
         ends = [(*points[-1], arm, palette.get(arm, "#444444")) for arm, points in curves.get(budget, {}).items()]

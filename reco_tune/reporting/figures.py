@@ -253,7 +253,6 @@ def _frontier_panel(
         handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
     if cap is not None:
         handles.append(Line2D([], [], color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), label=f"constraint: FVD ≤ {cap:g}"))
-    axes.figure.canvas.draw_idle()
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
@@ -286,7 +285,7 @@ def _lines(
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)
-        figure.canvas.draw()
+        figure.draw_without_rendering()
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)

@@ -101,7 +101,9 @@ def _number(where: str, name: str, text: str) -> float:
 
 
 def _value(text: str) -> Any:
+    """A setting as `runs_table` holds it: lists and mappings stay JSON text."""
     try:
-        return json.loads(text)
+        value = json.loads(text)
     except ValueError:
         return text
+    return text if isinstance(value, (dict, list)) else value

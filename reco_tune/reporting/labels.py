@@ -8,6 +8,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib.patheffects import withStroke
+from numpy.typing import ArrayLike
 
 _ANGLES = [math.radians(angle) for angle in (30, -30, 150, -150, 90, -90, 0, 180, 60, -60, 120, -120)]
 _RADII_PX = (12, 20, 30, 44, 62, 84)
@@ -94,13 +95,14 @@ def _push_apart(wanted: list[float], gap: float, low: float, high: float) -> lis
 
 def _free_place(at: Any, width: float, height: float, taken: list[tuple[float, ...]], frame: Any, scale: float) -> Any:
     best, least = np.asarray(at), math.inf
+    others = np.array(taken)
     for radius in _RADII_PX:
         for angle in _ANGLES:
             reach = np.array([math.cos(angle) * (width / 2 + radius * scale / 2), math.sin(angle) * (height / 2 + radius * scale / 2)])
             centre = np.asarray(at) + reach
             box = _box(centre, width, height)
             outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1) + max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
-            cost = 1e3 * outside + sum(_overlap(box, other) for other in taken) + 0.01 * radius
+            cost = 1e3 * outside + _overlap(box, others) + 0.01 * radius
             if cost < least:
                 best, least = centre, cost
         if least < 1:
@@ -116,5 +118,8 @@ def _square(centre: Any, half: float) -> tuple[float, ...]:
     return _box(centre, 2 * half, 2 * half)
 
 
-def _overlap(a: tuple[float, ...], b: tuple[float, ...]) -> float:
-    return max(0.0, min(a[2], b[2]) - max(a[0], b[0])) * max(0.0, min(a[3], b[3]) - max(a[1], b[1]))
+def _overlap(box: tuple[float, ...], others: ArrayLike) -> float:
+    """Area that a box shares with others [N, 4], each x0, y0, x1, y1."""
+    x0, y0, x1, y1 = np.reshape(others, (-1, 4)).T
+    width, height = np.minimum(box[2], x1) - np.maximum(box[0], x0), np.minimum(box[3], y1) - np.maximum(box[1], y0)
+    return float((width.clip(0) * height.clip(0)).sum())

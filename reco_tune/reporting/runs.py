@@ -109,11 +109,9 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
-    reasons = [""] * len(runs)
-    for place in np.flatnonzero(~_whole(runs)):
-        row = runs.iloc[int(place)]
-        reasons[place] = _exclusion(row["state"], row["reason"], row["fvd"], row["speedup"], row["steps"], row.get("training.steps"))
-    return reasons
+    names = ("state", "reason", "fvd", "speedup", "steps", "training.steps")
+    columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
+    return ["" if whole else _exclusion(*row) for whole, *row in zip(_whole(runs), *columns, strict=True)]
 
 
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
@@ -186,8 +184,8 @@ def _one_protocol(runs: pd.DataFrame) -> None:
         raise ComparisonError(
             f"data_fingerprint differs ({versions[0]} against {versions[1]}): the runs saw different data; report them apart"
         )
-    through = runs[runs["protocol"].isin([protocol for protocol in protocols if protocol.split("/")[3:4] == ["reconstructed"]])]
-    tokenizers = [value for value in dict.fromkeys(through["tokenizer_fingerprint"]) if value]
+    reconstructed = any(protocol.split("/")[3:4] == ["reconstructed"] for protocol in protocols)  # by now there is at most one
+    tokenizers = [value for value in dict.fromkeys(runs["tokenizer_fingerprint"]) if value] if reconstructed else []
     if len(tokenizers) > 1:
         raise ComparisonError(
             f"tokenizer_fingerprint differs ({tokenizers[0]} against {tokenizers[1]}): the runs were compared with real clips that "

@@ -132,7 +132,8 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
         quantities.LIPSCHITZ_FRAMES,
         quantities.LIPSCHITZ_FRAMES_RELATIVE,
     ):
-        a, b = ({int(row["seed"]): row[quantity.name] for row in kept[kept["arm"] == name].to_dict("records")} for name in (arm, plain))
+        values = list(zip(kept["arm"], kept["seed"], kept[quantity.name], strict=True))
+        a, b = ({int(seed): value for own, seed, value in values if own == name} for name in (arm, plain))
         told[quantity.name] = paired_ratio(a, b)
     raw, relative, frames, frames_relative = told.values()
     if raw is None or relative is None:
