@@ -14,7 +14,8 @@ import pandas as pd
 from reco_tune.reporting.runs import comparable
 
 SOURCE = "arXiv 2604.07402"
-CLIP = "17x256x256"
+CLIP = (17, 256)
+"""The paper's clip: frames, and their height and width in pixels."""
 WINDOW_TOKENS = 2 * 32 * 32
 """The paper's window: 2 of 5 blocks of 32 x 32 tokens."""
 SPEEDUPS = {"full": 1.0, "fewer_frames": 2.5, "local": 1.7, "local_balanced": 2.0}
@@ -22,7 +23,9 @@ SPEEDUPS = {"full": 1.0, "fewer_frames": 2.5, "local": 1.7, "local_balanced": 2.
 DATA_SETS = ("ucf101", "faceforensics", "skytimelapse", "taichi")
 """Their layouts."""
 LARP_UCF101 = {"full": 57.0, "reco": 56.1}
-"""FVD on UCF101 with LARP's tokenizer and protocol: 16 frames of 128x128, 10,000 generated clips."""
+"""FVD on UCF101 with LARP's tokenizer and protocol: `LARP_CLIP`, 10,000 generated clips."""
+LARP_CLIP = (16, 128)
+"""As `CLIP`."""
 
 
 class Reference(NamedTuple):
@@ -41,10 +44,10 @@ def paper_reference(runs: pd.DataFrame) -> dict[str, Reference]:
     if kept.empty or "data.layout" not in kept:
         return {}
     layout, protocol = kept["data.layout"].iloc[0], str(kept["protocol"].iloc[0]).split("/")
-    name, clip, samples = protocol[0], protocol[1] if len(protocol) > 1 else "", protocol[-2] if len(protocol) > 1 else ""
+    clips, samples = set(zip(kept["data.clip_frames"], kept["data.size_px"], strict=True)), protocol[-2] if len(protocol) > 1 else ""
     windows = set(kept[kept["window.scheme"] == "window"]["window.length_tokens"])
-    speedups = SPEEDUPS if layout in DATA_SETS and clip == CLIP and windows <= {WINDOW_TOKENS} else {}
-    larp = layout == "ucf101" and name == "larp" and clip == "16x128x128" and samples == "n10000x1"
+    speedups = SPEEDUPS if layout in DATA_SETS and clips == {CLIP} and windows <= {WINDOW_TOKENS} else {}
+    larp = layout == "ucf101" and protocol[0] == "larp" and clips == {LARP_CLIP} and samples == "n10000x1"
     fvds = LARP_UCF101 if larp else {}
     arms = [arm for arm in dict.fromkeys(kept["arm"]) if arm in fvds or arm in speedups]
     return {arm: Reference(fvds.get(arm, math.nan), speedups.get(arm, math.nan)) for arm in arms}
