@@ -16,7 +16,7 @@ from reco_tune.reporting import ablation_table, load_runs
 from reco_tune.reporting.ablation import caption
 from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_ratio, sign_flip_floor
 from reco_tune.reporting.analyses import comparison_table
-from reco_tune.reporting.top_up import MOST_SEEDS, pooled, top_up, top_up_words
+from reco_tune.reporting.top_up import MOST_SEEDS, pooled, top_up, top_up_commands, top_up_words
 from reco_tune.settings import load_space
 
 
@@ -70,7 +70,8 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     reco = (near["arm"] == "reco") & (near["budget"] == "equal_compute")
     baseline = near[near["arm"] == "full"].sort_values("seed")["fvd"].to_numpy()
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
-    *lines, command, _ = top_up_words(near, str(study))
+    found = top_up(near)
+    lines, (command, _) = top_up_words(found), top_up_commands(found, near, str(study))
     assert any(line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines)
     words = shlex.split(command)
     assert words[:3] == ["reco-tune", "run", f"{study}/settings.yaml"]
@@ -89,7 +90,7 @@ def test_an_arm_that_is_not_there_is_one_sentence(study):
 
 def test_resolved_studies_need_nothing(runs):
     apart = runs[runs["arm"].isin(["full", "fewer_frames", "search"])]
-    assert top_up(apart) == [] and top_up_words(apart, "studies/toy") == []
+    assert top_up(apart) == [] and top_up_commands([], apart, "studies/toy") == []
 
 
 def test_two_studies_of_other_seeds_are_one(tmp_path_factory):

@@ -37,26 +37,26 @@ FRONTIER = {
     "fvd": "FVD",
     "": "95% interval",
 }
-BUDGETS = {"equal_steps": "at equal steps", "equal_compute": "at equal compute", "half_compute": "at half the compute"}
 
 
 def print_report(report: Report) -> None:
     """Prints the ablation table, the frontier at its first budget, what both say of the claims, and what more seeds would settle."""
-    from reco_tune.reporting.top_up import top_up_words
+    from reco_tune.reporting.top_up import top_up_commands, top_up_words
+    from reco_tune.reporting.verdicts import BUDGET_WORDS
 
     print()
     _print("Ablation", ABLATION, report.ablation, left=2)
     if report.caption:
         print(report.caption)
     print()
-    budget = next((name for name in BUDGETS if len(report.frontier.at(name))), "equal_steps")
-    _print(f"Frontier: no other run {BUDGETS[budget]} is as fast and as good", FRONTIER, report.frontier.non_dominated(budget), left=1)
+    budget = next((name for name in BUDGET_WORDS if len(report.frontier.at(name))), "equal_steps")
+    _print(f"Frontier: no other run {BUDGET_WORDS[budget]} is as fast and as good", FRONTIER, report.frontier.non_dominated(budget), left=1)
     print()
     for verdict in report.verdicts:
-        budget = BUDGETS.get(verdict.budget, verdict.budget)
+        budget = BUDGET_WORDS.get(verdict.budget, verdict.budget)
         print(f"{verdict.outcome:>12}: {verdict.claim} ({budget})")
-    more = top_up_words(report.runs, str(report.folder.parent))
-    if more:
+    if report.top_up:
+        more = [*top_up_words(report.top_up), *top_up_commands(report.top_up, report.runs, str(report.folder.parent))]
         print("\nMore training seeds")
         print("\n".join(f"  {line}" for line in more))
 

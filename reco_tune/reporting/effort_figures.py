@@ -13,8 +13,8 @@ from matplotlib.lines import Line2D
 from reco_tune import quantities
 from reco_tune.reporting.effort import Curves
 from reco_tune.reporting.labels import label_line_ends
-from reco_tune.reporting.runs import WHOLE
-from reco_tune.reporting.style import MARKERS, TITLES, colours, dot, half_widths, new_figure, plain_log, spread, style
+from reco_tune.reporting.runs import TITLES, WHOLE
+from reco_tune.reporting.style import MARKERS, colours, dot, half_widths, new_figure, plain_log, spread, style
 from reco_tune.settings import BASELINE
 
 _BUDGET_COLOURS = {"equal_steps": "#0072b2", "equal_compute": "#d55e00", "half_compute": "#009e73"}

@@ -23,8 +23,8 @@ from reco_tune import quantities
 from reco_tune.reporting import tables
 from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.labels import label_line_ends, label_points
-from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, reference
-from reco_tune.reporting.style import MARKERS, TITLES, colours, dot, freeze, half_widths, line, new_figure, plain_log, save, spread, style
+from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, arm_order, reference
+from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, line, new_figure, plain_log, save, spread, style
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 

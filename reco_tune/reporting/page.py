@@ -19,17 +19,16 @@ from markupsafe import Markup, escape
 from reco_tune.reporting import tables
 from reco_tune.reporting.frontier import SETTINGS, Frontier
 from reco_tune.reporting.paper import SOURCE, Reference
-from reco_tune.reporting.runs import SEARCH, budget_order, reference
+from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
 from reco_tune.reporting.style import DPI
-from reco_tune.reporting.tables import BUDGETS, GROUP_NOTE
+from reco_tune.reporting.tables import GROUP_NOTE, MOST_ROWS
+from reco_tune.reporting.top_up import TopUp, top_up_commands, top_up_words
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.reporting.verdicts import Verdict
 from reco_tune.study_log import StudyRecord
 
-MOST_ROWS = 200
-"""Longest table on the page; runs.csv holds every run."""
 LEAST_CHANCE = 0.05
 """Configurations that stand on the frontier with at least this probability are listed with it."""
 ABOUT_FIGURES = {
@@ -77,7 +76,6 @@ class Content:
     left_out: Sequence[tuple[str, str]]
     frontier: Frontier
     uncertainty: Uncertainty
-    compute: pd.DataFrame
     quality: pd.DataFrame
     weights: pd.DataFrame
     """`analyses.lambda_groups`."""
@@ -85,6 +83,7 @@ class Content:
     """`analyses.window_stride_tables`."""
     paper: Mapping[str, Reference]
     verdicts: Sequence[Verdict]
+    top_up: Sequence[TopUp]
     ledger: pd.DataFrame
     figures: Mapping[str, Path]
     samples: Mapping[str, Mapping[str, Samples]]
@@ -116,14 +115,15 @@ def render(content: Content) -> str:
     return environment.get_template("page.html.j2").render(
         study=content.study,
         claims=_claims(content.verdicts),
-        budget_titles={budget: BUDGETS[budget].split(":") for budget in budgets},
+        top_up=top_up_words(content.top_up),
+        top_up_commands=top_up_commands(content.top_up, content.runs, "STUDY_DIR"),
+        budgets={budget: (TITLES[budget], tables.BUDGET_NOTES[budget]) for budget in budgets},
         ablations={budget: _ablation_rows(content.ablation, budget) for budget in budgets if len(content.ablation)},
         caption=content.caption,
         left_out=content.left_out,
         figures={name: _figure(name, path, content) for name, path in content.figures.items()},
         scatters={budget: scatter(content.frontier.at(budget), _hover(content, budget)) for budget in budgets},
         fronts={budget: _front(content.uncertainty.at(budget)) for budget in budgets},
-        compute=content.compute.to_dict("records"),
         levels=_levels(content.quality),
         weights=content.weights.head(MOST_ROWS).to_dict("records"),
         windows=content.windows.head(MOST_ROWS).to_dict("records"),
@@ -204,8 +204,7 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
                 path = Path(folder) / f"{budget}-{number}.mp4"
                 column_video(video, path)
                 columns.append({"name": name, "source": _data_uri(path, "video/mp4")})
-            labels = next(iter(arms.values())).labels.tolist()
-            rows.append({"title": BUDGETS[budget].split(":")[0], "columns": columns, "labels": labels})
+            rows.append({"title": TITLES[budget], "columns": columns})
     return rows
 
 
@@ -249,11 +248,7 @@ def _facts(content: Content) -> list[tuple[str, str]]:
     runs, origin = content.runs, content.study.provenance
     found = [
         (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
-        for name in ("protocol", "extractor")
-    ]
-    found += [
-        (name.replace("_", " "), ", ".join(dict.fromkeys(str(v) for v in runs[name] if v)))
-        for name in ("data_fingerprint", "tokenizer_fingerprint")
+        for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
     ]
     found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
     for key, value in origin.items():

@@ -28,6 +28,7 @@ from reco_tune.reporting.runs import Source, budget_order, comparable, load_stud
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
 from reco_tune.reporting.style import save
 from reco_tune.reporting.tables import GROUP_NOTE, csv_text
+from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
 from reco_tune.settings import read_yaml
@@ -58,6 +59,8 @@ class Report:
     paper: dict[str, Reference]
     """The paper's own values by arm, where conditions match."""
     verdicts: list[Verdict]
+    top_up: list[TopUp]
+    """Arms that more training seeds would tell from the baseline, or would not."""
     caption: str
     """Which variance the table's intervals hold."""
     left_out: list[tuple[str, str]]
@@ -105,6 +108,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         windows=window_stride_tables(own),
         paper=paper_reference(own),
         verdicts=verdicts(own),
+        top_up=top_up(own),
         caption=caption(runs),
         left_out=left_out(runs),
         folder=output,
@@ -112,7 +116,8 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     )
     output.mkdir(parents=True, exist_ok=True)
     tell(2, 6, "writing tables")
-    _write_tables(report)
+    weights = lambda_groups(report.weights)
+    _write_tables(report, weights)
     _write_provenance(study, own, report, imports)
     tell(3, 6, "drawing figures")
     drawn = _draw(study, own, report, curves, largest_allowed(folder))
@@ -129,12 +134,12 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         left_out=report.left_out,
         frontier=report.frontier,
         uncertainty=report.uncertainty,
-        compute=report.compute,
         quality=report.quality,
-        weights=lambda_groups(report.weights),
+        weights=weights,
         windows=report.windows,
         paper=report.paper,
         verdicts=report.verdicts,
+        top_up=report.top_up,
         ledger=ledger(study, own),
         figures=drawn,
         samples=samples,
@@ -153,9 +158,8 @@ def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
     return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
 
 
-def _write_tables(report: Report) -> None:
+def _write_tables(report: Report, weights: pd.DataFrame) -> None:
     words = report.caption, report.left_out, report.paper
-    weights = lambda_groups(report.weights)
     for name, text in {
         "runs.csv": csv_text(report.runs),
         "frontier.csv": csv_text(report.frontier.points),

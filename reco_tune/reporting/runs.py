@@ -15,7 +15,7 @@ import pandas as pd
 from numpy.typing import NDArray
 
 from reco_tune import quantities
-from reco_tune.errors import ComparisonError, StudyError
+from reco_tune.errors import ComparisonError
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
@@ -24,8 +24,9 @@ Source = Path | str | StudyRecord
 
 SEARCH = "search"
 """The arm of sampled runs."""
-BUDGETS = ("equal_steps", "equal_compute", "half_compute")
-"""In the order of every table."""
+TITLES = {"equal_steps": "Equal steps", "equal_compute": "Equal compute", "half_compute": "Half the compute"}
+"""What the budgets are called, in the order of every table."""
+BUDGETS = tuple(TITLES)
 WHOLE = f"{BASELINE} (whole budget)"
 """What the baseline's whole run is called under `half_compute`, where `full` is its run at half."""
 IMPORTED = " (imported)"
@@ -218,17 +219,3 @@ def _number(value: Any) -> float:
 
 def _plain(value: Any) -> Any:
     return json.dumps(value, sort_keys=True) if isinstance(value, (dict, list)) else value
-
-
-__all__ = [
-    "SEARCH",
-    "Source",
-    "StudyError",
-    "arm_order",
-    "budget_order",
-    "comparable",
-    "exclusions",
-    "load_runs",
-    "load_study",
-    "runs_table",
-]

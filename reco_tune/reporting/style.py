@@ -20,7 +20,6 @@ from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from reco_tune.reporting.runs import SEARCH, WHOLE
 
-TITLES = {"equal_steps": "Equal steps", "equal_compute": "Equal compute", "half_compute": "Half the compute"}
 COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
     "full": "#000000",
     WHOLE: "#000000",

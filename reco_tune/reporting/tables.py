@@ -14,13 +14,14 @@ import pandas as pd
 
 from reco_tune.reporting.latex import BOLD, Column, latex_table
 from reco_tune.reporting.paper import SOURCE, Reference
+from reco_tune.reporting.runs import TITLES
 
-BUDGETS = {
-    "equal_steps": "Equal steps: every arm takes the baseline's optimiser steps",
-    "equal_compute": "Equal compute: every arm takes the steps that the baseline's cost buys at its measured speed",
-    "half_compute": "Half the compute: every arm takes the steps that half of the baseline's cost buys at its measured speed",
+BUDGET_NOTES = {
+    "equal_steps": "every arm takes the baseline's optimiser steps",
+    "equal_compute": "every arm takes the steps that the baseline's cost buys at its measured speed",
+    "half_compute": "every arm takes the steps that half of the baseline's cost buys at its measured speed",
 }
-"""Titles of the budgets."""
+"""What the budgets give an arm."""
 HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "speed-up", "95% interval", "limit", "of limit", "memory"]
 HEADINGS += ["device h", "val CE"]
 LAMBDA_HEADINGS = ["λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
@@ -54,7 +55,7 @@ def ablation_markdown(
     lines, paper = [], paper or {}
     headings = [*HEADINGS, "FVD, paper", "speed-up, paper"] if paper else HEADINGS
     for budget, rows in table.groupby("budget", sort=False):
-        lines += [f"### {BUDGETS.get(str(budget), budget)}", ""]
+        lines += [f"### {TITLES[str(budget)]}: {BUDGET_NOTES[str(budget)]}", ""]
         lines += ["| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
         best = best_row(rows)
         for position, row in enumerate(rows.to_dict("records")):
@@ -88,7 +89,7 @@ def ablation_latex(
     blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.groupby("budget", sort=False):
         best = best_row(rows)
-        lines = blocks[BUDGETS.get(str(budget), str(budget)).split(":")[0]] = []
+        lines = blocks[TITLES[str(budget)]] = []
         for position, row in enumerate(rows.to_dict("records")):
             line = [row["arm"], str(row["seeds"]), (BOLD if position == best else "") + number(row["fvd"])]
             line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
@@ -159,7 +160,7 @@ def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], f
         best = best_row(rows)
         if best is not None and best < len(lines):
             lines[best][fvd_at] = bold + lines[best][fvd_at] + ("**" if bold == "**" else "")
-        blocks[BUDGETS.get(str(budget), str(budget)).split(":")[0]] = lines
+        blocks[TITLES[str(budget)]] = lines
     return blocks
 
 
@@ -219,7 +220,6 @@ def hours(value: float) -> str:
     return number(value, 4 if math.isfinite(value) and value < 1 else 1)
 
 
-def _cell(value: Any) -> str:
 def _cells(column: pd.Series) -> list[str]:
     """A column at a time: ten thousand runs are two million cells."""
     if column.dtype == np.float64:
@@ -228,6 +228,7 @@ def _cells(column: pd.Series) -> list[str]:
 
 
 @lru_cache(maxsize=4096, typed=True)  # a setting has few values, one a run; typed, because True equals 1
+def _cell(value: Any) -> str:
     if value is None or value is pd.NA:
         return ""
     if isinstance(value, bool):

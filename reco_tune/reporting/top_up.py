@@ -5,7 +5,7 @@ Formulas and words only; nothing here runs a study.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
@@ -45,32 +45,38 @@ def top_up(runs: pd.DataFrame) -> list[TopUp]:
     return found
 
 
-def top_up_words(runs: pd.DataFrame, folder: str) -> list[str]:
-    """What more seeds would settle, what they would not, and the command for the rest; empty where everything is resolved.
-
-    Args:
-        folder: of the study, as the command will name it.
-    """
-    lines, wanted = [], []
-    for one in top_up(runs):
+def top_up_words(found: Sequence[TopUp]) -> list[str]:
+    """What more seeds would settle and what they would not, a sentence an arm and budget."""
+    lines = []
+    for one in found:
         told = f"`{one.arm}` against `{reference(one.budget)}` {one.budget.replace('_', ' ')}: {signed(one.difference.delta)}"
         if one.needed is None:
             lines.append(f"{told} is too close to tell with {MOST_SEEDS} seeds.")
         else:
             lines.append(f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if it is that large.")
-            wanted.append(one)
-    if wanted:
-        arms = [arm for arm in arm_order(runs) if arm == BASELINE or arm in {one.arm for one in wanted}]
-        known = sorted({int(seed) for seed in runs["seed"]})
-        more = max(one.needed - one.difference.seeds for one in wanted if one.needed is not None)
-        seeds = ",".join(str(known[-1] + 1 + number) for number in range(more))
-        budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
-        lines.append(
-            f"reco-tune run {folder}/settings.yaml --name {runs['study'].iloc[0]}-more --arms {','.join(arms)} --seeds {seeds} --trials 0 "
-            f"--set budgets=[{budgets}]"
-        )
-        lines.append(f"python analysis/compare_studies.py {folder} studies/{runs['study'].iloc[0]}-more    (both studies together)")
     return lines
+
+
+def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> list[str]:
+    """The commands that run the seeds which would settle something and put both studies together; empty where none would.
+
+    Args:
+        runs: of the study.
+        folder: of the study, as the commands will name it.
+    """
+    wanted = [one for one in found if one.needed is not None]
+    if not wanted:
+        return []
+    arms = [arm for arm in arm_order(runs) if arm == BASELINE or arm in {one.arm for one in wanted}]
+    first = max(int(seed) for seed in runs["seed"]) + 1
+    more = max(one.needed - one.difference.seeds for one in wanted if one.needed is not None)
+    seeds = ",".join(str(first + number) for number in range(more))
+    budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
+    name = f"{runs['study'].iloc[0]}-more"
+    return [
+        f"reco-tune run {folder}/settings.yaml --name {name} --arms {','.join(arms)} --seeds {seeds} --trials 0 --set budgets=[{budgets}]",
+        f"python analysis/compare_studies.py {folder} studies/{name}    (both studies together)",
+    ]
 
 
 def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
