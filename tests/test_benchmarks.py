@@ -218,7 +218,7 @@ def test_markdown_and_json_of_a_table() -> None:
     assert json.loads(as_json([table], {"commit": "abc"}))["tables"] == {"t": [{"name": "a", "x": 1.25}, {"name": "b"}]}
 
 
-@pytest.mark.parametrize("verb", ["step", "generate", "attention", "calibration", "data"])
+@pytest.mark.parametrize("verb", ["step", "generate", "attention", "calibration", "data", "orchestration"])
 def test_every_help_has_an_example(verb: str) -> None:
     code, out, _ = say("bench", verb, "--help")
     assert code == 0 and f"\n    reco-tune bench {verb}" in out
@@ -232,6 +232,7 @@ def test_every_help_has_an_example(verb: str) -> None:
         pytest.param(["generate", "--batches", "1;64"], "--batches '1;64' must be whole numbers above 0", id="batches"),
         pytest.param(["data", "--videos", "nowhere"], "--videos nowhere is not a folder", id="videos"),
         pytest.param(["data", "--size", "60"], "--size (60) must be a multiple of 8", id="size"),
+        pytest.param(["orchestration", "--trials", "2"], "--trials (2) must be more than the 2 that run at once", id="trials"),
         pytest.param(["attention", "--json", "nowhere/x.json"], "there is no folder nowhere", id="folder"),
     ],
 )

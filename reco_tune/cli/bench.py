@@ -17,7 +17,7 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project: training steps, sampling, attention, data, FVD, the spread of calibrations, reports, what pruning saves.
+    help="""Measures this project: training steps, sampling, attention, data, FVD, calibrations, reports, pruning, orchestration.
 
     \b
     Examples:
@@ -230,6 +230,29 @@ def pruning(
             return
         _check_folders(json, markdown)
         tables = [bench_pruning(read_table(table or SHIPPED), space, seeds, progress)]
+    _publish(tables, 1, json, markdown)
+
+
+@app.command()
+def orchestration(
+    seconds: Annotated[str, typer.Option(metavar="NUMBERS", help="About how long a trial's work is, separated by commas.")] = "5,15",
+    trials: Annotated[int, typer.Option(min=1, help="Trials of each search.")] = 6,
+    json: Json = None,
+    markdown: Markdown = None,
+) -> None:
+    """Seconds that a trial takes beyond its work, and where they go: a study, bare Ray Tune with Ray Train, bare Optuna (about 8 minutes).
+
+    \b
+    Example:
+      reco-tune bench orchestration --seconds 5,15 --trials 6 --markdown orchestration.md
+    """
+    from reco_tune.benchmarks.orchestration import bench_orchestration
+    from reco_tune.cli.console import progress_bars
+
+    lengths = _numbers(seconds, "--seconds", "5,15")
+    _check_folders(json, markdown)
+    with progress_bars() as progress:
+        tables = [bench_orchestration(lengths, trials, progress)]
     _publish(tables, 1, json, markdown)
 
 
