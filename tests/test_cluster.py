@@ -1,10 +1,12 @@
 from __future__ import annotations
 
+import subprocess
+
 import pytest
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Resources
-from reco_tune.study.cluster import place
+from reco_tune.study.cluster import neighbours, place
 
 CPU_NODE = {"CPU": 8.0}
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
@@ -44,3 +46,12 @@ def test_what_can_never_be_placed_is_refused_before_anything_starts(resources: d
 def test_a_worker_gets_what_its_settings_say() -> None:
     assert place(Resources(gpus_per_worker=0.5, cpus_per_worker=2), [GPU_NODE], 1).worker_resources == {"CPU": 2.0, "GPU": 0.5}
     assert place(Resources(), [CPU_NODE], 1).worker_resources == {"CPU": 1.0}
+
+
+def test_another_cluster_on_this_machine_is_seen() -> None:
+    """Its raylet's command line tells the address; a shell of that name stands for it."""
+    command = ["raylet", "-c", "read line; :", "--gcs-address=192.0.2.1:6379"]
+    with subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE) as raylet:
+        assert "192.0.2.1:6379" in neighbours()
+        raylet.communicate(b"\n")
+    assert "192.0.2.1:6379" not in neighbours()

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import ray
+from ray._private import services
 
 from reco_tune.errors import SettingsError, StudyError
 from reco_tune.settings import Resources
@@ -91,6 +92,12 @@ def machine() -> dict[str, float]:
     import torch
 
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
+
+
+def neighbours() -> list[str]:
+    """Addresses of the Ray clusters that run on this machine, whoever started them."""
+    services.find_gcs_addresses.cache_clear()
+    return sorted(services.find_gcs_addresses())
 
 
 @contextmanager

@@ -27,7 +27,7 @@ from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.settings import BASELINE, Space, load_space, make_experiment
 from reco_tune.study import preflight
-from reco_tune.study.cluster import HEAD, Placement, cluster, machine, place
+from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
 from reco_tune.study.desk import Desk, Job
 from reco_tune.study.groups import WorkerGroups
 from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
@@ -202,6 +202,9 @@ class _Driver:
     def _work(self) -> None:
         experiment = self.plan.shared
         left = self.plan.total - sum(record.state in DONE for record in self.study.runs.values())
+        others = neighbours() if self._options.address is None else []
+        if others:
+            self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
         self._observer.on_phase(0, 2, "starting Ray")
         with cluster(self._options.address, experiment.resources, self._folder.ray / "temp") as nodes:
             if len(nodes) > 1:
