@@ -1,5 +1,6 @@
 """The report folder is whole, the same each time, self-contained, and a browser shows it without an error."""
 
+import html
 import itertools
 import json
 import os
@@ -224,15 +225,20 @@ def test_ten_thousand_runs_become_a_table_in_seconds(study):
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
+def browse(page, scratch):
+    """The document that Chromium makes of a page, and what its console says."""
+    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
+    command = [CHROMIUM, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={scratch}", "--enable-logging=stderr", "--dump-dom"]
+    return subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=280, env={**os.environ, "LANG": "C.UTF-8"})
+
+
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
-    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={tmp_path}", "--enable-logging=stderr", "--dump-dom"]
     # The page's script has run when sorting by FVD works: a click is added to a copy, and the order read off the resulting document.
     page = tmp_path / "page.html"
     click = "<script>document.querySelectorAll('#ablation th button')[2].click();</script></body>"
     page.write_text(report.index.read_text().replace("</body>", click))
-    done = subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=120, env={**os.environ, "LANG": "C.UTF-8"})
+    done = browse(page, tmp_path)
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "Refused" in line)]
     assert errors == []
     table = done.stdout.split('id="ablation"')[1].split("</table>")[0]
@@ -240,6 +246,48 @@ def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
     at_steps = report.ablation[report.ablation["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
     assert sorted_arms == list(at_steps["arm"])
     assert 'aria-sort="ascending"' in table
+
+
+KEYBOARD = """<script>
+const problems = [], stops = [...document.querySelectorAll("a[href], button, summary, [tabindex]")].filter(
+  one => one.tabIndex >= 0 && one.checkVisibility());
+if (stops[0].hash !== "#main" || !document.querySelector("#main")) problems.push("the first stop does not skip to the content");
+for (const stop of stops) {
+  stop.focus();
+  const ring = getComputedStyle(stop.querySelector(".halo") ?? stop);
+  if (document.activeElement !== stop) problems.push("cannot be reached: " + stop.outerHTML.slice(0, 80));
+  else if (ring.outlineStyle === "none" && ring.stroke === "none") problems.push("shows no focus: " + stop.outerHTML.slice(0, 80));
+}
+const plot = document.querySelector(".plot"), points = [...plot.querySelectorAll(".point")], readout = plot.querySelector(".readout");
+if (points.filter(one => one.tabIndex === 0).length !== 1) problems.push("the points of a plot are not one stop");
+const last = points.length - 1;
+const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
+points[0].focus();
+for (const [key, at] of [["ArrowRight", 1], ["ArrowLeft", 0], ["ArrowLeft", 0], ["End", last], ["Home", 0], ["ArrowDown", 1]]) {
+  press(key);
+  if (document.activeElement !== points[at] || points[at].tabIndex !== 0) problems.push(key + " does not go to point " + at);
+  if (readout.textContent !== points[at].querySelector("title").textContent) problems.push(key + " does not read out point " + at);
+}
+for (const heading of document.querySelectorAll("table.sortable th")) {
+  const button = heading.querySelector("button");  // a button of its own answers Enter and Space
+  if (!button) continue;
+  button.click();
+  const first = heading.getAttribute("aria-sort");
+  button.click();
+  if (first !== "ascending" || heading.getAttribute("aria-sort") !== "descending") problems.push("does not sort: " + heading.textContent);
+}
+document.body.dataset.keyboard = JSON.stringify({ stops: stops.length, points: points.length, problems });
+</script></body>"""
+
+
+@pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
+def test_the_page_is_used_by_keyboard_alone(report, tmp_path):
+    page = tmp_path / "page.html"
+    page.write_text(report.index.read_text().replace("</body>", KEYBOARD))
+    done = browse(page, tmp_path)
+    found = json.loads(html.unescape(re.search(r'data-keyboard="([^"]*)"', done.stdout).group(1)))
+    assert found["problems"] == []
+    assert found["stops"] > 40 and found["points"] > 10
 
 
 def test_the_caps_of_a_search_are_lines_of_its_frontier(tmp_path: Path) -> None:

@@ -77,6 +77,7 @@ class Content:
     frontier: Frontier
     uncertainty: Uncertainty
     quality: pd.DataFrame
+    importance: pd.DataFrame
     weights: pd.DataFrame
     """`analyses.lambda_groups`."""
     windows: pd.DataFrame
@@ -186,10 +187,21 @@ def _figure(name: str, path: Path, content: Content) -> dict[str, str]:
 
 def _in_words(name: str, content: Content) -> str:
     """The main numbers of a figure for those who cannot see it."""
-    if name != "frontier":
-        return "The numbers are in runs.csv and in the tables of this page."
-    rows = content.ablation.to_dict("records")
-    return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
+    if name == "frontier":
+        rows = content.ablation.to_dict("records")
+        return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
+    if name == "lambda" and len(content.weights):
+        best = min(content.weights.to_dict("records"), key=lambda row: row["fvd"])
+        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at λ from {best['lowest']:.3g} to {best['highest']:.3g}."
+    if name == "window_stride":
+        best = min(content.windows.to_dict("records"), key=lambda row: row["fvd"])
+        place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
+        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
+    if name == "importance":
+        first = content.importance.drop_duplicates("objective")  # the most important setting of each stands first
+        told = zip(first["objective"], first["setting"], first["importance"], strict=True)
+        return " ".join(f"{setting} decides {objective} most ({share:.0%})." for objective, setting, share in told)
+    return "The numbers are in runs.csv and in the tables of this page."
 
 
 def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str, Any]]:

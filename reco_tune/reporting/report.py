@@ -135,6 +135,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         frontier=report.frontier,
         uncertainty=report.uncertainty,
         quality=report.quality,
+        importance=report.importance,
         weights=weights,
         windows=report.windows,
         paper=report.paper,

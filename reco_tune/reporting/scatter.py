@@ -18,7 +18,10 @@ MOST_POINTS = 600
 
 
 def scatter(points: pd.DataFrame, settings: Mapping[str, str]) -> Markup:
-    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier filled and joined."""
+    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier filled and joined.
+
+    The points are one stop for the Tab key, the arrow keys go from slow to fast runs (the page's script).
+    """
     rows = [row for row in points.to_dict("records") if row["fvd"] > 0]
     if not rows:
         return Markup("<p>No run has been evaluated yet.</p>")
@@ -27,7 +30,8 @@ def scatter(points: pd.DataFrame, settings: Mapping[str, str]) -> Markup:
     log = max(row["fvd"] for row in rows) > 10 * min(row["fvd"] for row in rows)
     across = _Axis([row["speedup"] for row in rows], LEFT, WIDTH - RIGHT, False)
     along = _Axis([row["fvd"] for row in rows], HEIGHT - BOTTOM, TOP, log)
-    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="group" aria-label="Speed-up against FVD, {len(rows)} runs">']
+    words = f"Speed-up against FVD, {len(rows)} runs, arrow keys go from run to run"
+    parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="group" aria-label="{words}">']
     for value in along.ticks():
         y = along(value)
         parts.append(f'<line class="grid" x1="{LEFT}" x2="{WIDTH - RIGHT}" y1="{y:.1f}" y2="{y:.1f}"/>')
@@ -43,14 +47,14 @@ def scatter(points: pd.DataFrame, settings: Mapping[str, str]) -> Markup:
         path = f"M{across(front[0]['speedup']):.1f} {along(front[0]['fvd']):.1f}"
         path += "".join(f"V{along(row['fvd']):.1f}H{across(row['speedup']):.1f}" for row in front[1:])
         parts.append(f'<path class="front" d="{path}"/>')
-    for row in sorted(rows, key=lambda row: (across(row["speedup"]), row["fvd"])):
+    for place, row in enumerate(sorted(rows, key=lambda row: (row["speedup"], row["fvd"]))):
         kind = "search" if row["arm"] == SEARCH else "baseline" if row["arm"] == BASELINE else "arm"
         words = f"{row['trial']}: {row['speedup']:.2f}x, FVD {row['fvd']:.2f}{', on the frontier' if row['on_frontier'] else ''}"
         label, more = escape(words), escape(settings.get(row["trial"], ""))
         centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
         on = " on" if row["on_frontier"] else ""
         dot = f'<circle class="dot" {centre} r="{4 if kind == "search" else 5.5}"/>'
-        parts.append(f'<g tabindex="0" role="img" aria-label="{label}" class="point {kind}{on}">')
+        parts.append(f'<g tabindex="{-1 if place else 0}" role="img" aria-label="{label}" class="point {kind}{on}">')
         parts.append(f'<title>{label}\n{more}</title><circle class="halo" {centre} r="9"/>{dot}</g>')
     parts.append("</svg>")
     if dropped:
