@@ -206,7 +206,9 @@ class _Driver:
         if others:
             self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
         self._observer.on_phase(0, 2, "starting Ray")
-        with cluster(self._options.address, experiment.resources, self._folder.ray / "temp") as nodes:
+        with ExitStack() as stack:
+            stack.callback(self._await_groups)
+            nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
             if len(nodes) > 1:
                 machines = preflight.survey({"the study folder": self._folder.path, "the cache folder": experiment.cache_dir})
                 preflight.check_memory(self.plan, machines)
@@ -230,6 +232,11 @@ class _Driver:
             finally:
                 self._desk = None
         self._conclude()
+
+    def _await_groups(self) -> None:
+        """Their waiting ends with the cluster. A thread that still waits in Ray when this process starts the next one takes it down."""
+        if self._groups is not None:
+            self._groups.join()
 
     def _tune(self, desk: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
@@ -355,9 +362,8 @@ class _Driver:
             yield
         finally:
             done.set()
-            if not self._broken:
-                desk.progress.remote("", 0, 0, "")  # wakes the thread
-                thread.join(timeout=30)
+            desk.progress.remote("", 0, 0, "")  # wakes the thread; raises nothing here where the desk is gone
+            thread.join(timeout=30)
         if not self._broken:
             self._drain()
 
