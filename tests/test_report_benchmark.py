@@ -43,4 +43,4 @@ def test_both_tables_are_filled():
     assert report.rows[0]["runs"] == 80 and 0 < report.rows[0]["peak_gib"] < 4
     ours, searched, whole = mlflow.rows
     assert ours["runs"] == searched["runs"] == whole["runs"] == 3
-    assert whole["queries"] > 3 * METRICS / 2 and whole["ratio"] > searched["ratio"]
+    assert whole["histories"] > 3 * METRICS / 2 and whole["ratio"] > searched["ratio"]

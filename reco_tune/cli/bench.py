@@ -128,15 +128,18 @@ def calibration(
 @app.command()
 def report(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the made-up study whose report is written.")] = 10_000,
-    mlflow_runs: Annotated[int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")] = 100,
+    mlflow_runs: Annotated[int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")] = 20,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
     """Seconds and memory of a report of many runs from a study folder; and the runs of a study from MLflow, by this project and plainly.
 
+    A run in MLflow is thousands of values to send and a query for each of its histories: the second half takes time in proportion.
+
     \b
     Example:
-      reco-tune bench report --runs 10000 --mlflow-runs 100
+      reco-tune bench report
+      reco-tune bench report --mlflow-runs 1000
     """
     from reco_tune.benchmarks.reports import bench_reports
     from reco_tune.cli.console import progress_bars
