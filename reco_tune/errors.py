@@ -55,6 +55,12 @@ class RunFailedError(ReCoTuneError):
     exit_code = 1
 
 
+class StoppedError(ReCoTuneError):
+    """A person stopped the work."""
+
+    exit_code = 130
+
+
 def no_space(error: BaseException) -> bool:
     """Whether an error says that nothing more can be written; libraries written in other languages say it in words alone."""
     seen: BaseException | None = error

@@ -12,7 +12,7 @@ from typing import NoReturn
 import typer
 
 from reco_tune.cli import bench, demo, evaluate, generate, plan, report, resume, run, spaces, status, sync, tokenize, train
-from reco_tune.errors import ReCoTuneError, no_space
+from reco_tune.errors import ReCoTuneError, StoppedError, no_space
 
 app = typer.Typer(
     name="reco-tune",
@@ -41,12 +41,10 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         if debug:
             raise
         sys.exit(_tell(error))
-    except KeyboardInterrupt as stop:
-        if debug:
-            raise
-        way_on = f"`reco-tune resume {stop.args[0]}` continues the study" if stop.args else "the same command goes on"
-        print(f"reco-tune: stopped; what is finished is kept, {way_on}", file=sys.stderr)
-        sys.exit(130)
+    except KeyboardInterrupt:
+        result = StoppedError.exit_code
+    if result == StoppedError.exit_code:  # what typer makes of Ctrl-C
+        sys.exit(_tell(StoppedError("stopped; what is finished is kept, the same command goes on")))
     sys.exit(result if isinstance(result, int) else 0)
 
 

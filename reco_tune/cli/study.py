@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reco_tune.cli.console import progress_bars
-from reco_tune.errors import RunFailedError, StudyError, TrackingError
+from reco_tune.errors import RunFailedError, StoppedError, StudyError, TrackingError
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
@@ -26,17 +26,17 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], trac
 
     Raises:
         RunFailedError: where runs failed; the report is written all the same.
-        KeyboardInterrupt: where it was stopped; carries the folder.
+        StoppedError: where it was stopped.
     """
     from reco_tune.cli.watch import watching
 
     try:
         with watching(path, trials) as observer:
-            outcome = work(observer)
+            outcome: Outcome | None = work(observer)
     except KeyboardInterrupt:
-        raise KeyboardInterrupt(path) from None
-    if outcome.interrupted:
-        raise KeyboardInterrupt(path)
+        outcome = None  # twice, or before anything ran
+    if outcome is None or outcome.interrupted:
+        raise StoppedError(f"stopped; what is finished is kept, `reco-tune resume {path}` continues the study")
     conclude(path, None, tracking_uri)
     _refuse_failures(outcome.study)
 

@@ -167,9 +167,9 @@ def survey(folders: dict[str, Path]) -> list[Machine]:
     for folder in folders.values():
         (folder / token).write_text(token)
     try:
-        task: Any = ray.remote(look).options(num_cpus=0, max_retries=1)
+        task: Any = ray.remote(look)
         asked = [
-            task.options(scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
+            task.options(num_cpus=0, max_retries=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
                 {str(folder.resolve()): token for folder in folders.values()}
             )
             for node in ray.nodes()
