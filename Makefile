@@ -11,11 +11,12 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 # Small tensors: one thread a process is fastest, and gives the same bits everywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test faults check format clean lock
+.PHONY: help setup demo test faults chaos check format clean lock
 help:
 	@echo "make demo    the main job on this machine: data, tokenizer, study, report (under 10 minutes on two cores)"
 	@echo "make test    the tests"
-	@echo "make faults  studies under faults: killed processes, full disks, a lost desk (a few minutes)"
+	@echo "make faults  studies under faults: killed processes, lost machines, full disks, hangs (about 20 minutes)"
+	@echo "make chaos   one study under 50 faults drawn by a seed (about an hour; goes on where it was stopped)"
 	@echo "make check   format, lint, types, layer contracts, tests"
 	@echo "make setup   only the environment in $(VENV), every package pinned by requirements.lock"
 	@echo "make lock    pin the newest versions that pyproject.toml allows"
@@ -32,6 +33,9 @@ test: $(READY)
 
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m ""
+
+chaos: $(READY)
+	$(BIN)/python tests/faults/chaos.py
 
 check: $(READY)
 	$(BIN)/ruff format --check .

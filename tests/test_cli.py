@@ -61,6 +61,16 @@ def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     )
 
 
+def test_ctrl_c_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
+    """typer makes a bare exit of it."""
+
+    def interrupted() -> dict[str, Path]:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("reco_tune.cli.spaces.shipped_spaces", interrupted)
+    assert say("spaces", "ls") == (130, "", "reco-tune: stopped; what is finished is kept, the same command goes on\n")
+
+
 def test_help_is_there_before_a_person_wonders() -> None:
     """No verb may import torch, ray or pandas before it needs them."""
     heavy = {"torch", "ray", "mlflow", "pandas", "numpy", "pydantic"}

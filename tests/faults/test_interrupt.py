@@ -1,0 +1,62 @@
+"""Ctrl-C, as a terminal sends it: to the driver and to everything that it started."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+from small_study import WatchedStudy, ray_processes_left
+from struck import assert_nothing_lost, begun, lines_about
+
+from reco_tune.study import Options, resume
+from reco_tune.study_log import read_study
+
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
+
+COMMAND_LINE = """
+import os, signal, sys
+from reco_tune.cli import main
+from reco_tune.cli.watch import PlainLines
+
+times, sent = int(sys.argv[2]), 0
+
+def press():
+    global sent
+    if sent < times:
+        sent += 1
+        os.killpg(os.getpgrp(), signal.SIGINT)
+
+class Pressed(PlainLines):
+    def on_event(self, event):
+        if event["event"] == "reported" and not sent:
+            press()
+        super().on_event(event)
+
+    def on_phase(self, done, total, what):
+        super().on_phase(done, total, what)
+        if what.startswith("stopping"):
+            press()
+
+import reco_tune.cli.watch
+reco_tune.cli.watch.PlainLines = Pressed
+main(["resume", sys.argv[1]])
+"""
+
+
+@pytest.mark.parametrize("times", [1, 2], ids=["once: trials leave at their next report", "twice: at once"])
+def test_an_interrupted_study_goes_on(times: int, finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = begun(finished_study, tmp_path / "study")
+    command = [sys.executable, "-c", COMMAND_LINE, str(folder.path), str(times)]
+    stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
+    assert stopped.returncode == 130, stopped.stderr
+    *_, last = stopped.stderr.splitlines()
+    assert last == f"reco-tune: stopped; what is finished is kept, `reco-tune resume {folder.path}` continues the study"
+    assert len(lines_about(stopped.stderr, "Ctrl-C again stops at once")) == 1
+    assert not folder.live and ray_processes_left() == []
+    left = read_study(folder.path)
+    assert not left.finished and not any(run.state == "failed" for run in left.runs.values())
+    outcome = resume(folder.path, Options(track=False))
+    assert_nothing_lost(outcome.study, folder, finished_study)
+    lines_about(capfd.readouterr().err, "retried")
