@@ -296,3 +296,29 @@ def test_a_judged_job_waits_for_its_verdict_and_for_nothing_longer_than_the_stud
         assert await third is True, "a study that ends judges nobody"
 
     run(story())
+
+
+def test_the_job_of_a_lost_machine_goes_to_whoever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train starts a lost group again only where there is room for it, which may be never."""
+    monkeypatch.setattr(desk_module, "ALIVE_SECONDS", 0.01)
+    living = {"first", "second", "third"}
+
+    async def alive(worker: str) -> bool:
+        return worker in living
+
+    async def story() -> None:
+        desk = Driven(workers=2, max_failures=2, alive=alive)
+        await begin(desk, "a")
+        for worker in ("first", "second"):
+            await desk.take(0, "x", 0, worker)
+        await desk.post("a", "started", {"attempt": 1})
+        waiting = asyncio.create_task(desk.take(1, "y", 0, "third"))
+        living.remove("first")
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "the other rank may still speak for this attempt"
+        living.remove("second")
+        taken = await waiting
+        assert isinstance(taken, Job) and (taken.key, taken.attempt) == ("a", 2)
+        assert (await desk.written())[-1] == ("retried", "a")
+
+    run(story())

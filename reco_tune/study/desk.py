@@ -5,14 +5,14 @@ driver drains its events and is the one writer of the log. Plain asyncio: not ev
 
 Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Every rank of a group takes its jobs from here by
 number, which keeps ranks together without a collective that could time out while they are idle. A group that Train restarted shows
-up under a new incarnation: its unfinished job is then handed to it again.
+up under a new incarnation. The unfinished job of a group that died is handed out again, to whoever asks first.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
@@ -20,6 +20,8 @@ POLL_SECONDS = 20.0
 """Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
 GRACE_SECONDS = 30.0
 """How long the ranks of a group wait for each other after one of them raised, and how long a job may take to leave."""
+ALIVE_SECONDS = 2.0
+"""Between two looks at a worker."""
 FINAL = ("evaluated", "failed", "pruned", "calibrated")
 """Events that end a job; `calibrated` only that of a calibration."""
 
@@ -83,6 +85,8 @@ class Group:
     """Jobs of this incarnation in order; every rank reads it by number."""
     workers: list[Any] = field(default_factory=list)
     """The actors of this incarnation."""
+    dead: int = 0
+    """How many of them have died."""
     clock: asyncio.Task[None] | None = None
     """Runs out when its job lasts too long."""
 
@@ -91,7 +95,12 @@ class Desk:
     """An asynchronous actor; every method is short or a bounded wait for news."""
 
     def __init__(
-        self, workers: int, max_failures: int, deadline_seconds: float | None = None, kill: Callable[[Any], None] = lambda worker: None
+        self,
+        workers: int,
+        max_failures: int,
+        deadline_seconds: float | None = None,
+        kill: Callable[[Any], None] = lambda worker: None,
+        alive: Callable[[Any], Awaitable[bool]] | None = None,
     ) -> None:
         """
         Args:
@@ -99,9 +108,11 @@ class Desk:
             max_failures: how often a job is tried again after its workers died.
             deadline_seconds: longest that one attempt of a job may take.
             kill: ends a worker that does not leave by itself.
+            alive: whether a worker still is; by default only its successor tells that it is not.
         """
         self._workers, self._max_failures = workers, max_failures
-        self._deadline, self._kill = deadline_seconds, kill
+        self._deadline, self._kill, self._alive = deadline_seconds, kill, alive
+        self._attending: set[asyncio.Task[None]] = set()
         self._tickets: dict[str, Ticket] = {}
         self._groups: dict[int, Group] = {}
         self._queue: deque[str] = deque()
@@ -187,10 +198,12 @@ class Desk:
         if incarnation != group.incarnation and incarnation not in group.retired:
             unfinished = self._bury(group, "its worker died")
             group.retired.add(group.incarnation)
-            group.incarnation, group.given, group.workers = incarnation, unfinished, []
+            group.incarnation, group.given, group.workers, group.dead = incarnation, unfinished, [], 0
             await self._tell()
         if worker is not None and worker not in group.workers:
             group.workers.append(worker)
+            if self._alive is not None:
+                self._attending.add(asyncio.create_task(self._attend(group, worker, self._alive)))
         await self._wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave)
         if incarnation in group.retired:
             return "leave"
@@ -291,6 +304,18 @@ class Desk:
         await self._tell()
         for worker in group.workers:
             self._kill(worker)
+
+    async def _attend(self, group: Group, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
+        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine may have no successor."""
+        incarnation = group.incarnation
+        while group.incarnation == incarnation and await alive(worker):
+            await asyncio.sleep(ALIVE_SECONDS)
+        if group.incarnation != incarnation:
+            return
+        group.dead += 1
+        if group.dead == self._workers:
+            self._queue.extendleft(self._bury(group, "its worker died"))
+            await self._tell()
 
     def _bury(self, group: Group, reason: str) -> list[str]:
         """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too often."""

@@ -19,7 +19,7 @@ from typing import Any
 
 import ray
 from ray import tune
-from ray.exceptions import RayError
+from ray.exceptions import ActorUnavailableError, RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
@@ -218,7 +218,7 @@ class _Driver:
             self._desk = (
                 ray.remote(Desk)  # with the driver: a machine that is lost must not take the desk along
                 .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
-                .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill)
+                .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill, _alive)
             )
             self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left)
             try:
@@ -438,3 +438,14 @@ class _Driver:
             yield
         finally:
             signal.signal(signal.SIGINT, before)
+
+
+async def _alive(worker: Any) -> bool:
+    """Whether a worker's process still is; one that cannot be reached for a while is."""
+    try:
+        await worker.__ray_ready__.remote()
+    except ActorUnavailableError:
+        return True
+    except RayError:
+        return False
+    return True
