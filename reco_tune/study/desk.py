@@ -306,7 +306,7 @@ class Desk:
             self._kill(worker)
 
     async def _attend(self, group: Group, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
-        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine may have no successor."""
+        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine has no successor."""
         incarnation = group.incarnation
         while group.incarnation == incarnation and await alive(worker):
             await asyncio.sleep(ALIVE_SECONDS)
