@@ -13,6 +13,7 @@ from reco_tune.errors import SettingsError
 
 if TYPE_CHECKING:
     from reco_tune.benchmarks import Bench, Shape, Table
+    from reco_tune.progress import Progress
 
 app = typer.Typer(
     no_args_is_help=True,
@@ -142,12 +143,8 @@ def report(
       reco-tune bench report --mlflow-runs 1000
     """
     from reco_tune.benchmarks.reports import bench_reports
-    from reco_tune.cli.console import progress_bars
 
-    _check_folders(json, markdown)
-    with progress_bars() as progress:
-        tables = bench_reports(runs, mlflow_runs, progress)
-    _publish(tables, 1, json, markdown)
+    _show(lambda progress: bench_reports(runs, mlflow_runs, progress), 1, json, markdown)
 
 
 @app.command()
@@ -227,13 +224,11 @@ def pruning(
     from reco_tune.settings import load_space
 
     space = load_space(space_path(SPACE), SCALE)
-    with progress_bars() as progress:
-        if record is not None:
+    if record is not None:
+        with progress_bars() as progress:
             record_into(space, record, configurations, progress)
-            return
-        _check_folders(json, markdown)
-        tables = [bench_pruning(read_table(table or SHIPPED), space, seeds, progress)]
-    _publish(tables, 1, json, markdown)
+        return
+    _show(lambda progress: [bench_pruning(read_table(table or SHIPPED), space, seeds, progress)], 1, json, markdown)
 
 
 @app.command()
@@ -250,13 +245,9 @@ def orchestration(
       reco-tune bench orchestration --seconds 5,15 --trials 6 --markdown orchestration.md
     """
     from reco_tune.benchmarks.orchestration import bench_orchestration
-    from reco_tune.cli.console import progress_bars
 
     lengths = _numbers(seconds, "--seconds", "5,15")
-    _check_folders(json, markdown)
-    with progress_bars() as progress:
-        tables = [bench_orchestration(lengths, trials, progress)]
-    _publish(tables, 1, json, markdown)
+    _show(lambda progress: [bench_orchestration(lengths, trials, progress)], 1, json, markdown)
 
 
 def _carry_out(
@@ -272,28 +263,21 @@ def _carry_out(
 
     from reco_tune.benchmarks import Bench
     from reco_tune.benchmarks.shapes import shapes_named
-    from reco_tune.cli.console import progress_bars
 
     wanted = shapes_named(_split(shapes))
-    _check_folders(json, markdown)
-    with progress_bars() as progress:
-        tables = measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress))
-    _publish(tables, threads, json, markdown)
+    _show(lambda progress: measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress)), threads, json, markdown)
 
 
-def _check_folders(*files: Path | None) -> None:
-    for path in files:
-        if path is not None and not path.parent.is_dir():
-            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
-
-
-def _publish(tables: list[Table], threads: int, json: Path | None, markdown: Path | None) -> None:
-    """Prints the tables and writes the files that were asked for."""
+def _show(measure: Callable[[Progress], list[Table]], threads: int, json: Path | None, markdown: Path | None) -> None:
+    """Measures under progress bars; prints the tables and writes the files that were asked for."""
     from importlib.util import find_spec
 
     from reco_tune.benchmarks import as_json, as_markdown
-    from reco_tune.cli.console import print_table
+    from reco_tune.cli.console import print_table, progress_bars
 
+    _check_folders(json, markdown)
+    with progress_bars() as progress:
+        tables = measure(progress)
     for table in tables:
         print_table(table.title, table.headings, table.cells(), table.text_columns)
         print()
@@ -304,6 +288,12 @@ def _publish(tables: list[Table], threads: int, json: Path | None, markdown: Pat
         json.write_text(as_json(tables, origin), encoding="utf-8")
     if markdown is not None:
         markdown.write_text(as_markdown(tables, origin), encoding="utf-8")
+
+
+def _check_folders(*files: Path | None) -> None:
+    for path in files:
+        if path is not None and not path.parent.is_dir():
+            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
 
 
 def _origin(threads: int, with_peers: bool) -> dict[str, object]:
