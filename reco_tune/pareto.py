@@ -13,8 +13,14 @@ import numpy as np
 from numpy.typing import ArrayLike, NDArray
 
 
+def dominating(points: ArrayLike, point: ArrayLike) -> NDArray[np.bool_]:
+    """Whether each row dominates a point [M]: it is at most as large everywhere and smaller somewhere."""
+    points_NM, point_M = _points(points), np.asarray(point, dtype=np.float64)
+    return np.asarray((points_NM <= point_M).all(axis=1) & (points_NM < point_M).any(axis=1))
+
+
 def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each row is dominated by none: no other is at most as large everywhere and smaller somewhere; equal rows stand together."""
+    """Whether each row is dominated by none; equal rows stand together."""
     points_NM = _points(points)
     kept: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
     if points_NM.shape[1] == 2:
@@ -25,11 +31,9 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
         point = points_NM[row]
         if not kept[row]:
             continue
-        if front:
-            others = np.asarray(front)
-            if np.any((others <= point).all(axis=1) & (others < point).any(axis=1)):
-                kept[row] = False
-                continue
+        if front and dominating(front, point).any():
+            kept[row] = False
+            continue
         front.append(point)
     return kept
 

@@ -139,7 +139,7 @@ class _Driver:
             if run_.state == "failed" and run_.arm in self.plan.arms and run_.arm not in self.study.calibrations
         }
         """Why the speed of arms could not be measured: their runs have failed with that."""
-        self._unmeasured = [arm for arm in self.plan.arms if arm not in self.study.calibrations and arm not in self._uncalibrated]
+        self._unmeasured = self._awaited
         """Arms whose calibration nobody has been given yet."""
         self._todo: list[str] | None = None
         """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
@@ -150,6 +150,11 @@ class _Driver:
     @property
     def study(self) -> StudyRecord:
         return self._journal.study
+
+    @property
+    def _awaited(self) -> list[str]:
+        """Arms whose speed is neither in the log nor known to be out of reach."""
+        return [arm for arm in self.plan.arms if arm not in self.study.calibrations and arm not in self._uncalibrated]
 
     @property
     def _indispensable(self) -> list[str]:
@@ -294,7 +299,7 @@ class _Driver:
             return Job(
                 "calibration", CALIBRATION + arm, experiment.model_dump(mode="json"), experiment.result_hash(), self._tokens, folder=""
             )
-        if any(arm not in self.study.calibrations and arm not in self._uncalibrated for arm in self.plan.arms):
+        if self._awaited:
             return None
         self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in self.study.calibrations.items() if arm in self.plan.arms})
         for run_ in self.plan.runs:

@@ -11,11 +11,10 @@ import math
 from collections.abc import Callable, Mapping
 from typing import Any
 
-import numpy as np
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from reco_tune import quantities
-from reco_tune.pareto import deciding_rungs, goes_on
+from reco_tune.pareto import deciding_rungs, dominating, goes_on
 from reco_tune.settings import Space
 from reco_tune.study.planning import SEARCH
 from reco_tune.study_log import RunRecord, StudyRecord
@@ -39,8 +38,7 @@ def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     known = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
     if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
         return ""
-    mine = known[trial]
-    better = sum(bool(np.all(np.less_equal(point, mine)) and np.any(np.less(point, mine))) for point in known.values())
+    better = dominating(list(known.values()), known[trial]).sum()
     return f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs; {better} dominate it"
 
 

@@ -14,7 +14,7 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
-from small_study import WatchedStudy
+from small_study import WatchedStudy, descendants
 from struck import Struck, assert_nothing_lost, begun, lines_about
 
 from reco_tune.study import Options, resume
@@ -36,25 +36,15 @@ def three_machines() -> Iterator[Cluster]:
         cluster.shutdown()
 
 
-def _processes() -> list[int]:
-    return [int(folder.name) for folder in Path("/proc").iterdir() if folder.name.isdigit()]
-
-
-def _parent(process: int) -> int:
-    try:
-        return int(Path(f"/proc/{process}/stat").read_text().rsplit(")", 1)[1].split()[1])
-    except (FileNotFoundError, ProcessLookupError):
-        return 0  # it has ended
-
-
 def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = begun(finished_study, tmp_path / "study")
 
     def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
         if event["event"] != "reported":
             return False
-        raylet = _parent(workers[event["trial"]])
-        for process in [raylet, *(child for child in _processes() if _parent(child) == raylet)]:
+        worker = Path(f"/proc/{workers[event['trial']]}/stat").read_text()
+        raylet = int(worker.rsplit(")", 1)[1].split()[1])
+        for process in [raylet, *descendants(raylet)]:
             os.kill(process, signal.SIGKILL)
         return True
 
