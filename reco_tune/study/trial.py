@@ -28,13 +28,13 @@ def follow(config: dict[str, Any]) -> None:
         try:
             desk = ray.get_actor(config["desk"])
             reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
-            for report in reports:
-                seen += 1
-                tune.report(report)  # returns when the scheduler has judged it
-            if reports:
-                ray.get(desk.judged.remote(config["trial"], seen))
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
             return
+        for report in reports:
+            seen += 1
+            tune.report(report)  # returns when the scheduler has judged it
+        if reports:
+            desk.judged.remote(config["trial"], seen)  # raises nothing here where the desk is gone
     tune.report({"outcome": outcome})
 
 
