@@ -9,7 +9,7 @@ import torch
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import video_features
 from reco_tune.evaluation.feature_networks import NUM_FEATURES, motion_targets, pixels
-from reco_tune.evaluation.video_features import fit_extractor, load_extractor
+from reco_tune.evaluation.video_features import fit_extractor, fit_steps, load_extractor
 
 PROTOCOLS = ("native", "native-random", "native-pca")
 
@@ -47,6 +47,11 @@ def test_the_same_clips_give_the_same_bits(protocol, fitted, clips):
     again = fit_extractor(protocol, *clips, 2, *moving_bars(64, seed=1))
     assert again.hash == fitted[protocol].hash
     np.testing.assert_array_equal(again.describe(clips[0]).features_BD, fitted[protocol].describe(clips[0]).features_BD)
+
+
+def test_few_clips_are_not_learnt_by_heart_for_minutes(monkeypatch):
+    monkeypatch.setattr(video_features, "FIT_STEPS", 640)
+    assert [fit_steps(clips) for clips in (2, 64, 65, 400, 2048, 10**6)] == [60, 60, 120, 420, 640, 640]
 
 
 def test_the_fit_leaves_global_randomness_and_threads_alone(clips):

@@ -32,8 +32,9 @@ Protocol = Literal["native", "native-random", "native-pca"]
 Labels = NDArray[np.int64]
 
 VERSION = 1
-"""Of the extractors below: raised whenever a change would give other features for the same clips."""
-FIT_STEPS, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 64, 5e-3
+"""Of the extractors below: raised whenever the same weights would give other features for the same clips."""
+FIT_STEPS, FIT_PASSES, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 60, 64, 5e-3
+"""At most so many steps, and at most so many passes over the clips: a few hundred clips are known by heart long before 640 steps."""
 MOTION_WEIGHT, FRAME_WEIGHT = 0.3, 0.3
 
 
@@ -154,17 +155,23 @@ def load_extractor(folder: Path) -> Extractor:
     return extractor
 
 
+def fit_steps(clips: int) -> int:
+    """Steps that the network of `native` is trained for on so many clips."""
+    return min(FIT_STEPS, FIT_PASSES * -(-clips // FIT_BATCH_CLIPS))
+
+
 def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress: Progress) -> None:
     device = next(network.parameters()).device
     generator = torch.Generator().manual_seed(SEED)
     center, spread = _motion_scale(clips_NFCHW)
     center, spread = center.to(device), spread.to(device)
     optimizer = torch.optim.AdamW(network.parameters(), LEARNING_RATE, weight_decay=0.01)
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, FIT_STEPS)
+    steps = fit_steps(len(clips_NFCHW))
+    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, LEARNING_RATE, steps)
     network.train()
     order = torch.empty(0, dtype=torch.long)
     batch_clips = min(FIT_BATCH_CLIPS, len(clips_NFCHW))
-    for step in range(FIT_STEPS):
+    for step in range(steps):
         if len(order) < batch_clips:
             order = torch.randperm(len(clips_NFCHW), generator=generator)
         chosen, order = np.sort(order[:batch_clips].numpy()), order[batch_clips:]  # sorted: kinder to a memory map
@@ -179,7 +186,7 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
         loss.backward()
         optimizer.step()
         schedule.step()
-        progress(step + 1, FIT_STEPS, "fitting the feature extractor")
+        progress(step + 1, steps, "fitting the feature extractor")
 
 
 def _motion_scale(clips_NFCHW: Clips) -> tuple[Tensor, Tensor]:
