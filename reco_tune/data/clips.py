@@ -214,8 +214,9 @@ def decode(
                 else:
                     assert answer is not None
                     for row in rows:
-                        pixels = answer.frames_FCHW[np.searchsorted(indices, frame_indices(clips[row], data))]
-                        found.video_BFCHW[len(found.rows)] = pixels[..., ::-1] if clips[row].flipped else pixels
+                        frames_FCHW = answer.frames_FCHW[..., ::-1] if clips[row].flipped else answer.frames_FCHW
+                        for place, index in enumerate(np.searchsorted(indices, frame_indices(clips[row], data))):
+                            found.video_BFCHW[len(found.rows), place] = frames_FCHW[index]
                         found.rows.append(row)
                     if answer.equal is not None and data.layout != "digits":  # there a digit may stand still
                         found.equal.append((path, *answer.equal))

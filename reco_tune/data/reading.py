@@ -64,18 +64,19 @@ def read_stretch(request: Request) -> Stretch:
     Raises:
         DataError: if one of the frames cannot be decoded.
     """
-    small: list[np.ndarray] = []
-    runs = _EqualRuns()
+    small_FCHW = np.empty((len(request.indices), 3, request.size_px, request.size_px), np.uint8)
+    runs, done = _EqualRuns(), 0
     for chunk_FHWC in _chunks(request.path, request.indices.tolist()):
-        small.append(resize_frames(chunk_FHWC, request.size_px, request.resize))
-        runs.add(small[-1], chunk_FHWC)
+        small = resize_frames(chunk_FHWC, request.size_px, request.resize, small_FCHW[done : done + len(chunk_FHWC)])
+        runs.add(small, chunk_FHWC)
+        done += len(chunk_FHWC)
     first, last = runs.longest
     equal = (int(request.indices[first]), int(request.indices[last])) if last - first + 1 >= EQUAL_FRAMES else None
-    return Stretch(np.concatenate(small), equal)
+    return Stretch(small_FCHW, equal)
 
 
-def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str) -> np.ndarray:
-    """uint8 [F, 3, size, size]: centre square or whole frame, scaled.
+def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str, out: np.ndarray | None = None) -> np.ndarray:
+    """uint8 [F, 3, size, size], into `out` where it is given: centre square or whole frame, scaled.
 
     Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's antialiased bilinear
     filter, whose whole-number arithmetic gives the same pixels on every machine.
@@ -86,24 +87,26 @@ def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str) -> np.ndar
         top, left = (height - side) // 2, (width - side) // 2
         frames_FHWC = frames_FHWC[:, top : top + side, left : left + side]
         height = width = side
-    whole = height == width and height % size_px == 0
-    small = _averaged(frames_FHWC, height // size_px) if whole else _filtered(frames_FHWC, size_px)
-    return np.ascontiguousarray(small.transpose(0, 3, 1, 2))
+    small_FCHW = np.empty((len(frames_FHWC), 3, size_px, size_px), np.uint8) if out is None else out
+    scaled = _averaged if height == width and height % size_px == 0 else _filtered
+    for small_CHW, frame_HWC in zip(small_FCHW, frames_FHWC, strict=True):
+        small_CHW[:] = scaled(frame_HWC, size_px).transpose(2, 0, 1)
+    return small_FCHW
 
 
-def _averaged(frames_FHWC: np.ndarray, factor: int) -> np.ndarray:
+def _averaged(frame_HWC: np.ndarray, size_px: int) -> np.ndarray:
+    factor = len(frame_HWC) // size_px
     if factor == 1:
-        return frames_FHWC
-    frames, height, width, channels = frames_FHWC.shape
-    blocks = frames_FHWC.reshape(frames, height // factor, factor, width // factor, factor, channels)
-    return np.rint(blocks.sum(axis=(2, 4), dtype=np.float32) / np.float32(factor**2)).astype(np.uint8)
+        return frame_HWC
+    blocks = frame_HWC.reshape(size_px, factor, size_px, factor, 3)
+    return np.rint(blocks.sum(axis=(1, 3), dtype=np.float32) / np.float32(factor**2)).astype(np.uint8)
 
 
-def _filtered(frames_FHWC: np.ndarray, size_px: int) -> np.ndarray:
+def _filtered(frame_HWC: np.ndarray, size_px: int) -> np.ndarray:
     from PIL import Image
 
-    images = (Image.fromarray(frame) for frame in np.ascontiguousarray(frames_FHWC))
-    return np.stack([np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR)) for image in images])
+    image = Image.fromarray(np.ascontiguousarray(frame_HWC))
+    return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
 def _chunks(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
