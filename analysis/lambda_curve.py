@@ -9,7 +9,7 @@ from pathlib import Path
 
 from reco_tune.reporting import figures, load_runs
 from reco_tune.reporting.analyses import lambda_table
-from reco_tune.reporting.runs import comparable
+from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.script import run_script, write
 from reco_tune.reporting.tables import csv_text
 
@@ -18,7 +18,7 @@ def work(sources: list[str], output: Path) -> str:
     runs = load_runs(sources[0])
     table = lambda_table(runs)
     write(output, "lambda.csv", csv_text(table))
-    if figure := figures.draw_lambda(runs, comparable(runs)):
+    if figure := figures.draw_lambda(table, arm_order(runs)):
         figures.save(figure, output / "lambda")
     lines = []
     for budget, rows in table.groupby("budget", sort=False):

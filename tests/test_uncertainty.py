@@ -9,7 +9,9 @@ from scipy import stats
 from toy_study import record_study
 
 from reco_tune.reporting import frontier, load_runs, uncertainty
+from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.figures import draw_frontier
+from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
@@ -88,7 +90,7 @@ def test_the_figure_shows_the_points_of_both_budgets(runs):
     far = runs.assign(fvd=runs["fvd"].where(runs["budget"] != "equal_compute", runs["fvd"] / 5))
     far = far.assign(fvd_low=0.95 * far["fvd"], fvd_high=1.05 * far["fvd"])
     found = frontier_uncertainty(far)
-    figure = draw_frontier(found, far)
+    figure = draw_frontier(found, ablation_table(far), arm_order(far))
     for axes, budget in zip(figure.axes, ("equal_steps", "equal_compute"), strict=True):
         low, high = axes.get_ylim()
         assert found.at(budget)["fvd"].between(low, high).all(), budget

@@ -11,11 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy import stats
+from scipy.special import ndtri, stdtr, stdtrit  # of scipy.stats the quantiles alone: it takes half a second to import
 
 CONFIDENCE = 0.95
 POWER = 0.8
-_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+_Z = float(ndtri(0.5 + CONFIDENCE / 2))
 
 
 class Measured(NamedTuple):
@@ -69,7 +69,7 @@ def mean_interval(runs: Sequence[Measured]) -> Measured:
         return Measured(value, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan)
     values = np.array([run.value for run in runs])
     variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
-    half = float(stats.t.ppf(0.5 + CONFIDENCE / 2, len(values) - 1)) * math.sqrt(variance / len(values))
+    half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values))
     mean = float(values.mean())
     return Measured(mean, max(0.0, mean - half), mean + half)
 
@@ -89,10 +89,10 @@ def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> D
     if count == 1:
         known = sampling > 0
         error = math.sqrt(sampling) if known else math.inf
-        return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(stats.norm.ppf(POWER))) * error, 1)
+        return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1)
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
-    quantile = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1))
-    detectable = (quantile + float(stats.t.ppf(POWER, count - 1))) * spread
+    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
+    detectable = (quantile + float(stdtrit(count - 1, POWER))) * spread
     return Difference(delta, delta - quantile * spread, delta + quantile * spread, _paired_t(deltas), detectable, count)
 
 
@@ -102,7 +102,7 @@ def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None
     if not len(logs):
         return None
     mean, count = float(logs.mean()), len(logs)
-    half = math.inf if count == 1 else float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) * logs.std(ddof=1)) / math.sqrt(count)
+    half = math.inf if count == 1 else float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * logs.std(ddof=1)) / math.sqrt(count)
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
 
 
@@ -114,9 +114,9 @@ def needed_seeds(difference: Difference, most: int) -> int | None:
     half, seeds = difference.high - difference.delta, difference.seeds
     if not (math.isfinite(half) and difference.delta != 0):
         return None
-    spread = half / _Z if seeds == 1 else half / float(stats.t.ppf(0.5 + CONFIDENCE / 2, seeds - 1)) * math.sqrt(seeds)
+    spread = half / _Z if seeds == 1 else half / float(stdtrit(seeds - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(seeds)
     for count in range(max(3, seeds + 1), most + 1):
-        quantiles = float(stats.t.ppf(0.5 + CONFIDENCE / 2, count - 1) + stats.t.ppf(POWER, count - 1))
+        quantiles = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) + stdtrit(count - 1, POWER))
         if quantiles * spread / math.sqrt(count) <= abs(difference.delta):
             return count
     return None
@@ -142,4 +142,4 @@ def _paired_t(deltas: np.ndarray) -> float:
     error = float(deltas.std(ddof=1)) / math.sqrt(len(deltas))
     if error == 0:
         return 1.0 if deltas.mean() == 0 else 0.0
-    return float(2 * stats.t.sf(abs(float(deltas.mean())) / error, len(deltas) - 1))
+    return float(2 * stdtr(len(deltas) - 1, -abs(float(deltas.mean())) / error))

@@ -21,9 +21,8 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 
 from reco_tune import quantities
 from reco_tune.reporting import tables
-from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.labels import label_line_ends, label_points
-from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, arm_order, reference
+from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, reference
 from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, line, new_figure, plain_log, save, spread, style
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
@@ -42,19 +41,21 @@ FEWER_FRAMES = "fewer_frames"
 """Begins the names of the fewer-frames baselines, which have a marker of their own."""
 
 
-def draw_frontier(found: Uncertainty, runs: pd.DataFrame, constraints: Mapping[str, float] | None = None) -> Figure | None:
+def draw_frontier(
+    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, float] | None = None
+) -> Figure | None:
     """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
 
     Args:
         found: the configurations and their noise.
-        runs: of the study, for the arms' means.
+        table: of `ablation.ablation_table`, for the arms' means.
+        order: of the study's arms.
         constraints: metric -> largest allowed value; one on `fvd` is drawn as a line.
     """
     if found.points.empty:
         return None
-    table = ablation_table(runs)
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
-    palette = colours(arm_order(runs))
+    palette = colours(order)
     cap = (constraints or {}).get(quantities.FVD.name)
     with style():
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
@@ -77,12 +78,16 @@ def draw_frontier(found: Uncertainty, runs: pd.DataFrame, constraints: Mapping[s
     return figure
 
 
-def draw_lambda(runs: pd.DataFrame, kept: pd.DataFrame) -> Figure | None:
-    """FVD and validation cross-entropy against λ: sampled runs and the windowed arms, λ = 0 at the left end."""
-    rows = kept[(kept["window.scheme"] == "window")] if "window.scheme" in kept else kept.iloc[:0]
+def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
+    """FVD and validation cross-entropy against λ: sampled runs and the windowed arms, λ = 0 at the left end.
+
+    Args:
+        rows: of `analyses.lambda_table`.
+        order: of the study's arms.
+    """
     if rows.empty:
         return None
-    palette = colours(arm_order(runs))
+    palette = colours(order)
     weights = rows["objective.continuity_weight"].astype(float).to_numpy()
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
     with style():
@@ -114,7 +119,7 @@ def draw_lambda(runs: pd.DataFrame, kept: pd.DataFrame) -> Figure | None:
             if log:
                 axes.set_yscale("log")
             plain_log(axes, log)
-        handles = [dot(palette[arm], "o", arm) for arm in [*arm_order(runs), SEARCH] if arm in set(rows["arm"])]
+        handles = [dot(palette[arm], "o", arm) for arm in [*order, SEARCH] if arm in set(rows["arm"])]
         shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
         handles += [dot("#666666", MARKERS[budget], TITLES[budget].lower()) for budget in shown]
         figure.legend(

@@ -16,7 +16,7 @@ from reco_tune.study_log import StudyRecord
 
 LEAST_RUNS = 10
 """Fewer sampled runs say nothing about importance."""
-MOST_RUNS = 2000
+MOST_RUNS = 1000
 """Of more, this many are taken evenly in the order in which they were asked for: shares settle long before."""
 OBJECTIVES = ("fvd", "speedup", "val_cross_entropy")
 COLUMNS = ("objective", "setting", "importance", "runs")

@@ -60,18 +60,10 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
     placed = _push_apart(wanted, height, frame.y0, frame.y1)
     for (x, y, text, colour), pixel in zip(order, placed, strict=True):
         fraction = (pixel - frame.y0) / frame.height
-        arrow = {"arrowstyle": "-", "color": colour, "linewidth": 0.6, "alpha": 0.7, "shrinkA": 0, "shrinkB": 2, "relpos": (0, 0.5)}
-        axes.annotate(
-            text,
-            xy=(x, y),
-            xytext=(1.04, fraction),
-            textcoords="axes fraction",
-            fontsize=size,
-            color=colour,
-            va="center",
-            arrowprops=arrow,
-            annotation_clip=False,
-        )
+        axes.text(1.04, fraction, text, transform=axes.transAxes, fontsize=size, color=colour, va="center")
+        end = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))  # in shares of the axes: stays right when they shrink
+        look = {"color": colour, "linewidth": 0.6, "alpha": 0.7, "clip_on": False, "scalex": False, "scaley": False}
+        axes.plot([end[0], 1.03], [end[1], fraction], transform=axes.transAxes, **look)
 
 
 def _push_apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:

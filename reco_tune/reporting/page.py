@@ -8,26 +8,26 @@ import re
 import struct
 import tempfile
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting import tables
-from reco_tune.reporting.frontier import SETTINGS, Frontier
-from reco_tune.reporting.paper import SOURCE, Reference
+from reco_tune.reporting.drawing import DPI
+from reco_tune.reporting.frontier import SETTINGS
+from reco_tune.reporting.paper import SOURCE
 from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
-from reco_tune.reporting.style import DPI
 from reco_tune.reporting.tables import GROUP_NOTE, MOST_ROWS
-from reco_tune.reporting.top_up import TopUp, top_up_commands, top_up_words
-from reco_tune.reporting.uncertainty import Uncertainty
+from reco_tune.reporting.top_up import top_up_commands, top_up_words
 from reco_tune.reporting.verdicts import Verdict
-from reco_tune.study_log import StudyRecord
+
+if TYPE_CHECKING:
+    from reco_tune.reporting.report import Report
 
 LEAST_CHANCE = 0.05
 """Configurations that stand on the frontier with at least this probability are listed with it."""
@@ -65,35 +65,13 @@ ABOUT_FIGURES = {
 }
 
 
-@dataclass(frozen=True)
-class Content:
-    """Everything the page shows."""
+def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Mapping[str, Samples]]) -> str:
+    """The page as HTML.
 
-    study: StudyRecord
-    runs: pd.DataFrame
-    ablation: pd.DataFrame
-    caption: str
-    left_out: Sequence[tuple[str, str]]
-    frontier: Frontier
-    uncertainty: Uncertainty
-    quality: pd.DataFrame
-    importance: pd.DataFrame
-    weights: pd.DataFrame
-    """`analyses.lambda_groups`."""
-    windows: pd.DataFrame
-    """`analyses.window_stride_tables`."""
-    paper: Mapping[str, Reference]
-    verdicts: Sequence[Verdict]
-    top_up: Sequence[TopUp]
-    ledger: pd.DataFrame
-    figures: Mapping[str, Path]
-    samples: Mapping[str, Mapping[str, Samples]]
-    imports: Sequence[str] = ()
-    """Names of the files that rows from elsewhere came from."""
-
-
-def render(content: Content) -> str:
-    """The page as HTML."""
+    Args:
+        figures: PNG file of each figure by name.
+        samples: budget -> arm -> clips.
+    """
     environment = jinja2.Environment(
         loader=jinja2.FileSystemLoader(Path(__file__).parent),
         autoescape=True,
@@ -112,33 +90,33 @@ def render(content: Content) -> str:
         "breakable": _breakable,
         "setting": _setting,
     }
-    budgets = budget_order(content.runs)
+    budgets = budget_order(report.runs)
     return environment.get_template("page.html.j2").render(
-        study=content.study,
-        claims=_claims(content.verdicts),
-        top_up=top_up_words(content.top_up),
-        top_up_commands=top_up_commands(content.top_up, content.runs, "STUDY_DIR"),
+        study=report.study,
+        claims=_claims(report.verdicts),
+        top_up=top_up_words(report.top_up),
+        top_up_commands=top_up_commands(report.top_up, report.runs, "STUDY_DIR"),
         budgets={budget: (TITLES[budget], tables.BUDGET_NOTES[budget]) for budget in budgets},
-        ablations={budget: _ablation_rows(content.ablation, budget) for budget in budgets if len(content.ablation)},
-        caption=content.caption,
-        left_out=content.left_out,
-        figures={name: _figure(name, path, content) for name, path in content.figures.items()},
-        scatters={budget: scatter(content.frontier.at(budget), _hover(content, budget)) for budget in budgets},
-        fronts={budget: _front(content.uncertainty.at(budget)) for budget in budgets},
-        levels=_levels(content.quality),
-        weights=content.weights.head(MOST_ROWS).to_dict("records"),
-        windows=content.windows.head(MOST_ROWS).to_dict("records"),
+        ablations={budget: _ablation_rows(report.ablation, budget) for budget in budgets if len(report.ablation)},
+        caption=report.caption,
+        left_out=report.left_out,
+        figures={name: _figure(name, path, report) for name, path in figures.items()},
+        scatters={budget: scatter(report.frontier.at(budget), _hover(report, budget)) for budget in budgets},
+        fronts={budget: _front(report.uncertainty.at(budget)) for budget in budgets},
+        levels=_levels(report.quality),
+        weights=report.weight_groups.head(MOST_ROWS).to_dict("records"),
+        windows=report.windows.head(MOST_ROWS).to_dict("records"),
         group_note=GROUP_NOTE,
-        paper=content.paper,
+        paper=report.paper,
         paper_source=SOURCE,
-        imports=content.imports,
-        hypervolume=content.frontier.hypervolume,
+        imports=report.imports,
+        hypervolume=report.frontier.hypervolume,
         settings=SETTINGS,
-        sample_rows=_sample_rows(content.samples),
-        ledger=content.ledger.to_dict("records"),
-        counts=_counts(content.runs),
-        facts=_facts(content),
-        protocols={protocol: _standing(protocol) for protocol in dict.fromkeys(content.ablation["protocol"])},
+        sample_rows=_sample_rows(samples),
+        ledger=report.ledger.to_dict("records"),
+        counts=_counts(report.runs),
+        facts=_facts(report),
+        protocols={protocol: _standing(protocol) for protocol in dict.fromkeys(report.ablation["protocol"])},
     )
 
 
@@ -172,33 +150,33 @@ def _ablation_rows(table: pd.DataFrame, budget: str) -> list[dict[str, Any]]:
     return found
 
 
-def _figure(name: str, path: Path, content: Content) -> dict[str, str]:
+def _figure(name: str, path: Path, report: Report) -> dict[str, str]:
     title, about = ABOUT_FIGURES[name]
     width, height = struct.unpack(">II", path.read_bytes()[16:24])  # PNG keeps its size there
     return {
         "title": title,
         "about": about,
         "source": _data_uri(path, "image/png"),
-        "alt": f"{title}. {about} {_in_words(name, content)}",
+        "alt": f"{title}. {about} {_in_words(name, report)}",
         "width": str(round(width * 100 / DPI)),
         "height": str(round(height * 100 / DPI)),
     }
 
 
-def _in_words(name: str, content: Content) -> str:
+def _in_words(name: str, report: Report) -> str:
     """The main numbers of a figure for those who cannot see it."""
     if name == "frontier":
-        rows = content.ablation.to_dict("records")
+        rows = report.ablation.to_dict("records")
         return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
-    if name == "lambda" and len(content.weights):
-        best = min(content.weights.to_dict("records"), key=lambda row: row["fvd"])
+    if name == "lambda" and len(report.weight_groups):
+        best = min(report.weight_groups.to_dict("records"), key=lambda row: row["fvd"])
         return f"The lowest mean FVD is {tables.number(best['fvd'])}, at λ from {best['lowest']:.3g} to {best['highest']:.3g}."
     if name == "window_stride":
-        best = min(content.windows.to_dict("records"), key=lambda row: row["fvd"])
+        best = min(report.windows.to_dict("records"), key=lambda row: row["fvd"])
         place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
         return f"The lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
     if name == "importance":
-        first = content.importance.drop_duplicates("objective")  # the most important setting of each stands first
+        first = report.importance.drop_duplicates("objective")  # the most important setting of each stands first
         told = zip(first["objective"], first["setting"], first["importance"], strict=True)
         return " ".join(f"{setting} decides {objective} most ({share:.0%})." for objective, setting, share in told)
     return "The numbers are in runs.csv and in the tables of this page."
@@ -220,9 +198,9 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
     return rows
 
 
-def _hover(content: Content, budget: str) -> dict[str, str]:
+def _hover(report: Report, budget: str) -> dict[str, str]:
     """trial -> the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
-    runs, points = content.runs, content.uncertainty.at(budget)
+    runs, points = report.runs, report.uncertainty.at(budget)
     by_trial = dict(zip(points["trial"], points["probability"], strict=True))
     by_arm = {arm: chance for arm, chance in zip(points["arm"], points["probability"], strict=True) if arm != SEARCH}
     keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
@@ -256,8 +234,8 @@ def _counts(runs: pd.DataFrame) -> list[str]:
     return words + [f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states]
 
 
-def _facts(content: Content) -> list[tuple[str, str]]:
-    runs, origin = content.runs, content.study.provenance
+def _facts(report: Report) -> list[tuple[str, str]]:
+    runs, origin = report.runs, report.study.provenance
     found = [
         (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
         for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")

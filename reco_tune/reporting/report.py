@@ -14,19 +14,19 @@ import pandas as pd
 
 from reco_tune import __version__
 from reco_tune.errors import StudyError
-from reco_tune.reporting import effort, effort_figures, figures, tables
+from reco_tune.reporting import effort, tables
 from reco_tune.reporting.ablation import ablation_table, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
+from reco_tune.reporting.drawing import Painter
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_table
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.ledger import ledger
-from reco_tune.reporting.page import Content, render
+from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
-from reco_tune.reporting.runs import Source, budget_order, comparable, load_study, runs_table
+from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
-from reco_tune.reporting.style import save
 from reco_tune.reporting.tables import GROUP_NOTE, csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
@@ -41,6 +41,7 @@ Progress = Callable[[int, int, str], None]
 class Report:
     """What was written, and the numbers in it."""
 
+    study: StudyRecord
     runs: pd.DataFrame
     """Of the study, then those from elsewhere."""
     ablation: pd.DataFrame
@@ -54,6 +55,8 @@ class Report:
     importance: pd.DataFrame
     weights: pd.DataFrame
     """Windowed runs by λ."""
+    weight_groups: pd.DataFrame
+    """The same, runs of one λ together."""
     windows: pd.DataFrame
     """Windowed runs by window length and stride."""
     paper: dict[str, Reference]
@@ -61,10 +64,14 @@ class Report:
     verdicts: list[Verdict]
     top_up: list[TopUp]
     """Arms that more training seeds would tell from the baseline, or would not."""
+    ledger: pd.DataFrame
+    """Device seconds and tokens by arm."""
     caption: str
     """Which variance the table's intervals hold."""
     left_out: list[tuple[str, str]]
     """(trial, why) of the fixed-arm runs that the table leaves out."""
+    imports: list[str]
+    """Names of the files that rows from elsewhere came from."""
     folder: Path
     index: Path
 
@@ -83,70 +90,66 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         ComparisonError: where runs of different protocols meet, or an imported file is not as it must be.
     """
     tell = progress or _quiet
-    tell(0, 6, "reading runs")
-    with _uncollected():
-        study = load_study(source)
     folder = _study_folder(source)
     if output is None and folder is None:
         raise StudyError("a report of a study that lies in no folder needs to know where to write; give --output DIR")
     output = Path(output) if output is not None else folder.report  # type: ignore[union-attr]
-    with _uncollected():
-        own = runs_table(study)
-    runs = with_imports(own, imports)
-    tell(1, 6, "computing tables")
-    curves = effort.compute_curves(study, own)
-    report = Report(
-        runs=runs,
-        ablation=ablation_table(runs),
-        frontier=frontier(runs),
-        uncertainty=frontier_uncertainty(runs),
-        compute=effort.compute_table(own),
-        quality=effort.compute_to_quality(curves),
-        hypervolume=effort.hypervolume_history(study, own),
-        importance=importance_table(study, own),
-        weights=lambda_table(own),
-        windows=window_stride_tables(own),
-        paper=paper_reference(own),
-        verdicts=verdicts(own),
-        top_up=top_up(own),
-        caption=caption(runs),
-        left_out=left_out(runs),
-        folder=output,
-        index=output / "index.html",
-    )
-    output.mkdir(parents=True, exist_ok=True)
-    tell(2, 6, "writing tables")
-    weights = lambda_groups(report.weights)
-    _write_tables(report, weights)
-    _write_provenance(study, own, report, imports)
-    tell(3, 6, "drawing figures")
-    drawn = _draw(study, own, report, curves, largest_allowed(folder))
-    tell(4, 6, "writing sample videos")
-    samples: dict[str, dict[str, Samples]] = read_samples(study, folder) if folder else {}
-    if samples:
-        write_grids(samples, output / "samples")
+    tell(0, 6, "reading runs")
+    with Painter() as painter:
+        with _uncollected():
+            study = load_study(source)
+            own = runs_table(study)
+        runs = with_imports(own, imports)
+        output.mkdir(parents=True, exist_ok=True)
+        tell(1, 6, "computing tables")
+        budget = budget_order(own)[0]
+        by_arm = arm_curves(study, budget)
+        painter.draw("loss_by_frame", output, by_arm, budget)
+        painter.draw("error_growth", output, by_arm, budget)
+        painter.draw("fvd_by_samples", output, bias_curves(study, budget), budget)
+        painter.draw("learning_curves", output, learning_curves(study))
+        weights = lambda_table(own)
+        painter.draw("lambda", output, weights, arm_order(own))
+        curves = effort.compute_curves(study, own)
+        report = Report(
+            study=study,
+            runs=runs,
+            ablation=ablation_table(runs),
+            frontier=frontier(runs),
+            uncertainty=frontier_uncertainty(runs),
+            compute=effort.compute_table(own),
+            quality=effort.compute_to_quality(curves),
+            hypervolume=effort.hypervolume_history(study, own),
+            importance=importance_table(study, own),
+            weights=weights,
+            weight_groups=lambda_groups(weights),
+            windows=window_stride_tables(own),
+            paper=paper_reference(own),
+            verdicts=verdicts(own),
+            top_up=top_up(own),
+            ledger=ledger(study, own),
+            caption=caption(runs),
+            left_out=left_out(runs),
+            imports=[Path(path).name for path in imports],
+            folder=output,
+            index=output / "index.html",
+        )
+        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), largest_allowed(folder))
+        painter.draw("compute", output, report.compute, curves)
+        painter.draw("hypervolume", output, report.hypervolume)
+        painter.draw("importance", output, report.importance)
+        painter.draw("window_stride", output, report.windows[report.windows["budget"] == budget])
+        tell(2, 6, "writing tables")
+        _write_tables(report)
+        _write_provenance(report, own, imports)
+        tell(3, 6, "writing sample videos")
+        samples: dict[str, dict[str, Samples]] = read_samples(study, folder) if folder else {}
+        if samples:
+            write_grids(samples, output / "samples")
+        tell(4, 6, "drawing figures")
+        drawn = painter.finish()
     tell(5, 6, "writing the page")
-    content = Content(
-        study=study,
-        runs=runs,
-        ablation=report.ablation,
-        caption=report.caption,
-        left_out=report.left_out,
-        frontier=report.frontier,
-        uncertainty=report.uncertainty,
-        quality=report.quality,
-        importance=report.importance,
-        weights=weights,
-        windows=report.windows,
-        paper=report.paper,
-        verdicts=report.verdicts,
-        top_up=report.top_up,
-        ledger=ledger(study, own),
-        figures=drawn,
-        samples=samples,
-        imports=[Path(path).name for path in imports],
-    )
-    report.index.write_text(render(content), encoding="utf-8")
+    report.index.write_text(render(report, drawn, samples), encoding="utf-8")
     tell(6, 6, "done")
     return report
 
@@ -159,7 +162,7 @@ def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
     return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
 
 
-def _write_tables(report: Report, weights: pd.DataFrame) -> None:
+def _write_tables(report: Report) -> None:
     words = report.caption, report.left_out, report.paper
     for name, text in {
         "runs.csv": csv_text(report.runs),
@@ -173,8 +176,8 @@ def _write_tables(report: Report, weights: pd.DataFrame) -> None:
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
         "lambda.csv": csv_text(report.weights),
-        "lambda.md": tables.lambda_markdown(weights, GROUP_NOTE),
-        "lambda.tex": tables.lambda_latex(weights, GROUP_NOTE),
+        "lambda.md": tables.lambda_markdown(report.weight_groups, GROUP_NOTE),
+        "lambda.tex": tables.lambda_latex(report.weight_groups, GROUP_NOTE),
         "window_stride.csv": csv_text(report.windows),
         "window_stride.md": tables.window_stride_markdown(report.windows, GROUP_NOTE),
         "window_stride.tex": tables.window_stride_latex(report.windows, GROUP_NOTE),
@@ -182,8 +185,9 @@ def _write_tables(report: Report, weights: pd.DataFrame) -> None:
         (report.folder / name).write_text(text, encoding="utf-8", newline="\n")
 
 
-def _write_provenance(study: StudyRecord, runs: pd.DataFrame, report: Report, imports: Sequence[Path]) -> None:
+def _write_provenance(report: Report, runs: pd.DataFrame, imports: Sequence[Path]) -> None:
     """What the tables rest on; nothing in it depends on where the runs were read from."""
+    study = report.study
     origin = {
         "study": study.name,
         "question": study.question,
@@ -205,28 +209,6 @@ def _write_provenance(study: StudyRecord, runs: pd.DataFrame, report: Report, im
     }
     text = json.dumps(origin, indent=2, ensure_ascii=False, default=str) + "\n"
     (report.folder / "provenance.json").write_text(text, encoding="utf-8")
-
-
-def _draw(study: StudyRecord, runs: pd.DataFrame, report: Report, compute: effort.Curves, limits: dict[str, float]) -> dict[str, Path]:
-    budgets = budget_order(runs)
-    curves = arm_curves(study, budgets[0])
-    drawn = {}
-    for name, figure in {
-        "frontier": figures.draw_frontier(report.uncertainty, report.runs, limits),
-        "compute": effort_figures.draw_compute(report.compute, compute),
-        "hypervolume": effort_figures.draw_hypervolume(report.hypervolume),
-        "importance": effort_figures.draw_importance(report.importance),
-        "lambda": figures.draw_lambda(runs, comparable(runs)),
-        "window_stride": figures.draw_window_stride(report.windows[report.windows["budget"] == budgets[0]]),
-        "loss_by_frame": figures.draw_loss_by_frame(curves, budgets[0]),
-        "error_growth": figures.draw_error_growth(curves, budgets[0]),
-        "fvd_by_samples": figures.draw_bias(bias_curves(study, budgets[0]), budgets[0]),
-        "learning_curves": figures.draw_learning(learning_curves(study)),
-    }.items():
-        if figure is not None:
-            save(figure, report.folder / name)
-            drawn[name] = report.folder / f"{name}.png"
-    return drawn
 
 
 def _study_folder(source: Source) -> StudyFolder | None:

@@ -18,6 +18,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
+from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.runs import SEARCH, WHOLE
 
 COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
@@ -36,7 +37,6 @@ COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand be
 }
 _SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
 MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
-DPI = 160
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:

@@ -7,12 +7,13 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
+from statistics import fmean
 from typing import Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
-from scipy import stats
+from scipy.special import ndtri, stdtrit
 
 from reco_tune.pareto import knee, non_dominated
 from reco_tune.reporting.aggregate import CONFIDENCE, Measured, mean_interval
@@ -27,7 +28,7 @@ SPEEDS = 80
 """Speed-ups at which the band is computed."""
 _FAR = 0.999
 """A point that could stand on the frontier only beyond this quantile of its own noise and of another's is not drawn."""
-_Z = float(stats.norm.ppf(0.5 + CONFIDENCE / 2))
+_Z = float(ndtri(0.5 + CONFIDENCE / 2))
 Array = NDArray[np.float64]
 
 
@@ -80,7 +81,7 @@ def _configurations(rows: pd.DataFrame) -> list[dict[str, Any]]:
     found = []
     for members in groups.values():
         fvd = mean_interval([Measured(row["fvd"], row["fvd_low"], row["fvd_high"]) for row in members])
-        speed = {name: float(np.mean([row[name] for row in members])) for name in ("speedup", "speedup_low", "speedup_high")}
+        speed = {name: fmean(row[name] for row in members) for name in ("speedup", "speedup_low", "speedup_high")}
         own = {name: members[0].get(name) for name in ("arm", "trial", *SETTINGS)}
         found.append(own | speed | {"runs": len(members), "fvd": fvd.value, "fvd_low": fvd.low, "fvd_high": fvd.high})
     return found
@@ -93,20 +94,23 @@ def _draw(rows: list[dict[str, Any]], draws: int, generator: np.random.Generator
         for name in ("fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high", "runs")
     )
     several, freedom = count > 1, np.maximum(count - 1, 1)
-    quantile = np.where(several, stats.t.ppf(0.5 + CONFIDENCE / 2, freedom), _Z)
+    quantile = np.where(several, stdtrit(freedom, 0.5 + CONFIDENCE / 2), _Z)
     # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end holds the spread.
     above, below = _width(fvd_high - fvd) / quantile, _width(np.where(several, fvd_high - fvd, fvd - fvd_low)) / quantile
     faster, slower = _width(speed_high - speed) / _Z, _width(speed - speed_low) / _Z
-    far = float(stats.norm.ppf(_FAR))
-    reach = np.where(several, stats.t.ppf(_FAR, freedom), far)
+    far = float(ndtri(_FAR))
+    reach = np.where(several, stdtrit(freedom, _FAR), far)
     near = np.flatnonzero(_possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above))
     speeds = np.linspace(speed.min(), speed.max(), SPEEDS)
     wins, best_FVD = np.zeros(len(rows)), np.full((draws, SPEEDS), np.inf)
+    fvd, above, below, speed, faster, slower = (values[near] for values in (fvd, above, below, speed, faster, slower))
+    seeded, freedom = np.flatnonzero(several[near]), freedom[near][several[near]]
     for draw in range(draws):
-        noise = np.where(several[near], generator.standard_t(freedom[near]), generator.standard_normal(len(near)))
-        drawn = np.maximum(fvd[near] + noise * np.where(noise > 0, above[near], below[near]), 0)
         noise = generator.standard_normal(len(near))
-        pace = speed[near] + noise * np.where(noise > 0, faster[near], slower[near])
+        noise[seeded] = generator.standard_t(freedom)
+        drawn = np.maximum(fvd + noise * np.where(noise > 0, above, below), 0)
+        noise = generator.standard_normal(len(near))
+        pace = speed + noise * np.where(noise > 0, faster, slower)
         order = np.lexsort((drawn, -pace))
         best = np.minimum.accumulate(drawn[order])
         wins[near[order[np.append(True, drawn[order][1:] < best[:-1])]]] += 1

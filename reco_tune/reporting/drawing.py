@@ -1,0 +1,102 @@
+"""The figures of a report, drawn by a second process while the first one computes: matplotlib takes longer than all the numbers together.
+
+Nothing here imports matplotlib but that process, which is a fresh interpreter: a forked copy would inherit threads and locks.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import pickle
+import subprocess
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+from reco_tune.errors import RunFailedError
+
+DPI = 160
+"""Of the PNG files."""
+DRAWN_BY = {
+    "frontier": "figures.draw_frontier",
+    "compute": "effort_figures.draw_compute",
+    "hypervolume": "effort_figures.draw_hypervolume",
+    "importance": "effort_figures.draw_importance",
+    "lambda": "figures.draw_lambda",
+    "window_stride": "figures.draw_window_stride",
+    "loss_by_frame": "figures.draw_loss_by_frame",
+    "error_growth": "figures.draw_error_growth",
+    "fvd_by_samples": "figures.draw_bias",
+    "learning_curves": "figures.draw_learning",
+}
+"""Name of each figure, in the order of the page, and the function of this package that draws it."""
+_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reco_tune.reporting.drawing import _serve; _serve()"
+
+
+class Painter:
+    """The process; it starts with the block and ends with it."""
+
+    def __enter__(self) -> Self:
+        command = [sys.executable, "-c", _START, json.dumps(sys.path)]
+        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        if self._process.poll() is None:
+            self._process.kill()
+        self._process.communicate()
+
+    def draw(self, name: str, folder: Path, *given: Any) -> None:
+        """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at once."""
+        assert self._process.stdin is not None
+        try:
+            pickle.dump((name, folder.absolute(), given), self._process.stdin, protocol=5)
+            self._process.stdin.flush()
+        except BrokenPipeError:
+            return  # `finish` says why
+
+    def finish(self) -> Mapping[str, Path]:
+        """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing to draw.
+
+        Raises:
+            RunFailedError: where the process was lost.
+            Exception: what kept a figure from being drawn or written.
+        """
+        output, _ = self._process.communicate()
+        if not output:
+            raise RunFailedError(
+                f"the process that draws the figures ended with status {self._process.returncode}; "
+                f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
+            )
+        drawn = pickle.loads(output)
+        if isinstance(drawn, Exception):
+            raise drawn
+        return {name: drawn[name] for name in DRAWN_BY if name in drawn}
+
+
+def _serve() -> None:
+    """The life of the process: figures until the other end is closed, then what became of them."""
+    answer = os.fdopen(os.dup(1), "wb")
+    os.dup2(2, 1)  # whatever a library prints is no answer
+    drawn: dict[str, Path] = {}
+    result: dict[str, Path] | Exception = drawn
+    try:
+        from reco_tune.reporting import effort_figures, figures, style
+
+        modules = {"figures": figures, "effort_figures": effort_figures}
+        while True:
+            try:
+                name, folder, given = pickle.load(sys.stdin.buffer)
+            except EOFError:
+                break
+            module, function = DRAWN_BY[name].split(".")
+            figure = getattr(modules[module], function)(*given)
+            if figure is not None:
+                style.save(figure, folder / name)
+                drawn[name] = folder / f"{name}.png"
+    except Exception as error:
+        result = error
+    pickle.dump(result, answer)
+    answer.close()
