@@ -1,14 +1,17 @@
 """Every script of analysis/ runs on a recorded study and writes the same tables each time."""
 
 import ast
-import os
+import runpy
 import subprocess
 import sys
+from typing import NamedTuple
 
 import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.bundled import bundled
+from reco_tune.study_log import StudyFolder, read_study
+from reco_tune.tracking import sync
 
 SCRIPTS = sorted(path for path in bundled("analysis").glob("*.py"))
 
@@ -18,9 +21,36 @@ def study(tmp_path_factory):
     return record_study(tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"), searched=16)
 
 
-def run(script, *arguments):
-    command = [sys.executable, str(bundled("analysis") / script), *map(str, arguments)]
-    return subprocess.run(command, capture_output=True, text=True, env={**os.environ, "OMP_NUM_THREADS": "1"})
+class Done(NamedTuple):
+    """How a script ended."""
+
+    returncode: int
+    stdout: str
+    stderr: str
+
+
+@pytest.fixture
+def run(monkeypatch, capsys):
+    """Runs a script as `python analysis/SCRIPT` does, in this process: a fresh one would import for seconds each time."""
+
+    def call(script, *arguments):
+        monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
+        code = 0
+        try:
+            runpy.run_path(str(bundled("analysis") / script), run_name="__main__")
+        except SystemExit as end:
+            code = end.code
+        return Done(code, *capsys.readouterr())
+
+    return call
+
+
+@pytest.fixture(scope="module")
+def tracked(study):
+    """The study's own MLflow, and its name there."""
+    folder = StudyFolder(study)
+    sync(folder)
+    return folder.mlflow_uri, f"mlflow:{read_study(study).name}"
 
 
 def test_scripts_are_there():
@@ -51,25 +81,32 @@ def test_a_script_is_short_and_opens_with_its_question(script):
     ],
     ids=lambda value: value.removesuffix(".py") if isinstance(value, str) and value.endswith(".py") else "",
 )
-def test_a_script_writes_its_files_and_prints_its_finding(study, tmp_path, script, files, words):
+def test_a_script_writes_its_files_and_prints_its_finding(run, study, tracked, monkeypatch, tmp_path, script, files, words):
     done = run(script, study, "--output", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert words in done.stdout
     assert [name for name in files if not (tmp_path / name).exists()] == []
+    uri, source = tracked
+    monkeypatch.setenv("MLFLOW_TRACKING_URI", uri)
+    again = run(script, source, "--output", tmp_path / "again")
+    assert (again.returncode, again.stderr) == (0, "")
+    for table in tmp_path.glob("*.csv"):
+        assert (tmp_path / "again" / table.name).read_bytes() == table.read_bytes(), "from MLflow as from the folder"
 
 
 def test_where_no_output_is_given_a_script_writes_into_the_study(study):
-    assert run("compare_studies.py", study).returncode == 0
+    """As a person starts it."""
+    assert subprocess.run([sys.executable, str(bundled("analysis") / "compare_studies.py"), str(study)]).returncode == 0
     assert (study / "analysis" / "comparison.csv").exists()
 
 
-def test_a_mistake_is_one_sentence(tmp_path):
+def test_a_mistake_is_one_sentence(run, tmp_path):
     done = run("ablation.py", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "is not a study folder" in done.stderr
 
 
-def test_studies_of_two_protocols_are_not_compared(study, tmp_path):
+def test_studies_of_two_protocols_are_not_compared(run, study, tmp_path):
     other = record_study(tmp_path / "other", arms=("full",), searched=0, files=False, protocol=PROTOCOL.replace("n512", "n2048"))
     done = run("compare_studies.py", study, other)
     assert done.returncode == 2 and "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)" in done.stderr
