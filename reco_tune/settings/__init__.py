@@ -2,7 +2,6 @@
 
 from reco_tune.settings.experiment import (
     FSQ_LEVELS,
-    HOLISTIC,
     PRESETS,
     PRETRAINED,
     Data,
@@ -12,13 +11,13 @@ from reco_tune.settings.experiment import (
     Objective,
     Resources,
     Sampling,
-    TokenGrid,
     Tokenizer,
     Training,
     Window,
     flatten,
 )
 from reco_tune.settings.files import arm_experiment, load_experiment, load_space, make_experiment, parse_overrides, read_yaml, save_space
+from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.space import ARMS, BASELINE, Bound, Pruning, Range, Sampler, Space
 
 __all__ = [

@@ -13,7 +13,8 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings.experiment import ALTERNATIVES, Experiment, flatten
+from reco_tune.settings.checks import ALTERNATIVES
+from reco_tune.settings.experiment import Experiment, flatten
 from reco_tune.settings.protocols import protocol_defaults
 from reco_tune.settings.space import ARMS, Space
 

@@ -1,0 +1,33 @@
+"""Shapes of a clip's tokens."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+
+class TokenGrid(NamedTuple):
+    """Shape of a clip's tokens: `blocks` latent frames of `rows` x `columns` sites."""
+
+    blocks: int
+    rows: int
+    columns: int
+
+    @property
+    def tokens_per_block(self) -> int:
+        return self.rows * self.columns
+
+    @property
+    def num_tokens(self) -> int:
+        return self.blocks * self.rows * self.columns
+
+
+class HolisticClip(NamedTuple):
+    """What a tokenizer without a frame grid takes and gives."""
+
+    frames: int
+    size_px: int
+    tokens: int
+
+
+HOLISTIC = {"larp": HolisticClip(frames=16, size_px=128, tokens=1024)}
+"""Kinds of tokenizers whose codes stand for the whole clip, none for a frame."""
