@@ -335,6 +335,28 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
     assert time.monotonic() - began < 10
 
 
+def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:
+    """First the tokenizer alone, then the codes: fitted once, looked at with clips it has not seen."""
+    keys = {"kind": "vq", "quantizer": "fsq", "num_codes": 240, "width": 8, "fit_steps": 60, "fit_batch_size": 8, "learning_rate": 0.01}
+    command = [
+        "tokenize",
+        str(trained / "tiny.yaml"),
+        *(part for key, value in keys.items() for part in ("--set", f"tokenizer.{key}={value}")),
+    ]
+    fitted = say(*command, "--fit")
+    assert fitted.code == 0, fitted.err
+    assert (Path(fitted.out.removeprefix("tokenizer: ").strip()) / "tokenizer.safetensors").is_file()
+    said = say(*command, "--check")
+    assert said.code == 0, said.err
+    assert "training the tokenizer" in fitted.err and "training the tokenizer" not in said.err
+    assert "train: 128 clips of 5 x 3 x 3 tokens" in said.out and "codes: 240" in said.out
+    found = re.search(r"come back with ([\d.]+) dB PSNR\ncodes used: (\d+) of 240 .*perplexity ([\d.]+)", said.out)
+    assert found is not None
+    psnr, used, perplexity = map(float, found.groups())
+    assert psnr > 12 and 60 < used <= 240 and 20 < perplexity <= used  # the best constant clip: 11.7 dB
+    refused(say(*command, "--set", "tokenizer.num_codes=256"), r"num_codes \(256\) .*; take 240, the nearest")
+
+
 def test_train_left_a_model_and_says_where(trained: Path) -> None:
     with standing_in(trained):
         said = say("train", "tiny.yaml")  # nothing left to do

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from reco_tune import settings
+from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.tokenizers import Tokenizer, fit_tokenizer, load_tokenizer
 from reco_tune.tokenizers.base import check_frames
@@ -170,6 +171,38 @@ def test_vq_learns() -> None:
     error = (tokenizer.decode(codes).float() - video).square().mean()
     assert error < 0.4 * video.float().var()
     assert len(codes.unique()) > 16
+
+
+@pytest.fixture(scope="module", params=["vq", "fsq"])
+def on_digits(request: pytest.FixtureRequest, digits: tuple[settings.Experiment, TokenCache]) -> tuple[Tokenizer, TokenCache]:
+    """A learned codebook, and a grid of levels with as many codes, each trained alike on the real digits."""
+    _, cache = digits
+    values = settings.Tokenizer(
+        kind="vq", quantizer=request.param, num_codes=240, width=16, learning_rate=5e-3, fit_steps=200, fit_batch_size=8
+    )
+    return fit_tokenizer(values, np.array(cache.clips("train"))), cache
+
+
+def test_learned_codes_and_levels_show_digits_they_have_not_seen(on_digits: tuple[Tokenizer, TokenCache]) -> None:
+    """Seen: half the error of the best constant clip; 240 codes with perplexity 204 (vq), 158 with 68 (fsq). A collapse uses a few."""
+    tokenizer, cache = on_digits
+    video = torch.from_numpy(np.array(cache.clips("test"))).float()
+    codes = tokenizer.encode(video.byte())
+    constant = torch.from_numpy(np.array(cache.clips("train"))).float().mean(dim=0)
+    assert (tokenizer.decode(codes) - video).square().mean() < 0.7 * (constant - video).square().mean()
+    share = torch.bincount(codes.flatten(), minlength=tokenizer.num_codes) / codes.numel()
+    used = share[share > 0]
+    perplexity = float(torch.exp(-(used * used.log()).sum()))
+    assert len(used) > tokenizer.num_codes / 4 and tokenizer.num_codes / 8 < perplexity < len(used)
+
+
+def test_the_first_frame_of_a_digit_alone_has_the_codes_of_block_0_every_time(on_digits: tuple[Tokenizer, TokenCache]) -> None:
+    tokenizer, cache = on_digits
+    video = torch.from_numpy(np.array(cache.clips("test")))
+    codes = tokenizer.encode(video)
+    assert torch.equal(tokenizer.encode(video[:, :1]), codes[:, :1])
+    assert torch.equal(tokenizer.encode(video), codes)
+    assert torch.equal(tokenizer.decode(codes), tokenizer.decode(codes))
 
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
