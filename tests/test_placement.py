@@ -40,7 +40,7 @@ def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         jobs = [Job("trial", f"run-{i}", {}, "", "", folder="") for i in range(2)]
         ray.get([desk.bring.remote(job) for job in jobs])
         followers = [desk.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
-        warm = groups.WorkerGroups(desk, placement, tmp_path / "train", len(jobs))
+        warm = groups.WorkerGroups(desk, placement, tmp_path / "train", len(jobs), own_cluster=True)
         heard: list[dict[str, Any]] = []
         deadline = time.monotonic() + 240
         while sum(event["event"] in ("evaluated", "failed") for event in heard) < 2 and time.monotonic() < deadline and not warm.gone:

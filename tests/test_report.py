@@ -7,6 +7,7 @@ import os
 import re
 import shutil
 import subprocess
+from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
 
@@ -19,6 +20,7 @@ from reco_tune.errors import StudyError
 from reco_tune.reporting import write_report
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.page import render
 from reco_tune.reporting.report import largest_allowed
 from reco_tune.reporting.runs import load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
@@ -141,10 +143,9 @@ def test_the_page_lists_verdicts_failures_and_settings_on_hover(report):
     assert "on the frontier with probability 0." in text
 
 
-def test_text_of_a_person_is_escaped(tmp_path):
-    study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
-    study.question = "Is <script>alert(1)</script> & 'this' safe?"
-    text = write_report(study, tmp_path / "out").index.read_text()
+def test_text_of_a_person_is_escaped(report):
+    asked = replace(report.study, question="Is <script>alert(1)</script> & 'this' safe?")
+    text = render(replace(report, study=asked), {}, {})
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
@@ -152,9 +153,8 @@ def test_text_of_a_person_is_escaped(tmp_path):
     ("protocol", "illustrative"),
     [("native-pca/17x64x64/n256x1/00000000", True), ("native-random/17x64x64/n256x1/00000000", True), ("native/9x12x12/n512x1/0", False)],
 )
-def test_untrained_features_are_called_illustrative(tmp_path, protocol, illustrative):
-    study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False, protocol=protocol))
-    text = write_report(study, tmp_path / "out").index.read_text()
+def test_untrained_features_are_called_illustrative(report, protocol, illustrative):
+    text = render(replace(report, ablation=report.ablation.assign(protocol=protocol)), {}, {})
     assert ("Illustrative" in text) == illustrative
     assert "compares with nothing published" in text or "compare with nothing published" in text
 

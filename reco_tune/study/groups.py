@@ -26,16 +26,18 @@ LEAVE_SECONDS = 60
 class WorkerGroups:
     """All groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread only waits for it)."""
 
-    def __init__(self, desk: Any, placement: Placement, storage: Path, jobs: int) -> None:
+    def __init__(self, desk: Any, placement: Placement, storage: Path, jobs: int, own_cluster: bool) -> None:
         """Starts them; returns at once.
 
         Args:
             storage: folder of Train's own state.
             jobs: about how many jobs they will do.
+            own_cluster: whether the cluster is this driver's own and ends with it.
         """
         self.lost: list[str] = []
         """Why groups are gone for good."""
         self._desk, self._placement, self._storage = desk, placement, storage.resolve()
+        self._own_cluster = own_cluster
         self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
         self._threads = [threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)]
         for thread in self._threads:
@@ -66,7 +68,7 @@ class WorkerGroups:
 
     def _trainer(self, slot: int) -> TorchTrainer:
         placement = self._placement
-        return _WarmTrainer(
+        trainer = _WarmTrainer(
             worker.serve,
             train_loop_config={"desk": self._desk, "slot": slot, "execute": worker.execute},
             torch_config=TorchConfig(),  # nccl for GPUs, else gloo
@@ -79,11 +81,17 @@ class WorkerGroups:
                 failure_config=ray.train.FailureConfig(max_failures=self._restarts, controller_failure_limit=3),
             ),
         )
+        trainer.own_cluster = self._own_cluster
+        return trainer
 
 
 class _WarmTrainer(TorchTrainer):
-    """A trainer without Ray Data: its callback starts a process per group for data sets that do not exist here."""
+    """A trainer without the callbacks that start a process per group, each of which imports for seconds, for what is not there: data sets,
+    and, on a cluster that ends with its driver, placement groups that a dead controller leaves behind."""
+
+    own_cluster = False
 
     def _create_default_callbacks(self) -> list[Any]:
+        needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if self.own_cluster else set())
         callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ != "DatasetsCallback"]
+        return [callback for callback in callbacks if type(callback).__name__ not in needless]

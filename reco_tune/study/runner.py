@@ -225,7 +225,7 @@ class _Driver:
                 .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
                 .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill, _alive)
             )
-            self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left)
+            self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left, own_cluster=self._options.address is None)
             try:
                 with self._draining():
                     self._tune(name, placement)
