@@ -1,4 +1,4 @@
-"""Figures are drawn by a process of their own, and whatever keeps one from being drawn comes back from there."""
+"""Figures are drawn by processes of their own, and whatever keeps one from being drawn comes back from there."""
 
 from __future__ import annotations
 
@@ -38,8 +38,8 @@ def test_what_cannot_be_written_is_told_as_if_it_had_been_drawn_here(tmp_path: P
 
 def test_a_lost_process_is_one_sentence(tmp_path: Path) -> None:
     with Painter() as painter:
-        os.kill(painter._process.pid, signal.SIGKILL)
-        painter._process.wait()
+        os.kill(painter._processes[0].pid, signal.SIGKILL)
+        painter._processes[0].wait()
         painter.draw("importance", tmp_path, SHARES)
-        with pytest.raises(RunFailedError, match="the process that draws the figures ended with status -9"):
+        with pytest.raises(RunFailedError, match="a process that draws figures ended with status -9"):
             painter.finish()

@@ -1,16 +1,18 @@
-"""The figures of a report, drawn by a second process while the first one computes: matplotlib takes longer than all the numbers together.
+"""The figures of a report, drawn by processes of their own while this one computes: matplotlib takes longer than all the numbers together.
 
-Nothing here imports matplotlib but that process, which is a fresh interpreter: a forked copy would inherit threads and locks.
+Nothing here imports matplotlib but those processes, which are fresh interpreters: a forked copy would inherit threads and locks.
 """
 
 from __future__ import annotations
 
+import itertools
 import json
 import os
 import pickle
 import subprocess
 import sys
 from collections.abc import Mapping
+from contextlib import suppress
 from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
@@ -19,6 +21,8 @@ from reco_tune.errors import RunFailedError
 
 DPI = 160
 """Of the PNG files."""
+PROCESSES = 2
+"""That draw. Each imports for two seconds, so more would not be sooner done with ten figures."""
 DRAWN_BY = {
     "frontier": "figures.draw_frontier",
     "compute": "effort_figures.draw_compute",
@@ -36,24 +40,27 @@ _START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reco_tun
 
 
 class Painter:
-    """The process; it starts with the block and ends with it."""
+    """The processes; they start with the block and end with it."""
 
     def __enter__(self) -> Self:
         command = [sys.executable, "-c", _START, json.dumps(sys.path)]
-        self._process = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self._processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
+        self._turn = itertools.cycle(self._processes)
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        if self._process.poll() is None:
-            self._process.kill()
-        self._process.communicate()
+        for process in self._processes:
+            process.kill()
+            with suppress(BrokenPipeError), process:  # closes its pipes and waits
+                pass
 
     def draw(self, name: str, folder: Path, *given: Any) -> None:
         """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at once."""
-        assert self._process.stdin is not None
+        stdin = next(self._turn).stdin
+        assert stdin is not None
         try:
-            pickle.dump((name, folder.absolute(), given), self._process.stdin, protocol=5)
-            self._process.stdin.flush()
+            pickle.dump((name, folder.absolute(), given), stdin, protocol=5)
+            stdin.flush()
         except BrokenPipeError:
             return  # `finish` says why
 
@@ -61,23 +68,31 @@ class Painter:
         """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing to draw.
 
         Raises:
-            RunFailedError: where the process was lost.
+            RunFailedError: where a process was lost.
             Exception: what kept a figure from being drawn or written.
         """
-        output, _ = self._process.communicate()
-        if not output:
-            raise RunFailedError(
-                f"the process that draws the figures ended with status {self._process.returncode}; "
-                f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
-            )
-        drawn = pickle.loads(output)
-        if isinstance(drawn, Exception):
-            raise drawn
+        for process in self._processes:
+            assert process.stdin is not None
+            with suppress(BrokenPipeError):
+                process.stdin.close()
+        drawn: dict[str, Path] = {}
+        for process in self._processes:
+            assert process.stdout is not None
+            output = process.stdout.read()
+            if not output:
+                raise RunFailedError(
+                    f"a process that draws figures ended with status {process.wait()}; "
+                    f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
+                )
+            answer = pickle.loads(output)
+            if isinstance(answer, Exception):
+                raise answer
+            drawn |= answer
         return {name: drawn[name] for name in DRAWN_BY if name in drawn}
 
 
 def _serve() -> None:
-    """The life of the process: figures until the other end is closed, then what became of them."""
+    """The life of a process: figures until the other end is closed, then what became of them."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     drawn: dict[str, Path] = {}
