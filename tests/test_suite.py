@@ -34,7 +34,7 @@ def prepared(digits: tuple[Experiment, TokenCache]) -> Iterator[tuple[Experiment
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(video_features, "FIT_STEPS", 80)
         prepare_evaluation(*digits)
-        yield digits
+    yield digits
 
 
 def changed(experiment: Experiment, overrides: dict[str, object]) -> Experiment:

@@ -31,7 +31,7 @@ from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
 from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, frechet_interval
 from reco_tune.evaluation.i3d import I3D, load_i3d
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.video_features import Described, Extractor, Protocol, fit_extractor, fit_steps, load_extractor
+from reco_tune.evaluation.video_features import Described, Extractor, Protocol, fit_extractor, load_extractor
 from reco_tune.files import publish
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
@@ -141,7 +141,7 @@ def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count
 def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor:
     """The extractor of a native protocol, fitted to the data set's raw clips once."""
     clips, heldout = cache.clips("train"), cache.clips("test")
-    key = [video_features.VERSION, protocol, cache.data_fingerprint, list(clips.shape), cache.num_classes, fit_steps(len(clips))]
+    key = [video_features.VERSION, protocol, cache.data_fingerprint, list(clips.shape), cache.num_classes]
     folder = experiment.cache_dir / "extractors" / _fingerprint(key)
     if not folder.exists():
         extractor = fit_extractor(
