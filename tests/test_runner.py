@@ -1,4 +1,4 @@
-"""The driver's bookkeeping where an arm's speed cannot be measured: without Ray, on a real log."""
+"""The driver's bookkeeping where an arm's speed cannot be measured, and of finalists: without a cluster, on a real log."""
 
 from __future__ import annotations
 
@@ -6,12 +6,17 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from ray.tune.search import Searcher
 from small_study import small_space
 
 from reco_tune.errors import RunFailedError
-from reco_tune.study import Observer, Options
+from reco_tune.settings import load_space
+from reco_tune.settings.files import save_space
+from reco_tune.study import Observer, Options, plan
 from reco_tune.study.journal import frozen
 from reco_tune.study.runner import CALIBRATION, _Driver
+from reco_tune.study.scheduler import verdict
+from reco_tune.study.trial import Proposals
 from reco_tune.study_log import StudyFolder, read_events
 
 REASON = "the speed of arm `reco` could not be measured: it ran out of memory"
@@ -79,3 +84,48 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
     with pytest.raises(RunFailedError, match=f"the speed of arm `{arm}` could not be measured: it ran out of memory"):
         one._conclude()
     assert not one.study.runs  # a resumed study measures again
+
+
+def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
+    """What the desk tells of a sampled run, from its calibration on."""
+    for event, fields in {
+        "calibrated": {"metrics": speed},
+        "evaluated": {"metrics": {"fvd": fvd, **speed}, "curves": {}, "provenance": {}},
+    }.items():
+        one._take_in({"event": event, "key": trial, "kind": "trial", **fields})
+
+
+def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Path) -> None:
+    overrides = ["arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", "finalist_seeds=1", "pruning.kind=pareto_asha"]
+    one, speed = driver(tmp_path, *overrides), {"speedup": 1.5, "speedup_low": 1.4, "calibration_seconds": 3.0}
+    asked_for(one)
+    calibrated(one, "full")
+    assert asked_for(one) == ["full-s0", "search-0000", "search-0001"] and not one._search.exhausted
+    ended(one, "search-0001", 4.0, speed)
+    assert asked_for(one) == [], "the other may still dominate it"
+    assert one._left == 2 + 2, "two that have not ended, and each of the sampled ones may be a finalist"
+    ended(one, "search-0000", 5.0, speed)
+    job = one._next_run()
+    assert job is not None and (job.key, job.sampled, job.judged) == ("search-0001-s1", False, False)
+    assert one.study.runs[job.key].metrics == speed
+    assert asked_for(one) == [] and one._search.exhausted
+    one._take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
+    one._take_in({"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}})
+    assert verdict(one._space, one.study, job.key, 10) == ""
+    again = driver(tmp_path, *overrides)
+    assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
+
+
+def test_a_search_that_waits_for_a_lost_run_ends(tmp_path: Path) -> None:
+    """Tune asks again and again as long as it is told `later`."""
+    told = Proposals(iter([{"trial": "search-0000"}, None, None]).__next__)
+    assert told.suggest("a") == {"trial": "search-0000"} and told.suggest("b") is None
+    told.on_trial_complete("a", error=True)
+    assert told.suggest("b") == Searcher.FINISHED
+
+
+def test_resources_given_on_top_of_the_file_hold_when_the_study_is_resumed(tmp_path: Path) -> None:
+    space = frozen(small_space(tmp_path, "resources.concurrent_trials=1"))
+    save_space(space, tmp_path / "settings.yaml")
+    assert plan(load_space(tmp_path / "settings.yaml")).shared.resources == plan(space).shared.resources
+    assert plan(space).shared.resources.concurrent_trials == 1 != plan(small_space(tmp_path)).shared.resources.concurrent_trials

@@ -88,7 +88,8 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
 
 
 def frozen(space: Space) -> Space:
-    """The space with absolute paths, so that a study can be resumed from anywhere."""
+    """The space with absolute paths, so that a study can be resumed from anywhere, and `resources` as part of the experiment alone: what
+    was given on top of the file's must hold when it is resumed."""
     experiment = plan(space).shared
     paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
     if experiment.data.root is not None:
@@ -96,7 +97,7 @@ def frozen(space: Space) -> Space:
     if experiment.evaluation.extractor_path is not None:
         paths["evaluation.extractor_path"] = str(experiment.evaluation.extractor_path.resolve())
     warm_start = tuple(folder.resolve() for folder in space.warm_start)
-    return space.model_copy(update={"experiment": merge(space.experiment, paths), "warm_start": warm_start})
+    return space.model_copy(update={"experiment": merge(space.experiment, paths), "resources": {}, "warm_start": warm_start})
 
 
 @contextmanager
