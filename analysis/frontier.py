@@ -2,8 +2,8 @@
 
     python analysis/frontier.py studies/demo [--output DIR]
 
-Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms as means over
-seeds, sampled runs one by one) and how probably each stands on it.
+Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms and finalists as
+means over seeds, other sampled runs one by one) and how probably each stands on it.
 """
 
 from pathlib import Path

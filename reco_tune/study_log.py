@@ -150,7 +150,7 @@ class RunRecord:
     """One run as the log tells it."""
 
     trial: str
-    """Name of the run, unique in its study: `reco-equal_steps-s0`, `full-s0`, `search-0003`."""
+    """Name of the run, unique in its study: `reco-equal_steps-s0`, `full-s0`, `search-0003`, `search-0003-s1`."""
     index: int
     """Order in which runs were planned or asked."""
     arm: str
@@ -165,6 +165,8 @@ class RunRecord:
     settings_hash: str = ""
     params: dict[str, Any] = field(default_factory=dict)
     """What the sampler chose (sampled runs only)."""
+    repeats: str = ""
+    """The sampled run whose configuration this one runs again with another training seed, sharing its calibration."""
     metrics: dict[str, float] = field(default_factory=dict)
     """Latest value of every scalar of `quantities`, calibration and cost ledger included."""
     curves: dict[str, list[float]] = field(default_factory=dict)
@@ -276,7 +278,8 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
             settings=event["settings"],
             settings_hash=event["settings_hash"],
             params=event.get("params", {}),
-            metrics=dict(event.get("metrics", {})),
+            repeats=event.get("repeats", ""),
+            metrics=dict(event.get("metrics", study.calibrations.get(event.get("repeats", ""), {}))),
         )
         study.finished = False
     else:

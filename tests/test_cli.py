@@ -225,9 +225,10 @@ def test_the_shipped_spaces_can_be_listed_shown_and_copied(here: Path) -> None:
 
 
 def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
-    said = say("plan", "demo", "--trials", "4", "--seeds", "0,1")
+    said = say("plan", "demo", "--trials", "4", "--seeds", "0,1", "--set", "finalist_seeds=2")
     assert said.code == 0, said.err
     assert "runs: 30, 26 of fixed arms and 4 sampled" in said.out
+    assert "finalists: 2 further run(s) each, not counted here" in said.out
     demo = load_space(bundled("search_spaces") / "demo.yaml")
     assert f"{arm_experiment(demo, 'full').training.steps:,}" in said.out and "at once" in said.out and "disk: about" in said.out
     assert "memory, at least" in said.out and size(least_memory(arm_experiment(demo, "full"))) in said.out

@@ -14,7 +14,8 @@ from reco_tune.reporting.runs import runs_table
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     arms = ("full", "fewer_frames", "local_balanced", "reco")
-    return load_study(record_study(tmp_path_factory.mktemp("effort") / "toy", arms=arms, seeds=(0, 1), searched=12, files=False))
+    path = tmp_path_factory.mktemp("effort") / "toy"
+    return load_study(record_study(path, arms=arms, seeds=(0, 1), searched=12, again=("search-0003", "search-0005"), files=False))
 
 
 @pytest.fixture(scope="module")

@@ -12,9 +12,12 @@ from optuna.trial import TrialState
 from small_study import WatchedStudy, run_small_study, small_space
 
 from reco_tune.errors import SettingsError
-from reco_tune.pareto import deciding_rungs, goes_on
+from reco_tune.pareto import deciding_rungs, goes_on, non_dominated
 from reco_tune.reporting import frontier, load_runs
-from reco_tune.settings import Space
+from reco_tune.reporting.runs import runs_table
+from reco_tune.reporting.uncertainty import frontier_uncertainty
+from reco_tune.settings import Space, load_space
+from reco_tune.settings.files import save_space
 from reco_tune.study import Options, plan, resume
 from reco_tune.study.scheduler import verdict
 from reco_tune.study.searcher import Search
@@ -176,19 +179,42 @@ def test_a_pruned_run_is_in_no_table(pruned_study: WatchedStudy) -> None:
     assert pruned and not pruned & set(frontier(runs).points["trial"])
 
 
-def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStudy, tmp_path: Path) -> None:
-    """The driver is gone before it could stop a run that has reported: the resumed study stops it at that rung, and repeats no other."""
-    source, folder = StudyFolder(pruned_study.folder), StudyFolder(tmp_path / "study")
+@pytest.fixture(scope="module")
+def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
+    """The driver is gone before it could stop a run that has reported; no more are to be sampled, and finalists run with one more seed."""
+    source, folder = StudyFolder(pruned_study.folder), StudyFolder(tmp_path_factory.mktemp("resumed") / "study")
     events = list(read_events(source.events))
     first = next(index for index, event in enumerate(events) if event["event"] == "pruned")
     asked = sum(event["event"] == "asked" for event in events[:first])
     folder.path.mkdir()
-    folder.settings.write_text(source.settings.read_text().replace("trials: 6", f"trials: {asked}"))
+    changes = {"trials": asked, "finalist_seeds": 1, "constraints": {}}
+    save_space(load_space(source.settings).model_copy(update=changes), folder.settings)
     folder.events.write_text("".join(source.events.read_text().splitlines(keepends=True)[:first]))
-    study = resume(folder.path, Options(track=False)).study
-    stopped = study.runs[events[first]["trial"]]
-    assert study.finished and (stopped.state, stopped.reason) == ("pruned", events[first]["reason"])
-    assert {run.attempt for run in study.runs.values() if run is not stopped} == {1} and stopped.attempt == 2
+    return resume(folder.path, Options(track=False)).study
+
+
+def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStudy, resumed_study: StudyRecord) -> None:
+    """It stops the run at that rung, and repeats no other."""
+    first = next(run for run in pruned_study.study.runs.values() if run.state == "pruned")
+    stopped = resumed_study.runs[first.trial]
+    assert resumed_study.finished and (stopped.state, stopped.reason) == ("pruned", first.reason)
+    assert {run.attempt for run in resumed_study.runs.values() if run is not stopped} == {1} and stopped.attempt == 2
+
+
+def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study: StudyRecord) -> None:
+    whole = [run for run in resumed_study.runs.values() if run.arm == "search" and run.state == "evaluated" and not run.repeats]
+    again = [run for run in resumed_study.runs.values() if run.repeats]
+    stands = non_dominated([[-run.metrics["speedup_limit"], run.metrics["fvd"]] for run in whole])
+    assert [run.repeats for run in again] == [run.trial for run, on in zip(whole, stands, strict=True) if on]
+    for run in again:
+        first = resumed_study.runs[run.repeats]
+        assert (run.trial, run.seed, run.state) == (f"{first.trial}-s1", 1, "evaluated") and run.reports[-1]["step"] == 60
+        assert run.settings == {**first.settings, "training.seed": 1} and run.metrics["fvd"] != first.metrics["fvd"]
+        assert run.trial not in resumed_study.calibrations and run.metrics["speedup"] == first.metrics["speedup"]
+        stages = [run.metrics[f"{stage}_seconds"] for stage in ("training", "generation", "evaluation")]
+        assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), "what calibration cost stands with the first run"
+    found = frontier_uncertainty(runs_table(resumed_study)).at("equal_steps").set_index("trial")
+    assert dict(found.loc[[run.repeats for run in again], "runs"]) == {run.repeats: 2 for run in again}
 
 
 def _sampled(study: StudyRecord) -> list[str]:

@@ -10,7 +10,7 @@ from optuna.trial import TrialState
 from small_study import small_space
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings import Bound, Range, Space
+from reco_tune.settings import Bound, Range, Sampler, Space
 from reco_tune.study import plan
 from reco_tune.study.searcher import Proposal, Search, broken_constraints
 from reco_tune.study_log import replay
@@ -212,6 +212,101 @@ def test_a_grid_is_walked_once(tmp_path: Path) -> None:
 def test_a_grid_without_steps_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="needs a step for objective"):
         Search(make_space(tmp_path, "grid"))
+
+
+def finalists_by_hand(log: list[dict[str, Any]]) -> set[str]:
+    """Evaluated runs that no other dominates, by looking at every pair."""
+    points = {event["trial"]: event["metrics"] for event in log if event["event"] == "evaluated" and "-s" not in event["trial"]}
+
+    def beats(one: dict[str, float], other: dict[str, float]) -> bool:
+        return one != other and one["speedup"] >= other["speedup"] and one["fvd"] <= other["fvd"]
+
+    return {name for name, own in points.items() if not any(beats(other, own) for other in points.values())}
+
+
+def finalist_space(folder: Path, seeds: int = 2, **fields: Any) -> Space:
+    """Few window lengths, so that runs dominate each other."""
+    search = {**RANGES, "window.length_tokens": Range(int=(9, 12))}
+    return make_space(folder, "random", 16, search).model_copy(update={"finalist_seeds": seeds, **fields})
+
+
+def test_finalists_run_again_with_further_seeds(tmp_path: Path) -> None:
+    space = finalist_space(tmp_path)
+    log = searched(space)
+    asked = {event["trial"]: event for event in log if event["event"] == "asked"}
+    again = [event for event in asked.values() if "repeats" in event]
+    finalists = finalists_by_hand(log)
+    assert 1 < len(finalists) < 16 == len(asked) - len(again)
+    by_seed = [[event["repeats"] for event in again if event["seed"] == seed] for seed in (1, 2)]
+    assert by_seed[0] == by_seed[1] and set(by_seed[0]) == finalists, "every finalist has its first further seed before any has two"
+    assert [event["repeats"] for event in again] == [*by_seed[0], *by_seed[1]]
+    for event in again:
+        first = asked[event["repeats"]]
+        assert event["trial"] == f"{first['trial']}-s{event['seed']}" and event["params"] == first["params"]
+        assert event["settings"] == {**first["settings"], "training.seed": event["seed"]} != first["settings"]
+
+
+def test_finalists_are_named_when_the_last_run_has_ended_and_optuna_is_not_told_of_them(tmp_path: Path) -> None:
+    space = finalist_space(tmp_path)
+    log = searched(space)
+    search, running = Search(space), 0
+    for event in log:
+        if search.asked == 16 and running:
+            assert search.ask() is None and not search.exhausted, "later, not never"
+        search.apply(event)
+        running += 0 if "-s" in event["trial"] else 1 if event["event"] == "asked" else -1
+    assert search.exhausted and search.ask() is None
+    without = searched(finalist_space(tmp_path, seeds=0))
+    assert log[: len(without)] == without, "the search itself is the same"
+    assert len(search.trials) == 16 + sum(len(event.get("skipped", [])) for event in without)
+
+
+def test_a_search_rebuilt_among_its_finalists_goes_on_in_the_same_way(tmp_path: Path) -> None:
+    space = finalist_space(tmp_path, repeats="new_seed")
+    log = searched(space)
+    again = [index for index, event in enumerate(log) if "repeats" in event]
+    assert len(again) >= 4
+    for index in again:
+        rebuilt = Search(space)
+        for event in log[:index]:
+            rebuilt.apply(event)
+        proposal = rebuilt.ask()
+        assert proposal is not None and {"event": "asked", **proposal.event} == log[index]
+
+
+def test_only_whole_runs_that_break_no_constraint_are_finalists(tmp_path: Path) -> None:
+    search = Search(finalist_space(tmp_path, seeds=1, trials=6, constraints={"fvd": Bound(min=2)}))
+    endings: list[dict[str, Any]] = [
+        {"event": "evaluated", "metrics": {"speedup": 2.0, "fvd": 5.0}},
+        {"event": "evaluated", "metrics": {"speedup": 9.0, "fvd": 1.0}},
+        {"event": "evaluated", "metrics": {"speedup": 9.0}},
+        {"event": "pruned", "step": 10, "reason": "dominated"},
+        {"event": "failed", "reason": "its worker died"},
+        {"event": "evaluated", "metrics": {"speedup": 1.9, "fvd": 5.0}},
+    ]
+    proposals = [search.ask() for _ in endings]
+    for proposal, ending in zip(proposals, endings, strict=True):
+        assert proposal is not None
+        search.apply({"event": "asked", **proposal.event})
+        search.apply({**ending, "trial": proposal.trial})
+    again = search.ask()
+    assert again is not None and again.trial == "search-0000-s1"
+    search.apply({"event": "asked", **again.event})
+    search.apply({"event": "failed", "trial": again.trial, "reason": "its worker died"})
+    assert search.ask() is None and search.exhausted
+
+
+def test_a_finalist_takes_the_next_seed_that_has_not_run(tmp_path: Path) -> None:
+    """A fixed arm may have the same settings; and a grid ends before the number of trials."""
+    search = Search(finalist_space(tmp_path, seeds=1, sampler=Sampler(kind="grid"), search={"window.length_tokens": Range(choice=(9,))}))
+    first = search.ask()
+    assert first is not None
+    search.apply({"event": "asked", **first.event})
+    settings = first.experiment.model_copy(update={"training": first.experiment.training.model_copy(update={"seed": 1})})
+    search.apply({"event": "planned", "trial": "my_arm-equal_steps-s1", "settings_hash": settings.result_hash()})
+    search.apply(evaluated(first))
+    again = search.ask()
+    assert again is not None and (again.trial, again.experiment.training.seed) == ("search-0000-s2", 2)
 
 
 def test_ten_thousand_trials_are_rebuilt_quickly(tmp_path: Path) -> None:

@@ -26,7 +26,11 @@ from reco_tune.tracking import Mirror, read_study, store, sync
 def recorded(tmp_path_factory: pytest.TempPathFactory) -> StudyFolder:
     return StudyFolder(
         record_study(
-            tmp_path_factory.mktemp("tracking") / "toy", arms=("full", "reco", "local"), searched=3, failing=("local-equal_steps-s0",)
+            tmp_path_factory.mktemp("tracking") / "toy",
+            arms=("full", "reco", "local"),
+            searched=3,
+            failing=("local-equal_steps-s0",),
+            again=("search-0001",),
         )
     )
 

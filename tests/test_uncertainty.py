@@ -67,6 +67,19 @@ def test_seeds_of_an_arm_are_one_configuration_and_a_lucky_one_is_none(tmp_path)
     assert 0.05 < points.loc["reco", "probability"] < 0.95
 
 
+def test_a_finalist_with_its_further_seeds_is_one_configuration(tmp_path):
+    path = tmp_path / "toy"
+    runs = load_runs(record_study(path, arms=("full", "reco"), searched=6, again=("search-0001", "search-0004"), files=False))
+    fvd = runs.set_index("trial")["fvd"]
+    points = frontier_uncertainty(runs).at("equal_steps").set_index("trial")
+    sampled = points[points["arm"] == "search"]
+    assert dict(sampled["runs"]) == {"search-0000": 1, "search-0001": 3, "search-0002": 1, "search-0003": 1, "search-0004": 3}
+    assert points.loc["search-0001", "fvd"] == pytest.approx(1.1 * fvd["search-0001"])  # of 1, 1.1 and 1.2 times
+    half = stats.t.ppf(0.975, 2) * 0.1 * fvd["search-0001"] / math.sqrt(3)
+    assert points.loc["search-0001", "fvd_high"] - points.loc["search-0001", "fvd"] == pytest.approx(half)
+    assert {"search-0001-s1", "search-0004-s2"} <= set(frontier(runs).points["trial"])  # there a point is a run
+
+
 def test_the_band_holds_the_frontier_and_has_no_upper_end_where_nothing_may_be_as_fast(runs):
     found = frontier_uncertainty(runs)
     band, points = found.bands["equal_steps"], found.at("equal_steps")

@@ -54,13 +54,15 @@ def record_study(
     seeds: Sequence[int] = (0,),
     searched: int = 8,
     failing: Sequence[str] = (),
+    again: Sequence[str] = (),
     files: bool = True,
     protocol: str = PROTOCOL,
     noise: float = 0.08,
 ) -> Path:
     """Writes settings.yaml, events.jsonl and, with `files`, histories and samples of a study; returns its folder.
 
-    Of the searched runs the last is pruned. Runs named in `failing` fail for a loss that is not finite.
+    Of the searched runs the last is pruned; those named in `again` run with the seeds 1 and 2 too, at 1.1 and 1.2 times their FVD.
+    Runs named in `failing` fail for a loss that is not finite.
     """
     folder, random_ = StudyFolder(path), random.Random(0)
     space = Space(question="What does the toy ladder cost?", experiment=SHARED, arms={arm: {} for arm in arms}, seeds=tuple(seeds))
@@ -89,6 +91,7 @@ def record_study(
                 trials.append((name, budget, level * math.exp(random_.gauss(0, noise)), experiment, speed))
     for name, budget, level, experiment, speed in trials:
         _run(log, folder, name, budget, level, experiment, speed, "failed" if name in failing else "evaluated", files, protocol)
+    finalists: list[tuple[str, float, dict[str, Any], dict[str, float]]] = []
     for number in range(searched):
         length = (9, 18, 27)[number % 3]
         params = {
@@ -106,6 +109,13 @@ def record_study(
         _run(
             log, folder, name, "equal_steps", level, experiment, speed, "pruned" if number == searched - 1 else "evaluated", files, protocol
         )
+        if name in again:
+            finalists.append((name, level, params, speed))
+    for seed in (1, 2):
+        for base, level, params, speed in finalists:
+            experiment, name = arm_experiment(space, None, {"training.seed": seed, **params}), f"{base}-s{seed}"
+            _plan(log, name, "search", "equal_steps", seed, experiment, {}, params, base)
+            _run(log, folder, name, "equal_steps", level * (1 + seed / 10), experiment, speed, "evaluated", files, protocol)
     log.append("finished")
     log.close()
     return path
@@ -135,6 +145,7 @@ def _plan(
     experiment: Experiment,
     metrics: dict[str, float],
     params: dict[str, Any] | None = None,
+    repeats: str = "",
 ) -> None:
     common = {
         "trial": name,
@@ -147,7 +158,7 @@ def _plan(
     if params is None:
         log.append("planned", **common, metrics=metrics)
     else:
-        log.append("asked", **common, params=params)
+        log.append("asked", **common, params=params, **({"repeats": repeats} if repeats else {}))
 
 
 def _run(

@@ -42,12 +42,12 @@ class Outlook:
 def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
     """
     Args:
-        trials: sampled runs that the space asks for; those not in the log yet count as planned ones.
+        trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of finalists do not.
         now: Unix seconds; ignored where the study is finished.
         running: fresher shares of runs at work than the log has.
     """
     runs = list(study.runs.values())
-    sampled = [run for run in runs if run.arm == "search"]
+    sampled = [run for run in runs if run.arm == "search" and not run.repeats]
     missing = 0 if study.finished else max(0, trials - len(sampled))
     works = {run.trial: work(run) for run in runs}
     per_sampled = sum(works[run.trial] for run in sampled) / len(sampled) if sampled else max(works.values(), default=1.0) / 2

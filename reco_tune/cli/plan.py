@@ -55,6 +55,8 @@ def plan(
     at_once, fit = _fit(shared, planned.total)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
     print(f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps")
+    if planned.trials and loaded.finalist_seeds:
+        print(f"finalists: {loaded.finalist_seeds} further run(s) each, not counted here: how many there are shows when the search ends")
     if set(loaded.budgets) - {"equal_steps"}:
         counted = "equal-compute" if "equal_compute" in loaded.budgets else "half-compute"
         print(f"{counted} steps follow from FLOP limits here, from calibrated speeds when the study runs")

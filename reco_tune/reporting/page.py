@@ -19,7 +19,7 @@ from reco_tune.reporting import tables
 from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.paper import SOURCE
-from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, reference
+from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
 from reco_tune.reporting.tables import GROUP_NOTE, MOST_ROWS
@@ -201,13 +201,12 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
 def _hover(report: Report, budget: str) -> dict[str, str]:
     """trial -> the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
     runs, points = report.runs, report.uncertainty.at(budget)
-    by_trial = dict(zip(points["trial"], points["probability"], strict=True))
-    by_arm = {arm: chance for arm, chance in zip(points["arm"], points["probability"], strict=True) if arm != SEARCH}
+    chances = dict(zip(configurations(points), points["probability"], strict=True))
     keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
     words = {}
-    for trial, arm, *values in zip(runs["trial"], runs["arm"], *(runs[key] for key in keys), strict=True):
+    for trial, own, *values in zip(runs["trial"], configurations(runs), *(runs[key] for key in keys), strict=True):
         lines = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if value is not None]
-        chance = by_arm.get(arm, by_trial.get(trial))
+        chance = chances.get(own)
         words[trial] = "\n".join([*lines, *([] if chance is None else [f"on the frontier with probability {chance:.2f}"])])
     return words
 
@@ -229,8 +228,10 @@ def _levels(quality: pd.DataFrame) -> list[dict[str, Any]]:
 
 def _counts(runs: pd.DataFrame) -> list[str]:
     states = runs["state"].value_counts()
-    fixed, sampled = int((runs["arm"] != SEARCH).sum()), int((runs["arm"] == SEARCH).sum())
+    again = len(runs.attrs.get("repeats", {}))
+    fixed, sampled = int((runs["arm"] != SEARCH).sum()), int((runs["arm"] == SEARCH).sum()) - again
     words = [f"{fixed} runs of fixed arms", f"{sampled} sampled runs"] if sampled else [f"{fixed} runs"]
+    words += [f"{again} runs of finalists with further seeds"] if again else []
     return words + [f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states]
 
 

@@ -68,7 +68,7 @@ def load_runs(source: Source) -> pd.DataFrame:
     Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key; every scalar of
     `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances lacked rank, fingerprints, device;
     commit, version, hardware.
-    `attrs["arms"]` holds the order of the arms.
+    `attrs["arms"]` holds the order of the arms, `attrs["repeats"]` by trial the sampled run whose configuration it runs again.
     """
     return runs_table(load_study(source))
 
@@ -93,6 +93,7 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
     table = pd.DataFrame({name: pd.Series(own, dtype=object) if _words(own) else own for name, own in columns.items()}).copy()
     _baseline_speed(table)
     table.attrs["arms"] = list(study.arms)
+    table.attrs["repeats"] = {run.trial: run.repeats for run in runs if run.repeats}
     return table
 
 
@@ -130,6 +131,12 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
 def arm_order(runs: pd.DataFrame) -> list[str]:
     """Arms in the order of the space file, sampled runs left out."""
     return [arm for arm in dict.fromkeys([*runs.attrs.get("arms", []), *runs["arm"]]) if arm != SEARCH]
+
+
+def configurations(runs: pd.DataFrame) -> list[str]:
+    """What each run is one seed of: its arm, or the sampled run that had its configuration first."""
+    repeats = runs.attrs.get("repeats", {})
+    return [repeats.get(trial, trial) if arm == SEARCH else arm for trial, arm in zip(runs["trial"], runs["arm"], strict=True)]
 
 
 def budget_order(runs: pd.DataFrame) -> list[str]:

@@ -1,6 +1,7 @@
 """How sure the frontier is: the noise of FVD and of speed-up carried through to who stands on it.
 
-A configuration is an arm (its training seeds together) or one sampled run: a lucky seed alone is no configuration. Computes, never draws.
+A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration. Computes, never draws.
+The run that made a configuration a finalist is one of its seeds: its luck still flatters their mean, the less the more there are.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from scipy.special import ndtri, stdtrit
 from reco_tune.pareto import knee, non_dominated
 from reco_tune.reporting.aggregate import CONFIDENCE, Measured, mean_interval
 from reco_tune.reporting.frontier import SETTINGS
-from reco_tune.reporting.runs import SEARCH, at_budget, budget_order, comparable
+from reco_tune.reporting.runs import at_budget, budget_order, comparable, configurations
 
 COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
 """Columns of frontier_probability.csv."""
@@ -50,7 +51,7 @@ def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     """How probable it is that each configuration stands on the frontier of its budget, and where that frontier lies.
 
     Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one seed, Student's t
-    over seeds from two on, never below 0) and every speed-up from its calibration's interval, which the runs of an arm share. The
+    over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a configuration's seeds share. The
     probability is the share of draws in which nothing beats the configuration in both.
 
     Raises:
@@ -76,8 +77,8 @@ def _configurations(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Identity, settings, means and intervals of every configuration."""
     names = ("arm", "trial", *SETTINGS, "fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high")
     groups: dict[str, list[dict[Any, Any]]] = {}
-    for row in rows[[name for name in names if name in rows]].to_dict("records"):
-        groups.setdefault(row["trial"] if row["arm"] == SEARCH else row["arm"], []).append(row)
+    for key, row in zip(configurations(rows), rows[[name for name in names if name in rows]].to_dict("records"), strict=True):
+        groups.setdefault(key, []).append(row)
     found = []
     for members in groups.values():
         fvd = mean_interval([Measured(row["fvd"], row["fvd_low"], row["fvd_high"]) for row in members])

@@ -149,6 +149,8 @@ class Space(Section):
     sampler: Sampler = Sampler()
     repeats: Literal["reuse", "new_seed"] = "reuse"
     """A configuration that is proposed again gets the known result, or is run with the next training seed."""
+    finalist_seeds: int = Field(0, ge=0)
+    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended."""
     warm_start: tuple[Path, ...] = ()
     """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
     pruning: Pruning = Pruning()

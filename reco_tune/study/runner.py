@@ -163,6 +163,13 @@ class _Driver:
         return [arm for arm in self._uncalibrated if arm == BASELINE or counted]
 
     @property
+    def _left(self) -> int:
+        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at most."""
+        runs = self.study.runs
+        unplanned = sum(run_.trial not in runs for run_ in self.plan.runs)
+        return unplanned + sum(record.state not in DONE for record in runs.values()) + self._search.left
+
+    @property
     def _groups_gone(self) -> bool:
         return self._groups is not None and self._groups.gone
 
@@ -206,7 +213,7 @@ class _Driver:
 
     def _work(self) -> None:
         experiment = self.plan.shared
-        left = self.plan.total - sum(record.state in DONE for record in self.study.runs.values())
+        left = self._left
         others = neighbours() if self._options.address is None else []
         if others:
             self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
@@ -284,7 +291,7 @@ class _Driver:
                     return Searcher.FINISHED
                 job = self._next_calibration() if self._todo is None else self._next_run()
             if job is None:
-                return None if self._todo is None else Searcher.FINISHED
+                return Searcher.FINISHED if self._todo is not None and self._search.exhausted else None
             ray.get(self._desk.bring.remote(job))
         except Exception as error:  # what a searcher raises, Tune turns into a traceback
             self._give_up(error)
@@ -320,7 +327,7 @@ class _Driver:
         return self._next_run()
 
     def _next_run(self) -> Job | None:
-        """A run of the log that is not done, or a new one of the search."""
+        """A run of the log that is not done, or a new one of the search; None where the search is at its end, or waits for runs to end."""
         if self._todo:
             record = self.study.runs[self._todo.pop(0)]
         else:
@@ -341,9 +348,9 @@ class _Driver:
             tokens=self._tokens,
             folder=str(self._folder.trial(record.trial).resolve()),
             attempt=attempt,
-            sampled=record.arm == SEARCH,
+            sampled=record.arm == SEARCH and not record.repeats,
             calibration=self.study.calibrations.get(record.trial),
-            judged=record.arm == SEARCH and self._space.pruning.kind != "none",
+            judged=record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none",
         )
 
     # --- the desk's events ---
@@ -421,8 +428,10 @@ class _Driver:
             self._journal.write("finished")
         elif not self._stopping.is_set():
             why = self._broken or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ())) or "their trials were lost"
-            left = self.plan.total - (len(self.study.runs) - len(unfinished))
-            raise RunFailedError(f"{left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them")
+            most = "at most " if self._space.finalist_seeds else ""
+            raise RunFailedError(
+                f"{most}{self._left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
+            )
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:

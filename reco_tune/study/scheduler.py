@@ -27,7 +27,7 @@ def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not judged.
     """
     pruning, run = space.pruning, study.runs.get(trial)
-    if pruning.kind == "none" or run is None or run.arm != SEARCH:
+    if pruning.kind == "none" or run is None or run.arm != SEARCH or run.repeats:
         return ""
     rungs = int(run.settings["training.rungs"])
     rung = step * rungs // int(run.settings["training.steps"])

@@ -3,6 +3,8 @@
 Knows Optuna and settings; knows nothing of Ray or files. Ray's own Optuna searcher tells pruned trials as complete, leaves trials
 without a finite objective running for ever and repeats equal points; here a trial is COMPLETE only where it was evaluated at full
 length with every objective finite, else PRUNED or FAIL, and a configuration that is known already is not run again.
+
+When the last of them has ended, those on the frontier, the finalists, run again with further training seeds. Optuna hears nothing of that.
 """
 
 from __future__ import annotations
@@ -11,6 +13,7 @@ import itertools
 import json
 import math
 import warnings
+from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -20,6 +23,7 @@ from optuna.distributions import BaseDistribution, CategoricalDistribution, Floa
 from optuna.trial import TrialState
 
 from reco_tune.errors import SettingsError
+from reco_tune.pareto import non_dominated
 from reco_tune.settings import Experiment, Range, Space, arm_experiment
 from reco_tune.study.planning import SEARCH, sampled_name
 from reco_tune.study_log import StudyRecord
@@ -74,8 +78,12 @@ class Search:
         """By settings hash, fixed runs included."""
         self._hashes: dict[str, str] = {}
         """Settings hash of each run."""
+        self._feasible: dict[str, int] = {}
+        """Optuna's trial number of each sampled run that was told complete and breaks no constraint."""
+        self._repeated: Counter[str] = Counter()
+        """How often each finalist was asked again."""
         self.asked = 0
-        """Runs asked so far."""
+        """Sampled runs asked so far, further seeds of finalists left out."""
         self._drawn = 0
         """Optuna's trials so far: runs, skipped proposals and what earlier studies gave."""
         self._earlier = 0
@@ -84,7 +92,24 @@ class Search:
     @property
     def exhausted(self) -> bool:
         """Whether nothing is left to ask."""
-        return self.asked >= self._space.trials or (self._grid is not None and self._drawn - self._earlier >= len(self._grid))
+        return not self.left
+
+    @property
+    def left(self) -> int:
+        """Runs that are still to be asked, at most: how many finalists there are shows when the last sampled run has ended."""
+        seeds = self._space.finalist_seeds
+        if self._undrawn or self._numbers:
+            return self._undrawn + seeds * self._space.trials
+        return sum(max(0, seeds - self._repeated[trial]) for trial in self.finalists) if seeds else 0
+
+    @property
+    def finalists(self) -> dict[str, dict[str, Any]]:
+        """Params of the sampled runs that no other dominates, by run; those that break a constraint are none."""
+        signs = [-1.0 if direction == "maximize" else 1.0 for direction in self._space.objectives.values()]
+        trials = self.trials
+        points = [[sign * value for sign, value in zip(signs, trials[number].values, strict=True)] for number in self._feasible.values()]
+        stands = non_dominated(points)
+        return {name: trials[number].params for (name, number), on in zip(self._feasible.items(), stands, strict=True) if on}
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -92,36 +117,27 @@ class Search:
         return self._study.get_trials(deepcopy=False)
 
     def ask(self) -> Proposal | None:
-        """The next run; None where none is left. The caller writes its event to the log and gives it to `apply`.
+        """The next run; None where none is left, or where which one it is depends on runs that have not ended (`left` tells). The caller
+        writes its event to the log and gives it to `apply`.
 
         Raises:
             SettingsError: where settings refuse everything that the ranges give.
         """
         skipped: list[dict[str, Any]] = []
-        while not self.exhausted:
+        while self._undrawn:
             number = self._drawn
             trial = self._draw(number)
             params, notes = dict(trial.params), self._new_notes()
             known, reason, experiment = None, "", None
             try:
-                experiment = self._experiment(params)
+                experiment = self._experiment(params, new_seed=self._space.repeats == "new_seed")
                 known = self._known.get(experiment.result_hash())
             except SettingsError as error:
                 reason = str(error)
             if experiment is not None and (known is None or len(skipped) >= MOST_REPEATED):
                 name = sampled_name(self.asked)
-                event = {
-                    "trial": name,
-                    "arm": SEARCH,
-                    "budget": "equal_steps",
-                    "seed": experiment.training.seed,
-                    "params": params,
-                    "settings": experiment.flat(),
-                    "settings_hash": experiment.result_hash(),
-                }
-                extra = {"skipped": skipped, "sampler": notes}
                 self._numbers[name] = number  # `apply` finds it drawn already
-                return Proposal(name, experiment, event | {key: value for key, value in extra.items() if value})
+                return _proposal(name, experiment, params, skipped=skipped, sampler=notes)
             if len(skipped) >= MOST_REFUSED:
                 raise SettingsError(
                     f"search: {MOST_REFUSED} proposals in a row could not be run ({reason or 'all known'}); change the ranges"
@@ -129,7 +145,7 @@ class Search:
             metrics = self._told(known.metrics) if known is not None else None
             skipped.append({"params": params, "metrics": metrics, "reason": reason or "known", "sampler": notes})
             self._tell(number, metrics)
-        return None
+        return self._again() if self.left else None
 
     def apply(self, event: Mapping[str, Any]) -> None:
         """Takes in one event of the log; those that do not touch the search are ignored."""
@@ -137,7 +153,9 @@ class Search:
         if name in ("planned", "asked"):
             self._known.setdefault(event["settings_hash"], Known())
             self._hashes[trial] = event["settings_hash"]
-        if name == "asked":
+        if name == "asked" and "repeats" in event:
+            self._repeated[event["repeats"]] += 1
+        elif name == "asked":
             self.asked += 1
             if trial not in self._numbers:  # read from the log, not drawn just now
                 for skip in event.get("skipped", []):
@@ -146,7 +164,10 @@ class Search:
         elif name == "evaluated":
             self._known[self._hashes[trial]].metrics = dict(event["metrics"])
             if trial in self._numbers:
-                self._tell(self._numbers.pop(trial), self._told(event["metrics"]))
+                number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
+                self._tell(number, metrics)
+                if metrics is not None and not broken_constraints(self._space, metrics):
+                    self._feasible[trial] = number
         elif name == "known":
             self._known[event["settings_hash"]] = Known(dict(event["metrics"]))
             self._tell(self._add(event["params"], {}), event["metrics"])
@@ -182,11 +203,26 @@ class Search:
             return False
         return True
 
-    def _experiment(self, params: Mapping[str, Any]) -> Experiment:
+    @property
+    def _undrawn(self) -> int:
+        """Configurations that the sampler is still to propose, at most."""
+        trials = max(0, self._space.trials - self.asked)
+        return trials if self._grid is None else min(trials, max(0, len(self._grid) - (self._drawn - self._earlier)))
+
+    def _again(self) -> Proposal | None:
+        """The finalist that was asked again least, with the next training seed; None while a sampled run has not ended."""
+        if self._numbers:
+            return None
+        finalists = self.finalists
+        trial = min(finalists, key=lambda name: self._repeated[name])
+        experiment = self._experiment(finalists[trial], new_seed=True)
+        return _proposal(f"{trial}-s{experiment.training.seed}", experiment, finalists[trial], repeats=trial)
+
+    def _experiment(self, params: Mapping[str, Any], new_seed: bool) -> Experiment:
         """The settings of a proposal: the study's first seed, or the first under which they are not known."""
         experiment = arm_experiment(self._space, None, {"training.seed": self._space.seeds[0], **params})
-        while self._space.repeats == "new_seed" and experiment.result_hash() in self._known:
-            experiment = arm_experiment(self._space, None, {"training.seed": experiment.training.seed + 1, **params})
+        while new_seed and experiment.result_hash() in self._known:
+            experiment = arm_experiment(self._space, None, {**params, "training.seed": experiment.training.seed + 1})
         return experiment
 
     def _draw(self, number: int) -> optuna.Trial:
@@ -266,6 +302,19 @@ class _Sobol(optuna.samplers.QMCSampler):
 
     def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
         return {key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)}
+
+
+def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **extra: Any) -> Proposal:
+    event = {
+        "trial": name,
+        "arm": SEARCH,
+        "budget": "equal_steps",
+        "seed": experiment.training.seed,
+        "params": params,
+        "settings": experiment.flat(),
+        "settings_hash": experiment.result_hash(),
+    }
+    return Proposal(name, experiment, event | {key: value for key, value in extra.items() if value})
 
 
 def broken_constraints(space: Space, metrics: Mapping[str, float]) -> str:

@@ -44,12 +44,20 @@ class Proposals(Searcher):
     def __init__(self, propose: Callable[[], Proposal] | None = None) -> None:
         super().__init__()
         self._propose = propose
+        self._live: set[str] = set()
+        """Tune's trials that have not ended."""
 
     def suggest(self, trial_id: str) -> Proposal:
-        return self._propose() if self._propose is not None else Searcher.FINISHED
+        proposal = self._propose() if self._propose is not None else Searcher.FINISHED
+        if proposal is None and not self._live:
+            return Searcher.FINISHED  # nobody is at work: what the study waits for was lost with its trial
+        if isinstance(proposal, dict):
+            self._live.add(trial_id)
+        return proposal
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """Nothing: the desk's events have said it."""
+        """What came of it the desk's events have said."""
+        self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:
         """Nothing: the log is the truth."""
