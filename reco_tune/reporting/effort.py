@@ -16,6 +16,7 @@ from reco_tune.pareto import hypervolume, speed_fvd
 from reco_tune.reporting.ablation import arm_results
 from reco_tune.reporting.aggregate import mean_interval
 from reco_tune.reporting.curves import learning_curves
+from reco_tune.reporting.ledger import STAGES
 from reco_tune.reporting.runs import SEARCH, WHOLE, at_budget, budget_order, comparable, configurations
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import StudyRecord
@@ -130,15 +131,10 @@ def _compute(steps: float, speedup: float, whole_steps: float) -> float:
 
 def _device_hours(runs: pd.DataFrame, order: Sequence[str]) -> list[float]:
     """Hours of each run in that order, calibrations included: those that several runs share with the first of them."""
-    table = runs.assign(key=configurations(runs)).set_index("trial")[["key", "gpu_hours", "calibration_seconds"]].reindex(list(order))
-    hours = np.nan_to_num(table["gpu_hours"].to_numpy(float))
-    calibration = np.nan_to_num(table["calibration_seconds"].to_numpy(float)) / 3600
-    paid: set[str] = set()
-    for place, key in enumerate(table["key"]):
-        if key not in paid:
-            hours[place] += calibration[place]
-            paid.add(key)
-    return hours.tolist()
+    table = runs.assign(key=configurations(runs)).set_index("trial")[["key", *STAGES]].reindex(list(order))
+    calibration, *others = STAGES
+    seconds = table[others].sum(axis=1) + table[calibration].where(~table["key"].duplicated()).fillna(0)
+    return [float(spent) / 3600 for spent in seconds]
 
 
 def _mean(values: Sequence[float] | pd.Series) -> float:
