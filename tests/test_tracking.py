@@ -172,8 +172,9 @@ def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, 
     assert read_study("lonely", server) == study_log.read_study(folder.path)
 
 
-def test_a_server_that_asks_for_a_password(recorded: StudyFolder, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """MLflow's own basic authentication; the client takes name and password from MLflow's variables."""
+def test_a_server_that_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """MLflow's own basic authentication, slow by design; the client takes name and password from MLflow's variables."""
+    recorded = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
     settings = tmp_path / "auth.ini"
     settings.write_text(
         f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
