@@ -22,6 +22,7 @@ def follow(config: dict[str, Any]) -> None:
     """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
 
     Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the driver has noticed.
+    It always ends with a result, or Tune prints that it did, however silent it is told to be.
     """
     seen, outcome = 0, None
     while outcome is None:
@@ -29,7 +30,7 @@ def follow(config: dict[str, Any]) -> None:
             desk = ray.get_actor(config["desk"])
             reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
-            return
+            break
         for report in reports:
             seen += 1
             tune.report(report)  # returns when the scheduler has judged it

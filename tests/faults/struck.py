@@ -11,7 +11,7 @@ import os
 import shutil
 import signal
 from collections import Counter
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +22,7 @@ from reco_tune.cli.watch import PlainLines
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events
 
 MEGABYTE = 2**20
-RAYS_WORDS = ("Traceback", "ray::", "(raylet", "ActorDiedError", "WARNING", "ERROR", "\tat ")
+RAYS_WORDS = ("Traceback", "ray::", "(raylet", "ActorDiedError", "WARNING", "ERROR", "\tat ", "Last result")
 """What must not reach a person."""
 
 
@@ -127,7 +127,12 @@ def assert_nothing_lost(study: StudyRecord, folder: StudyFolder, undisturbed: Wa
             assert [report["step"] for report in study.runs[trial].reports] == [report["step"] for report in told.reports], trial
 
 
-def lines_about(said: str, word: str) -> list[str]:
-    """What a person was told of a fault; nothing of Ray's own words reached them."""
+def lines_about(output: Iterable[str], word: str) -> list[str]:
+    """What a person was told of a fault; nothing of Ray's own words reached them.
+
+    Args:
+        output: what went to standard output and to standard error.
+    """
+    said = "".join(output)
     assert not any(word in said for word in RAYS_WORDS), said
     return [line for line in said.splitlines() if word in line]

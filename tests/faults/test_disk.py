@@ -119,7 +119,7 @@ def test_a_full_disk_while_a_study_runs(at: str, finished_study: WatchedStudy, s
     (small_disk / "ballast").unlink()
     outcome = resume(folder.path, Options(track=False))
     assert_nothing_lost(outcome.study, folder, finished_study)
-    lines_about(capfd.readouterr().err, "failed")
+    lines_about(capfd.readouterr(), "failed")
 
 
 def test_a_limit_on_the_size_of_files_is_a_full_disk_too(tmp_path: Path) -> None:

@@ -59,4 +59,4 @@ def test_an_interrupted_study_goes_on(times: int, finished_study: WatchedStudy, 
     assert not left.finished and not any(run.state == "failed" for run in left.runs.values())
     outcome = resume(folder.path, Options(track=False))
     assert_nothing_lost(outcome.study, folder, finished_study)
-    lines_about(capfd.readouterr().err, "retried")
+    lines_about(capfd.readouterr(), "retried")

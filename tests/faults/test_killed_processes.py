@@ -23,7 +23,7 @@ def test_a_killed_worker(finished_study: WatchedStudy, tmp_path: Path, capfd: py
     assert {trial: run.attempt for trial, run in outcome.study.runs.items()} == {
         trial: 1 + (trial == victim) for trial in outcome.study.runs
     }
-    told = lines_about(capfd.readouterr().err, "retried")
+    told = lines_about(capfd.readouterr(), "retried")
     assert len(told) == 1 and victim in told[0] and "its worker died" in told[0]
 
 
@@ -33,7 +33,7 @@ def test_a_killed_light_trial(finished_study: WatchedStudy, tmp_path: Path, capf
     outcome = resume(folder.path, Options(track=False), Struck(folder, kill_process("ImplicitFunc", "::follow")))
     assert_nothing_lost(outcome.study, folder, finished_study)
     assert {run.attempt for run in outcome.study.runs.values()} == {1}
-    assert lines_about(capfd.readouterr().err, "retried") == []
+    assert lines_about(capfd.readouterr(), "retried") == []
 
 
 def test_a_killed_desk(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -47,4 +47,4 @@ def test_a_killed_desk(finished_study: WatchedStudy, tmp_path: Path, capfd: pyte
     assert [outcome.study.runs[trial].params for trial in ("search-0000", "search-0001")] == [
         finished_study.study.runs[trial].params for trial in ("search-0000", "search-0001")
     ]
-    lines_about(capfd.readouterr().err, "retried")
+    lines_about(capfd.readouterr(), "retried")

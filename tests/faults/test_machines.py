@@ -53,7 +53,7 @@ def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, t
     assert_nothing_lost(outcome.study, folder, finished_study)
     victim = watcher.event["trial"]
     assert outcome.study.runs[victim].attempt > 1
-    told = lines_about(capfd.readouterr().err, "retried")
+    told = lines_about(capfd.readouterr(), "retried")
     assert told and all(victim in line for line in told)
 
 

@@ -37,7 +37,7 @@ def test_a_server_that_is_away_for_a_while(finished_study: WatchedStudy, tmp_pat
         assert_nothing_lost(outcome.study, folder, finished_study)
         tracking.sync(folder, server.uri)  # what the closing minute had no time for
         assert tracking.read_study("small", server.uri) == study_log.read_study(folder.path)
-        lines_about(capfd.readouterr().err, "retried")
+        lines_about(capfd.readouterr(), "retried")
 
 
 def test_a_server_that_is_gone_for_good(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
@@ -55,4 +55,4 @@ def test_a_server_that_is_gone_for_good(finished_study: WatchedStudy, tmp_path: 
         assert "does not take the study" in sentence and sentence.endswith(f"`reco-tune sync {folder.path}` sends it later")
     tracking.sync(folder)
     assert tracking.read_study("small", folder.mlflow_uri) == study_log.read_study(folder.path)
-    lines_about(capfd.readouterr().err, "retried")
+    lines_about(capfd.readouterr(), "retried")

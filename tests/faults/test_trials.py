@@ -45,7 +45,7 @@ def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(tmp_path: Path,
     for event in read_events(outcome.folder.events):
         search.apply(event)
     assert sorted(trial.state.name for trial in search.trials) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
-    told = lines_about(capfd.readouterr().err, " failed: ")
+    told = lines_about(capfd.readouterr(), " failed: ")
     assert len(told) == 3
 
 
@@ -70,4 +70,4 @@ def test_a_run_that_hangs(finished_study: WatchedStudy, tmp_path: Path, capfd: p
             assert deterministic(record)["metrics"] == deterministic(finished_study.study.runs[trial])["metrics"]
     with pytest.raises(ProcessLookupError):
         os.kill(watcher.workers[hung], 0)
-    assert len(lines_about(capfd.readouterr().err, " failed: ")) == 1
+    assert len(lines_about(capfd.readouterr(), " failed: ")) == 1
