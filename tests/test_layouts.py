@@ -58,6 +58,11 @@ def test_class_folders_may_lie_directly_in_the_root(tmp_path: Path) -> None:
         list_videos(Data(root=tmp_path))
 
 
+def test_the_root_may_be_the_folder_of_classes_with_ucf101s_lists_beside_it(tmp_path: Path) -> None:
+    above = list_videos(Data(root=_tree(tmp_path, UCF101)))
+    assert list_videos(Data(root=tmp_path / "UCF-101")) == above
+
+
 def test_train_and_test_folders_are_the_lists_of_the_plain_layouts(tmp_path: Path) -> None:
     _tree(tmp_path / "classes", {"train/A/1.mp4": "", "test/A/2.mp4": "", "train/B/3.webm": ""})
     found = _names(list_videos(Data(layout="class_folders", root=tmp_path / "classes")), tmp_path / "classes")
@@ -74,9 +79,10 @@ def test_train_and_test_folders_are_the_lists_of_the_plain_layouts(tmp_path: Pat
         ("flat", "time", {"notes.txt": ""}, "holds no video"),
         ("class_folders", "lists", {"A/1.mp4": ""}, "no train and test folders.*set data.split to time"),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "testlist" not in k}, "testlist01.txt cannot be read"),
+        ("ucf101", "lists", UCF101 | {"ucfTrainTestlist/testlist01.txt": "\n"}, "testlist01.txt names no video; restore"),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "UCF-101" not in k}, "none of the 4 videos"),
     ],
-    ids=["empty folder", "no video", "class folders without split", "missing list", "lists without videos"],
+    ids=["empty folder", "no video", "class folders without split", "missing list", "empty list", "lists without videos"],
 )
 def test_unusable_folders_are_one_sentence(tmp_path: Path, layout: str, split: str, files: dict[str, str], message: str) -> None:
     with pytest.raises(DataError, match=message):

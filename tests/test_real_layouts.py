@@ -235,4 +235,4 @@ def test_videos_of_a_list_that_are_not_there_are_reported_not_dropped(tmp_path: 
     (tmp_path / "4.avi").unlink()
     data = Data(layout="csv", root=tmp_path, clip_frames=5, size_px=32)
     assert Video(tmp_path / "4.avi", "dog", "test") in list_videos(data)
-    assert dict(list_clips(data).skipped)[Path("4.avi")] == "is not there, not a video file; replace or remove it"
+    assert dict(list_clips(data).skipped)[Path("4.avi")] == "is not there; put it back, or take it off the list that names it"

@@ -76,6 +76,9 @@ def test_where_it_runs_does_not_change_what_it_is() -> None:
         pytest.param({"window__scheme": "fewer_frames", "window__length_tokens": 10}, "whole blocks of 9", id="piece of half a block"),
         pytest.param({"data__size_px": 13}, "multiple of tokenizer.spatial_stride", id="size"),
         pytest.param({"data__clip_frames": 10}, "1 more than a multiple of tokenizer.temporal_stride", id="frames"),
+        pytest.param(
+            {"data__min_clips": 9, "data__test_clips": 8}, r"data.min_clips \(9\) must not exceed data.test_clips \(8\)", id="too few clips"
+        ),
         pytest.param({"model__heads": 5}, r"model.heads \(5\) must divide model.width \(64\)", id="heads"),
         pytest.param({"model__preset": "120M"}, "take one of debug, 110M", id="preset"),
         pytest.param({"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"),

@@ -1,6 +1,6 @@
 """Which videos a folder holds, of which class and split. Knows nothing of frames: no video is opened.
 
-`ucf101` and `digits`   UCF-101/<Class>/*.avi with ucfTrainTestlist/ beside it, or the class folders directly in the root
+`ucf101` and `digits`   UCF-101/<Class>/*.avi in the root, or the class folders directly; ucfTrainTestlist/ in the root or beside it
 `class_folders`         <Class>/*, or train/<Class>/* and test/<Class>/*
 `flat`                  *, or train/* and test/*; one class
 `faceforensics`         {train,test}/images/<video>/*.jpg, or {train,test}/videos/*; in the root or in preprocess_ffs; one class
@@ -126,9 +126,12 @@ def _ucf101(root: Path, data: Data) -> list[Video]:
     found = list(_class_folders(folder, None))
     if data.split == "time":
         return found
-    lists = root / "ucfTrainTestlist"
-    if not lists.is_dir():
-        raise DataError(f"{root} has no ucfTrainTestlist folder, which data.split lists reads; add it or set data.split to time")
+    places = [above / "ucfTrainTestlist" for above in (root, root.parent)]
+    lists = next((path for path in places if path.is_dir()), None)
+    if lists is None:
+        raise DataError(
+            f"{root} has no ucfTrainTestlist folder, in it or beside it, which data.split lists reads; add it or set data.split to time"
+        )
     by_name = {f"{video.class_name}/{video.path.name}": video for video in found}
     videos = []
     for split in SPLITS:
@@ -138,6 +141,8 @@ def _ucf101(root: Path, data: Data) -> list[Video]:
         except (OSError, UnicodeDecodeError) as error:
             raise DataError(f"{path} cannot be read; restore UCF101's split lists or set data.split to time") from error
         names = [line.split()[0] for line in lines if line.strip()]
+        if not names:
+            raise DataError(f"{path} names no video; restore UCF101's split lists or set data.split to time")
         # The class is the folder's: files of HandstandPushups are called v_HandStandPushups_*.
         for name in names:
             missing = Video(inside(folder, name, str(path)), name.split("/")[0], split)

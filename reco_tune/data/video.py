@@ -157,8 +157,12 @@ def _upright(frame: Any) -> np.ndarray:
 
 
 def _refuse_non_files(path: Path) -> None:
+    if path.is_dir():
+        raise DataError(f"{path} is a folder without images, not a video file; replace or remove it")
+    if not path.exists():
+        raise DataError(f"{path} is not there; put it back, or take it off the list that names it")
     if not path.is_file():
-        raise DataError(f"{path} is {'a folder without images' if path.is_dir() else 'not there'}, not a video file; replace or remove it")
+        raise DataError(f"{path} is no file; replace or remove it")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it")
 

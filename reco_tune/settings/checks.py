@@ -103,6 +103,9 @@ def _check_data(experiment: Experiment) -> None:
             f"data.clip_stride ({data.clip_stride}) spaces clips evenly, but data.clips_per_video ({data.clips_per_video}) draws their "
             "starts; give one"
         )
+    for key, most in (("train_clips", data.train_clips), ("test_clips", data.test_clips)):
+        if most is not None and most < data.min_clips:
+            raise SettingsError(f"data.min_clips ({data.min_clips}) must not exceed data.{key} ({most}); change one of them")
     if data.layout == "tokens" and scheme == "fewer_frames":
         raise SettingsError(
             "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take fewer_frames_tokens"
