@@ -323,6 +323,13 @@ def test_a_cache_goes_on_working_without_the_weights_and_refuses_others_in_their
     assert prepare_tokens(experiment).path == cache.path
 
 
+def test_weights_that_are_missing_are_told_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Telling 96 GB of frames apart takes minutes."""
+    monkeypatch.setattr("reco_tune.tokenizers.prepare.data_fingerprint", lambda *_: pytest.fail("the data are read"))
+    with pytest.raises(SettingsError, match=r"cosmos needs tokenizer\.path"):
+        prepare_tokens(_digits(tmp_path / "cache", {"kind": "cosmos"}))
+
+
 def test_a_model_of_holistic_codes_is_trained_on_windows_and_its_clips_are_decoded(
     given: Callable[[str], Tokenizer], tmp_path: Path
 ) -> None:

@@ -91,3 +91,14 @@ def test_a_second_process_waits_and_finds_what_the_first_has_made(undisturbed: t
         assert process.returncode == 0, errors
     (made,) = (tmp_path / "cache" / "tokens").iterdir()
     assert content(made) == content(expected)
+
+
+def test_a_tokenizer_that_was_lost_is_fitted_again_and_its_codes_stay(undisturbed: tuple[Path, Path], tmp_path: Path) -> None:
+    root, _ = undisturbed
+    first = prepare_tokens(experiment(root, tmp_path / "cache"), piece_blocks=(2,))
+    first.tokenizer_path.rename(tmp_path / "moved")
+    said: list[str] = []
+    again = prepare_tokens(experiment(root, tmp_path / "cache"), lambda done, total, what: said.append(what), piece_blocks=(2,))
+    assert not any(what.startswith("encoding") for what in said)
+    assert again.path == first.path and content(again.tokenizer_path) == content(tmp_path / "moved")
+    assert list((tmp_path / "cache" / "tokens").iterdir()) == [first.path]

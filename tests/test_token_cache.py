@@ -318,4 +318,8 @@ def test_too_few_clips_end_with_exit_code_1_and_a_list_of_what_was_left_out(tmp_
         listed = prepare_tokens(experiment).path / "skipped.csv"
     lines = listed.read_text().splitlines()
     assert [line.split(",")[0] for line in lines] == ["video", "empty.mp4", "folder.mp4", "text.mp4"]
+    if not fails:  # nor do they pass because a cache was made of them before
+        more = experiment.model_copy(update={"data": experiment.data.model_copy(update={"min_clips": 50})})
+        with pytest.raises(TooFewClipsError, match=r"only \d+ clips for train, fewer than data.min_clips \(50\).* the first is empty.mp4"):
+            prepare_tokens(more)
     assert all("replace or remove it" in line for line in lines[1:])

@@ -162,7 +162,8 @@ def prepare_tokens(
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
     if experiment.data.layout == "tokens":
-        return _adopt(experiment, _with_root(experiment))
+        data = _with_root(experiment)
+        return _enough(_adopt(experiment, data), data)
     job = _job(experiment, progress, piece_blocks)._replace(spread=spread)
     cache = _existing(job)
     if cache is None:
@@ -173,7 +174,14 @@ def prepare_tokens(
             else:
                 writer.discard()
     assert cache is not None
-    _add_missing_pieces(cache, job)
+    _add_missing_pieces(_enough(cache, job.data), job)
+    return cache
+
+
+def _enough(cache: TokenCache, data: settings.Data) -> TokenCache:
+    """The cache, which may have been made while `data.min_clips` was lower."""
+    for split in SPLITS:
+        check_enough(len(cache.tokens(split)), data, split, cache.skipped)
     return cache
 
 
@@ -183,11 +191,11 @@ def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequ
         assert data.root is not None
         render_digits(data.root, data, progress)
     videos = list_videos(data)
+    if experiment.tokenizer.pretrained:  # whatever is wrong with it shows before all the data are read
+        _copy_pretrained(experiment.tokenizer, _tokenizer_path(experiment, source=""))
     source = data_fingerprint(videos, data)
     tokenizer_path = _tokenizer_path(experiment, source)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
-    if experiment.tokenizer.pretrained:
-        _copy_pretrained(experiment.tokenizer, tokenizer_path)  # whatever is wrong with it shows before hours of decoding
     return _Job(experiment, data, videos, source, tokenizer_path, device, tuple(dict.fromkeys(piece_blocks)), progress)
 
 
@@ -249,6 +257,9 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
                 _fit(job, writer, pixel_rows["train"])
             if fit_only:
                 return None
+            if (cache := _existing(job)) is not None:  # its tokenizer alone had been lost
+                writer.discard()
+                return cache
             encoder = job.encoder()
             for split in SPLITS:
                 clips[split] = _encode_all(job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped)
