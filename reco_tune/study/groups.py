@@ -59,12 +59,14 @@ class WorkerGroups:
             self._trainer(slot).fit()
         except Exception as error:
             self.lost.append(" ".join(str(error).split())[:300])
+            if not ray.is_initialized():
+                return  # the cluster is gone and nobody waits for this job; whoever calls an actor now makes Ray start another cluster
             try:
                 ray.get(self._desk.lose.remote(slot, "its worker group was lost"))
                 if self.gone:
                     ray.get(self._desk.pause.remote())
             except Exception:
-                return  # the cluster is going down: nobody waits for this job any more
+                return  # the cluster is going down
 
     def _trainer(self, slot: int) -> TorchTrainer:
         placement = self._placement
