@@ -35,7 +35,7 @@ from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, verdict
 from reco_tune.study.searcher import Search, broken_constraints
-from reco_tune.study.trial import Proposal, Proposals, follow
+from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
 from reco_tune.tracking import Mirror
@@ -267,6 +267,7 @@ class _Driver:
                 name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=str(self._folder.ray.resolve()),
                 failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
+                callbacks=[Silence()],
                 verbose=0,
             ),
         ).fit()

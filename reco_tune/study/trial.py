@@ -12,6 +12,7 @@ from typing import Any
 import ray
 from ray import tune
 from ray.exceptions import ActorDiedError
+from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 Proposal = dict[str, Any] | str | None
@@ -22,7 +23,6 @@ def follow(config: dict[str, Any]) -> None:
     """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
 
     Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the driver has noticed.
-    It always ends with a result, or Tune prints that it did, however silent it is told to be.
     """
     seen, outcome = 0, None
     while outcome is None:
@@ -30,13 +30,20 @@ def follow(config: dict[str, Any]) -> None:
             desk = ray.get_actor(config["desk"])
             reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
-            break
+            return
         for report in reports:
             seen += 1
             tune.report(report)  # returns when the scheduler has judged it
         if reports:
             desk.judged.remote(config["trial"], seen)  # raises nothing here where the desk is gone
     tune.report({"outcome": outcome})
+
+
+class Silence(TrialProgressCallback):
+    """Tune prints that a trial ended without a result, however silent it is told to be; the study's observer says what there is to say."""
+
+    def _print(self, msg: str) -> None:
+        """Nothing."""
 
 
 class Proposals(Searcher):
