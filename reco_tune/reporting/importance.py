@@ -34,7 +34,8 @@ def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     """
     kept = comparable(runs)
     kept = kept[kept["arm"] == SEARCH]
-    kept = kept[[not study.runs[trial].repeats for trial in kept["trial"]]]  # further seeds of the best would pass for what sampling found
+    again = [trial for trial, run in study.runs.items() if run.repeats]  # the best once more: they would pass for what sampling found
+    kept = kept[~kept["trial"].isin(again)]
     params = [study.runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
     names = [name for name in names if len({str(own[name]) for own in params}) > 1]
