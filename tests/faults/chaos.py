@@ -98,7 +98,7 @@ def main() -> None:
             if study.settings.exists():
                 resume(study.path, options, chaos)
             else:
-                run(small_space(given.folder, *OVERRIDES), study.path, options, chaos)
+                run(small_space(given.folder / "calm", *OVERRIDES), study.path, options, chaos)  # the same data, in the same place
         except ReCoTuneError as error:
             sys.exit(str(error))
         return
