@@ -26,7 +26,6 @@ Result = TypeVar("Result")
 _ATTEMPTS = 2
 """A call whose process crashes is made again: where the system killed the process to free memory, the job is not to blame."""
 _READY = b"ready"
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[2]); from reco_tune.data.processes import _serve; _serve(int(sys.argv[1]))"
 
 
 class Lost(NamedTuple):
@@ -94,6 +93,11 @@ class Processes:
                 process.end()
 
 
+def interpreter(statements: str) -> list[str]:
+    """The command of a fresh interpreter that finds the modules of this one and carries out some statements."""
+    return [sys.executable, "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {statements}", json.dumps(sys.path)]
+
+
 def usable_cores() -> int:
     """Cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
@@ -117,7 +121,7 @@ class _Process:
 
     def __init__(self) -> None:
         self.link, theirs = Pipe()
-        command = [sys.executable, "-c", _START, str(theirs.fileno()), json.dumps(sys.path)]
+        command = interpreter(f"from reco_tune.data.processes import _serve; _serve({theirs.fileno()})")
         alone = os.environ | {"OMP_NUM_THREADS": "1"}  # the other cores have processes of their own
         self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone)
         theirs.close()

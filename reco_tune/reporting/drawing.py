@@ -6,7 +6,6 @@ Nothing here imports matplotlib but those processes, which are fresh interpreter
 from __future__ import annotations
 
 import itertools
-import json
 import os
 import pickle
 import subprocess
@@ -17,6 +16,7 @@ from pathlib import Path
 from types import TracebackType
 from typing import Any, Self
 
+from reco_tune.data.processes import interpreter
 from reco_tune.errors import RunFailedError
 
 DPI = 160
@@ -36,14 +36,13 @@ DRAWN_BY = {
     "learning_curves": "figures.draw_learning",
 }
 """Name of each figure, in the order of the page, and the function of this package that draws it."""
-_START = "import json, sys; sys.path[:] = json.loads(sys.argv[1]); from reco_tune.reporting.drawing import _serve; _serve()"
 
 
 class Painter:
     """The processes; they start with the block and end with it."""
 
     def __enter__(self) -> Self:
-        command = [sys.executable, "-c", _START, json.dumps(sys.path)]
+        command = interpreter("from reco_tune.reporting.drawing import _serve; _serve()")
         self._processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
         self._turn = itertools.cycle(self._processes)
         return self

@@ -100,8 +100,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             study = load_study(source)
             own = runs_table(study)
         runs = with_imports(own, imports)
-        output.mkdir(parents=True, exist_ok=True)
         tell(1, 6, "computing tables")
+        ablation = ablation_table(runs)  # refuses what does not compare, before anything of an earlier report is replaced
+        output.mkdir(parents=True, exist_ok=True)
         budget = budget_order(own)[0]
         by_arm = arm_curves(study, budget)
         painter.draw("loss_by_frame", output, by_arm, budget)
@@ -114,7 +115,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         report = Report(
             study=study,
             runs=runs,
-            ablation=ablation_table(runs),
+            ablation=ablation,
             frontier=frontier(runs),
             uncertainty=frontier_uncertainty(runs),
             compute=effort.compute_table(own),
