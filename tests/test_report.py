@@ -16,7 +16,7 @@ import pandas as pd
 import pytest
 from toy_study import PROTOCOL, record_study
 
-from reco_tune.errors import StudyError
+from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import write_report
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
@@ -157,6 +157,14 @@ def test_untrained_features_are_called_illustrative(report, protocol, illustrati
     text = render(replace(report, ablation=report.ablation.assign(protocol=protocol)), {}, {})
     assert ("Illustrative" in text) == illustrative
     assert "compares with nothing published" in text or "compare with nothing published" in text
+
+
+def test_a_study_that_does_not_compare_replaces_no_report(tmp_path):
+    study = read_study(record_study(tmp_path / "toy", arms=("full", "reco"), searched=0, files=False))
+    study.runs["full-s0"].provenance["protocol"] = PROTOCOL.replace("n512", "n2048")
+    with pytest.raises(ComparisonError, match="not comparable"):
+        write_report(study, tmp_path / "out")
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("planned", [0, 1], ids=["nothing-planned", "nothing-finished"])
