@@ -30,7 +30,7 @@ from reco_tune.study.preflight import (
     versions,
 )
 from reco_tune.study.worker import sentence
-from reco_tune.tokenizers import prepare
+from reco_tune.tokenizers.places import tokenizer_path
 
 
 @pytest.fixture
@@ -164,7 +164,7 @@ def test_weights_that_were_copied_are_not_missed(tmp_path: Path) -> None:
     experiment = plan(small_space(tmp_path, "tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos", "data.size_px=16")).shared
     with pytest.raises(SettingsError, match="is neither a folder"):
         check_files(experiment)
-    prepare._tokenizer_path(experiment, source="").mkdir(parents=True)
+    tokenizer_path(experiment, source="").mkdir(parents=True)
     check_files(experiment)
 
 

@@ -13,7 +13,7 @@ from reco_tune.errors import DataError
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.study.tokenizing import prepare_tokens_on_cluster
 from reco_tune.tokenizers import load_tokenizer, prepare_tokenizer, prepare_tokens
-from reco_tune.tokenizers.prepare import EncodedPart, PartTask, encode_part
+from reco_tune.tokenizers.encoding import EncodedPart, PartTask, encode_part
 
 
 def _experiment(cache_dir: Path, root: Path | None = None) -> Experiment:

@@ -19,7 +19,7 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.study.cluster import cluster, place
 from reco_tune.tokenizers import prepare_tokens
-from reco_tune.tokenizers.prepare import EncodedPart, PartTask
+from reco_tune.tokenizers.encoding import EncodedPart, PartTask
 
 _AHEAD = 2
 """Tasks per place that wait or run: enough to keep every place busy."""

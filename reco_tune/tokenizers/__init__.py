@@ -2,6 +2,7 @@
 
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained
-from reco_tune.tokenizers.prepare import check_weights, prepare_tokenizer, prepare_tokens
+from reco_tune.tokenizers.places import check_weights
+from reco_tune.tokenizers.prepare import prepare_tokenizer, prepare_tokens
 
 __all__ = ["Tokenizer", "check_weights", "fit_tokenizer", "load_tokenizer", "open_pretrained", "prepare_tokenizer", "prepare_tokens"]

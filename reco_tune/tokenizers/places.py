@@ -1,0 +1,77 @@
+"""Which folders belong to an experiment: its videos, its tokenizer, its token cache. Folders are named after what decides their content."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+
+from reco_tune import settings
+from reco_tune.data.synthetic import rendering_settings
+from reco_tune.errors import DataError
+from reco_tune.files import publish
+from reco_tune.tokenizers.kinds import open_pretrained, weight_files
+from reco_tune.tokenizers.pretrained import NEEDED, given, is_hub_name
+
+
+def folder_name(*parts: str) -> str:
+    """16 hexadecimal digits."""
+    return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
+
+
+def absolute_data(experiment: settings.Experiment) -> settings.Data:
+    """The data settings with an absolute root: a cache names its videos, and is read from any working folder."""
+    data = experiment.data
+    root = data.root
+    if root is None and data.layout == "digits":
+        root = experiment.cache_dir / "videos" / f"digits-{folder_name(json.dumps(rendering_settings(data)))}"
+    return data.model_copy(update={"root": root and root.absolute()})
+
+
+def tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
+    """A fitted tokenizer belongs to its data and settings, a pretrained one to its settings alone.
+
+    Args:
+        source: fingerprint of the data.
+    """
+    later = {"quantizer"} if experiment.tokenizer.quantizer == "vq" else None  # came later: at its default it changes no name
+    what = experiment.tokenizer.model_dump_json(exclude_none=True, exclude=later)
+    return experiment.cache_dir / "tokenizers" / (folder_name(what) if experiment.tokenizer.pretrained else folder_name(source, what))
+
+
+def token_cache_path(experiment: settings.Experiment, source: str, tokenizer_fingerprint: str) -> Path:
+    """
+    Args:
+        source: fingerprint of the data.
+    """
+    return experiment.cache_dir / "tokens" / folder_name(source, tokenizer_fingerprint, str(experiment.kept_clips))
+
+
+def copy_pretrained(experiment: settings.Experiment) -> None:
+    """Pretrained weights are copied beside the token caches once, so that these go on working wherever they are.
+
+    Raises:
+        DataError: if the weights were replaced after they were copied.
+    """
+    path = tokenizer_path(experiment, source="")
+    if not path.exists():
+        publish(path, open_pretrained(experiment.tokenizer).save)
+        return
+    copied = path.stat().st_mtime
+    for file in weight_files(experiment.tokenizer):
+        if file.stat().st_mtime > copied:
+            raise DataError(f"{file} is newer than the copy of it in {path}; delete the folder {path.name} to take the new weights")
+
+
+def check_weights(experiment: settings.Experiment) -> None:
+    """Looks where a pretrained tokenizer's files are; opens none. Weights that were copied into the cache folder before are not missed.
+
+    Raises:
+        SettingsError: where they are not given, or neither on this machine nor the name of a model on the hub.
+    """
+    tokenizer = experiment.tokenizer
+    if not tokenizer.pretrained or tokenizer_path(experiment, source="").exists():
+        return
+    for key in NEEDED[tokenizer.kind]:
+        name = given(getattr(tokenizer, key), key, tokenizer.kind, "what it is, docs/tokenizers.md says")
+        is_hub_name(name, tokenizer.kind, key)
