@@ -429,7 +429,7 @@ def test_time_left_follows_from_the_work_that_is_done(toy: Path) -> None:
     assert (finished.ended, finished.total, finished.done_share, finished.left_seconds) == (8, 8, 1.0, 0.0)
     study.finished = False
     for run in study.runs.values():
-        run.state, run.reports, run.metrics, run.started, run.ended = "planned", [], {}, None, None
+        run.state, run.reports, run.metrics, run.started, run.ended = "planned", [], {"speedup": 1.0}, None, None
     first, second = list(study.runs.values())[:2]
     first.state, first.started, first.ended = "evaluated", 1000.0, 1060.0
     second.state, second.started, second.reports = "running", 1060.0, [{"step": 300}]  # of 600, and the evaluation is a tenth

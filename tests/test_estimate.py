@@ -32,3 +32,12 @@ def test_hypervolume_so_far(runs: list[RunRecord], volume: float | None, worst: 
     found = outlook(StudyRecord(runs={run.trial: run for run in runs}), trials=0, now=0)
     assert (found.hypervolume, found.worst_fvd) == (volume, worst)
     assert ("hypervolume 10 (to speed-up 0 and FVD 8)" in headline(found)) is (volume == 10.0)
+
+
+def test_a_sampled_run_that_is_not_calibrated_yet_counts_as_those_that_are() -> None:
+    """Or the work that is done would be a smaller part of the whole whenever a run starts."""
+    started = run("search-0002", 0.0, None, state="running")
+    started.metrics = {}
+    before, after = ({told.trial: told for told in runs} for runs in ([FULL, FAST], [FULL, FAST, started]))
+    shares = [outlook(StudyRecord(runs=runs), trials=4, now=0).done_share for runs in (before, after)]
+    assert shares[0] == shares[1] == pytest.approx((1 + 1 / 3) / (1 + 4 / 3))

@@ -49,8 +49,10 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
     runs = list(study.runs.values())
     sampled = [run for run in runs if run.arm == "search" and not run.repeats]
     missing = 0 if study.finished else max(0, trials - len(sampled))
-    works = {run.trial: work(run) for run in runs}
-    per_sampled = sum(works[run.trial] for run in sampled) / len(sampled) if sampled else max(works.values(), default=1.0) / 2
+    works = {run.trial: work(run) for run in runs if run.arm != "search" or "speedup" in run.metrics}
+    known = [works[run.trial] for run in sampled if run.trial in works]
+    per_sampled = sum(known) / len(known) if known else max(works.values(), default=1.0) / 2
+    works |= {run.trial: per_sampled for run in runs if run.trial not in works}  # not calibrated yet
     total = sum(works.values()) + missing * per_sampled
     done = sum(works[run.trial] * max(share(run), (running or {}).get(run.trial, 0.0)) for run in runs)
     began = min((run.started for run in runs if run.started), default=None)
