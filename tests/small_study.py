@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import os
+import shutil
 import time
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+import yaml
+
 from reco_tune import quantities
 from reco_tune.settings import Space, load_space
-from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
     from reco_tune.study import Outcome
@@ -57,6 +60,11 @@ class WatchedStudy:
     def study(self) -> StudyRecord:
         return self.outcome.study
 
+    @property
+    def same_cache(self) -> str:
+        """The override by which another study reads this one's token cache."""
+        return f"data.cache_dir={self.space.experiment['data']['cache_dir']}"
+
 
 def small_space(folder: Path, *overrides: str) -> Space:
     """The space, its cache in `folder`."""
@@ -86,6 +94,34 @@ def run_small_study(folder: Path, *overrides: str) -> WatchedStudy:
     space, began = small_space(folder, *overrides), time.monotonic()
     outcome = run(space, folder / "study", Options(name="small", track=False), Listener())
     return WatchedStudy(space, outcome, heard, progress, phases, time.monotonic() - began)
+
+
+def begun(
+    undisturbed: WatchedStudy, folder: Path, *, trials: int = 0, done: int = 0, resources: dict[str, Any] | None = None
+) -> StudyFolder:
+    """A copy of a finished study as it was when its plan had been frozen; it reads the same token cache.
+
+    Args:
+        trials: sampled runs that it asks for.
+        done: so many of its fixed runs are evaluated already.
+    """
+    source, study = undisturbed.outcome.folder, StudyFolder(folder)
+    study.path.mkdir(parents=True, exist_ok=True)
+    settings = yaml.safe_load(source.settings.read_text())
+    settings["trials"] = trials
+    settings["resources"] |= resources or {}
+    study.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
+    lines, planned = source.events.read_text().splitlines(keepends=True), []
+    for line in lines:
+        if '"event":"planned"' in line:
+            planned.append(line)
+    head = lines[: lines.index(planned[-1]) + 1]
+    names = [run.trial for run in undisturbed.study.runs.values() if run.arm != "search"][:done]
+    tail = [line for line in lines[len(head) :] if any(f'"trial":"{name}"' in line for name in names)]
+    study.events.write_text("".join(head + tail))
+    for name in names:
+        shutil.copytree(source.trial(name), study.trial(name))
+    return study
 
 
 def deterministic(run: RunRecord) -> dict[str, Any]:

@@ -1,20 +1,18 @@
-"""The driver is killed with SIGKILL in the middle of a study, then a worker dies as well: nothing is lost, nothing is done twice."""
+"""The driver is killed with SIGKILL in the middle of a study: nothing is lost, nothing is done twice."""
 
 from __future__ import annotations
 
-import os
 import signal
 import subprocess
 import sys
 from collections import Counter
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
-from small_study import WatchedStudy, deterministic, ray_processes_left
+from small_study import WatchedStudy, begun, deterministic, ray_processes_left
 
-from reco_tune.study import Observer, Options, Outcome, resume
+from reco_tune.study import Options, Outcome, resume
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events, read_study
 
 pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two clusters are started
@@ -33,26 +31,6 @@ resume(Path(sys.argv[1]), Options(track=False), Suicidal())
 """
 
 
-class Assassin(Observer):
-    """Kills, once, the Train worker of the first run that reports: it waits until its report is in the log, so it is still there."""
-
-    def __init__(self) -> None:
-        self.workers: dict[str, int] = {}
-        """Process of each run's worker."""
-        self.victim = ""
-        """Run whose worker was killed."""
-        self.retried: list[str] = []
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        if event["event"] == "started":
-            self.workers[event["trial"]] = event["provenance"]["pid"]
-        if event["event"] == "reported" and not self.victim:
-            self.victim = event["trial"]
-            os.kill(self.workers[self.victim], signal.SIGKILL)
-        if event["event"] == "retried" and "worker died" in event["reason"]:
-            self.retried.append(event["trial"])
-
-
 @dataclass
 class Disturbed:
     folder: StudyFolder
@@ -62,27 +40,21 @@ class Disturbed:
     """What the killed driver had printed."""
     temp_left: Path
     """Temp folder of the killed driver's cluster."""
-    assassin: Assassin
     outcome: Outcome
 
 
 @pytest.fixture(scope="module")
 def disturbed(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
-    """The undisturbed study's log up to its frozen plan, then a driver that is killed, then one whose worker is."""
-    folder = StudyFolder(tmp_path_factory.mktemp("disturbed") / "study")
-    folder.path.mkdir()
-    text = finished_study.outcome.folder.settings.read_text()
-    assert "concurrent_trials: 2" in text
-    folder.settings.write_text(text.replace("concurrent_trials: 2", "concurrent_trials: 1"))  # no result hangs on it, and it starts sooner
-    lines = finished_study.outcome.folder.events.read_text().splitlines(keepends=True)
-    planned = [number for number, line in enumerate(lines) if '"event":"planned"' in line]
-    folder.events.write_text("".join(lines[: planned[-1] + 1]) + '{"event":"started","tri')  # a torn last line
+    """The undisturbed study's log up to its first result and a torn line, then a driver that is killed, then one that is not."""
+    folder = begun(
+        finished_study, tmp_path_factory.mktemp("disturbed") / "study", trials=2, done=1, resources={"concurrent_trials": 1}
+    )  # no result hangs on how many run at once, and one worker group starts sooner
+    with folder.events.open("a") as log:
+        log.write('{"event":"started","tri')
     driver = subprocess.run([sys.executable, "-c", DRIVER, str(folder.path)], capture_output=True, text=True, timeout=400)
     assert driver.returncode == -signal.SIGKILL, driver.stderr
     killed, temp_left = read_study(folder.path), Path((folder.ray / "temp").read_text())
-    assassin = Assassin()
-    outcome = resume(folder.path, Options(track=False), assassin)
-    return Disturbed(folder, killed, driver.stdout + driver.stderr, temp_left, assassin, outcome)
+    return Disturbed(folder, killed, driver.stdout + driver.stderr, temp_left, resume(folder.path, Options(track=False)))
 
 
 def test_the_driver_died_in_the_middle(disturbed: Disturbed) -> None:
@@ -106,10 +78,6 @@ def test_what_was_running_went_on_as_a_further_attempt(disturbed: Disturbed, fin
             steps = [report["step"] for report in disturbed.outcome.study.runs[trial].reports]
             undisturbed = [report["step"] for report in finished_study.study.runs[trial].reports]
             assert steps == undisturbed, "rungs from before the kill are kept"
-
-
-def test_a_dead_worker_costs_its_trial_one_attempt(disturbed: Disturbed) -> None:
-    assert disturbed.assassin.retried == [disturbed.assassin.victim]
 
 
 def test_fixed_arms_end_in_the_bits_of_the_undisturbed_study(disturbed: Disturbed, finished_study: WatchedStudy) -> None:

@@ -129,14 +129,14 @@ def test_what_cannot_prune_is_refused(tmp_path: Path, override: str, said: str) 
 
 
 @pytest.fixture(scope="module")
-def pruned_study(tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
+def pruned_study(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
     """Six sampled runs, one after another, judged by numbers that are the same on every machine: the FLOP limit and the loss."""
     return run_small_study(
         tmp_path_factory.mktemp("pruned"),
         *("pruning.kind=pareto_asha", "pruning.reduction_factor=5", "sampler.kind=random", "trials=6"),
         *("objectives={speedup_limit: maximize, fvd: minimize}", "constraints={fvd: {max: -1}}"),
         *("arms={full: null}", "budgets=[equal_steps]", "resources.concurrent_trials=1", "resources.calibration_seconds=0.1"),
-        "evaluation.protocol=native-random",
+        *("evaluation.protocol=native-random", finished_study.same_cache),
     )
 
 

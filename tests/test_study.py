@@ -138,7 +138,7 @@ def test_a_folder_without_a_study_cannot_be_resumed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_gloo_workers_give_the_numbers_of_one(finished_study: WatchedStudy, tmp_path: Path) -> None:
     """Same global batch; sums of gradients are split in two, so the last bits may differ."""
-    pair = run_small_study(tmp_path, "resources.workers=2", "trials=0", "budgets=[equal_steps]").study
+    pair = run_small_study(tmp_path, finished_study.same_cache, "resources.workers=2", "trials=0", "budgets=[equal_steps]").study
     assert pair.finished
     for trial in ("full-s0", "reco-equal_steps-s0"):
         one, two = finished_study.study.runs[trial], pair.runs[trial]

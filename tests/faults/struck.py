@@ -8,14 +8,12 @@ from __future__ import annotations
 
 import errno
 import os
-import shutil
 import signal
 from collections import Counter
 from collections.abc import Callable, Iterable
 from pathlib import Path
 from typing import Any
 
-import yaml
 from small_study import WatchedStudy, descendants, deterministic
 
 from reco_tune.cli.watch import PlainLines
@@ -43,34 +41,6 @@ class Struck(PlainLines):
         if not self.event and self._strike(event, self.workers):
             self.event = event
         super().on_event(event)
-
-
-def begun(
-    undisturbed: WatchedStudy, folder: Path, *, trials: int = 0, done: int = 0, resources: dict[str, Any] | None = None
-) -> StudyFolder:
-    """A copy of a finished study as it was when its plan had been frozen.
-
-    Args:
-        trials: sampled runs that it asks for.
-        done: so many of its fixed runs are evaluated already.
-    """
-    source, study = undisturbed.outcome.folder, StudyFolder(folder)
-    study.path.mkdir(parents=True, exist_ok=True)
-    settings = yaml.safe_load(source.settings.read_text())
-    settings["trials"] = trials
-    settings["resources"] |= resources or {}
-    study.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
-    lines, planned = source.events.read_text().splitlines(keepends=True), []
-    for line in lines:
-        if '"event":"planned"' in line:
-            planned.append(line)
-    head = lines[: lines.index(planned[-1]) + 1]
-    names = [run.trial for run in undisturbed.study.runs.values() if run.arm != "search"][:done]
-    tail = [line for line in lines[len(head) :] if any(f'"trial":"{name}"' in line for name in names)]
-    study.events.write_text("".join(head + tail))
-    for name in names:
-        shutil.copytree(source.trial(name), study.trial(name))
-    return study
 
 
 def fill(disk: Path, leave: int = 0) -> Path:

@@ -13,8 +13,8 @@ from typing import Any
 
 import numpy as np
 import pytest
-from small_study import WatchedStudy, small_space
-from struck import MEGABYTE, Struck, assert_nothing_lost, begun, fill, lines_about
+from small_study import WatchedStudy, begun, small_space
+from struck import MEGABYTE, Struck, assert_nothing_lost, fill, lines_about
 
 from reco_tune.data.token_cache import create_array
 from reco_tune.errors import RunFailedError, StudyError

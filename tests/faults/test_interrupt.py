@@ -7,8 +7,8 @@ import sys
 from pathlib import Path
 
 import pytest
-from small_study import WatchedStudy, ray_processes_left
-from struck import assert_nothing_lost, begun, lines_about
+from small_study import WatchedStudy, begun, ray_processes_left
+from struck import assert_nothing_lost, lines_about
 
 from reco_tune.study import Options, resume
 from reco_tune.study_log import read_study

@@ -5,8 +5,8 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
-from small_study import WatchedStudy, ray_processes_left
-from struck import Struck, assert_nothing_lost, begun, kill_process, kill_worker, lines_about
+from small_study import WatchedStudy, begun, ray_processes_left
+from struck import Struck, assert_nothing_lost, kill_process, kill_worker, lines_about
 
 from reco_tune.errors import RunFailedError
 from reco_tune.study import Options, resume

@@ -14,8 +14,8 @@ from typing import Any
 import pytest
 from ray.cluster_utils import Cluster
 from ray.job_submission import JobStatus, JobSubmissionClient
-from small_study import WatchedStudy, descendants
-from struck import Struck, assert_nothing_lost, begun, lines_about
+from small_study import WatchedStudy, begun, descendants
+from struck import Struck, assert_nothing_lost, lines_about
 
 from reco_tune.study import Options, resume
 from reco_tune.study_log import read_study

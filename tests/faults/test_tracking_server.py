@@ -7,8 +7,8 @@ from typing import Any
 
 import pytest
 from mlflow_server import MlflowServer
-from small_study import WatchedStudy
-from struck import Struck, assert_nothing_lost, begun, lines_about
+from small_study import WatchedStudy, begun
+from struck import Struck, assert_nothing_lost, lines_about
 
 from reco_tune import study_log, tracking
 from reco_tune.cli.study import _mirrored

@@ -8,8 +8,8 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import WatchedStudy, deterministic, small_space
-from struck import Struck, begun, lines_about
+from small_study import WatchedStudy, begun, deterministic, small_space
+from struck import Struck, lines_about
 
 from reco_tune.study import Options, resume, run
 from reco_tune.study.searcher import Search
