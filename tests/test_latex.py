@@ -6,7 +6,9 @@ import subprocess
 import pytest
 from toy_study import record_study
 
-from reco_tune.reporting import write_report
+from reco_tune.reporting import load_runs, tables
+from reco_tune.reporting.ablation import ablation_table, caption, left_out
+from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
 
 
@@ -49,10 +51,13 @@ def _installed():
 
 @pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
 def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
-    report = write_report(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
-    names = ("ablation.tex", "lambda.tex", "window_stride.tex")
-    inputs = "\n".join(f"\\input{{{report.folder / name}}}" for name in names)
-    (tmp_path / "tables.tex").write_text(DOCUMENT % (PREAMBLE, inputs))
+    runs = load_runs(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
+    texts = [
+        tables.ablation_latex(ablation_table(runs), caption(runs), left_out(runs), {}),
+        tables.lambda_latex(lambda_groups(lambda_table(runs)), tables.GROUP_NOTE),
+        tables.window_stride_latex(window_stride_tables(runs), tables.GROUP_NOTE),
+    ]
+    (tmp_path / "tables.tex").write_text(DOCUMENT % (PREAMBLE, "\n".join(texts)))
     command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
     assert done.returncode == 0, done.stdout[-2000:]

@@ -13,7 +13,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.patches import Patch
@@ -188,6 +187,8 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
     """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_table` computes them."""
     if table.empty:
         return None
+    import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
+
     fvd, speed = (table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name) for name in ("fvd", "speedup"))
     written = fvd.map(tables.number) + speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
     with style():

@@ -11,7 +11,6 @@ from typing import Any
 import matplotlib
 import numpy as np
 import pandas as pd
-import seaborn as sns
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
 from matplotlib.figure import Figure
@@ -69,7 +68,13 @@ def freeze(figure: Figure) -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    own: dict[Any, Any] = {
+    """Dark grey on white with a faint grid, after seaborn's "ticks", which takes longer to import than a figure to draw."""
+    grey = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ".15")
+    own: dict[Any, Any] = grey | {
+        "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
+        "lines.solid_capstyle": "round",
+        "patch.edgecolor": "white",
+        "patch.force_edgecolor": True,
         "font.size": 9,
         "axes.titlesize": 10.5,
         "axes.labelsize": 9.5,
@@ -79,7 +84,7 @@ def style() -> Iterator[None]:
     }
     own |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6}
     own |= {"axes.axisbelow": True, "pdf.fonttype": 42}
-    with matplotlib.rc_context(), sns.axes_style("ticks"), matplotlib.rc_context(own):
+    with matplotlib.rc_context(own):
         yield
 
 

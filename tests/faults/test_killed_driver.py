@@ -15,7 +15,7 @@ from small_study import WatchedStudy, begun, deterministic, ray_processes_left
 from reco_tune.study import Options, Outcome, resume
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events, read_study
 
-pytestmark = [pytest.mark.slow, pytest.mark.timeout(900)]  # two clusters are started
+pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
 
 DRIVER = """
 import os, signal, sys
