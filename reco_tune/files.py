@@ -4,11 +4,27 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import shutil
 import uuid
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+
+
+def refuse_address(path: Path) -> Path:
+    """The path itself.
+
+    Raises:
+        ValueError: for an address such as s3://bucket/folder, which would become a folder called `s3:`.
+    """
+    found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", str(path))
+    if found:
+        raise ValueError(
+            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so mount that storage "
+            "(docs/cluster.md) and give its path"
+        )
+    return path
 
 
 class LineWriter:

@@ -12,6 +12,7 @@ import typer
 
 from reco_tune.bundled import bundled
 from reco_tune.errors import SettingsError, StudyError
+from reco_tune.files import refuse_address
 
 if TYPE_CHECKING:
     from reco_tune.settings import Experiment, Space
@@ -102,6 +103,7 @@ def refuse_used_folder(folder: Path, way_out: str) -> None:
     Raises:
         StudyError: where something lies in the folder already, or it cannot be made.
     """
+    _refuse_address(folder)
     if (folder / "events.jsonl").exists():
         raise StudyError(f"{folder} already holds a study; continue it with `reco-tune resume {folder}`, or {way_out}")
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
@@ -116,9 +118,17 @@ def study_folder(path: Path) -> Path:
     Raises:
         StudyError: where the folder holds no study.
     """
+    _refuse_address(path)
     if not (path / "events.jsonl").is_file():
         raise StudyError(f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` named")
     return path
+
+
+def _refuse_address(folder: Path) -> None:
+    try:
+        refuse_address(folder)
+    except ValueError as error:
+        raise StudyError(str(error)) from error
 
 
 def parse_seeds(given: str) -> list[int]:

@@ -52,10 +52,11 @@ def learning_curves(study: StudyRecord, name: str = "val_cross_entropy") -> dict
 
 
 def _by_arm(study: StudyRecord, budget: str) -> dict[str, list[RunRecord]]:
-    runs = sorted(study.runs.values(), key=lambda run: run.index)
-    arms = dict.fromkeys([*study.arms, *(run.arm for run in runs)])
-    own = {arm: [run for run in runs if run.arm == arm and at_budget(run.budget, budget)] for arm in arms if arm != SEARCH}
-    return {arm: found for arm, found in own.items() if found}
+    found: dict[str, list[RunRecord]] = {arm: [] for arm in study.arms}
+    for run in sorted(study.runs.values(), key=lambda run: run.index):
+        if run.arm != SEARCH and at_budget(run.budget, budget):
+            found.setdefault(run.arm, []).append(run)
+    return {arm: runs for arm, runs in found.items() if runs}
 
 
 def _mean(curves: Sequence[Sequence[float]]) -> list[float]:

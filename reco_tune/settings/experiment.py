@@ -10,14 +10,18 @@ import hashlib
 import json
 import math
 from pathlib import Path
-from typing import Any, Literal
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, model_validator
+from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
 
 from reco_tune.errors import SettingsError
+from reco_tune.files import refuse_address
 from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import I3D_SHA256, protocol_defaults
+
+LocalPath = Annotated[Path, AfterValidator(refuse_address)]
+"""A file or folder as every machine sees it."""
 
 
 class Section(BaseModel):
@@ -34,9 +38,9 @@ class Data(Section):
     )
     """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use; `tokens` are codes
     that you made yourself, which train but cannot be looked at."""
-    root: Path | None = None
+    root: LocalPath | None = None
     """Folder of the videos; may be left out for `digits`, which then lies in the cache folder."""
-    cache_dir: Path | None = None
+    cache_dir: LocalPath | None = None
     """Folder of token caches, fitted tokenizers and feature extractors; by default `.cache/reco-tune` beside the data."""
     clip_frames: int = Field(17, ge=2)
     """Frames of a clip."""
@@ -284,7 +288,7 @@ class Evaluation(Section):
     protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = "native"
     """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels' principal components; or
     I3D as a published protocol uses it (`PUBLISHED`), which then also decides samples and reference where they are left out."""
-    extractor_path: Path | None = None
+    extractor_path: LocalPath | None = None
     """The file i3d_torchscript.pt of the published protocols."""
     extractor_sha256: str = I3D_SHA256
     """What `extractor_path` must hash to; give another hash to use another network of the same signature on purpose."""

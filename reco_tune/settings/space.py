@@ -8,7 +8,7 @@ from typing import Annotated, Any, Literal
 from pydantic import Field, model_validator
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings.experiment import Section
+from reco_tune.settings.experiment import LocalPath, Section
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
@@ -151,7 +151,7 @@ class Space(Section):
     """A configuration that is proposed again gets the known result, or is run with the next training seed."""
     finalist_seeds: int = Field(0, ge=0)
     """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended."""
-    warm_start: tuple[Path, ...] = ()
+    warm_start: tuple[LocalPath, ...] = ()
     """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
     pruning: Pruning = Pruning()
     resources: dict[str, Any] = Field(default_factory=dict)

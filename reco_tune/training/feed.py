@@ -57,7 +57,7 @@ class Feed:
 
     def next(self) -> MicroBatch:
         """The next micro-batch, in memory of the CPU."""
-        indices = np.array([self._clip(self._position * self.clips_per_micro_batch + i) for i in range(self.clips_per_micro_batch)])
+        indices = self._clips(self._position * self.clips_per_micro_batch, self.clips_per_micro_batch)
         labels = self._labels[indices]
         if self._class_dropout > 0:
             dropped = self._draws(_DROPOUT, self._position).random(len(indices)) < self._class_dropout
@@ -81,12 +81,13 @@ class Feed:
         if self.arm.windows:
             self.arm.windows.load_state_dict(state["sampler"])
 
-    def _clip(self, consumed: int) -> int:
-        """Which clip comes after `consumed` others."""
+    def _clips(self, consumed: int, count: int) -> np.ndarray:
+        """int64 [count]: which clips come after `consumed` others."""
         epoch, place = divmod(consumed, len(self._labels))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draws(_ORDER, epoch).permutation(len(self._labels))
-        return int(self._order[place])
+        found = self._order[place : place + count]
+        return found if len(found) == count else np.concatenate([found, self._clips(consumed + len(found), count - len(found))])
 
     def _piece_columns(self, clips: int, start: int) -> np.ndarray | None:
         """Columns [clips, tokens of a piece], in the split's flat tokens, of the piece that each clip gives; None for whole clips."""
