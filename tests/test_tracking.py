@@ -85,6 +85,38 @@ def test_what_a_person_sees_in_mlflow(synced: StudyFolder) -> None:
     assert {item.path for item in client.list_artifacts(reco.info.run_id)} == {"samples.npz", "samples.mp4"}
 
 
+def test_what_a_run_was_made_of_is_among_its_inputs(synced: StudyFolder) -> None:
+    """So that MLflow's lists of data sets and of models know the runs that used them."""
+    client, record = MlflowClient(synced.mlflow_uri), study_log.read_study(synced.path)
+    experiment = client.get_experiment_by_name("toy").experiment_id
+    made_of = record.runs["reco-equal_steps-s0"].provenance
+    (found,) = [run for run in store.all_runs(client, experiment, "trial") if run.info.run_name == "reco-equal_steps-s0"]
+    inputs = client.get_run(found.info.run_id).inputs
+    (data,) = [given.dataset for given in inputs.dataset_inputs]
+    assert (data.name, data.digest) == ("digits", made_of["data_fingerprint"][:36])
+    (tokenizer,) = client.search_logged_models([experiment])
+    assert tokenizer.tags["reco_tune.tokenizer_fingerprint"] == made_of["tokenizer_fingerprint"]
+    assert [given.model_id for given in inputs.model_inputs] == [tokenizer.model_id]
+
+
+def test_a_run_is_dated_by_its_start(recorded: StudyFolder, tmp_path: Path) -> None:
+    """MLflow dates a run when it is made, so one that only waits is told of by the study's own record."""
+    folder = StudyFolder(tmp_path / "toy")
+    folder.path.mkdir()
+    lines = recorded.events.read_bytes().splitlines(keepends=True)
+    first = next(place for place, line in enumerate(lines) if b'"event":"started"' in line)
+    for end in (first + 1, len(lines)):
+        folder.events.write_bytes(b"".join(lines[:end]))
+        sync(folder)
+        record = study_log.read_study(folder.path)
+        assert read_study("toy", folder.mlflow_uri) == record
+        client = MlflowClient(folder.mlflow_uri)
+        runs = {run.info.run_name: run.info for run in client.search_runs([client.get_experiment_by_name("toy").experiment_id])}
+        began = {name: round(1000 * run.started) for name, run in record.runs.items() if run.started is not None}
+        opened = round(1000 * next(study_log.read_events(folder.events))["time"])
+        assert {name: info.start_time for name, info in runs.items()} == {**began, "toy": opened}
+
+
 def test_a_report_written_later_is_added(synced: StudyFolder, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "toy")
     shutil.copytree(synced.path, folder.path)

@@ -13,7 +13,7 @@ import threading
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pyarrow.parquet as pq
@@ -23,13 +23,18 @@ from reco_tune.errors import StudyError, TrackingError
 from reco_tune.progress import Progress, quiet
 from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_study
 
+if TYPE_CHECKING:
+    from mlflow.entities import Dataset
+
 POINTS_PER_CURVE = 300
 """About this many steps of a history are mirrored; the whole of it stays in the study folder."""
 METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100
 """MLflow's limits of one request."""
+DIGEST_CHARACTERS = 36
+"""MLflow's limit of a data set's digest."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4.0, 64.0
 """Between two passes; doubled after every pass that failed."""
-STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED", "planned": "SCHEDULED"}
+STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
 @dataclass(frozen=True)
@@ -130,6 +135,8 @@ class _Replay:
         self._experiment = self._parent = ""
         self._ids: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = {}
+        self._tokenizers: dict[str, str] = {}
+        """Identity of each one's model, by fingerprint."""
 
     @property
     def study(self) -> StudyRecord:
@@ -160,10 +167,12 @@ class _Replay:
         """Finds or makes the experiment and its parent run, and reads which runs are there already."""
         client, store, name = self._client, self._store, self.study.name
         with self._folder.events.open("rb") as log:
-            identity = hashlib.sha256(log.readline()).hexdigest()[:16]
+            opening = log.readline()
+        identity, began = hashlib.sha256(opening).hexdigest()[:16], _milliseconds(json.loads(opening)["time"])
         found = store.find_experiment(client, name)
         artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
-        self._experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts)
+        training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
+        self._experiment = found.experiment_id if found else client.create_experiment(name, artifacts, training)
         parents = store.all_runs(client, self._experiment, "study")
         if parents and parents[0].data.tags[store.STUDY_ID] != identity:
             raise TrackingError(f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name")
@@ -176,13 +185,15 @@ class _Replay:
                 "mlflow.note.content": self.study.question,
                 "mlflow.source.name": "reco-tune",
             }
-            parent, self._tags[""] = client.create_run(self._experiment, run_name=name, tags=tags).info.run_id, {}
+            parent, self._tags[""] = client.create_run(self._experiment, began, tags, name).info.run_id, {}
         for run in store.all_runs(client, self._experiment, "trial"):
             trial = run.data.tags["reco_tune.trial"]
             self._ids[trial], self._tags[trial] = run.info.run_id, run.data.tags
         self._parent = parent
 
     def _send_run(self, run: RunRecord) -> bool:
+        if _waits(run):
+            return False  # MLflow dates a run when it is made; until this one starts, the study's own record tells of it
         store, client = self._store, self._client
         record = {**asdict(run), "calibration": self.study.calibrations.get(run.trial)}
         settings = record.pop("settings")
@@ -203,8 +214,7 @@ class _Replay:
         if known is None:
             own = {store.KIND: "trial", "reco_tune.trial": run.trial, "mlflow.parentRunId": self._parent, "mlflow.source.name": "reco-tune"}
             began = None if run.started is None else _milliseconds(run.started)
-            created = client.create_run(self._experiment, start_time=began, run_name=run.trial, tags=own)
-            self._ids[run.trial], known = created.info.run_id, {}
+            self._ids[run.trial], known = client.create_run(self._experiment, began, own, run.trial).info.run_id, {}
         identity = self._ids[run.trial]
         params = {} if store.RECORD in known else {key: json.dumps(value) for key, value in settings.items()}
         before = store.from_tags(store.FILES, known) or {}
@@ -213,6 +223,11 @@ class _Replay:
         self._log(identity, points, params, {})
         if samples.name in files and before.get(samples.name) != files[samples.name]:
             self._log_samples(identity, samples)
+        if run.provenance.get("data_fingerprint") and "reco_tune.data_fingerprint" not in known:
+            tokenizer = str(run.provenance.get("tokenizer_fingerprint", ""))
+            if tokenizer and tokenizer not in self._tokenizers:
+                self._tokenizers[tokenizer] = store.tokenizer_model(client, self._experiment, tokenizer)
+            store.log_inputs(client, identity, _dataset(run), self._tokenizers.get(tokenizer, ""))
         tags[store.MIRRORED_STEP] = str(max([mirrored, *(point.step for point in points if history.exists())]))
         self._log(identity, [], {}, tags)  # last, because they say that the rest is there
         self._set_status(identity, STATUS.get(run.state, "RUNNING"), run.ended)
@@ -222,11 +237,12 @@ class _Replay:
     def _send_study(self) -> None:
         store, study = self._store, self.study
         shared = {key: metrics for key, metrics in study.calibrations.items() if key not in study.runs}  # a run's own stands with the run
+        waiting = {trial: run for trial, run in study.runs.items() if _waits(run)}
         report = sorted(path for path in self._folder.report.rglob("*") if path.is_file()) if self._folder.report.is_dir() else []
         files = {str(path.relative_to(self._folder.path)): path for path in (self._folder.settings, *report) if path.is_file()}
         digests = {name: store.digest(path) for name, path in files.items()}
         tags = {
-            **store.to_tags(store.RECORD, asdict(replace(study, runs={}, calibrations=shared))),
+            **store.to_tags(store.RECORD, asdict(replace(study, runs=waiting, calibrations=shared))),
             **store.to_tags(store.SETTINGS_ORDER, list(dict.fromkeys(key for run in study.runs.values() for key in run.settings))),
             **store.to_tags(store.FILES, digests),
         }
@@ -263,10 +279,25 @@ class _Replay:
             self._client.log_artifact(identity, str(Path(folder) / "samples.mp4"))
 
     def _set_status(self, identity: str, status: str, ended: float | None) -> None:
-        if status in ("RUNNING", "SCHEDULED"):
+        if status == "RUNNING":
             self._client.update_run(identity, status=status)
         else:
             self._client.set_terminated(identity, status, _milliseconds(ended))
+
+
+def _waits(run: RunRecord) -> bool:
+    """Whether nothing of a run has happened but that it was planned."""
+    return run.state == "planned" and run.started is None
+
+
+def _dataset(run: RunRecord) -> Dataset:
+    """The clips that a run saw, named after how their folder is laid out."""
+    from mlflow.entities import Dataset
+
+    cut = {key: run.settings.get(f"data.{key}") for key in ("clip_frames", "frame_stride", "size_px", "resize", "train_clips")}
+    source = {"uri": str(run.settings.get("data.root") or run.settings.get("data.cache_dir") or "")}
+    name, digest = str(run.settings.get("data.layout", "data")), str(run.provenance["data_fingerprint"])
+    return Dataset(name, digest[:DIGEST_CHARACTERS], "local", json.dumps(source), profile=json.dumps(cut))
 
 
 @dataclass(frozen=True)

@@ -47,15 +47,17 @@ def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
 
 
 def _record(parent: Run, trials: list[Run]) -> StudyRecord:
-    study = StudyRecord(**store.from_tags(store.RECORD, parent.data.tags))
+    told = store.from_tags(store.RECORD, parent.data.tags)
     order = {key: place for place, key in enumerate(store.from_tags(store.SETTINGS_ORDER, parent.data.tags))}
     records = [store.from_tags(store.RECORD, trial.data.tags) for trial in trials]
     if None in records:
         raise ValueError("a trial without its record")
     calibrations = {record["trial"]: calibration for record in records if (calibration := record.pop("calibration")) is not None}
-    study.calibrations.update(calibrations)
     runs = [RunRecord(**record, settings=_settings(trial, order)) for record, trial in zip(records, trials, strict=True)]
-    study.runs = {run.trial: run for run in sorted(runs, key=lambda run: run.index)}
+    begun = {run.trial for run in runs}  # a run may have started after the study's own record was sent
+    runs += [RunRecord(**record) for trial, record in told.pop("runs").items() if trial not in begun]
+    study = StudyRecord(**told, runs={run.trial: run for run in sorted(runs, key=lambda run: run.index)})
+    study.calibrations.update(calibrations)
     return study
 
 

@@ -24,7 +24,7 @@ for _name, _value in QUIET.items():  # read by MLflow when it is imported
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Experiment, Run  # noqa: E402
+from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedModelInput, LoggedModelStatus, Run  # noqa: E402
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 from reco_tune.errors import TrackingError  # noqa: E402
@@ -78,6 +78,27 @@ def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> l
         token = page.token
         if not token:
             return runs
+
+
+def log_inputs(client: MlflowClient, identity: str, data: Dataset, model: str) -> None:
+    """What a run was made of; twice is once.
+
+    Args:
+        model: identity of the model that it reads; empty for none.
+    """
+    models = [LoggedModelInput(model)] if model else None
+    client.log_inputs(identity, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])], models=models)
+
+
+def tokenizer_model(client: MlflowClient, experiment: str, fingerprint: str) -> str:
+    """Identity of the model that stands for a tokenizer, made where there is none; its weights lie in the cache folder."""
+    name = f"tokenizer-{fingerprint[:16]}"
+    found = client.search_logged_models([experiment], filter_string=f"name = '{name}'", max_results=1)
+    if found:
+        return str(found[0].model_id)
+    made = client.create_logged_model(experiment, name=name, tags={"reco_tune.tokenizer_fingerprint": fingerprint}, model_type="tokenizer")
+    client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
+    return str(made.model_id)
 
 
 def to_tags(name: str, value: Any) -> dict[str, str]:
