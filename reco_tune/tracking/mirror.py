@@ -236,8 +236,9 @@ class _Replay:
 
     def _send_study(self) -> None:
         store, study = self._store, self.study
-        shared = {key: metrics for key, metrics in study.calibrations.items() if key not in study.runs}  # a run's own stands with the run
         waiting = {trial: run for trial, run in study.runs.items() if _waits(run)}
+        sent = study.runs.keys() - waiting.keys()
+        shared = {key: metrics for key, metrics in study.calibrations.items() if key not in sent}  # a run's own stands with the run
         report = sorted(path for path in self._folder.report.rglob("*") if path.is_file()) if self._folder.report.is_dir() else []
         files = {str(path.relative_to(self._folder.path)): path for path in (self._folder.settings, *report) if path.is_file()}
         digests = {name: store.digest(path) for name, path in files.items()}
