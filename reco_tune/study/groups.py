@@ -6,6 +6,7 @@ Ray Train keeps what it is good at: the process group, placement, and starting a
 from __future__ import annotations
 
 import threading
+import time
 import uuid
 from pathlib import Path
 from typing import Any
@@ -13,6 +14,8 @@ from typing import Any
 import ray
 import ray.train
 from ray.train.torch import TorchConfig, TorchTrainer
+from ray.train.v2._internal.constants import get_env_vars_to_propagate
+from ray.train.v2._internal.execution.controller import TrainController
 
 from reco_tune.study import worker
 from reco_tune.study.cluster import Placement
@@ -39,6 +42,7 @@ class WorkerGroups:
         self._desk, self._placement, self._storage = desk, placement, storage.resolve()
         self._own_cluster = own_cluster
         self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
+        self._trainers: list[_WarmTrainer] = []
         self._threads = [threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)]
         for thread in self._threads:
             thread.start()
@@ -53,10 +57,22 @@ class WorkerGroups:
         for thread in self._threads:
             thread.join(LEAVE_SECONDS)
 
+    def end(self) -> None:
+        """Ends those that have not left, while Ray runs: a thread that waits in Ray when it is shut down can take the process along."""
+        deadline = time.monotonic() + LEAVE_SECONDS
+        while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
+            for trainer in list(self._trainers):
+                if trainer.controller is not None:
+                    ray.kill(trainer.controller)
+            for thread in self._threads:
+                thread.join(0.2)
+
     def _keep(self, slot: int) -> None:
         """One group, until the desk says leave or Train gives up."""
         try:
-            self._trainer(slot).fit()
+            trainer = self._trainer(slot)
+            self._trainers.append(trainer)
+            trainer.fit()
         except Exception as error:
             self.lost.append(" ".join(str(error).split())[:300])
             if not ray.is_initialized():
@@ -68,7 +84,7 @@ class WorkerGroups:
             except Exception:
                 return  # the cluster is going down
 
-    def _trainer(self, slot: int) -> TorchTrainer:
+    def _trainer(self, slot: int) -> _WarmTrainer:
         placement = self._placement
         trainer = _WarmTrainer(
             worker.serve,
@@ -92,6 +108,17 @@ class _WarmTrainer(TorchTrainer):
     and, on a cluster that ends with its driver, placement groups that a dead controller leaves behind."""
 
     own_cluster = False
+    controller: Any = None
+    """Train's actor that the group belongs to, once there is one."""
+
+    def _initialize_and_run_controller(self, **given: Any) -> Any:
+        """As Ray does it, but with the actor in reach."""
+        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
+        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
+        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
+        self.controller = actor.remote(**given)
+        ray.get(self.controller.run.remote())
+        return ray.get(self.controller.get_result.remote())
 
     def _create_default_callbacks(self) -> list[Any]:
         needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if self.own_cluster else set())

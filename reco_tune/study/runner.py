@@ -233,6 +233,7 @@ class _Driver:
                 .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill, _alive)
             )
             self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left, own_cluster=self._options.address is None)
+            stack.callback(self._groups.end)
             try:
                 with self._draining():
                     self._tune(name, placement)
