@@ -345,7 +345,7 @@ def test_a_model_of_holistic_codes_is_trained_on_windows_and_its_clips_are_decod
     }
     experiment = _holistic(**changes)
     cache = prepare_tokens(experiment)
-    assert cache.tokens("train").shape == (6, 1024) and cache.grid == (1, 1, 1024)
+    assert cache.tokens("train").shape == np.load(cache.path / "train.tokens.npy").shape == (6, 1024) and cache.grid == (1, 1, 1024)
     result = fit(experiment, cache, tmp_path / "run")
     assert result.steps == 2 and np.isfinite(result.metrics["val_cross_entropy"])
     model = load_model(tmp_path / "run").model

@@ -65,6 +65,7 @@ def test_tokens_are_the_codes_of_the_pixels_in_raster_order(prepared: tuple[Expe
     tokenizer = load_tokenizer(cache.tokenizer_path)
     video = _all_pixels(experiment, cache, split)
     assert np.array_equal(cache.clips(split), video[:24])
+    assert np.array_equal(np.load(cache.path / f"{split}.tokens.npy"), tokenizer.encode(video)), "blocks, rows and columns on disk too"
     assert np.array_equal(cache.tokens(split).reshape(-1, *cache.grid), tokenizer.encode(video))
     assert (cache.tokens(split).dtype, cache.labels(split).dtype, cache.clips(split).dtype) == (np.int32, np.int64, np.uint8)
     assert cache.labels(split).tolist() == [int(clip.path.parent.name.removeprefix("Digit")) for clip in cache.sources(split)]

@@ -115,9 +115,10 @@ class TokenCache:
             )
 
     def tokens(self, split: Split) -> np.ndarray:
-        """int32 [N, T]: each clip's codes in raster order (block, row, column)."""
+        """int32 [N, T]: each clip's codes in raster order (block, row, column); on disk they have the shape of the grid."""
         name = f"{split}.tokens"
-        return self._array(name, self._shapes[name])
+        codes = self._array(name, self._shapes[name])
+        return codes.reshape(len(codes), self.grid.num_tokens)
 
     def labels(self, split: Split) -> np.ndarray:
         """int64 [N]: places in `class_names`."""

@@ -20,6 +20,11 @@ class TokenGrid(NamedTuple):
     def num_tokens(self) -> int:
         return self.blocks * self.rows * self.columns
 
+    @property
+    def shape(self) -> tuple[int, ...]:
+        """Of a clip's codes on disk: blocks, rows, columns; of a holistic tokenizer's its tokens alone."""
+        return tuple(self) if self.blocks * self.rows > 1 else (self.columns,)
+
 
 class HolisticClip(NamedTuple):
     """What a tokenizer without a frame grid takes and gives."""

@@ -32,10 +32,10 @@ def adopt_codes(experiment: settings.Experiment) -> TokenCache:
             check_enough(len(tokens), data, split, [])
             cap = data.train_clips if split == "train" else data.test_clips
             order = np.random.default_rng([data.seed, number]).permutation(len(tokens))[:cap]
-            array = writer.create(f"{split}.tokens", (len(order), grid.num_tokens), np.int32)
+            array = writer.create(f"{split}.tokens", (len(order), *grid.shape), np.int32)
             for start in range(0, len(order), PART_CLIPS):
                 rows = order[start : start + PART_CLIPS]
-                array[start : start + len(rows)] = tokens[rows].reshape(len(rows), -1)
+                array[start : start + len(rows)] = tokens[rows].reshape(len(rows), *grid.shape)
             writer.create(f"{split}.labels", (len(order),), np.int64)[:] = labels[order]
             writer.create(f"{split}.clips", (0, data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
             assert data.root is not None

@@ -232,20 +232,21 @@ def _encode_all(
 ) -> list[Clip]:
     """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that have codes."""
     grid, stage = job.experiment.grid, f"{split}.tokens"
-    shapes: dict[str, tuple[int, ...]] = {f"{split}.tokens": (len(clips), grid.num_tokens)}
+    shapes: dict[str, tuple[int, ...]] = {stage: (len(clips), *grid.shape)}
     for blocks in job.piece_blocks:
         shapes[piece_name(split, blocks)] = (len(clips), grid.blocks - blocks + 1, blocks * grid.tokens_per_block)
     pixels = np.load(writer.folder / f"{split}.clips.npy", mmap_mode="r")
     work = LeftParts(writer.done(stage), pixels, pixel_rows, clips, job.data, dead, processes)
     if work.left:
         arrays = {name: writer.create(name, shape, np.int32) for name, shape in shapes.items()}
+        tokens_NT = arrays[stage].reshape(len(clips), grid.num_tokens)
         here = (encoder.encoded(part, job.piece_blocks) for part in work)
         for done, part in enumerate(
             job.spread(encode_part, work.tasks(job.experiment, job.tokenizer_path, job.piece_blocks)) if job.spread else here,
             start=work.parts - len(work.left) + 1,
         ):
             if part.rows:
-                arrays[stage][part.rows] = part.codes_BT
+                tokens_NT[part.rows] = part.codes_BT
                 for blocks, codes_BPT in part.pieces.items():
                     arrays[piece_name(split, blocks)][part.rows] = codes_BPT
             writer.note(stage, part.number, part.failed, part.equal)
