@@ -422,6 +422,12 @@ def test_evaluate_prints_json_with_its_protocol(trained: Path) -> None:
     assert "n16x1" in found["provenance"]["protocol"]
 
 
+def test_a_shipped_space_is_found_beside_a_folder_of_its_name(here: Path) -> None:
+    """A first demo leaves one; with it there the second said that demo is a folder."""
+    Path("demo").mkdir()
+    assert say("spaces", "show", "demo").code == say("plan", "demo").code == 0
+
+
 def test_a_second_demo_takes_the_next_name(tmp_path: Path) -> None:
     assert free_folder(tmp_path / "demo") == tmp_path / "demo"
     for name in ("demo", "demo-2"):

@@ -7,7 +7,7 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import space_path
+from reco_tune.cli.options import shipped_spaces
 
 QUICK = {
     "arms": "{full: {}, fewer_frames: {}, reco: {}}",
@@ -44,7 +44,7 @@ def demo(
     from reco_tune.study import Options, run
 
     changes = {"data.cache_dir": str((output / "cache").resolve()), **(QUICK if quick else {})}
-    space = load_space(space_path("demo"), [f"{key}={value}" for key, value in changes.items()])
+    space = load_space(shipped_spaces()["demo"], [f"{key}={value}" for key, value in changes.items()])
     folder = free_folder(output / "studies" / ("demo-quick" if quick else "demo"))
     options = Options(name=folder.name, command=command_line())
     carry_out(folder, space.trials, lambda observer: run(space, folder, options, observer), None)

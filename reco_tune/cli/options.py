@@ -78,11 +78,11 @@ def shipped_experiments() -> dict[str, Path]:
 def _file_of(given: str, shipped: dict[str, Path], what: str) -> Path:
     if Path(given).is_file():
         return Path(given)
+    name = given.removesuffix(".yaml")
+    if name in shipped:  # also where a folder has that name, as the demo's own has
+        return shipped[name]
     if Path(given).is_dir():
         raise SettingsError(f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it")
-    name = given.removesuffix(".yaml")
-    if name in shipped:
-        return shipped[name]
     close = difflib.get_close_matches(Path(name).name, shipped, n=1)
     hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
     raise SettingsError(f"{given} is neither a file nor a shipped {what}; {hint}")
