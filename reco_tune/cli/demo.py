@@ -12,9 +12,9 @@ from reco_tune.cli.options import shipped_spaces
 QUICK = {
     "arms": "{full: {}, fewer_frames: {}, reco: {}}",
     "trials": "2",
-    "data.train_clips": "512",
+    "data.train_clips": "256",
     "data.test_clips": "128",
-    "tokenizer.fit_clips": "512",
+    "tokenizer.fit_clips": "256",
     "training.steps": "40",
     "training.rungs": "2",
     "evaluation.samples": "64",
