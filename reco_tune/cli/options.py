@@ -55,14 +55,14 @@ def planned_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
-    if not Path(given).exists() and difflib.get_close_matches(given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8):
+    if not Path(given).is_file() and difflib.get_close_matches(given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8):
         return experiment_path(given)
     return space_path(given)
 
 
 def is_shipped_experiment(given: str) -> bool:
-    """Whether this names an experiment, and not a file or a space."""
-    return not Path(given).exists() and given.removesuffix(".yaml") in shipped_experiments()
+    """Whether this names an experiment, and not a file or a space; a folder of that name is neither."""
+    return not Path(given).is_file() and given.removesuffix(".yaml") in shipped_experiments()
 
 
 def shipped_spaces() -> dict[str, Path]:

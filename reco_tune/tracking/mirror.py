@@ -172,7 +172,7 @@ class _Replay:
         found = store.find_experiment(client, name)
         artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
         training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
-        self._experiment = found.experiment_id if found else client.create_experiment(name, artifacts, training)
+        self._experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts, tags=training)
         parents = store.all_runs(client, self._experiment, "study")
         if parents and parents[0].data.tags[store.STUDY_ID] != identity:
             raise TrackingError(f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name")
@@ -185,7 +185,8 @@ class _Replay:
                 "mlflow.note.content": self.study.question,
                 "mlflow.source.name": "reco-tune",
             }
-            parent, self._tags[""] = client.create_run(self._experiment, began, tags, name).info.run_id, {}
+            created = client.create_run(self._experiment, start_time=began, run_name=name, tags=tags)
+            parent, self._tags[""] = created.info.run_id, {}
         for run in store.all_runs(client, self._experiment, "trial"):
             trial = run.data.tags["reco_tune.trial"]
             self._ids[trial], self._tags[trial] = run.info.run_id, run.data.tags
@@ -214,7 +215,8 @@ class _Replay:
         if known is None:
             own = {store.KIND: "trial", "reco_tune.trial": run.trial, "mlflow.parentRunId": self._parent, "mlflow.source.name": "reco-tune"}
             began = None if run.started is None else _milliseconds(run.started)
-            self._ids[run.trial], known = client.create_run(self._experiment, began, own, run.trial).info.run_id, {}
+            created = client.create_run(self._experiment, start_time=began, run_name=run.trial, tags=own)
+            self._ids[run.trial], known = created.info.run_id, {}
         identity = self._ids[run.trial]
         params = {} if store.RECORD in known else {key: json.dumps(value) for key, value in settings.items()}
         before = store.from_tags(store.FILES, known) or {}
