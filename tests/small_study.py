@@ -111,11 +111,8 @@ def begun(
     settings["trials"] = trials
     settings["resources"] |= resources or {}
     study.settings.write_text(yaml.safe_dump(settings, sort_keys=False))
-    lines, planned = source.events.read_text().splitlines(keepends=True), []
-    for line in lines:
-        if '"event":"planned"' in line:
-            planned.append(line)
-    head = lines[: lines.index(planned[-1]) + 1]
+    lines = source.events.read_text().splitlines(keepends=True)
+    head = lines[: 1 + max(place for place, line in enumerate(lines) if '"event":"planned"' in line)]
     names = [run.trial for run in undisturbed.study.runs.values() if run.arm != "search"][:done]
     tail = [line for line in lines[len(head) :] if any(f'"trial":"{name}"' in line for name in names)]
     study.events.write_text("".join(head + tail))

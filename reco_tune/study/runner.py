@@ -219,7 +219,6 @@ class _Driver:
             self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
         self._observer.on_phase(0, 2, "starting Ray")
         with ExitStack() as stack:
-            stack.callback(self._await_groups)
             nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
             if len(nodes) > 1:
                 machines = preflight.survey({"the study folder": self._folder.path, "the cache folder": experiment.cache_dir})
@@ -245,11 +244,6 @@ class _Driver:
             finally:
                 self._desk = None
         self._conclude()
-
-    def _await_groups(self) -> None:
-        """Their waiting ends with the cluster. A thread that still waits in Ray when this process starts the next one takes it down."""
-        if self._groups is not None:
-            self._groups.join()
 
     def _tune(self, desk: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
