@@ -21,8 +21,8 @@ def refuse_address(path: Path) -> Path:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", str(path))
     if found:
         raise ValueError(
-            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so mount that storage "
-            "(docs/cluster.md) and give its path"
+            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so give a path, and "
+            "the address as resources.storage where machines share no file system (docs/cluster.md)"
         )
     return path
 

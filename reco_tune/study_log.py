@@ -8,6 +8,7 @@ evaluated (finished) or pruned or failed. `retried` precedes a further `started`
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import json
 import threading
 import time
@@ -70,6 +71,12 @@ class StudyFolder:
         except OSError:
             return False
         return False
+
+    @property
+    def identity(self) -> str:
+        """Tells studies of one name apart, wherever their folders are moved: a hash of the log's first line."""
+        with self.events.open("rb") as log:
+            return hashlib.sha256(log.readline()).hexdigest()[:16]
 
     @property
     def mlflow_uri(self) -> str:

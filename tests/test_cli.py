@@ -159,7 +159,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no study to tell of": (["status", "nowhere"], "nowhere is not a study folder"),
     "no study to report": (["report", "nowhere"], "nowhere is not a study folder"),
     "no study to sync": (["sync", "nowhere"], "nowhere is not a study folder"),
-    "a bucket for a study": (["run", "demo", "--output", "s3://bucket/study"], "s3://bucket/study is an address; .* mount that storage"),
+    "a bucket for a study": (["run", "demo", "--output", "s3://bucket/study"], "s3://bucket/study is an address; .* give a path"),
     "a bucket to report": (["report", "gs://bucket/study"], "gs://bucket/study is an address"),
     "a bucket of videos": (
         ["plan", "demo", "--set", "data.root=s3://bucket/UCF101"],

@@ -29,6 +29,7 @@ from reco_tune.study.preflight import (
     look,
     versions,
 )
+from reco_tune.study.storage import Storage
 from reco_tune.study.worker import sentence
 from reco_tune.tokenizers.places import tokenizer_path
 
@@ -117,12 +118,25 @@ def test_the_least_memory_by_hand() -> None:
 def test_machines_that_do_not_fit(versions_there: dict[str, str], sees: bool, sentence: str, tmp_path: Path) -> None:
     machine = Machine("node-7", {**versions(), **versions_there}, {str(tmp_path.resolve()): sees}, 0)
     with pytest.raises(StudyError, match=sentence):
-        compare(machine, {"the study folder": tmp_path})
+        compare(machine, {"the study folder": str(tmp_path.resolve())})
 
 
 def test_this_machine_fits_itself(tmp_path: Path) -> None:
     (tmp_path / "token").write_text("")
-    compare(look({str(tmp_path.resolve()): "token"}), {"the study folder": tmp_path})
+    storage, place = Storage(f"file://{tmp_path}/storage"), str(tmp_path.resolve())
+    token = storage.probe()
+    compare(look({place: "token", storage.address: token}), {"the study folder": place, "the storage": storage.address})
+    storage.forget(token)
+    with pytest.raises(StudyError, match=r"the storage .* is not seen by"):
+        compare(look({storage.address: token}), {"the storage": storage.address})
+
+
+def test_a_storage_that_cannot_be_reached(tmp_path: Path) -> None:
+    with pytest.raises(
+        StudyError, match=r"the storage ftp://server/x cannot be used \(.*\); give resources.storage an address that pyarrow knows"
+    ):
+        run(small_space(tmp_path, "resources.storage=ftp://server/x"), tmp_path / "study", Options(track=False))
+    assert not (tmp_path / "study").exists()
 
 
 def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> None:

@@ -61,6 +61,8 @@ class Prepared:
     statistics: FeatureStatistics
     facts: dict[str, Any]
     """About the reference: clips, class accuracy on it, and the floor: what held-out real clips score by the same measure."""
+    folders: tuple[Path, ...]
+    """Where all of this lies in the cache folder."""
 
 
 def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Progress = quiet) -> Prepared:
@@ -74,9 +76,11 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     evaluation = experiment.evaluation
     if evaluation.flow:
         require_flow()
-    native = None if evaluation.protocol in PUBLISHED else _fitted(evaluation.protocol, experiment, cache, progress)
-    classifier = _classifier(native, experiment, cache, progress)
-    extractor = native or _i3d(experiment)
+    classified = experiment.data.class_conditional and cache.num_classes >= 2
+    kinds = dict.fromkeys(([] if evaluation.protocol in PUBLISHED else [evaluation.protocol]) + (["native"] if classified else []))
+    fitted = {kind: _fitted(kind, experiment, cache, progress) for kind in kinds}
+    classifier = fitted["native"] if classified else None  # no other extractor learns classes
+    extractor = fitted.get(evaluation.protocol) or _i3d(experiment)
     split: Split = evaluation.reference_split
     available = len(cache.tokens(split)) if evaluation.reference == "reconstructed" else len(cache.clips(split))
     clips = min(evaluation.reference_clips, available)
@@ -84,7 +88,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
         raise DataError(
             f"FVD needs at least 2 real clips, but the {split} split of {cache.path} has {clips}; add videos or take the other split"
         )
-    arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
+    folder, arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
     data, departures = experiment.data, deviations(experiment)
     frames = extractor.published.frames if isinstance(extractor, I3D) else data.clip_frames
     shape = f"{frames}x{data.size_px}x{data.size_px}/stride{data.frame_stride}"
@@ -93,7 +97,8 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     protocol = f"{name}/{shape}/{evaluation.reference}/{split}{clips}/{sampled}/{extractor.hash[:8]}"
     statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
-    return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts)
+    folders = (folder, *(_extractor_folder(kind, experiment, cache) for kind in kinds))
+    return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders)
 
 
 def check_extractor(experiment: Experiment) -> None:
@@ -141,8 +146,7 @@ def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count
 def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor:
     """The extractor of a native protocol, fitted to the data set's raw clips once."""
     clips, heldout = cache.clips("train"), cache.clips("test")
-    key = [video_features.VERSION, protocol, cache.data_fingerprint, list(clips.shape), cache.num_classes]
-    folder = experiment.cache_dir / "extractors" / _fingerprint(key)
+    folder = _extractor_folder(protocol, experiment, cache)
     if not folder.exists():
         extractor = fit_extractor(
             cast(Protocol, protocol),
@@ -158,11 +162,9 @@ def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: 
     return load_extractor(folder)
 
 
-def _classifier(native: Extractor | None, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor | None:
-    """The extractor of the protocol `native`, which learns classes; no other one does."""
-    if not experiment.data.class_conditional or cache.num_classes < 2:
-        return None
-    return native if native is not None and native.protocol == "native" else _fitted("native", experiment, cache, progress)
+def _extractor_folder(protocol: str, experiment: Experiment, cache: TokenCache) -> Path:
+    key = [video_features.VERSION, protocol, cache.data_fingerprint, list(cache.clips("train").shape), cache.num_classes]
+    return experiment.cache_dir / "extractors" / _fingerprint(key)
 
 
 def _i3d(experiment: Experiment) -> I3D:
@@ -183,7 +185,7 @@ def _reference(
     split: Split,
     clips: int,
     progress: Progress,
-) -> tuple[dict[str, NDArray[np.float64]], dict[str, Any]]:
+) -> tuple[Path, dict[str, NDArray[np.float64]], dict[str, Any]]:
     kind = experiment.evaluation.reference
     tokenizer = load_tokenizer(cache.tokenizer_path) if kind == "reconstructed" else None
     floor_clips = min(experiment.evaluation.samples, len(cache.clips("test")))
@@ -208,7 +210,7 @@ def _reference(
     if not folder.exists():
         device = _device(experiment)
         features, motion, accuracies = _describe(cache, extractor, classifier, tokenizer, split, clips, device, progress)
-        facts: dict[str, Any] = {"reference_clips": clips, **accuracies}
+        facts = {"reference_clips": clips, **accuracies}
         if experiment.evaluation.flow:
             shown = (video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS), device))
             facts["reference_flow_unexplained"] = unexplained(np.concatenate([flow_changes(video_BFCHW) for video_BFCHW in shown]))
@@ -226,7 +228,8 @@ def _reference(
 
         publish(folder, save)
     try:
-        return load_file(folder / "reference.safetensors"), json.loads((folder / "reference.json").read_text(encoding="utf-8"))["facts"]
+        facts = json.loads((folder / "reference.json").read_text(encoding="utf-8"))["facts"]
+        return folder, load_file(folder / "reference.safetensors"), facts
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(
             f"{folder} does not hold reference features that can be read; delete that folder and they are computed again"

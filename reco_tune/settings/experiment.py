@@ -332,6 +332,8 @@ class Resources(Section):
     """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and it has failed."""
     calibration_seconds: float = Field(10, gt=0)
     """Bound on the time that one calibration measures."""
+    storage: str | None = None
+    """Address (s3://bucket/folder, gs://, ...) through which machines give each other their files where they share no file system."""
     calibrate_on_shared_gpus: bool = False
     """Whether speeds may be measured while other trials work on the same GPU (`gpus_per_worker` below 1): they are then worth little."""
 

@@ -50,6 +50,12 @@ class Job:
     """Speed metrics that are known already."""
     judged: bool = False
     """Whether the workers wait after every rung until Tune has judged it."""
+    storage: str | None = None
+    """Address through which files come and go where the machines do not share the folders above."""
+    cached: tuple[str, ...] = ()
+    """What the storage holds of the cache folder, by paths inside it."""
+    kept: str = ""
+    """Under which name the storage holds the run's folder."""
 
 
 @dataclass

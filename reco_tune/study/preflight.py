@@ -10,7 +10,8 @@ import importlib.metadata
 import platform
 import socket
 import uuid
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,6 +27,7 @@ from reco_tune.errors import SettingsError, StudyError, TrackingError
 from reco_tune.evaluation import check_extractor
 from reco_tune.settings import Experiment
 from reco_tune.study.planning import Plan
+from reco_tune.study.storage import Storage, StorageError
 from reco_tune.tokenizers import check_weights
 
 ANSWER_SECONDS = 5.0
@@ -74,6 +76,16 @@ def check_folder(folder: Path, what: str) -> None:
             f"{what} {folder} cannot be written to ({(error.strerror or type(error).__name__).lower()}); give another one, or see to its "
             "permissions and its space"
         ) from error
+
+
+def check_storage(address: str | None) -> None:
+    """
+    Raises:
+        StudyError: where a storage cannot be written to.
+    """
+    if address is not None:
+        storage = Storage(address)
+        storage.forget(storage.probe())
 
 
 def check_tracking(uri: str | None) -> None:
@@ -133,7 +145,7 @@ class Machine:
     name: str
     versions: dict[str, str]
     sees: dict[str, bool]
-    """Folder -> whether the driver's token lies in it."""
+    """Folder, or address of the storage -> whether the driver's token lies in it."""
     gpu_bytes: int
     """Of its smallest GPU; 0 where it has none."""
 
@@ -142,11 +154,20 @@ def look(tokens: dict[str, str]) -> Machine:
     """A machine, as seen from itself.
 
     Args:
-        tokens: folder -> name of the file in it that the driver wrote.
+        tokens: folder, or address of the storage -> name of what the driver laid in it.
     """
     gpus = [torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())]
-    sees = {folder: (Path(folder) / token).exists() for folder, token in tokens.items()}
+    sees = {place: _sees(place, token) for place, token in tokens.items()}
     return Machine(socket.gethostname(), versions(), sees, min(gpus, default=0))
+
+
+def _sees(place: str, token: str) -> bool:
+    if "://" not in place:
+        return (Path(place) / token).exists()
+    try:
+        return Storage(place).holds(token)
+    except StorageError:
+        return False
 
 
 def versions() -> dict[str, str]:
@@ -154,44 +175,58 @@ def versions() -> dict[str, str]:
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
-def survey(folders: dict[str, Path]) -> list[Machine]:
-    """Every machine of the connected cluster: one task on each, with a token file in each folder.
+def survey(shared: Mapping[str, Path | Storage]) -> list[Machine]:
+    """Every machine of the connected cluster: one task on each, with a token in each place that all of them must see.
 
     Args:
-        folders: what a folder is for -> the folder, on the driver's machine.
+        shared: what a place is for -> the folder, on the driver's machine, or the storage.
 
     Raises:
-        StudyError: where machines do not see the driver's folders, or hold other versions than it.
+        StudyError: where machines do not see them, or hold other versions than the driver.
     """
-    token = f".seen-by-all-{uuid.uuid4().hex[:8]}"
-    for folder in folders.values():
-        (folder / token).write_text(token)
-    try:
+    places = {what: place.address if isinstance(place, Storage) else str(place.resolve()) for what, place in shared.items()}
+    with ExitStack() as stack:
+        tokens = {places[what]: _lay_token(place, stack) for what, place in shared.items()}
         task: Any = ray.remote(look)
         asked = [
             task.options(num_cpus=0, max_retries=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                {str(folder.resolve()): token for folder in folders.values()}
+                tokens
             )
             for node in ray.nodes()
             if node["Alive"]
         ]
         machines: list[Machine] = ray.get(asked)
-    finally:
-        for folder in folders.values():
-            (folder / token).unlink(missing_ok=True)
     for machine in machines:
-        compare(machine, folders)
+        compare(machine, places)
     return machines
 
 
-def compare(machine: Machine, folders: dict[str, Path]) -> None:
+def _lay_token(place: Path | Storage, stack: ExitStack) -> str:
+    """Its name there; taken away with the stack."""
+    if isinstance(place, Storage):
+        token = place.probe()
+        stack.callback(place.forget, token)
+    else:
+        token = f".seen-by-all-{uuid.uuid4().hex[:8]}"
+        (place / token).write_text(token)
+        stack.callback((place / token).unlink, missing_ok=True)
+    return token
+
+
+def compare(machine: Machine, places: dict[str, str]) -> None:
     """
+    Args:
+        places: what a place is for -> the folder, or the address of the storage.
+
     Raises:
         StudyError: where a machine is not fit to work with this driver.
     """
-    for what, folder in folders.items():
-        if not machine.sees[str(folder.resolve())]:
-            raise StudyError(f"{what} {folder} is not seen by {machine.name}; put it on storage that all machines of the cluster share")
+    for what, place in places.items():
+        if not machine.sees[place]:
+            raise StudyError(
+                f"{what} {place} is not seen by {machine.name}; put it on storage that all machines of the cluster share, or set "
+                "resources.storage to an address that all of them reach"
+            )
     for name, own in versions().items():
         if machine.versions[name] != own:
             raise StudyError(f"{machine.name} has {name} {machine.versions[name]}, but the driver has {own}; install the same everywhere")

@@ -35,6 +35,7 @@ from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, verdict
 from reco_tune.study.searcher import Search, broken_constraints
+from reco_tune.study.storage import Storage, cached_parts
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
@@ -116,6 +117,7 @@ def _check(planned: Plan, options: Options) -> None:
         if resources.gpus_per_worker:
             preflight.check_memory(planned, [preflight.look({})])
     preflight.check_address(options.address)
+    preflight.check_storage(resources.storage)
     preflight.check_files(planned.shared)
     if options.track:
         preflight.check_tracking(options.tracking_uri)
@@ -131,6 +133,10 @@ class _Driver:
         self.plan: Plan = plan(space)
         self._tokens = ""
         """Path of the token cache."""
+        self._storage: Storage | None = None
+        """Through which files come and go, where the machines do not share them."""
+        self._cached: tuple[str, ...] = ()
+        """What it holds of the cache folder."""
         self._desk: Any = None
         self._stopping = threading.Event()
         self._uncalibrated = {
@@ -206,8 +212,16 @@ class _Driver:
         experiment = self.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
         cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.plan.piece_blocks)
-        prepare_evaluation(experiment, cache, self._observer.on_phase)
+        prepared = prepare_evaluation(experiment, cache, self._observer.on_phase)
         self._tokens = str(cache.path.resolve())
+        if experiment.resources.storage is not None:
+            self._storage = Storage(experiment.resources.storage)
+            parts = cached_parts(experiment, (cache.path, cache.tokenizer_path, *prepared.folders))
+            for done, (name, part) in enumerate(parts.items(), start=1):
+                if not self._storage.holds(name):
+                    self._storage.put(part, name)
+                self._observer.on_phase(done, len(parts), f"laying the cache into {self._storage.address}")
+            self._cached = tuple(parts)
 
     # --- with Ray ---
 
@@ -221,7 +235,8 @@ class _Driver:
         with ExitStack() as stack:
             nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
             if len(nodes) > 1:
-                machines = preflight.survey({"the study folder": self._folder.path, "the cache folder": experiment.cache_dir})
+                folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
+                machines = preflight.survey({"the storage": self._storage} if self._storage else folders)
                 preflight.check_memory(self.plan, machines)
             placement = place(experiment.resources, nodes, left)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
@@ -300,7 +315,14 @@ class _Driver:
             arm = self._unmeasured.pop(0)
             experiment = self.plan.arms[arm]
             return Job(
-                "calibration", CALIBRATION + arm, experiment.model_dump(mode="json"), experiment.result_hash(), self._tokens, folder=""
+                kind="calibration",
+                key=CALIBRATION + arm,
+                settings=experiment.model_dump(mode="json"),
+                settings_hash=experiment.result_hash(),
+                tokens=self._tokens,
+                folder="",
+                storage=self._storage.address if self._storage else None,
+                cached=self._cached,
             )
         if self._awaited:
             return None
@@ -347,7 +369,14 @@ class _Driver:
             sampled=record.arm == SEARCH and not record.repeats,
             calibration=self.study.calibrations.get(record.trial),
             judged=record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none",
+            storage=self._storage.address if self._storage else None,
+            cached=self._cached,
+            kept=self._kept(record.trial),
         )
+
+    def _kept(self, trial: str) -> str:
+        """Name of a run's folder in the storage."""
+        return f"studies/{self._folder.identity}/{trial}"
 
     # --- the desk's events ---
 
@@ -406,7 +435,11 @@ class _Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
+            if self._storage and name in DONE:
+                self._storage.get(self._kept(key), self._folder.trial(key))
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+            if self._storage and name in DONE:
+                self._storage.forget(self._kept(key))
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(len(self.study.calibrations), len(self.plan.arms), "calibrating the speed of the arms")

@@ -9,10 +9,12 @@ import gc
 import json
 import math
 import os
+import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from typing import Any
 
@@ -28,6 +30,7 @@ from reco_tune.evaluation import evaluate
 from reco_tune.files import write_json
 from reco_tune.settings import Experiment
 from reco_tune.study.desk import Job
+from reco_tune.study.storage import Storage, StorageError, brought_here, scratch
 from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
@@ -42,6 +45,8 @@ class Hooks:
     def __init__(self, desk: Any, job: Job, rank: int) -> None:
         self._desk, self._key, self._rank = desk, job.key, rank
         self._last_progress = 0.0
+        self.keep: Callable[[], None] = lambda: None
+        """Called on rank 0 before anybody hears that something is on disk."""
 
     def event(self, name: str, **fields: Any) -> None:
         """One event of the run's life; it is at the desk when this returns."""
@@ -50,6 +55,7 @@ class Hooks:
 
     def report(self, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report; True asks to stop."""
+        self.keep()
         return bool(ray.get(self._desk.report.remote(self._key, step, finite(metrics))))
 
     def left(self, step: int) -> None:
@@ -87,7 +93,10 @@ def serve(config: dict[str, Any]) -> None:
             job_function(job, Hooks(desk, job, rank))
         except Exception as error:
             if no_space(error):  # not the run's fault, and no other would fare better
-                ray.get(desk.halt.remote(job.key, f"{job.folder or job.tokens} cannot be written to: its disk is full, free some space"))
+                full = scratch() if job.storage else job.folder or job.tokens
+                ray.get(desk.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space"))
+            elif isinstance(error, StorageError):
+                ray.get(desk.halt.remote(job.key, str(error)))
             elif not ray.get(desk.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))):
                 raise
         gc.collect()
@@ -100,20 +109,33 @@ def execute(job: Job, hooks: Hooks) -> None:
 
     A run whose `result.json` lies in its folder is done: only the message was lost.
     """
+    group, storage = Group.current(), Storage(job.storage) if job.storage else None
+    if storage is not None:
+        job = brought_here(job, storage)
     experiment = Experiment.model_validate(job.settings)
     cache = TokenCache.open(Path(job.tokens))
-    group = Group.current()
     if job.kind == "calibration":
         hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
         return
     folder = Path(job.folder)
-    folder.mkdir(parents=True, exist_ok=True)
-    hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
-    result = _finished(folder, job.settings_hash)
-    if result is None:
-        result = _run(job, experiment, cache, folder, group, hooks)
-    if result is not None:
-        hooks.event("evaluated", **result)
+    with _kept(folder, storage, job.kept, hooks) if storage is not None and group.leads else nullcontext():
+        folder.mkdir(parents=True, exist_ok=True)
+        hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
+        result = _finished(folder, job.settings_hash)
+        if result is None:
+            result = _run(job, experiment, cache, folder, group, hooks)
+        if result is not None:
+            hooks.event("evaluated", **result)
+
+
+@contextmanager
+def _kept(folder: Path, storage: Storage, name: str, hooks: Hooks) -> Iterator[None]:
+    """The run's folder as its last worker left it in the storage, and laid there again whenever something was written."""
+    if not storage.get(name, folder):
+        shutil.rmtree(folder, ignore_errors=True)
+    hooks.keep = lambda: storage.put(folder, name)
+    yield
+    shutil.rmtree(folder, ignore_errors=True)
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -140,6 +162,7 @@ def _run(job: Job, experiment: Experiment, cache: TokenCache, folder: Path, grou
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:
         write_json(folder / "result.json", {"settings_hash": job.settings_hash, **result})
+        hooks.keep()
     return result
 
 

@@ -6,7 +6,6 @@ something twice changes nothing: a value's time is the run's start plus one mill
 
 from __future__ import annotations
 
-import hashlib
 import json
 import tempfile
 import threading
@@ -21,7 +20,7 @@ import pyarrow.parquet as pq
 from reco_tune.data.video import write_video
 from reco_tune.errors import StudyError, TrackingError
 from reco_tune.progress import Progress, quiet
-from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_study
+from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_events, read_study
 
 if TYPE_CHECKING:
     from mlflow.entities import Dataset
@@ -166,9 +165,7 @@ class _Replay:
     def _open(self) -> None:
         """Finds or makes the experiment and its parent run, and reads which runs are there already."""
         client, store, name = self._client, self._store, self.study.name
-        with self._folder.events.open("rb") as log:
-            opening = log.readline()
-        identity, began = hashlib.sha256(opening).hexdigest()[:16], _milliseconds(json.loads(opening)["time"])
+        identity, began = self._folder.identity, _milliseconds(next(iter(read_events(self._folder.events)))["time"])
         found = store.find_experiment(client, name)
         artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
         training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens

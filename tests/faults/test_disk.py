@@ -1,4 +1,4 @@
-"""A disk runs full under a study: it stops with one sentence, nothing of it is damaged, and it goes on when there is room again."""
+"""A disk runs full under a study, or its storage is gone: one sentence, nothing of it is damaged, it goes on when that is mended."""
 
 from __future__ import annotations
 
@@ -117,6 +117,30 @@ def test_a_full_disk_while_a_study_runs(at: str, finished_study: WatchedStudy, s
     assert folder.events.read_bytes().endswith(b"\n")
     assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"
     (small_disk / "ballast").unlink()
+    outcome = resume(folder.path, Options(track=False))
+    assert_nothing_lost(outcome.study, folder, finished_study)
+    lines_about(capfd.readouterr(), "failed")
+
+
+@pytest.mark.faults
+@pytest.mark.timeout(600)
+def test_a_storage_that_stops_answering(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    """With everything that lay in it: no run has failed, and a resumed study lays its cache there again."""
+    store = tmp_path / "store"
+    folder = begun(finished_study, tmp_path / "study", resources={"storage": store.as_uri()})
+
+    def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
+        if event["event"] == "reported":
+            store.rename(tmp_path / "gone")
+            store.write_text("no folder any more")
+        return event["event"] == "reported"
+
+    with pytest.raises(
+        RunFailedError, match=r"left over \(the storage file://.* cannot be used \(.*`reco-tune resume .*` goes on with them"
+    ):
+        resume(folder.path, Options(track=False), Struck(folder, strike))
+    assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"
+    store.unlink()
     outcome = resume(folder.path, Options(track=False))
     assert_nothing_lost(outcome.study, folder, finished_study)
     lines_about(capfd.readouterr(), "failed")

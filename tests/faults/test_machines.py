@@ -1,13 +1,20 @@
-"""A cluster of three machines, each a raylet of its own here: one is lost, and the study goes on on the others."""
+"""A cluster of three machines, each a raylet of its own here: one is lost, and the study goes on on the others.
+
+Where the machines share no file system, each raylet has a mount namespace of its own, in which the folders of the driver are empty.
+"""
 
 from __future__ import annotations
 
 import os
 import shlex
+import shutil
 import signal
+import subprocess
 import sys
+import tempfile
 import time
 from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -17,27 +24,71 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from small_study import WatchedStudy, begun, descendants
 from struck import Struck, assert_nothing_lost, lines_about
 
+from reco_tune.errors import StudyError
 from reco_tune.study import Options, resume
-from reco_tune.study_log import read_study
+from reco_tune.study.storage import scratch
+from reco_tune.study_log import StudyFolder, read_study
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
+MEMORY = 100 * 2**20
+"""Of a machine's object store."""
+
+
 @pytest.fixture
-def three_machines() -> Iterator[Cluster]:
-    """A head that trains nothing and two machines of one CPU each."""
-    memory = 100 * 2**20
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": memory, "include_dashboard": True})
+def head() -> Iterator[Cluster]:
+    """A head that trains nothing."""
+    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": True})
     try:
-        for _ in range(2):
-            cluster.add_node(num_cpus=1, object_store_memory=memory)
         yield cluster
     finally:
         cluster.shutdown()
 
 
-def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    folder = begun(finished_study, tmp_path / "study")
+@pytest.fixture
+def three_machines(head: Cluster) -> Cluster:
+    """The head and two machines of one CPU each."""
+    for _ in range(2):
+        head.add_node(num_cpus=1, object_store_memory=MEMORY)
+    return head
+
+
+@contextmanager
+def secluded_machine(cluster: Cluster, *hidden: Path) -> Iterator[None]:
+    """A machine of one CPU to which these folders are empty ones of its own."""
+    empty = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
+    ray_start = shlex.join(
+        [
+            sys.executable,
+            "-m",
+            "ray.scripts.scripts",
+            "start",
+            "--block",
+            f"--address={cluster.address}",
+            "--num-cpus=1",
+            f"--object-store-memory={MEMORY}",
+        ]
+    )
+    before = alive(cluster)
+    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
+    process = subprocess.Popen(["unshare", "--mount", "sh", "-c", f"{empty} && exec {ray_start}"], start_new_session=True, **quiet)
+    try:
+        while alive(cluster) == before:
+            assert process.poll() is None
+            time.sleep(0.5)
+        yield
+    finally:
+        os.killpg(process.pid, signal.SIGTERM)
+        process.wait(timeout=60)
+
+
+def alive(cluster: Cluster) -> int:
+    return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def strike_machine_of(folder: StudyFolder) -> Struck:
+    """Loses the machine of whichever run reports first."""
 
     def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
         if event["event"] != "reported":
@@ -48,13 +99,43 @@ def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, t
             os.kill(process, signal.SIGKILL)
         return True
 
-    watcher = Struck(folder, strike)
+    return Struck(folder, strike)
+
+
+def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+    folder = begun(finished_study, tmp_path / "study")
+    watcher = strike_machine_of(folder)
     outcome = resume(folder.path, Options(address=three_machines.address, track=False), watcher)
     assert_nothing_lost(outcome.study, folder, finished_study)
     victim = watcher.event["trial"]
     assert outcome.study.runs[victim].attempt > 1
     told = lines_about(capfd.readouterr(), "retried")
     assert told and all(victim in line for line in told)
+
+
+def test_a_lost_machine_where_none_sees_another_s_files(
+    finished_study: WatchedStudy, head: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """Everything goes through `resources.storage`: the cache to the machines, checkpoints from the lost one to the other, results back."""
+    if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
+        pytest.skip("this machine does not let tests make mount namespaces")
+    scratch().mkdir(mode=0o700, exist_ok=True)
+    hidden = (tmp_path_factory.getbasetemp(), scratch())
+    with tempfile.TemporaryDirectory() as store, secluded_machine(head, *hidden), secluded_machine(head, *hidden):
+        folder = begun(finished_study, tmp_path / "study")
+        with pytest.raises(StudyError, match=r"the study folder .* is not seen by .*; put it on storage .*, or set resources.storage"):
+            resume(folder.path, Options(address=head.address, track=False))
+        folder = begun(finished_study, tmp_path / "study", resources={"storage": f"file://{store}"})
+        watcher = strike_machine_of(folder)
+        outcome = resume(folder.path, Options(address=head.address, track=False), watcher)
+        assert_nothing_lost(outcome.study, folder, finished_study)
+        victim = outcome.study.runs[watcher.event["trial"]]
+        assert victim.attempt > 1 and victim.reports[0]["step"] == watcher.event["step"]
+        for name in outcome.study.runs:
+            assert folder.history(name).read_bytes() and (folder.trial(name) / "model").is_dir()
+            assert not list(Path(store, "studies", folder.identity).glob(f"{name}*"))
+        told = lines_about(capfd.readouterr(), "retried")
+        assert told and all(victim.trial in line for line in told)
 
 
 def test_a_study_handed_in_as_a_job(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path) -> None:
