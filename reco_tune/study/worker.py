@@ -35,6 +35,8 @@ from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two progress messages of one worker."""
+RESULT = "result.json"
+"""Of a run that was evaluated, in its folder."""
 LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name)
 """Device seconds of a run's stages; their sum is its device hours."""
 
@@ -133,7 +135,13 @@ def _kept(folder: Path, storage: Storage, name: str, hooks: Hooks) -> Iterator[N
     """The run's folder as its last worker left it in the storage, and laid there again whenever something was written."""
     if not storage.get(name, folder):
         shutil.rmtree(folder, ignore_errors=True)
-    hooks.keep = lambda: storage.put(folder, name)
+
+    def keep() -> None:
+        if (folder / RESULT).exists():
+            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nobody goes on from it, and it is most of what would travel
+        storage.put(folder, name)
+
+    hooks.keep = keep
     yield
     shutil.rmtree(folder, ignore_errors=True)
 
@@ -161,7 +169,7 @@ def _run(job: Job, experiment: Experiment, cache: TokenCache, folder: Path, grou
     curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:
-        write_json(folder / "result.json", {"settings_hash": job.settings_hash, **result})
+        write_json(folder / RESULT, {"settings_hash": job.settings_hash, **result})
         hooks.keep()
     return result
 
@@ -177,7 +185,7 @@ def _calibrated(experiment: Experiment, cache: TokenCache, group: Group, hooks: 
 
 def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:
     """The result of a run that was evaluated before, with the same settings."""
-    path = folder / "result.json"
+    path = folder / RESULT
     if not path.exists():
         return None
     result: dict[str, Any] = json.loads(path.read_text())
