@@ -28,8 +28,8 @@ def test_the_baseline_is_one_without_measuring(toy_cache: TokenCache, toy_experi
 
 
 def test_speedup_by_hand() -> None:
-    full = np.array([[3.0, 3.0], [100.0, 3.0], [3.0, 3.0], [30.0, 30.0]])  # a disturbed step, then a round that is slow all over
-    arm = np.array([[1.0, 2.0], [1.0, 2.0], [1.0, 50.0], [10.0, 20.0]])
+    full = np.array([[3.0, 3.0], [3.0, 3.0], [100.0, 100.0], [30.0, 30.0], [3.0, 3.0]])  # a disturbed round, one that is slow all over
+    arm = np.array([[1.0, 50.0], [1.0, 2.0], [1.0, 2.0], [10.0, 20.0], [40.0, 2.0]])  # and a disturbed step of each kind
     assert speedup_of(full, arm, np.array([0.5, 0.5])) == pytest.approx(3 / (0.5 * 1 + 0.5 * 2))
 
 

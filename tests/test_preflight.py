@@ -127,7 +127,7 @@ def test_this_machine_fits_itself(tmp_path: Path) -> None:
     token = storage.probe()
     compare(look({place: "token", storage.address: token}), {"the study folder": place, "the storage": storage.address})
     storage.forget(token)
-    with pytest.raises(StudyError, match=r"the storage .* is not seen by"):
+    with pytest.raises(StudyError, match=r"the storage file://.* cannot be used from .*; see to its credentials"):
         compare(look({storage.address: token}), {"the storage": storage.address})
 
 

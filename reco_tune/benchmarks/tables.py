@@ -46,7 +46,7 @@ class Table(NamedTuple):
 
 
 def ratio_to_ours(times_R: np.ndarray, ours_R: np.ndarray) -> Row:
-    """Median of another's times over the median of ours, with its 95% interval; above 1 ours is faster."""
+    """Another's time over ours, the median over rounds, with its 95% interval; above 1 ours is faster."""
     pair = times_R[:, None], ours_R[:, None], np.ones(1)
     low, high = bootstrap_interval(*pair, seed=0)
     return {"seconds": float(np.median(times_R)), "ratio": speedup_of(*pair), "ratio_low": low, "ratio_high": high}

@@ -37,11 +37,11 @@ def calibrate(experiment: Experiment, cache: TokenCache, seconds: float, progres
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
     s is a place (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its whole course.
-    Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up, and the median round counts;
-    steps so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not measured: it is 1. Also gives the limit
-    that FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the allocator's peaks, on the CPU of
-    weights, gradients, AdamW's moments and what the forward pass keeps for backward (deterministic; short-lived buffers are not in it).
-    With several workers the step is that of one worker's share of the batch, without communication.
+    Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps
+    so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not measured: it is 1. Also gives the limit that
+    FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the allocator's peaks, on the CPU of weights,
+    gradients, AdamW's moments and what the forward pass keeps for backward (deterministic; short-lived buffers are not in it). With
+    several workers the step is that of one worker's share of the batch, without communication.
 
     Returns:
         speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds (`quantities` names).

@@ -1,4 +1,4 @@
-"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, medians compared, rounds resampled.
+"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, ratios taken round by round, rounds resampled.
 
 Knows clocks, training steps and medians; refuses to know which arms are compared and what the numbers are for.
 """
@@ -102,24 +102,21 @@ def place_strata(distribution: Mapping[Place, float]) -> dict[Place, float]:
 
 
 def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> float:
-    """Median over R rounds of `round_speedups`."""
-    return float(np.median(round_speedups(times_full_RS, times_arm_RS, weights_S)))
+    """1 / Σ_s p(s) · (median over R rounds of: the arm's step from s / median of the round's full steps).
 
-
-def round_speedups(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> np.ndarray:
-    """Of each round [R]: median of its full steps / Σ_s p(s) · its step of the arm from s.
-
-    A round's steps lie close together in time, so what slows the machine for a second slows both sides of its ratio: beside a neighbour
-    the median of these spreads a third to a half as far as a ratio of medians over all rounds (docs/benchmark.md).
+    A round's steps lie close together in time, so what slows the machine for a second slows both sides of each ratio, which the medians of
+    both sides over all rounds do not share (docs/benchmark.md); single slow steps of either side fall to the medians.
     """
-    return np.asarray(np.median(times_full_RS, axis=-1) / (times_arm_RS @ weights_S))
+    shares_RS = times_arm_RS / np.median(times_full_RS, axis=1, keepdims=True)
+    return float(1 / (np.median(shares_RS, axis=0) @ weights_S))
 
 
 def bootstrap_interval(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray, seed: int) -> tuple[float, float]:
     """95% percentile interval of the speed-up over resampled rounds."""
-    rounds = round_speedups(times_full_RS, times_arm_RS, weights_S)
-    drawn = np.random.default_rng(seed).integers(len(rounds), size=(RESAMPLES, len(rounds)))
-    low, high = np.percentile(np.median(rounds[drawn], axis=1), [2.5, 97.5])
+    rounds = len(times_full_RS)
+    drawn = np.random.default_rng(seed).integers(rounds, size=(RESAMPLES, rounds))
+    speedups = [speedup_of(times_full_RS[rows], times_arm_RS[rows], weights_S) for rows in drawn]
+    low, high = np.percentile(speedups, [2.5, 97.5])
     return float(low), float(high)
 
 

@@ -53,8 +53,8 @@ class Job:
     storage: str | None = None
     """Address through which files come and go where the machines do not share the folders above."""
     cached: tuple[str, ...] = ()
-    """What the storage holds of the cache folder, by paths inside it."""
-    kept: str = ""
+    """Names of what the storage holds of the cache folder, the token cache first."""
+    stored: str = ""
     """Under which name the storage holds the run's folder."""
 
 

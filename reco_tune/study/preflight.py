@@ -223,6 +223,8 @@ def compare(machine: Machine, places: dict[str, str]) -> None:
     """
     for what, place in places.items():
         if not machine.sees[place]:
+            if "://" in place:
+                raise StudyError(f"{what} {place} cannot be used from {machine.name}; see to its credentials and its network there")
             raise StudyError(
                 f"{what} {place} is not seen by {machine.name}; put it on storage that all machines of the cluster share, or set "
                 "resources.storage to an address that all of them reach"

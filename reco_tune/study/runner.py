@@ -35,7 +35,7 @@ from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, verdict
 from reco_tune.study.searcher import Search, broken_constraints
-from reco_tune.study.storage import Storage, cached_parts
+from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results, store_run
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
@@ -216,7 +216,7 @@ class _Driver:
         self._tokens = str(cache.path.resolve())
         if experiment.resources.storage is not None:
             self._storage = Storage(experiment.resources.storage)
-            parts = cached_parts(experiment, (cache.path, cache.tokenizer_path, *prepared.folders))
+            parts = cached_parts(experiment, cache.path, (cache.tokenizer_path, *prepared.folders))
             for done, (name, part) in enumerate(parts.items(), start=1):
                 if not self._storage.holds(name):
                     self._storage.put(part, name)
@@ -354,6 +354,9 @@ class _Driver:
                 return None
             self._journal.write("asked", **proposal.event)
             record = self.study.runs[proposal.trial]
+        stored, folder = self._stored(record.trial), self._folder.trial(record.trial)
+        if self._storage and folder.is_dir() and not self._storage.holds(f"{stored}/results"):  # it began where machines shared the folder
+            store_run(self._storage, stored, folder)
         attempt = max(record.attempt, 1)
         if record.state != "planned":
             attempt = record.attempt + 1
@@ -364,17 +367,17 @@ class _Driver:
             settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
             settings_hash=record.settings_hash,
             tokens=self._tokens,
-            folder=str(self._folder.trial(record.trial).resolve()),
+            folder=str(folder.resolve()),
             attempt=attempt,
             sampled=record.arm == SEARCH and not record.repeats,
             calibration=self.study.calibrations.get(record.trial),
             judged=record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none",
             storage=self._storage.address if self._storage else None,
             cached=self._cached,
-            kept=self._kept(record.trial),
+            stored=stored,
         )
 
-    def _kept(self, trial: str) -> str:
+    def _stored(self, trial: str) -> str:
         """Name of a run's folder in the storage."""
         return f"studies/{self._folder.identity}/{trial}"
 
@@ -436,10 +439,12 @@ class _Driver:
             event["reason"] = reason
         if kind == "trial":
             if self._storage and name in DONE:
-                self._storage.get(self._kept(key), self._folder.trial(key))
+                fetched = fetch_results(self._storage, self._stored(key), self._folder.trial(key))
+                if name == "evaluated" and not fetched:
+                    raise StorageError(f"the storage {self._storage.address} has lost what run {key} left")
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
             if self._storage and name in DONE:
-                self._storage.forget(self._kept(key))
+                self._storage.forget(self._stored(key))
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(len(self.study.calibrations), len(self.plan.arms), "calibrating the speed of the arms")

@@ -1,43 +1,49 @@
 """What the machines of a cluster without a shared file system give each other: folders, each as one archive in an object store.
 
-    ADDRESS/NAME/00000002.tar, 00000002.whole      the newest whole one is the folder; older ones go once it lies there
+    ADDRESS/NAME/00000002-5f3a9c01.tar, .whole      the newest whole one is the folder; older ones go once it lies there
 
 An object store knows neither renaming nor locks, and whoever is killed may leave half an archive: one counts when its `.whole` stands
-beside it. What a machine fetched lies in a folder of its own.
+beside it, and no two have the same name. What a machine fetched lies in a folder of its own.
 """
 
 from __future__ import annotations
 
 import fcntl
+import hashlib
 import os
 import re
 import shutil
+import socket
 import tarfile
 import tempfile
 import uuid
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
-from dataclasses import replace
+from dataclasses import dataclass
 from pathlib import Path
 from urllib.parse import urlsplit
 
-from pyarrow import ArrowException
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from reco_tune.errors import StudyError, no_space
 from reco_tune.settings import Experiment
+from reco_tune.settings.protocols import PUBLISHED
 from reco_tune.study.desk import Job
 
-REMOTE = (ArrowException, OSError)
-"""What pyarrow raises where a server is gone or refuses."""
+RESULT = "result.json"
+"""In the folder of a run that was evaluated."""
+CHECKPOINT = "checkpoint"
+"""Folder of a run that travels by itself: only who goes on with the run needs it, and it is most of the bytes."""
+_ONLY = "file"
+"""Name of what is put as a single file."""
 
 
 class StorageError(StudyError):
-    """A storage that does not answer: no run's fault, and no other run would fare better."""
+    """A storage that does not answer, or a machine with no room for what it fetches: no run's fault."""
 
 
 class Storage:
-    """Named folders behind an address that every machine of a cluster reaches; one process at a time writes a name."""
+    """Named folders behind an address that every machine of a cluster reaches."""
 
     def __init__(self, address: str) -> None:
         """
@@ -47,15 +53,13 @@ class Storage:
         Raises:
             StorageError: where pyarrow does not know it, or its server does not answer.
         """
-        if "@" in urlsplit(address).netloc:
+        if urlsplit(address).password is not None:
             raise StorageError(
                 "resources.storage must not hold a password, logs repeat it; put credentials into the environment of every machine"
             )
         self.address = address
-        try:
+        with self._told():
             self._files, self._root = FileSystem.from_uri(address)
-        except (*REMOTE, ImportError, ValueError) as error:
-            raise self._refused(error) from error
 
     def probe(self) -> str:
         """Writes a small folder under a new name, which it returns; `forget` takes it away.
@@ -70,114 +74,170 @@ class Storage:
 
     def holds(self, name: str) -> bool:
         """Whether something whole lies under the name."""
-        with self._told():
-            return bool(self._numbers(name, "whole"))
+        return self._newest(name) is not None
 
-    def put(self, source: Path, name: str) -> None:
-        """Lays a folder (or one file, which then is the only one of its folder) under a name, in place of what lay there.
+    def put(self, source: Path, name: str, without: str | None = None) -> None:
+        """Lays a folder, but for one entry of it, or a single file under a name, in place of what lay there.
 
         Raises:
             StorageError: where the storage does not take it; what lay there still does.
         """
         with self._told():
-            before = self._numbers(name, "tar")
-            place, number = f"{self._root}/{name}", max(before, default=0) + 1
+            before = self._archives(name)
+            number = max((int(archive[:8]) for archive in before), default=0) + 1
+            place, archive_name = f"{self._root}/{name}", f"{number:08d}-{uuid.uuid4().hex[:8]}"
             self._files.create_dir(place)
-            with self._files.open_output_stream(f"{place}/{number:08d}.tar") as stream, tarfile.open(fileobj=stream, mode="w|") as archive:
-                archive.add(source, arcname="." if source.is_dir() else source.name)
-            with self._files.open_output_stream(f"{place}/{number:08d}.whole"):
+            with (
+                self._files.open_output_stream(f"{place}/{archive_name}.tar") as stream,
+                tarfile.open(fileobj=stream, mode="w|") as archive,
+            ):
+                left_out = f"./{without}"
+                arcname = "." if source.is_dir() else _ONLY
+                archive.add(source, arcname=arcname, filter=lambda member: None if member.name == left_out else member)
+            with self._files.open_output_stream(f"{place}/{archive_name}.whole"):
                 pass
             for old in before:
                 for ending in ("whole", "tar"):
                     with suppress(FileNotFoundError):
-                        self._files.delete_file(f"{place}/{old:08d}.{ending}")
+                        self._files.delete_file(f"{place}/{old}.{ending}")
 
     def get(self, name: str, folder: Path) -> bool:
         """Puts what lies under the name in place of `folder`; False where there is nothing.
 
         Raises:
             StorageError: where it cannot be read.
+            OSError: where the folder's own disk is full.
         """
-        folder.parent.mkdir(parents=True, exist_ok=True)
-        staging = folder.with_name(f".fetching-{uuid.uuid4().hex[:12]}")
-        with self._told():
-            for number in reversed(self._numbers(name, "whole")):
-                try:
-                    stream = self._files.open_input_stream(f"{self._root}/{name}/{number:08d}.tar")
-                except FileNotFoundError:  # a newer one has just taken its place
-                    continue
-                try:
-                    with stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+        staging, tried = folder.with_name(f".fetching-{uuid.uuid4().hex[:12]}"), None
+        while (newest := self._newest(name)) not in (None, tried):
+            tried = newest
+            folder.parent.mkdir(parents=True, exist_ok=True)
+            try:
+                with self._told(own_disk=True):
+                    path = f"{self._root}/{name}/{newest}.tar"
+                    with self._files.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
                         archive.extractall(staging, filter="data")
                     shutil.rmtree(folder, ignore_errors=True)
                     staging.rename(folder)
-                    return True
-                finally:
-                    shutil.rmtree(staging, ignore_errors=True)
+                return True
+            except StorageError as error:
+                if not isinstance(error.__cause__, FileNotFoundError):  # else a newer one has just taken its place
+                    raise
+            finally:
+                shutil.rmtree(staging, ignore_errors=True)
         return False
 
     def forget(self, name: str) -> None:
-        """Takes away what lies under the name."""
-        with self._told(), suppress(FileNotFoundError):
+        """Takes away what lies under the name; what cannot be taken away stays."""
+        with suppress(Exception):
             self._files.delete_dir(f"{self._root}/{name}")
 
-    def _numbers(self, name: str, ending: str) -> list[int]:
+    def _newest(self, name: str) -> str | None:
+        with self._told():
+            return max(self._archives(name, "whole"), default=None)
+
+    def _archives(self, name: str, ending: str = "tar|whole") -> set[str]:
         inside = self._files.get_file_info(FileSelector(f"{self._root}/{name}", allow_not_found=True))
-        found = (re.fullmatch(rf"(\d+)\.{ending}", info.base_name) for info in inside if info.type == FileType.File)
-        return sorted(int(match[1]) for match in found if match)
+        found = (re.fullmatch(rf"(\d{{8}}-\w+)\.({ending})", info.base_name) for info in inside if info.type == FileType.File)
+        return {match[1] for match in found if match}
 
     @contextmanager
-    def _told(self) -> Iterator[None]:
+    def _told(self, own_disk: bool = False) -> Iterator[None]:
+        """Whatever pyarrow and the packages behind it raise, in one sentence."""
         try:
             yield
-        except (*REMOTE, tarfile.TarError) as error:
-            if no_space(error):
+        except Exception as error:
+            if own_disk and no_space(error):
                 raise
-            raise self._refused(error) from error
-
-    def _refused(self, error: Exception) -> StorageError:
-        return StorageError(
-            f"the storage {self.address} cannot be used ({' '.join(str(error).split())[:200]}); give resources.storage an address that "
-            "pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and see to its credentials on every machine"
-        )
+            raise StorageError(
+                f"the storage {self.address} cannot be used ({' '.join(str(error).split())[:200]}); give resources.storage an address that "
+                "pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and see to its credentials on every machine"
+            ) from error
 
 
-def scratch() -> Path:
-    """Folder of this machine that holds what its workers fetched."""
-    return Path(tempfile.gettempdir()) / f"reco-tune-{os.getuid()}"
+# --- what travels ---
 
 
-def cached_parts(experiment: Experiment, folders: Iterable[Path]) -> dict[str, Path]:
-    """What workers read, by its name in the storage.
+def cached_parts(experiment: Experiment, tokens: Path, folders: Iterable[Path]) -> dict[str, Path]:
+    """What workers read of the cache folder, by its name in the storage; the token cache, whose name tells its files, comes first.
 
     Args:
-        folders: those of the cache folder.
+        tokens: folder of the token cache, which grows when somebody needs pieces of another length.
+        folders: of the others, whose names tell what is in them.
     """
-    root, evaluation = experiment.cache_dir.resolve(), experiment.evaluation
-    parts = {str(folder.resolve().relative_to(root)): folder for folder in folders}
-    if evaluation.extractor_path is not None:
+    files = hashlib.sha256("/".join(sorted(file.name for file in tokens.iterdir())).encode()).hexdigest()[:8]
+    parts = {f"tokens/{tokens.name}-{files}": tokens}
+    parts |= {f"{folder.parent.name}/{folder.name}": folder for folder in folders}
+    evaluation = experiment.evaluation
+    if evaluation.protocol in PUBLISHED and evaluation.extractor_path is not None:
         parts[_extractor_name(experiment)] = evaluation.extractor_path
     return parts
 
 
-def brought_here(job: Job, storage: Storage) -> Job:
-    """The job with folders of this machine, into which what it reads of the cache has been fetched.
+@dataclass(frozen=True)
+class Place:
+    """Where a job finds its files on a machine."""
+
+    experiment: Experiment
+    """With the paths of this machine; what a model remembers are the driver's."""
+    tokens: Path
+    folder: Path
+    """Of the run."""
+
+
+def fetch_cache(job: Job, storage: Storage) -> Place:
+    """Fetches what the job reads of the cache, once for all workers of this machine.
 
     Raises:
-        StorageError: where something of it is missing.
+        StorageError: where something of it is missing, or this machine takes no files.
     """
-    cache = scratch() / "cache"
+    own = scratch()
+    cache = own / "cache"
     for name in job.cached:
         with _held(cache / name):
             if not (cache / name).exists() and not storage.get(name, cache / name):
                 raise StorageError(f"the storage {storage.address} has lost {name}; `reco-tune resume` lays it there again")
     experiment = Experiment.model_validate(job.settings)
-    settings = {**job.settings, "data": {**job.settings["data"], "cache_dir": str(cache)}}
-    if (path := experiment.evaluation.extractor_path) is not None:
-        here = cache / _extractor_name(experiment) / path.name
-        settings["evaluation"] = {**settings["evaluation"], "extractor_path": str(here)}
-    tokens = cache / Path(job.tokens).relative_to(experiment.cache_dir.resolve())
-    return replace(job, settings=settings, tokens=str(tokens), folder=str(scratch() / job.kept) if job.kept else "")
+    data = experiment.data.model_copy(update={"cache_dir": cache})
+    evaluation = experiment.evaluation.model_copy(update={"extractor_path": cache / _extractor_name(experiment) / _ONLY})
+    here = experiment.model_copy(update={"data": data, "evaluation": evaluation})
+    return Place(here, cache / job.cached[0], own / job.stored)
+
+
+def fetch_run(storage: Storage, name: str, folder: Path) -> None:
+    """The run's folder as its last worker left it; none where nobody began with it."""
+    shutil.rmtree(folder, ignore_errors=True)
+    storage.get(f"{name}/results", folder)
+    storage.get(f"{name}/{CHECKPOINT}", folder / CHECKPOINT)
+
+
+def store_run(storage: Storage, name: str, folder: Path) -> None:
+    """Lays the run's folder into the storage; nobody goes on from the checkpoint of a run with a result."""
+    if (folder / CHECKPOINT).is_dir() and not (folder / RESULT).exists():
+        storage.put(folder / CHECKPOINT, f"{name}/{CHECKPOINT}")
+    storage.put(folder, f"{name}/results", without=CHECKPOINT)
+
+
+def fetch_results(storage: Storage, name: str, folder: Path) -> bool:
+    """What an ended run leaves: weights, history, samples. False where there is nothing."""
+    return storage.get(f"{name}/results", folder)
+
+
+def scratch() -> Path:
+    """Folder of this machine that holds what its workers fetched.
+
+    Raises:
+        StorageError: where it cannot be written to.
+    """
+    folder = Path(tempfile.gettempdir()) / f"reco-tune-{os.getuid()}"
+    try:
+        folder.mkdir(mode=0o700, exist_ok=True)
+        usable = folder.stat().st_uid == os.getuid() and os.access(folder, os.W_OK)
+    except OSError:
+        usable = False
+    if not usable:
+        raise StorageError(f"{folder} on {socket.gethostname()} cannot be written to; set TMPDIR to another folder there")
+    return folder
 
 
 def _extractor_name(experiment: Experiment) -> str:

@@ -13,8 +13,8 @@ import shutil
 import socket
 import time
 import uuid
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -30,13 +30,11 @@ from reco_tune.evaluation import evaluate
 from reco_tune.files import write_json
 from reco_tune.settings import Experiment
 from reco_tune.study.desk import Job
-from reco_tune.study.storage import Storage, StorageError, brought_here, scratch
+from reco_tune.study.storage import RESULT, Place, Storage, StorageError, fetch_cache, fetch_run, scratch, store_run
 from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two progress messages of one worker."""
-RESULT = "result.json"
-"""Of a run that was evaluated, in its folder."""
 LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name)
 """Device seconds of a run's stages; their sum is its device hours."""
 
@@ -47,8 +45,8 @@ class Hooks:
     def __init__(self, desk: Any, job: Job, rank: int) -> None:
         self._desk, self._key, self._rank = desk, job.key, rank
         self._last_progress = 0.0
-        self.keep: Callable[[], None] = lambda: None
-        """Called on rank 0 before anybody hears that something is on disk."""
+        self.store: Callable[[], None] = lambda: None
+        """Lays the run's folder where other machines find it; called on rank 0 before anybody hears that something is on disk."""
 
     def event(self, name: str, **fields: Any) -> None:
         """One event of the run's life; it is at the desk when this returns."""
@@ -57,7 +55,7 @@ class Hooks:
 
     def report(self, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report; True asks to stop."""
-        self.keep()
+        self.store()
         return bool(ray.get(self._desk.report.remote(self._key, step, finite(metrics))))
 
     def left(self, step: int) -> None:
@@ -95,7 +93,7 @@ def serve(config: dict[str, Any]) -> None:
             job_function(job, Hooks(desk, job, rank))
         except Exception as error:
             if no_space(error):  # not the run's fault, and no other would fare better
-                full = scratch() if job.storage else job.folder or job.tokens
+                full = f"{scratch()} on {socket.gethostname()}" if job.storage else job.folder or job.tokens
                 ray.get(desk.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space"))
             elif isinstance(error, StorageError):
                 ray.get(desk.halt.remote(job.key, str(error)))
@@ -112,38 +110,25 @@ def execute(job: Job, hooks: Hooks) -> None:
     A run whose `result.json` lies in its folder is done: only the message was lost.
     """
     group, storage = Group.current(), Storage(job.storage) if job.storage else None
-    if storage is not None:
-        job = brought_here(job, storage)
     experiment = Experiment.model_validate(job.settings)
-    cache = TokenCache.open(Path(job.tokens))
+    here = fetch_cache(job, storage) if storage else Place(experiment, Path(job.tokens), Path(job.folder))
+    cache = TokenCache.open(here.tokens)
     if job.kind == "calibration":
         hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
         return
-    folder = Path(job.folder)
-    with _kept(folder, storage, job.kept, hooks) if storage is not None and group.leads else nullcontext():
-        folder.mkdir(parents=True, exist_ok=True)
-        hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
-        result = _finished(folder, job.settings_hash)
-        if result is None:
-            result = _run(job, experiment, cache, folder, group, hooks)
-        if result is not None:
-            hooks.event("evaluated", **result)
-
-
-@contextmanager
-def _kept(folder: Path, storage: Storage, name: str, hooks: Hooks) -> Iterator[None]:
-    """The run's folder as its last worker left it in the storage, and laid there again whenever something was written."""
-    if not storage.get(name, folder):
-        shutil.rmtree(folder, ignore_errors=True)
-
-    def keep() -> None:
-        if (folder / RESULT).exists():
-            shutil.rmtree(folder / "checkpoint", ignore_errors=True)  # nobody goes on from it, and it is most of what would travel
-        storage.put(folder, name)
-
-    hooks.keep = keep
-    yield
-    shutil.rmtree(folder, ignore_errors=True)
+    if group.leads:
+        if storage is not None:
+            fetch_run(storage, job.stored, here.folder)
+            hooks.store = partial(store_run, storage, job.stored, here.folder)
+        here.folder.mkdir(parents=True, exist_ok=True)
+    hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
+    result = group.broadcast_json(_finished(here.folder, job.settings_hash) if group.leads else None)
+    if result is None:
+        result = _run(job, experiment, here, cache, group, hooks)
+    if result is not None:
+        hooks.event("evaluated", **result)
+    if storage is not None and group.leads:
+        shutil.rmtree(here.folder, ignore_errors=True)
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
@@ -151,26 +136,26 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _run(job: Job, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, hooks: Hooks) -> dict[str, Any] | None:
+def _run(job: Job, experiment: Experiment, here: Place, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, Any] | None:
     """The whole of a run; None where it was asked to stop."""
     metrics: dict[str, float] = {}
     if job.sampled:
         metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
-    trained = fit(experiment, cache, folder, report=hooks.report, progress=hooks.progress, group=group)
+    trained = fit(experiment, cache, here.folder, report=hooks.report, progress=hooks.progress, group=group)
     if trained.stopped:
         hooks.left(trained.steps)
         return None
     hooks.event("completed", metrics=finite(trained.metrics))
-    evaluated = evaluate(trained.model, experiment, cache, group=group, folder=folder, progress=hooks.progress)
+    evaluated = evaluate(trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress)
     metrics |= finite(trained.metrics) | finite(evaluated.metrics)
     metrics[q.GPU_HOURS.name] = sum(metrics.get(stage, 0.0) for stage in LEDGER) / 3600
     curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:
-        write_json(folder / RESULT, {"settings_hash": job.settings_hash, **result})
-        hooks.keep()
+        write_json(here.folder / RESULT, {"settings_hash": job.settings_hash, **result})
+        hooks.store()
     return result
 
 

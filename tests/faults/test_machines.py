@@ -28,6 +28,7 @@ from reco_tune.errors import StudyError
 from reco_tune.study import Options, resume
 from reco_tune.study.storage import scratch
 from reco_tune.study_log import StudyFolder, read_study
+from reco_tune.training import load_model
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
@@ -131,9 +132,13 @@ def test_a_lost_machine_where_none_sees_another_s_files(
         assert_nothing_lost(outcome.study, folder, finished_study)
         victim = outcome.study.runs[watcher.event["trial"]]
         assert victim.attempt > 1 and victim.reports[0]["step"] == watcher.event["step"]
+        assert list(Path(store, "tokens").rglob("*.whole")) and not list(Path(store, "studies").rglob("*.whole"))
+        tokenizers = Path(finished_study.space.experiment["data"]["cache_dir"], "tokenizers")
         for name in outcome.study.runs:
-            assert folder.history(name).read_bytes() and (folder.trial(name) / "model").is_dir()
-            assert not list(Path(store, "studies", folder.identity).glob(f"{name}*"))
+            assert folder.history(name).read_bytes() and not (folder.trial(name) / "checkpoint").exists()
+            remembered = load_model(folder.trial(name) / "model")
+            assert (tokenizers / Path(remembered.cache.tokenizer_path).name).is_dir()
+            assert remembered.experiment.cache_dir == tokenizers.parent
         told = lines_about(capfd.readouterr(), "retried")
         assert told and all(victim.trial in line for line in told)
 
