@@ -45,8 +45,6 @@ class Hooks:
     def __init__(self, desk: Any, job: Job, rank: int) -> None:
         self._desk, self._key, self._rank = desk, job.key, rank
         self._last_progress = 0.0
-        self.store: Callable[[], None] = lambda: None
-        """Lays the run's folder where other machines find it; called on rank 0 before anybody hears that something is on disk."""
 
     def event(self, name: str, **fields: Any) -> None:
         """One event of the run's life; it is at the desk when this returns."""
@@ -55,7 +53,6 @@ class Hooks:
 
     def report(self, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report; True asks to stop."""
-        self.store()
         return bool(ray.get(self._desk.report.remote(self._key, step, finite(metrics))))
 
     def left(self, step: int) -> None:
@@ -72,6 +69,7 @@ class Hooks:
 
 
 Execute = Callable[[Job, Hooks], None]
+Store = Callable[[], None]
 
 
 def serve(config: dict[str, Any]) -> None:
@@ -116,15 +114,16 @@ def execute(job: Job, hooks: Hooks) -> None:
     if job.kind == "calibration":
         hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
         return
+    store: Store = _shared
     if group.leads:
         if storage is not None:
             fetch_run(storage, job.stored, here.folder)
-            hooks.store = partial(store_run, storage, job.stored, here.folder)
+            store = partial(store_run, storage, job.stored, here.folder)
         here.folder.mkdir(parents=True, exist_ok=True)
     hooks.event("started", attempt=job.attempt, provenance=_where(experiment, cache))
     result = group.broadcast_json(_finished(here.folder, job.settings_hash) if group.leads else None)
     if result is None:
-        result = _run(job, experiment, here, cache, group, hooks)
+        result = _run(job, experiment, here, cache, group, hooks, store)
     if result is not None:
         hooks.event("evaluated", **result)
     if storage is not None and group.leads:
@@ -136,14 +135,29 @@ def finite(metrics: dict[str, float]) -> dict[str, float]:
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
-def _run(job: Job, experiment: Experiment, here: Place, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, Any] | None:
-    """The whole of a run; None where it was asked to stop."""
+def _shared() -> None:
+    """Every machine sees the run's folder: nothing has to be laid anywhere."""
+
+
+def _run(
+    job: Job, experiment: Experiment, here: Place, cache: TokenCache, group: Group, hooks: Hooks, store: Store
+) -> dict[str, Any] | None:
+    """The whole of a run; None where it was asked to stop.
+
+    Args:
+        store: lays the run's folder where other machines find it; called before anybody hears that something is on disk.
+    """
+
+    def report(step: int, rung: dict[str, float]) -> bool:
+        store()
+        return hooks.report(step, rung)
+
     metrics: dict[str, float] = {}
     if job.sampled:
         metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
-    trained = fit(experiment, cache, here.folder, report=hooks.report, progress=hooks.progress, group=group)
+    trained = fit(experiment, cache, here.folder, report=report, progress=hooks.progress, group=group)
     if trained.stopped:
         hooks.left(trained.steps)
         return None
@@ -155,7 +169,7 @@ def _run(job: Job, experiment: Experiment, here: Place, cache: TokenCache, group
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:
         write_json(here.folder / RESULT, {"settings_hash": job.settings_hash, **result})
-        hooks.store()
+        store()
     return result
 
 
