@@ -35,7 +35,7 @@ from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, verdict
 from reco_tune.study.searcher import Search, broken_constraints
-from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results, store_run
+from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results, holds_run, store_run
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
@@ -355,7 +355,7 @@ class _Driver:
             self._journal.write("asked", **proposal.event)
             record = self.study.runs[proposal.trial]
         stored, folder = self._stored(record.trial), self._folder.trial(record.trial)
-        if self._storage and folder.is_dir() and not self._storage.holds(f"{stored}/results"):  # it began where machines shared the folder
+        if self._storage and folder.is_dir() and not holds_run(self._storage, stored):  # it began where machines shared the folder
             store_run(self._storage, stored, folder)
         attempt = max(record.attempt, 1)
         if record.state != "planned":

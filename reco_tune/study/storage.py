@@ -218,6 +218,11 @@ def store_run(storage: Storage, name: str, folder: Path) -> None:
     storage.put(folder, f"{name}/results", without=CHECKPOINT)
 
 
+def holds_run(storage: Storage, name: str) -> bool:
+    """Whether somebody has laid the run's folder there."""
+    return storage.holds(f"{name}/results")
+
+
 def fetch_results(storage: Storage, name: str, folder: Path) -> bool:
     """What an ended run leaves: weights, history, samples. False where there is nothing."""
     return storage.get(f"{name}/results", folder)

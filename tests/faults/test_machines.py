@@ -120,7 +120,6 @@ def test_a_lost_machine_where_none_sees_another_s_files(
     """Everything goes through `resources.storage`: the cache to the machines, checkpoints from the lost one to the other, results back."""
     if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let tests make mount namespaces")
-    scratch().mkdir(mode=0o700, exist_ok=True)
     hidden = (tmp_path_factory.getbasetemp(), scratch())
     with tempfile.TemporaryDirectory() as store, secluded_machine(head, *hidden), secluded_machine(head, *hidden):
         folder = begun(finished_study, tmp_path / "study")
