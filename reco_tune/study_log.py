@@ -17,6 +17,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
+from pydantic_core import from_json
+
 from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
 
@@ -147,7 +149,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield json.loads(line)
+                yield _parse(line)
             except ValueError as error:
                 raise StudyError(f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out") from error
 
@@ -243,13 +245,21 @@ class Follower:
             new = log.read()
         new = new[: new.rfind(b"\n") + 1]
         try:
-            events = [json.loads(line) for line in new.splitlines()]
+            events = [_parse(line) for line in new.splitlines()]
         except ValueError as error:
             raise StudyError(f"{self.path} is damaged; restore the file from a backup or cut the damaged line out") from error
         self._offset += len(new)
         for event in events:
             _apply(self.study, event)
         return events
+
+
+def _parse(line: bytes) -> Any:
+    """One event. pydantic's parser takes a third of the time, but not the half characters that stand for a file name that is no UTF-8."""
+    try:
+        return from_json(line)
+    except ValueError:
+        return json.loads(line)
 
 
 def _apply(study: StudyRecord, event: dict[str, Any]) -> None:

@@ -218,7 +218,7 @@ def test_a_long_search_is_cut_on_the_page_and_says_so():
     count = 900
     points = pd.DataFrame({"trial": [f"search-{i}" for i in range(count)], "arm": "search", "speedup": np.linspace(1, 3, count)})
     points = points.assign(fvd=np.linspace(2, 30, count), on_frontier=[i < 5 for i in range(count)])
-    drawn = scatter(points, {})
+    drawn = scatter(points, str)
     assert drawn.count('class="dot"') == 600 and "300 further runs" in drawn and drawn.count("point search on") == 5
 
 

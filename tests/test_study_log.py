@@ -6,7 +6,7 @@ import pytest
 from toy_study import record_study
 
 from reco_tune.errors import StudyError
-from reco_tune.study_log import EventLog, StudyFolder, read_events, read_study, replay
+from reco_tune.study_log import EventLog, Follower, StudyFolder, read_events, read_study, replay
 
 
 def planned(trial, **more):
@@ -18,6 +18,15 @@ def test_what_is_appended_is_read_back(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
     written = [log.append("started", trial="a", attempt=1), log.append("reported", trial="a", step=3, metrics={"fvd": 0.1})]
     assert list(read_events(tmp_path / "events.jsonl")) == written
+
+
+def test_a_name_that_is_no_unicode_is_read_back(tmp_path):
+    """File names of other encodings come to Python with lone surrogates, which are no text to most parsers of JSON."""
+    name = b"caf\xe9.avi".decode("utf-8", "surrogateescape")
+    path = tmp_path / "events.jsonl"
+    written = EventLog(path).append("study", name=name, question="?", arms=[], provenance={})
+    follower = Follower(path)
+    assert list(read_events(path)) == [written] and follower.poll() == [written]
 
 
 def test_a_torn_last_line_is_left_out_by_readers_and_cut_off_by_the_next_writer(tmp_path):

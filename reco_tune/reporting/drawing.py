@@ -5,24 +5,23 @@ Nothing here imports matplotlib but those processes, which are fresh interpreter
 
 from __future__ import annotations
 
-import itertools
 import os
 import pickle
 import subprocess
 import sys
-from collections.abc import Mapping
+import threading
+from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
+from queue import SimpleQueue
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 from reco_tune.data.processes import interpreter
 from reco_tune.errors import RunFailedError
 
 DPI = 160
 """Of the PNG files."""
-PROCESSES = 2
-"""That draw. Each imports for two seconds, so more would not be sooner done with ten figures."""
 DRAWN_BY = {
     "frontier": "figures.draw_frontier",
     "compute": "effort_figures.draw_compute",
@@ -36,80 +35,117 @@ DRAWN_BY = {
     "learning_curves": "figures.draw_learning",
 }
 """Name of each figure, in the order of the page, and the function of this package that draws it."""
+_SLOW = frozenset({"importance", "window_stride", "hypervolume", "fvd_by_samples"})
+"""Figures of the second process. What the first two need (Optuna's importance, seaborn) takes as long to import as four of the others to
+draw, and most of it is SciPy's distributions for both."""
+
+
+class Drawn(NamedTuple):
+    """What became of the figures."""
+
+    files: dict[str, Path]
+    """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing to draw."""
+    computed: dict[str, Any]
+    """What `Painter.compute_and_draw` had computed, by name of the figure."""
 
 
 class Painter:
     """The processes; they start with the block and end with it."""
 
     def __enter__(self) -> Self:
-        command = interpreter("from reco_tune.reporting.drawing import _serve; _serve()")
-        self._processes = [subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE) for _ in range(PROCESSES)]
-        self._turn = itertools.cycle(self._processes)
+        self._processes = (_Process(), _Process())
         return self
 
     def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
         for process in self._processes:
-            process.kill()
-            with suppress(BrokenPipeError), process:  # closes its pipes and waits
-                pass
+            process.end()
 
     def draw(self, name: str, folder: Path, *given: Any) -> None:
         """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at once."""
-        stdin = next(self._turn).stdin
-        assert stdin is not None
-        try:
-            pickle.dump((name, folder.absolute(), given), stdin, protocol=5)
-            stdin.flush()
-        except BrokenPipeError:
-            return  # `finish` says why
+        self._ask(name, folder, None, given)
 
-    def finish(self) -> Mapping[str, Path]:
-        """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing to draw.
+    def compute_and_draw(self, name: str, folder: Path, function: Callable[..., Any], *given: Any) -> None:
+        """The same of function(*given), computed there too; `finish` brings it back."""
+        self._ask(name, folder, function, given)
+
+    def finish(self) -> Drawn:
+        """Waits for all that were asked for.
 
         Raises:
             RunFailedError: where a process was lost.
             Exception: what kept a figure from being drawn or written.
         """
         for process in self._processes:
-            assert process.stdin is not None
-            with suppress(BrokenPipeError):
-                process.stdin.close()
-        drawn: dict[str, Path] = {}
-        for process in self._processes:
-            assert process.stdout is not None
-            output = process.stdout.read()
-            if not output:
-                raise RunFailedError(
-                    f"a process that draws figures ended with status {process.wait()}; "
-                    f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
-                )
-            answer = pickle.loads(output)
-            if isinstance(answer, Exception):
-                raise answer
-            drawn |= answer
-        return {name: drawn[name] for name in DRAWN_BY if name in drawn}
+            process.jobs.put(None)
+        first, second = (process.answer() for process in self._processes)
+        files = first.files | second.files
+        return Drawn({name: files[name] for name in DRAWN_BY if name in files}, first.computed | second.computed)
+
+    def _ask(self, name: str, folder: Path, function: Callable[..., Any] | None, given: tuple[Any, ...]) -> None:
+        self._processes[name in _SLOW].jobs.put((name, folder.absolute(), function, given))
+
+
+class _Process:
+    """This side of one process."""
+
+    def __init__(self) -> None:
+        command = interpreter("import gc; gc.disable(); from reco_tune.reporting.drawing import _serve; _serve()")  # it lives for seconds
+        self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
+        self.jobs: SimpleQueue[tuple[str, Path, Callable[..., Any] | None, tuple[Any, ...]] | None] = SimpleQueue()
+        threading.Thread(target=self._send, daemon=True).start()  # a process takes its next job when it has drawn the one before
+
+    def _send(self) -> None:
+        assert self.popen.stdin is not None
+        with suppress(BrokenPipeError), self.popen.stdin as stdin:  # `answer` says why the other end is gone
+            for job in iter(self.jobs.get, None):
+                pickle.dump(job, stdin, protocol=5)
+                stdin.flush()
+
+    def answer(self) -> Drawn:
+        assert self.popen.stdout is not None
+        output = self.popen.stdout.read()
+        if not output:
+            raise RunFailedError(
+                f"a process that draws figures ended with status {self.popen.wait()}; "
+                f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
+            )
+        answer = pickle.loads(output)
+        if isinstance(answer, Exception):
+            raise answer
+        drawn: Drawn = answer
+        return drawn
+
+    def end(self) -> None:
+        self.popen.kill()
+        self.jobs.put(None)
+        self.popen.wait()
+        assert self.popen.stdout is not None
+        self.popen.stdout.close()
 
 
 def _serve() -> None:
     """The life of a process: figures until the other end is closed, then what became of them."""
     answer = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    drawn: dict[str, Path] = {}
-    result: dict[str, Path] | Exception = drawn
+    drawn = Drawn({}, {})
+    result: Drawn | Exception = drawn
     try:
         from reco_tune.reporting import effort_figures, figures, style
 
         modules = {"figures": figures, "effort_figures": effort_figures}
         while True:
             try:
-                name, folder, given = pickle.load(sys.stdin.buffer)
+                name, folder, compute, given = pickle.load(sys.stdin.buffer)
             except EOFError:
                 break
+            if compute is not None:
+                drawn.computed[name] = compute(*given)
+                given = (drawn.computed[name],)
             module, function = DRAWN_BY[name].split(".")
             figure = getattr(modules[module], function)(*given)
             if figure is not None:
                 style.save(figure, folder / name)
-                drawn[name] = folder / f"{name}.png"
+                drawn.files[name] = folder / f"{name}.png"
     except Exception as error:
         result = error
     pickle.dump(result, answer)

@@ -14,7 +14,7 @@ from reco_tune import quantities
 from reco_tune.reporting.effort import Curves
 from reco_tune.reporting.labels import label_line_ends
 from reco_tune.reporting.runs import TITLES, WHOLE
-from reco_tune.reporting.style import MARKERS, colours, dot, half_widths, new_figure, plain_log, spread, style
+from reco_tune.reporting.style import MARKERS, colours, dot, half_widths, lay_out, new_figure, plain_log, spread, style
 from reco_tune.settings import BASELINE
 
 _BUDGET_COLOURS = {"equal_steps": "#0072b2", "equal_compute": "#d55e00", "half_compute": "#009e73"}
@@ -52,7 +52,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Figure | None:
         shown = [dot("#666666", MARKERS[name], TITLES[name].lower()) for name in dict.fromkeys(rows["budget"])]
         left.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _learning_panel(right, curves.get(budget, {}), budget)
-        figure.draw_without_rendering()
+        lay_out(figure)
         last = rows.sort_values("compute", kind="stable").drop_duplicates("arm", keep="last")
         label_line_ends(left, [(row["compute"], row["fvd"], row["arm"], palette[row["arm"]]) for row in last.to_dict("records")])
         ends = [(*points[-1], arm, palette.get(arm, "#444444")) for arm, points in curves.get(budget, {}).items()]

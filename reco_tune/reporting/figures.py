@@ -22,7 +22,7 @@ from reco_tune import quantities
 from reco_tune.reporting import tables
 from reco_tune.reporting.labels import label_line_ends, label_points
 from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, reference
-from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, line, new_figure, plain_log, save, spread, style
+from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, lay_out, line, new_figure, plain_log, save, spread, style
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 
@@ -98,18 +98,8 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
             for budget, marker in MARKERS.items():
                 for arm, group in rows[rows["budget"] == budget].groupby("arm", sort=False):
                     x, y = group["objective.continuity_weight"].astype(float), group[name]
-                    small = {"s": 26, "alpha": 0.75} if arm == SEARCH else {"s": 52}
-                    axes.scatter(
-                        x,
-                        y,
-                        rasterized=len(x) > 500,
-                        marker=marker,
-                        color=palette[str(arm)],
-                        edgecolor="white",
-                        linewidth=0.5,
-                        zorder=3,
-                        **small,
-                    )
+                    look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
+                    axes.scatter(x, y, marker=marker, color=palette[str(arm)], zorder=2 if arm == SEARCH else 3, **look)
             axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
             axes.set_xlim(-0.35 * smallest, max(1.5 * weights.max(), 2 * smallest))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
@@ -220,9 +210,7 @@ def _frontier_panel(
 ) -> None:
     points, compared = found.at(budget), reference(budget)
     searched, front = points[points["arm"] == SEARCH], _front(points)
-    many = len(searched) > 500
-    look = {"s": 6, "alpha": 0.3} if many else {"s": 16, "alpha": 0.75}
-    axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], linewidth=0, zorder=2, rasterized=many, **look)
+    axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], zorder=2, **_sampled(len(searched)))
     axes.step(front["speedup"], front["fvd"], where="pre", color="#444444", linewidth=1.2, alpha=0.8, zorder=1)
     for row in arms.to_dict("records"):
         x, y = row["speedup"], row["fvd"]
@@ -262,6 +250,12 @@ def _frontier_panel(
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
+def _sampled(runs: int) -> dict[str, Any]:
+    """Look of sampled runs: thousands are a cloud, in print as pixels."""
+    many = runs > 500
+    return {"s": 6 if many else 16, "alpha": 0.3 if many else 0.75, "linewidth": 0, "rasterized": many}
+
+
 def _front(points: pd.DataFrame) -> pd.DataFrame:
     """The frontier of the means from slow to fast."""
     return points[points["on_frontier"].astype(bool)].sort_values(["speedup", "fvd", "trial"], kind="stable")
@@ -291,7 +285,7 @@ def _lines(
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)
-        figure.draw_without_rendering()
+        lay_out(figure)
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)

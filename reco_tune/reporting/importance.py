@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pandas as pd
@@ -27,11 +27,27 @@ LOG_RATIO = 30
 """A setting whose largest value is more than this many times its smallest, both above 0, is taken on a log scale."""
 
 
+class Searched(NamedTuple):
+    """Sampled runs that tell of importance: what was chosen for each, and what came of it."""
+
+    params: list[Mapping[str, Any]]
+    settings: list[str]
+    """Those that every run chose and that took several values."""
+    objectives: list[str]
+    values_NM: NDArray[np.float64]
+    """Every objective of every run."""
+
+
 def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     """Importance of every searched setting for every objective (shares that add up to 1), by Optuna's PED-ANOVA (arXiv 2304.10255).
 
     It measures how far the best runs' values of a setting lie from those of all runs that may be compared. Empty below `LEAST_RUNS`.
     """
+    return importance_of(searched(study, runs))
+
+
+def searched(study: StudyRecord, runs: pd.DataFrame) -> Searched:
+    """The sampled runs that may be compared, at most `MOST_RUNS` of them, without finalists' further seeds."""
     kept = comparable(runs)
     kept = kept[kept["arm"] == SEARCH]
     again = [trial for trial, run in study.runs.items() if run.repeats]  # the best once more: they would pass for what sampling found
@@ -42,14 +58,19 @@ def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     values = kept[list(OBJECTIVES)].astype(float)
     told = [name for name in OBJECTIVES if np.isfinite(values[name]).sum() >= LEAST_RUNS and values[name].nunique() > 1]
     known = np.flatnonzero(np.isfinite(values[told]).all(axis=1)) if told and names else np.array([], dtype=int)
-    if len(known) < LEAST_RUNS:
-        return pd.DataFrame([], columns=list(COLUMNS))
     used = known[np.linspace(0, len(known) - 1, min(len(known), MOST_RUNS)).astype(int)]
-    signs = [-1.0 if quantities.ALL[name].better == "higher" else 1.0 for name in told]
-    shares = _shares([params[place] for place in used], values[told].to_numpy()[used] * signs, names)
+    return Searched([params[place] for place in used], names, told, values[told].to_numpy()[used])
+
+
+def importance_of(runs: Searched) -> pd.DataFrame:
+    """`importance_table` of what was picked for it."""
+    if len(runs.params) < LEAST_RUNS:
+        return pd.DataFrame([], columns=list(COLUMNS))
+    signs = [-1.0 if quantities.ALL[name].better == "higher" else 1.0 for name in runs.objectives]
+    shares = _shares(runs.params, runs.values_NM * signs, runs.settings)
     rows = [
-        [objective, name, share, len(used)]
-        for objective, own in zip(told, shares, strict=True)
+        [objective, name, share, len(runs.params)]
+        for objective, own in zip(runs.objectives, shares, strict=True)
         for name, share in sorted(own.items(), key=lambda item: -item[1])
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -7,7 +7,7 @@ import math
 import re
 import struct
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -198,16 +198,19 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
     return rows
 
 
-def _hover(report: Report, budget: str) -> dict[str, str]:
-    """trial -> the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
+def _hover(report: Report, budget: str) -> Callable[[str], str]:
+    """Of a trial: the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
     runs, points = report.runs, report.uncertainty.at(budget)
     chances = dict(zip(configurations(points), points["probability"], strict=True))
     keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
-    words = {}
-    for trial, own, *values in zip(runs["trial"], configurations(runs), *(runs[key] for key in keys), strict=True):
+    known = {trial: values for trial, *values in zip(runs["trial"], configurations(runs), *(runs[key] for key in keys), strict=True)}
+
+    def words(trial: str) -> str:
+        own, *values = known[trial]
         lines = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if value is not None]
         chance = chances.get(own)
-        words[trial] = "\n".join([*lines, *([] if chance is None else [f"on the frontier with probability {chance:.2f}"])])
+        return "\n".join([*lines, *([] if chance is None else [f"on the frontier with probability {chance:.2f}"])])
+
     return words
 
 

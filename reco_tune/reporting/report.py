@@ -7,7 +7,7 @@ import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import pandas as pd
@@ -20,7 +20,7 @@ from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_str
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import Painter
 from reco_tune.reporting.frontier import Frontier, frontier
-from reco_tune.reporting.importance import importance_table
+from reco_tune.reporting.importance import importance_of, searched
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import render
@@ -95,10 +95,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         raise StudyError("a report of a study that lies in no folder needs to know where to write; give --output DIR")
     output = Path(output) if output is not None else folder.report  # type: ignore[union-attr]
     tell(0, 6, "reading runs")
-    with Painter() as painter:
-        with _uncollected():
-            study = load_study(source)
-            own = runs_table(study)
+    with _uncollected(), Painter() as painter:
+        study = load_study(source)
+        own = runs_table(study)
         runs = with_imports(own, imports)
         tell(1, 6, "computing tables")
         ablation = ablation_table(runs)  # refuses what does not compare, before anything of an earlier report is replaced
@@ -111,6 +110,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         painter.draw("learning_curves", output, learning_curves(study))
         weights = lambda_table(own)
         painter.draw("lambda", output, weights, arm_order(own))
+        painter.compute_and_draw("importance", output, importance_of, searched(study, own))
         curves = effort.compute_curves(study, own)
         report = Report(
             study=study,
@@ -121,7 +121,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             compute=effort.compute_table(own),
             quality=effort.compute_to_quality(curves),
             hypervolume=effort.hypervolume_history(study, own),
-            importance=importance_table(study, own),
+            importance=pd.DataFrame(),  # comes with the figures
             weights=weights,
             weight_groups=lambda_groups(weights),
             windows=window_stride_tables(own),
@@ -138,7 +138,6 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), largest_allowed(folder))
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
-        painter.draw("importance", output, report.importance)
         painter.draw("window_stride", output, report.windows[report.windows["budget"] == budget])
         tell(2, 6, "writing tables")
         _write_tables(report)
@@ -149,8 +148,10 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             write_grids(samples, output / "samples")
         tell(4, 6, "drawing figures")
         drawn = painter.finish()
+    report = replace(report, importance=drawn.computed["importance"])
+    _write(output / "importance.csv", csv_text(report.importance))
     tell(5, 6, "writing the page")
-    report.index.write_text(render(report, drawn, samples), encoding="utf-8")
+    report.index.write_text(render(report, drawn.files, samples), encoding="utf-8")
     tell(6, 6, "done")
     return report
 
@@ -172,7 +173,6 @@ def _write_tables(report: Report) -> None:
         "hypervolume.csv": csv_text(report.hypervolume),
         "compute.csv": csv_text(report.compute),
         "compute_to_quality.csv": csv_text(report.quality),
-        "importance.csv": csv_text(report.importance),
         "ablation.csv": csv_text(report.ablation),
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
@@ -183,7 +183,11 @@ def _write_tables(report: Report) -> None:
         "window_stride.md": tables.window_stride_markdown(report.windows, GROUP_NOTE),
         "window_stride.tex": tables.window_stride_latex(report.windows, GROUP_NOTE),
     }.items():
-        (report.folder / name).write_text(text, encoding="utf-8", newline="\n")
+        _write(report.folder / name, text)
+
+
+def _write(path: Path, text: str) -> None:
+    path.write_text(text, encoding="utf-8", newline="\n")
 
 
 def _write_provenance(report: Report, runs: pd.DataFrame, imports: Sequence[Path]) -> None:
@@ -220,7 +224,7 @@ def _study_folder(source: Source) -> StudyFolder | None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No search for cycles while millions of small objects are made, none of them in one: it would go over all of them again and again."""
+    """No search for cycles while a report is made: its millions of small objects are in none, and it would go over them again and again."""
     was = gc.isenabled()
     gc.disable()
     try:

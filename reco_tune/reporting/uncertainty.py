@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from statistics import fmean
-from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -23,6 +22,8 @@ from reco_tune.reporting.runs import at_budget, budget_order, comparable, config
 
 COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
 """Columns of frontier_probability.csv."""
+FVD = ("fvd", "fvd_low", "fvd_high")
+SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 DRAWS = 1000
 """Of the parametric bootstrap: a probability is known to about 0.03."""
 SPEEDS = 80
@@ -59,41 +60,38 @@ def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
     """
     kept = comparable(runs)
     kept = kept[np.isfinite(kept["speedup"].to_numpy(float))]
-    rows: list[dict[str, Any]] = []
-    bands = {}
+    parts, bands = [pd.DataFrame([], columns=list(COLUMNS))], {}
     for budget in budget_order(runs):
         own = _configurations(kept[at_budget(kept["budget"], budget)])
-        if not own:
+        if own.empty:
             continue
-        costs = np.array([[-row["speedup"], row["fvd"]] for row in own])
-        bend = knee(costs)
+        costs = own[["speedup", "fvd"]].to_numpy() * (-1, 1)
         chances, bands[budget] = _draw(own, draws, np.random.default_rng(seed))
-        for place, (row, on, chance) in enumerate(zip(own, non_dominated(costs), chances, strict=True)):
-            rows.append(row | {"budget": budget, "on_frontier": bool(on), "knee": place == bend, "probability": chance})
-    return Uncertainty(pd.DataFrame(rows, columns=list(COLUMNS)), bands)
+        bends = np.arange(len(own)) == knee(costs)
+        parts.append(own.assign(budget=budget, on_frontier=non_dominated(costs), knee=bends, probability=chances)[list(COLUMNS)])
+    return Uncertainty(pd.concat(parts[1:] or parts, ignore_index=True), bands)
 
 
-def _configurations(rows: pd.DataFrame) -> list[dict[str, Any]]:
+def _configurations(rows: pd.DataFrame) -> pd.DataFrame:
     """Identity, settings, means and intervals of every configuration."""
-    names = ("arm", "trial", *SETTINGS, "fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high")
-    groups: dict[str, list[dict[Any, Any]]] = {}
-    for key, row in zip(configurations(rows), rows[[name for name in names if name in rows]].to_dict("records"), strict=True):
-        groups.setdefault(key, []).append(row)
-    found = []
-    for members in groups.values():
-        fvd = mean_interval([Measured(row["fvd"], row["fvd_low"], row["fvd_high"]) for row in members])
-        speed = {name: fmean(row[name] for row in members) for name in ("speedup", "speedup_low", "speedup_high")}
-        own = {name: members[0].get(name) for name in ("arm", "trial", *SETTINGS)}
-        found.append(own | speed | {"runs": len(members), "fvd": fvd.value, "fvd_low": fvd.low, "fvd_high": fvd.high})
-    return found
+    members: dict[str, list[int]] = {}
+    for place, key in enumerate(configurations(rows)):
+        members.setdefault(key, []).append(place)
+    known = {name: rows[name].to_numpy() if name in rows else np.full(len(rows), None) for name in ("arm", "trial", *SETTINGS)}
+    known |= {name: rows[name].to_numpy(np.float64) for name in (*FVD, *SPEEDUP)}
+    found = {name: values[[own[0] for own in members.values()]] for name, values in known.items()}
+    for row, own in enumerate(members.values()):
+        if len(own) > 1:
+            fvd = mean_interval([Measured(*(known[name][place] for name in FVD)) for place in own])
+            means = dict(zip(FVD, fvd, strict=True)) | {name: fmean(known[name][own]) for name in SPEEDUP}
+            for name, value in means.items():
+                found[name][row] = value
+    return pd.DataFrame(found | {"runs": [len(own) for own in members.values()]})
 
 
-def _draw(rows: list[dict[str, Any]], draws: int, generator: np.random.Generator) -> tuple[list[float], pd.DataFrame]:
+def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tuple[Array, pd.DataFrame]:
     """Probability of each row, and the band of the frontier."""
-    fvd, fvd_low, fvd_high, speed, speed_low, speed_high, count = (
-        np.array([row[name] for row in rows], dtype=np.float64)
-        for name in ("fvd", "fvd_low", "fvd_high", "speedup", "speedup_low", "speedup_high", "runs")
-    )
+    fvd, fvd_low, fvd_high, speed, speed_low, speed_high, count = table[[*FVD, *SPEEDUP, "runs"]].to_numpy(np.float64).T
     several, freedom = count > 1, np.maximum(count - 1, 1)
     quantile = np.where(several, stdtrit(freedom, 0.5 + CONFIDENCE / 2), _Z)
     # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end holds the spread.
@@ -103,7 +101,7 @@ def _draw(rows: list[dict[str, Any]], draws: int, generator: np.random.Generator
     reach = np.where(several, stdtrit(freedom, _FAR), far)
     near = np.flatnonzero(_possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above))
     speeds = np.linspace(speed.min(), speed.max(), SPEEDS)
-    wins, best_FVD = np.zeros(len(rows)), np.full((draws, SPEEDS), np.inf)
+    wins, best_FVD = np.zeros(len(table)), np.full((draws, SPEEDS), np.inf)
     fvd, above, below, speed, faster, slower = (values[near] for values in (fvd, above, below, speed, faster, slower))
     seeded, freedom = np.flatnonzero(several[near]), freedom[near][several[near]]
     for draw in range(draws):
@@ -112,14 +110,16 @@ def _draw(rows: list[dict[str, Any]], draws: int, generator: np.random.Generator
         drawn = np.maximum(fvd + noise * np.where(noise > 0, above, below), 0)
         noise = generator.standard_normal(len(near))
         pace = speed + noise * np.where(noise > 0, faster, slower)
-        order = np.lexsort((drawn, -pace))
+        order = np.argsort(-pace)
+        if not np.diff(pace[order]).all():  # equal speeds: the better FVD comes first
+            order = np.lexsort((drawn, -pace))
         best = np.minimum.accumulate(drawn[order])
         wins[near[order[np.append(True, drawn[order][1:] < best[:-1])]]] += 1
         as_fast = np.searchsorted(-pace[order], -speeds, side="right")
         best_FVD[draw] = np.where(as_fast > 0, best[np.maximum(as_fast - 1, 0)], np.inf)
     # As ordered statistics, because the best FVD among nothing is infinite and must not be interpolated with.
     low, high = np.quantile(best_FVD, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0, method="nearest")
-    return (wins / draws).tolist(), pd.DataFrame({"speedup": speeds, "low": low, "high": high})
+    return wins / draws, pd.DataFrame({"speedup": speeds, "low": low, "high": high})
 
 
 def _possible(best_speed: Array, best_fvd: Array, worst_speed: Array, worst_fvd: Array) -> NDArray[np.bool_]:
