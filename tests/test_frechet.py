@@ -61,6 +61,14 @@ def test_fewer_samples_than_dimensions_stay_finite_and_are_said():
     assert FeatureStatistics.of(x).rank_deficient and not FeatureStatistics.of(gaussian(0, 65, 64)).rank_deficient
 
 
+@pytest.mark.parametrize("count", [5, 20, 200], ids=["fewer samples than rank", "fewer than dimensions", "more than dimensions"])
+def test_a_turned_subspace_costs_what_it_costs_by_itself(count):
+    """Covariances of rank 8 in 48 dimensions, whose other eigenvalues are rounding: their roots are a million times as large."""
+    turn = np.linalg.qr(gaussian(2, 48, 48))[0][:8]
+    x, y = gaussian(0, count, 8), gaussian(1, count, 8)
+    assert frechet_distance(x @ turn, y @ turn) == pytest.approx(frechet_distance(x, y), rel=1e-7)  # square root of float64's digits
+
+
 @pytest.mark.parametrize("divisor", ["n", "n-1"])
 def test_batches_give_the_statistics_of_the_whole(divisor):
     x = gaussian(0, 100, 5) + 1e6  # raw float64 sums of squares would keep four digits of the covariance here

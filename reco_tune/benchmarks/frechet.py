@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from functools import partial
 
 import numpy as np
+from threadpoolctl import threadpool_limits
 
 from reco_tune.benchmarks.shapes import Bench
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
@@ -34,20 +35,23 @@ _COLUMNS = (
 def bench_frechet(samples: Sequence[int], bench: Bench, dimensions: int = DIMENSIONS) -> Table:
     """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a network's.
 
-    Time is CPU time of all threads, so that a neighbour adds nothing; collecting the statistics is not in it.
+    Time is CPU time of one thread, so that a neighbour adds nothing and none waits for another; collecting the statistics is not in it.
     """
-    rows: list[Row] = []
-    for count in samples:
-        first, second = (FeatureStatistics.of(_features(count, dimensions, seed)) for seed in (0, 1))
-        jobs = [partial(statistics_distance, first, second), partial(scipy_distance, first, second)]
-        values = [job() for job in jobs]
-        times_RJ = in_rounds(jobs, time.process_time, bench.seconds, bench.progress, f"{count} samples")
-        row: Row = {"samples": count, "dimensions": dimensions, "ours": 1e3 * float(np.median(times_RJ[:, 0]))}
-        ratio = ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0])
-        row |= {"scipy": 1e3 * float(np.median(times_RJ[:, 1])), **{key: value for key, value in ratio.items() if key != "seconds"}}
-        difference = abs(values[1] - values[0]) / values[0] if math.isfinite(values[1]) else None
-        rows.append(row | {"value": values[0], "scipy_value": values[1], "difference": difference})
+    with threadpool_limits(1):
+        rows = [_row(count, dimensions, bench) for count in samples]
     return Table("fvd", "Fréchet distance of given statistics beside scipy.linalg.sqrtm", _COLUMNS, rows)
+
+
+def _row(count: int, dimensions: int, bench: Bench) -> Row:
+    first, second = (FeatureStatistics.of(_features(count, dimensions, seed)) for seed in (0, 1))
+    jobs = [partial(statistics_distance, first, second), partial(scipy_distance, first, second)]
+    values = [job() for job in jobs]
+    times_RJ = in_rounds(jobs, time.process_time, bench.seconds, bench.progress, f"{count} samples")
+    row: Row = {"samples": count, "dimensions": dimensions, "ours": 1e3 * float(np.median(times_RJ[:, 0]))}
+    ratio = ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0])
+    row |= {"scipy": 1e3 * float(np.median(times_RJ[:, 1])), **{key: value for key, value in ratio.items() if key != "seconds"}}
+    difference = abs(values[1] - values[0]) / values[0] if math.isfinite(values[1]) else None
+    return row | {"value": values[0], "scipy_value": values[1], "difference": difference}
 
 
 def scipy_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:

@@ -115,7 +115,7 @@ def frechet_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any)
 def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """The Fréchet distance of collected statistics, never below 0.
 
-    The eigenvalues of Σ1 Σ2 are those of Σ1^½ Σ2 Σ1^½: where both have full rank, a Cholesky factor gives them in a third of the time.
+    The eigenvalues of Σ1 Σ2, whose roots add up to the last trace, are those of the symmetric Fᵀ Σ1 F for any factor F Fᵀ = Σ2.
     """
     from scipy.linalg import LinAlgError, eigh
 
@@ -123,7 +123,8 @@ def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> 
         with suppress(LinAlgError):  # features that others determine: no rank to speak of after all
             eigenvalues = eigh(first.covariance, second.covariance, type=2, eigvals_only=True, driver="gv", check_finite=False)
             return _from_eigenvalues(first, second, eigenvalues)
-    return _distance_to(second, _square_root(second.covariance), first)
+    fewer, more = sorted((first, second), key=lambda statistics: statistics.count)
+    return _distance_to(fewer, _factor(fewer.covariance), more)
 
 
 def frechet_interval(
@@ -144,11 +145,11 @@ def frechet_interval(
     """
     features = as_features(features_ND)
     count = len(features)
-    root = _square_root(reference.covariance)
+    factor = _factor(reference.covariance)
     whole = FeatureStatistics.of(features, reference.divisor)
-    value = _distance_to(reference, root, whole)
+    value = _distance_to(reference, factor, whole)
     parts = (FeatureStatistics.of(features[members], reference.divisor) for members in jackknife_groups(count, strata))
-    left_out = np.array([_distance_to(reference, root, whole.without(part)) for part in parts])
+    left_out = np.array([_distance_to(reference, factor, whole.without(part)) for part in parts])
     return jackknife_interval(value, left_out)
 
 
@@ -169,14 +170,14 @@ def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> 
     the mixture of classes where labels were drawn evenly.
     """
     features = as_features(features_ND)
-    root = _square_root(reference.covariance)
+    factor = _factor(reference.covariance)
     parts = [1]
     while len(features) // (2 * parts[-1]) > max(1, reference.dimensions):
         parts.append(2 * parts[-1])
     distances = []
     for count in parts:
         statistics = (FeatureStatistics.of(features[part::count], reference.divisor) for part in range(count))
-        distances.append(float(np.mean([_distance_to(reference, root, one) for one in statistics])))
+        distances.append(float(np.mean([_distance_to(reference, factor, one) for one in statistics])))
     samples = [len(features) // count for count in parts]
     limit = float(np.polyfit(1 / np.array(samples), distances, 1)[1]) if len(parts) > 1 else float("nan")
     return Bias(samples[::-1], distances[::-1], limit)
@@ -224,9 +225,9 @@ def _interval(value: float, error: float, degrees_of_freedom: int, floor: float)
     return Interval(value, max(floor, value - reach), value + reach, error, degrees_of_freedom)
 
 
-def _distance_to(reference: FeatureStatistics, reference_root: Float64, other: FeatureStatistics) -> float:
-    product = reference_root @ other.covariance @ reference_root
-    return _from_eigenvalues(reference, other, np.linalg.eigvalsh((product + product.T) / 2))
+def _distance_to(reference: FeatureStatistics, factor: Float64, other: FeatureStatistics) -> float:
+    """`factor` is of the reference's covariance."""
+    return _from_eigenvalues(reference, other, np.linalg.eigvalsh(factor.T @ other.covariance @ factor))
 
 
 def _from_eigenvalues(first: FeatureStatistics, second: FeatureStatistics, eigenvalues: NDArray[Any]) -> float:
@@ -235,6 +236,11 @@ def _from_eigenvalues(first: FeatureStatistics, second: FeatureStatistics, eigen
     return max(0.0, float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross))
 
 
-def _square_root(covariance: Float64) -> Float64:
-    eigenvalues, vectors = np.linalg.eigh(covariance)
-    return (vectors * np.sqrt(np.clip(eigenvalues, 0, None))) @ vectors.T
+def _factor(covariance: Float64) -> Float64:
+    """F [D, rank] with F Fᵀ = Σ: Cholesky's with pivots, which ends where a covariance of low rank does."""
+    from scipy.linalg.lapack import dpstrf
+
+    lower, pivots, rank, _ = dpstrf(covariance, lower=1)
+    factor = np.empty((len(covariance), rank))
+    factor[pivots - 1] = np.tril(lower)[:, :rank]
+    return factor

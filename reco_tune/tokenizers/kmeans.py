@@ -89,7 +89,7 @@ def fit_kmeans(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progr
 def _centroids(vectors: np.ndarray, codes: int, seed: int) -> torch.Tensor:
     """uint8 [codes, P]; where there are fewer different vectors than codes, the last centroid fills the rest and is never the nearest."""
     from sklearn.cluster import KMeans
-    from threadpoolctl import threadpool_limits  # type: ignore[import-untyped]
+    from threadpoolctl import threadpool_limits
 
     if len(vectors) > _MOST_VECTORS:
         vectors = vectors[np.random.default_rng(seed).choice(len(vectors), _MOST_VECTORS, replace=False)]
