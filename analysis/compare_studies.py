@@ -9,13 +9,13 @@ differ. Studies of different protocols are refused.
 from pathlib import Path
 
 from reco_tune.reporting import load_runs
-from reco_tune.reporting.analyses import comparison_table, study_name
+from reco_tune.reporting.analyses import comparison_table, study_names
 from reco_tune.reporting.script import run_script, write
 from reco_tune.reporting.tables import csv_text, interval, number
 
 
 def work(sources: list[str], output: Path) -> str:
-    table = comparison_table({study_name(source): load_runs(source) for source in sources})
+    table = comparison_table({name: load_runs(source) for name, source in zip(study_names(sources), sources, strict=True)})
     write(output, "comparison.csv", csv_text(table))
     lines = []
     for (budget, arm), rows in table.groupby(["budget", "arm"], sort=False):

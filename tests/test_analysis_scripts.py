@@ -10,6 +10,7 @@ import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.bundled import bundled
+from reco_tune.reporting.analyses import study_names
 from reco_tune.study_log import StudyFolder, read_study
 from reco_tune.tracking import sync
 
@@ -110,3 +111,29 @@ def test_studies_of_two_protocols_are_not_compared(run, study, tmp_path):
     other = record_study(tmp_path / "other", arms=("full",), searched=0, files=False, protocol=PROTOCOL.replace("n512", "n2048"))
     done = run("compare_studies.py", study, other)
     assert done.returncode == 2 and "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)" in done.stderr
+
+
+def test_studies_of_one_name_are_told_apart_by_their_folders(run, tmp_path):
+    for parent, seed in (("x", 0), ("y", 1)):
+        record_study(tmp_path / parent / "demo", arms=("full", "reco"), seeds=(seed,), searched=0, files=False)
+    done = run("compare_studies.py", tmp_path / "x" / "demo", tmp_path / "y" / "demo", "--output", tmp_path)
+    assert done.returncode == 0
+    assert [line.split()[0] for line in done.stdout.splitlines()[1:4]] == ["x/demo", "y/demo", "together"]
+    alone = run("compare_studies.py", tmp_path / "x" / "demo", "--output", tmp_path)
+    assert "  demo " in alone.stdout and "together" not in alone.stdout
+    twice = run("compare_studies.py", tmp_path / "x" / "demo", tmp_path / "y" / ".." / "x" / "demo")
+    assert twice.returncode == 2 and "is given twice" in twice.stderr
+
+
+@pytest.mark.parametrize(
+    ("sources", "names"),
+    [
+        (["/a/demo"], ["demo"]),
+        (["/a/demo", "/b/demo", "/a/lambda"], ["a/demo", "b/demo", "lambda"]),
+        (["/a/demo", "/b/a/demo"], ["/a/demo", "b/a/demo"]),
+        (["mlflow:demo", "/a/demo"], ["mlflow:demo", "a/demo"]),
+    ],
+    ids=["alone", "folders", "within", "MLflow"],
+)
+def test_names_are_as_short_as_they_may_be(sources, names):
+    assert study_names(sources) == names

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import re
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -118,10 +120,11 @@ def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
         table = ablation_table(runs)
         table.insert(0, "study", name)
         parts.append(table)
-    with suppress(ComparisonError):  # the same seeds: nothing to join
-        joined = ablation_table(pooled(studies))
-        joined.insert(0, "study", TOGETHER)
-        parts.append(joined)
+    if len(studies) > 1:
+        with suppress(ComparisonError):  # the same seeds: nothing to join
+            joined = ablation_table(pooled(studies))
+            joined.insert(0, "study", TOGETHER)
+            parts.append(joined)
     table = pd.concat(parts, ignore_index=True)
     budgets = {budget: number for number, budget in enumerate(budget_order(together))}
     arms = {arm: number for number, arm in enumerate([WHOLE, *arm_order(next(iter(studies.values()))), *arm_order(together)])}
@@ -129,6 +132,16 @@ def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     return table.iloc[order].reset_index(drop=True)
 
 
-def study_name(source: str) -> str:
-    """What a study is called in a table: its folder's or experiment's name."""
-    return source.removeprefix("mlflow:") if source.startswith("mlflow:") else Path(source).resolve().name
+def study_names(sources: Sequence[str]) -> list[str]:
+    """What each study is called in a table: its folder's or experiment's name, with as much before it as tells it from the others.
+
+    Raises:
+        ComparisonError: where a study is given twice.
+    """
+    places = [source if source.startswith("mlflow:") else Path(source).resolve().as_posix() for source in sources]
+    ends = [["".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)] for parts in (re.split("(?<=[:/])", place) for place in places)]
+    shared = Counter(end for own in ends for end in own)
+    for source, own in zip(sources, ends, strict=True):
+        if shared[own[-1]] > 1:
+            raise ComparisonError(f"{source} is given twice; give every study once")
+    return [next(end for end in own if shared[end] == 1) for own in ends]
