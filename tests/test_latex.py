@@ -6,7 +6,7 @@ import subprocess
 import pytest
 from toy_study import record_study
 
-from reco_tune.reporting import load_runs, tables
+from reco_tune.reporting import latex, load_runs, tables
 from reco_tune.reporting.ablation import ablation_table, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
@@ -26,8 +26,15 @@ def test_a_small_table_by_hand():
 
 @pytest.mark.parametrize(
     ("text", "expected"),
-    [("50% & more", r"50\% \& more"), ("λ·Δ", r"$\lambda$$\cdot$$\Delta$"), ("`a_b`", r"\texttt{a\_b}"), ("a\\b", r"a\textbackslash{}b")],
-    ids=["specials", "symbols", "code", "backslash"],
+    [
+        ("50% & more", r"50\% \& more"),
+        ("λ·Δ", r"$\lambda$$\cdot$$\Delta$"),
+        ("`a_b`", r"\texttt{a\_b}"),
+        ("a\\b", r"a\textbackslash{}b"),
+        ("5 µm, Café, Cafe\u0301", "5 µm, Café, Café"),
+        ("漢 α", "{[U+6F22]} {[U+03B1]}"),
+    ],
+    ids=["specials", "symbols", "code", "backslash", "Latin", "others"],
 )
 def test_escape(text, expected):
     assert escape(text) == expected
@@ -49,6 +56,16 @@ def _installed():
     return all(subprocess.run(command, capture_output=True).returncode == 0 for command in packages)
 
 
+def typeset(folder, texts):
+    """What pdflatex says of a document of them, which it must make."""
+    (folder / "tables.tex").write_text(DOCUMENT % (PREAMBLE, "\n".join(texts)))
+    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
+    done = subprocess.run(command, cwd=folder, capture_output=True, text=True, errors="replace", timeout=120)
+    assert done.returncode == 0, done.stdout[-2000:]
+    assert (folder / "tables.pdf").stat().st_size > 10_000
+    return done.stdout
+
+
 @pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
 def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
     runs = load_runs(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
@@ -57,9 +74,12 @@ def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
         tables.lambda_latex(lambda_groups(lambda_table(runs)), tables.GROUP_NOTE),
         tables.window_stride_latex(window_stride_tables(runs), tables.GROUP_NOTE),
     ]
-    (tmp_path / "tables.tex").write_text(DOCUMENT % (PREAMBLE, "\n".join(texts)))
-    command = ["pdflatex", "-interaction=nonstopmode", "-halt-on-error", "tables.tex"]
-    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=120)
-    assert done.returncode == 0, done.stdout[-2000:]
-    assert (tmp_path / "tables.pdf").stat().st_size > 10_000
-    assert "Warning" not in done.stdout and "Overfull" not in done.stdout
+    said = typeset(tmp_path, texts)
+    assert "Warning" not in said and "Overfull" not in said
+
+
+@pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
+def test_no_character_stops_pdflatex(tmp_path):
+    every = "漢字 Ελλάδα 🙂\u200b" + "".join(sorted(latex._SET | set(latex._SPECIAL)))
+    lines = [every[at : at + 8] for at in range(0, len(every), 8)]
+    typeset(tmp_path, [latex_table([Column("Arm", "l")], {line: [[line], [f"`{line}`"]] for line in lines}, every)])

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -27,6 +28,9 @@ _SPECIAL = {
     "<": "$<$",
     ">": "$>$",
 }
+_SET = frozenset(map(chr, (*b"\t\n", *range(0x20, 0x7F), *range(0xA0, 0x180)))) - set("\xad«»ÐðÞþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
+_SET |= set("‐‑‒—―‘’“”†‡•…‰€™")
+"""What pdflatex sets by itself, with the preamble alone: Latin letters but those that its first font encoding lacks, and punctuation."""
 
 
 class Column(NamedTuple):
@@ -71,9 +75,15 @@ def latex_table(columns: Sequence[Column], blocks: Mapping[str, Sequence[Sequenc
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; `names` between backquotes as typewriter."""
-    parts = ["".join(_SPECIAL.get(character, character) for character in part) for part in text.split("`")]
+    """Plain text as LaTeX; `names` between backquotes as typewriter, [U+6F22] for a character that would stop pdflatex."""
+    parts = ["".join(map(_character, part)) for part in unicodedata.normalize("NFC", text).split("`")]
     return "".join(f"\\texttt{{{part}}}" if position % 2 else part for position, part in enumerate(parts))
+
+
+def _character(character: str) -> str:
+    if character in _SPECIAL:
+        return _SPECIAL[character]
+    return character if character in _SET else f"{{[U+{ord(character):04X}]}}"  # in braces: a bare \\[ is a space between rows
 
 
 def _cell(cell: str, column: Column) -> str:
