@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import shlex
+import subprocess
 
 import numpy as np
 import pytest
@@ -16,7 +17,7 @@ from reco_tune.reporting import ablation_table, load_runs
 from reco_tune.reporting.ablation import caption
 from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_ratio, sign_flip_floor
 from reco_tune.reporting.analyses import comparison_table
-from reco_tune.reporting.top_up import MOST_SEEDS, pooled, top_up, top_up_commands, top_up_words
+from reco_tune.reporting.top_up import MOST_SEEDS, TopUp, pooled, top_up, top_up_commands, top_up_words
 from reco_tune.settings import load_space
 
 
@@ -71,8 +72,9 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     baseline = near[near["arm"] == "full"].sort_values("seed")["fvd"].to_numpy()
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
     found = top_up(near)
-    lines, (command, _) = top_up_words(found), top_up_commands(found, near, str(study))
+    lines, (command, together) = top_up_words(found), top_up_commands(found, near, str(study))
     assert any(line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines)
+    assert shlex.split(together, comments=True) == ["python", "analysis/compare_studies.py", str(study), "studies/toy-more"]
     words = shlex.split(command)
     assert words[:3] == ["reco-tune", "run", f"{study}/settings.yaml"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
@@ -80,6 +82,17 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     space = only_arms(load_space(study / "settings.yaml", [given["--set"], f"seeds=[{given['--seeds']}]", "trials=0"]), given["--arms"])
     assert "full" in space.arms and "reco" in space.arms and "fewer_frames" not in space.arms
     assert not set(space.seeds) & {0, 1, 2} and "equal_compute" in space.budgets
+
+
+def test_a_shell_takes_both_commands_as_they_stand(runs):
+    """Brackets are a pattern to zsh, a blank in a folder's name parts words; here each command is an echo."""
+    found = [TopUp("equal_steps", "reco", 5, difference(1.0, 0.6, 3))]
+    script = "set -e; reco-tune() { printf '%s\n' \"$@\"; }; python() { printf '%s\n' \"$@\"; }; shopt -s failglob\n"
+    done = subprocess.run(["bash"], input=script + "\n".join(top_up_commands(found, runs, "my study")), capture_output=True, text=True)
+    assert done.returncode == 0 and done.stderr == ""
+    words = done.stdout.splitlines()
+    assert "my study/settings.yaml" in words and "budgets=[equal_steps]" in words
+    assert words[-3:] == ["analysis/compare_studies.py", "my study", "studies/toy-more"]
 
 
 def test_an_arm_that_is_not_there_is_one_sentence(study):

@@ -5,6 +5,7 @@ Formulas and words only; nothing here runs a study.
 
 from __future__ import annotations
 
+import shlex
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -73,9 +74,10 @@ def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> 
     seeds = ",".join(str(first + number) for number in range(more))
     budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
     name = f"{runs['study'].iloc[0]}-more"
+    run = ["reco-tune", "run", f"{folder}/settings.yaml", "--name", name, "--arms", ",".join(arms), "--seeds", seeds, "--trials", "0"]
     return [
-        f"reco-tune run {folder}/settings.yaml --name {name} --arms {','.join(arms)} --seeds {seeds} --trials 0 --set budgets=[{budgets}]",
-        f"python analysis/compare_studies.py {folder} studies/{name}    (both studies together)",
+        shlex.join([*run, "--set", f"budgets=[{budgets}]"]),
+        shlex.join(["python", "analysis/compare_studies.py", folder, f"studies/{name}"]) + "  # both studies together",
     ]
 
 
