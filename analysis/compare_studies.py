@@ -23,7 +23,7 @@ def work(sources: list[str], output: Path) -> str:
         for row in rows.to_dict("records"):
             fvd = f"FVD {number(row['fvd'])} {interval(row['fvd_low'], row['fvd_high'])}"
             lines.append(f"  {row['study']:24s}  {fvd}  {number(row['speedup'])}x  ({row['seeds']} seeds)")
-    return "\n".join(lines)
+    return "\n".join(lines) or "no arm has been evaluated"
 
 
 if __name__ == "__main__":

@@ -27,8 +27,10 @@ def work(sources: list[str], output: Path) -> str:
             figures.save(figure, output / f"error_growth_{budget}")
         for arm, rows in table[table["budget"] == budget].groupby("arm", sort=False):
             values = rows[GROWTH].to_numpy()
-            growth = f"{values[-1] / values[1]:.2f}x from block 1 to {len(values) - 1}"
-            lines.append(f"{budget}  {arm:20s}  {values[1]:.4f} -> {values[-1]:.4f}  ({growth})")
+            found = "too few blocks after block 0 to grow over"
+            if len(values) > 2:
+                found = f"{values[1]:.4f} -> {values[-1]:.4f}  ({values[-1] / values[1]:.2f}x from block 1 to {len(values) - 1})"
+            lines.append(f"{budget}  {arm:20s}  {found}")
     return "\n".join(lines) or "no run has this curve (evaluation.analyses is off)"
 
 

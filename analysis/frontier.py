@@ -26,7 +26,7 @@ def work(sources: list[str], output: Path) -> str:
     for budget, volume in found.hypervolume.items():
         lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} runs")
         rows = sure.at(budget)
-        for row in rows[rows["on_frontier"]].sort_values("speedup", kind="stable").to_dict("records"):
+        for row in rows[rows["on_frontier"].astype(bool)].sort_values("speedup", kind="stable").to_dict("records"):
             name = row["trial"] if row["arm"] == SEARCH else row["arm"]
             knee = ", the knee" if row["knee"] else ""
             lines.append(f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  probability {row['probability']:.2f}  {name}{knee}")

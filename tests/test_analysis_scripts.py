@@ -11,7 +11,8 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune.bundled import bundled
 from reco_tune.reporting.analyses import study_names
-from reco_tune.study_log import StudyFolder, read_study
+from reco_tune.settings import Experiment
+from reco_tune.study_log import EventLog, StudyFolder, read_study
 from reco_tune.tracking import sync
 
 SCRIPTS = sorted(path for path in bundled("analysis").glob("*.py"))
@@ -105,6 +106,41 @@ def test_a_mistake_is_one_sentence(run, tmp_path):
     done = run("ablation.py", tmp_path)
     assert done.returncode == 2
     assert len(done.stderr.splitlines()) == 1 and "is not a study folder" in done.stderr
+
+
+@pytest.fixture(scope="module")
+def young(tmp_path_factory):
+    """A study of which nothing has been evaluated."""
+    folder = StudyFolder(tmp_path_factory.mktemp("young") / "young")
+    log = EventLog(folder.events)
+    log.append("study", name="young", question="?", arms=["full"], provenance={})
+    log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings=Experiment().flat(), settings_hash="h")
+    return folder.path
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_a_script_runs_where_nothing_was_evaluated(run, young, tmp_path, script):
+    done = run(script.name, young, "--output", tmp_path)
+    assert (done.returncode, done.stderr) == (0, "") and done.stdout.strip()
+
+
+@pytest.mark.parametrize("script", SCRIPTS, ids=lambda path: path.stem)
+def test_an_output_that_cannot_be_written_is_one_sentence(run, young, tmp_path, script):
+    (tmp_path / "file").touch()
+    done = run(script.name, young, "--output", tmp_path / "file" / "below")
+    assert done.returncode == 2 and done.stdout == ""
+    sentence = f"{tmp_path}/file/below cannot be used (not a directory); give another folder with --output"
+    assert done.stderr.startswith(sentence) and len(done.stderr.splitlines()) == 1
+
+
+def test_two_blocks_do_not_grow(run, tmp_path):
+    """Block 0 was perturbed: growth is from block 1 on, and there it would be 1 by definition."""
+    study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
+    events = StudyFolder(tmp_path / "toy").events
+    for curve in {str(run.curves["error_growth"]) for run in study.runs.values()}:
+        events.write_text(events.read_text().replace(curve, "[0.04, 0.036]").replace(curve.replace(" ", ""), "[0.04,0.036]"))
+    done = run("error_growth.py", tmp_path / "toy")
+    assert "full" in done.stdout and "too few blocks" in done.stdout and "1.00x" not in done.stdout
 
 
 def test_studies_of_two_protocols_are_not_compared(run, study, tmp_path):

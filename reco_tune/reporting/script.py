@@ -31,6 +31,13 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
     except ReCoTuneError as error:
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
+    except OSError as error:
+        place, reason = error.filename or output, (error.strerror or str(error)).lower()
+        print(
+            f"{place} cannot be used ({reason}); give another folder with --output, or see to its permissions and its space",
+            file=sys.stderr,
+        )
+        sys.exit(2)
     print(text)
 
 
