@@ -22,7 +22,22 @@ from reco_tune import quantities
 from reco_tune.reporting import tables
 from reco_tune.reporting.labels import label_line_ends, label_points
 from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, reference
-from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, lay_out, line, new_figure, plain_log, save, spread, style
+from reco_tune.reporting.style import (
+    MARKERS,
+    colours,
+    dot,
+    freeze,
+    half_widths,
+    lay_out,
+    line,
+    new_figure,
+    plain_log,
+    save,
+    spread,
+    style,
+    text_on,
+    text_tone,
+)
 from reco_tune.reporting.uncertainty import Uncertainty
 from reco_tune.settings import BASELINE
 
@@ -89,6 +104,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
     palette = colours(order)
     weights = rows["objective.continuity_weight"].astype(float).to_numpy()
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
+    linear = 10.0 ** math.floor(math.log10(smallest))  # a decade: the ticks begin there, none stands between it and 0
     with style():
         figure = new_figure(9.6, 4.0)
         panels = figure.subplots(1, 2)
@@ -100,8 +116,8 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
                     x, y = group["objective.continuity_weight"].astype(float), group[name]
                     look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
                     axes.scatter(x, y, marker=marker, color=palette[str(arm)], zorder=2 if arm == SEARCH else 3, **look)
-            axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
-            axes.set_xlim(-0.35 * smallest, max(1.5 * weights.max(), 2 * smallest))
+            axes.set_xscale("symlog", linthresh=linear, linscale=0.5)
+            axes.set_xlim(-0.35 * linear, max(1.5 * weights.max(), 2 * linear))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_xlabel(f"continuity weight λ (reduction: {_reductions(rows)})")
             axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
@@ -138,7 +154,7 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
             axes.plot(
                 curves[arm][generated], color=palette[arm], marker="s", markersize=3.5, linestyle=(0, (3, 1.5)), markerfacecolor="white"
             )
-            axes.set_title(arm, fontsize=9, color=palette[arm])
+            axes.set_title(arm, fontsize=9, color=text_tone(palette[arm]))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
@@ -187,6 +203,10 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
         scale = matplotlib.colors.LogNorm() if spread(table["fvd"]) > 10 else None
         bar = {"label": "FVD (lower is better)"}
         sns.heatmap(fvd, ax=axes, annot=written, fmt="", cmap="cividis_r", norm=scale, cbar_kws=bar, linewidths=1, annot_kws={"size": 8.5})
+        cells = axes.collections[0]
+        for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
+            column, row = map(int, text.get_position())
+            text.set_color(text_on(cells.to_rgba(fvd.iat[row, column])))
         axes.set_xlabel("window length (tokens)")
         axes.set_ylabel("stride (tokens)")
         axes.invert_yaxis()

@@ -10,9 +10,14 @@ import numpy as np
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
+from reco_tune.reporting.style import text_tone
+
 _ANGLES = [math.radians(angle) for angle in (30, -30, 150, -150, 90, -90, 0, 180, 60, -60, 120, -120)]
 _RADII_PX = (12, 20, 30, 44, 62, 84)
 _HALO = withStroke(linewidth=2, foreground="white")
+_LEADER: dict[str, Any] = {"color": "#8c8c8c", "linewidth": 0.8, "linestyle": (0, (0.1, 2.5)), "dash_capstyle": "round"}
+_LEADER |= {"scalex": False, "scaley": False}
+"""From a label to what it names: grey dots, which nobody takes for more of the curve."""
 
 
 def label_points(
@@ -36,7 +41,7 @@ def label_points(
         taken.append((low[0] - 2 * scale, low[1] - 2 * scale, high[0] + 2 * scale, high[1] + 2 * scale))
     for x, y, text, colour in sorted(points, key=lambda point: (-point[1], point[0])):
         at = axes.transData.transform((x, y))
-        drawn = axes.text(x, y, text, fontsize=size, color=colour, ha="center", va="center", zorder=6, path_effects=[_HALO])
+        drawn = axes.text(x, y, text, fontsize=size, color=text_tone(colour), ha="center", va="center", zorder=6, path_effects=[_HALO])
         extent = drawn.get_window_extent(renderer)
         centre = _free_place(at, extent.width + 4 * scale, extent.height + 2 * scale, taken, frame, scale)
         taken.append(_box(centre, extent.width + 4 * scale, extent.height + 2 * scale))
@@ -44,7 +49,7 @@ def label_points(
         edge = np.clip(at, [taken[-1][0], taken[-1][1]], [taken[-1][2], taken[-1][3]])
         if np.hypot(*(edge - at)) > 12 * scale:
             ends = axes.transData.inverted().transform([at, edge])
-            axes.plot(ends[:, 0], ends[:, 1], color=colour, linewidth=0.6, alpha=0.7, zorder=2, scalex=False, scaley=False)
+            axes.plot(ends[:, 0], ends[:, 1], zorder=2, **_LEADER)
 
 
 def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
@@ -60,10 +65,9 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
     placed = _push_apart(wanted, height, frame.y0, frame.y1)
     for (x, y, text, colour), pixel in zip(order, placed, strict=True):
         fraction = (pixel - frame.y0) / frame.height
-        axes.text(1.04, fraction, text, transform=axes.transAxes, fontsize=size, color=colour, va="center")
+        axes.text(1.04, fraction, text, transform=axes.transAxes, fontsize=size, color=text_tone(colour), va="center")
         end = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))  # in shares of the axes: stays right when they shrink
-        look = {"color": colour, "linewidth": 0.6, "alpha": 0.7, "clip_on": False, "scalex": False, "scaley": False}
-        axes.plot([end[0], 1.03], [end[1], fraction], transform=axes.transAxes, **look)
+        axes.plot([end[0] + 0.02, 1.03], [end[1], fraction], transform=axes.transAxes, clip_on=False, zorder=0, **_LEADER)
 
 
 def _push_apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:

@@ -13,6 +13,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.backends.backend_pdf import FigureCanvasPdf
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
@@ -42,6 +43,23 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
     """One colour an arm; arms of a space's own take the spare ones in order."""
     own = [arm for arm in arms if arm not in COLOURS]
     return {**COLOURS, **{arm: _SPARE[number % len(_SPARE)] for number, arm in enumerate(own)}}
+
+
+def luminance(colour: Any) -> float:
+    """Relative luminance of WCAG 2, 0 for black to 1 for white."""
+    channels = np.array(to_rgb(colour))
+    return float(np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722))
+
+
+def text_tone(colour: str) -> str:
+    """The colour for text on white: darkened until its contrast is 4.5 (WCAG AA)."""
+    tones = (to_hex(share * np.array(to_rgb(colour))) for share in np.linspace(1, 0, 101))
+    return next(tone for tone in tones if luminance(tone) <= 1.05 / 4.5 - 0.05)
+
+
+def text_on(ground: Any) -> str:
+    """Black or white, whichever has the higher contrast on a ground; it is 4.58 or more."""
+    return "black" if luminance(ground) > math.sqrt(1.05 * 0.05) - 0.05 else "white"
 
 
 def save(figure: Figure, path: Path) -> None:
