@@ -306,8 +306,23 @@ def test_a_report_prints_what_it_wrote(toy: Path, tmp_path: Path) -> None:
     assert said.code == 0, said.err
     for part in ("Ablation", "fewer_frames", "Frontier", str(tmp_path / "report" / "index.html"), f"sqlite:///{toy}/mlflow.db"):
         assert part in said.out
+    assert "Left out of the table: reco-equal_steps-s0 (failed: the loss is not finite at step 412).\n" in said.out
+    assert "not finished" not in said.out
     assert (tmp_path / "report" / "ablation.csv").exists()
     assert say("sync", str(toy)).out.startswith("0 of 8 runs sent")  # the report's own sync had sent them
+
+
+def test_a_report_of_a_running_study_says_so_and_names_the_first_that_are_left_out(tmp_path: Path) -> None:
+    study = record_study(tmp_path / "toy", arms=("full", "reco", "local"), searched=0, failing=("reco-equal_steps-s0",), files=False)
+    events = study / "events.jsonl"
+    kept = [
+        line for line in events.read_text().splitlines(True) if not ("local-" in line and "evaluated" in line) and "finished" not in line
+    ]
+    events.write_text("".join(kept))
+    said = say("report", str(study), "--output", str(tmp_path / "elsewhere" / "report"))
+    assert "The study is not finished: these are its numbers so far.\n" in said.out
+    left = next(line for line in said.out.splitlines() if line.startswith("Left out"))
+    assert left.count("reco-equal_steps-s0 (failed") == 1 and left.count("not finished (") == 2
 
 
 @pytest.fixture(scope="module")

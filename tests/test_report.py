@@ -162,9 +162,26 @@ def test_untrained_features_are_called_illustrative(report, protocol, illustrati
 def test_a_study_that_does_not_compare_replaces_no_report(tmp_path):
     study = read_study(record_study(tmp_path / "toy", arms=("full", "reco"), searched=0, files=False))
     study.runs["full-s0"].provenance["protocol"] = PROTOCOL.replace("n512", "n2048")
-    with pytest.raises(ComparisonError, match="not comparable"):
-        write_report(study, tmp_path / "out")
-    assert not (tmp_path / "out").exists()
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / "frontier.png").touch()
+    for output in (tmp_path / "new", tmp_path / "out"):
+        with pytest.raises(ComparisonError, match="not comparable"):
+            write_report(study, output)
+    assert not (tmp_path / "new").exists() and [file.name for file in (tmp_path / "out").iterdir()] == ["frontier.png"]
+
+
+def test_a_folder_holds_one_report_and_whatever_a_person_keeps_there(report, tmp_path):
+    output = shutil.copytree(report.folder, tmp_path / "out")
+    kept = [output / "notes.png", output / "samples" / "mine.mp4"]
+    for file in kept:
+        file.write_text("a person's")
+    folder = StudyFolder(tmp_path / "young")
+    EventLog(folder.events).append("study", name="young", question="?", arms=["full"], provenance={})
+    write_report(folder.path, output)
+    assert [file for file in output.rglob("*") if file.suffix in (".png", ".pdf", ".mp4")] == kept
+    kept[1].rename(output / "samples" / "full.mp4")
+    write_report(folder.path, output)
+    assert not (output / "samples").exists()
 
 
 @pytest.mark.parametrize("planned", [0, 1], ids=["nothing-planned", "nothing-finished"])
@@ -242,10 +259,12 @@ def browse(page, scratch):
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
-    # The page's script has run when sorting by FVD works: a click is added to a copy, and the order read off the resulting document.
+    # The page's script has run when sorting works, by FVD and by tokens: clicks are added to a copy, and the order read off the document.
     page = tmp_path / "page.html"
-    click = "<script>document.querySelectorAll('#ablation th button')[2].click();</script></body>"
-    page.write_text(report.index.read_text().replace("</body>", click))
+    clicks = "".join(
+        f"document.querySelectorAll('{place}')[{at}].click();" for place, at in (("#ablation th button", 2), ("#cost th button", 7))
+    )
+    page.write_text(report.index.read_text().replace("</body>", f"<script>{clicks}</script></body>"))
     done = browse(page, tmp_path)
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "Refused" in line)]
     assert errors == []
@@ -254,6 +273,12 @@ def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
     at_steps = report.ablation[report.ablation["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
     assert sorted_arms == list(at_steps["arm"])
     assert 'aria-sort="ascending"' in table
+    costs = done.stdout.split('id="cost"')[1].split("</table>")[0]
+    shown = re.findall(r"<tr[^>]*><td>(\w+)</td>(?:<td>.*?</td>){6}<td data-value=[^>]*>(.*?)</td>", costs)
+    spent = report.ledger[:-1].sort_values("tokens_seen", kind="stable")  # the last row is the total and stays there
+    assert [arm for arm, _ in shown] == [*spent["arm"], "total"]
+    numbers = [float(text.split()[0]) for _, text in shown[:-1]]
+    assert numbers != sorted(numbers), "864 k is less than 2.52 M"
 
 
 KEYBOARD = """<script>

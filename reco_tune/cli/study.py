@@ -48,7 +48,7 @@ def conclude(source: Path | str, output: Path | None, tracking_uri: str | None =
 
     with progress_bars() as progress:
         report = write_report(source, output, lambda done, total, what: progress(done, total, "writing the report"), imports)
-    print_report(report)
+    print_report(report, str(source) if isinstance(source, Path) else "STUDY_DIR")
     print(f"\nreport: {report.index}")
     if isinstance(source, Path):
         print(f"MLflow: {_mirrored(StudyFolder(source), tracking_uri)}")

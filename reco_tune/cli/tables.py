@@ -27,6 +27,8 @@ ABLATION = {
     "val_cross_entropy": "val CE",
 }
 """Columns of the ablation and their headings; the empty one is the interval of FVD."""
+MOST_LEFT_OUT = 3
+"""Runs without a place in the table that are named, each with its reason."""
 FRONTIER = {
     "trial": "run",
     "window.length_tokens": "W",
@@ -39,8 +41,12 @@ FRONTIER = {
 }
 
 
-def print_report(report: Report) -> None:
-    """Prints the ablation table, the frontier at its first budget, what both say of the claims, and what more seeds would settle."""
+def print_report(report: Report, study: str) -> None:
+    """Prints the ablation table and what it lacks, the frontier at its first budget, what both say of the claims, what more seeds settle.
+
+    Args:
+        study: its folder, as the commands for more seeds name it.
+    """
     from reco_tune.reporting.top_up import top_up_commands, top_up_words
     from reco_tune.reporting.verdicts import BUDGET_WORDS
 
@@ -48,6 +54,12 @@ def print_report(report: Report) -> None:
     _print("Ablation", ABLATION, report.ablation, left=2)
     if report.caption:
         print(report.caption)
+    if report.left_out:
+        named = "; ".join(f"{trial} ({why})" for trial, why in report.left_out[:MOST_LEFT_OUT])
+        rest = len(report.left_out) - MOST_LEFT_OUT
+        print(f"Left out of the table: {named}{f'; {rest} more, listed in ablation.md' if rest > 0 else ''}.")
+    if not report.study.finished:
+        print("The study is not finished: these are its numbers so far.")
     print()
     budget = next((name for name in BUDGET_WORDS if len(report.frontier.at(name))), "equal_steps")
     _print(f"Frontier: no other run {BUDGET_WORDS[budget]} is as fast and as good", FRONTIER, report.frontier.non_dominated(budget), left=1)
@@ -56,7 +68,7 @@ def print_report(report: Report) -> None:
         budget = BUDGET_WORDS.get(verdict.budget, verdict.budget)
         print(f"{verdict.outcome:>12}: {verdict.claim} ({budget})")
     if report.top_up:
-        more = [*top_up_words(report.top_up), *top_up_commands(report.top_up, report.runs, str(report.folder.parent))]
+        more = [*top_up_words(report.top_up), *top_up_commands(report.top_up, report.runs, study)]
         print("\nMore training seeds")
         print("\n".join(f"  {line}" for line in more))
 

@@ -206,7 +206,7 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
         cells = axes.collections[0]
         for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
             column, row = map(int, text.get_position())
-            text.set_color(text_on(cells.to_rgba(fvd.iat[row, column])))
+            text.set_color(text_on(cells.to_rgba(fvd.to_numpy()[row, column])))
         axes.set_xlabel("window length (tokens)")
         axes.set_ylabel("stride (tokens)")
         axes.invert_yaxis()

@@ -6,7 +6,7 @@ import gc
 import hashlib
 import json
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 
@@ -18,7 +18,7 @@ from reco_tune.reporting import effort, tables
 from reco_tune.reporting.ablation import ablation_table, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
-from reco_tune.reporting.drawing import Painter
+from reco_tune.reporting.drawing import DRAWN_BY, Painter
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_of, searched
 from reco_tune.reporting.imported import with_imports
@@ -102,6 +102,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         tell(1, 6, "computing tables")
         ablation = ablation_table(runs)  # refuses what does not compare, before anything of an earlier report is replaced
         output.mkdir(parents=True, exist_ok=True)
+        _clear(output)
         budget = budget_order(own)[0]
         by_arm = arm_curves(study, budget)
         painter.draw("loss_by_frame", output, by_arm, budget)
@@ -162,6 +163,19 @@ def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
         return {}
     bounds = read_yaml(folder.settings).get("constraints") or {}
     return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
+
+
+def _clear(folder: Path) -> None:
+    """Takes away what an earlier report, perhaps of another study, has there and the next may not replace: figures and sample videos."""
+    for name in DRAWN_BY:
+        for kind in ("png", "pdf"):
+            (folder / f"{name}.{kind}").unlink(missing_ok=True)
+    with suppress(OSError, ValueError):  # of an earlier report, whose provenance names the videos; of something else nothing is touched
+        arms = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["arms"]
+        for video in (folder / "samples").glob("*.mp4"):
+            if video.stem in arms:
+                video.unlink()
+        (folder / "samples").rmdir()  # unless a person keeps something there
 
 
 def _write_tables(report: Report) -> None:
