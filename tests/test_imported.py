@@ -7,7 +7,7 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
-from reco_tune.reporting.ablation import caption, left_out
+from reco_tune.reporting.ablation import ablation_rows, caption, left_out
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.paper import paper_reference
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
@@ -125,7 +125,7 @@ def test_the_papers_numbers_stand_only_beside_their_like(runs, protocol, layout,
 
 def test_the_reference_columns_are_cited(runs):
     measured = alike(runs, LARP)
-    table, paper = ablation_table(measured), paper_reference(measured)
+    table, paper = ablation_rows(measured), paper_reference(measured)
     text = ablation_markdown(table, caption(measured), [], paper)
     assert "FVD, paper" in text and "arXiv 2604.07402" in text
     rows = [line for line in text.splitlines() if line.startswith("| reco ")]

@@ -15,7 +15,7 @@ import pandas as pd
 from reco_tune import __version__
 from reco_tune.errors import StudyError
 from reco_tune.reporting import effort, tables
-from reco_tune.reporting.ablation import ablation_table, caption, left_out
+from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import Painter
@@ -45,6 +45,7 @@ class Report:
     runs: pd.DataFrame
     """Of the study, then those from elsewhere."""
     ablation: pd.DataFrame
+    """With `ablation.DETAILS`, which ablation.csv leaves out."""
     frontier: Frontier
     uncertainty: Uncertainty
     compute: pd.DataFrame
@@ -100,7 +101,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         own = runs_table(study)
         runs = with_imports(own, imports)
         tell(1, 6, "computing tables")
-        ablation = ablation_table(runs)  # refuses what does not compare, before anything of an earlier report is replaced
+        ablation = ablation_rows(runs)  # refuses what does not compare, before anything of an earlier report is replaced
         output.mkdir(parents=True, exist_ok=True)
         budget = budget_order(own)[0]
         by_arm = arm_curves(study, budget)
@@ -173,7 +174,7 @@ def _write_tables(report: Report) -> None:
         "hypervolume.csv": csv_text(report.hypervolume),
         "compute.csv": csv_text(report.compute),
         "compute_to_quality.csv": csv_text(report.quality),
-        "ablation.csv": csv_text(report.ablation),
+        "ablation.csv": csv_text(report.ablation[list(COLUMNS)]),
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
         "lambda.csv": csv_text(report.weights),

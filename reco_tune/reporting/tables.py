@@ -22,7 +22,20 @@ BUDGET_NOTES = {
     "half_compute": "every arm takes the steps that half of the baseline's cost buys at its measured speed",
 }
 """What the budgets give an arm."""
-HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "speed-up", "95% interval", "limit", "of limit", "memory"]
+HEADINGS = [
+    "arm",
+    "seeds",
+    "FVD",
+    "95% interval",
+    "Δ to baseline",
+    "p",
+    "verdict",
+    "speed-up",
+    "95% interval",
+    "limit",
+    "of limit",
+    "memory",
+]
 HEADINGS += ["device h", "val CE"]
 LAMBDA_HEADINGS = ["λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
 WINDOW_HEADINGS = ["window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
@@ -50,6 +63,7 @@ def ablation_markdown(
     """The ablation table for people: one block a budget, the best FVD bold where its interval is clear of the next.
 
     Args:
+        table: of `ablation.ablation_rows`.
         paper: the paper's own values by arm (`paper.paper_reference`); two columns more where there are any.
     """
     lines, paper = [], paper or {}
@@ -62,7 +76,8 @@ def ablation_markdown(
             fvd = f"**{number(row['fvd'])}**" if position == best else number(row["fvd"])
             lines.append(
                 f"| {row['arm']} | {row['seeds']} | {fvd} | {interval(row['fvd_low'], row['fvd_high'])} | {signed(row['fvd_delta'])} "
-                f"| {p_value(row['fvd_p_value'])} | {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
+                f"| {p_value(row['fvd_p_value'])} | {row['verdict']} "
+                f"| {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
                 f"| {number(row['speedup_limit'])} | {number(row['limit_fraction'])} | {number(row['peak_memory_ratio'])} "
                 f"| {hours(row['gpu_hours'])} | {number(row['val_cross_entropy'], 3)} |"
                 + "".join(f" {cell} |" for cell in _paper_cells(paper, str(budget), row["arm"]))
@@ -81,10 +96,11 @@ def ablation_markdown(
 def ablation_latex(
     table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
 ) -> str:
-    """The ablation table for a paper: booktabs, numbers aligned by siunitx."""
+    """The ablation table for a paper: booktabs, numbers aligned by siunitx. Arguments as `ablation_markdown`'s."""
     paper = paper or {}
     columns = [Column("Arm", "l"), Column("Seeds", "r"), Column("FVD", "number"), Column("95\\,\\% interval", "c")]
-    columns += [Column(heading, "number") for heading in ("$\\Delta$", "Speed-up", "Limit", "Val.\\ CE")] + [Column("$p$", "r")]
+    columns += [Column(heading, "number") for heading in ("$\\Delta$", "Speed-up", "Limit", "Val.\\ CE")]
+    columns += [Column("$p$", "r"), Column("Verdict", "l")]
     columns += [Column(heading, "number") for heading in ("FVD, paper", "Speed-up, paper")] if paper else []
     blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.groupby("budget", sort=False):
@@ -93,7 +109,7 @@ def ablation_latex(
         for position, row in enumerate(rows.to_dict("records")):
             line = [row["arm"], str(row["seeds"]), (BOLD if position == best else "") + number(row["fvd"])]
             line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
-            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"])]
+            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"]), row["verdict"]]
             lines.append(line + _paper_cells(paper, str(budget), row["arm"]))
     note = caption + "".join(f" Protocol: `{protocol}`." for protocol in dict.fromkeys(table["protocol"]))
     if paper:
