@@ -85,8 +85,8 @@ def evaluate(
     model.eval()
     try:
         if not cache.has_pixels:
-            curves, steps, growth = _analysed(model, experiment, cache, None, _labels(experiment, cache), group)
-            return EvaluationResult(steps, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
+            curves, scalars, growth = _analysed(model, experiment, cache, None, _labels(experiment, cache), group)
+            return EvaluationResult(scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
         with clock.measure("evaluation"):
             if group.leads:
                 prepared = prepare_evaluation(experiment, cache)
@@ -96,12 +96,13 @@ def evaluate(
         clips = _generated(model, experiment, cache, prepared, group, clock, progress)
         with clock.measure("evaluation"):
             metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
-            curves, steps, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
-            metrics |= steps
+            curves, scalars, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
+            metrics |= scalars
             bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], prepared.statistics)
             curves[q.FVD_BY_SAMPLES] = bias.distance
             if clips.frame_class_NF is not None:
                 curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
+                metrics[q.LAST_FRAME_ACCURACY.name] = curves[q.FRAME_ACCURACY][-1]
             if folder is not None and group.leads:
                 folder.mkdir(parents=True, exist_ok=True)
                 shown: dict[str, Any] = {"video": clips.shown_SFCHW, "labels": clips.labels_N[: len(clips.shown_SFCHW)]}
@@ -225,7 +226,7 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
 
 
 _Analyses = tuple[dict[str, list[float]], dict[str, float], dict[str, Any] | None]
-"""Curves by block, steps of h, and the law of the error's growth where there are blocks enough to tell."""
+"""Curves by block, scalars of them and of the steps of h, and the law of the error's growth where there are blocks enough to tell."""
 
 
 def _analysed(
@@ -235,8 +236,8 @@ def _analysed(
     if not experiment.evaluation.analyses:
         return {}, {}, None
     found = _analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, {}, None)
-    curves, steps, growth = group.broadcast_json(found)
-    return curves, steps, growth
+    curves, scalars, growth = group.broadcast_json(found)
+    return curves, scalars, growth
 
 
 def _analyses(
@@ -256,9 +257,13 @@ def _analyses(
         q.LOSS_BY_FRAME_GENERATED: loss_by_block(model, sampled, sampled_labels, per_block),
         q.ERROR_GROWTH: growth,
     }
-    steps = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
+    scalars = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
+    scalars[q.FIRST_FRAME_GAP.name] = curves[q.LOSS_BY_FRAME_GENERATED][0] - curves[q.LOSS_BY_FRAME_TRAIN][0]
     law = fit_growth(growth)
-    return curves, {name: value for name, value in steps.items() if math.isfinite(value)}, None if law is None else asdict(law)
+    if law is not None:
+        scalars |= {q.ERROR_GROWTH_RATE.name: law.exponential_rate, q.ERROR_GROWTH_SLOPE.name: law.linear_slope}
+        scalars[q.ERROR_GROWTH_AIC.name] = law.aic_linear - law.aic_exponential
+    return curves, {name: value for name, value in scalars.items() if math.isfinite(value)}, None if law is None else asdict(law)
 
 
 def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
-from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
+from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
 from reco_tune.settings import BASELINE
 
 COLUMNS = (
@@ -105,23 +105,27 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
 def arm_results(runs: pd.DataFrame) -> dict[tuple[str, str], ArmResult]:
     """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no arm."""
+    results = {}
+    for budget, arm, group in arm_runs(runs):
+        fvd = {
+            int(seed): Measured(float(value), float(low), float(high))
+            for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
+        }
+        means = {name: float(group[name].mean()) for name in _MEANS}
+        results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
+    return results
+
+
+def arm_runs(runs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(budget, arm, its runs) of what may be compared, in the order of `arm_results`."""
     kept = comparable(runs)
     kept = kept[kept["arm"] != SEARCH]
-    results = {}
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]
         groups = {arm: rows[rows["arm"] == arm] for arm in arm_order(runs)}
         if reference(budget) == WHOLE:
             groups = {WHOLE: kept[(kept["arm"] == BASELINE) & (kept["budget"] == "both")], **groups}
-        for arm, group in groups.items():
-            if len(group):
-                fvd = {
-                    int(seed): Measured(float(value), float(low), float(high))
-                    for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
-                }
-                means = {name: float(group[name].mean()) for name in _MEANS}
-                results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
-    return results
+        yield from ((budget, arm, group) for arm, group in groups.items() if len(group))
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -135,7 +139,7 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     results = arm_results(runs)
     if not results:
         return "No arm has been evaluated yet."
-    seeds = max(len(result.fvd) for result in results.values())
+    seeds = max((len(result.fvd) for result in results.values() if not result.arm.endswith(IMPORTED)), default=0)
     rows = [row for row in ablation_rows(runs, baseline).to_dict("records") if row["pairs"]]
     pairs = max((row["pairs"] for row in rows), default=0)
     if seeds <= 1:

@@ -23,6 +23,7 @@ from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_of, searched
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
@@ -46,6 +47,8 @@ class Report:
     """Of the study, then those from elsewhere."""
     ablation: pd.DataFrame
     """With `ablation.DETAILS`, which ablation.csv leaves out."""
+    measures: pd.DataFrame
+    """Beside FVD (`measures.measures_table`)."""
     frontier: Frontier
     uncertainty: Uncertainty
     compute: pd.DataFrame
@@ -107,6 +110,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         by_arm = arm_curves(study, budget)
         painter.draw("loss_by_frame", output, by_arm, budget)
         painter.draw("error_growth", output, by_arm, budget)
+        painter.draw("frame_accuracy", output, by_arm, budget)
         painter.draw("fvd_by_samples", output, bias_curves(study, budget), budget)
         painter.draw("learning_curves", output, learning_curves(study))
         weights = lambda_table(own)
@@ -117,6 +121,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             study=study,
             runs=runs,
             ablation=ablation,
+            measures=measures_table(runs),
             frontier=frontier(runs),
             uncertainty=frontier_uncertainty(runs),
             compute=effort.compute_table(own),
@@ -177,6 +182,8 @@ def _write_tables(report: Report) -> None:
         "ablation.csv": csv_text(report.ablation[list(COLUMNS)]),
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
+        "measures.csv": csv_text(report.measures),
+        "measures.md": tables.measures_markdown(report.measures),
         "lambda.csv": csv_text(report.weights),
         "lambda.md": tables.lambda_markdown(report.weight_groups, GROUP_NOTE),
         "lambda.tex": tables.lambda_latex(report.weight_groups, GROUP_NOTE),

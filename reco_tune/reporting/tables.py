@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reco_tune.reporting import measures
 from reco_tune.reporting.latex import BOLD, Column, latex_table
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.runs import TITLES
@@ -119,6 +120,32 @@ def ablation_latex(
     return latex_table(columns, blocks, note)
 
 
+def measures_markdown(table: pd.DataFrame) -> str:
+    """What was measured beside FVD, for people; `measures.measures_table` computes it."""
+    text = []
+    for kind, note in ((measures.BESIDE_FVD, measures.NOTE), (measures.ANALYSES, measures.LAW_NOTE)):
+        blocks = measures.blocks(table, kind)
+        for block in blocks:
+            headings = ["arm", *(quantity.label for quantity in block.measures), *(["errors grow"] if block.laws else [])]
+            rows = [
+                [arm, *map(measure_cell, cells), *([block.laws.get(arm, "")] if block.laws else [])] for arm, cells in block.rows.items()
+            ]
+            text.append(_markdown(headings, {TITLES[block.budget]: rows}, ""))
+        text += [note + "\n"] if blocks else []
+    return "\n".join(text)
+
+
+def measure_cell(row: Mapping[Any, Any] | None) -> str:
+    """A value, its interval and its word in one line."""
+    return " ".join(part for part in measure_parts(row) if part) if row else ""
+
+
+def measure_parts(row: Mapping[Any, Any]) -> tuple[str, str, str]:
+    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is none."""
+    value, low, high = (f"{row[name]:.3g}" for name in ("value", "low", "high"))
+    return value, f"[{low}, {high}]" if math.isfinite(row["low"]) else "", "" if row["verdict"] == "not resolved" else row["verdict"]
+
+
 def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
     """What λ does, for people; `analyses.lambda_groups` computes it."""
     return _markdown(LAMBDA_HEADINGS, _lambda_blocks(groups, bold="**"), caption)
@@ -183,7 +210,8 @@ def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], f
 def _markdown(headings: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]], caption: str) -> str:
     lines = []
     for title, rows in blocks.items():
-        lines += [f"### {title}", "", "| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+        told = " | ".join(heading.replace("|", "\\|") for heading in headings)
+        lines += [f"### {title}", "", f"| {told} |", "|---|" + "---:|" * (len(headings) - 1)]
         lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     return "\n".join([*lines, caption]).rstrip() + "\n"
 
