@@ -116,6 +116,17 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
 
 
+@pytest.mark.parametrize(
+    ("metric", "steps"), [("kernel_distance", (10, 30)), ("val_cross_entropy", ())], ids=["kernel-distance", "a-loss-needs-no-clips"]
+)
+def test_only_sampled_runs_generate_clips_and_only_where_it_decides(tmp_path: Path, metric: str, steps: tuple[int, ...]) -> None:
+    one = driver(tmp_path, "arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", f"pruning={{kind: pareto_asha, metric: {metric}}}")
+    assert one._next_calibration() is not None and one._next_calibration() is None
+    calibrated(one, "full")
+    jobs = [one._next_calibration(), one._next_run(), one._next_run()]
+    assert [(job.key, job.generates_at) for job in jobs if job] == [("full-s0", ()), ("search-0000", steps), ("search-0001", steps)]
+
+
 def test_a_search_that_waits_for_a_lost_run_ends(tmp_path: Path) -> None:
     """Tune asks again and again as long as it is told `later`."""
     told = Proposals(iter([{"trial": "search-0000"}, None, None]).__next__)

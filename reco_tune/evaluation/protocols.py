@@ -37,6 +37,7 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
 from reco_tune.tokenizers import Tokenizer, load_tokenizer
+from reco_tune.training import Group
 
 VERSION = 1
 """Of the reference files: raised whenever the same real clips would give other numbers."""
@@ -99,6 +100,20 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
     folders = (folder, *(_extractor_folder(kind, experiment, cache) for kind in kinds))
     return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders)
+
+
+def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> Prepared:
+    """`prepare_evaluation` on all ranks: what is not there yet, rank 0 alone makes.
+
+    Raises:
+        SettingsError, DataError: as `prepare_evaluation`.
+    """
+    if not group.leads:
+        group.barrier()
+    prepared = prepare_evaluation(experiment, cache)
+    if group.leads:
+        group.barrier()
+    return prepared
 
 
 def check_extractor(experiment: Experiment) -> None:
