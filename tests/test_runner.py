@@ -87,10 +87,10 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
 
 
 def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
-    """What the desk tells of a sampled run, from its calibration on."""
+    """What the desk tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},
-        "evaluated": {"metrics": {"fvd": fvd, **speed}, "curves": {}, "provenance": {}},
+        "evaluated": {"metrics": {"fvd": fvd, "fvd_low": fvd - 1, "fvd_high": fvd + 1, **speed}, "curves": {}, "provenance": {}},
     }.items():
         one._take_in({"event": event, "key": trial, "kind": "trial", **fields})
 

@@ -21,7 +21,7 @@ from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import Painter
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_of, searched
-from reco_tune.reporting.imported import with_imports
+from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
@@ -75,7 +75,7 @@ class Report:
     left_out: list[tuple[str, str]]
     """(trial, why) of the fixed-arm runs that the table leaves out."""
     imports: list[str]
-    """Names of the files that rows from elsewhere came from."""
+    """What the files that rows from elsewhere came from are called."""
     folder: Path
     index: Path
 
@@ -137,7 +137,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             ledger=ledger(study, own),
             caption=caption(runs),
             left_out=left_out(runs),
-            imports=[Path(path).name for path in imports],
+            imports=file_names(imports),
             folder=output,
             index=output / "index.html",
         )
@@ -215,13 +215,15 @@ def _write_provenance(report: Report, runs: pd.DataFrame, imports: Sequence[Path
             name: [value for value in dict.fromkeys(runs[name]) if value]
             for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "device")
         },
-        **({"imports": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in imports}} if imports else {}),
-        "sha256": {
-            name: hashlib.sha256((report.folder / name).read_bytes()).hexdigest() for name in ("runs.csv", "frontier.csv", "ablation.csv")
-        },
+        **({"imports": {name: _hash(path) for name, path in zip(report.imports, imports, strict=True)}} if imports else {}),
+        "sha256": {name: _hash(report.folder / name) for name in ("runs.csv", "frontier.csv", "ablation.csv")},
     }
     text = json.dumps(origin, indent=2, ensure_ascii=False, default=str) + "\n"
     (report.folder / "provenance.json").write_text(text, encoding="utf-8")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _study_folder(source: Source) -> StudyFolder | None:

@@ -168,7 +168,8 @@ class Space(Section):
     repeats: Literal["reuse", "new_seed"] = "reuse"
     """A configuration that is proposed again gets the known result, or is run with the next training seed."""
     finalist_seeds: int = Field(0, ge=0)
-    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended."""
+    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended, but
+    that another could, both anywhere within the 95% intervals of their metrics. Seeds where nothing overlaps would settle nothing."""
     warm_start: tuple[LocalPath, ...] = ()
     """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
     pruning: Pruning = Pruning()
