@@ -7,16 +7,16 @@ Writes ablation.csv, ablation.md and ablation.tex; prints the table and a verdic
 
 from pathlib import Path
 
-from reco_tune.reporting import ablation_table, load_runs, verdicts
-from reco_tune.reporting.ablation import caption, left_out
+from reco_tune.reporting import load_runs, verdicts
+from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
 from reco_tune.reporting.script import run_script, write
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
 
 
 def work(sources: list[str], output: Path) -> str:
     runs = load_runs(sources[0])
-    table, words, missing = ablation_table(runs), caption(runs), left_out(runs)
-    write(output, "ablation.csv", csv_text(table))
+    table, words, missing = ablation_rows(runs), caption(runs), left_out(runs)
+    write(output, "ablation.csv", csv_text(table[list(COLUMNS)]))
     write(output, "ablation.tex", ablation_latex(table, words, missing))
     markdown = ablation_markdown(table, words, missing)
     write(output, "ablation.md", markdown)

@@ -1,4 +1,4 @@
-"""Pure functions of points: who dominates whom, how crowded a front is, how much it covers, where it bends, who goes on at a rung.
+"""Pure functions of points: who dominates whom or could, how crowded a front is, how much it covers, where it bends, who goes on at a rung.
 
 Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials. A row with a
 value that is not finite is no point: it is dominated by everything and covers nothing.
@@ -36,6 +36,19 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
             continue
         front.append(point)
     return kept
+
+
+def contested(best: ArrayLike, worst: ArrayLike) -> NDArray[np.bool_]:
+    """Whether another point could be at most as large everywhere as each of some: that one at its best, this one at its worst.
+
+    Args:
+        best: all points [N, M] at the small ends of their intervals.
+        worst: those that are asked about [K, M], which are among them, at the large ends.
+    """
+    best_NM, worst_KM = _points(best), _points(worst)
+    if best_NM.shape[1] == 2:
+        return _contested_pairs(best_NM, worst_KM)
+    return np.array([(best_NM <= worst_M).all(axis=1).sum() > 1 for worst_M in worst_KM], dtype=bool)  # each reaches itself
 
 
 def ranks(points: ArrayLike) -> NDArray[np.int64]:
@@ -149,6 +162,14 @@ def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bo
         stands_D = np.append(True, second_D[1:] < np.minimum.accumulate(second_D)[:-1])
         kept[finite_N] = stands_D[which_N.ravel()]
     return kept
+
+
+def _contested_pairs(best_N2: NDArray[np.float64], worst_K2: NDArray[np.float64]) -> NDArray[np.bool_]:
+    """Two objectives: of the points that reach as far in the first, each itself among them, two must in the second. O(N log N)."""
+    first_N, second_N = best_N2[np.argsort(best_N2[:, 0])].T
+    least_N = np.minimum.accumulate(np.append(np.inf, second_N))  # before each point
+    second_least_N = np.minimum.accumulate(np.append(np.inf, np.maximum(least_N[:-1], second_N)))
+    return np.asarray(second_least_N[np.searchsorted(first_N, worst_K2[:, 0], side="right")] <= worst_K2[:, 1])
 
 
 def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) -> float:

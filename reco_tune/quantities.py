@@ -27,12 +27,17 @@ KERNEL_DISTANCE = _q("kernel_distance", "Kernel distance (polynomial MMD²)", ""
 KERNEL_DISTANCE_LOW = _q("kernel_distance_low", "Kernel distance, low end of the 95% interval", "", "lower")
 KERNEL_DISTANCE_HIGH = _q("kernel_distance_high", "Kernel distance, high end of the 95% interval", "", "lower")
 CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "higher")
+LAST_FRAME_ACCURACY = _q("last_frame_accuracy", "Class accuracy of their last frames", "", "higher")
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
 FLOW_UNEXPLAINED = _q("flow_unexplained", "Change that optical flow does not explain", "", "lower")
 LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
 LIPSCHITZ_FRAMES = _q("lipschitz_frames", "Step of h across frames", "", "neither")
 LIPSCHITZ_FRAMES_RELATIVE = _q("lipschitz_frames_relative", "Step of h across frames / |h|", "", "neither")
+FIRST_FRAME_GAP = _q("first_frame_gap", "Cross-entropy of block 0: own samples less training clips", "nats/token", "neither")
+ERROR_GROWTH_RATE = _q("error_growth_rate", "Growth of an error, log factor per block", "", "lower")
+ERROR_GROWTH_SLOPE = _q("error_growth_slope", "Growth of an error, divergence per block", "", "lower")
+ERROR_GROWTH_AIC = _q("error_growth_aic", "Growth of an error: AIC of a line less that of an exponential", "", "neither")
 VAL_CROSS_ENTROPY = _q("val_cross_entropy", "Validation cross-entropy", "nats/token", "lower")
 TRAIN_CROSS_ENTROPY = _q("train_cross_entropy", "Training cross-entropy", "nats/token", "lower")
 CONTINUITY = _q("continuity", "Continuity term, raw", "", "neither")
@@ -63,6 +68,9 @@ GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)",
 
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""
+
+RESOLVED_AIC = 2.0
+"""Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits either."""
 
 LOSS_BY_FRAME_TRAIN = "loss_by_frame_train"
 """Curve: cross-entropy per block on training clips; the step is the block."""

@@ -14,6 +14,7 @@ from xdist.scheduler import LoadFileScheduling
 
 from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
+from reco_tune.evaluation import prepare_evaluation, video_features
 from reco_tune.settings import Experiment, TokenGrid, make_experiment
 from reco_tune.tokenizers import prepare_tokens
 
@@ -121,6 +122,15 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, TokenC
     overrides = {"data.train_clips": 400, "data.test_clips": 160, "tokenizer.fit_clips": 128, "window.scheme": "full"}
     experiment = make_experiment(nested, overrides, where="digits")
     return experiment, prepare_tokens(experiment, piece_blocks=(2,))
+
+
+@pytest.fixture(scope="session")
+def prepared(digits: tuple[Experiment, TokenCache]) -> tuple[Experiment, TokenCache]:
+    """The digits with a quickly fitted extractor in their cache folder."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(video_features, "FIT_STEPS", 80)
+        prepare_evaluation(*digits)
+    return digits
 
 
 @pytest.fixture(scope="session")

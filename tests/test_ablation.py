@@ -8,8 +8,8 @@ from scipy import stats
 from toy_study import FVD, record_study
 
 from reco_tune.reporting import ablation_table, load_runs
-from reco_tune.reporting.ablation import caption, left_out
-from reco_tune.reporting.aggregate import Measured, holm, mean_interval, paired_difference
+from reco_tune.reporting.ablation import ablation_rows, caption, left_out, standing
+from reco_tune.reporting.aggregate import Difference, Measured, holm, mean_interval, paired_difference
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text, number, signed
 
 COLUMNS = [
@@ -55,7 +55,8 @@ def test_columns_and_order(three_seeds):
 
 
 def test_numbers_against_scipy(three_seeds):
-    table = ablation_table(three_seeds).set_index(["budget", "arm"])
+    exactly = three_seeds.assign(fvd_low=math.nan, fvd_high=math.nan)  # no sampling noise for the tests to be floored by
+    table = ablation_table(exactly).set_index(["budget", "arm"])
     values = {arm: three_seeds[(three_seeds["arm"] == arm) & (three_seeds["budget"] != "equal_compute")]["fvd"].to_numpy() for arm in FVD}
     row = table.loc["equal_steps", "local"]
     low, high = stats.t.interval(0.95, 2, values["local"].mean(), stats.sem(values["local"]))
@@ -73,7 +74,7 @@ def test_one_seed_has_its_own_interval_and_no_p_value(one_seed):
 
 
 def test_a_failed_run_is_listed_and_not_dropped_in_silence(one_seed):
-    table = ablation_table(one_seed)
+    table = ablation_rows(one_seed)
     assert "local" not in set(table[table["budget"] == "equal_steps"]["arm"])
     assert left_out(one_seed) == [("local-equal_steps-s0", "failed: the loss is not finite at step 412")]
     assert "local-equal_steps-s0`: failed: the loss" in ablation_markdown(table, caption(one_seed), left_out(one_seed))
@@ -115,7 +116,65 @@ def test_seeds_that_agree_by_accident_do_not_shrink_the_interval_below_sampling_
     interval = mean_interval(lucky)
     assert interval.high - interval.low > 2 / math.sqrt(2)
     difference = paired_difference(dict(enumerate(lucky)), dict(enumerate([Measured(4.9, 4, 6), Measured(4.9, 4, 6)])))
-    assert difference is not None and not difference.resolved
+    assert difference is not None and not difference.resolved and difference.p_value > 0.05
+
+
+@pytest.mark.parametrize("sampling", [0.0, 0.3, 2.0])
+def test_interval_and_p_value_are_of_one_test(sampling):
+    generator = np.random.default_rng(0)
+    told = set()
+    for _ in range(200):
+        a, b = (
+            {seed: Measured(value, value - sampling, value + sampling) for seed, value in enumerate(generator.normal(size=3))} for _ in "ab"
+        )
+        difference = paired_difference({seed: run._replace(value=run.value + 2) for seed, run in a.items()}, b)
+        assert difference is not None and difference.resolved == (difference.p_value < 0.05)
+        told.add(difference.resolved)
+    assert told == {True, False} or sampling == 2.0
+
+
+@pytest.mark.parametrize("seeds", [2, 3, 5])
+def test_the_smallest_difference_that_is_found_is_found_with_that_power(seeds):
+    """By the noncentral t distribution of SciPy; the other tail adds nothing here."""
+    values = np.arange(seeds, dtype=float)
+    difference = paired_difference(dict(enumerate(exact(*values))), dict(enumerate(exact(*[0.0] * seeds))))
+    assert difference is not None
+    shift, reach = difference.detectable / (values.std(ddof=1) / math.sqrt(seeds)), stats.t.ppf(0.975, seeds - 1)
+    assert 1 - stats.nct.cdf(reach, seeds - 1, shift) == pytest.approx(0.8, abs=1e-3)
+
+
+@pytest.mark.parametrize(
+    ("delta", "half", "p_value", "words"),
+    [
+        (2, 1, 0.01, "worse"),
+        (-2, 1, 0.01, "better"),
+        (2, 1, 0.2, "not resolved"),  # resolved by itself, not after Holm
+        (2, 1, math.nan, "worse"),
+        (2, 3, math.nan, "not resolved"),
+        (2, math.inf, math.nan, "not resolved"),
+    ],
+    ids=["worse", "better", "corrected", "one seed", "one seed, open", "one seed, no interval"],
+)
+def test_the_word_is_that_of_the_corrected_test(delta, half, p_value, words):
+    assert standing(Difference(delta, delta - half, delta + half, 0.01, 1.0, 3), p_value) == words
+    assert standing(None, math.nan) == ""
+
+
+def test_the_words_of_a_table_follow_its_p_values(three_seeds):
+    rows = ablation_rows(three_seeds)
+    others = rows[rows["arm"] != "full"]
+    assert set(others["verdict"]) == {"worse", "not resolved"} and set(rows[rows["arm"] == "full"]["verdict"]) == {""}
+    assert list(others["verdict"] == "not resolved") == list(others["fvd_p_value"] >= 0.05)
+    assert "| worse |" in ablation_markdown(rows, "") and "& not resolved" in ablation_latex(rows, "")
+
+
+def test_seeds_that_the_baseline_lacks_are_said(three_seeds):
+    lost = three_seeds[three_seeds["trial"] != "full-s1"]
+    assert "rest on fewer seeds than the mean beside them" in caption(lost) and "reco equal steps (2 of 3)" in caption(lost)
+    assert "could not give less than 0.5 here" in caption(lost)
+    alone = caption(three_seeds[~three_seeds["trial"].isin(["full-s1", "full-s2"])])
+    assert "no arm shares two seeds with it, so there is no p-value" in alone and "before training-seed noise" in alone
+    assert "sign-flip" not in alone and "rest on fewer" not in caption(three_seeds)
 
 
 def test_paired_difference_by_hand():
@@ -136,17 +195,17 @@ def test_one_seed_without_an_interval_resolves_nothing():
 
 def test_tables_are_the_same_bytes_each_time(three_seeds):
     def files():
-        table = ablation_table(three_seeds)
+        table = ablation_rows(three_seeds)
         return csv_text(table), ablation_markdown(table, caption(three_seeds)), ablation_latex(table, caption(three_seeds))
 
     assert files() == files()
 
 
 def test_latex_is_balanced_and_escaped(one_seed):
-    text = ablation_latex(ablation_table(one_seed), caption(one_seed), left_out(one_seed))
+    text = ablation_latex(ablation_rows(one_seed), caption(one_seed), left_out(one_seed))
     assert "fewer\\_frames" in text and "\\toprule" in text and "S[table-format=2.2]" in text
     rows = [line for line in text.splitlines() if line.endswith(r"\\") and "&" in line]
-    assert {line.count(" & ") for line in rows} == {8}
+    assert {line.count(" & ") for line in rows} == {9}
     assert text.count("{") == text.count("}")
 
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from reco_tune.cost import forecast, measure_flops_per_second
-from reco_tune.cost.forecast import parameter_count
+from reco_tune.cost.forecast import GENERATION_RATE, parameter_count
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import forward_flops
 from reco_tune.settings import Experiment, Space
-from reco_tune.training import build_arm, fit
+from reco_tune.training import Arm, build_arm, fit
 
 Make = Callable[..., Experiment]
 
@@ -50,6 +50,22 @@ def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
     plan = forecast(space(experiment, budgets=("equal_compute",)), flops_per_second=1e9)
     full, *others = [run.training_flops for run in plan.runs]
     assert others == pytest.approx([full] * len(others), rel=2e-3)  # steps are whole, pieces are not validated
+
+
+def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
+    """Two of three rungs decide, with 256 clips each."""
+    search = {"trials": 1, "search": {"training.seed": {"int": [0, 9]}}}
+    by_loss, by_clips = (
+        forecast(space(shared(toy_experiment), **search, pruning=pruning), flops_per_second=1e9)
+        for pruning in (
+            {"kind": "pareto_asha", "reduction_factor": 2},
+            {"kind": "pareto_asha", "reduction_factor": 2, "metric": "kernel_distance"},
+        )
+    )
+    whole = Arm(toy_experiment({"window.scheme": "full"}), 16, num_classes=1).model_settings
+    more = 2 * 256 * forward_flops(whole, 0, 45) / GENERATION_RATE / 1e9
+    assert by_clips.runs[-1].device_seconds - by_loss.runs[-1].device_seconds == pytest.approx(more)
+    assert by_clips.runs[:-1] == by_loss.runs[:-1], "fixed arms are not judged"
 
 
 def test_flops_are_those_of_the_ledger(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:

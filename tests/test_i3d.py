@@ -24,6 +24,7 @@ from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import evaluate, prepare_evaluation, video_features
 from reco_tune.evaluation.frechet import FeatureStatistics, frechet_interval
 from reco_tune.evaluation.i3d import i3d_pixels, load_i3d
+from reco_tune.evaluation.protocols import deviations
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
 from reco_tune.tokenizers import prepare_tokens
@@ -235,13 +236,22 @@ def test_judging_by_a_published_protocol_takes_its_knobs_and_names_what_departs(
     assert make_experiment(written, {}, where="test").evaluation == judged
 
 
-def test_a_protocol_followed_to_the_letter_has_no_star() -> None:
-    from reco_tune.evaluation.protocols import deviations
-
-    given = {"data": {"clip_frames": 17, "frame_stride": 3}, "evaluation": {"protocol": "latte", "extractor_path": "i3d.pt"}}
-    assert deviations(make_experiment(given, {}, where="test")) == []
-    assert deviations(make_experiment(given, {"data.frame_stride": 1}, where="test")) == ["data.frame_stride 1 instead of 3 or 6"]
-    assert deviations(make_experiment({}, {}, where="test")) == []
+@pytest.mark.parametrize(
+    ("protocol", "layout", "stride", "told"),
+    [
+        ("latte", "faceforensics", 3, []),
+        ("latte", "taichi", 6, []),
+        ("latte", "faceforensics", 6, ["data.frame_stride 6 instead of 3 with data.layout faceforensics"]),
+        ("latte", "taichi", 3, ["data.frame_stride 3 instead of 6 with data.layout taichi"]),
+        ("latte", "ucf101", 1, ["data.frame_stride 1 instead of 3 with data.layout ucf101"]),
+        ("stylegan-v", "taichi", 1, []),
+        ("stylegan-v", "taichi", 6, ["data.frame_stride 6 instead of 1"]),
+        ("native", "taichi", 5, []),
+    ],
+)
+def test_a_protocol_followed_to_the_letter_has_no_star(protocol: str, layout: str, stride: int, told: list[str]) -> None:
+    given = {"data": {"layout": layout, "frame_stride": stride}, "evaluation": {"protocol": protocol, "extractor_path": "i3d.pt"}}
+    assert deviations(make_experiment(given, {}, where="test")) == told
 
 
 REFUSED = {

@@ -7,8 +7,8 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
-from reco_tune.reporting.ablation import caption, left_out
-from reco_tune.reporting.imported import with_imports
+from reco_tune.reporting.ablation import ablation_rows, caption, left_out
+from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.paper import paper_reference
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
 
@@ -54,6 +54,36 @@ def test_the_runs_of_another_study_can_be_imported(runs, tmp_path):
     for budget in ("equal_steps", "equal_compute"):
         assert table.loc[(budget, "reco (imported)"), "fvd"] == table.loc[(budget, "reco"), "fvd"]
         assert table.loc[(budget, "reco (imported)"), "seeds"] == 3
+
+
+SOURCES = {
+    "ours.csv": [f"Theirs,5,,,1,{PROTOCOL}", f"Theirs,6,,,3,{PROTOCOL}", f"Mine,3,,,1,{PROTOCOL}"],
+    "lab.csv": [f"Theirs,8,,,3,{PROTOCOL}", f"Theirs,9,,,3,{PROTOCOL}"],
+}
+
+
+def test_an_arm_of_two_files_is_a_row_of_each_and_no_run_is_lost(runs, tmp_path):
+    """Both hold it on the same line: seeds made of line numbers alone would be one, and half of the runs would be gone."""
+    files = [write(tmp_path / name, *rows) for name, rows in SOURCES.items()]
+    together = with_imports(runs, files)
+    assert list(together["seed"].tail(5)) == [-1, -2, -3, -4, -5] and together["seed"].dtype == runs["seed"].dtype
+    table = ablation_table(together).set_index("arm")
+    rows = table[table.index.str.endswith("(imported)")]
+    assert list(rows.index) == ["Theirs from ours.csv (imported)", "Mine (imported)", "Theirs from lab.csv (imported)"]
+    assert list(rows["seeds"]) == [2, 1, 2] and list(rows["fvd"]) == [5.5, 3, 8.5] and list(rows["speedup"]) == [2, 1, 3]
+
+
+def test_files_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
+    files = [tmp_path / study / "report" / "runs.csv" for study in ("a", "b")]
+    for file, rows in zip(files, SOURCES.values(), strict=True):
+        file.parent.mkdir(parents=True)
+        write(file, *rows)
+    together = with_imports(runs, files)
+    assert {"Theirs from a/report/runs.csv (imported)", "Theirs from b/report/runs.csv (imported)"} < set(ablation_table(together)["arm"])
+    assert list(together["trial"].tail(2)) == ["b/report/runs:2", "b/report/runs:3"]
+    assert file_names(files[:1]) == ["runs.csv"] and file_names([]) == []
+    with pytest.raises(ComparisonError, match=r"a/report/runs\.csv is given 2 times; import each file once"):
+        with_imports(runs, [*files, files[0]])
 
 
 def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
@@ -125,7 +155,7 @@ def test_the_papers_numbers_stand_only_beside_their_like(runs, protocol, layout,
 
 def test_the_reference_columns_are_cited(runs):
     measured = alike(runs, LARP)
-    table, paper = ablation_table(measured), paper_reference(measured)
+    table, paper = ablation_rows(measured), paper_reference(measured)
     text = ablation_markdown(table, caption(measured), [], paper)
     assert "FVD, paper" in text and "arXiv 2604.07402" in text
     rows = [line for line in text.splitlines() if line.startswith("| reco ")]

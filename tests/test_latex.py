@@ -7,7 +7,7 @@ import pytest
 from toy_study import record_study
 
 from reco_tune.reporting import latex, load_runs, tables
-from reco_tune.reporting.ablation import ablation_table, caption, left_out
+from reco_tune.reporting.ablation import ablation_rows, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
 
@@ -70,7 +70,7 @@ def typeset(folder, texts):
 def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
     runs = load_runs(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
     texts = [
-        tables.ablation_latex(ablation_table(runs), caption(runs), left_out(runs), {}),
+        tables.ablation_latex(ablation_rows(runs), caption(runs), left_out(runs), {}),
         tables.lambda_latex(lambda_groups(lambda_table(runs)), tables.GROUP_NOTE),
         tables.window_stride_latex(window_stride_tables(runs), tables.GROUP_NOTE),
     ]

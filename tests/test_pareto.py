@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reco_tune.pareto import best_first, crowding, hypervolume, knee, non_dominated, ranks
+from reco_tune.pareto import best_first, contested, crowding, hypervolume, knee, non_dominated, ranks
 
 
 def brute_force(points):
@@ -43,6 +43,22 @@ def test_volume_of_boxes_is_that_of_a_fine_grid():
 )
 def test_non_dominated(points, expected):
     assert non_dominated(np.reshape(points, (-1, 2))).tolist() == expected
+
+
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_contested_is_the_definition(objectives):
+    random = np.random.default_rng(2)
+    best = random.integers(0, 20, (60, objectives)).astype(float)
+    worst = best + random.integers(0, 4, best.shape)  # ends of intervals that meet, too
+    expected = [any((other <= own).all() for place, other in enumerate(best) if place != row) for row, own in enumerate(worst)]
+    assert contested(best, worst).tolist() == expected and (objectives == 1 or 0 < sum(expected) < 60)
+    assert contested(best, worst[:5]).tolist() == expected[:5]
+
+
+def test_without_intervals_only_equal_points_contest_each_other():
+    front = np.array([[1.0, 2], [2, 1], [2, 1]])
+    assert contested(front, front).tolist() == [False, True, True]
+    assert contested(np.empty((0, 2)), np.empty((0, 2))).tolist() == []
 
 
 def test_ranks_peel_the_fronts():

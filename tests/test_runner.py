@@ -87,10 +87,10 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
 
 
 def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
-    """What the desk tells of a sampled run, from its calibration on."""
+    """What the desk tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},
-        "evaluated": {"metrics": {"fvd": fvd, **speed}, "curves": {}, "provenance": {}},
+        "evaluated": {"metrics": {"fvd": fvd, "fvd_low": fvd - 1, "fvd_high": fvd + 1, **speed}, "curves": {}, "provenance": {}},
     }.items():
         one._take_in({"event": event, "key": trial, "kind": "trial", **fields})
 
@@ -114,6 +114,17 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     assert verdict(one._space, one.study, job.key, 10) == ""
     again = driver(tmp_path, *overrides)
     assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
+
+
+@pytest.mark.parametrize(
+    ("metric", "steps"), [("kernel_distance", (10, 30)), ("val_cross_entropy", ())], ids=["kernel-distance", "a-loss-needs-no-clips"]
+)
+def test_only_sampled_runs_generate_clips_and_only_where_it_decides(tmp_path: Path, metric: str, steps: tuple[int, ...]) -> None:
+    one = driver(tmp_path, "arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", f"pruning={{kind: pareto_asha, metric: {metric}}}")
+    assert one._next_calibration() is not None and one._next_calibration() is None
+    calibrated(one, "full")
+    jobs = [one._next_calibration(), one._next_run(), one._next_run()]
+    assert [(job.key, job.generates_at) for job in jobs if job] == [("full-s0", ()), ("search-0000", steps), ("search-0001", steps)]
 
 
 def test_a_search_that_waits_for_a_lost_run_ends(tmp_path: Path) -> None:

@@ -2,6 +2,7 @@
 
 import math
 
+import numpy as np
 import pandas as pd
 import pytest
 from toy_study import PROTOCOL, record_study
@@ -92,11 +93,60 @@ def test_two_protocols_are_refused_and_the_knob_is_named(study, tmp_path, protoc
     assert knob in str(error.value)
 
 
-def test_two_versions_of_the_data_are_refused(study):
+OMNI = "omnitokenizer/17x256x256/stride1/raw/train2048/n2048x1/bec6519f"
+LATTE = "latte/16x256x256/stride3/raw/train1000/n2048x1/bec6519f"  # of 1,000 clips
+
+
+@pytest.mark.parametrize(
+    ("protocol", "changes", "words"),
+    [
+        (
+            OMNI,
+            {"data.resize": ("stretch", "crop")},
+            "evaluation.protocol (omnitokenizer against omnitokenizer*), data.resize (stretch against crop):",
+        ),
+        (LATTE, {"data.layout": ("flat", "taichi")}, "evaluation.protocol (latte against latte*), data.layout (flat against taichi):"),
+        (LATTE, {"evaluation.reference_clips": (2048, 1000)}, "(latte against latte*), evaluation.reference_clips (2048 against 1000):"),
+        (LATTE, {"data.root": ("/a", "/b"), "evaluation.flow": (True, False)}, "differ in evaluation.protocol (latte against latte*):"),
+        (LATTE, {"data.layout": ("flat", None), "data.resize": ("crop", None)}, "differ in evaluation.protocol (latte against latte*):"),
+    ],
+    ids=["resize", "layout", "reference-clips", "no-knob-of-a-protocol", "without-its-settings"],
+)
+def test_what_cost_a_protocol_its_plain_name_is_named(study, protocol, changes, words):
+    with pytest.raises(ComparisonError) as error:
+        comparable(two_runs(study, {"protocol": (protocol, protocol.replace("/", "*/", 1)), **changes}))
+    assert words in str(error.value)
+
+
+def two_runs(study, changes):
+    """Two runs that may stand in a table, with values of one's own."""
     runs = load_runs(study)
-    runs.loc[0, "data_fingerprint"] = "beef"
-    with pytest.raises(ComparisonError, match="data_fingerprint differs"):
+    pair = runs[np.equal(exclusions(runs), "")].head(2).reset_index(drop=True)
+    return pair.assign(**{name: pd.Series(values, dtype=object) for name, values in changes.items()})
+
+
+MANY = ("clip_stride", "split_list", "train_clips", "test_clips", "seed")
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, "saw different data; report them apart"),
+        ({"data.resize": ("crop", "stretch")}, "saw different data, by data.resize (crop against stretch); report"),
+        ({"data.clips_per_video": (None, 2)}, "by data.clips_per_video (None against 2); report"),
+        ({"data.root": ("a" * 500, "b" * 500), "data.min_clips": (1, 2)}, f"by data.root ({'a' * 80} against {'b' * 80}); report"),
+        ({f"data.{key}": (1, 2) for key in MANY}, "data.test_clips (1 against 2) and 1 more; report"),
+    ],
+    ids=["contents", "resize", "left-at-none", "long", "many"],
+)
+def test_two_versions_of_the_data_are_refused_and_the_knob_is_named(study, changes, words):
+    runs = two_runs(study, {"protocol": (OMNI.replace("/", "*/", 1),) * 2, "data_fingerprint": ("d4e5", "beef"), **changes})
+    with pytest.raises(ComparisonError) as error:
         comparable(runs)
+    assert str(error.value).startswith(
+        "data_fingerprint differs (d4e5 against beef): full-s0 and local-equal_compute-s0 saw different data"
+    )
+    assert words in str(error.value)
 
 
 def test_real_clips_through_two_tokenizers_are_refused_and_raw_ones_are_not(study):

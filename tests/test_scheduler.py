@@ -1,7 +1,8 @@
-"""Which runs go on at a rung: by hand, by table, and from a log alone; then one real study that prunes."""
+"""Which runs go on at a rung: by hand, by table, and from a log alone; then real studies that prune, by the loss and by generated clips."""
 
 from __future__ import annotations
 
+import json
 import math
 from pathlib import Path
 from typing import Any
@@ -12,11 +13,11 @@ from optuna.trial import TrialState
 from small_study import WatchedStudy, run_small_study, small_space
 
 from reco_tune.errors import SettingsError
-from reco_tune.pareto import deciding_rungs, goes_on, non_dominated
+from reco_tune.pareto import deciding_rungs, goes_on
 from reco_tune.reporting import frontier, load_runs
 from reco_tune.reporting.runs import runs_table
 from reco_tune.reporting.uncertainty import frontier_uncertainty
-from reco_tune.settings import Space, load_space
+from reco_tune.settings import PROXIES, Space, load_space
 from reco_tune.settings.files import save_space
 from reco_tune.study import Options, plan, resume
 from reco_tune.study.scheduler import verdict
@@ -117,8 +118,13 @@ def test_nobody_else_is_pruned(tmp_path: Path, case: str, trial: str, step: int)
 @pytest.mark.parametrize(
     ("override", "said"),
     [
-        ("pruning.metric=learning_rate", "is not a metric with a better direction"),
-        ("pruning.metric=nonsense", "is not a metric"),
+        *(
+            (
+                f"pruning.metric={name}",
+                rf"pruning.metric \({name}\) is not known at rungs; take {', '.join(PROXIES[:-1])} or kernel_distance$",
+            )
+            for name in ("fvd", "class_accuracy", "motion_distance", "learning_rate", "val_cross_entrpy")
+        ),
         ("pruning.grace_rungs=6", "leaves none of the 6 training.rungs"),
         ("pruning.reduction_factor=1", "reduction_factor"),
     ],
@@ -181,7 +187,10 @@ def test_a_pruned_run_is_in_no_table(pruned_study: WatchedStudy) -> None:
 
 @pytest.fixture(scope="module")
 def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
-    """The driver is gone before it could stop a run that has reported; no more are to be sampled, and finalists run with one more seed."""
+    """The driver is gone before it could stop a run that has reported; no more are to be sampled, and finalists run with one more seed.
+
+    In its log the FVDs of sampled runs are such that all are on the frontier, each within the interval of the others.
+    """
     source, folder = StudyFolder(pruned_study.folder), StudyFolder(tmp_path_factory.mktemp("resumed") / "study")
     events = list(read_events(source.events))
     first = next(index for index, event in enumerate(events) if event["event"] == "pruned")
@@ -189,7 +198,11 @@ def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathF
     folder.path.mkdir()
     changes = {"trials": asked, "finalist_seeds": 1, "constraints": {}}
     save_space(load_space(source.settings).model_copy(update=changes), folder.settings)
-    folder.events.write_text("".join(source.events.read_text().splitlines(keepends=True)[:first]))
+    kept = [json.loads(line) for line in source.events.read_text().splitlines()[:first]]
+    for event in kept:
+        if event["event"] == "evaluated" and event["trial"].startswith("search"):
+            event["metrics"] |= {"fvd": event["metrics"]["speedup_limit"], "fvd_low": 0.0, "fvd_high": 9.0}
+    folder.events.write_text("".join(json.dumps(event) + "\n" for event in kept))
     return resume(folder.path, Options(track=False)).study
 
 
@@ -204,8 +217,8 @@ def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStu
 def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study: StudyRecord) -> None:
     whole = [run for run in resumed_study.runs.values() if run.arm == "search" and run.state == "evaluated" and not run.repeats]
     again = [run for run in resumed_study.runs.values() if run.repeats]
-    stands = non_dominated([[-run.metrics["speedup_limit"], run.metrics["fvd"]] for run in whole])
-    assert [run.repeats for run in again] == [run.trial for run, on in zip(whole, stands, strict=True) if on]
+    fastest = max(whole, key=lambda run: run.metrics["speedup_limit"])
+    assert again and [run.repeats for run in again] == [run.trial for run in whole if run is not fastest], "nothing is as fast as that one"
     for run in again:
         first = resumed_study.runs[run.repeats]
         assert (run.trial, run.seed, run.state) == (f"{first.trial}-s1", 1, "evaluated") and run.reports[-1]["step"] == 60
@@ -215,6 +228,43 @@ def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study:
         assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), "what calibration cost stands with the first run"
     found = frontier_uncertainty(runs_table(resumed_study)).at("equal_steps").set_index("trial")
     assert dict(found.loc[[run.repeats for run in again], "runs"]) == {run.repeats: 2 for run in again}
+
+
+@pytest.fixture(scope="module")
+def study_pruned_by_clips(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
+    """Four sampled runs, one after another, judged by the FLOP limit and the kernel distance of 32 clips."""
+    return run_small_study(
+        tmp_path_factory.mktemp("clips"),
+        *("pruning={kind: pareto_asha, metric: kernel_distance, reduction_factor: 5}", "sampler.kind=random", "trials=4"),
+        *("objectives={speedup_limit: maximize, fvd: minimize}", "arms={full: null}", "budgets=[equal_steps]"),
+        *("resources.concurrent_trials=1", "resources.calibration_seconds=0.1"),
+        *("evaluation.protocol=native-random", finished_study.same_cache),
+    )
+
+
+def test_runs_are_pruned_by_the_kernel_distance_of_their_reports(study_pruned_by_clips: WatchedStudy) -> None:
+    events = list(read_events(StudyFolder(study_pruned_by_clips.folder).events))
+    pruned = {(event["trial"], event["step"]): event["reason"] for event in events if event["event"] == "pruned"}
+    assert pruned and study_pruned_by_clips.study.finished
+    for index, event in enumerate(events):
+        if event["event"] == "reported":
+            judged = event["trial"] != "full-s0" and event["step"] in (10, 50)
+            assert ("kernel_distance" in event["metrics"]) is judged
+            told = verdict(study_pruned_by_clips.space, replay(events[: index + 1]), event["trial"], event["step"])
+            assert told == pruned.get((event["trial"], event["step"]), "")
+
+
+def test_what_clips_at_rungs_cost_is_in_the_ledger(study_pruned_by_clips: WatchedStudy) -> None:
+    for run in study_pruned_by_clips.study.runs.values():
+        at_rungs = run.reports[-1]
+        if run.arm != "search":
+            assert "generation_seconds" not in at_rungs
+        elif run.state == "pruned":
+            assert run.metrics["generation_seconds"] == at_rungs["generation_seconds"] > 0
+        else:
+            assert run.metrics["generation_seconds"] > at_rungs["generation_seconds"] > 0
+            stages = [run.metrics[f"{stage}_seconds"] for stage in ("calibration", "training", "generation", "evaluation")]
+            assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600)
 
 
 def _sampled(study: StudyRecord) -> list[str]:

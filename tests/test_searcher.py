@@ -24,9 +24,14 @@ def make_space(folder: Path, kind: str = "tpe", trials: int = 30, search: dict[s
 
 
 def evaluated(proposal: Proposal) -> dict[str, Any]:
-    """What a run of this proposal gives, in closed form: longer windows are slower and better."""
+    """What a run of this proposal gives, in closed form: longer windows are slower and better; FVD is known to 0.02."""
     length, weight = proposal.event["params"]["window.length_tokens"], proposal.event["params"].get("objective.continuity_weight", 0.0)
-    return {"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 27 / length, "fvd": 30 - length + weight}}
+    return {"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 27 / length, **around("fvd", 30 - length + weight, 0.02)}}
+
+
+def around(name: str, value: float, half_width: float) -> dict[str, float]:
+    """A metric and its interval."""
+    return {name: value, f"{name}_low": value - half_width, f"{name}_high": value + half_width}
 
 
 def searched(space: Space, at_once: int = 3) -> list[dict[str, Any]]:
@@ -214,14 +219,15 @@ def test_a_grid_without_steps_is_refused(tmp_path: Path) -> None:
         Search(make_space(tmp_path, "grid"))
 
 
-def finalists_by_hand(log: list[dict[str, Any]]) -> set[str]:
-    """Evaluated runs that no other dominates, by looking at every pair."""
+def finalists_by_hand(log: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
+    """Evaluated runs that no other dominates, and those of them that another could, by looking at every pair."""
     points = {event["trial"]: event["metrics"] for event in log if event["event"] == "evaluated" and "-s" not in event["trial"]}
 
-    def beats(one: dict[str, float], other: dict[str, float]) -> bool:
-        return one != other and one["speedup"] >= other["speedup"] and one["fvd"] <= other["fvd"]
+    def beats(one: dict[str, float], other: dict[str, float], own: str = "fvd", its: str = "fvd") -> bool:
+        return one != other and one["speedup"] >= other["speedup"] and one[own] <= other[its]
 
-    return {name for name, own in points.items() if not any(beats(other, own) for other in points.values())}
+    front = {name for name, own in points.items() if not any(beats(other, own) for other in points.values())}
+    return front, {name for name in front if any(beats(other, points[name], "fvd_low", "fvd_high") for other in points.values())}
 
 
 def finalist_space(folder: Path, seeds: int = 2, **fields: Any) -> Space:
@@ -230,13 +236,22 @@ def finalist_space(folder: Path, seeds: int = 2, **fields: Any) -> Space:
     return make_space(folder, "random", 16, search).model_copy(update={"finalist_seeds": seeds, **fields})
 
 
+def asked(search: Search) -> list[Proposal]:
+    """All that is to be sampled, under way at once."""
+    proposals = []
+    while (proposal := search.ask()) is not None:
+        search.apply({"event": "asked", **proposal.event})
+        proposals.append(proposal)
+    return proposals
+
+
 def test_finalists_run_again_with_further_seeds(tmp_path: Path) -> None:
     space = finalist_space(tmp_path)
     log = searched(space)
     asked = {event["trial"]: event for event in log if event["event"] == "asked"}
     again = [event for event in asked.values() if "repeats" in event]
-    finalists = finalists_by_hand(log)
-    assert 1 < len(finalists) < 16 == len(asked) - len(again)
+    front, finalists = finalists_by_hand(log)
+    assert 1 < len(finalists) < len(front) < 16 == len(asked) - len(again)
     by_seed = [[event["repeats"] for event in again if event["seed"] == seed] for seed in (1, 2)]
     assert by_seed[0] == by_seed[1] and set(by_seed[0]) == finalists, "every finalist has its first further seed before any has two"
     assert [event["repeats"] for event in again] == [*by_seed[0], *by_seed[1]]
@@ -277,17 +292,14 @@ def test_a_search_rebuilt_among_its_finalists_goes_on_in_the_same_way(tmp_path: 
 def test_only_whole_runs_that_break_no_constraint_are_finalists(tmp_path: Path) -> None:
     search = Search(finalist_space(tmp_path, seeds=1, trials=6, constraints={"fvd": Bound(min=2)}))
     endings: list[dict[str, Any]] = [
-        {"event": "evaluated", "metrics": {"speedup": 2.0, "fvd": 5.0}},
+        {"event": "evaluated", "metrics": {"speedup": 2.0, **around("fvd", 5.0, 0.5)}},
         {"event": "evaluated", "metrics": {"speedup": 9.0, "fvd": 1.0}},
         {"event": "evaluated", "metrics": {"speedup": 9.0}},
         {"event": "pruned", "step": 10, "reason": "dominated"},
         {"event": "failed", "reason": "its worker died"},
-        {"event": "evaluated", "metrics": {"speedup": 1.9, "fvd": 5.0}},
+        {"event": "evaluated", "metrics": {**around("speedup", 1.9, 0.1), "fvd": 5.1}},
     ]
-    proposals = [search.ask() for _ in endings]
-    for proposal, ending in zip(proposals, endings, strict=True):
-        assert proposal is not None
-        search.apply({"event": "asked", **proposal.event})
+    for proposal, ending in zip(asked(search), endings, strict=True):
         search.apply({**ending, "trial": proposal.trial})
     again = search.ask()
     assert again is not None and again.trial == "search-0000-s1"
@@ -296,15 +308,41 @@ def test_only_whole_runs_that_break_no_constraint_are_finalists(tmp_path: Path) 
     assert search.ask() is None and search.exhausted
 
 
+@pytest.mark.parametrize(
+    ("other", "contested"),
+    [
+        ({"speedup": 2.5, **around("fvd", 6.0, 0.5)}, True),
+        ({"speedup": 2.5, **around("fvd", 6.0, 0.4)}, False),
+        ({"speedup": 2.5, "fvd": 6.0}, False),
+        ({**around("speedup", 1.8, 0.1), "fvd": 4.0}, True),
+        ({**around("speedup", 1.8, 0.05), "fvd": 4.0}, False),
+        ({"speedup": 1.8, "fvd": 4.0}, False),
+        ({**around("speedup", 1.8, 0.1), **around("fvd", 5.9, 0.4)}, True),
+        ({"speedup": 2.5, **around("fvd", 20.0, 20.0)}, False),
+    ],
+    ids=["fvd-overlaps", "fvd-apart", "fvd-exact", "speed-overlaps", "speed-apart", "speed-exact", "dominated-but-near", "infeasible"],
+)
+def test_who_is_on_the_frontier_runs_again_only_where_another_could_take_its_place(
+    tmp_path: Path, other: dict[str, float], contested: bool
+) -> None:
+    search = Search(finalist_space(tmp_path, seeds=1, trials=2, constraints={"fvd": Bound(max=10)}))
+    own = {**around("speedup", 2.0, 0.1), **around("fvd", 5.0, 0.5)}
+    for proposal, metrics in zip(asked(search), (own, other), strict=True):
+        assert search.left == 2, "either may be a finalist"
+        search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": metrics})
+    assert ("search-0000" in search.finalists) == contested and search.exhausted != contested
+    assert search.left == len(search.finalists)
+
+
 def test_a_finalist_takes_the_next_seed_that_has_not_run(tmp_path: Path) -> None:
     """A fixed arm may have the same settings; and a grid ends before the number of trials."""
-    search = Search(finalist_space(tmp_path, seeds=1, sampler=Sampler(kind="grid"), search={"window.length_tokens": Range(choice=(9,))}))
-    first = search.ask()
-    assert first is not None
-    search.apply({"event": "asked", **first.event})
+    ranges = {"window.length_tokens": Range(choice=(9, 10))}
+    search = Search(finalist_space(tmp_path, seeds=1, sampler=Sampler(kind="grid"), search=ranges))
+    first, second = asked(search)
     settings = first.experiment.model_copy(update={"training": first.experiment.training.model_copy(update={"seed": 1})})
     search.apply({"event": "planned", "trial": "my_arm-equal_steps-s1", "settings_hash": settings.result_hash()})
-    search.apply(evaluated(first))
+    for proposal in (first, second):
+        search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 2.0, "fvd": 5.0}})
     again = search.ask()
     assert again is not None and (again.trial, again.experiment.training.seed) == ("search-0000-s2", 2)
 

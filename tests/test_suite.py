@@ -7,7 +7,6 @@ import json
 import shutil
 import subprocess
 import sys
-from collections.abc import Iterator
 from dataclasses import asdict
 from pathlib import Path
 
@@ -18,7 +17,7 @@ import torch
 from reco_tune import quantities
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
-from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, video_features
+from reco_tune.evaluation import EvaluationResult, KernelAtRungs, evaluate, prepare_evaluation
 from reco_tune.evaluation.protocols import sample_labels
 from reco_tune.evaluation.suite import STEPS_OF_H
 from reco_tune.model import VideoTransformer
@@ -26,15 +25,6 @@ from reco_tune.settings import Experiment, make_experiment
 from reco_tune.training import build_arm
 
 TIMES = {"generation_seconds", "evaluation_seconds"}
-
-
-@pytest.fixture(scope="module")
-def prepared(digits: tuple[Experiment, TokenCache]) -> Iterator[tuple[Experiment, TokenCache]]:
-    """The digits with a quickly fitted extractor in their cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_features, "FIT_STEPS", 80)
-        prepare_evaluation(*digits)
-    yield digits
 
 
 def changed(experiment: Experiment, overrides: dict[str, object]) -> Experiment:
@@ -61,8 +51,14 @@ def result(prepared: tuple[Experiment, TokenCache], tmp_path_factory: pytest.Tem
 def test_gives_every_metric_under_its_name(result: tuple[EvaluationResult, Path]) -> None:
     metrics = result[0].metrics
     distances = {f"{name}{end}" for name in ("fvd", "kernel_distance") for end in ("", "_low", "_high")}
-    assert set(metrics) == distances | {"class_accuracy", "motion_distance"} | set(STEPS_OF_H) | TIMES
+    scalars = {"class_accuracy", "last_frame_accuracy", "motion_distance", "first_frame_gap"}
+    growth = {f"error_growth_{end}" for end in ("rate", "slope", "aic")}
+    assert set(metrics) == distances | scalars | growth | set(STEPS_OF_H) | TIMES
     assert set(metrics) <= set(quantities.ALL) and all(np.isfinite(value) for value in metrics.values())
+    curves, law = result[0].curves, result[0].provenance["error_growth"]
+    assert metrics["first_frame_gap"] == curves["loss_by_frame_generated"][0] - curves["loss_by_frame_train"][0]
+    assert metrics["last_frame_accuracy"] == curves["frame_accuracy"][-1]
+    assert metrics["error_growth_aic"] == law["aic_linear"] - law["aic_exponential"]
     assert 0 <= metrics["fvd_low"] < metrics["fvd"] < metrics["fvd_high"]
     assert metrics["kernel_distance_low"] < metrics["kernel_distance"] < metrics["kernel_distance_high"]
     assert metrics["generation_seconds"] > 0 and metrics["evaluation_seconds"] > 0
@@ -118,7 +114,7 @@ from pathlib import Path
 import torch
 import torch.distributed as dist
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.evaluation import evaluate
+from reco_tune.evaluation import KernelAtRungs, evaluate
 from reco_tune.settings import load_experiment
 from reco_tune.training import Group, build_arm
 
@@ -127,8 +123,11 @@ torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
 experiment = load_experiment(folder / "experiment.yaml", [])
 cache = TokenCache.open(Path(sys.argv[4]))
-found = evaluate(build_arm(experiment, cache).build_model(), experiment, cache, Group.current(), folder)
+model = build_arm(experiment, cache).build_model()
+found = evaluate(model, experiment, cache, Group.current(), folder)
 (folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
+measured = KernelAtRungs(experiment, cache, [0], Group.current())(0, model)
+(folder / f"{rank}.rung.json").write_text(json.dumps(measured.metrics))
 dist.destroy_process_group()
 """
 
@@ -142,6 +141,8 @@ def test_two_ranks_are_one(prepared: tuple[Experiment, TokenCache], result: tupl
     for rank in range(2):
         found = EvaluationResult(**json.loads((tmp_path / f"{rank}.json").read_text()))
         assert without_times(found) == without_times(result[0])
+        measured = KernelAtRungs(*prepared, [0])(0, model_of(*prepared))
+        assert json.loads((tmp_path / f"{rank}.rung.json").read_text()) == measured.metrics
     with np.load(tmp_path / "samples.npz") as ours, np.load(result[1] / "samples.npz") as theirs:
         np.testing.assert_array_equal(ours["video"], theirs["video"])
 

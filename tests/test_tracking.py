@@ -18,8 +18,9 @@ from toy_study import record_study
 from reco_tune import study_log
 from reco_tune.errors import StudyError, TrackingError
 from reco_tune.reporting import ablation_table, load_runs
-from reco_tune.study_log import EventLog, StudyFolder
+from reco_tune.study_log import EventLog, RunRecord, State, StudyFolder
 from reco_tune.tracking import Mirror, read_study, store, sync
+from reco_tune.tracking.mirror import _points
 
 
 @pytest.fixture(scope="module")
@@ -115,6 +116,17 @@ def test_a_run_is_dated_by_its_start(recorded: StudyFolder, tmp_path: Path) -> N
         began = {name: round(1000 * run.started) for name, run in record.runs.items() if run.started is not None}
         opened = round(1000 * next(study_log.read_events(folder.events))["time"])
         assert {name: info.start_time for name, info in runs.items()} == {**began, "toy": opened}
+
+
+@pytest.mark.parametrize(("state", "step"), [("pruned", 10), ("evaluated", 30)], ids=["told-by-a-rung", "told-by-its-evaluation"])
+def test_what_one_rung_alone_has_told_stays_at_that_rung(state: State, step: int, tmp_path: Path) -> None:
+    """A kernel distance is measured where it decides; the next rung's report does not make it its own."""
+    reports = [{"step": 10, "kernel_distance": 0.5, "val_cross_entropy": 2.0}, {"step": 30, "val_cross_entropy": 1.0}]
+    metrics = {"kernel_distance": 0.5, "val_cross_entropy": 1.0, "speedup": 1.5}
+    run = RunRecord("search-0000", 0, "search", "equal_steps", 0, state, reports=reports, metrics=metrics)
+    points = {(point.name, point.step) for point in _points(run, tmp_path / "none", mirrored=0)}
+    told = {("kernel_distance", 10), ("val_cross_entropy", 10), ("val_cross_entropy", 30)}
+    assert points == told | {("kernel_distance", step), ("speedup", 30)}
 
 
 def test_a_report_written_later_is_added(synced: StudyFolder, tmp_path: Path) -> None:

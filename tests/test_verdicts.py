@@ -47,6 +47,7 @@ def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
         ("recover the baseline", "reco-equal_steps-s0", 2.05, 0.01, "supported"),
         ("recover the baseline", "reco-equal_steps-s0", 1.2, 0.01, "supported"),
         ("recover the baseline", "reco-equal_steps-s0", 2.2, 2.0, "not resolved"),
+        ("recover the baseline", "reco-equal_steps-s0", 2.4, 0.3, "not resolved"),
         ("needs continuity", "norm_penalty-equal_steps-s0", 12, 0.1, "supported"),
         ("needs continuity", "norm_penalty-equal_steps-s0", 6.2, 3, "not resolved"),
         ("needs continuity", "norm_penalty-equal_steps-s0", 1, 0.1, "contradicted"),
@@ -57,6 +58,17 @@ def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
 )
 def test_outcome_follows_the_interval(one_seed, claim, trial, fvd, half, outcome):
     assert verdict(with_fvd(one_seed, trial, fvd, half), claim).outcome == outcome
+
+
+def test_a_resolved_loss_below_the_margin_is_a_recovery(three_seeds):
+    """More precision must not turn a recovery into a contradiction."""
+    exact = three_seeds.assign(fvd_low=three_seeds["fvd"], fvd_high=three_seeds["fvd"])
+    baseline = exact.set_index("trial")["fvd"]
+    for seed, loss in ((0, 0.019), (1, 0.02), (2, 0.021)):
+        exact.loc[exact["trial"] == f"reco-equal_steps-s{seed}", ["fvd", "fvd_low", "fvd_high"]] = baseline[f"full-s{seed}"] + loss
+    found = verdict(exact, "recover the baseline")
+    assert found.outcome == "supported" and "`reco` is worse, but by less than" in found.words
+    assert "p <0.001 by itself" in found.words
 
 
 def test_one_seed_says_that_training_noise_is_not_in_it_and_three_do_not(one_seed, three_seeds):
@@ -118,7 +130,7 @@ def with_steps(runs, raw, relative, noise=0.0):
 )
 def test_shrinking_h_is_not_smoothness(three_seeds, raw, relative, outcome, moved):
     found = verdict(with_steps(three_seeds, raw, relative, noise=0.02), "smoother, not only smaller")
-    assert found.outcome == outcome and f"what moved most is the {moved}" in found.words
+    assert found.outcome == outcome and f"What moved most is the {moved}" in found.words
 
 
 def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_seed):

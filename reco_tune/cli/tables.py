@@ -21,6 +21,7 @@ ABLATION = {
     "": "95% interval",
     "fvd_delta": "to full",
     "fvd_p_value": "p",
+    "verdict": "verdict",
     "speedup": "speed-up",
     "speedup_limit": "limit",
     "peak_memory_ratio": "memory",

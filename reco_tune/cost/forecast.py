@@ -15,7 +15,8 @@ import torch
 from reco_tune.cost.calibration import arm_limit
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
-from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
+from reco_tune.pareto import deciding_rungs
+from reco_tune.settings import BASELINE, RUNG_CLIPS, Experiment, Pruning, Space, arm_experiment
 from reco_tune.training.arms import Arm
 from reco_tune.training.distributed import prepare_device
 
@@ -46,7 +47,7 @@ class RunForecast(NamedTuple):
     training_flops: float
     """Steps and validations, over all workers."""
     device_seconds: float
-    """Training, validation, calibration's bound and sampling for the evaluation, over all workers."""
+    """Training, validation, calibration's bound and sampling for the evaluation and at rungs, over all workers."""
     disk_bytes: int
     """At its fullest."""
 
@@ -97,8 +98,10 @@ def forecast(space: Space, flops_per_second: float | None = None) -> Forecast:
                     _run(trial, name, budget, seed, experiment, rate, calibrated=seed == space.seeds[0] and budget == space.budgets[0])
                 )
     sampled = arm_experiment(space, None)  # ranges of the search vary around these settings
+    rung_clips = _rung_clips(space.pruning, sampled)
     runs += [
-        _run(f"search-{i:04d}", "search", "equal_steps", space.sampler.seed, sampled, rate, calibrated=True) for i in range(space.trials)
+        _run(f"search-{i:04d}", "search", "equal_steps", space.sampler.seed, sampled, rate, calibrated=True, rung_clips=rung_clips)
+        for i in range(space.trials)
     ]
     return Forecast(runs, rate)
 
@@ -154,7 +157,9 @@ def _baseline_budgets(space: Space) -> tuple[str, ...]:
     return ("both", *(budget for budget in space.budgets if budget == "half_compute"))
 
 
-def _run(trial: str, name: str, budget: str, seed: int, experiment: Experiment, rate: float, calibrated: bool) -> RunForecast:
+def _run(
+    trial: str, name: str, budget: str, seed: int, experiment: Experiment, rate: float, calibrated: bool, rung_clips: int = 0
+) -> RunForecast:
     arm, training, evaluation = _arm(experiment), experiment.training, experiment.evaluation
     steps = budget_steps(budget, training.steps, arm_limit(arm))
     per_clip = arm.expected_flops()
@@ -162,10 +167,18 @@ def _run(trial: str, name: str, budget: str, seed: int, experiment: Experiment, 
     one_clip = forward_flops(whole, 0, whole.num_tokens)
     validated = 0 if arm.trains_pieces else training.rungs * evaluation.validation_clips
     flops = steps * training.batch_size * per_clip + validated * one_clip
-    sampled = evaluation.samples * evaluation.sampling_seeds * one_clip / GENERATION_RATE
+    sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * one_clip / GENERATION_RATE
     calibration = experiment.resources.calibration_seconds if calibrated and name != BASELINE else 0.0
     disk = CHECKPOINT_COPIES * 4 * parameter_count(arm.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
     return RunForecast(trial, name, budget, seed, steps, flops, (flops + sampled) / rate + calibration, disk)
+
+
+def _rung_clips(pruning: Pruning, sampled: Experiment) -> int:
+    """Clips that a sampled run generates before its evaluation, where it is never pruned."""
+    if not pruning.generates_clips:
+        return 0
+    deciding = deciding_rungs(sampled.training.rungs, pruning.grace_rungs, pruning.reduction_factor)
+    return len(deciding) * min(RUNG_CLIPS, sampled.evaluation.samples)
 
 
 def _arm(experiment: Experiment) -> Arm:

@@ -16,6 +16,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.model import VideoTransformer
+from reco_tune.quantities import RESOLVED_AIC
 
 NOISE_SHARE = 0.01
 """Root mean square of the error relative to that of the inputs it is added to: small enough for the response to be linear."""
@@ -28,8 +29,8 @@ BATCH_CLIPS = 32
 class GrowthFit:
     """Least squares of the divergence d_k over the blocks k = 1, 2, ... by d = a + b k and by log d = a + b k."""
 
-    kind: Literal["linear", "exponential"]
-    """Which has the smaller AIC (both on the scale of d)."""
+    kind: Literal["linear", "exponential", "not resolved"]
+    """Which has the smaller AIC (both on the scale of d) by `quantities.RESOLVED_AIC` or more."""
     linear_slope: float
     """Divergence per block, with its 95% interval."""
     linear_low: float
@@ -88,8 +89,9 @@ def fit_growth(divergence: list[float]) -> GrowthFit | None:
     smallest = 1e-24 * float((values**2).mean())  # a perfect fit has no finite AIC
     aic_linear = count * math.log(max(slope_rest / count, smallest)) + 6
     aic_exponential = count * math.log(max(rate_rest / count, 1e-24)) + 2 * float(np.log(values).sum()) + 6  # density of d, not of log d
+    ahead = aic_linear - aic_exponential
     return GrowthFit(
-        "linear" if aic_linear < aic_exponential else "exponential",
+        "not resolved" if abs(ahead) < RESOLVED_AIC else "exponential" if ahead > 0 else "linear",
         slope,
         slope - slope_reach,
         slope + slope_reach,

@@ -136,7 +136,7 @@ def frechet_interval(
     generated clips. It does not hold the bias that every Fréchet distance of N samples has (never compare different N), nor the
     noise of the reference, which all runs of a study share. The plain percentile bootstrap will not do: resampled sets hold fewer
     distinct samples, so all its values lie above the estimate itself. Near the floor (generator = reference) the distance is
-    quadratic in the noise and the interval is up to √2 too wide, on the safe side.
+    quadratic in the noise and the interval is up to twice too wide, on the safe side.
 
     Args:
         features_ND: generated clips.

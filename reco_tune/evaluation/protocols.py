@@ -37,6 +37,7 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
 from reco_tune.tokenizers import Tokenizer, load_tokenizer
+from reco_tune.training import Group
 
 VERSION = 1
 """Of the reference files: raised whenever the same real clips would give other numbers."""
@@ -101,6 +102,20 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders)
 
 
+def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> Prepared:
+    """`prepare_evaluation` on all ranks: what is not there yet, rank 0 alone makes.
+
+    Raises:
+        SettingsError, DataError: as `prepare_evaluation`.
+    """
+    if not group.leads:
+        group.barrier()
+    prepared = prepare_evaluation(experiment, cache)
+    if group.leads:
+        group.barrier()
+    return prepared
+
+
 def check_extractor(experiment: Experiment) -> None:
     """Opens I3D's file where the protocol needs it; hours of encoding come before its first use.
 
@@ -113,20 +128,21 @@ def check_extractor(experiment: Experiment) -> None:
 
 def deviations(experiment: Experiment) -> list[str]:
     """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native ones."""
-    evaluation, data = experiment.evaluation, experiment.data
-    published = PUBLISHED.get(evaluation.protocol)
+    published, layout = PUBLISHED.get(experiment.evaluation.protocol), experiment.data.layout
     if published is None:
         return []
-    asked: dict[str, tuple[object, tuple[object, ...]]] = {
-        "data.frame_stride": (data.frame_stride, published.frame_strides),
-        "data.resize": (data.resize, (published.crop,)),
-        "evaluation.samples": (evaluation.samples, (published.samples,)),
-        "evaluation.reference_clips": (evaluation.reference_clips, (published.reference_clips,)),
-        "evaluation.reference_split": (evaluation.reference_split, ("train",)),
-        "evaluation.reference": (evaluation.reference, ("raw",)),
-        "evaluation.extractor_sha256": (evaluation.extractor_sha256, (I3D_SHA256,)),
+    expected = {
+        "data.frame_stride": published.frame_stride(layout),
+        "data.resize": published.crop,
+        "evaluation.samples": published.samples,
+        "evaluation.reference_clips": published.reference_clips,
+        "evaluation.reference_split": "train",
+        "evaluation.reference": "raw",
+        "evaluation.extractor_sha256": I3D_SHA256,
     }
-    return [f"{key} {value} instead of {' or '.join(map(str, allowed))}" for key, (value, allowed) in asked.items() if value not in allowed]
+    given = experiment.flat()
+    why = {"data.frame_stride": f" with data.layout {layout}"} if len(published.frame_strides) > 1 else {}
+    return [f"{key} {given[key]} instead of {value}{why.get(key, '')}" for key, value in expected.items() if given[key] != value]
 
 
 def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count: int) -> NDArray[np.int64]:

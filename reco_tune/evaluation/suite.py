@@ -1,17 +1,12 @@
 """The whole evaluation of one trained model: generated clips, their distances to real ones, and the analyses of where they go wrong.
 
-Knows models, generation and the measures beside it; writes nothing but samples.npz. Every batch of generated clips has a seed of its own,
-made of the sampling seed and the batch's number: batches are spread over the ranks of a group, gathered in their order, and the result
-does not depend on how many ranks there are.
+Knows models, generation and the measures beside it; writes nothing but samples.npz. Batches of generated clips (`draws`) are spread over
+the ranks of a group and gathered in their order: the result does not depend on how many ranks there are.
 """
 
 from __future__ import annotations
 
-import hashlib
 import math
-import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -23,6 +18,8 @@ from torch import Tensor
 
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.evaluation.clock import Clock
+from reco_tune.evaluation.draws import asked_labels, batches_of, seed_of
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, unexplained
@@ -30,7 +27,7 @@ from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, mean_in
 from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.protocols import Prepared, classes_of, prepare_evaluation, sample_labels
+from reco_tune.evaluation.protocols import Prepared, classes_of, prepare_together
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
@@ -80,28 +77,25 @@ def evaluate(
     Raises:
         SettingsError, DataError: see `prepare_evaluation`.
     """
-    clock = _Clock(model.position_embedding.device)
+    clock = Clock(model.position_embedding.device)
     was_training = model.training
     model.eval()
     try:
         if not cache.has_pixels:
-            curves, steps, growth = _analysed(model, experiment, cache, None, _labels(experiment, cache), group)
-            return EvaluationResult(steps, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
+            curves, scalars, growth = _analysed(model, experiment, cache, None, asked_labels(experiment, cache), group)
+            return EvaluationResult(scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
         with clock.measure("evaluation"):
-            if group.leads:
-                prepared = prepare_evaluation(experiment, cache)
-            group.barrier()
-            if not group.leads:  # reads what rank 0 has left
-                prepared = prepare_evaluation(experiment, cache)
+            prepared = prepare_together(experiment, cache, group)
         clips = _generated(model, experiment, cache, prepared, group, clock, progress)
         with clock.measure("evaluation"):
             metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
-            curves, steps, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
-            metrics |= steps
+            curves, scalars, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
+            metrics |= scalars
             bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], prepared.statistics)
             curves[q.FVD_BY_SAMPLES] = bias.distance
             if clips.frame_class_NF is not None:
                 curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
+                metrics[q.LAST_FRAME_ACCURACY.name] = curves[q.FRAME_ACCURACY][-1]
             if folder is not None and group.leads:
                 folder.mkdir(parents=True, exist_ok=True)
                 shown: dict[str, Any] = {"video": clips.shown_SFCHW, "labels": clips.labels_N[: len(clips.shown_SFCHW)]}
@@ -141,12 +135,12 @@ class _Clips(NamedTuple):
 
 
 def _generated(
-    model: VideoTransformer, experiment: Experiment, cache: TokenCache, prepared: Prepared, group: Group, clock: _Clock, progress: Progress
+    model: VideoTransformer, experiment: Experiment, cache: TokenCache, prepared: Prepared, group: Group, clock: Clock, progress: Progress
 ) -> _Clips:
     """Generates this rank's batches, describes them and gathers what all ranks found."""
     evaluation, data = experiment.evaluation, experiment.data
     tokenizer = load_tokenizer(cache.tokenizer_path)
-    labels = _labels(experiment, cache)
+    labels = asked_labels(experiment, cache)
     device = str(model.position_embedding.device)
     whole = not experiment.window.scheme.startswith("fewer_frames")
     mine: dict[str, list[Tensor]] = {
@@ -158,7 +152,7 @@ def _generated(
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
         "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
     }
-    batches = list(_batches(evaluation.samples, evaluation.sampling_seeds, experiment.sampling.batch_size))
+    batches = list(batches_of(evaluation.samples, evaluation.sampling_seeds, experiment.sampling.batch_size))
     own = batches[group.rank :: group.size]
     for done, batch in enumerate(own, 1):
         with clock.measure("generation"):
@@ -225,7 +219,7 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
 
 
 _Analyses = tuple[dict[str, list[float]], dict[str, float], dict[str, Any] | None]
-"""Curves by block, steps of h, and the law of the error's growth where there are blocks enough to tell."""
+"""Curves by block, scalars of them and of the steps of h, and the law of the error's growth where there are blocks enough to tell."""
 
 
 def _analysed(
@@ -235,8 +229,8 @@ def _analysed(
     if not experiment.evaluation.analyses:
         return {}, {}, None
     found = _analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, {}, None)
-    curves, steps, growth = group.broadcast_json(found)
-    return curves, steps, growth
+    curves, scalars, growth = group.broadcast_json(found)
+    return curves, scalars, growth
 
 
 def _analyses(
@@ -256,29 +250,24 @@ def _analyses(
         q.LOSS_BY_FRAME_GENERATED: loss_by_block(model, sampled, sampled_labels, per_block),
         q.ERROR_GROWTH: growth,
     }
-    steps = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
+    scalars = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
+    scalars[q.FIRST_FRAME_GAP.name] = curves[q.LOSS_BY_FRAME_GENERATED][0] - curves[q.LOSS_BY_FRAME_TRAIN][0]
     law = fit_growth(growth)
-    return curves, {name: value for name, value in steps.items() if math.isfinite(value)}, None if law is None else asdict(law)
+    if law is not None:
+        scalars |= {q.ERROR_GROWTH_RATE.name: law.exponential_rate, q.ERROR_GROWTH_SLOPE.name: law.linear_slope}
+        scalars[q.ERROR_GROWTH_AIC.name] = law.aic_linear - law.aic_exponential
+    return curves, {name: value for name, value in scalars.items() if math.isfinite(value)}, None if law is None else asdict(law)
 
 
 def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:
     sampling, device = experiment.sampling, model.position_embedding.device
     parts = []
     for number, labels in enumerate(labels_B.split(sampling.batch_size)):
-        generator = torch.Generator(device).manual_seed(_seed("pieces", number))
+        generator = torch.Generator(device).manual_seed(seed_of("pieces", number))
         parts.append(
             model.generate(labels.to(device), generator, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance).cpu()
         )
     return torch.cat(parts)
-
-
-def _labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]:
-    """Classes to ask for, one list for every sampling seed."""
-    count = experiment.evaluation.samples
-    if not experiment.data.class_conditional:
-        return np.zeros(count, dtype=np.int64)
-    reference = cache.labels(experiment.evaluation.reference_split)[: experiment.evaluation.reference_clips]
-    return sample_labels(reference, cache.num_classes, count)
 
 
 def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]) -> NDArray[np.uint8]:
@@ -291,49 +280,3 @@ def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]
         candidates = same if len(same) else np.arange(len(clips))
         chosen.append(candidates[int((labels_S[:place] == label).sum()) % len(candidates)])
     return np.array(clips[chosen])
-
-
-class _Batch(NamedTuple):
-    """Clips `start` .. `stop - 1` of one sampling seed."""
-
-    sampling_seed: int
-    start: int
-    stop: int
-    draw_seed: int
-
-
-def _batches(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[_Batch]:
-    for sampling_seed in range(sampling_seeds):
-        for number, start in enumerate(range(0, samples, batch_size)):
-            yield _Batch(sampling_seed, start, min(start + batch_size, samples), _seed(sampling_seed, number))
-
-
-def _seed(*parts: object) -> int:
-    """A seed that differs for every sequence of parts and is the same on every machine."""
-    return int.from_bytes(hashlib.sha256("/".join(map(str, parts)).encode()).digest()[:7], "big")
-
-
-class _Clock:
-    """Device seconds by purpose; on a GPU it waits for the work before it reads the time."""
-
-    def __init__(self, device: torch.device) -> None:
-        self._device = device
-        self._seconds = {"generation": 0.0, "evaluation": 0.0}
-
-    @contextmanager
-    def measure(self, purpose: str) -> Iterator[None]:
-        start = self._now()
-        try:
-            yield
-        finally:
-            self._seconds[purpose] += self._now() - start
-
-    def totals(self, group: Group) -> dict[str, float]:
-        """Sums over ranks, each rank being a device."""
-        sums = group.sum_(torch.tensor([self._seconds["generation"], self._seconds["evaluation"]], dtype=torch.float64))
-        return {q.GENERATION_SECONDS.name: float(sums[0]), q.EVALUATION_SECONDS.name: float(sums[1])}
-
-    def _now(self) -> float:
-        if self._device.type == "cuda":
-            torch.cuda.synchronize(self._device)
-        return time.perf_counter()

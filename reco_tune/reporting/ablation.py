@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.aggregate import Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
-from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
+from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
+from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
 from reco_tune.settings import BASELINE
 
 COLUMNS = (
@@ -33,6 +33,8 @@ COLUMNS = (
     "protocol",
 )
 """Columns of ablation.csv."""
+DETAILS = ("pairs", "verdict")
+"""What tables for people say beside them: seeds that a row shares with the baseline, and in words what became of the comparison."""
 _MEANS = (
     "speedup",
     "speedup_low",
@@ -58,12 +60,18 @@ class ArmResult:
 
 
 def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """One row an arm and budget with `COLUMNS`; the baseline stands under every budget, under `half_compute` with its run at half and
-    its whole run (`runs.WHOLE`), which the differences of that budget are taken to.
+    """`ablation_rows` without `DETAILS`: what ablation.csv holds."""
+    return ablation_rows(runs, baseline)[list(COLUMNS)]
+
+
+def ablation_rows(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """One row an arm and budget with `COLUMNS` and `DETAILS`; the baseline stands under every budget, under `half_compute` with its run at
+    half and its whole run (`runs.WHOLE`), which the differences of that budget are taken to.
 
     `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval over seeds at more
-    (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is its paired t test with Holm's correction
-    over the arms of the budget, empty at one seed. The other columns are means over the runs. `caption(runs)` says the same in words.
+    (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is its t test with Holm's correction over
+    the arms of the budget, empty at one seed; `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval.
+    The other columns are means over the runs. `caption(runs)` says the same in words.
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked for.
@@ -79,30 +87,45 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
         differences = [None if result.arm == compared else paired_difference(result.fvd, against) for result in group]
         p_values = holm([difference.p_value if difference else math.nan for difference in differences])
         rows += [_row(result, compared, difference, p) for result, difference, p in zip(group, differences, p_values, strict=True)]
-    table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["seeds"] = table["seeds"].astype(int)
-    return table
+    table = pd.DataFrame(rows, columns=[*COLUMNS, *DETAILS])
+    return table.astype({"seeds": int, "pairs": int})
+
+
+def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:
+    """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty without a difference.
+
+    Args:
+        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides.
+    """
+    if difference is None:
+        return ""
+    told = p_value < LEVEL if math.isfinite(p_value) else difference.resolved
+    return "not resolved" if not told else worse if difference.delta > 0 else better
 
 
 def arm_results(runs: pd.DataFrame) -> dict[tuple[str, str], ArmResult]:
     """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no arm."""
+    results = {}
+    for budget, arm, group in arm_runs(runs):
+        fvd = {
+            int(seed): Measured(float(value), float(low), float(high))
+            for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
+        }
+        means = {name: float(group[name].mean()) for name in _MEANS}
+        results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
+    return results
+
+
+def arm_runs(runs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
+    """(budget, arm, its runs) of what may be compared, in the order of `arm_results`."""
     kept = comparable(runs)
     kept = kept[kept["arm"] != SEARCH]
-    results = {}
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]
         groups = {arm: rows[rows["arm"] == arm] for arm in arm_order(runs)}
         if reference(budget) == WHOLE:
             groups = {WHOLE: kept[(kept["arm"] == BASELINE) & (kept["budget"] == "both")], **groups}
-        for arm, group in groups.items():
-            if len(group):
-                fvd = {
-                    int(seed): Measured(float(value), float(low), float(high))
-                    for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
-                }
-                means = {name: float(group[name].mean()) for name in _MEANS}
-                results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
-    return results
+        yield from ((budget, arm, group) for arm, group in groups.items() if len(group))
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -116,7 +139,9 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     results = arm_results(runs)
     if not results:
         return "No arm has been evaluated yet."
-    seeds = max(len(result.fvd) for result in results.values())
+    seeds = max((len(result.fvd) for result in results.values() if not result.arm.endswith(IMPORTED)), default=0)
+    rows = [row for row in ablation_rows(runs, baseline).to_dict("records") if row["pairs"]]
+    pairs = max((row["pairs"] for row in rows), default=0)
     if seeds <= 1:
         text = (
             "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the training seed, "
@@ -125,30 +150,42 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     else:
         text = (
             f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains sampling noise (and is "
-            f"taken to be no less than it; an arm at one seed has its sampling interval). Differences are paired with `{baseline}` by "
-            "seed; p-values are plain paired t tests of the seeds' values, corrected by Holm over the arms of a budget. They trust that "
-            f"differences are normal: a sign-flip test, which trusts nothing, could not give less than {sign_flip_floor(seeds):.2g} here."
+            f"taken to be no less than it; an arm at one seed has its sampling interval). Differences are paired with `{baseline}` by seed"
         )
+        text += (
+            "; no arm shares two seeds with it, so there is no p-value."
+            if pairs < 2
+            else "; p-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and decide the words. "
+            "They trust that differences are normal: a sign-flip test, which trusts nothing, could not give less than "
+            f"{sign_flip_floor(pairs):.2g} here."
+        )
+    if fewer := [
+        f"{row['arm']} {row['budget'].replace('_', ' ')} ({row['pairs']} of {row['seeds']})" for row in rows if row["pairs"] < row["seeds"]
+    ]:
+        text += f" Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some: {', '.join(fewer)}."
     if "half_compute" in budget_order(runs) and baseline == BASELINE:
         text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
     for budget in budget_order(runs):
-        found = _detectable(results, budget, reference(budget, baseline))
-        if found:
-            noise = " (before training-seed noise)" if seeds <= 1 else ""
-            text += f" At {budget.replace('_', ' ')} the smallest FVD difference to `{baseline}` that 80% power detects{noise} is "
-            text += f"{min(found):.2f} to {max(found):.2f}, by arm." if len(found) > 1 else f"{found[0]:.2f}."
+        text += _detectable(results, budget, reference(budget, baseline))
     if any(value is True for value in runs["rank_deficient"]):
         text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
     origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
     return f"{text} Measured with {', '.join(origin)}." if origin else text
 
 
-def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> list[float]:
+def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> str:
     against = results.get((budget, baseline))
     if against is None:
-        return []
-    differences = [paired_difference(r.fvd, against.fvd) for r in results.values() if r.budget == budget and r.arm != baseline]
-    return [difference.detectable for difference in differences if difference and math.isfinite(difference.detectable)]
+        return ""
+    found = [paired_difference(r.fvd, against.fvd) for r in results.values() if r.budget == budget and r.arm != baseline]
+    text = ""
+    for alone, noise in ((False, ""), (True, ", before training-seed noise,")):
+        values = [one.detectable for one in found if one and (one.seeds == 1) == alone and math.isfinite(one.detectable)]
+        if values:
+            reach = f"{min(values):.2f} to {max(values):.2f}, by arm" if len(values) > 1 else f"{values[0]:.2f}"
+            text += f" At {budget.replace('_', ' ')} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds "
+            text += f"with 80% power{noise} is {reach}."
+    return text
 
 
 def _row(result: ArmResult, baseline: str, difference: Difference | None, p_value: float) -> dict[str, object]:
@@ -165,4 +202,6 @@ def _row(result: ArmResult, baseline: str, difference: Difference | None, p_valu
         "fvd_p_value": p_value,
         **result.means,
         "protocol": result.protocol,
+        "pairs": difference.seeds if difference else 0,
+        "verdict": standing(difference, p_value),
     }

@@ -11,9 +11,11 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import ndtri, stdtr, stdtrit  # of scipy.stats the quantiles alone: it takes half a second to import
+from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit  # of scipy.stats the quantiles alone: it takes half a second to import
 
 CONFIDENCE = 0.95
+LEVEL = 0.05
+"""Of tests, two-sided."""
 POWER = 0.8
 _Z = float(ndtri(0.5 + CONFIDENCE / 2))
 
@@ -27,7 +29,10 @@ class Measured(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut off at 0."""
+        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut off at 0.
+
+        Read as a normal interval: a run's own is of t quantiles with 19 degrees of freedom or more, so this is at most 1.14 times too much.
+        """
         return ((self.high - self.value) / _Z) ** 2 if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
 
 
@@ -38,9 +43,9 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-    """Of a paired t test over training seeds; NaN at one seed."""
+    """Of the t test over training seeds that the interval belongs to: below 0.05 where that excludes zero. NaN at one seed."""
     detectable: float
-    """Smallest true difference that this comparison finds with 80% power at the 5% level."""
+    """Smallest true difference that this comparison by itself finds with 80% power at the 5% level."""
     seeds: int
 
     @property
@@ -58,11 +63,11 @@ class Ratio(NamedTuple):
     seeds: int
 
 
-def mean_interval(runs: Sequence[Measured]) -> Measured:
-    """Mean over training seeds with its 95% interval.
+def mean_interval(runs: Sequence[Measured], floor: float = 0.0) -> Measured:
+    """Mean over training seeds with its 95% interval, of which no end lies below `floor`.
 
     One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at least the mean sampling
-    variance: two seeds that happen to agree do not make the samples less random. FVD is not negative, so neither is the low end.
+    variance: two seeds that happen to agree do not make the samples less random.
     """
     if len(runs) == 1:
         value, low, high = runs[0]
@@ -71,14 +76,14 @@ def mean_interval(runs: Sequence[Measured]) -> Measured:
     variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
     half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values))
     mean = float(values.mean())
-    return Measured(mean, max(0.0, mean - half), mean + half)
+    return Measured(mean, max(floor, mean - half), mean + half)
 
 
 def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> Difference | None:
     """a minus b over the training seeds that both have; None where they share none.
 
-    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds' differences whose
-    variance is at least the sampling variance; the p-value is the plain paired t test's.
+    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds' differences, and
+    the p-value of the same t; their variance is taken to be at least the sampling variance, for seeds may agree by accident.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
@@ -91,9 +96,9 @@ def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> D
         error = math.sqrt(sampling) if known else math.inf
         return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1)
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
-    quantile = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2))
-    detectable = (quantile + float(stdtrit(count - 1, POWER))) * spread
-    return Difference(delta, delta - quantile * spread, delta + quantile * spread, _paired_t(deltas), detectable, count)
+    quantile = float(stdtrit(count - 1, 1 - LEVEL / 2))
+    p_value = float(2 * stdtr(count - 1, -abs(delta) / spread)) if spread else float(delta == 0)
+    return Difference(delta, delta - quantile * spread, delta + quantile * spread, p_value, _shift(count, LEVEL) * spread, count)
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None:
@@ -106,18 +111,20 @@ def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
 
 
-def needed_seeds(difference: Difference, most: int) -> int | None:
+def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int | None:
     """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None above `most`.
 
     At one seed only sampling noise is known, so the number is a lower bound, and at least 3: two tell a spread no one should trust.
+
+    Args:
+        comparisons: made beside each other, of which Holm's correction may weigh this one as the first.
     """
     half, seeds = difference.high - difference.delta, difference.seeds
     if not (math.isfinite(half) and difference.delta != 0):
         return None
-    spread = half / _Z if seeds == 1 else half / float(stdtrit(seeds - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(seeds)
+    spread = half / _Z if seeds == 1 else half / float(stdtrit(seeds - 1, 1 - LEVEL / 2)) * math.sqrt(seeds)
     for count in range(max(3, seeds + 1), most + 1):
-        quantiles = float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) + stdtrit(count - 1, POWER))
-        if quantiles * spread / math.sqrt(count) <= abs(difference.delta):
+        if _shift(count, LEVEL / comparisons) * spread / math.sqrt(count) <= abs(difference.delta):
             return count
     return None
 
@@ -138,8 +145,6 @@ def holm(p_values: Sequence[float]) -> list[float]:
     return adjusted
 
 
-def _paired_t(deltas: np.ndarray) -> float:
-    error = float(deltas.std(ddof=1)) / math.sqrt(len(deltas))
-    if error == 0:
-        return 1.0 if deltas.mean() == 0 else 0.0
-    return float(2 * stdtr(len(deltas) - 1, -abs(float(deltas.mean())) / error))
+def _shift(seeds: int, level: float) -> float:
+    """True difference, in standard errors, that a two-sided paired t test finds with 80% power: of the noncentral t distribution."""
+    return float(nctdtrinc(seeds - 1, 1 - POWER, stdtrit(seeds - 1, 1 - level / 2)))

@@ -29,6 +29,7 @@ DRAWN_BY = {
     "importance": "effort_figures.draw_importance",
     "lambda": "figures.draw_lambda",
     "window_stride": "figures.draw_window_stride",
+    "frame_accuracy": "figures.draw_frame_accuracy",
     "loss_by_frame": "figures.draw_loss_by_frame",
     "error_growth": "figures.draw_error_growth",
     "fvd_by_samples": "figures.draw_bias",

@@ -44,6 +44,7 @@ from reco_tune.settings import BASELINE
 __all__ = [
     "draw_bias",
     "draw_error_growth",
+    "draw_frame_accuracy",
     "draw_frontier",
     "draw_lambda",
     "draw_learning",
@@ -172,6 +173,12 @@ def draw_error_growth(curves: Mapping[str, Mapping[str, Sequence[float]]], budge
     named = {arm: found[quantities.ERROR_GROWTH] for arm, found in curves.items() if len(found.get(quantities.ERROR_GROWTH, ()))}
     lines = {arm: list(enumerate(values)) for arm, values in named.items()}
     return _lines(lines, "block (0 was perturbed)", "relative divergence of h", {TITLES.get(budget, budget): list(lines)}, log=True)
+
+
+def draw_frame_accuracy(curves: Mapping[str, Mapping[str, Sequence[float]]], budget: str) -> Figure | None:
+    """Share of generated clips whose frame is taken for the class that was asked for, by frame."""
+    lines = {arm: list(enumerate(found[quantities.FRAME_ACCURACY])) for arm, found in curves.items() if quantities.FRAME_ACCURACY in found}
+    return _lines(lines, "frame", "class accuracy", {TITLES.get(budget, budget): list(lines)})
 
 
 def draw_bias(curves: Mapping[str, Sequence[tuple[int, float]]], budget: str) -> Figure | None:

@@ -1,14 +1,17 @@
 """Runs from elsewhere as rows of a report: a published table, or the runs.csv of another study. A number without a protocol is refused.
 
-Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds are numbered below 0.
+Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds are numbered below 0,
+through all files. What two files call by one name may be two things, so each stands in a row of its own that names its file.
 """
 
 from __future__ import annotations
 
 import csv
 import difflib
+import itertools
 import json
 import math
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -28,15 +31,36 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
     """The runs of a study, then those of each file in its order; of another study's runs.csv the evaluated runs of its arms.
 
     Raises:
-        ComparisonError: where a file cannot be read, lacks a column, or holds a value that is none; it names the file and the line.
+        ComparisonError: where a file cannot be read, lacks a column, holds a value that is none, or is given twice; it names the file and
+            the line.
     """
-    parts = [runs, *(_read(Path(path), runs) for path in paths)]
-    together = pd.concat([part for part in parts if len(part)] or [runs], ignore_index=True) if len(parts) > 1 else runs
+    if not paths:
+        return runs
+    parts = {name: _read(Path(path), name, runs) for name, path in zip(file_names(paths), paths, strict=True)}
+    files = Counter(arm for part in parts.values() for arm in set(part["arm"]))
+    for name, part in parts.items():
+        part["arm"] = [f"{arm.removesuffix(IMPORTED)} from {name}{IMPORTED}" if files[arm] > 1 else arm for arm in part["arm"]]
+    together = pd.concat([part for part in (runs, *parts.values()) if len(part)] or [runs], ignore_index=True)
+    together.loc[len(runs) :, "seed"] = -1 - np.arange(len(together) - len(runs))
     together.attrs = runs.attrs
     return together
 
 
-def _read(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
+def file_names(paths: Sequence[Path]) -> list[str]:
+    """What files are called where all of them meet: by name, and by as many of their folders as it takes to tell them apart.
+
+    Raises:
+        ComparisonError: where one is given twice.
+    """
+    places = [Path(path).absolute().parts for path in paths]
+    for place, times in Counter(places).items():
+        if times > 1:
+            raise ComparisonError(f"{Path(*place)} is given {times} times; import each file once")
+    longer = (["/".join(place[-depth:]) for place in places] for depth in itertools.count(1))
+    return next(names for names in longer if len(set(names)) == len(names))
+
+
+def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             lines = list(csv.DictReader(file, strict=True))
@@ -45,10 +69,10 @@ def _read(path: Path, runs: pd.DataFrame) -> pd.DataFrame:
     columns = list(lines[0]) if lines else []
     _check_columns(path, columns, runs)
     finished = [(number, line) for number, line in enumerate(lines, 2) if (line.get("state") or "evaluated") == "evaluated"]
-    rows = [_row(path, number, line, runs) for number, line in finished if line["arm"] != SEARCH]
+    rows = [_row(path, name, number, line, runs) for number, line in finished if line["arm"] != SEARCH]
     table = pd.DataFrame(rows, columns=list(runs.columns))
-    for name in runs.columns:  # settings stay objects, numbers numbers, so that joining changes no column's bytes
-        table[name] = pd.Series([row.get(name) for row in rows], dtype=object if runs[name].dtype == object else None)
+    for column in runs.columns:  # settings stay objects, numbers numbers, so that joining changes no column's bytes
+        table[column] = pd.Series([row.get(column) for row in rows], dtype=object if runs[column].dtype == object else None)
     return table
 
 
@@ -63,7 +87,7 @@ def _check_columns(path: Path, columns: list[str], runs: pd.DataFrame) -> None:
             raise ComparisonError(f"{path} has the column `{name}`, which runs.csv does not have{hint}; rename it or take it out")
 
 
-def _row(path: Path, number: int, line: dict[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
+def _row(path: Path, source: str, number: int, line: dict[str, Any], runs: pd.DataFrame) -> dict[str, Any]:
     where = f"{path}, line {number}"
     row: dict[str, Any] = {name: math.nan if name in quantities.ALL else None if "." in name else "" for name in runs.columns}
     for name, text in line.items():
@@ -79,10 +103,10 @@ def _row(path: Path, number: int, line: dict[str, Any], runs: pd.DataFrame) -> d
     arm = row["arm"].removesuffix(IMPORTED)
     row |= {
         "arm": arm + IMPORTED,
-        "trial": f"{path.stem}:{number}" + (f" {row['trial']}" if row["trial"] else ""),
+        "trial": f"{source.removesuffix(path.suffix)}:{number}" + (f" {row['trial']}" if row["trial"] else ""),
         "study": row["study"] or path.stem,
         "budget": row["budget"] or "equal_steps",
-        "seed": -number,
+        "seed": 0,  # numbered when all files are read
         "attempt": 0,
         "state": "evaluated",
         "rank_deficient": row["rank_deficient"] == "true",

@@ -15,7 +15,7 @@ import jinja2
 import pandas as pd
 from markupsafe import Markup, escape
 
-from reco_tune.reporting import tables
+from reco_tune.reporting import measures, tables
 from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.paper import SOURCE
@@ -58,6 +58,10 @@ ABOUT_FIGURES = {
         "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the first-frame effect.",
     ),
     "error_growth": ("Error growth", "How far h moves, relative to its size, in every block after block 0 was perturbed."),
+    "frame_accuracy": (
+        "Class accuracy by frame",
+        "Share of generated clips whose single frame a classifier takes for the class that was asked for.",
+    ),
     "fvd_by_samples": (
         "FVD by the number of clips",
         "FVD is biased upwards by about a constant over the number of clips: numbers from different numbers of clips are not comparable.",
@@ -88,6 +92,7 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         "hours": tables.hours,
         "big": _big,
         "breakable": _breakable,
+        "parts": tables.measure_parts,
         "setting": _setting,
     }
     budgets = budget_order(report.runs)
@@ -100,6 +105,9 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         ablations={budget: _ablation_rows(report.ablation, budget) for budget in budgets if len(report.ablation)},
         caption=report.caption,
         left_out=report.left_out,
+        beside=measures.blocks(report.measures, measures.BESIDE_FVD),
+        analyses=measures.blocks(report.measures, measures.ANALYSES),
+        measure_notes=(measures.NOTE, measures.LAW_NOTE),
         figures={name: _figure(name, path, report) for name, path in figures.items()},
         scatters={budget: scatter(report.frontier.at(budget), _hover(report, budget)) for budget in budgets},
         fronts={budget: _front(report.uncertainty.at(budget)) for budget in budgets},

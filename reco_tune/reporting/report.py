@@ -15,14 +15,15 @@ import pandas as pd
 from reco_tune import __version__
 from reco_tune.errors import StudyError
 from reco_tune.reporting import effort, tables
-from reco_tune.reporting.ablation import ablation_table, caption, left_out
+from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
 from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import DRAWN_BY, Painter
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_of, searched
-from reco_tune.reporting.imported import with_imports
+from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.ledger import ledger
+from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
@@ -45,6 +46,9 @@ class Report:
     runs: pd.DataFrame
     """Of the study, then those from elsewhere."""
     ablation: pd.DataFrame
+    """With `ablation.DETAILS`, which ablation.csv leaves out."""
+    measures: pd.DataFrame
+    """Beside FVD (`measures.measures_table`)."""
     frontier: Frontier
     uncertainty: Uncertainty
     compute: pd.DataFrame
@@ -71,7 +75,7 @@ class Report:
     left_out: list[tuple[str, str]]
     """(trial, why) of the fixed-arm runs that the table leaves out."""
     imports: list[str]
-    """Names of the files that rows from elsewhere came from."""
+    """What the files that rows from elsewhere came from are called."""
     folder: Path
     index: Path
 
@@ -100,13 +104,14 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         own = runs_table(study)
         runs = with_imports(own, imports)
         tell(1, 6, "computing tables")
-        ablation = ablation_table(runs)  # refuses what does not compare, before anything of an earlier report is replaced
+        ablation = ablation_rows(runs)  # refuses what does not compare, before anything of an earlier report is replaced
         output.mkdir(parents=True, exist_ok=True)
         _clear(output)
         budget = budget_order(own)[0]
         by_arm = arm_curves(study, budget)
         painter.draw("loss_by_frame", output, by_arm, budget)
         painter.draw("error_growth", output, by_arm, budget)
+        painter.draw("frame_accuracy", output, by_arm, budget)
         painter.draw("fvd_by_samples", output, bias_curves(study, budget), budget)
         painter.draw("learning_curves", output, learning_curves(study))
         weights = lambda_table(own)
@@ -117,6 +122,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             study=study,
             runs=runs,
             ablation=ablation,
+            measures=measures_table(runs),
             frontier=frontier(runs),
             uncertainty=frontier_uncertainty(runs),
             compute=effort.compute_table(own),
@@ -132,7 +138,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             ledger=ledger(study, own),
             caption=caption(runs),
             left_out=left_out(runs),
-            imports=[Path(path).name for path in imports],
+            imports=file_names(imports),
             folder=output,
             index=output / "index.html",
         )
@@ -187,9 +193,11 @@ def _write_tables(report: Report) -> None:
         "hypervolume.csv": csv_text(report.hypervolume),
         "compute.csv": csv_text(report.compute),
         "compute_to_quality.csv": csv_text(report.quality),
-        "ablation.csv": csv_text(report.ablation),
+        "ablation.csv": csv_text(report.ablation[list(COLUMNS)]),
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
+        "measures.csv": csv_text(report.measures),
+        "measures.md": tables.measures_markdown(report.measures),
         "lambda.csv": csv_text(report.weights),
         "lambda.md": tables.lambda_markdown(report.weight_groups, GROUP_NOTE),
         "lambda.tex": tables.lambda_latex(report.weight_groups, GROUP_NOTE),
@@ -221,13 +229,15 @@ def _write_provenance(report: Report, runs: pd.DataFrame, imports: Sequence[Path
             name: [value for value in dict.fromkeys(runs[name]) if value]
             for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "device")
         },
-        **({"imports": {Path(path).name: hashlib.sha256(Path(path).read_bytes()).hexdigest() for path in imports}} if imports else {}),
-        "sha256": {
-            name: hashlib.sha256((report.folder / name).read_bytes()).hexdigest() for name in ("runs.csv", "frontier.csv", "ablation.csv")
-        },
+        **({"imports": {name: _hash(path) for name, path in zip(report.imports, imports, strict=True)}} if imports else {}),
+        "sha256": {name: _hash(report.folder / name) for name in ("runs.csv", "frontier.csv", "ablation.csv")},
     }
     text = json.dumps(origin, indent=2, ensure_ascii=False, default=str) + "\n"
     (report.folder / "provenance.json").write_text(text, encoding="utf-8")
+
+
+def _hash(path: Path) -> str:
+    return hashlib.sha256(Path(path).read_bytes()).hexdigest()
 
 
 def _study_folder(source: Source) -> StudyFolder | None:

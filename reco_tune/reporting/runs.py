@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import json
 import math
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -44,6 +45,12 @@ PROTOCOL_KNOBS = (
     "feature extractor",
 )
 """What the slash-separated parts of a protocol string are."""
+STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
+"""Settings that may cost a protocol its plain name, but do not stand in its string."""
+NOT_DATA = ("data.cache_dir", "data.min_clips", "data.decode_seconds")
+"""Settings of the data that no clip depends on."""
+MOST_NAMED = 4
+"""At most so many settings are named where two runs saw different data."""
 
 
 def load_study(source: Source) -> StudyRecord:
@@ -175,21 +182,24 @@ def _one_protocol(runs: pd.DataFrame) -> None:
     protocols = list(dict.fromkeys(runs["protocol"]))
     if len(protocols) > 1:
         first, second = protocols[:2]
-        one, two = (runs[runs["protocol"] == protocol].iloc[0] for protocol in (first, second))
+        one, two = _first_of(runs, "protocol", protocols)
         knobs = [
             f"{name} ({a} against {b})" for name, a, b in zip(PROTOCOL_KNOBS, first.split("/"), second.split("/"), strict=False) if a != b
         ]
-        knobs += [
-            f"{key} ({one[key]} against {two[key]})" for key in runs.columns if key.startswith("evaluation.") and one[key] != two[key]
-        ]
+        knobs += _differing(one, two, STAR_KNOBS)
         raise ComparisonError(
             f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in {', '.join(knobs) or 'the length of their protocol'}: "
             "their FVDs are not comparable; evaluate both under one protocol or report them apart"
         )
     versions = [value for value in dict.fromkeys(runs["data_fingerprint"]) if value]
     if len(versions) > 1:
+        one, two = _first_of(runs, "data_fingerprint", versions)
+        knobs = _differing(one, two, [key for key in runs.columns if key.startswith("data.") and key not in NOT_DATA])
+        by = f", by {', '.join(knobs[:MOST_NAMED])}" if knobs else ""
+        by += f" and {len(knobs) - MOST_NAMED} more" if len(knobs) > MOST_NAMED else ""
         raise ComparisonError(
-            f"data_fingerprint differs ({versions[0]} against {versions[1]}): the runs saw different data; report them apart"
+            f"data_fingerprint differs ({versions[0]} against {versions[1]}): {one['trial']} and {two['trial']} saw different data{by}; "
+            "report them apart"
         )
     reconstructed = any(protocol.split("/")[3:4] == ["reconstructed"] for protocol in protocols)  # by now there is at most one
     tokenizers = [value for value in dict.fromkeys(runs["tokenizer_fingerprint"]) if value] if reconstructed else []
@@ -198,6 +208,20 @@ def _one_protocol(runs: pd.DataFrame) -> None:
             f"tokenizer_fingerprint differs ({tokenizers[0]} against {tokenizers[1]}): the runs were compared with real clips that "
             "went through different tokenizers; report them apart, or evaluate both with evaluation.reference raw"
         )
+
+
+def _first_of(runs: pd.DataFrame, column: str, values: Sequence[str]) -> tuple[pd.Series, pd.Series]:
+    """The first run of each of the first two values."""
+    one, two = (runs[runs[column] == value].iloc[0] for value in values[:2])
+    return one, two
+
+
+def _differing(one: pd.Series, two: pd.Series, keys: Sequence[str]) -> list[str]:
+    """Settings in which two runs differ, with the beginnings of their values; none where a run came from elsewhere without its settings."""
+    if pd.isna(one.get("data.layout")) or pd.isna(two.get("data.layout")):  # which every run of ours has
+        return []
+    values = {key: [None if pd.isna(run.get(key)) else run[key] for run in (one, two)] for key in keys}
+    return [f"{key} ({a!s:.80} against {b!s:.80})" for key, (a, b) in values.items() if a != b]
 
 
 def _baseline_speed(table: pd.DataFrame) -> None:

@@ -73,7 +73,7 @@ def interval_bar(value: float, low: float, high: float, least: float, most: floa
     )
     line = f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="8" y2="8"/>' if ends else ""
     dot = f'<circle cx="{axis(value):.1f}" cy="8" r="2.6"/>'
-    return Markup(f'<svg class="bar" viewBox="0 0 120 16" width="90" height="16" aria-hidden="true">{line}{dot}</svg>')
+    return Markup(f'<svg class="bar" viewBox="0 0 120 16" width="64" height="16" aria-hidden="true">{line}{dot}</svg>')
 
 
 class _Axis:

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+from reco_tune.reporting import measures
 from reco_tune.reporting.latex import BOLD, Column, latex_table
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.runs import TITLES
@@ -22,7 +23,20 @@ BUDGET_NOTES = {
     "half_compute": "every arm takes the steps that half of the baseline's cost buys at its measured speed",
 }
 """What the budgets give an arm."""
-HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "speed-up", "95% interval", "limit", "of limit", "memory"]
+HEADINGS = [
+    "arm",
+    "seeds",
+    "FVD",
+    "95% interval",
+    "Δ to baseline",
+    "p",
+    "verdict",
+    "speed-up",
+    "95% interval",
+    "limit",
+    "of limit",
+    "memory",
+]
 HEADINGS += ["device h", "val CE"]
 LAMBDA_HEADINGS = ["λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
 WINDOW_HEADINGS = ["window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
@@ -50,6 +64,7 @@ def ablation_markdown(
     """The ablation table for people: one block a budget, the best FVD bold where its interval is clear of the next.
 
     Args:
+        table: of `ablation.ablation_rows`.
         paper: the paper's own values by arm (`paper.paper_reference`); two columns more where there are any.
     """
     lines, paper = [], paper or {}
@@ -62,7 +77,8 @@ def ablation_markdown(
             fvd = f"**{number(row['fvd'])}**" if position == best else number(row["fvd"])
             lines.append(
                 f"| {row['arm']} | {row['seeds']} | {fvd} | {interval(row['fvd_low'], row['fvd_high'])} | {signed(row['fvd_delta'])} "
-                f"| {p_value(row['fvd_p_value'])} | {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
+                f"| {p_value(row['fvd_p_value'])} | {row['verdict']} "
+                f"| {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
                 f"| {number(row['speedup_limit'])} | {number(row['limit_fraction'])} | {number(row['peak_memory_ratio'])} "
                 f"| {hours(row['gpu_hours'])} | {number(row['val_cross_entropy'], 3)} |"
                 + "".join(f" {cell} |" for cell in _paper_cells(paper, str(budget), row["arm"]))
@@ -81,10 +97,11 @@ def ablation_markdown(
 def ablation_latex(
     table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
 ) -> str:
-    """The ablation table for a paper: booktabs, numbers aligned by siunitx."""
+    """The ablation table for a paper: booktabs, numbers aligned by siunitx. Arguments as `ablation_markdown`'s."""
     paper = paper or {}
     columns = [Column("Arm", "l"), Column("Seeds", "r"), Column("FVD", "number"), Column("95\\,\\% interval", "c")]
-    columns += [Column(heading, "number") for heading in ("$\\Delta$", "Speed-up", "Limit", "Val.\\ CE")] + [Column("$p$", "r")]
+    columns += [Column(heading, "number") for heading in ("$\\Delta$", "Speed-up", "Limit", "Val.\\ CE")]
+    columns += [Column("$p$", "r"), Column("Verdict", "l")]
     columns += [Column(heading, "number") for heading in ("FVD, paper", "Speed-up, paper")] if paper else []
     blocks: dict[str, list[list[str]]] = {}
     for budget, rows in table.groupby("budget", sort=False):
@@ -93,7 +110,7 @@ def ablation_latex(
         for position, row in enumerate(rows.to_dict("records")):
             line = [row["arm"], str(row["seeds"]), (BOLD if position == best else "") + number(row["fvd"])]
             line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
-            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"])]
+            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"]), row["verdict"]]
             lines.append(line + _paper_cells(paper, str(budget), row["arm"]))
     note = caption + "".join(f" Protocol: `{protocol}`." for protocol in dict.fromkeys(table["protocol"]))
     if paper:
@@ -101,6 +118,32 @@ def ablation_latex(
     if left_out:
         note += " Left out: " + "; ".join(f"{trial} ({why})" for trial, why in left_out) + "."
     return latex_table(columns, blocks, note)
+
+
+def measures_markdown(table: pd.DataFrame) -> str:
+    """What was measured beside FVD, for people; `measures.measures_table` computes it."""
+    text = []
+    for kind, note in ((measures.BESIDE_FVD, measures.NOTE), (measures.ANALYSES, measures.LAW_NOTE)):
+        blocks = measures.blocks(table, kind)
+        for block in blocks:
+            headings = ["arm", *(quantity.label for quantity in block.measures), *(["errors grow"] if block.laws else [])]
+            rows = [
+                [arm, *map(measure_cell, cells), *([block.laws.get(arm, "")] if block.laws else [])] for arm, cells in block.rows.items()
+            ]
+            text.append(_markdown(headings, {TITLES[block.budget]: rows}, ""))
+        text += [note + "\n"] if blocks else []
+    return "\n".join(text)
+
+
+def measure_cell(row: Mapping[Any, Any] | None) -> str:
+    """A value, its interval and its word in one line."""
+    return " ".join(part for part in measure_parts(row) if part) if row else ""
+
+
+def measure_parts(row: Mapping[Any, Any]) -> tuple[str, str, str]:
+    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is none."""
+    value, low, high = (f"{row[name]:.3g}" for name in ("value", "low", "high"))
+    return value, f"[{low}, {high}]" if math.isfinite(row["low"]) else "", "" if row["verdict"] == "not resolved" else row["verdict"]
 
 
 def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
@@ -167,7 +210,8 @@ def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], f
 def _markdown(headings: Sequence[str], blocks: Mapping[str, Sequence[Sequence[str]]], caption: str) -> str:
     lines = []
     for title, rows in blocks.items():
-        lines += [f"### {title}", "", "| " + " | ".join(headings) + " |", "|---|" + "---:|" * (len(headings) - 1)]
+        told = " | ".join(heading.replace("|", "\\|") for heading in headings)
+        lines += [f"### {title}", "", f"| {told} |", "|---|" + "---:|" * (len(headings) - 1)]
         lines += [*(f"| {' | '.join(row)} |" for row in rows), ""]
     return "\n".join([*lines, caption]).rstrip() + "\n"
 

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.ablation import arm_results
+from reco_tune.reporting.ablation import ablation_rows, arm_results
 from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_difference
 from reco_tune.reporting.runs import IMPORTED, WHOLE, arm_order, comparable, reference
 from reco_tune.reporting.tables import signed
@@ -20,6 +20,11 @@ from reco_tune.settings import BASELINE
 
 MOST_SEEDS = 12
 """Where more than so many are needed, the answer is that the arms are too close to tell."""
+PEEKING = (
+    "Seeds that are added because of what the first ones said, and judged together with them, find differences that are not there more "
+    "often than once in twenty; for a claim, judge the new ones by themselves."
+)
+"""Of two looks at the same test (docs/evaluation.md has the size of it)."""
 
 
 class TopUp(NamedTuple):
@@ -28,21 +33,21 @@ class TopUp(NamedTuple):
     budget: str
     arm: str
     needed: int | None
-    """Training seeds of both at which a difference of the measured size is found with 80% power; None for more than `MOST_SEEDS`."""
+    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over the arms of the
+    budget included; None for more than `MOST_SEEDS`."""
     difference: Difference
 
 
 def top_up(runs: pd.DataFrame) -> list[TopUp]:
-    """Arms whose interval against the baseline holds zero, in the order of the tables; empty where everything is resolved."""
-    results = arm_results(runs)
-    found = []
-    for (budget, arm), result in results.items():
-        compared = results.get((budget, reference(budget)))
-        if compared is None or arm in (compared.arm, WHOLE) or arm.endswith(IMPORTED):
-            continue
-        difference = paired_difference(result.fvd, compared.fvd)
-        if difference is not None and not difference.resolved:
-            found.append(TopUp(budget, arm, needed_seeds(difference, MOST_SEEDS), difference))
+    """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is resolved."""
+    results, found = arm_results(runs), []
+    table = ablation_rows(runs)
+    for budget, rows in table[table["verdict"] != ""].groupby("budget", sort=False):
+        compared = results[str(budget), reference(str(budget))]
+        for arm in rows[rows["verdict"] == "not resolved"]["arm"]:
+            difference = paired_difference(results[str(budget), arm].fvd, compared.fvd)
+            if difference is not None and arm != WHOLE and not arm.endswith(IMPORTED):
+                found.append(TopUp(str(budget), arm, needed_seeds(difference, MOST_SEEDS, len(rows)), difference))
     return found
 
 
@@ -55,6 +60,8 @@ def top_up_words(found: Sequence[TopUp]) -> list[str]:
             lines.append(f"{told} is too close to tell with {MOST_SEEDS} seeds.")
         else:
             lines.append(f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if it is that large.")
+    if any(one.needed is not None for one in found):
+        lines.append(PEEKING)
     return lines
 
 

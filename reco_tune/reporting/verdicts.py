@@ -31,6 +31,13 @@ _ONE_SEED = {
     "contradicted": "One training seed: this run contradicts the claim",
     "not resolved": "One training seed: this run does not settle the claim",
 }
+STEPS = (
+    quantities.LIPSCHITZ_TOKENS,
+    quantities.LIPSCHITZ_TOKENS_RELATIVE,
+    quantities.LIPSCHITZ_FRAMES,
+    quantities.LIPSCHITZ_FRAMES_RELATIVE,
+)
+"""Of h, along tokens and across frames."""
 Results = Mapping[tuple[str, str], ArmResult]
 
 
@@ -103,13 +110,20 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Part:
         return _missing(results, budget, arm, baseline)
     margin = MARGIN * _mean(results[budget, baseline])
     words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference)}."
-    if difference.low > 0:
-        return _Part("contradicted", f"{words} `{arm}` is worse than `{baseline}`.", difference.seeds)
-    if difference.high < margin:
-        better = "better" if difference.high < 0 else f"not worse by {number(margin)} or more ({MARGIN:.0%} of the baseline)"
-        return _Part("supported", f"{words} `{arm}` is {better}.", difference.seeds)
-    words += f" No difference is resolved, but a loss above {number(margin)} is not ruled out.{_undetected(difference)}"
-    return _Part("not resolved", words, difference.seeds)
+    loss = f"{number(margin)} ({MARGIN:.0%} of the baseline)"
+    outcome: Outcome = "supported" if difference.high < margin else "contradicted" if difference.low > margin else "not resolved"
+    if difference.high < 0:
+        told = f"`{arm}` is better"
+    elif outcome == "contradicted":
+        told = f"`{arm}` is worse than `{baseline}` by more than {loss}"
+    elif difference.low > 0:
+        told = f"`{arm}` is worse, {'but by less than' if outcome == 'supported' else 'and it is open whether by more than'} {loss}"
+    elif outcome == "supported":
+        told = f"`{arm}` is not worse by {loss} or more"
+    else:
+        told = f"No difference is resolved, but a loss above {loss} is not ruled out"
+    tail = _undetected(difference) if outcome == "not resolved" else ""
+    return _Part(outcome, f"{words} {told}.{tail}", difference.seeds)
 
 
 def _control(results: Results, budget: str) -> _Part:
@@ -125,26 +139,27 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
     """Whether the steps of h shrink relative to |h|, along tokens: the raw ones can be shrunk by scale alone."""
     kept = comparable(runs[runs["arm"].isin([arm, plain])])
     kept = kept[at_budget(kept["budget"], budget)]
-    told: dict[str, Ratio | None] = {}
-    for quantity in (
-        quantities.LIPSCHITZ_TOKENS,
-        quantities.LIPSCHITZ_TOKENS_RELATIVE,
-        quantities.LIPSCHITZ_FRAMES,
-        quantities.LIPSCHITZ_FRAMES_RELATIVE,
-    ):
-        values = list(zip(kept["arm"], kept["seed"], kept[quantity.name], strict=True))
-        a, b = ({int(seed): value for own, seed, value in values if own == name} for name in (arm, plain))
-        told[quantity.name] = paired_ratio(a, b)
-    raw, relative, frames, frames_relative = told.values()
-    if raw is None or relative is None:
+
+    def by_seed(name: str, values: pd.Series) -> dict[int, float]:
+        own = (kept["arm"] == name).to_numpy()
+        return dict(zip(kept["seed"][own].astype(int), values[own], strict=True))
+
+    steps = {quantity: kept[quantity.name].astype(float) for quantity in STEPS}
+    sizes = steps[quantities.LIPSCHITZ_TOKENS] / steps[quantities.LIPSCHITZ_TOKENS_RELATIVE]
+    raw, relative, frames, frames_relative, scale = (
+        paired_ratio(by_seed(arm, values), by_seed(plain, values)) for values in (*steps.values(), sizes)
+    )
+    if raw is None or relative is None or scale is None:
         return _Part("not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGET_WORDS[budget]}.")
     words = f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative to |h|"
     if frames is not None and frames_relative is not None:
         words += f"; across frames {_times(frames)} and {_times(frames_relative)}"
     outcome: Outcome = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
-    scale = raw.value / relative.value
-    moved = "scale" if abs(math.log(scale)) > abs(math.log(relative.value)) else "smoothness"
-    return _Part(outcome, f"{words}: what moved most is the {moved} (|h| {number(scale)}x).", relative.seeds)
+    moved = {
+        name: abs(math.log(ratio.value)) for name, ratio in (("scale", scale), ("smoothness", relative)) if not ratio.low <= 1 <= ratio.high
+    }
+    told = f"What moved most is the {max(moved, key=lambda name: moved[name])}" if moved else "Neither is told from no change"
+    return _Part(outcome, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
 
 
 def _times(ratio: Ratio) -> str:
@@ -222,7 +237,8 @@ def _mean(result: ArmResult, seeds: Set[int] | None = None) -> float:
 def _numbers(difference: Difference) -> str:
     if difference.low == -float("inf"):
         return f"difference {signed(difference.delta)}, without an interval"
-    return f"difference {signed(difference.delta)}, 95% interval [{signed(difference.low)}, {signed(difference.high)}]"
+    p = f", p {p_value(difference.p_value)} by itself" if p_value(difference.p_value) else ""
+    return f"difference {signed(difference.delta)}, 95% interval [{signed(difference.low)}, {signed(difference.high)}]{p}"
 
 
 def _undetected(difference: Difference) -> str:

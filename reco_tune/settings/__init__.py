@@ -18,7 +18,7 @@ from reco_tune.settings.experiment import (
 )
 from reco_tune.settings.files import arm_experiment, load_experiment, load_space, make_experiment, parse_overrides, read_yaml, save_space
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
-from reco_tune.settings.space import ARMS, BASELINE, Bound, Pruning, Range, Sampler, Space
+from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, Bound, Pruning, Range, Sampler, Space
 
 __all__ = [
     "ARMS",
@@ -27,6 +27,8 @@ __all__ = [
     "HOLISTIC",
     "PRESETS",
     "PRETRAINED",
+    "PROXIES",
+    "RUNG_CLIPS",
     "Bound",
     "Data",
     "Evaluation",

@@ -17,7 +17,7 @@ class PublishedProtocol(NamedTuple):
     frames: int
     """Of a clip; of longer ones the first are taken, on both sides."""
     frame_strides: tuple[int, ...]
-    """Distances in source frames that the real clips are cut with."""
+    """Distance in source frames that the real clips are cut with; a second one is Taichi's, where that has its own."""
     crop: Literal["crop", "stretch"]
     """How videos become square (`data.resize`)."""
     rescale: bool
@@ -32,6 +32,10 @@ class PublishedProtocol(NamedTuple):
     """Real clips, at most."""
     source: str
     """The code that it follows."""
+
+    def frame_stride(self, layout: str) -> int:
+        """The one of a data set, by its `data.layout`."""
+        return self.frame_strides[-1 if layout == "taichi" else 0]
 
 
 PUBLISHED: dict[str, PublishedProtocol] = {

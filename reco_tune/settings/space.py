@@ -7,6 +7,7 @@ from typing import Annotated, Any, Literal
 
 from pydantic import Field, model_validator
 
+from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
 from reco_tune.settings.experiment import LocalPath, Section
 
@@ -36,6 +37,11 @@ ARMS: dict[str, dict[str, Any]] = {
 
 BASELINE = "full"
 """The arm that every other is compared with. It runs once and stands under both budgets; half the compute is a run of its own."""
+
+PROXIES = (q.VAL_CROSS_ENTROPY.name, q.TRAIN_CROSS_ENTROPY.name, q.KERNEL_DISTANCE.name)
+"""What of a run's quality can be known at a rung; all else is measured after training."""
+RUNG_CLIPS = 256
+"""Clips that a kernel distance at a rung is made of, at most `evaluation.samples`: an eighth of a whole evaluation's default."""
 
 Budget = Literal["equal_steps", "equal_compute", "half_compute"]
 Direction = Literal["maximize", "minimize"]
@@ -116,12 +122,24 @@ class Pruning(Section):
 
     kind: Literal["none", "pareto_asha"] = "none"
     """`pareto_asha`: at a deciding rung a run goes on if it is among the best of those that have been there, sorted by dominance."""
-    metric: str = "val_cross_entropy"
-    """What is known at every rung and stands there for the objectives that are not."""
+    metric: str = q.VAL_CROSS_ENTROPY.name
+    """What stands at a rung for the objectives that are not known there, one of `PROXIES`: `val_cross_entropy`, `train_cross_entropy` (over
+    each run's own windows) or `kernel_distance`, for which runs generate `RUNG_CLIPS` clips at every deciding rung."""
     grace_rungs: int = Field(1, ge=1)
     """Rungs (of `training.rungs`) that every run completes; the last of them is the first to decide."""
     reduction_factor: int = Field(3, ge=2)
     """One in so many goes on; the next deciding rung comes after so many times as many rungs."""
+
+    @model_validator(mode="after")
+    def _check(self) -> Pruning:
+        if self.metric not in PROXIES:
+            raise SettingsError(f"pruning.metric ({self.metric}) is not known at rungs; take {', '.join(PROXIES[:-1])} or {PROXIES[-1]}")
+        return self
+
+    @property
+    def generates_clips(self) -> bool:
+        """Whether sampled runs generate clips at the deciding rungs."""
+        return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 
 class Space(Section):
@@ -150,7 +168,8 @@ class Space(Section):
     repeats: Literal["reuse", "new_seed"] = "reuse"
     """A configuration that is proposed again gets the known result, or is run with the next training seed."""
     finalist_seeds: int = Field(0, ge=0)
-    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended."""
+    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended, but
+    that another could, both anywhere within the 95% intervals of their metrics. Seeds where nothing overlaps would settle nothing."""
     warm_start: tuple[LocalPath, ...] = ()
     """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
     pruning: Pruning = Pruning()

@@ -50,6 +50,8 @@ class Job:
     """Speed metrics that are known already."""
     judged: bool = False
     """Whether the workers wait after every rung until Tune has judged it."""
+    generates_at: tuple[int, ...] = ()
+    """Ends of the rungs whose reports hold the kernel distance of clips that are generated there."""
     storage: str | None = None
     """Address through which files come and go where the machines do not share the folders above."""
     cached: tuple[str, ...] = ()

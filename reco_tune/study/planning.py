@@ -139,9 +139,6 @@ def _check(space: Space) -> None:
     for metric in space.constraints:
         if metric not in quantities.ALL:
             raise SettingsError(f"constraints: {metric} is not a metric; known ones are {', '.join(quantities.ALL)}")
-    proxy = quantities.ALL.get(space.pruning.metric)
-    if proxy is None or proxy.better == "neither":
-        raise SettingsError(f"pruning.metric ({space.pruning.metric}) is not a metric with a better direction; take val_cross_entropy")
     if "window.scheme" in space.search:
         raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
     for objective in space.objectives:

@@ -33,7 +33,7 @@ from reco_tune.study.groups import WorkerGroups
 from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
 from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.provenance import study_provenance
-from reco_tune.study.scheduler import ParetoAsha, verdict
+from reco_tune.study.scheduler import ParetoAsha, deciding_steps, verdict
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results, holds_run, store_run
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
@@ -361,6 +361,7 @@ class _Driver:
         if record.state != "planned":
             attempt = record.attempt + 1
             self._journal.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
+        judged = record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none"
         return Job(
             kind="trial",
             key=record.trial,
@@ -371,7 +372,8 @@ class _Driver:
             attempt=attempt,
             sampled=record.arm == SEARCH and not record.repeats,
             calibration=self.study.calibrations.get(record.trial),
-            judged=record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none",
+            judged=judged,
+            generates_at=deciding_steps(self._space.pruning, record) if judged and self._space.pruning.generates_clips else (),
             storage=self._storage.address if self._storage else None,
             cached=self._cached,
             stored=stored,

@@ -15,9 +15,10 @@ from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from reco_tune import quantities
 from reco_tune.pareto import deciding_rungs, dominating, goes_on
-from reco_tune.settings import Space
+from reco_tune.settings import Pruning, Space
 from reco_tune.study.planning import SEARCH
 from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.training.loop import rung_steps
 
 
 def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
@@ -29,9 +30,7 @@ def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     pruning, run = space.pruning, study.runs.get(trial)
     if pruning.kind == "none" or run is None or run.arm != SEARCH or run.repeats:
         return ""
-    rungs = int(run.settings["training.rungs"])
-    rung = step * rungs // int(run.settings["training.steps"])
-    if rung not in deciding_rungs(rungs, pruning.grace_rungs, pruning.reduction_factor):
+    if step not in deciding_steps(pruning, run):
         return ""
     axes = _axes(space, _known(study, run, step))
     points = {other.trial: _point(axes, _known(study, other, step)) for other in study.runs.values() if other.arm == SEARCH}
@@ -39,7 +38,15 @@ def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
         return ""
     better = dominating(list(known.values()), known[trial]).sum()
+    rung, rungs = _rung(run, step), run.settings["training.rungs"]
     return f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs; {better} dominate it"
+
+
+def deciding_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
+    """Steps at which the rungs of a run end that decide about it."""
+    steps, rungs = int(run.settings["training.steps"]), int(run.settings["training.rungs"])
+    deciding = deciding_rungs(rungs, pruning.grace_rungs, pruning.reduction_factor)
+    return tuple(step for step in rung_steps(steps, rungs) if _rung(run, step) in deciding)
 
 
 class ParetoAsha(FIFOScheduler):
@@ -66,6 +73,11 @@ class ParetoAsha(FIFOScheduler):
 
     def __reduce__(self) -> tuple[type[ParetoAsha], tuple[()]]:
         return (ParetoAsha, ())  # Tune pickles its configuration; a restored one is never used
+
+
+def _rung(run: RunRecord, step: int) -> int:
+    """Number of the rung that ends at a step, counted from 1."""
+    return step * int(run.settings["training.rungs"]) // int(run.settings["training.steps"])
 
 
 def _known(study: StudyRecord, run: RunRecord, step: int) -> dict[str, float]:

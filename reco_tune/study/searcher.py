@@ -4,7 +4,8 @@ Knows Optuna and settings; knows nothing of Ray or files. Ray's own Optuna searc
 without a finite objective running for ever and repeats equal points; here a trial is COMPLETE only where it was evaluated at full
 length with every objective finite, else PRUNED or FAIL, and a configuration that is known already is not run again.
 
-When the last of them has ended, those on the frontier, the finalists, run again with further training seeds. Optuna hears nothing of that.
+When the last of them has ended, the finalists, those on the frontier whose place another could take within their 95% intervals, run again
+with further training seeds. Optuna hears nothing of that.
 """
 
 from __future__ import annotations
@@ -16,14 +17,15 @@ import warnings
 from collections import Counter
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
+import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
 from reco_tune.errors import SettingsError
-from reco_tune.pareto import non_dominated
+from reco_tune.pareto import contested, non_dominated
 from reco_tune.settings import Experiment, Range, Space, arm_experiment
 from reco_tune.study.planning import SEARCH, sampled_name
 from reco_tune.study_log import StudyRecord
@@ -32,6 +34,8 @@ MOST_REFUSED = 100
 """Proposals in a row that settings may refuse before the ranges themselves are at fault."""
 MOST_REPEATED = 20
 """Known configurations that the sampler may propose in a row before one is run again."""
+ENDS = ("", "_low", "_high")
+"""What a metric and the ends of its 95% interval are called beyond its name."""
 
 
 @dataclass(frozen=True)
@@ -49,6 +53,15 @@ class Known:
 
     metrics: dict[str, float] = field(default_factory=dict)
     """Of its evaluation; empty while there is none."""
+
+
+class Evaluated(NamedTuple):
+    """A sampled run that was told complete and breaks no constraint."""
+
+    number: int
+    """Of Optuna's trial."""
+    ends: list[list[float]]
+    """Of each objective its value and the ends of its 95% interval, NaN where it has none."""
 
 
 class Search:
@@ -78,8 +91,7 @@ class Search:
         """By settings hash, fixed runs included."""
         self._hashes: dict[str, str] = {}
         """Settings hash of each run."""
-        self._feasible: dict[str, int] = {}
-        """Optuna's trial number of each sampled run that was told complete and breaks no constraint."""
+        self._feasible: dict[str, Evaluated] = {}
         self._repeated: Counter[str] = Counter()
         """How often each finalist was asked again."""
         self.asked = 0
@@ -104,12 +116,15 @@ class Search:
 
     @property
     def finalists(self) -> dict[str, dict[str, Any]]:
-        """Params of the sampled runs that no other dominates, by run; those that break a constraint are none."""
-        signs = [-1.0 if direction == "maximize" else 1.0 for direction in self._space.objectives.values()]
-        trials = self.trials
-        points = [[sign * value for sign, value in zip(signs, trials[number].values, strict=True)] for number in self._feasible.values()]
-        stands = non_dominated(points)
-        return {name: trials[number].params for (name, number), on in zip(self._feasible.items(), stands, strict=True) if on}
+        """Params, by run, of the sampled runs on the frontier whose place another could take; what breaks a constraint neither stands there
+        nor takes a place."""
+        signs = [[-1.0 if direction == "maximize" else 1.0] for direction in self._space.objectives.values()]
+        ends_NM3 = np.array([run.ends for run in self._feasible.values()]).reshape(-1, len(signs), 3) * signs
+        best_NM, worst_NM = np.nanmin(ends_NM3, axis=2), np.nanmax(ends_NM3, axis=2)
+        front = np.flatnonzero(non_dominated(ends_NM3[..., 0]))
+        runs, trials = list(self._feasible.items()), self.trials
+        found = [runs[row] for row in front[contested(best_NM, worst_NM[front])]]
+        return {name: trials[run.number].params for name, run in found}
 
     @property
     def trials(self) -> list[optuna.trial.FrozenTrial]:
@@ -167,7 +182,8 @@ class Search:
                 number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
                 self._tell(number, metrics)
                 if metrics is not None and not broken_constraints(self._space, metrics):
-                    self._feasible[trial] = number
+                    ends = [[event["metrics"].get(name + end, math.nan) for end in ENDS] for name in self._space.objectives]
+                    self._feasible[trial] = Evaluated(number, ends)
         elif name == "known":
             self._known[event["settings_hash"]] = Known(dict(event["metrics"]))
             self._tell(self._add(event["params"], {}), event["metrics"])

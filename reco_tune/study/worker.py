@@ -26,7 +26,7 @@ from reco_tune import quantities as q
 from reco_tune.cost import calibrate, least_memory
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import ReCoTuneError, no_space
-from reco_tune.evaluation import evaluate
+from reco_tune.evaluation import KernelAtRungs, evaluate
 from reco_tune.files import write_json
 from reco_tune.settings import Experiment
 from reco_tune.study.desk import Job
@@ -157,13 +157,16 @@ def _run(
         metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
-    trained = fit(experiment, cache, here.folder, report=report, progress=hooks.progress, group=group)
+    measure = KernelAtRungs(here.experiment, cache, job.generates_at, group, hooks.progress)
+    trained = fit(experiment, cache, here.folder, report=report, progress=hooks.progress, group=group, measure=measure)
     if trained.stopped:
         hooks.left(trained.steps)
         return None
     hooks.event("completed", metrics=finite(trained.metrics))
     evaluated = evaluate(trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress)
     metrics |= finite(trained.metrics) | finite(evaluated.metrics)
+    for stage in (q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name):  # the rungs' and the end's
+        metrics[stage] = trained.metrics.get(stage, 0.0) + evaluated.metrics.get(stage, 0.0)
     metrics[q.GPU_HOURS.name] = sum(metrics.get(stage, 0.0) for stage in LEDGER) / 3600
     curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}

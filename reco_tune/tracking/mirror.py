@@ -311,7 +311,8 @@ class _Point:
 def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
     """Metrics of a run over its steps, its scalars at the last step, and its curves with the frame as the step.
 
-    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for bit.
+    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for bit. What a rung has
+    told of a run that is not whole stays at that rung: not every rung tells everything.
     """
     began = _milliseconds(run.started)
     if history.exists():
@@ -321,8 +322,10 @@ def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
             if name != "step":
                 yield _Point(name, value, began + report["step"], report["step"])
     last = max([int(run.metrics.get("steps", 0)), *(report["step"] for report in run.reports)])
+    told = {} if run.state == "evaluated" else {name: report["step"] for report in run.reports for name in report}
     for name, value in run.metrics.items():
-        yield _Point(name, value, began + last, last)
+        step = told.get(name, last)
+        yield _Point(name, value, began + step, step)
     for name, values in run.curves.items():
         for frame, value in enumerate(values):
             yield _Point(name, value, began + frame, frame)

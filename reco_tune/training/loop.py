@@ -1,16 +1,17 @@
 """The one training loop of all arms: steps, rungs, the cost ledger, resumption. Never hears of Ray or MLflow.
 
 A run is cut into `training.rungs` equal parts. At the end of each it validates, writes checkpoint and history, and reports. A run that
-is called again on its folder goes on from the newest checkpoint and ends in the same bits as one that was never interrupted.
+is called again on its folder goes on from the newest checkpoint and ends in the same bits as one that was never interrupted. What else is
+to be known at a rung, a plain callable measures; the run goes on as if nobody had looked.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -41,6 +42,19 @@ from reco_tune.windows import Place
 Report = Callable[[int, dict[str, float]], bool]
 """Called with (step, metrics) at the end of a rung; True stops the run there."""
 
+
+class Measured(NamedTuple):
+    """What was found out about the model at a rung."""
+
+    metrics: dict[str, float] = {}
+    """Names of `quantities`, of this rung alone."""
+    seconds: dict[str, float] = {}
+    """Device seconds that it took, by their names there; they add up over the run."""
+
+
+Measure = Callable[[int, VideoTransformer], Measured]
+"""Called with (step, model) on all ranks at the end of a rung; leaves the model and every random state as they were."""
+
 STEPS_BETWEEN_LOOKS = 20
 """Losses are read back, checked and shown every so many steps: a GPU must not be waited for at every one."""
 
@@ -65,6 +79,11 @@ def keep_going(step: int, metrics: dict[str, float]) -> bool:
     return False
 
 
+def measure_nothing(step: int, model: VideoTransformer) -> Measured:
+    """The measure that adds nothing to a rung."""
+    return Measured()
+
+
 def fit(
     experiment: Experiment,
     cache: TokenCache,
@@ -72,15 +91,16 @@ def fit(
     report: Report = keep_going,
     progress: Progress = quiet,
     group: Group = Group(),
+    measure: Measure = measure_nothing,
 ) -> FitResult:
     """Trains one run in its folder, or goes on with it.
 
     The metrics of a rung are names of `quantities`: means of the losses since the rung before, `val_cross_entropy` (full-sequence,
-    teacher-forced, over held-out clips) and the cost ledger since the start of the run. The fewer-frames schemes have no
-    `val_cross_entropy`: their models cannot see a whole clip, and a loss on pieces would not compare with it.
+    teacher-forced, over held-out clips), what `measure` has found, and the cost ledger since the start of the run. The fewer-frames
+    schemes have no `val_cross_entropy`: their models cannot see a whole clip, and a loss on pieces would not compare with it.
 
     `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run is resumed
-    from, because nobody knows whether that report was heard.
+    from, because nobody knows whether that report was heard. What was measured there is in the checkpoint and is not measured again.
 
     Raises:
         RunFailedError: where the loss is no longer finite.
@@ -96,7 +116,7 @@ def fit(
         if rung_end <= run.step or stop:
             continue
         run.train_until(rung_end)
-        run.close_rung()
+        run.close_rung(measure)
         stop = run.report(report)
     if run.step == steps and group.leads:
         save_model(folder / "model", run.model, experiment, CacheInfo.of(cache), run.step)
@@ -124,6 +144,8 @@ class Ledger:
     """Wall-clock of steps alone."""
     wait_seconds: float = 0.0
     """Wall-clock spent in making batches."""
+    measuring_seconds: dict[str, float] = field(default_factory=dict)
+    """Device seconds of `measure`, by their names in `quantities`."""
     peak_memory_bytes: int = 0
     """Of one worker. CUDA: the allocator's peak. CPU, whose allocator keeps no count: weights, gradients, AdamW's moments and what the
     largest micro-batch keeps for its backward; short-lived buffers and the libraries themselves are not in it."""
@@ -139,6 +161,7 @@ class Ledger:
             q.TOKENS_PER_SECOND.name: self.tokens_seen / max(self.step_seconds, 1e-9),
             q.DATA_WAIT_SHARE.name: self.wait_seconds / max(self.step_seconds, 1e-9),
             q.PEAK_MEMORY_BYTES.name: float(self.peak_memory_bytes),
+            **self.measuring_seconds,
         }
 
 
@@ -174,10 +197,11 @@ class _Run:
         while self.step < end:
             self._train_some(min(end, self.step + STEPS_BETWEEN_LOOKS))
 
-    def close_rung(self) -> None:
-        """Validates, and writes history and checkpoint."""
+    def close_rung(self, measure: Measure) -> None:
+        """Measures, validates, and writes history and checkpoint."""
+        found = self._found_by(measure)
         began = time.perf_counter()
-        last = self._rung_means()
+        last = self._rung_means() | found
         if self._validation is not None:
             last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate()
         self.metrics = {q.STEPS.name: float(self.step), **last}
@@ -247,6 +271,16 @@ class _Run:
         means = {name: sum(v for v in self._history[name][since:] if v is not None) / (self.step - since) for name in STEP_COLUMNS}
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
+    def _found_by(self, measure: Measure) -> dict[str, float]:
+        """What it finds; its seconds are booked by its own names, and its memory is not training's."""
+        self._book_peak_memory()
+        found = measure(self.step, self.model)
+        spent = self._ledger.measuring_seconds
+        spent.update({name: spent.get(name, 0.0) + seconds for name, seconds in found.seconds.items()})
+        if self._device.type == "cuda":
+            torch.cuda.reset_peak_memory_stats(self._device)
+        return found.metrics
+
     @torch.no_grad()
     def _validate(self) -> float:
         """Full-sequence cross-entropy in nats per token over the held-out clips, spread over the ranks."""
@@ -264,10 +298,14 @@ class _Run:
         self._group.sum_(total)
         return float(total[0] / total[1])
 
-    def _write(self) -> None:
+    def _book_peak_memory(self) -> None:
+        """A GPU's peak since the last reset; on a CPU it is known from the steps."""
         if self._device.type == "cuda":
             peak = torch.cuda.max_memory_allocated(self._device)
             self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak)
+
+    def _write(self) -> None:
+        self._book_peak_memory()
         if self._group.leads:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
             state = {

@@ -1,0 +1,79 @@
+"""What runs are judged by before they are trained: the kernel distance of a few generated clips, which needs no more of them to be fair.
+
+The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds), and compared with the same real ones. So
+all runs meet the same draws, and the value depends on the model alone: not on the number of ranks, nor on when it is measured.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Container
+from functools import cached_property
+
+import torch
+
+from reco_tune import quantities as q
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.evaluation.clock import Clock
+from reco_tune.evaluation.draws import asked_labels, batches_of
+from reco_tune.evaluation.kernel import kernel_distance
+from reco_tune.evaluation.protocols import Prepared, prepare_together
+from reco_tune.generation import generate_clips
+from reco_tune.model import VideoTransformer
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import RUNG_CLIPS, Experiment
+from reco_tune.tokenizers import Tokenizer, load_tokenizer
+from reco_tune.training import Group, Measured
+
+
+class KernelAtRungs:
+    """A `measure` of `training.fit`."""
+
+    def __init__(
+        self, experiment: Experiment, cache: TokenCache, steps: Container[int], group: Group = Group(), progress: Progress = quiet
+    ) -> None:
+        """
+        Args:
+            steps: ends of the rungs at which it measures; at others nothing is generated, loaded or known.
+        """
+        self._experiment, self._cache, self._steps, self._group, self._progress = experiment, cache, steps, group, progress
+
+    def __call__(self, step: int, model: VideoTransformer) -> Measured:
+        if step not in self._steps:
+            return Measured()
+        clock = Clock(model.position_embedding.device)
+        was_training = model.training
+        model.eval()
+        try:
+            distance = self._distance(model, clock)
+        finally:
+            model.train(was_training)
+        return Measured({q.KERNEL_DISTANCE.name: distance}, clock.totals(self._group))
+
+    def _distance(self, model: VideoTransformer, clock: Clock) -> float:
+        with clock.measure("evaluation"):
+            prepared, tokenizer = self._prepared, self._tokenizer
+            labels_N = torch.from_numpy(asked_labels(self._experiment, self._cache)[:RUNG_CLIPS])
+        device = str(model.position_embedding.device)
+        batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
+        own = batches[self._group.rank :: self._group.size]
+        places = [torch.empty(0, dtype=torch.long)]
+        features = [torch.empty(0, prepared.features_MD.shape[1], dtype=torch.float64)]
+        for done, batch in enumerate(own, 1):
+            with clock.measure("generation"):
+                labels_B = labels_N[batch.start : batch.stop]
+                generated = generate_clips(model, self._experiment, tokenizer, self._cache.grid, labels_B, batch.draw_seed)
+            with clock.measure("evaluation"):
+                places.append(torch.arange(batch.start, batch.stop))
+                features.append(torch.from_numpy(prepared.extractor.describe(generated.video_BFCHW, device).features_BD))
+            self._progress(done, len(own), "generating clips for its rung")
+        with clock.measure("evaluation"):
+            place_N, features_ND = (torch.cat(self._group.gather(torch.cat(parts))) for parts in (places, features))
+            return kernel_distance(features_ND[place_N.argsort()].numpy(), prepared.features_MD)
+
+    @cached_property
+    def _prepared(self) -> Prepared:
+        return prepare_together(self._experiment, self._cache, self._group)
+
+    @cached_property
+    def _tokenizer(self) -> Tokenizer:
+        return load_tokenizer(self._cache.tokenizer_path)
