@@ -76,7 +76,7 @@ def test_a_script_is_short_and_opens_with_its_question(script):
         ("ablation.py", ["ablation.csv", "ablation.md", "ablation.tex"], "recover the baseline"),
         ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "at λ ="),
         ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "window    18  stride     9"),
-        ("loss_by_frame.py", ["loss_by_frame.csv", "loss_by_frame_equal_steps.png"], "block 0: +0."),
+        ("loss_by_frame.py", ["loss_by_frame.csv", "loss_by_frame_equal_steps.png"], "block 0: 0."),
         ("error_growth.py", ["error_growth.csv", "error_growth_equal_compute.png"], "from block 1 to 4"),
         ("importance.py", ["importance.csv", "importance.png"], "fvd (15 sampled runs)"),
         ("compare_studies.py", ["comparison.csv"], "(1 seeds)"),
