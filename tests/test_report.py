@@ -18,14 +18,17 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import write_report
+from reco_tune.reporting.ablation import ablation_table
+from reco_tune.reporting.figures import draw_frontier
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import render
-from reco_tune.reporting.report import largest_allowed
-from reco_tune.reporting.runs import load_study, runs_table
+from reco_tune.reporting.report import constraints
+from reco_tune.reporting.runs import arm_order, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
 from reco_tune.reporting.scatter import scatter
 from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import Experiment
 from reco_tune.study_log import EventLog, StudyFolder, read_study
 
@@ -299,8 +302,17 @@ def test_the_page_is_used_by_keyboard_alone(report, tmp_path):
     assert found["stops"] > 40 and found["points"] > 10
 
 
-def test_the_caps_of_a_search_are_lines_of_its_frontier(tmp_path: Path) -> None:
+def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    assert largest_allowed(folder) == {}, "a log without its settings"
-    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}}\n")
-    assert largest_allowed(folder) == {"fvd": 5.0}
+    assert constraints(tmp_path) == {}, "a log without its settings"
+    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}, peak_memory_ratio: {max: 0.7}}\n")
+    runs = runs_table(load_study(study))
+    figure = draw_frontier(frontier_uncertainty(runs), ablation_table(runs), arm_order(runs), constraints(tmp_path))
+    assert figure is not None
+    for axes in figure.axes:
+        drawn = [line.get_xydata() for line in axes.lines if line.get_color() == "#b22222"]
+        assert [list(map(tuple, ends)) for ends in drawn] == [[(0, 5), (1, 5)], [(1.5, 0), (1.5, 1)]]
+        (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+        assert x_low < 1.5 < x_high and y_low < 5 < y_high
+    told = [text.get_text() for text in figure.legends[0].texts]
+    assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]

@@ -24,7 +24,7 @@ from reco_tune.reporting.labels import label_line_ends, label_points
 from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, reference
 from reco_tune.reporting.style import MARKERS, colours, dot, freeze, half_widths, lay_out, line, new_figure, plain_log, save, spread, style
 from reco_tune.reporting.uncertainty import Uncertainty
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, Bound
 
 __all__ = [
     "draw_bias",
@@ -42,7 +42,7 @@ FEWER_FRAMES = "fewer_frames"
 
 
 def draw_frontier(
-    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, float] | None = None
+    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, Bound] | None = None
 ) -> Figure | None:
     """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
 
@@ -50,25 +50,27 @@ def draw_frontier(
         found: the configurations and their noise.
         table: of `ablation.ablation_table`, for the arms' means.
         order: of the study's arms.
-        constraints: metric -> largest allowed value; one on `fvd` is drawn as a line.
+        constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
     """
     if found.points.empty:
         return None
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(order)
-    cap = (constraints or {}).get(quantities.FVD.name)
     with style():
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
         log = spread(found.points["fvd"]) > 10
         for axes, budget in zip(panels, budgets, strict=True):
             arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
-            _frontier_panel(axes, found, budget, arms, palette, log, cap)
+            _frontier_panel(axes, found, budget, arms, palette, log)
+            bounds = _draw_constraints(axes, constraints or {})
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
+        if bounds:
+            figure.legend(handles=bounds, loc="outside lower center", ncols=len(budgets), frameon=False)
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
@@ -212,9 +214,7 @@ def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _frontier_panel(
-    axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool, cap: float | None
-) -> None:
+def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool) -> None:
     points, compared = found.at(budget), reference(budget)
     searched, front = points[points["arm"] == SEARCH], _front(points)
     axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], zorder=2, **_sampled(len(searched)))
@@ -234,8 +234,6 @@ def _frontier_panel(
     if len(baseline):
         axes.axhline(float(baseline["fvd"].iloc[0]), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.axvline(1.0, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-    if cap is not None:
-        axes.axhline(cap, color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), zorder=1)
     if log:
         axes.set_yscale("log")
     axes.margins(x=0.14, y=0.1)
@@ -252,9 +250,21 @@ def _frontier_panel(
         handles.append(Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported"))
     if len(baseline):
         handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
-    if cap is not None:
-        handles.append(Line2D([], [], color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), label=f"constraint: FVD ≤ {cap:g}"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> list[Line2D]:
+    """Lines where they lie in this plane, and for each a handle of the legend that says it."""
+    look: dict[str, Any] = {"color": "#b22222", "linewidth": 1.0, "linestyle": (0, (6, 2))}
+    draw = {quantities.FVD.name: axes.axhline, quantities.SPEEDUP.name: axes.axvline}
+    handles = []
+    for metric, bound in constraints.items():
+        if metric in draw:
+            for end in (bound.min, bound.max):
+                if end is not None:
+                    draw[metric](end, zorder=1, **look)
+        handles.append(Line2D([], [], **(look if metric in draw else {"linestyle": "none"}), label=f"constraint: {metric} {bound}"))
+    return handles
 
 
 def _sampled(runs: int) -> dict[str, Any]:

@@ -32,7 +32,7 @@ from reco_tune.reporting.tables import GROUP_NOTE, csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
-from reco_tune.settings import read_yaml
+from reco_tune.settings import Bound, read_yaml
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 Progress = Callable[[int, int, str], None]
@@ -141,7 +141,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             folder=output,
             index=output / "index.html",
         )
-        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), largest_allowed(folder))
+        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source))
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
         painter.draw("window_stride", output, report.windows[report.windows["budget"] == budget])
@@ -162,12 +162,13 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     return report
 
 
-def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
-    """Metric -> largest value that the study's constraints allow; for lines in the figure."""
+def constraints(source: Source) -> dict[str, Bound]:
+    """Metric -> what the study's search is allowed, for lines in the figure; known from the study folder alone."""
+    folder = _study_folder(source)
     if folder is None or not folder.settings.is_file():
         return {}
     bounds = read_yaml(folder.settings).get("constraints") or {}
-    return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
+    return {metric: Bound.model_validate(bound) for metric, bound in bounds.items()}
 
 
 def _write_tables(report: Report) -> None:
