@@ -19,7 +19,7 @@ from toy_study import PROTOCOL, record_study
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import write_report
 from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.figures import draw_frontier
+from reco_tune.reporting.figures import draw_frontier, draw_window_stride
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import render
@@ -316,3 +316,11 @@ def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path
         assert x_low < 1.5 < x_high and y_low < 5 < y_high
     told = [text.get_text() for text in figure.legends[0].texts]
     assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]
+
+
+def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
+    alt = next(attributes["alt"] for attributes in Outline(report.index.read_text()).all("img") if attributes["alt"].startswith("Window"))
+    own = report.windows[(report.windows["budget"] == "equal_steps") & (report.windows["arm"] == "search")]
+    assert f"At equal steps the lowest mean FVD is {own['fvd'].min():.2f}, at a window of 27" in alt
+    figure = draw_window_stride(own, "equal_steps")
+    assert figure is not None and figure.axes[0].get_title() == "Equal steps"

@@ -91,6 +91,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         return None
     palette = colours(order)
     weights = rows["objective.continuity_weight"].astype(float).to_numpy()
+    reductions = list(dict.fromkeys(map(str, rows["objective.continuity_reduction"])))  # points of the first are filled
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
     with style():
         figure = new_figure(9.6, 4.0)
@@ -98,15 +99,17 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
             quantity = quantities.ALL[name]
             log = name == "fvd" and spread(rows[name]) > 10
-            for budget, marker in MARKERS.items():
-                for arm, group in rows[rows["budget"] == budget].groupby("arm", sort=False):
-                    x, y = group["objective.continuity_weight"].astype(float), group[name]
-                    look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
-                    axes.scatter(x, y, marker=marker, color=palette[str(arm)], zorder=2 if arm == SEARCH else 3, **look)
+            for (budget, arm, reduction), own in rows.groupby(["budget", "arm", "objective.continuity_reduction"], sort=False):
+                x, y, colour = own["objective.continuity_weight"].astype(float), own[name], palette[str(arm)]
+                look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
+                if reduction != reductions[0]:
+                    look |= {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0}
+                marker, depth = MARKERS[str(budget)], 2 if arm == SEARCH else 3
+                axes.scatter(x, y, marker=marker, zorder=depth, **({"facecolor": colour} | look))
             axes.set_xscale("symlog", linthresh=smallest, linscale=0.5)
             axes.set_xlim(-0.35 * smallest, max(1.5 * weights.max(), 2 * smallest))
-            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.set_xlabel(f"continuity weight λ (reduction: {_reductions(rows)})")
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: "" if 0 < value < smallest else f"{value:g}"))
+            axes.set_xlabel(f"continuity weight λ (reduction: {' and '.join(reductions)})")
             axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
             if log:
                 axes.set_yscale("log")
@@ -114,6 +117,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         handles = [dot(palette[arm], "o", arm) for arm in [*order, SEARCH] if arm in set(rows["arm"])]
         shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
         handles += [dot("#666666", MARKERS[budget], TITLES[budget].lower()) for budget in shown]
+        if len(reductions) > 1:
+            hollow = Line2D([], [], color="#666666", marker="o", linestyle="none", fillstyle="none", label=f"reduction: {reductions[1]}")
+            handles += [dot("#666666", "o", f"reduction: {reductions[0]}"), hollow]
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -182,8 +188,8 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]
     )
 
 
-def draw_window_stride(table: pd.DataFrame) -> Figure | None:
-    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_table` computes them."""
+def draw_window_stride(table: pd.DataFrame, budget: str) -> Figure | None:
+    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_cells` chooses them."""
     if table.empty:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
@@ -196,6 +202,7 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
         scale = matplotlib.colors.LogNorm() if spread(table["fvd"]) > 10 else None
         bar = {"label": "FVD (lower is better)"}
         sns.heatmap(fvd, ax=axes, annot=written, fmt="", cmap="cividis_r", norm=scale, cbar_kws=bar, linewidths=1, annot_kws={"size": 8.5})
+        axes.set_title(TITLES[budget])
         axes.set_xlabel("window length (tokens)")
         axes.set_ylabel("stride (tokens)")
         axes.invert_yaxis()
@@ -325,7 +332,3 @@ def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[floa
         if row["arm"] in (BASELINE, WHOLE)
     ]
     return [bar for bar in [*across, *along, *steps, *level] if all(map(math.isfinite, bar))]
-
-
-def _reductions(rows: pd.DataFrame) -> str:
-    return " and ".join(dict.fromkeys(map(str, rows["objective.continuity_reduction"])))

@@ -16,13 +16,14 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting import measures, tables
+from reco_tune.reporting.analyses import lowest_by_weight, window_stride_cells
 from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.paper import SOURCE
 from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
-from reco_tune.reporting.tables import GROUP_NOTE, MOST_ROWS
+from reco_tune.reporting.tables import MOST_ROWS
 from reco_tune.reporting.top_up import top_up_commands, top_up_words
 from reco_tune.reporting.verdicts import Verdict
 
@@ -50,8 +51,15 @@ ABOUT_FIGURES = {
         "What decides",
         "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares add up to 100%.",
     ),
-    "window_stride": ("Window and stride", "Mean FVD and speed-up of windowed runs by window length and stride, in tokens."),
-    "lambda": ("The continuity weight", "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs only."),
+    "window_stride": (
+        "Window and stride",
+        "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other settings; without any, "
+        "of arms that differ in nothing else.",
+    ),
+    "lambda": (
+        "The continuity weight",
+        "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs without a penalty on h².",
+    ),
     "learning_curves": ("Learning curves", "Validation cross-entropy (full sequence, teacher-forced) at every rung."),
     "loss_by_frame": (
         "Loss by frame",
@@ -94,6 +102,7 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         "breakable": _breakable,
         "parts": tables.measure_parts,
         "setting": _setting,
+        "weight_span": tables.weight_span,
     }
     budgets = budget_order(report.runs)
     return environment.get_template("page.html.j2").render(
@@ -114,7 +123,8 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         levels=_levels(report.quality),
         weights=report.weight_groups.head(MOST_ROWS).to_dict("records"),
         windows=report.windows.head(MOST_ROWS).to_dict("records"),
-        group_note=GROUP_NOTE,
+        weights_caption=report.weights_caption,
+        windows_caption=report.windows_caption,
         paper=report.paper,
         paper_source=SOURCE,
         imports=report.imports,
@@ -176,13 +186,13 @@ def _in_words(name: str, report: Report) -> str:
     if name == "frontier":
         rows = report.ablation.to_dict("records")
         return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
-    if name == "lambda" and len(report.weight_groups):
-        best = min(report.weight_groups.to_dict("records"), key=lambda row: row["fvd"])
-        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at λ from {best['lowest']:.3g} to {best['highest']:.3g}."
+    if name == "lambda":
+        return " ".join(f"At {words}." for words in lowest_by_weight(report.weight_groups))
     if name == "window_stride":
-        best = min(report.windows.to_dict("records"), key=lambda row: row["fvd"])
+        budget = budget_order(report.runs)[0]  # the one that is drawn
+        best = min(window_stride_cells(report.windows[report.windows["budget"] == budget]).to_dict("records"), key=lambda row: row["fvd"])
         place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
-        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
+        return f"At {TITLES[budget].lower()} the lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
     if name == "importance":
         first = report.importance.drop_duplicates("objective")  # the most important setting of each stands first
         told = zip(first["objective"], first["setting"], first["importance"], strict=True)

@@ -16,7 +16,14 @@ from reco_tune import __version__
 from reco_tune.errors import StudyError
 from reco_tune.reporting import effort, tables
 from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
-from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
+from reco_tune.reporting.analyses import (
+    lambda_caption,
+    lambda_groups,
+    lambda_table,
+    window_stride_caption,
+    window_stride_cells,
+    window_stride_tables,
+)
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import Painter
 from reco_tune.reporting.frontier import Frontier, frontier
@@ -28,7 +35,7 @@ from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
-from reco_tune.reporting.tables import GROUP_NOTE, csv_text
+from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
@@ -60,9 +67,11 @@ class Report:
     weights: pd.DataFrame
     """Windowed runs by λ."""
     weight_groups: pd.DataFrame
-    """The same, runs of one λ together."""
+    """The same, runs of one arm and λ together."""
+    weights_caption: str
     windows: pd.DataFrame
-    """Windowed runs by window length and stride."""
+    """Windowed runs by arm, window length and stride."""
+    windows_caption: str
     paper: dict[str, Reference]
     """The paper's own values by arm, where conditions match."""
     verdicts: list[Verdict]
@@ -130,7 +139,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             importance=pd.DataFrame(),  # comes with the figures
             weights=weights,
             weight_groups=lambda_groups(weights),
+            weights_caption=lambda_caption(own),
             windows=window_stride_tables(own),
+            windows_caption=window_stride_caption(own),
             paper=paper_reference(own),
             verdicts=verdicts(own),
             top_up=top_up(own),
@@ -144,7 +155,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source))
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
-        painter.draw("window_stride", output, report.windows[report.windows["budget"] == budget])
+        painter.draw("window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget)
         tell(2, 6, "writing tables")
         _write_tables(report)
         _write_provenance(report, own, imports)
@@ -186,11 +197,11 @@ def _write_tables(report: Report) -> None:
         "measures.csv": csv_text(report.measures),
         "measures.md": tables.measures_markdown(report.measures),
         "lambda.csv": csv_text(report.weights),
-        "lambda.md": tables.lambda_markdown(report.weight_groups, GROUP_NOTE),
-        "lambda.tex": tables.lambda_latex(report.weight_groups, GROUP_NOTE),
+        "lambda.md": tables.lambda_markdown(report.weight_groups, report.weights_caption),
+        "lambda.tex": tables.lambda_latex(report.weight_groups, report.weights_caption),
         "window_stride.csv": csv_text(report.windows),
-        "window_stride.md": tables.window_stride_markdown(report.windows, GROUP_NOTE),
-        "window_stride.tex": tables.window_stride_latex(report.windows, GROUP_NOTE),
+        "window_stride.md": tables.window_stride_markdown(report.windows, report.windows_caption),
+        "window_stride.tex": tables.window_stride_latex(report.windows, report.windows_caption),
     }.items():
         _write(report.folder / name, text)
 
