@@ -22,7 +22,7 @@ from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.figures import draw_frontier, draw_window_stride
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
-from reco_tune.reporting.page import render
+from reco_tune.reporting.page import MOST_SETTINGS, _hover, render
 from reco_tune.reporting.report import constraints
 from reco_tune.reporting.runs import arm_order, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
@@ -316,6 +316,22 @@ def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path
         assert x_low < 1.5 < x_high and y_low < 5 < y_high
     told = [text.get_text() for text in figure.legends[0].texts]
     assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]
+
+
+def test_a_point_tells_every_setting_that_differs(study, report):
+    record = read_study(study)
+    for run in record.runs.values():
+        run.settings["objective.continuity_reduction"] = "sum" if run.trial == "search-0001" else "mean"
+        run.settings["window.prefix_keep"] = 0.9 if run.trial == "search-0001" else 1.0
+    mixed = replace(report, runs=runs_table(record))
+    words = _hover(mixed, "equal_steps")("search-0001").splitlines()
+    weight = record.runs["search-0001"].settings["objective.continuity_weight"]
+    assert words[3] == f"objective.continuity_weight = {weight} (sum)"
+    assert "window.prefix_keep = 0.9" in words and not any("reduction =" in line or "model.width" in line for line in words)
+    assert f"<td>{weight} (sum)</td>" in render(mixed, {}, {})
+    many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
+    words = _hover(replace(report, runs=many), "equal_steps")("search-0001").splitlines()
+    assert len(words) == MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
 
 
 def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
