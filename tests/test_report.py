@@ -19,7 +19,7 @@ from toy_study import PROTOCOL, record_study
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import write_report
 from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.figures import draw_frontier, draw_window_stride
+from reco_tune.reporting.figures import draw_frontier, draw_loss_by_frame, draw_window_stride
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import MOST_SETTINGS, _hover, render
@@ -27,6 +27,7 @@ from reco_tune.reporting.report import constraints
 from reco_tune.reporting.runs import arm_order, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
 from reco_tune.reporting.scatter import scatter
+from reco_tune.reporting.style import lay_out
 from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import Experiment
@@ -316,6 +317,17 @@ def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path
         assert x_low < 1.5 < x_high and y_low < 5 < y_high
     told = [text.get_text() for text in figure.legends[0].texts]
     assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]
+
+
+def test_a_long_name_of_an_arm_keeps_its_end_within_its_panel() -> None:
+    names = [f"short_to_long_with_a_noisy_prefix_{number}" for number in range(5)]
+    curves = {"loss_by_frame_train": [1.0, 2.0], "loss_by_frame_generated": [1.0, 2.0]}
+    figure = draw_loss_by_frame(dict.fromkeys(names, curves), "equal_steps")
+    assert figure is not None
+    assert [axes.get_title().replace("\n", "") for axes in figure.axes] == names
+    lay_out(figure)
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes)) and boxes[-1].x1 < figure.bbox.x1
 
 
 def test_a_point_tells_every_setting_that_differs(study, report):

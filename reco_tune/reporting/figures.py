@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -37,6 +38,8 @@ __all__ = [
     "draw_window_stride",
     "save",
 ]
+TITLE_CHARACTERS = 22
+"""Across a small panel."""
 FEWER_FRAMES = "fewer_frames"
 """Begins the names of the fewer-frames baselines, which have a marker of their own."""
 
@@ -147,7 +150,7 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
             axes.plot(
                 curves[arm][generated], color=palette[arm], marker="s", markersize=3.5, linestyle=(0, (3, 1.5)), markerfacecolor="white"
             )
-            axes.set_title(arm, fontsize=9, color=palette[arm])
+            axes.set_title(_wrapped(arm), fontsize=9, color=palette[arm])
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
@@ -332,3 +335,8 @@ def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[floa
         if row["arm"] in (BASELINE, WHOLE)
     ]
     return [bar for bar in [*across, *along, *steps, *level] if all(map(math.isfinite, bar))]
+
+
+def _wrapped(arm: str) -> str:
+    """A long name on several lines, broken after underscores: its end tells it from others."""
+    return "\n".join(textwrap.wrap(arm.replace("_", "_ "), TITLE_CHARACTERS)).replace("_ ", "_")
