@@ -74,8 +74,8 @@ def test_a_script_is_short_and_opens_with_its_question(script):
     [
         ("frontier.py", ["frontier.csv", "frontier_probability.csv", "frontier.pdf", "frontier.png"], "equal_compute: hypervolume"),
         ("ablation.py", ["ablation.csv", "ablation.md", "ablation.tex"], "recover the baseline"),
-        ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "at λ ="),
-        ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "window    18  stride     9"),
+        ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "(mean), 1 run of"),
+        ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "(1 runs of reco)"),
         ("loss_by_frame.py", ["loss_by_frame.csv", "loss_by_frame_equal_steps.png"], "block 0: 0."),
         ("error_growth.py", ["error_growth.csv", "error_growth_equal_compute.png"], "from block 1 to 4"),
         ("importance.py", ["importance.csv", "importance.png"], "fvd (15 sampled runs)"),

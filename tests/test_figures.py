@@ -40,7 +40,7 @@ def test_numbers_in_cells_read_on_every_colour_of_the_map():
         [length, stride, 1, 2.0 + number, 1.5, 1.0, 3.0] for number, (length, stride) in enumerate(itertools.product((9, 18), (4, 9, 18)))
     ]
     columns = ["window.length_tokens", "window.stride_tokens", "runs", "fvd", "speedup", "fvd_low", "fvd_high"]
-    figure = draw_window_stride(pd.DataFrame(cells[:5], columns=columns))  # one place stays empty
+    figure = draw_window_stride(pd.DataFrame(cells[:5], columns=columns), "equal_steps")  # one place stays empty
     axes = figure.axes[0]
     grounds = dict(zip((2.0, 3.0, 4.0, 5.0, 6.0), axes.collections[0].to_rgba(np.arange(2.0, 7.0)), strict=True))
     assert sorted(float(text.get_text().split("\n")[0]) for text in axes.texts) == sorted(grounds)

@@ -18,14 +18,18 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import write_report
+from reco_tune.reporting.ablation import ablation_table
+from reco_tune.reporting.figures import draw_frontier, draw_loss_by_frame, draw_window_stride
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
-from reco_tune.reporting.page import render
-from reco_tune.reporting.report import largest_allowed
-from reco_tune.reporting.runs import load_study, runs_table
+from reco_tune.reporting.page import MOST_SETTINGS, _hover, render
+from reco_tune.reporting.report import constraints
+from reco_tune.reporting.runs import arm_order, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
 from reco_tune.reporting.scatter import scatter
+from reco_tune.reporting.style import lay_out
 from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import Experiment
 from reco_tune.study_log import EventLog, StudyFolder, read_study
 
@@ -324,8 +328,52 @@ def test_the_page_is_used_by_keyboard_alone(report, tmp_path):
     assert found["stops"] > 40 and found["points"] > 10
 
 
-def test_the_caps_of_a_search_are_lines_of_its_frontier(tmp_path: Path) -> None:
+def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path)
-    assert largest_allowed(folder) == {}, "a log without its settings"
-    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}}\n")
-    assert largest_allowed(folder) == {"fvd": 5.0}
+    assert constraints(tmp_path) == {}, "a log without its settings"
+    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}, peak_memory_ratio: {max: 0.7}}\n")
+    runs = runs_table(load_study(study))
+    figure = draw_frontier(frontier_uncertainty(runs), ablation_table(runs), arm_order(runs), constraints(tmp_path))
+    assert figure is not None
+    for axes in figure.axes:
+        drawn = [line.get_xydata() for line in axes.lines if line.get_color() == "#b22222"]
+        assert [list(map(tuple, ends)) for ends in drawn] == [[(0, 5), (1, 5)], [(1.5, 0), (1.5, 1)]]
+        (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
+        assert x_low < 1.5 < x_high and y_low < 5 < y_high
+    told = [text.get_text() for text in figure.legends[0].texts]
+    assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]
+
+
+def test_a_long_name_of_an_arm_keeps_its_end_within_its_panel() -> None:
+    names = [f"short_to_long_with_a_noisy_prefix_{number}" for number in range(5)]
+    curves = {"loss_by_frame_train": [1.0, 2.0], "loss_by_frame_generated": [1.0, 2.0]}
+    figure = draw_loss_by_frame(dict.fromkeys(names, curves), "equal_steps")
+    assert figure is not None
+    assert [axes.get_title().replace("\n", "") for axes in figure.axes] == names
+    lay_out(figure)
+    boxes = [axes.title.get_window_extent() for axes in figure.axes]
+    assert all(one.x1 < other.x0 for one, other in itertools.pairwise(boxes)) and boxes[-1].x1 < figure.bbox.x1
+
+
+def test_a_point_tells_every_setting_that_differs(study, report):
+    record = read_study(study)
+    for run in record.runs.values():
+        run.settings["objective.continuity_reduction"] = "sum" if run.trial == "search-0001" else "mean"
+        run.settings["window.prefix_keep"] = 0.9 if run.trial == "search-0001" else 1.0
+    mixed = replace(report, runs=runs_table(record))
+    words = _hover(mixed, "equal_steps")("search-0001").splitlines()
+    weight = record.runs["search-0001"].settings["objective.continuity_weight"]
+    assert words[3] == f"objective.continuity_weight = {weight} (sum)"
+    assert "window.prefix_keep = 0.9" in words and not any("reduction =" in line or "model.width" in line for line in words)
+    assert f"<td>{weight} (sum)</td>" in render(mixed, {}, {})
+    many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
+    words = _hover(replace(report, runs=many), "equal_steps")("search-0001").splitlines()
+    assert len(words) == MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
+
+
+def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
+    alt = next(attributes["alt"] for attributes in Outline(report.index.read_text()).all("img") if attributes["alt"].startswith("Window"))
+    own = report.windows[(report.windows["budget"] == "equal_steps") & (report.windows["arm"] == "search")]
+    assert f"At equal steps the lowest mean FVD is {own['fvd'].min():.2f}, at a window of 27" in alt
+    figure = draw_window_stride(own, "equal_steps")
+    assert figure is not None and figure.axes[0].get_title() == "Equal steps"

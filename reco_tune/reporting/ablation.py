@@ -10,7 +10,18 @@ import pandas as pd
 
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
-from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
+from reco_tune.reporting.runs import (
+    IMPORTED,
+    SEARCH,
+    WHOLE,
+    arm_order,
+    at_budget,
+    budget_order,
+    comparable,
+    exclusions,
+    measured_with,
+    reference,
+)
 from reco_tune.settings import BASELINE
 
 COLUMNS = (
@@ -135,7 +146,7 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
-    """Which variance the intervals hold, how the p-values are made, and the smallest effect that could have been detected."""
+    """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected, and the origin."""
     results = arm_results(runs)
     if not results:
         return "No arm has been evaluated yet."
@@ -169,8 +180,7 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
         text += _detectable(results, budget, reference(budget, baseline))
     if any(value is True for value in runs["rank_deficient"]):
         text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
-    origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
-    return f"{text} Measured with {', '.join(origin)}." if origin else text
+    return f"{text} {measured_with(comparable(runs))}"
 
 
 def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> str:

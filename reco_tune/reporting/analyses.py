@@ -15,37 +15,46 @@ from reco_tune.errors import ComparisonError
 from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.aggregate import Measured, mean_interval
 from reco_tune.reporting.curves import arm_curves
-from reco_tune.reporting.runs import BUDGETS, WHOLE, arm_order, budget_order, comparable
+from reco_tune.reporting.runs import BUDGETS, SEARCH, TITLES, WHOLE, arm_order, budget_order, comparable, differing, measured_with
+from reco_tune.reporting.tables import GROUP_NOTE, interval, number, weight_span
 from reco_tune.reporting.top_up import pooled
 from reco_tune.study_log import StudyRecord
 
+WEIGHT, REDUCTION = "objective.continuity_weight", "objective.continuity_reduction"
+LAMBDA = (WEIGHT, REDUCTION)
+PLACE = ("window.length_tokens", "window.stride_tokens")
 MOST_LAMBDAS = 24
 """Values of λ that stand one by one in the table for people."""
 LAMBDA_MEANS = ("val_cross_entropy", "continuity", "hidden_norm")
 
 
 def lambda_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Windowed runs by λ: budget, arm, seed, reduction, FVD with interval, validation cross-entropy, raw continuity term, mean h²."""
-    rows = _windowed(comparable(runs))
-    keys = ["budget", "objective.continuity_weight", "objective.continuity_reduction", "arm", "trial", "seed"]
-    values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm"]
-    order = rows["objective.continuity_weight"].astype(float).to_numpy().argsort(kind="stable")
-    return rows.iloc[order].sort_values("budget", ascending=False, kind="stable")[[*keys, *values]].reset_index(drop=True)
+    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, FVD with interval, validation cross-entropy, raw
+    continuity term, mean h², and whether the runs of that budget differ in λ, its reduction and the training seed alone.
+    """
+    rows = _weighted(runs)
+    keys = ["budget", *LAMBDA, "arm", "trial", "seed"]
+    values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm", "comparable"]
+    rows = rows.iloc[rows[WEIGHT].astype(float).to_numpy().argsort(kind="stable")]
+    parts = [own.assign(comparable=not _beside(own, LAMBDA)) for own in (rows[rows["budget"] == budget] for budget in budget_order(runs))]
+    return pd.concat(parts)[[*keys, *values]].reset_index(drop=True)
 
 
 def window_stride_table(runs: pd.DataFrame, budget: str) -> pd.DataFrame:
-    """Windowed runs by window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval of that FVD.
+    """Windowed runs by arm, window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval of that FVD.
 
-    The interval is that of `aggregate.mean_interval` over the runs of the cell, which may differ in seed and in other settings.
+    The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which may differ in other
+    settings. `comparable` says whether all runs of the budget differ in window, stride and training seed alone.
     """
-    rows = _windowed(comparable(runs))
+    rows = _windowed(runs)
     rows = rows[rows["budget"] == budget]
-    keys = ["window.length_tokens", "window.stride_tokens"]
+    rows, alike = rows.astype(dict.fromkeys(PLACE, int)), not _beside(rows, PLACE)
     cells = []
-    for place, group in rows.astype(dict.fromkeys(keys, int)).groupby(keys, sort=True):
-        fvd = _mean_fvd(group)
-        cells.append([*place, len(group), fvd.value, float(group["speedup"].mean()), fvd.low, fvd.high])
-    return pd.DataFrame(cells, columns=[*keys, "runs", "fvd", "speedup", "fvd_low", "fvd_high"])
+    for arm in dict.fromkeys(rows["arm"]):
+        for place, group in rows[rows["arm"] == arm].groupby(list(PLACE), sort=True):
+            fvd = _mean_fvd(group)
+            cells.append([arm, *place, len(group), fvd.value, float(group["speedup"].mean()), fvd.low, fvd.high, alike])
+    return pd.DataFrame(cells, columns=["arm", *PLACE, "runs", "fvd", "speedup", "fvd_low", "fvd_high", "comparable"])
 
 
 def window_stride_tables(runs: pd.DataFrame) -> pd.DataFrame:
@@ -56,32 +65,74 @@ def window_stride_tables(runs: pd.DataFrame) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)
 
 
-def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """`lambda_table` by budget, reduction and λ, for people: how many runs, mean FVD with its interval, means of what else was measured.
+def window_stride_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a `window_stride_table` that make one map, a place once: of sampled runs; without any, of comparable arms."""
+    sampled = table[table["arm"] == SEARCH]
+    return sampled if len(sampled) else table[table["comparable"].astype(bool)].drop_duplicates(list(PLACE))
 
-    Where a budget has more than `MOST_LAMBDAS` values of λ, they are put together by half decades from `lowest` to `highest`.
+
+def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean FVD with its interval, means of the other values.
+
+    Where an arm (or the search) has more than `MOST_LAMBDAS` values of λ, they are put together by half decades from `lowest` to `highest`.
     """
-    columns = ["budget", "reduction", "lowest", "highest", "runs", "fvd", "fvd_low", "fvd_high", *LAMBDA_MEANS]
+    columns = ["budget", "arm", "reduction", "lowest", "highest", "runs", "fvd", "fvd_low", "fvd_high", *LAMBDA_MEANS, "comparable"]
     rows: list[list[object]] = []
-    for (budget, reduction), own in table.groupby(["budget", "objective.continuity_reduction"], sort=False):
-        weights = own["objective.continuity_weight"].astype(float)
+    for (budget, arm, reduction), own in table.groupby(["budget", "arm", REDUCTION], sort=False):
+        weights = own[WEIGHT].astype(float)
         few = weights.nunique() <= MOST_LAMBDAS
         group = weights if few else np.floor(2 * np.log10(weights.where(weights > 0, 1e-99)))
         for _, members in own.groupby(group, sort=True):
             fvd, inside = _mean_fvd(members), weights[members.index]
             means = [float(members[name].mean()) for name in LAMBDA_MEANS]
-            rows.append([budget, reduction, inside.min(), inside.max(), len(members), *fvd, *means])
+            rows.append([budget, arm, reduction, inside.min(), inside.max(), len(members), *fvd, *means, own["comparable"].iloc[0]])
     return pd.DataFrame(rows, columns=columns)
 
 
-def _windowed(kept: pd.DataFrame) -> pd.DataFrame:
-    """Runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
-    settings = [
-        "window.scheme",
-        "window.length_tokens",
-        "window.stride_tokens",
-        *(f"objective.continuity_{end}" for end in ("weight", "reduction")),
-    ]
+def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
+    """Of `lambda_groups`, by budget in words: the lowest mean FVD, over how many runs of which arm, and its λ with the reduction."""
+    lines = []
+    for budget, rows in groups.groupby("budget", sort=False):
+        best = rows.iloc[int(rows["fvd"].argmin())].to_dict()
+        runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''} of {best['arm']}"
+        place = f"at λ = {weight_span(best)} ({best['reduction']})"
+        title, fvd = TITLES[str(budget)].lower(), f"{number(best['fvd'])} {interval(best['fvd_low'], best['fvd_high'])}"
+        mixed = "" if best["comparable"] else "; rows differ in more than λ"
+        lines.append(f"{title}: lowest mean FVD {fvd.strip()} {place}, {runs}{mixed}")
+    return lines
+
+
+def lambda_caption(runs: pd.DataFrame) -> str:
+    """What the rows of the λ table are, why no best may be marked, and where they come from."""
+    return _caption(_weighted(runs), LAMBDA)
+
+
+def window_stride_caption(runs: pd.DataFrame) -> str:
+    """The same of the window x stride table."""
+    return _caption(_windowed(runs), PLACE)
+
+
+def _caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
+    also = {key for _, own in rows.groupby("budget") for key in _beside(own, asked)}
+    names = ", ".join(f"`{key}`" for key in differing(rows) if key in also)
+    mixed = f" Where rows of a budget differ in more, here in {names}, no best is marked." if also else ""
+    return f"{GROUP_NOTE}{mixed} {measured_with(rows)}".rstrip()
+
+
+def _beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
+    """What runs differ in beside what is asked about and the training seed."""
+    return [key for key in differing(rows) if key not in (*asked, "training.seed")]
+
+
+def _weighted(runs: pd.DataFrame) -> pd.DataFrame:
+    """Windowed runs without a penalty on h²: that is a control with a weight of its own, which λ = 0 says nothing of."""
+    rows = _windowed(runs)
+    return rows[rows["objective.norm_weight"].astype(float).fillna(0) == 0]
+
+
+def _windowed(runs: pd.DataFrame) -> pd.DataFrame:
+    """Comparable runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
+    kept, settings = comparable(runs), ["window.scheme", *PLACE, *LAMBDA, "objective.norm_weight"]
     return kept[kept["window.scheme"] == "window"] if "window.scheme" in kept else kept.iloc[:0].assign(**dict.fromkeys(settings, ""))
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import itertools
 import math
+import textwrap
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -39,7 +40,7 @@ from reco_tune.reporting.style import (
     text_tone,
 )
 from reco_tune.reporting.uncertainty import Uncertainty
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, Bound
 
 __all__ = [
     "draw_bias",
@@ -52,12 +53,14 @@ __all__ = [
     "draw_window_stride",
     "save",
 ]
+TITLE_CHARACTERS = 22
+"""Across a small panel."""
 FEWER_FRAMES = "fewer_frames"
 """Begins the names of the fewer-frames baselines, which have a marker of their own."""
 
 
 def draw_frontier(
-    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, float] | None = None
+    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, Bound] | None = None
 ) -> Figure | None:
     """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
 
@@ -65,25 +68,27 @@ def draw_frontier(
         found: the configurations and their noise.
         table: of `ablation.ablation_table`, for the arms' means.
         order: of the study's arms.
-        constraints: metric -> largest allowed value; one on `fvd` is drawn as a line.
+        constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
     """
     if found.points.empty:
         return None
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(order)
-    cap = (constraints or {}).get(quantities.FVD.name)
     with style():
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
         log = spread(found.points["fvd"]) > 10
         for axes, budget in zip(panels, budgets, strict=True):
             arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
-            _frontier_panel(axes, found, budget, arms, palette, log, cap)
+            _frontier_panel(axes, found, budget, arms, palette, log)
+            bounds = _draw_constraints(axes, constraints or {})
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
+        if bounds:
+            figure.legend(handles=bounds, loc="outside lower center", ncols=len(budgets), frameon=False)
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
@@ -104,6 +109,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         return None
     palette = colours(order)
     weights = rows["objective.continuity_weight"].astype(float).to_numpy()
+    reductions = list(dict.fromkeys(map(str, rows["objective.continuity_reduction"])))  # points of the first are filled
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
     linear = 10.0 ** math.floor(math.log10(smallest))  # a decade: the ticks begin there, none stands between it and 0
     with style():
@@ -112,15 +118,17 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
             quantity = quantities.ALL[name]
             log = name == "fvd" and spread(rows[name]) > 10
-            for budget, marker in MARKERS.items():
-                for arm, group in rows[rows["budget"] == budget].groupby("arm", sort=False):
-                    x, y = group["objective.continuity_weight"].astype(float), group[name]
-                    look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
-                    axes.scatter(x, y, marker=marker, color=palette[str(arm)], zorder=2 if arm == SEARCH else 3, **look)
+            for (budget, arm, reduction), own in rows.groupby(["budget", "arm", "objective.continuity_reduction"], sort=False):
+                x, y, colour = own["objective.continuity_weight"].astype(float), own[name], palette[str(arm)]
+                look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
+                if reduction != reductions[0]:
+                    look |= {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0}
+                marker, depth = MARKERS[str(budget)], 2 if arm == SEARCH else 3
+                axes.scatter(x, y, marker=marker, zorder=depth, **({"facecolor": colour} | look))
             axes.set_xscale("symlog", linthresh=linear, linscale=0.5)
             axes.set_xlim(-0.35 * linear, max(1.5 * weights.max(), 2 * linear))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
-            axes.set_xlabel(f"continuity weight λ (reduction: {_reductions(rows)})")
+            axes.set_xlabel(f"continuity weight λ (reduction: {' and '.join(reductions)})")
             axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
             if log:
                 axes.set_yscale("log")
@@ -128,6 +136,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         handles = [dot(palette[arm], "o", arm) for arm in [*order, SEARCH] if arm in set(rows["arm"])]
         shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
         handles += [dot("#666666", MARKERS[budget], TITLES[budget].lower()) for budget in shown]
+        if len(reductions) > 1:
+            hollow = Line2D([], [], color="#666666", marker="o", linestyle="none", fillstyle="none", label=f"reduction: {reductions[1]}")
+            handles += [dot("#666666", "o", f"reduction: {reductions[0]}"), hollow]
         figure.legend(
             handles=handles,
             loc="outside lower center",
@@ -155,7 +166,7 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
             axes.plot(
                 curves[arm][generated], color=palette[arm], marker="s", markersize=3.5, linestyle=(0, (3, 1.5)), markerfacecolor="white"
             )
-            axes.set_title(arm, fontsize=9, color=text_tone(palette[arm]))
+            axes.set_title(_wrapped(arm), fontsize=9, color=text_tone(palette[arm]))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
@@ -196,8 +207,8 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]
     )
 
 
-def draw_window_stride(table: pd.DataFrame) -> Figure | None:
-    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_table` computes them."""
+def draw_window_stride(table: pd.DataFrame, budget: str) -> Figure | None:
+    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_cells` chooses them."""
     if table.empty:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
@@ -214,6 +225,7 @@ def draw_window_stride(table: pd.DataFrame) -> Figure | None:
         for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
             column, row = map(int, text.get_position())
             text.set_color(text_on(cells.to_rgba(fvd.to_numpy()[row, column])))
+        axes.set_title(TITLES[budget])
         axes.set_xlabel("window length (tokens)")
         axes.set_ylabel("stride (tokens)")
         axes.invert_yaxis()
@@ -232,9 +244,7 @@ def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _frontier_panel(
-    axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool, cap: float | None
-) -> None:
+def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool) -> None:
     points, compared = found.at(budget), reference(budget)
     searched, front = points[points["arm"] == SEARCH], _front(points)
     axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], zorder=2, **_sampled(len(searched)))
@@ -254,8 +264,6 @@ def _frontier_panel(
     if len(baseline):
         axes.axhline(float(baseline["fvd"].iloc[0]), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.axvline(1.0, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
-    if cap is not None:
-        axes.axhline(cap, color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), zorder=1)
     if log:
         axes.set_yscale("log")
     axes.margins(x=0.14, y=0.1)
@@ -272,9 +280,21 @@ def _frontier_panel(
         handles.append(Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported"))
     if len(baseline):
         handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
-    if cap is not None:
-        handles.append(Line2D([], [], color="#b22222", linewidth=1.0, linestyle=(0, (6, 2)), label=f"constraint: FVD ≤ {cap:g}"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+
+
+def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> list[Line2D]:
+    """Lines where they lie in this plane, and for each a handle of the legend that says it."""
+    look: dict[str, Any] = {"color": "#b22222", "linewidth": 1.0, "linestyle": (0, (6, 2))}
+    draw = {quantities.FVD.name: axes.axhline, quantities.SPEEDUP.name: axes.axvline}
+    handles = []
+    for metric, bound in constraints.items():
+        if metric in draw:
+            for end in (bound.min, bound.max):
+                if end is not None:
+                    draw[metric](end, zorder=1, **look)
+        handles.append(Line2D([], [], **(look if metric in draw else {"linestyle": "none"}), label=f"constraint: {metric} {bound}"))
+    return handles
 
 
 def _sampled(runs: int) -> dict[str, Any]:
@@ -337,5 +357,6 @@ def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[floa
     return [bar for bar in [*across, *along, *steps, *level] if all(map(math.isfinite, bar))]
 
 
-def _reductions(rows: pd.DataFrame) -> str:
-    return " and ".join(dict.fromkeys(map(str, rows["objective.continuity_reduction"])))
+def _wrapped(arm: str) -> str:
+    """A long name on several lines, broken after underscores: its end tells it from others."""
+    return "\n".join(textwrap.wrap(arm.replace("_", "_ "), TITLE_CHARACTERS)).replace("_ ", "_")

@@ -16,19 +16,22 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting import measures, tables
+from reco_tune.reporting.analyses import REDUCTION, WEIGHT, lowest_by_weight, window_stride_cells
 from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.paper import SOURCE
-from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, reference
+from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, differing, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
-from reco_tune.reporting.tables import GROUP_NOTE, MOST_ROWS
+from reco_tune.reporting.tables import MOST_ROWS
 from reco_tune.reporting.top_up import top_up_commands, top_up_words
 from reco_tune.reporting.verdicts import Verdict
 
 if TYPE_CHECKING:
     from reco_tune.reporting.report import Report
 
+MOST_SETTINGS = 16
+"""Settings that a point tells when it is hovered."""
 LEAST_CHANCE = 0.05
 """Configurations that stand on the frontier with at least this probability are listed with it."""
 ABOUT_FIGURES = {
@@ -50,8 +53,15 @@ ABOUT_FIGURES = {
         "What decides",
         "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares add up to 100%.",
     ),
-    "window_stride": ("Window and stride", "Mean FVD and speed-up of windowed runs by window length and stride, in tokens."),
-    "lambda": ("The continuity weight", "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs only."),
+    "window_stride": (
+        "Window and stride",
+        "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other settings; without any, "
+        "of arms that differ in nothing else.",
+    ),
+    "lambda": (
+        "The continuity weight",
+        "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs without a penalty on h².",
+    ),
     "learning_curves": ("Learning curves", "Validation cross-entropy (full sequence, teacher-forced) at every rung."),
     "loss_by_frame": (
         "Loss by frame",
@@ -94,8 +104,9 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         "breakable": _breakable,
         "parts": tables.measure_parts,
         "setting": _setting,
+        "weight_span": tables.weight_span,
     }
-    budgets = budget_order(report.runs)
+    budgets, lambdas = budget_order(report.runs), _lambdas(report.runs)
     return environment.get_template("page.html.j2").render(
         study=report.study,
         claims=_claims(report.verdicts),
@@ -108,13 +119,15 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         beside=measures.blocks(report.measures, measures.BESIDE_FVD),
         analyses=measures.blocks(report.measures, measures.ANALYSES),
         measure_notes=(measures.NOTE, measures.LAW_NOTE),
+        titles={name: title for name, (title, _) in ABOUT_FIGURES.items()},
         figures={name: _figure(name, path, report) for name, path in figures.items()},
         scatters={budget: scatter(report.frontier.at(budget), _hover(report, budget)) for budget in budgets},
-        fronts={budget: _front(report.uncertainty.at(budget)) for budget in budgets},
+        fronts={budget: _front(report.uncertainty.at(budget), lambdas) for budget in budgets},
         levels=_levels(report.quality),
         weights=report.weight_groups.head(MOST_ROWS).to_dict("records"),
         windows=report.windows.head(MOST_ROWS).to_dict("records"),
-        group_note=GROUP_NOTE,
+        weights_caption=report.weights_caption,
+        windows_caption=report.windows_caption,
         paper=report.paper,
         paper_source=SOURCE,
         imports=report.imports,
@@ -176,13 +189,13 @@ def _in_words(name: str, report: Report) -> str:
     if name == "frontier":
         rows = report.ablation.to_dict("records")
         return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
-    if name == "lambda" and len(report.weight_groups):
-        best = min(report.weight_groups.to_dict("records"), key=lambda row: row["fvd"])
-        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at λ from {best['lowest']:.3g} to {best['highest']:.3g}."
+    if name == "lambda":
+        return " ".join(f"At {words}." for words in lowest_by_weight(report.weight_groups))
     if name == "window_stride":
-        best = min(report.windows.to_dict("records"), key=lambda row: row["fvd"])
+        budget = budget_order(report.runs)[0]  # the one that is drawn
+        best = min(window_stride_cells(report.windows[report.windows["budget"] == budget]).to_dict("records"), key=lambda row: row["fvd"])
         place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
-        return f"The lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
+        return f"At {TITLES[budget].lower()} the lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
     if name == "importance":
         first = report.importance.drop_duplicates("objective")  # the most important setting of each stands first
         told = zip(first["objective"], first["setting"], first["importance"], strict=True)
@@ -208,24 +221,37 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
 
 def _hover(report: Report, budget: str) -> Callable[[str], str]:
     """Of a trial: the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
-    runs, points = report.runs, report.uncertainty.at(budget)
+    runs, points, lambdas = report.runs, report.uncertainty.at(budget), _lambdas(report.runs)
     chances = dict(zip(configurations(points), points["probability"], strict=True))
-    keys = [key for key in (*SETTINGS, "objective.norm_weight", "window.scheme", "training.learning_rate") if key in runs]
-    known = {trial: values for trial, *values in zip(runs["trial"], configurations(runs), *(runs[key] for key in keys), strict=True)}
+    keys = [key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION]  # λ tells its reduction
+    columns = [runs["trial"].map(lambdas) if key == WEIGHT else runs[key] for key in keys]
+    known = {trial: values for trial, *values in zip(runs["trial"], configurations(runs), *columns, strict=True)}
 
     def words(trial: str) -> str:
         own, *values = known[trial]
-        lines = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if value is not None]
+        told = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if not pd.isna(value)]
+        more = [f"and {len(told) - MOST_SETTINGS} more, in runs.csv"] if len(told) > MOST_SETTINGS else []
         chance = chances.get(own)
-        return "\n".join([*lines, *([] if chance is None else [f"on the frontier with probability {chance:.2f}"])])
+        return "\n".join(told[:MOST_SETTINGS] + more + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"]))
 
     return words
 
 
-def _front(points: pd.DataFrame) -> list[dict[Any, Any]]:
+def _lambdas(runs: pd.DataFrame) -> dict[str, str | None]:
+    """Of every trial, λ with its reduction: without it the number says nothing."""
+    if WEIGHT not in runs:
+        return {}
+    known = zip(runs["trial"], runs[WEIGHT], runs[REDUCTION], strict=True)
+    return {
+        trial: None if pd.isna(weight) else f"{_setting(weight)} ({reduction or 'reduction unknown'})" for trial, weight, reduction in known
+    }
+
+
+def _front(points: pd.DataFrame, lambdas: Mapping[str, str | None]) -> list[dict[Any, Any]]:
     """Configurations that stand on the frontier, or may well do, from slow to fast."""
     shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
-    return shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS).to_dict("records")
+    shown = shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS)
+    return shown.assign(**{WEIGHT: shown["trial"].map(lambdas)}).to_dict("records")
 
 
 def _levels(quality: pd.DataFrame) -> list[dict[str, Any]]:

@@ -16,7 +16,14 @@ from reco_tune import __version__
 from reco_tune.errors import StudyError
 from reco_tune.reporting import effort, tables
 from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
-from reco_tune.reporting.analyses import lambda_groups, lambda_table, window_stride_tables
+from reco_tune.reporting.analyses import (
+    lambda_caption,
+    lambda_groups,
+    lambda_table,
+    window_stride_caption,
+    window_stride_cells,
+    window_stride_tables,
+)
 from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import DRAWN_BY, Painter
 from reco_tune.reporting.frontier import Frontier, frontier
@@ -28,11 +35,11 @@ from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
-from reco_tune.reporting.tables import GROUP_NOTE, csv_text
+from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
-from reco_tune.settings import read_yaml
+from reco_tune.settings import Bound, read_yaml
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 Progress = Callable[[int, int, str], None]
@@ -60,9 +67,11 @@ class Report:
     weights: pd.DataFrame
     """Windowed runs by λ."""
     weight_groups: pd.DataFrame
-    """The same, runs of one λ together."""
+    """The same, runs of one arm and λ together."""
+    weights_caption: str
     windows: pd.DataFrame
-    """Windowed runs by window length and stride."""
+    """Windowed runs by arm, window length and stride."""
+    windows_caption: str
     paper: dict[str, Reference]
     """The paper's own values by arm, where conditions match."""
     verdicts: list[Verdict]
@@ -131,7 +140,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             importance=pd.DataFrame(),  # comes with the figures
             weights=weights,
             weight_groups=lambda_groups(weights),
+            weights_caption=lambda_caption(own),
             windows=window_stride_tables(own),
+            windows_caption=window_stride_caption(own),
             paper=paper_reference(own),
             verdicts=verdicts(own),
             top_up=top_up(own),
@@ -142,10 +153,10 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             folder=output,
             index=output / "index.html",
         )
-        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), largest_allowed(folder))
+        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source))
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
-        painter.draw("window_stride", output, report.windows[report.windows["budget"] == budget])
+        painter.draw("window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget)
         tell(2, 6, "writing tables")
         _write_tables(report)
         _write_provenance(report, own, imports)
@@ -163,12 +174,13 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     return report
 
 
-def largest_allowed(folder: StudyFolder | None) -> dict[str, float]:
-    """Metric -> largest value that the study's constraints allow; for lines in the figure."""
+def constraints(source: Source) -> dict[str, Bound]:
+    """Metric -> what the study's search is allowed, for lines in the figure; known from the study folder alone."""
+    folder = _study_folder(source)
     if folder is None or not folder.settings.is_file():
         return {}
     bounds = read_yaml(folder.settings).get("constraints") or {}
-    return {metric: float(bound["max"]) for metric, bound in bounds.items() if bound.get("max") is not None}
+    return {metric: Bound.model_validate(bound) for metric, bound in bounds.items()}
 
 
 def _clear(folder: Path) -> None:
@@ -199,11 +211,11 @@ def _write_tables(report: Report) -> None:
         "measures.csv": csv_text(report.measures),
         "measures.md": tables.measures_markdown(report.measures),
         "lambda.csv": csv_text(report.weights),
-        "lambda.md": tables.lambda_markdown(report.weight_groups, GROUP_NOTE),
-        "lambda.tex": tables.lambda_latex(report.weight_groups, GROUP_NOTE),
+        "lambda.md": tables.lambda_markdown(report.weight_groups, report.weights_caption),
+        "lambda.tex": tables.lambda_latex(report.weight_groups, report.weights_caption),
         "window_stride.csv": csv_text(report.windows),
-        "window_stride.md": tables.window_stride_markdown(report.windows, GROUP_NOTE),
-        "window_stride.tex": tables.window_stride_latex(report.windows, GROUP_NOTE),
+        "window_stride.md": tables.window_stride_markdown(report.windows, report.windows_caption),
+        "window_stride.tex": tables.window_stride_latex(report.windows, report.windows_caption),
     }.items():
         _write(report.folder / name, text)
 

@@ -135,6 +135,19 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     return found
 
 
+def differing(runs: pd.DataFrame) -> list[str]:
+    """The settings that take more than one value over these runs, in the order in which settings stand; a run from elsewhere has none."""
+    own = runs.loc[[not arm.endswith(IMPORTED) for arm in runs["arm"]]]
+    return [key for key in map(str, own) if "." in key and len(set(own[key])) > 1]
+
+
+def measured_with(runs: pd.DataFrame) -> str:
+    """Where the numbers of these runs come from and under which protocol, for the end of a table's caption."""
+    origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
+    words = [f"Measured with {', '.join(origin)}."] if origin else []
+    return " ".join(words + [f"Protocol: `{protocol}`." for protocol in dict.fromkeys(runs["protocol"])])
+
+
 def arm_order(runs: pd.DataFrame) -> list[str]:
     """Arms in the order of the space file, sampled runs left out."""
     return [arm for arm in dict.fromkeys([*runs.attrs.get("arms", []), *runs["arm"]]) if arm != SEARCH]

@@ -38,15 +38,15 @@ HEADINGS = [
     "memory",
 ]
 HEADINGS += ["device h", "val CE"]
-LAMBDA_HEADINGS = ["λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
-WINDOW_HEADINGS = ["window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
+LAMBDA_HEADINGS = ["arm", "λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
+WINDOW_HEADINGS = ["arm", "window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
 MOST_ROWS = 200
 """Longest block of a table for people; the CSV holds every row."""
 GROUP_NOTE = (
-    "Means over the runs of a row, which may differ in other settings and in seed; 95% intervals hold sampling noise at one run and are t "
-    "intervals over the runs from two on."
+    "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other settings; 95% intervals "
+    "hold sampling noise at one run and are t intervals over the runs from two on."
 )
-"""Caption of the λ and the window x stride table."""
+"""Begins the captions of the λ and the window x stride table (`analyses`)."""
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -84,9 +84,7 @@ def ablation_markdown(
                 + "".join(f" {cell} |" for cell in _paper_cells(paper, str(budget), row["arm"]))
             )
         lines.append("")
-    lines += [caption, ""]
-    protocols = list(dict.fromkeys(table["protocol"]))
-    lines += [f"Protocol: `{protocol}`" for protocol in protocols]
+    lines.append(caption)
     if paper:
         lines += ["", f"Columns of the paper: {SOURCE}, same data set and protocol."]
     if left_out:
@@ -112,7 +110,7 @@ def ablation_latex(
             line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
             line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"]), row["verdict"]]
             lines.append(line + _paper_cells(paper, str(budget), row["arm"]))
-    note = caption + "".join(f" Protocol: `{protocol}`." for protocol in dict.fromkeys(table["protocol"]))
+    note = caption
     if paper:
         note += f" Columns of the paper: {SOURCE}, same data set and protocol."
     if left_out:
@@ -153,8 +151,8 @@ def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
 
 def lambda_latex(groups: pd.DataFrame, caption: str) -> str:
     """What λ does, for a paper."""
-    kinds = ["l", "l", "r", "number", "c", "number", "number", "number"]
-    headings = ["$\\lambda$", "Reduction", "Runs", "FVD", "95\\,\\% interval", "Val.\\ CE", "Continuity", "$h^2$"]
+    kinds = ["l", "l", "l", "r", "number", "c", "number", "number", "number"]
+    headings = ["Arm", "$\\lambda$", "Reduction", "Runs", "FVD", "95\\,\\% interval", "Val.\\ CE", "Continuity", "$h^2$"]
     columns = [Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)]
     return latex_table(columns, _lambda_blocks(groups, bold=BOLD), caption)
 
@@ -166,7 +164,7 @@ def window_stride_markdown(table: pd.DataFrame, caption: str) -> str:
 
 def window_stride_latex(table: pd.DataFrame, caption: str) -> str:
     """Window x stride, for a paper."""
-    kinds = ["r", "r", "r", "number", "c", "number"]
+    kinds = ["l", "r", "r", "r", "number", "c", "number"]
     columns = [
         Column(heading.capitalize().replace("Fvd", "FVD").replace("95%", "95\\,\\%"), kind)
         for heading, kind in zip(WINDOW_HEADINGS, kinds, strict=True)
@@ -176,19 +174,24 @@ def window_stride_latex(table: pd.DataFrame, caption: str) -> str:
 
 def _lambda_blocks(groups: pd.DataFrame, bold: str) -> dict[str, list[list[str]]]:
     def cells(row: dict[Any, Any]) -> list[str]:
-        low, high = (f"{row[end]:.3g}" for end in ("lowest", "highest"))
         measured = [number(row["val_cross_entropy"], 3), number(row["continuity"], 3), number(row["hidden_norm"])]
-        return [low if low == high else f"{low}–{high}", row["reduction"], str(row["runs"]), *_fvd_cells(row), *measured]
+        return [row["arm"], weight_span(row), row["reduction"], str(row["runs"]), *_fvd_cells(row), *measured]
 
-    return _blocks(groups, cells, 3, bold)
+    return _blocks(groups, cells, 4, bold)
 
 
 def _window_blocks(table: pd.DataFrame, bold: str) -> dict[str, list[list[str]]]:
     def cells(row: dict[Any, Any]) -> list[str]:
         place = [str(row[name]) for name in ("window.length_tokens", "window.stride_tokens", "runs")]
-        return [*place, *_fvd_cells(row), number(row["speedup"])]
+        return [row["arm"], *place, *_fvd_cells(row), number(row["speedup"])]
 
-    return _blocks(table, cells, 3, bold)
+    return _blocks(table, cells, 4, bold)
+
+
+def weight_span(row: Mapping[Any, Any]) -> str:
+    """λ of a row of `analyses.lambda_groups`, or from its lowest to its highest."""
+    low, high = (f"{row[end]:.3g}" for end in ("lowest", "highest"))
+    return low if low == high else f"{low}–{high}"
 
 
 def _fvd_cells(row: Mapping[Any, Any]) -> list[str]:
@@ -196,11 +199,11 @@ def _fvd_cells(row: Mapping[Any, Any]) -> list[str]:
 
 
 def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], fvd_at: int, bold: str) -> dict[str, list[list[str]]]:
-    """Rows of cells under the title of their budget; the best FVD is bold as in the ablation table."""
+    """Rows of cells under the title of their budget; the best FVD is bold as in the ablation table, where rows are comparable."""
     blocks = {}
     for budget, rows in table.groupby("budget", sort=False):
         lines = [cells(row) for row in rows.head(MOST_ROWS).to_dict("records")]
-        best = best_row(rows)
+        best = best_row(rows) if rows["comparable"].all() else None
         if best is not None and best < len(lines):
             lines[best][fvd_at] = bold + lines[best][fvd_at] + ("**" if bold == "**" else "")
         blocks[TITLES[str(budget)]] = lines
