@@ -8,9 +8,12 @@ from toy_study import PROTOCOL, record_study
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
 from reco_tune.reporting.ablation import ablation_rows, caption, left_out
+from reco_tune.reporting.figures import draw_frontier
 from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.paper import paper_reference
+from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
+from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -162,3 +165,21 @@ def test_the_reference_columns_are_cited(runs):
     assert rows[0].endswith("| 56.1 |  |") and rows[1].endswith("|  |  |")  # the paper has one budget
     assert "arXiv 2604.07402" in ablation_latex(table, "", [], paper)
     assert "paper" not in ablation_markdown(table, "", [])
+
+
+@pytest.mark.parametrize(
+    ("protocol", "clip", "names", "kept"),
+    [(LARP, LARP_CLIP, {"full, paper", "reco, paper"}, "xlim"), (PAPER, PAPER_CLIP, {"full, paper", "local_balanced, paper"}, "ylim")],
+    ids=["FVD alone", "speed alone"],
+)
+def test_the_papers_numbers_are_stars_of_the_frontier_at_equal_steps(runs, protocol, clip, names, kept):
+    measured = alike(runs, protocol, clip=clip)
+    found, table = frontier_uncertainty(measured), ablation_rows(measured)
+    figure = draw_frontier(found, table, arm_order(measured), paper=paper_reference(measured))
+    steps, compute = figure.axes
+    stars = [[line for line in axes.lines if line.get_marker() == "*"] for axes in (steps, compute)]
+    assert len(stars[0]) == len(paper_reference(measured)) and not stars[1]
+    assert names <= {text.get_text() for text in steps.texts} and "the paper's own" in figure.legends[0].get_texts()[0].get_text()
+    without = draw_frontier(found, table, arm_order(measured))
+    assert not without.legends
+    assert [getattr(axes, f"get_{kept}")() for axes in without.axes] == [getattr(axes, f"get_{kept}")() for axes in figure.axes]

@@ -22,6 +22,7 @@ from matplotlib.ticker import FuncFormatter, MaxNLocator
 from reco_tune import quantities
 from reco_tune.reporting import tables
 from reco_tune.reporting.labels import label_line_ends, label_points
+from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.runs import IMPORTED, SEARCH, TITLES, WHOLE, reference
 from reco_tune.reporting.style import (
     MARKERS,
@@ -60,7 +61,11 @@ FEWER_FRAMES = "fewer_frames"
 
 
 def draw_frontier(
-    found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, Bound] | None = None
+    found: Uncertainty,
+    table: pd.DataFrame,
+    order: Sequence[str],
+    constraints: Mapping[str, Bound] | None = None,
+    paper: Mapping[str, Reference] | None = None,
 ) -> Figure | None:
     """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
 
@@ -69,6 +74,7 @@ def draw_frontier(
         table: of `ablation.ablation_table`, for the arms' means.
         order: of the study's arms.
         constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
+        paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis where it gives that value alone.
     """
     if found.points.empty:
         return None
@@ -78,21 +84,25 @@ def draw_frontier(
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
         log = spread(found.points["fvd"]) > 10
+        shared: dict[str, Line2D] = {}
         for axes, budget in zip(panels, budgets, strict=True):
             arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
             _frontier_panel(axes, found, budget, arms, palette, log)
-            bounds = _draw_constraints(axes, constraints or {})
+            shared |= _draw_constraints(axes, constraints or {})
+            if paper and budget == "equal_steps":
+                shared |= _draw_paper(axes, paper, palette)
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
-        if bounds:
-            figure.legend(handles=bounds, loc="outside lower center", ncols=len(budgets), frameon=False)
+        if shared:
+            figure.legend(handles=list(shared.values()), loc="outside lower center", ncols=len(budgets), frameon=False)
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
+            named += _paper_names(axes, paper, palette) if paper and budget == "equal_steps" else []
             searched = points[points["arm"] == SEARCH].head(300)
             label_points(axes, named, list(zip(searched["speedup"], searched["fvd"], strict=True)), _bars(axes, arms, _front(points)))
     return figure
@@ -283,18 +293,40 @@ def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFra
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
-def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> list[Line2D]:
-    """Lines where they lie in this plane, and for each a handle of the legend that says it."""
+def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> dict[str, Line2D]:
+    """Lines where they lie in this plane, and for each what it means, with its handle in the legend."""
     look: dict[str, Any] = {"color": "#b22222", "linewidth": 1.0, "linestyle": (0, (6, 2))}
     draw = {quantities.FVD.name: axes.axhline, quantities.SPEEDUP.name: axes.axvline}
-    handles = []
+    handles = {}
     for metric, bound in constraints.items():
         if metric in draw:
             for end in (bound.min, bound.max):
                 if end is not None:
                     draw[metric](end, zorder=1, **look)
-        handles.append(Line2D([], [], **(look if metric in draw else {"linestyle": "none"}), label=f"constraint: {metric} {bound}"))
+        label = f"constraint: {metric} {bound}"
+        handles[label] = Line2D([], [], **(look if metric in draw else {"linestyle": "none"}), label=label)
     return handles
+
+
+def _draw_paper(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]) -> dict[str, Line2D]:
+    """A star an arm, and what it means, with its handle in the legend."""
+    look: dict[str, Any] = {"marker": "*", "markersize": 10, "markeredgewidth": 0.9, "fillstyle": "none", "linestyle": "none"}
+    for arm, known in paper.items():
+        x, y, where = known.speedup, known.fvd, axes.transData
+        if math.isnan(y):
+            y, where = 0.0, axes.get_xaxis_transform()
+        elif math.isnan(x):
+            x, where = 0.0, axes.get_yaxis_transform()
+        axes.plot(x, y, color=palette[arm], transform=where, clip_on=False, zorder=5, **look)
+    label = f"the paper's own ({SOURCE})"
+    return {label: Line2D([], [], color="#444444", label=label, **look)}
+
+
+def _paper_names(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]) -> list[tuple[float, float, str, str]]:
+    """Where the stars stand, for labels; axis limits must be final."""
+    left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
+    places = {arm: (left if math.isnan(x) else x, bottom if math.isnan(y) else y) for arm, (y, x) in paper.items()}
+    return [(x, y, f"{arm}, paper", palette[arm]) for arm, (x, y) in places.items()]
 
 
 def _sampled(runs: int) -> dict[str, Any]:

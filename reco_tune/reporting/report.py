@@ -153,7 +153,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             folder=output,
             index=output / "index.html",
         )
-        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source))
+        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source), report.paper)
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
         painter.draw("window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget)
