@@ -13,8 +13,9 @@ from reco_tune.errors import RunFailedError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
 from reco_tune.study import Observer, Options, plan
+from reco_tune.study.agenda import CALIBRATION
 from reco_tune.study.journal import frozen
-from reco_tune.study.runner import CALIBRATION, _Driver
+from reco_tune.study.runner import _Driver
 from reco_tune.study.scheduler import verdict
 from reco_tune.study.trial import Proposals
 from reco_tune.study_log import StudyFolder, read_events
@@ -40,7 +41,7 @@ def hear(one: _Driver, event: str, arm: str, **fields: Any) -> None:
 def asked_for(one: _Driver) -> list[str]:
     """Jobs that the driver gives out, calibrations that it has to wait for left out."""
     keys = []
-    while (job := one._next_calibration() if one._todo is None else one._next_run()) is not None:
+    while (job := one.agenda.next()) is not None:
         keys.append(job.key)
     return keys
 
@@ -100,15 +101,15 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     one, speed = driver(tmp_path, *overrides), {"speedup": 1.5, "speedup_low": 1.4, "calibration_seconds": 3.0}
     asked_for(one)
     calibrated(one, "full")
-    assert asked_for(one) == ["full-s0", "search-0000", "search-0001"] and not one._search.exhausted
+    assert asked_for(one) == ["full-s0", "search-0000", "search-0001"] and not one.agenda.exhausted
     ended(one, "search-0001", 4.0, speed)
     assert asked_for(one) == [], "the other may still dominate it"
-    assert one._left == 2 + 2, "two that have not ended, and each of the sampled ones may be a finalist"
+    assert one.agenda.left == 2 + 2, "two that have not ended, and each of the sampled ones may be a finalist"
     ended(one, "search-0000", 5.0, speed)
-    job = one._next_run()
+    job = one.agenda.next()
     assert job is not None and (job.key, job.sampled, job.judged) == ("search-0001-s1", False, False)
     assert one.study.runs[job.key].metrics == speed
-    assert asked_for(one) == [] and one._search.exhausted
+    assert asked_for(one) == [] and one.agenda.exhausted
     one._take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
     one._take_in({"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}})
     assert verdict(one._space, one.study, job.key, 10) == ""
@@ -121,9 +122,9 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
 )
 def test_only_sampled_runs_generate_clips_and_only_where_it_decides(tmp_path: Path, metric: str, steps: tuple[int, ...]) -> None:
     one = driver(tmp_path, "arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", f"pruning={{kind: pareto_asha, metric: {metric}}}")
-    assert one._next_calibration() is not None and one._next_calibration() is None
+    assert one.agenda.next() is not None and one.agenda.next() is None
     calibrated(one, "full")
-    jobs = [one._next_calibration(), one._next_run(), one._next_run()]
+    jobs = [one.agenda.next() for _ in range(3)]
     assert [(job.key, job.generates_at) for job in jobs if job] == [("full-s0", ()), ("search-0000", steps), ("search-0001", steps)]
 
 

@@ -25,26 +25,23 @@ from ray.tune.search import Searcher
 
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
-from reco_tune.settings import BASELINE, Space, load_space, make_experiment
+from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
+from reco_tune.study.agenda import CALIBRATION, DONE, Agenda, Prepared
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
-from reco_tune.study.desk import Desk, Job
+from reco_tune.study.desk import Desk
 from reco_tune.study.groups import WorkerGroups
 from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
-from reco_tune.study.planning import SEARCH, Plan, plan
+from reco_tune.study.planning import Plan, plan
 from reco_tune.study.provenance import study_provenance
-from reco_tune.study.scheduler import ParetoAsha, deciding_steps, verdict
+from reco_tune.study.scheduler import ParetoAsha, verdict
 from reco_tune.study.searcher import Search, broken_constraints
-from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results, holds_run, store_run
+from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
 from reco_tune.tracking import Mirror
 
-DONE = ("evaluated", "pruned", "failed")
-"""States in which nothing is left to do for a run."""
-CALIBRATION = "calibration."
-"""Before an arm's name: the key of its calibration at the desk."""
 TRIAL_RETRIES = 3
 """How often Tune starts a trial's light process again; the work itself is not lost with it."""
 
@@ -105,7 +102,7 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
     with locked(target):
         driver = _Driver(load_space(target.settings), target, options, observer)
         if not driver.study.finished:
-            _check(driver.plan, options)
+            _check(driver.agenda.plan, options)
         return driver.drive()
 
 
@@ -130,25 +127,9 @@ class _Driver:
         self._space, self._folder, self._options, self._observer = space, folder, options, observer
         self._search = Search(space)
         self._journal = Journal(folder, self._search, observer)
-        self.plan: Plan = plan(space)
-        self._tokens = ""
-        """Path of the token cache."""
-        self._storage: Storage | None = None
-        """Through which files come and go, where the machines do not share them."""
-        self._cached: tuple[str, ...] = ()
-        """What it holds of the cache folder."""
+        self.agenda = Agenda(space, folder, self._journal, self._search)
         self._desk: Any = None
         self._stopping = threading.Event()
-        self._uncalibrated = {
-            run_.arm: run_.reason
-            for run_ in self.study.runs.values()
-            if run_.state == "failed" and run_.arm in self.plan.arms and run_.arm not in self.study.calibrations
-        }
-        """Why the speed of arms could not be measured: their runs have failed with that."""
-        self._unmeasured = self._awaited
-        """Arms whose calibration nobody has been given yet."""
-        self._todo: list[str] | None = None
-        """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
         self._broken = ""
         """Why nothing can be heard from the cluster any more."""
         self._groups: WorkerGroups | None = None
@@ -156,24 +137,6 @@ class _Driver:
     @property
     def study(self) -> StudyRecord:
         return self._journal.study
-
-    @property
-    def _awaited(self) -> list[str]:
-        """Arms whose speed is neither in the log nor known to be out of reach."""
-        return [arm for arm in self.plan.arms if arm not in self.study.calibrations and arm not in self._uncalibrated]
-
-    @property
-    def _indispensable(self) -> list[str]:
-        """Arms without a calibration that nothing can go on without: the baseline, and any arm whose steps its speed decides."""
-        counted = set(self._space.budgets) - {"equal_steps"}
-        return [arm for arm in self._uncalibrated if arm == BASELINE or counted]
-
-    @property
-    def _left(self) -> int:
-        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at most."""
-        runs = self.study.runs
-        unplanned = sum(run_.trial not in runs for run_ in self.plan.runs)
-        return unplanned + sum(record.state not in DONE for record in runs.values()) + self._search.left
 
     @property
     def _groups_gone(self) -> bool:
@@ -209,25 +172,25 @@ class _Driver:
 
     def _prepare(self) -> None:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
-        experiment = self.plan.shared
+        experiment = self.agenda.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
-        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.plan.piece_blocks)
-        prepared = prepare_evaluation(experiment, cache, self._observer.on_phase)
-        self._tokens = str(cache.path.resolve())
+        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.agenda.plan.piece_blocks)
+        evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
+        storage, parts = None, {}
         if experiment.resources.storage is not None:
-            self._storage = Storage(experiment.resources.storage)
-            parts = cached_parts(experiment, cache.path, (cache.tokenizer_path, *prepared.folders))
+            storage = Storage(experiment.resources.storage)
+            parts = cached_parts(experiment, cache.path, (cache.tokenizer_path, *evaluation.folders))
             for done, (name, part) in enumerate(parts.items(), start=1):
-                if not self._storage.holds(name):
-                    self._storage.put(part, name)
-                self._observer.on_phase(done, len(parts), f"laying the cache into {self._storage.address}")
-            self._cached = tuple(parts)
+                if not storage.holds(name):
+                    storage.put(part, name)
+                self._observer.on_phase(done, len(parts), f"laying the cache into {storage.address}")
+        self.agenda.prepared = Prepared(str(cache.path.resolve()), storage, tuple(parts))
 
     # --- with Ray ---
 
     def _work(self) -> None:
-        experiment = self.plan.shared
-        left = self._left
+        experiment, storage = self.agenda.plan.shared, self.agenda.prepared.storage
+        left = self.agenda.left
         others = neighbours() if self._options.address is None else []
         if others:
             self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
@@ -236,8 +199,8 @@ class _Driver:
             nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
             if len(nodes) > 1:
                 folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
-                machines = preflight.survey({"the storage": self._storage} if self._storage else folders)
-                preflight.check_memory(self.plan, machines)
+                machines = preflight.survey({"the storage": storage} if storage else folders)
+                preflight.check_memory(self.agenda.plan, machines)
             placement = place(experiment.resources, nodes, left)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
             name = f"desk-{uuid.uuid4().hex[:12]}"
@@ -298,90 +261,16 @@ class _Driver:
         try:
             with self._journal.lock:
                 self._drain()
-                if self._stopping.is_set() or self._broken or self._indispensable or self._groups_gone:
+                if self._stopping.is_set() or self._broken or self.agenda.obstacles or self._groups_gone:
                     return Searcher.FINISHED
-                job = self._next_calibration() if self._todo is None else self._next_run()
+                job = self.agenda.next()
             if job is None:
-                return Searcher.FINISHED if self._todo is not None and self._search.exhausted else None
+                return Searcher.FINISHED if self.agenda.exhausted else None
             ray.get(self._desk.bring.remote(job))
         except Exception as error:  # what a searcher raises, Tune turns into a traceback
             self._give_up(error)
             return Searcher.FINISHED
         return {"desk": desk, "trial": job.key}
-
-    def _next_calibration(self) -> Job | None:
-        """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
-        if self._unmeasured:
-            arm = self._unmeasured.pop(0)
-            experiment = self.plan.arms[arm]
-            return Job(
-                kind="calibration",
-                key=CALIBRATION + arm,
-                settings=experiment.model_dump(mode="json"),
-                settings_hash=experiment.result_hash(),
-                tokens=self._tokens,
-                folder="",
-                storage=self._storage.address if self._storage else None,
-                cached=self._cached,
-            )
-        if self._awaited:
-            return None
-        self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in self.study.calibrations.items() if arm in self.plan.arms})
-        for run_ in self.plan.runs:
-            if run_.trial not in self.study.runs:
-                self._journal.write(
-                    "planned",
-                    trial=run_.trial,
-                    arm=run_.arm,
-                    budget=run_.budget,
-                    seed=run_.seed,
-                    settings=run_.experiment.flat(),
-                    settings_hash=run_.experiment.result_hash(),
-                    metrics=self.study.calibrations.get(run_.arm, {}),
-                )
-            if run_.arm in self._uncalibrated and self.study.runs[run_.trial].state not in DONE:
-                self._journal.write("failed", trial=run_.trial, reason=self._uncalibrated[run_.arm])
-        self._todo = [record.trial for record in self.study.runs.values() if record.state not in DONE]
-        return self._next_run()
-
-    def _next_run(self) -> Job | None:
-        """A run of the log that is not done, or a new one of the search; None where the search is at its end, or waits for runs to end."""
-        if self._todo:
-            record = self.study.runs[self._todo.pop(0)]
-        else:
-            proposal = self._search.ask()
-            if proposal is None:
-                return None
-            self._journal.write("asked", **proposal.event)
-            record = self.study.runs[proposal.trial]
-        stored, folder = self._stored(record.trial), self._folder.trial(record.trial)
-        if self._storage and folder.is_dir() and not holds_run(self._storage, stored):  # it began where machines shared the folder
-            store_run(self._storage, stored, folder)
-        attempt = max(record.attempt, 1)
-        if record.state != "planned":
-            attempt = record.attempt + 1
-            self._journal.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
-        judged = record.arm == SEARCH and not record.repeats and self._space.pruning.kind != "none"
-        return Job(
-            kind="trial",
-            key=record.trial,
-            settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
-            settings_hash=record.settings_hash,
-            tokens=self._tokens,
-            folder=str(folder.resolve()),
-            attempt=attempt,
-            sampled=record.arm == SEARCH and not record.repeats,
-            calibration=self.study.calibrations.get(record.trial),
-            judged=judged,
-            generates_at=deciding_steps(self._space.pruning, record) if judged and self._space.pruning.generates_clips else (),
-            storage=self._storage.address if self._storage else None,
-            cached=self._cached,
-            stored=stored,
-        )
-
-    def _stored(self, trial: str) -> str:
-        """Name of a run's folder in the storage."""
-        return f"studies/{self._folder.identity}/{trial}"
 
     # --- the desk's events ---
 
@@ -440,25 +329,25 @@ class _Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
-            if self._storage and name in DONE:
-                fetched = fetch_results(self._storage, self._stored(key), self._folder.trial(key))
+            storage, stored = self.agenda.prepared.storage, self.agenda.stored(key)
+            if storage and name in DONE:
+                fetched = fetch_results(storage, stored, self._folder.trial(key))
                 if name == "evaluated" and not fetched:
-                    raise StorageError(f"the storage {self._storage.address} has lost what run {key} left")
+                    raise StorageError(f"the storage {storage.address} has lost what run {key} left")
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
-            if self._storage and name in DONE:
-                self._storage.forget(self._stored(key))
+            if storage and name in DONE:
+                storage.forget(stored)
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
-            self._observer.on_phase(len(self.study.calibrations), len(self.plan.arms), "calibrating the speed of the arms")
+            self._observer.on_phase(len(self.study.calibrations), len(self.agenda.plan.arms), "calibrating the speed of the arms")
         elif name == "failed":
-            arm = key.removeprefix(CALIBRATION)
-            self._uncalibrated[arm] = f"the speed of arm `{arm}` could not be measured: {event['reason']}"
+            self.agenda.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
 
     # --- the end ---
 
     def _conclude(self) -> None:
-        for arm in self._indispensable:
-            raise RunFailedError(self._uncalibrated[arm])
+        for obstacle in self.agenda.obstacles:
+            raise RunFailedError(obstacle)
         unfinished = [record for record in self.study.runs.values() if record.state not in DONE]
         if not unfinished and self._search.exhausted and self.study.runs:
             self._journal.write("finished")
@@ -466,7 +355,7 @@ class _Driver:
             why = self._broken or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ())) or "their trials were lost"
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self._left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
+                f"{most}{self.agenda.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
             )
 
     @contextmanager

@@ -1,0 +1,173 @@
+"""What a study has still to do, and in which order: the calibrations, what its log holds unfinished, what the search proposes.
+
+Rebuilt from the log whenever a study is resumed; knows the log, the search and the storage, nothing of Ray or of who does the work.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from reco_tune.settings import BASELINE, Space, make_experiment
+from reco_tune.study.desk import Job
+from reco_tune.study.journal import Journal
+from reco_tune.study.planning import SEARCH, Plan, plan
+from reco_tune.study.scheduler import deciding_steps
+from reco_tune.study.searcher import Search
+from reco_tune.study.storage import Storage, holds_run, store_run
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
+
+DONE = ("evaluated", "pruned", "failed")
+"""States in which nothing is left to do for a run."""
+CALIBRATION = "calibration."
+"""Before an arm's name: the key of its calibration at the desk."""
+
+
+@dataclass(frozen=True)
+class Prepared:
+    """Where jobs find what was prepared for them."""
+
+    tokens: str = ""
+    """Path of the token cache."""
+    storage: Storage | None = None
+    """Through which files come and go, where the machines do not share them."""
+    cached: tuple[str, ...] = ()
+    """What it holds of the cache folder."""
+
+    @property
+    def address(self) -> str | None:
+        return self.storage.address if self.storage else None
+
+
+class Agenda:
+    """The jobs of a study, one after another; every one is given out once, and written to the log where it is new."""
+
+    def __init__(self, space: Space, folder: StudyFolder, journal: Journal, search: Search) -> None:
+        self._space, self._folder, self._journal, self._search = space, folder, journal, search
+        self.plan: Plan = plan(space)
+        self.prepared = Prepared()
+        self._unmeasurable = {
+            run.arm: run.reason
+            for run in self._study.runs.values()
+            if run.state == "failed" and run.arm in self.plan.arms and run.arm not in self._study.calibrations
+        }
+        """Why the speed of arms could not be measured: their runs have failed with that."""
+        self._unmeasured = self._awaited
+        """Arms whose calibration nobody has been given yet."""
+        self._todo: list[str] | None = None
+        """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
+
+    @property
+    def obstacles(self) -> list[str]:
+        """Why nothing can go on: calibrations that failed of the baseline, or of an arm whose steps its speed decides."""
+        counted = set(self._space.budgets) - {"equal_steps"}
+        return [reason for arm, reason in self._unmeasurable.items() if arm == BASELINE or counted]
+
+    @property
+    def exhausted(self) -> bool:
+        """Whether every job has been given out."""
+        return self._todo is not None and self._search.exhausted
+
+    @property
+    def left(self) -> int:
+        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at most."""
+        runs = self._study.runs
+        unplanned = sum(run.trial not in runs for run in self.plan.runs)
+        return unplanned + sum(record.state not in DONE for record in runs.values()) + self._search.left
+
+    def next(self) -> Job | None:
+        """None where nothing is left, or where what comes next depends on jobs that have not ended (`exhausted` tells)."""
+        return self._next_calibration() if self._todo is None else self._next_run()
+
+    def unmeasurable(self, arm: str, reason: str) -> None:
+        """The calibration of an arm has failed: its runs will."""
+        self._unmeasurable[arm] = f"the speed of arm `{arm}` could not be measured: {reason}"
+
+    def stored(self, trial: str) -> str:
+        """Name of a run's folder in the storage."""
+        return f"studies/{self._folder.identity}/{trial}"
+
+    @property
+    def _study(self) -> StudyRecord:
+        return self._journal.study
+
+    @property
+    def _awaited(self) -> list[str]:
+        """Arms whose speed is neither in the log nor known to be out of reach."""
+        return [arm for arm in self.plan.arms if arm not in self._study.calibrations and arm not in self._unmeasurable]
+
+    def _next_calibration(self) -> Job | None:
+        """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
+        if self._unmeasured:
+            arm = self._unmeasured.pop(0)
+            experiment = self.plan.arms[arm]
+            return Job(
+                kind="calibration",
+                key=CALIBRATION + arm,
+                settings=experiment.model_dump(mode="json"),
+                settings_hash=experiment.result_hash(),
+                tokens=self.prepared.tokens,
+                folder="",
+                storage=self.prepared.address,
+                cached=self.prepared.cached,
+            )
+        if self._awaited:
+            return None
+        self._freeze()
+        return self._next_run()
+
+    def _freeze(self) -> None:
+        """Writes the runs of the fixed arms, whose steps follow from the measured speeds."""
+        known = self._study.calibrations
+        self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms})
+        for run in self.plan.runs:
+            if run.trial not in self._study.runs:
+                self._journal.write(
+                    "planned",
+                    trial=run.trial,
+                    arm=run.arm,
+                    budget=run.budget,
+                    seed=run.seed,
+                    settings=run.experiment.flat(),
+                    settings_hash=run.experiment.result_hash(),
+                    metrics=known.get(run.arm, {}),
+                )
+            if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in DONE:
+                self._journal.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
+        self._todo = [record.trial for record in self._study.runs.values() if record.state not in DONE]
+
+    def _next_run(self) -> Job | None:
+        """A run of the log that is not done, or a new one of the search."""
+        if self._todo:
+            return self._job(self._study.runs[self._todo.pop(0)])
+        proposal = self._search.ask()
+        if proposal is None:
+            return None
+        self._journal.write("asked", **proposal.event)
+        return self._job(self._study.runs[proposal.trial])
+
+    def _job(self, record: RunRecord) -> Job:
+        stored, folder, storage = self.stored(record.trial), self._folder.trial(record.trial), self.prepared.storage
+        if storage and folder.is_dir() and not holds_run(storage, stored):  # it began where machines shared the folder
+            store_run(storage, stored, folder)
+        attempt = max(record.attempt, 1)
+        if record.state != "planned":
+            attempt = record.attempt + 1
+            self._journal.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
+        pruning, sampled = self._space.pruning, record.arm == SEARCH and not record.repeats
+        judged = sampled and pruning.kind != "none"
+        return Job(
+            kind="trial",
+            key=record.trial,
+            settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
+            settings_hash=record.settings_hash,
+            tokens=self.prepared.tokens,
+            folder=str(folder.resolve()),
+            attempt=attempt,
+            sampled=sampled,
+            calibration=self._study.calibrations.get(record.trial),
+            judged=judged,
+            generates_at=deciding_steps(pruning, record) if judged and pruning.generates_clips else (),
+            storage=self.prepared.address,
+            cached=self.prepared.cached,
+            stored=stored,
+        )
