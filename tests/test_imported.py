@@ -100,15 +100,55 @@ def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
         ("arm,fvd,protocol", f"a,low,{PROTOCOL}", "line 2: fvd is `low`, which is no number"),
         ("arm,fvd,protocol", "a,1,", "line 2 has no protocol"),
         ("arm,fvd,protocol,budget", f"a,1,{PROTOCOL},epochs", "budget is `epochs`"),
-        ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "outside its interval"),
+        ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "line 2: fvd 3 lies outside its interval"),
+        ("arm,fvd,speedup,speedup_low,speedup_high,protocol", f"a,3,3,1,2,{PROTOCOL}", "line 2: speedup 3 lies outside its interval"),
+        ("arm,fvd,fvd_low,protocol", f"a,3,2.5,{PROTOCOL}", "line 2: an interval is `fvd`, `fvd_low` and `fvd_high` together"),
+        ("arm,fvd,protocol", f" ,1,{PROTOCOL}", "line 2 names no arm"),
+        ("arm,fvd,protocol", f"a,-3,{PROTOCOL}", "line 2: fvd is `-3`, but must be at least 0"),
+        ("arm,fvd,speedup,protocol", f"a,1,-2,{PROTOCOL}", "line 2: speedup is `-2`, but must be above 0"),
+        ("arm,fvd,speedup,protocol", f"a,1,0,{PROTOCOL}", "line 2: speedup is `0`, but must be above 0"),
+        ("arm,fvd,protocol,state", f"a,1,{PROTOCOL},done", "line 2: state is `done`; take one of planned, "),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL},2", "line 2 has 4 cells under 3 columns"),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL}\n\nb,2,{PROTOCOL},2", "line 4 has 4 cells under 3 columns"),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL}\nb,2", "line 3 has 2 cells under 3 columns"),
+        ("arm,fvd,fvd,protocol", f"a,1,2,{PROTOCOL}", "line 1 has the column `fvd` 2 times"),
+        ("arm,fvd,protocol,state", f"a,,,failed\nsearch,1,{PROTOCOL},evaluated", "none of its 2 rows can be imported"),
+        ("arm,fvd,protocol", "", "none of its 0 rows can be imported"),
         ("", "", "has no column `arm`"),
     ],
-    ids=["no-protocol-column", "typing-mistake", "no-number", "no-protocol", "budget", "interval", "empty"],
+    ids=[
+        "no-protocol-column",
+        "typing-mistake",
+        "no-number",
+        "no-protocol",
+        "budget",
+        "interval",
+        "interval-of-speed",
+        "half-an-interval",
+        "no-arm",
+        "negative-fvd",
+        "negative-speed",
+        "no-speed",
+        "state",
+        "extra-cell",
+        "extra-cell-below-a-blank-line",
+        "missing-cell",
+        "column-twice",
+        "nothing-to-import",
+        "header-only",
+        "empty",
+    ],
 )
 def test_a_file_that_cannot_be_is_one_sentence(runs, tmp_path, columns, row, words):
     with pytest.raises(ComparisonError, match=r"x\.csv") as error:
         with_imports(runs, [write(tmp_path / "x.csv", row, columns=columns)])
     assert words in str(error.value)
+
+
+def test_a_distance_that_may_lie_below_0_is_no_mistake(runs, tmp_path):
+    columns = "arm,fvd,kernel_distance,kernel_distance_low,kernel_distance_high,protocol"
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,5,-0.01,-0.02,0.01,{PROTOCOL}", columns=columns)])
+    assert together["kernel_distance_low"].iloc[-1] == -0.02
 
 
 def test_a_missing_file_is_one_sentence(runs, tmp_path):
