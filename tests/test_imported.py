@@ -8,9 +8,12 @@ from toy_study import PROTOCOL, record_study
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
 from reco_tune.reporting.ablation import ablation_rows, caption, left_out
+from reco_tune.reporting.figures import draw_frontier
 from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.paper import paper_reference
+from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
+from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
 @pytest.fixture(scope="module")
@@ -156,12 +159,39 @@ def test_a_missing_file_is_one_sentence(runs, tmp_path):
         with_imports(runs, [tmp_path / "gone.csv"])
 
 
-def test_the_report_names_the_files(tmp_path):
-    study = record_study(tmp_path / "toy", arms=("full", "reco"), searched=0, files=False)
-    report = write_report(study, imports=[write(tmp_path / "published.csv", f"Theirs,5.5,,,,{PROTOCOL}")])
-    text = report.index.read_text()
-    assert "Theirs (imported)" in text and "published.csv" in text and ">nan<" not in text
+def test_the_frontier_is_the_studys_own(runs, tmp_path):
+    """A number without an interval has no noise: on the frontier it would stand for certain, and what was measured here would not."""
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}")])
+    assert csv_text(frontier(together).points) == csv_text(frontier(runs).points)
+    assert frontier(together).hypervolume == frontier(runs).hypervolume
+    found = frontier_uncertainty(together)
+    assert csv_text(found.points) == csv_text(frontier_uncertainty(runs).points)
+    figure = draw_frontier(found, ablation_table(together), arm_order(together))
+    hollow = [points for points in figure.axes[0].collections if points.get_offsets().tolist() == [[9, 0.1]]]
+    assert hollow and (hollow[0].get_facecolor()[0] == 1).all()  # white
+    assert figure.axes[0].get_xlim()[1] > 9
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    study = record_study(folder / "toy", arms=("full", "reco"), searched=0, files=False)
+    return write_report(study, imports=[write(folder / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}", f"Slow,5.5,,,,{PROTOCOL}")])
+
+
+@pytest.mark.parametrize("name", ["index.html", "ablation.md", "ablation.tex"])
+def test_the_report_names_the_files(report, name):
+    text = (report.folder / name).read_text()
+    assert "Theirs (imported)" in text and "published.csv" in text and "stand outside the frontier" in text and ">nan<" not in text
     assert '"published.csv": "' in (report.folder / "provenance.json").read_text()
+
+
+def test_the_page_tells_facts_of_the_study_alone(report):
+    text = report.index.read_text()
+    assert '<p class="note">3 runs.' in text and "<dt>seeds</dt><dd>0</dd>" in text
+    for budget, covered in report.frontier.hypervolume.items():
+        grown = report.hypervolume[report.hypervolume["budget"] == budget]["hypervolume"]
+        assert covered == pytest.approx(grown.iloc[-1], rel=1e-12)  # float64 sums
 
 
 LARP = "larp/16x128x128/stride1/raw/train9537/n10000x1/bec6519f"

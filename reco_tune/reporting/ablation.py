@@ -10,7 +10,7 @@ import pandas as pd
 
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
-from reco_tune.reporting.runs import IMPORTED, SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, reference
+from reco_tune.reporting.runs import SEARCH, WHOLE, arm_order, at_budget, budget_order, comparable, exclusions, own_runs, reference
 from reco_tune.settings import BASELINE
 
 COLUMNS = (
@@ -136,10 +136,11 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     """Which variance the intervals hold, how the p-values are made, and the smallest effect that could have been detected."""
-    results = arm_results(runs)
+    own = own_runs(runs)
+    results = arm_results(own)
     if not results:
         return "No arm has been evaluated yet."
-    seeds = max((len(result.fvd) for result in results.values() if not result.arm.endswith(IMPORTED)), default=0)
+    seeds = max(len(result.fvd) for result in results.values())
     rows = [row for row in ablation_rows(runs, baseline).to_dict("records") if row["pairs"]]
     pairs = max((row["pairs"] for row in rows), default=0)
     if seeds <= 1:
@@ -169,7 +170,7 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
         text += _detectable(results, budget, reference(budget, baseline))
     if any(value is True for value in runs["rank_deficient"]):
         text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
-    origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
+    origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(own[name]) if value]
     return f"{text} Measured with {', '.join(origin)}." if origin else text
 
 

@@ -44,7 +44,8 @@ FEWER_FRAMES = "fewer_frames"
 def draw_frontier(
     found: Uncertainty, table: pd.DataFrame, order: Sequence[str], constraints: Mapping[str, float] | None = None
 ) -> Figure | None:
-    """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
+    """Speed-up against FVD, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs, the frontier with its band
+    and knee, what it must beat.
 
     Args:
         found: the configurations and their noise.
@@ -60,9 +61,10 @@ def draw_frontier(
     with style():
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
-        log = spread(found.points["fvd"]) > 10
+        table = table[np.isfinite(table["speedup"])]
+        log = spread(pd.concat([found.points["fvd"], table["fvd"]])) > 10
         for axes, budget in zip(panels, budgets, strict=True):
-            arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
+            arms = table[table["budget"] == budget]
             _frontier_panel(axes, found, budget, arms, palette, log, cap)
             axes.set_title(f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {TITLES[budget].lower()}")
         panels[0].set_ylabel("FVD (lower is better)")
@@ -71,7 +73,7 @@ def draw_frontier(
             _draw_band(axes, found.bands.get(budget))
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
-            points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
+            points, arms = found.at(budget), table[table["budget"] == budget]
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
             searched = points[points["arm"] == SEARCH].head(300)
             label_points(axes, named, list(zip(searched["speedup"], searched["fvd"], strict=True)), _bars(axes, arms, _front(points)))

@@ -1,7 +1,8 @@
 """Runs from elsewhere as rows of a report: a published table, or the runs.csv of another study. A number without a protocol is refused.
 
 Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds are numbered below 0,
-through all files. What two files call by one name may be two things, so each stands in a row of its own that names its file.
+through all files. On the frontier's figure they are reference points: whatever they claim, they displace no run of the study. What
+two files call by one name may be two things, so each stands in a row of its own that names its file.
 """
 
 from __future__ import annotations
@@ -60,6 +61,13 @@ def file_names(paths: Sequence[Path]) -> list[str]:
             raise ComparisonError(f"{Path(*place)} is given {times} times; import each file once")
     longer = (["/".join(place[-depth:]) for place in places] for depth in itertools.count(1))
     return next(names for names in longer if len(set(names)) == len(names))
+
+
+def origin_note(names: Sequence[str]) -> str:
+    """What a table says of its rows from elsewhere, where it has any; begins with a space."""
+    files = ", ".join(f"`{name}`" for name in names)
+    told = "they were not run by this study, are paired with nothing and stand outside the frontier (hollow in its figure)"
+    return f" Rows marked (imported) come from {files}: {told}." if names else ""
 
 
 def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
