@@ -103,10 +103,44 @@ def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
         ("arm,fvd,protocol", f"a,low,{PROTOCOL}", "line 2: fvd is `low`, which is no number"),
         ("arm,fvd,protocol", "a,1,", "line 2 has no protocol"),
         ("arm,fvd,protocol,budget", f"a,1,{PROTOCOL},epochs", "budget is `epochs`"),
-        ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "outside its interval"),
+        ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "line 2: fvd 3 lies outside its interval"),
+        ("arm,fvd,speedup,speedup_low,speedup_high,protocol", f"a,3,3,1,2,{PROTOCOL}", "line 2: speedup 3 lies outside its interval"),
+        ("arm,fvd,fvd_low,protocol", f"a,3,2.5,{PROTOCOL}", "line 2: an interval is `fvd`, `fvd_low` and `fvd_high` together"),
+        ("arm,fvd,protocol", f" ,1,{PROTOCOL}", "line 2 names no arm"),
+        ("arm,fvd,protocol", f"a,-3,{PROTOCOL}", "line 2: fvd is `-3`, but must be at least 0"),
+        ("arm,fvd,speedup,protocol", f"a,1,-2,{PROTOCOL}", "line 2: speedup is `-2`, but must be above 0"),
+        ("arm,fvd,speedup,protocol", f"a,1,0,{PROTOCOL}", "line 2: speedup is `0`, but must be above 0"),
+        ("arm,fvd,protocol,state", f"a,1,{PROTOCOL},done", "line 2: state is `done`; take one of planned, "),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL},2", "line 2 has 4 cells under 3 columns"),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL}\n\nb,2,{PROTOCOL},2", "line 4 has 4 cells under 3 columns"),
+        ("arm,fvd,protocol", f"a,1,{PROTOCOL}\nb,2", "line 3 has 2 cells under 3 columns"),
+        ("arm,fvd,fvd,protocol", f"a,1,2,{PROTOCOL}", "line 1 has the column `fvd` 2 times"),
+        ("arm,fvd,protocol,state", f"a,,,failed\nsearch,1,{PROTOCOL},evaluated", "none of its 2 rows can be imported"),
+        ("arm,fvd,protocol", "", "none of its 0 rows can be imported"),
         ("", "", "has no column `arm`"),
     ],
-    ids=["no-protocol-column", "typing-mistake", "no-number", "no-protocol", "budget", "interval", "empty"],
+    ids=[
+        "no-protocol-column",
+        "typing-mistake",
+        "no-number",
+        "no-protocol",
+        "budget",
+        "interval",
+        "interval-of-speed",
+        "half-an-interval",
+        "no-arm",
+        "negative-fvd",
+        "negative-speed",
+        "no-speed",
+        "state",
+        "extra-cell",
+        "extra-cell-below-a-blank-line",
+        "missing-cell",
+        "column-twice",
+        "nothing-to-import",
+        "header-only",
+        "empty",
+    ],
 )
 def test_a_file_that_cannot_be_is_one_sentence(runs, tmp_path, columns, row, words):
     with pytest.raises(ComparisonError, match=r"x\.csv") as error:
@@ -114,17 +148,50 @@ def test_a_file_that_cannot_be_is_one_sentence(runs, tmp_path, columns, row, wor
     assert words in str(error.value)
 
 
+def test_a_distance_that_may_lie_below_0_is_no_mistake(runs, tmp_path):
+    columns = "arm,fvd,kernel_distance,kernel_distance_low,kernel_distance_high,protocol"
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,5,-0.01,-0.02,0.01,{PROTOCOL}", columns=columns)])
+    assert together["kernel_distance_low"].iloc[-1] == -0.02
+
+
 def test_a_missing_file_is_one_sentence(runs, tmp_path):
     with pytest.raises(ComparisonError, match=r"gone\.csv cannot be read"):
         with_imports(runs, [tmp_path / "gone.csv"])
 
 
-def test_the_report_names_the_files(tmp_path):
-    study = record_study(tmp_path / "toy", arms=("full", "reco"), searched=0, files=False)
-    report = write_report(study, imports=[write(tmp_path / "published.csv", f"Theirs,5.5,,,,{PROTOCOL}")])
-    text = report.index.read_text()
-    assert "Theirs (imported)" in text and "published.csv" in text and ">nan<" not in text
+def test_the_frontier_is_the_studys_own(runs, tmp_path):
+    """A number without an interval has no noise: on the frontier it would stand for certain, and what was measured here would not."""
+    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}")])
+    assert csv_text(frontier(together).points) == csv_text(frontier(runs).points)
+    assert frontier(together).hypervolume == frontier(runs).hypervolume
+    found = frontier_uncertainty(together)
+    assert csv_text(found.points) == csv_text(frontier_uncertainty(runs).points)
+    figure = draw_frontier(found, ablation_table(together), arm_order(together))
+    hollow = [points for points in figure.axes[0].collections if points.get_offsets().tolist() == [[9, 0.1]]]
+    assert hollow and (hollow[0].get_facecolor()[0] == 1).all()  # white
+    assert figure.axes[0].get_xlim()[1] > 9
+
+
+@pytest.fixture(scope="module")
+def report(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("report")
+    study = record_study(folder / "toy", arms=("full", "reco"), searched=0, files=False)
+    return write_report(study, imports=[write(folder / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}", f"Slow,5.5,,,,{PROTOCOL}")])
+
+
+@pytest.mark.parametrize("name", ["index.html", "ablation.md", "ablation.tex"])
+def test_the_report_names_the_files(report, name):
+    text = (report.folder / name).read_text()
+    assert "Theirs (imported)" in text and "published.csv" in text and "stand outside the frontier" in text and ">nan<" not in text
     assert '"published.csv": "' in (report.folder / "provenance.json").read_text()
+
+
+def test_the_page_tells_facts_of_the_study_alone(report):
+    text = report.index.read_text()
+    assert '<p class="note">3 runs.' in text and "<dt>seeds</dt><dd>0</dd>" in text
+    for budget, covered in report.frontier.hypervolume.items():
+        grown = report.hypervolume[report.hypervolume["budget"] == budget]["hypervolume"]
+        assert covered == pytest.approx(grown.iloc[-1], rel=1e-12)  # float64 sums
 
 
 LARP = "larp/16x128x128/stride1/raw/train9537/n10000x1/bec6519f"

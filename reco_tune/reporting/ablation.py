@@ -11,7 +11,6 @@ import pandas as pd
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
 from reco_tune.reporting.runs import (
-    IMPORTED,
     SEARCH,
     WHOLE,
     arm_order,
@@ -20,6 +19,7 @@ from reco_tune.reporting.runs import (
     comparable,
     exclusions,
     measured_with,
+    own_runs,
     reference,
 )
 from reco_tune.settings import BASELINE
@@ -147,10 +147,11 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected, and the origin."""
-    results = arm_results(runs)
+    own = own_runs(runs)
+    results = arm_results(own)
     if not results:
         return "No arm has been evaluated yet."
-    seeds = max((len(result.fvd) for result in results.values() if not result.arm.endswith(IMPORTED)), default=0)
+    seeds = max(len(result.fvd) for result in results.values())
     rows = [row for row in ablation_rows(runs, baseline).to_dict("records") if row["pairs"]]
     pairs = max((row["pairs"] for row in rows), default=0)
     if seeds <= 1:
@@ -180,7 +181,7 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
         text += _detectable(results, budget, reference(budget, baseline))
     if any(value is True for value in runs["rank_deficient"]):
         text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
-    return f"{text} {measured_with(comparable(runs))}"
+    return f"{text} {measured_with(comparable(own))}"
 
 
 def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> str:

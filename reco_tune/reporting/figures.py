@@ -67,7 +67,8 @@ def draw_frontier(
     constraints: Mapping[str, Bound] | None = None,
     paper: Mapping[str, Reference] | None = None,
 ) -> Figure | None:
-    """Speed-up against FVD, one panel a budget: arms with intervals, sampled runs, the frontier with its band and knee, what it must beat.
+    """Speed-up against FVD, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs, the frontier with its band
+    and knee, what it must beat.
 
     Args:
         found: the configurations and their noise.
@@ -83,10 +84,11 @@ def draw_frontier(
     with style():
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
-        log = spread(found.points["fvd"]) > 10
+        table = table[np.isfinite(table["speedup"])]
+        log = spread(pd.concat([found.points["fvd"], table["fvd"]])) > 10
         shared: dict[str, Line2D] = {}
         for axes, budget in zip(panels, budgets, strict=True):
-            arms = table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
+            arms = table[table["budget"] == budget]
             _frontier_panel(axes, found, budget, arms, palette, log)
             shared |= _draw_constraints(axes, constraints or {})
             if paper and budget == "equal_steps":
@@ -100,7 +102,7 @@ def draw_frontier(
             figure.legend(handles=list(shared.values()), loc="outside lower center", ncols=len(budgets), frameon=False)
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
-            points, arms = found.at(budget), table[(table["budget"] == budget) & np.isfinite(table["speedup"])]
+            points, arms = found.at(budget), table[table["budget"] == budget]
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
             named += _paper_names(axes, paper, palette) if paper and budget == "equal_steps" else []
             searched = points[points["arm"] == SEARCH].head(300)

@@ -9,7 +9,7 @@ import numpy as np
 import pandas as pd
 
 from reco_tune.pareto import hypervolume, non_dominated, speed_fvd
-from reco_tune.reporting.runs import at_budget, budget_order, comparable
+from reco_tune.reporting.runs import at_budget, budget_order, comparable, own_runs
 
 SETTINGS = ("window.length_tokens", "window.stride_tokens", "window.first_frame_probability", "objective.continuity_weight")
 COLUMNS = ("trial", "arm", "budget", "seed", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "protocol")
@@ -18,7 +18,7 @@ COLUMNS = ("trial", "arm", "budget", "seed", *SETTINGS, "speedup", "fvd", "fvd_l
 
 @dataclass(frozen=True)
 class Frontier:
-    """Every run that may be compared, and whether it is non-dominated within its budget."""
+    """Every run of the study that may be compared, and whether it is non-dominated within its budget."""
 
     points: pd.DataFrame
     """One row a run with `COLUMNS`; the baseline stands under every whole budget. The speed frontier is the rows at `equal_steps`, the
@@ -39,13 +39,12 @@ class Frontier:
 def frontier(runs: pd.DataFrame) -> Frontier:
     """The non-dominated runs: no other run of the budget is at least as fast and as good, and better in one.
 
-    Pruned, failed and unfinished runs are never points.
+    Pruned, failed and unfinished runs are never points, nor are runs from elsewhere.
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol.
     """
-    kept = comparable(runs)
-    kept = kept[np.isfinite(kept["speedup"].to_numpy(float))]  # a run from elsewhere may have none
+    kept = own_runs(comparable(runs))
     parts, volumes = [], {}
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]

@@ -32,7 +32,7 @@ ANALYSES = (
 """Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
 COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
 """Columns of measures.csv."""
-_SIGNED = {q.KERNEL_DISTANCE, q.FIRST_FRAME_GAP, q.ERROR_GROWTH_RATE, q.ERROR_GROWTH_SLOPE, q.ERROR_GROWTH_AIC}
+SIGNED = {q.KERNEL_DISTANCE, q.FIRST_FRAME_GAP, q.ERROR_GROWTH_RATE, q.ERROR_GROWTH_SLOPE, q.ERROR_GROWTH_AIC}
 """May lie below 0."""
 NOTE = (
     "Means over training seeds with 95% t intervals (at one seed only the kernel distance has one, of its sampling noise). Words compare "
@@ -97,7 +97,7 @@ def _rows(arms: Mapping[str, Mapping[int, Measured]], baseline: str, quantity: q
     p_values = holm([one.p_value if one else math.nan for one in differences.values()])
     words = {"lower": ("better", "worse"), "higher": ("worse", "better"), "neither": ("lower", "higher")}[quantity.better]
     for (arm, difference), p_value in zip(differences.items(), p_values, strict=True):
-        mean = mean_interval(list(arms[arm].values()), floor=-math.inf if quantity in _SIGNED else 0.0)
+        mean = mean_interval(list(arms[arm].values()), floor=-math.inf if quantity in SIGNED else 0.0)
         ends = (difference.delta, difference.low, difference.high) if difference else (math.nan,) * 3
         told = [end if math.isfinite(end) else math.nan for end in ends]
         yield arm, [len(arms[arm]), *mean, *told, standing(difference, p_value, *words)]

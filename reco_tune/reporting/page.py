@@ -20,7 +20,7 @@ from reco_tune.reporting.analyses import REDUCTION, WEIGHT, lowest_by_weight, wi
 from reco_tune.reporting.drawing import DPI
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.paper import SOURCE
-from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, differing, reference
+from reco_tune.reporting.runs import SEARCH, TITLES, budget_order, configurations, differing, own_runs, reference
 from reco_tune.reporting.samples import Samples, column_video
 from reco_tune.reporting.scatter import interval_bar, scatter
 from reco_tune.reporting.tables import MOST_ROWS
@@ -130,12 +130,11 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         windows_caption=report.windows_caption,
         paper=report.paper,
         paper_source=SOURCE,
-        imports=report.imports,
         hypervolume=report.frontier.hypervolume,
         settings=SETTINGS,
         sample_rows=_sample_rows(samples),
         ledger=report.ledger.to_dict("records"),
-        counts=_counts(report.runs),
+        counts=_counts(own_runs(report.runs)),
         facts=_facts(report),
         protocols={protocol: _standing(protocol) for protocol in dict.fromkeys(report.ablation["protocol"])},
     )
@@ -273,7 +272,7 @@ def _counts(runs: pd.DataFrame) -> list[str]:
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
-    runs, origin = report.runs, report.study.provenance
+    runs, origin = own_runs(report.runs), report.study.provenance
     found = [
         (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
         for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")

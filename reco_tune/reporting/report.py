@@ -28,7 +28,7 @@ from reco_tune.reporting.curves import arm_curves, bias_curves, learning_curves
 from reco_tune.reporting.drawing import DRAWN_BY, Painter
 from reco_tune.reporting.frontier import Frontier, frontier
 from reco_tune.reporting.importance import importance_of, searched
-from reco_tune.reporting.imported import file_names, with_imports
+from reco_tune.reporting.imported import file_names, origin_note, with_imports
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
@@ -80,7 +80,7 @@ class Report:
     ledger: pd.DataFrame
     """Device seconds and tokens by arm."""
     caption: str
-    """Which variance the table's intervals hold."""
+    """Which variance the table's intervals hold, and where rows from elsewhere come from."""
     left_out: list[tuple[str, str]]
     """(trial, why) of the fixed-arm runs that the table leaves out."""
     imports: list[str]
@@ -147,7 +147,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             verdicts=verdicts(own),
             top_up=top_up(own),
             ledger=ledger(study, own),
-            caption=caption(runs),
+            caption=caption(runs) + origin_note(file_names(imports)),
             left_out=left_out(runs),
             imports=file_names(imports),
             folder=output,

@@ -115,6 +115,11 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
+def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
+    """Those of the study itself; what it found does not depend on the numbers that a reader lays beside it."""
+    return runs[~_elsewhere(runs)]
+
+
 def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
     names = ("state", "reason", "fvd", "speedup", "steps", "training.steps")
@@ -125,8 +130,7 @@ def exclusions(runs: pd.DataFrame) -> list[str]:
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     """Which runs may stand in a table; as arrays, because it is asked often and of ten thousand runs."""
     fvd, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in ("fvd", "speedup", "steps"))
-    elsewhere = np.array([arm.endswith(IMPORTED) for arm in runs["arm"]], dtype=bool)
-    whole = (runs["state"] == "evaluated").to_numpy(dtype=bool) & np.isfinite(fvd) & (np.isfinite(speedup) | elsewhere)
+    whole = (runs["state"] == "evaluated").to_numpy(dtype=bool) & np.isfinite(fvd) & (np.isfinite(speedup) | _elsewhere(runs))
     if "training.steps" in runs:
         # At compute budgets the step count follows from the calibrated speed, so only equal steps can be checked against the setting.
         asked = runs["training.steps"].to_numpy(dtype=np.float64, na_value=np.nan)
@@ -135,9 +139,13 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     return found
 
 
+def _elsewhere(runs: pd.DataFrame) -> NDArray[np.bool_]:
+    return np.array([arm.endswith(IMPORTED) for arm in runs["arm"]], dtype=bool)
+
+
 def differing(runs: pd.DataFrame) -> list[str]:
     """The settings that take more than one value over these runs, in the order in which settings stand; a run from elsewhere has none."""
-    own = runs.loc[[not arm.endswith(IMPORTED) for arm in runs["arm"]]]
+    own = own_runs(runs)
     return [key for key in map(str, own) if "." in key and len(set(own[key])) > 1]
 
 

@@ -18,7 +18,7 @@ from scipy.special import ndtri, stdtrit
 from reco_tune.pareto import knee, non_dominated
 from reco_tune.reporting.aggregate import CONFIDENCE, Measured, mean_interval
 from reco_tune.reporting.frontier import SETTINGS
-from reco_tune.reporting.runs import at_budget, budget_order, comparable, configurations
+from reco_tune.reporting.runs import at_budget, budget_order, comparable, configurations, own_runs
 
 COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
 """Columns of frontier_probability.csv."""
@@ -53,13 +53,13 @@ def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
 
     Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one seed, Student's t
     over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a configuration's seeds share. The
-    probability is the share of draws in which nothing beats the configuration in both.
+    probability is the share of draws in which nothing beats the configuration in both. Runs from elsewhere, whose speed and noise were not
+    measured here, take no part.
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol.
     """
-    kept = comparable(runs)
-    kept = kept[np.isfinite(kept["speedup"].to_numpy(float))]
+    kept = own_runs(comparable(runs))
     parts, bands = [pd.DataFrame([], columns=list(COLUMNS))], {}
     for budget in budget_order(runs):
         own = _configurations(kept[at_budget(kept["budget"], budget)])
