@@ -7,12 +7,13 @@ import math
 import pandas as pd
 import pytest
 from scipy import stats
-from toy_study import record_study
+from toy_study import PROTOCOL, record_study
 
 from reco_tune import quantities as q
 from reco_tune.reporting import load_runs
 from reco_tune.reporting.aggregate import holm
 from reco_tune.reporting.measures import ANALYSES, BESIDE_FVD, blocks, growth_law, measures_table
+from reco_tune.reporting.runs import comparable, measured_with
 from reco_tune.reporting.tables import measure_cell, measures_markdown
 
 
@@ -98,7 +99,8 @@ def test_tables_for_people_hold_what_was_measured(runs: pd.DataFrame) -> None:
     assert [block.budget for block in beside] == ["equal_steps", "equal_compute"]
     assert list(beside[0].rows) == runs.attrs["arms"] and not beside[0].laws
     assert q.ERROR_GROWTH_AIC not in analyses[0].measures and set(analyses[0].laws.values()) == {"exponential"}
-    text = measures_markdown(table)
+    text = measures_markdown(table, measured_with(comparable(runs)))
+    assert text.endswith(f"Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.\n")
     assert "Motion distance" in text and "0.62" not in measure_cell(None) and r"/ \|h\| |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
     assert len({line.replace(r"\|", "").count("|") for line in rows}) == 2  # as wide as its heading, in two kinds of table

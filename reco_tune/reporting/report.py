@@ -33,7 +33,7 @@ from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
-from reco_tune.reporting.runs import Source, arm_order, budget_order, load_study, runs_table
+from reco_tune.reporting.runs import Source, arm_order, budget_order, comparable, load_study, measured_with, own_runs, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
 from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
@@ -209,7 +209,7 @@ def _write_tables(report: Report) -> None:
         "ablation.md": tables.ablation_markdown(report.ablation, *words),
         "ablation.tex": tables.ablation_latex(report.ablation, *words),
         "measures.csv": csv_text(report.measures),
-        "measures.md": tables.measures_markdown(report.measures),
+        "measures.md": tables.measures_markdown(report.measures, measured_with(comparable(own_runs(report.runs)))),
         "lambda.csv": csv_text(report.weights),
         "lambda.md": tables.lambda_markdown(report.weight_groups, report.weights_caption),
         "lambda.tex": tables.lambda_latex(report.weight_groups, report.weights_caption),

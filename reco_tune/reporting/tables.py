@@ -118,8 +118,12 @@ def ablation_latex(
     return latex_table(columns, blocks, note)
 
 
-def measures_markdown(table: pd.DataFrame) -> str:
-    """What was measured beside FVD, for people; `measures.measures_table` computes it."""
+def measures_markdown(table: pd.DataFrame, origin: str) -> str:
+    """What was measured beside FVD, for people; `measures.measures_table` computes it.
+
+    Args:
+        origin: for the end (`runs.measured_with`).
+    """
     text = []
     for kind, note in ((measures.BESIDE_FVD, measures.NOTE), (measures.ANALYSES, measures.LAW_NOTE)):
         blocks = measures.blocks(table, kind)
@@ -130,7 +134,7 @@ def measures_markdown(table: pd.DataFrame) -> str:
             ]
             text.append(_markdown(headings, {TITLES[block.budget]: rows}, ""))
         text += [note + "\n"] if blocks else []
-    return "\n".join(text)
+    return "\n".join([*text, origin]).rstrip() + "\n"
 
 
 def measure_cell(row: Mapping[Any, Any] | None) -> str:
