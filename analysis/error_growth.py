@@ -26,7 +26,10 @@ def work(sources: list[str], output: Path) -> str:
     write(output, "error_growth.csv", csv_text(table))
     laws = blocks(measures_table(runs_table(study)), (quantities.ERROR_GROWTH_RATE, quantities.ERROR_GROWTH_AIC))
     told = {
-        (block.budget, arm): f"; rate {measure_cell(rate)}, law {block.laws[arm]}" for block in laws for arm, (rate,) in block.rows.items()
+        (block.budget, arm): f"; rate {measure_cell(rate)}, law {block.laws[arm]}"
+        for block in laws
+        for arm, (rate,) in block.rows.items()
+        if rate
     }
     lines = []
     for budget in dict.fromkeys(table["budget"]):

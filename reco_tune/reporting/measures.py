@@ -40,9 +40,9 @@ NOTE = (
     "nothing is resolved."
 )
 LAW_NOTE = (
-    "Errors grow by the law whose AIC is lower by 2 or more, over seeds by an interval that excludes 0. Steps of h are root mean squares "
-    "of the differences between neighbouring tokens, or the same site of adjacent frames, raw and relative to |h|: scale alone shrinks "
-    "the raw ones."
+    "The law of error growth is the one whose AIC is lower by 2 or more, over seeds with an interval that excludes 0. Steps of h are root "
+    "mean squares of the differences between neighbouring tokens, or the same site of adjacent frames, raw and relative to |h|: scale "
+    "alone shrinks the raw ones."
 )
 
 

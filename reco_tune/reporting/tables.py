@@ -128,7 +128,7 @@ def measures_markdown(table: pd.DataFrame, origin: str) -> str:
     for kind, note in ((measures.BESIDE_FVD, measures.NOTE), (measures.ANALYSES, measures.LAW_NOTE)):
         blocks = measures.blocks(table, kind)
         for block in blocks:
-            headings = ["arm", *(quantity.label for quantity in block.measures), *(["errors grow"] if block.laws else [])]
+            headings = ["arm", *(quantity.label for quantity in block.measures), *(["law of error growth"] if block.laws else [])]
             rows = [
                 [arm, *map(measure_cell, cells), *([block.laws.get(arm, "")] if block.laws else [])] for arm, cells in block.rows.items()
             ]
