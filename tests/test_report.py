@@ -22,7 +22,7 @@ from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.figures import draw_frontier, draw_loss_by_frame, draw_window_stride
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
-from reco_tune.reporting.page import MOST_SETTINGS, _hover, render
+from reco_tune.reporting.page import MOST_SETTINGS, _Settings, render
 from reco_tune.reporting.report import constraints
 from reco_tune.reporting.runs import arm_order, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
@@ -361,13 +361,13 @@ def test_a_point_tells_every_setting_that_differs(study, report):
         run.settings["objective.continuity_reduction"] = "sum" if run.trial == "search-0001" else "mean"
         run.settings["window.prefix_keep"] = 0.9 if run.trial == "search-0001" else 1.0
     mixed = replace(report, runs=runs_table(record))
-    words = _hover(mixed, "equal_steps")("search-0001").splitlines()
+    words = _Settings(mixed).hover(mixed.uncertainty.at("equal_steps"))("search-0001").splitlines()
     weight = record.runs["search-0001"].settings["objective.continuity_weight"]
     assert words[3] == f"objective.continuity_weight = {weight} (sum)"
     assert "window.prefix_keep = 0.9" in words and not any("reduction =" in line or "model.width" in line for line in words)
     assert f"<td>{weight} (sum)</td>" in render(mixed, {}, {})
     many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
-    words = _hover(replace(report, runs=many), "equal_steps")("search-0001").splitlines()
+    words = _Settings(replace(report, runs=many)).hover(report.uncertainty.at("equal_steps"))("search-0001").splitlines()
     assert len(words) == MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
 
 

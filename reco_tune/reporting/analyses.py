@@ -113,8 +113,8 @@ def window_stride_caption(runs: pd.DataFrame) -> str:
 
 
 def _caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
-    also = {key for _, own in rows.groupby("budget") for key in _beside(own, asked)}
-    names = ", ".join(f"`{key}`" for key in differing(rows) if key in also)
+    also = {key for budget in dict.fromkeys(rows["budget"]) for key in _beside(rows[rows["budget"] == budget], asked)}
+    names = ", ".join(f"`{key}`" for key in rows.columns if key in also)
     mixed = f" Where rows of a budget differ in more, here in {names}, no best is marked." if also else ""
     return f"{GROUP_NOTE}{mixed} {measured_with(rows)}".rstrip()
 

@@ -106,7 +106,7 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         "setting": _setting,
         "weight_span": tables.weight_span,
     }
-    budgets, lambdas = budget_order(report.runs), _lambdas(report.runs)
+    budgets, settings = budget_order(report.runs), _Settings(report)
     return environment.get_template("page.html.j2").render(
         study=report.study,
         claims=_claims(report.verdicts),
@@ -121,8 +121,8 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         measure_notes=(measures.NOTE, measures.LAW_NOTE),
         titles={name: title for name, (title, _) in ABOUT_FIGURES.items()},
         figures={name: _figure(name, path, report) for name, path in figures.items()},
-        scatters={budget: scatter(report.frontier.at(budget), _hover(report, budget)) for budget in budgets},
-        fronts={budget: _front(report.uncertainty.at(budget), lambdas) for budget in budgets},
+        scatters={budget: scatter(report.frontier.at(budget), settings.hover(report.uncertainty.at(budget))) for budget in budgets},
+        fronts={budget: _front(report.uncertainty.at(budget), settings) for budget in budgets},
         levels=_levels(report.quality),
         weights=report.weight_groups.head(MOST_ROWS).to_dict("records"),
         windows=report.windows.head(MOST_ROWS).to_dict("records"),
@@ -218,39 +218,44 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
     return rows
 
 
-def _hover(report: Report, budget: str) -> Callable[[str], str]:
-    """Of a trial: the settings that tell runs apart and how probably its configuration stands on the frontier, in words."""
-    runs, points, lambdas = report.runs, report.uncertainty.at(budget), _lambdas(report.runs)
-    chances = dict(zip(configurations(points), points["probability"], strict=True))
-    keys = [key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION]  # λ tells its reduction
-    columns = [runs["trial"].map(lambdas) if key == WEIGHT else runs[key] for key in keys]
-    known = {trial: values for trial, *values in zip(runs["trial"], configurations(runs), *columns, strict=True)}
+class _Settings:
+    """What tells runs apart, in words, of the few whose words are wanted."""
 
-    def words(trial: str) -> str:
-        own, *values = known[trial]
-        told = [f"{key} = {value}" for key, value in zip(keys, values, strict=True) if not pd.isna(value)]
-        more = [f"and {len(told) - MOST_SETTINGS} more, in runs.csv"] if len(told) > MOST_SETTINGS else []
-        chance = chances.get(own)
-        return "\n".join(told[:MOST_SETTINGS] + more + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"]))
+    def __init__(self, report: Report) -> None:
+        runs = report.runs
+        self._row = {trial: row for row, trial in enumerate(runs["trial"])}
+        self._configurations = configurations(runs)
+        keys = [key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION]  # λ tells its reduction
+        self._columns = {key: runs[key].to_numpy() for key in keys}
+        self._reductions = runs[REDUCTION].to_numpy() if REDUCTION in runs else None
 
-    return words
+    def hover(self, points: pd.DataFrame) -> Callable[[str], str]:
+        """Of a trial: its settings, and how probably its configuration stands on the frontier that these points are of."""
+        chances = dict(zip(configurations(points), points["probability"], strict=True))
+
+        def words(trial: str) -> str:
+            row = self._row[trial]
+            values = {key: self.weight(trial) if key == WEIGHT else column[row] for key, column in self._columns.items()}
+            told = [f"{key} = {value}" for key, value in values.items() if not pd.isna(value)]
+            more = [f"and {len(told) - MOST_SETTINGS} more, in runs.csv"] if len(told) > MOST_SETTINGS else []
+            chance = chances.get(self._configurations[row])
+            return "\n".join(told[:MOST_SETTINGS] + more + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"]))
+
+        return words
+
+    def weight(self, trial: str) -> str | None:
+        """λ with its reduction: without it the number says nothing."""
+        row = self._row[trial]
+        if self._reductions is None or pd.isna(weight := self._columns[WEIGHT][row]):
+            return None
+        return f"{_setting(weight)} ({self._reductions[row] or 'reduction unknown'})"
 
 
-def _lambdas(runs: pd.DataFrame) -> dict[str, str | None]:
-    """Of every trial, λ with its reduction: without it the number says nothing."""
-    if WEIGHT not in runs:
-        return {}
-    known = zip(runs["trial"], runs[WEIGHT], runs[REDUCTION], strict=True)
-    return {
-        trial: None if pd.isna(weight) else f"{_setting(weight)} ({reduction or 'reduction unknown'})" for trial, weight, reduction in known
-    }
-
-
-def _front(points: pd.DataFrame, lambdas: Mapping[str, str | None]) -> list[dict[Any, Any]]:
+def _front(points: pd.DataFrame, settings: _Settings) -> list[dict[Any, Any]]:
     """Configurations that stand on the frontier, or may well do, from slow to fast."""
     shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
     shown = shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS)
-    return shown.assign(**{WEIGHT: shown["trial"].map(lambdas)}).to_dict("records")
+    return shown.assign(**{WEIGHT: shown["trial"].map(settings.weight)}).to_dict("records")
 
 
 def _levels(quality: pd.DataFrame) -> list[dict[str, Any]]:

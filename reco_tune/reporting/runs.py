@@ -117,7 +117,8 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Those of the study itself; what it found does not depend on the numbers that a reader lays beside it."""
-    return runs[~_elsewhere(runs)]
+    elsewhere = _elsewhere(runs)
+    return runs[~elsewhere] if elsewhere.any() else runs
 
 
 def exclusions(runs: pd.DataFrame) -> list[str]:
@@ -146,7 +147,8 @@ def _elsewhere(runs: pd.DataFrame) -> NDArray[np.bool_]:
 def differing(runs: pd.DataFrame) -> list[str]:
     """The settings that take more than one value over these runs, in the order in which settings stand; a run from elsewhere has none."""
     own = own_runs(runs)
-    return [key for key in map(str, own) if "." in key and len(set(own[key])) > 1]
+    columns = {key: own[key].to_numpy() for key in map(str, own) if "." in key}
+    return [key for key, values in columns.items() if (values != values[:1]).any()]
 
 
 def measured_with(runs: pd.DataFrame) -> str:
