@@ -141,7 +141,8 @@ def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> Non
     trained = fit(experiment, cache, tmp_path / "run")
     assert np.isfinite(trained.metrics["val_cross_entropy"])
     result = evaluate(trained.model, experiment, cache)
-    assert set(result.metrics) == set(STEPS_OF_H) and result.provenance["protocol"] == "none"
+    analyses = {"first_frame_gap", *(f"error_growth_{end}" for end in ("rate", "slope", "aic"))}
+    assert set(result.metrics) == set(STEPS_OF_H) | analyses and result.provenance["protocol"] == "none"
     assert set(result.curves) == {"loss_by_frame_train", "loss_by_frame_generated", "error_growth"}
     assert all(len(curve) == 5 and np.isfinite(curve).all() for curve in result.curves.values())
     with pytest.raises(DataError, match=r"data\.layout tokens.*FVD, samples and reconstructions need videos"):
