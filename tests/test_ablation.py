@@ -149,7 +149,7 @@ def test_the_smallest_difference_that_is_found_is_found_with_that_power(seeds):
         (2, 1, 0.01, "worse"),
         (-2, 1, 0.01, "better"),
         (2, 1, 0.2, "not resolved"),  # resolved by itself, not after Holm
-        (2, 1, math.nan, "worse"),
+        (2, 1, math.nan, "worse (1 seed)"),
         (2, 3, math.nan, "not resolved"),
         (2, math.inf, math.nan, "not resolved"),
     ],

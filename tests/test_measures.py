@@ -57,7 +57,7 @@ def test_one_seed_resolves_what_has_a_sampling_interval_and_nothing_else(runs: p
     alone = runs[runs["seed"] == 0].copy()
     alone["kernel_distance_low"], alone["kernel_distance_high"] = alone["kernel_distance"] - 1e-4, alone["kernel_distance"] + 1e-4
     table = measures_table(alone)
-    assert of(table, "equal_steps", "local", q.KERNEL_DISTANCE)["verdict"] == "worse"
+    assert of(table, "equal_steps", "local", q.KERNEL_DISTANCE)["verdict"] == "worse (1 seed)"
     motion = of(table, "equal_steps", "local", q.MOTION_DISTANCE)
     assert motion["verdict"] == "not resolved" and math.isnan(motion["low"]) and math.isnan(motion["delta_low"])
 

@@ -46,6 +46,8 @@ COLUMNS = (
 """Columns of ablation.csv."""
 DETAILS = ("pairs", "verdict")
 """What tables for people say beside them: seeds that a row shares with the baseline, and in words what became of the comparison."""
+ONE_SEED = " (1 seed)"
+"""Ends a word that holds for one training seed: another may turn it round."""
 _MEANS = (
     "speedup",
     "speedup_low",
@@ -106,12 +108,14 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
     """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty without a difference.
 
     Args:
-        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides.
+        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the word says so.
     """
     if difference is None:
         return ""
-    told = p_value < LEVEL if math.isfinite(p_value) else difference.resolved
-    return "not resolved" if not told else worse if difference.delta > 0 else better
+    known = math.isfinite(p_value)
+    if not (p_value < LEVEL if known else difference.resolved):
+        return "not resolved"
+    return (worse if difference.delta > 0 else better) + ("" if known else ONE_SEED)
 
 
 def arm_results(runs: pd.DataFrame) -> dict[tuple[str, str], ArmResult]:
