@@ -69,6 +69,8 @@ GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)",
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""
 
+STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
+"""Root mean squares along tokens and across frames, each raw and relative to |h|."""
 RESOLVED_AIC = 2.0
 """Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits either."""
 

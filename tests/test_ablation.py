@@ -184,6 +184,14 @@ def test_paired_difference_by_hand():
     assert difference.low == pytest.approx(2 - stats.t.ppf(0.975, 2) / math.sqrt(3))
 
 
+def test_equal_differences_tell_no_spread_and_resolve_nothing():
+    """Accuracies are shares of few clips: seeds may agree to the last digit."""
+    apart = paired_difference(dict(enumerate(exact(0.75, 0.5))), dict(enumerate(exact(0.625, 0.375))))
+    assert apart is not None and not apart.resolved and math.isnan(apart.p_value) and standing(apart, apart.p_value) == "not resolved"
+    same = paired_difference(dict(enumerate(exact(1, 2))), dict(enumerate(exact(1, 2))))
+    assert same is not None and (same.delta, same.p_value, same.resolved) == (0, 1, False)
+
+
 def test_runs_that_share_no_seed_cannot_be_paired():
     assert paired_difference({0: exact(1)[0]}, {1: exact(1)[0]}) is None
 

@@ -82,7 +82,7 @@ def test_the_lowest_is_a_mean_with_its_runs_and_its_reduction(rungs, ladder):
 
 
 def test_settings_that_differ(rungs):
-    asked = ["window.scheme", "objective.continuity_weight", "objective.norm_weight", "training.seed"]
+    asked = ["window.scheme", "objective.continuity_weight", "objective.norm_weight", "training.steps", "training.seed"]
     assert differing(rungs) == ["window.scheme", "window.length_tokens", "window.stride_tokens", *asked[1:]]
     imported = rungs.iloc[:1].assign(arm="theirs (imported)", **{"model.width": None})
     assert differing(pd.concat([rungs, imported])) == differing(rungs)

@@ -179,6 +179,19 @@ def report(tmp_path_factory):
     return write_report(study, imports=[write(folder / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}", f"Slow,5.5,,,,{PROTOCOL}")])
 
 
+def test_a_study_of_compute_alone_takes_rows_of_equal_steps(tmp_path):
+    """The figures are of the study's own first budget, and so are their words."""
+    study = record_study(tmp_path / "toy", arms=("full", "reco"), budgets=("equal_compute",), searched=0, files=False)
+    report = write_report(study, imports=[write(tmp_path / "published.csv", f"Theirs,5.5,,,2.0,{PROTOCOL}")])
+    assert "At equal compute the lowest mean FVD" in report.index.read_text()
+
+
+def test_a_file_given_by_two_ways_is_one(tmp_path):
+    path = write(tmp_path / "published.csv", f"Theirs,5.5,,,,{PROTOCOL}")
+    with pytest.raises(ComparisonError, match="is given 2 times"):
+        file_names([path, tmp_path / "elsewhere" / ".." / "published.csv"])
+
+
 @pytest.mark.parametrize("name", ["index.html", "ablation.md", "ablation.tex"])
 def test_the_report_names_the_files(report, name):
     text = (report.folder / name).read_text()

@@ -68,6 +68,12 @@ def test_what_may_be_negative_is_not_cut_off_at_zero(runs: pd.DataFrame) -> None
     assert of(measures_table(noisy), "equal_steps", "reco", q.KERNEL_DISTANCE)["low"] < 0
 
 
+def test_shares_end_at_one(runs: pd.DataFrame) -> None:
+    high = runs.assign(class_accuracy=[0.9 + 0.04 * seed for seed in runs["seed"]])
+    row = of(measures_table(high), "equal_steps", "reco", q.CLASS_ACCURACY)
+    assert row["value"] == pytest.approx(0.94) and row["high"] == 1.0
+
+
 def test_a_measure_that_a_run_lacks_leaves_that_seed_out(runs: pd.DataFrame) -> None:
     lost = runs.copy()
     lost.loc[lost["trial"] == "reco-equal_steps-s1", "class_accuracy"] = math.nan
@@ -85,7 +91,7 @@ def test_a_measure_that_a_run_lacks_leaves_that_seed_out(runs: pd.DataFrame) -> 
         ((-3, -5, -1), "linear"),
         ((3, -1, 7), "not resolved"),
         ((1, 0.5, 1.5), "not resolved"),
-        ((3, math.nan, math.nan), "exponential"),
+        ((3, math.nan, math.nan), "exponential (1 seed)"),
     ],
     ids=["exponential", "linear", "seeds disagree", "too close", "one seed"],
 )

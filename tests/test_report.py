@@ -189,6 +189,20 @@ def test_a_folder_holds_one_report_and_whatever_a_person_keeps_there(report, tmp
     assert not (output / "samples").exists()
 
 
+@pytest.mark.parametrize("provenance", ['{"x": 1}', '{"arms": ["full"]}', "[1]", "no JSON"])
+def test_what_is_no_report_is_left_alone(provenance, tmp_path):
+    output = tmp_path / "out"
+    (output / "samples").mkdir(parents=True)
+    kept = [output / "importance.pdf", output / "samples" / "full.mp4"]
+    for file in kept:
+        file.write_text("a person's")
+    (output / "provenance.json").write_text(provenance)
+    folder = StudyFolder(tmp_path / "young")
+    EventLog(folder.events).append("study", name="young", question="?", arms=["full"], provenance={})
+    write_report(folder.path, output)
+    assert [file.read_text() for file in kept] == ["a person's"] * 2
+
+
 @pytest.mark.parametrize("planned", [0, 1], ids=["nothing-planned", "nothing-finished"])
 def test_a_study_that_has_just_begun_has_a_report(tmp_path, planned):
     folder = StudyFolder(tmp_path / "young")

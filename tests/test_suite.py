@@ -19,8 +19,8 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import EvaluationResult, KernelAtRungs, evaluate, prepare_evaluation
 from reco_tune.evaluation.protocols import sample_labels
-from reco_tune.evaluation.suite import STEPS_OF_H
 from reco_tune.model import VideoTransformer
+from reco_tune.quantities import STEPS_OF_H
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.training import build_arm
 
@@ -53,7 +53,7 @@ def test_gives_every_metric_under_its_name(result: tuple[EvaluationResult, Path]
     distances = {f"{name}{end}" for name in ("fvd", "kernel_distance") for end in ("", "_low", "_high")}
     scalars = {"class_accuracy", "last_frame_accuracy", "motion_distance", "first_frame_gap"}
     growth = {f"error_growth_{end}" for end in ("rate", "slope", "aic")}
-    assert set(metrics) == distances | scalars | growth | set(STEPS_OF_H) | TIMES
+    assert set(metrics) == distances | scalars | growth | {quantity.name for quantity in STEPS_OF_H} | TIMES
     assert set(metrics) <= set(quantities.ALL) and all(np.isfinite(value) for value in metrics.values())
     curves, law = result[0].curves, result[0].provenance["error_growth"]
     assert metrics["first_frame_gap"] == curves["loss_by_frame_generated"][0] - curves["loss_by_frame_train"][0]

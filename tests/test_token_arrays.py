@@ -12,7 +12,7 @@ from safetensors.numpy import save_file
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import evaluate, prepare_evaluation
-from reco_tune.evaluation.suite import STEPS_OF_H
+from reco_tune.quantities import STEPS_OF_H
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.tokenizers import prepare_tokens
 from reco_tune.training import fit
@@ -142,7 +142,7 @@ def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> Non
     assert np.isfinite(trained.metrics["val_cross_entropy"])
     result = evaluate(trained.model, experiment, cache)
     analyses = {"first_frame_gap", *(f"error_growth_{end}" for end in ("rate", "slope", "aic"))}
-    assert set(result.metrics) == set(STEPS_OF_H) | analyses and result.provenance["protocol"] == "none"
+    assert set(result.metrics) == {quantity.name for quantity in STEPS_OF_H} | analyses and result.provenance["protocol"] == "none"
     assert set(result.curves) == {"loss_by_frame_train", "loss_by_frame_generated", "error_growth"}
     assert all(len(curve) == 5 and np.isfinite(curve).all() for curve in result.curves.values())
     with pytest.raises(DataError, match=r"data\.layout tokens.*FVD, samples and reconstructions need videos"):

@@ -85,7 +85,9 @@ def record_study(
         for budget in ["both", *(b for b in budgets if b == "half_compute")] if arm == "full" else budgets:
             for seed in seeds:
                 name = f"full-s{seed}" if budget == "both" else f"{arm}-{budget}-s{seed}"
-                experiment = arm_experiment(space, arm, {"training.seed": seed})
+                share = {"equal_compute": 1.0, "half_compute": 0.5}.get(budget)
+                steps = 600 if share is None else round(600 * share * speed.get("speedup", 1.0))
+                experiment = arm_experiment(space, arm, {"training.seed": seed, "training.steps": steps})
                 level = FVD.get(arm, (5.0, 5.0))[budget != "equal_steps"] * (1.5 if budget == "half_compute" else 1)
                 _plan(log, name, arm, budget, seed, experiment, speed)
                 trials.append((name, budget, level * math.exp(random_.gauss(0, noise)), experiment, speed))
@@ -175,7 +177,7 @@ def _run(
 ) -> None:
     random_ = random.Random(name)
     pace = speed.get("speedup", 1.0)
-    steps = round(experiment.training.steps * {"equal_compute": pace, "half_compute": pace / 2}.get(budget, 1))
+    steps = experiment.training.steps
     log.append("started", trial=name, attempt=1, provenance={"device": "cpu", "data_fingerprint": "d4e5", "tokenizer_fingerprint": "70c3"})
     floor = 0.5 + 0.12 * math.log(level)
     rungs = [round(steps * (rung + 1) / 3) for rung in range(3)]

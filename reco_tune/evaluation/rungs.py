@@ -1,13 +1,13 @@
 """What runs are judged by before they are trained: the kernel distance of a few generated clips, which needs no more of them to be fair.
 
-The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds), and compared with the same real ones. So
-all runs meet the same draws, and the value depends on the model alone: not on the number of ranks, nor on when it is measured.
+The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds; where the batch size does not divide their
+number, the last batch is a shorter one), and compared with the same real ones. So all runs meet the same draws, and the value depends on
+the model alone: not on the number of ranks, nor on when it is measured.
 """
 
 from __future__ import annotations
 
 from collections.abc import Container
-from functools import cached_property
 
 import torch
 
@@ -16,12 +16,12 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.draws import asked_labels, batches_of
 from reco_tune.evaluation.kernel import kernel_distance
-from reco_tune.evaluation.protocols import Prepared, prepare_together
+from reco_tune.evaluation.protocols import prepare_together
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import RUNG_CLIPS, Experiment
-from reco_tune.tokenizers import Tokenizer, load_tokenizer
+from reco_tune.tokenizers import load_tokenizer
 from reco_tune.training import Group, Measured
 
 
@@ -51,7 +51,8 @@ class KernelAtRungs:
 
     def _distance(self, model: VideoTransformer, clock: Clock) -> float:
         with clock.measure("evaluation"):
-            prepared, tokenizer = self._prepared, self._tokenizer
+            prepared = prepare_together(self._experiment, self._cache, self._group)  # not kept: between rungs a GPU is training's alone
+            tokenizer = load_tokenizer(self._cache.tokenizer_path)
             labels_N = torch.from_numpy(asked_labels(self._experiment, self._cache)[:RUNG_CLIPS])
         device = str(model.position_embedding.device)
         batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
@@ -69,11 +70,3 @@ class KernelAtRungs:
         with clock.measure("evaluation"):
             place_N, features_ND = (torch.cat(self._group.gather(torch.cat(parts))) for parts in (places, features))
             return kernel_distance(features_ND[place_N.argsort()].numpy(), prepared.features_MD)
-
-    @cached_property
-    def _prepared(self) -> Prepared:
-        return prepare_together(self._experiment, self._cache, self._group)
-
-    @cached_property
-    def _tokenizer(self) -> Tokenizer:
-        return load_tokenizer(self._cache.tokenizer_path)

@@ -40,10 +40,6 @@ SHOWN_CLIPS = 8
 """Clips in samples.npz: the first of the fixed labels and seeds, so that arms can be laid side by side."""
 ANALYSED_CLIPS = 256
 """Clips of the loss distribution, of the error growth and of the steps of h."""
-STEPS_OF_H = tuple(
-    quantity.name for quantity in (q.LIPSCHITZ_TOKENS, q.LIPSCHITZ_TOKENS_RELATIVE, q.LIPSCHITZ_FRAMES, q.LIPSCHITZ_FRAMES_RELATIVE)
-)
-"""In the order of `Smoothness`."""
 
 
 @dataclass(frozen=True)
@@ -250,7 +246,8 @@ def _analyses(
         q.LOSS_BY_FRAME_GENERATED: loss_by_block(model, sampled, sampled_labels, per_block),
         q.ERROR_GROWTH: growth,
     }
-    scalars = dict(zip(STEPS_OF_H, smoothness(model, tokens, labels, per_block), strict=True))
+    steps = smoothness(model, tokens, labels, per_block)
+    scalars = {quantity.name: value for quantity, value in zip(q.STEPS_OF_H, steps, strict=True)}
     scalars[q.FIRST_FRAME_GAP.name] = curves[q.LOSS_BY_FRAME_GENERATED][0] - curves[q.LOSS_BY_FRAME_TRAIN][0]
     law = fit_growth(growth)
     if law is not None:

@@ -63,8 +63,8 @@ class Ratio(NamedTuple):
     seeds: int
 
 
-def mean_interval(runs: Sequence[Measured], floor: float = 0.0) -> Measured:
-    """Mean over training seeds with its 95% interval, of which no end lies below `floor`.
+def mean_interval(runs: Sequence[Measured], floor: float = 0.0, ceiling: float = math.inf) -> Measured:
+    """Mean over training seeds with its 95% interval, of which no end lies below `floor` or above `ceiling`.
 
     One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at least the mean sampling
     variance: two seeds that happen to agree do not make the samples less random.
@@ -76,7 +76,7 @@ def mean_interval(runs: Sequence[Measured], floor: float = 0.0) -> Measured:
     variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
     half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values))
     mean = float(values.mean())
-    return Measured(mean, max(floor, mean - half), mean + half)
+    return Measured(mean, max(floor, mean - half), min(ceiling, mean + half))
 
 
 def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> Difference | None:
@@ -96,8 +96,10 @@ def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> D
         error = math.sqrt(sampling) if known else math.inf
         return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1)
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
+    if spread == 0 and delta:  # seeds that agree to the last digit, as shares of few clips may, tell of no spread
+        return Difference(delta, -math.inf, math.inf, math.nan, math.nan, count)
     quantile = float(stdtrit(count - 1, 1 - LEVEL / 2))
-    p_value = float(2 * stdtr(count - 1, -abs(delta) / spread)) if spread else float(delta == 0)
+    p_value = float(2 * stdtr(count - 1, -abs(delta) / spread)) if spread else 1.0
     return Difference(delta, delta - quantile * spread, delta + quantile * spread, p_value, _shift(count, LEVEL) * spread, count)
 
 

@@ -120,8 +120,9 @@ def _caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
 
 
 def _beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
-    """What runs differ in beside what is asked about and the training seed."""
-    return [key for key in differing(rows) if key not in (*asked, "training.seed")]
+    """What runs of one budget differ in beside what is asked about and the seed; the steps that a compute budget gives are no choice."""
+    given = ["training.steps"] if set(rows["budget"]) - {"equal_steps"} else []
+    return [key for key in differing(rows) if key not in (*asked, "training.seed", *given)]
 
 
 def _weighted(runs: pd.DataFrame) -> pd.DataFrame:

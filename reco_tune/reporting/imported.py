@@ -55,7 +55,7 @@ def file_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         ComparisonError: where one is given twice.
     """
-    places = [Path(path).absolute().parts for path in paths]
+    places = [Path(path).resolve().parts for path in paths]
     for place, times in Counter(places).items():
         if times > 1:
             raise ComparisonError(f"{Path(*place)} is given {times} times; import each file once")

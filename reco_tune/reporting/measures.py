@@ -13,7 +13,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from reco_tune import quantities as q
-from reco_tune.reporting.ablation import arm_runs, standing
+from reco_tune.reporting.ablation import ONE_SEED, arm_runs, standing
 from reco_tune.reporting.aggregate import Measured, holm, mean_interval, paired_difference
 from reco_tune.reporting.runs import reference
 
@@ -24,25 +24,24 @@ ANALYSES = (
     q.ERROR_GROWTH_RATE,
     q.ERROR_GROWTH_SLOPE,
     q.ERROR_GROWTH_AIC,
-    q.LIPSCHITZ_TOKENS,
-    q.LIPSCHITZ_TOKENS_RELATIVE,
-    q.LIPSCHITZ_FRAMES,
-    q.LIPSCHITZ_FRAMES_RELATIVE,
+    *q.STEPS_OF_H,
 )
 """Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
 COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
 """Columns of measures.csv."""
 SIGNED = {q.KERNEL_DISTANCE, q.FIRST_FRAME_GAP, q.ERROR_GROWTH_RATE, q.ERROR_GROWTH_SLOPE, q.ERROR_GROWTH_AIC}
 """May lie below 0."""
+_SHARES = {q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
+"""Never above 1."""
 NOTE = (
     "Means over training seeds with 95% t intervals (at one seed only the kernel distance has one, of its sampling noise). Words compare "
     "with the baseline, paired by seed, by t tests with Holm's correction over the arms of a budget, measure by measure; without a word "
     "nothing is resolved."
 )
 LAW_NOTE = (
-    "The law of error growth is the one whose AIC is lower by 2 or more, over seeds with an interval that excludes 0. Steps of h are root "
-    "mean squares of the differences between neighbouring tokens, or the same site of adjacent frames, raw and relative to |h|: scale "
-    "alone shrinks the raw ones."
+    "The law of error growth is the one whose AIC is lower by 2 or more, from two seeds on with an interval that excludes 0. Steps of h "
+    "are root mean squares of the differences between neighbouring tokens, or the same site of adjacent frames, raw and relative to |h|: "
+    "scale alone shrinks the raw ones."
 )
 
 
@@ -88,8 +87,9 @@ def blocks(table: pd.DataFrame, kind: Sequence[q.Quantity]) -> list[Block]:
 
 def growth_law(value: float, low: float, high: float) -> str:
     """Which law errors grow by, from the mean difference of AIC (`quantities.ERROR_GROWTH_AIC`) and its interval over seeds, if any."""
-    settled = abs(value) >= q.RESOLVED_AIC and not low <= 0 <= high
-    return "not resolved" if not settled else "exponential" if value > 0 else "linear"
+    if abs(value) < q.RESOLVED_AIC or low <= 0 <= high:
+        return "not resolved"
+    return ("exponential" if value > 0 else "linear") + ("" if math.isfinite(low) else ONE_SEED)
 
 
 def _rows(arms: Mapping[str, Mapping[int, Measured]], baseline: str, quantity: q.Quantity) -> Iterator[tuple[str, list[object]]]:
@@ -97,7 +97,7 @@ def _rows(arms: Mapping[str, Mapping[int, Measured]], baseline: str, quantity: q
     p_values = holm([one.p_value if one else math.nan for one in differences.values()])
     words = {"lower": ("better", "worse"), "higher": ("worse", "better"), "neither": ("lower", "higher")}[quantity.better]
     for (arm, difference), p_value in zip(differences.items(), p_values, strict=True):
-        mean = mean_interval(list(arms[arm].values()), floor=-math.inf if quantity in SIGNED else 0.0)
+        mean = mean_interval(list(arms[arm].values()), -math.inf if quantity in SIGNED else 0.0, 1.0 if quantity in _SHARES else math.inf)
         ends = (difference.delta, difference.low, difference.high) if difference else (math.nan,) * 3
         told = [end if math.isfinite(end) else math.nan for end in ends]
         yield arm, [len(arms[arm]), *mean, *told, standing(difference, p_value, *words)]

@@ -191,7 +191,7 @@ def _in_words(name: str, report: Report) -> str:
     if name == "lambda":
         return " ".join(f"At {words}." for words in lowest_by_weight(report.weight_groups))
     if name == "window_stride":
-        budget = budget_order(report.runs)[0]  # the one that is drawn
+        budget = budget_order(own_runs(report.runs))[0]  # the one that is drawn
         best = min(window_stride_cells(report.windows[report.windows["budget"] == budget]).to_dict("records"), key=lambda row: row["fvd"])
         place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
         return f"At {TITLES[budget].lower()} the lowest mean FVD is {tables.number(best['fvd'])}, at {place}."

@@ -185,11 +185,12 @@ def constraints(source: Source) -> dict[str, Bound]:
 
 def _clear(folder: Path) -> None:
     """Takes away what an earlier report, perhaps of another study, has there and the next may not replace: figures and sample videos."""
-    for name in DRAWN_BY:
-        for kind in ("png", "pdf"):
-            (folder / f"{name}.{kind}").unlink(missing_ok=True)
-    with suppress(OSError, ValueError):  # of an earlier report, whose provenance names the videos; of something else nothing is touched
-        arms = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))["arms"]
+    with suppress(OSError, ValueError, KeyError, TypeError):  # where no provenance of a report lies there, nothing is touched
+        origin = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
+        arms = {str(arm) for arm in origin["arms"]} if "report_version" in origin else set()
+        for name in DRAWN_BY if arms else ():
+            for kind in ("png", "pdf"):
+                (folder / f"{name}.{kind}").unlink(missing_ok=True)
         for video in (folder / "samples").glob("*.mp4"):
             if video.stem in arms:
                 video.unlink()

@@ -32,11 +32,9 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
         print(error, file=sys.stderr)
         sys.exit(error.exit_code)
     except OSError as error:
-        place, reason = error.filename or output, (error.strerror or str(error)).lower()
-        print(
-            f"{place} cannot be used ({reason}); give another folder with --output, or see to its permissions and its space",
-            file=sys.stderr,
-        )
+        place, reason = Path(error.filename or output), (error.strerror or str(error)).lower()
+        other = "give another folder with --output, or " if place.is_relative_to(output) or output.is_relative_to(place) else ""
+        print(f"{place} cannot be used ({reason}); {other}see to its permissions and its space", file=sys.stderr)
         sys.exit(2)
     print(text)
 

@@ -31,13 +31,6 @@ _ONE_SEED = {
     "contradicted": "One training seed: this run contradicts the claim",
     "not resolved": "One training seed: this run does not settle the claim",
 }
-STEPS = (
-    quantities.LIPSCHITZ_TOKENS,
-    quantities.LIPSCHITZ_TOKENS_RELATIVE,
-    quantities.LIPSCHITZ_FRAMES,
-    quantities.LIPSCHITZ_FRAMES_RELATIVE,
-)
-"""Of h, along tokens and across frames."""
 Results = Mapping[tuple[str, str], ArmResult]
 
 
@@ -144,7 +137,7 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
         own = (kept["arm"] == name).to_numpy()
         return dict(zip(kept["seed"][own].astype(int), values[own], strict=True))
 
-    steps = {quantity: kept[quantity.name].astype(float) for quantity in STEPS}
+    steps = {quantity: kept[quantity.name].astype(float) for quantity in quantities.STEPS_OF_H}
     sizes = steps[quantities.LIPSCHITZ_TOKENS] / steps[quantities.LIPSCHITZ_TOKENS_RELATIVE]
     raw, relative, frames, frames_relative, scale = (
         paired_ratio(by_seed(arm, values), by_seed(plain, values)) for values in (*steps.values(), sizes)

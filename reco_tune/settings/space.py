@@ -132,7 +132,7 @@ class Pruning(Section):
 
     @model_validator(mode="after")
     def _check(self) -> Pruning:
-        if self.metric not in PROXIES:
+        if self.kind != "none" and self.metric not in PROXIES:
             raise SettingsError(f"pruning.metric ({self.metric}) is not known at rungs; take {', '.join(PROXIES[:-1])} or {PROXIES[-1]}")
         return self
 
