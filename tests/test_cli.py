@@ -458,6 +458,7 @@ def test_time_left_follows_from_the_work_that_is_done(toy: Path) -> None:
     study.finished = False
     for run in study.runs.values():
         run.state, run.reports, run.metrics, run.started, run.ended = "planned", [], {"speedup": 1.0}, None, None
+        run.settings["training.steps"] = 600  # at every budget, as at one speed
     first, second = list(study.runs.values())[:2]
     first.state, first.started, first.ended = "evaluated", 1000.0, 1060.0
     second.state, second.started, second.reports = "running", 1060.0, [{"step": 300}]  # of 600, and the evaluation is a tenth
