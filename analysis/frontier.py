@@ -8,20 +8,20 @@ means over seeds, other sampled runs one by one) and how probably each stands on
 
 from pathlib import Path
 
-from reco_tune.reporting import ablation_table, figures, frontier, load_runs
-from reco_tune.reporting.report import constraints
-from reco_tune.reporting.runs import SEARCH, arm_order
+from reco_tune.reporting import ablation_table, figures, frontier, load_study
+from reco_tune.reporting.runs import SEARCH, arm_order, bounds, runs_table
 from reco_tune.reporting.script import run_script, write
 from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 
 def work(sources: list[str], output: Path) -> str:
-    runs = load_runs(sources[0])
+    study = load_study(sources[0])
+    runs = runs_table(study)
     found, sure = frontier(runs), frontier_uncertainty(runs)
     write(output, "frontier.csv", csv_text(found.points))
     write(output, "frontier_probability.csv", csv_text(sure.points))
-    if figure := figures.draw_frontier(sure, ablation_table(runs), arm_order(runs), constraints(sources[0])):
+    if figure := figures.draw_frontier(sure, ablation_table(runs), arm_order(runs), bounds(study)):
         figures.save(figure, output / "frontier")
     lines = []
     for budget, volume in found.hypervolume.items():

@@ -37,8 +37,8 @@ EventName = Literal[
     "evaluated",
     "finished",
 ]
-"""`study` opens a log (name, question, provenance); `known` is a run of an earlier study that the search starts with; `finished` says
-that nothing is left to do."""
+"""`study` opens a log (name, question, arms, constraints, provenance); `known` is a run of an earlier study that the search starts with;
+`finished` says that nothing is left to do."""
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 
@@ -204,6 +204,8 @@ class StudyRecord:
     """Speed metrics by calibration key (an arm's name, or a sampled run's)."""
     arms: list[str] = field(default_factory=list)
     """Arms in the order of the space file."""
+    constraints: dict[str, dict[str, float]] = field(default_factory=dict)
+    """Metric -> the `min` and `max` that the search is allowed."""
     finished: bool = False
 
 
@@ -276,7 +278,7 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
     name = event["event"]
     if name == "study":
         study.name, study.question, study.arms = event["name"], event["question"], event["arms"]
-        study.provenance = event["provenance"]
+        study.provenance, study.constraints = event["provenance"], event.get("constraints", {})
     elif name == "calibrated":
         study.calibrations[event["key"]] = event["metrics"]
         if event.get("trial") in study.runs:

@@ -23,8 +23,7 @@ from reco_tune.reporting.figures import draw_frontier, draw_loss_by_frame, draw_
 from reco_tune.reporting.labels import _overlap, _push_apart
 from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.page import MOST_SETTINGS, _Settings, render
-from reco_tune.reporting.report import constraints
-from reco_tune.reporting.runs import arm_order, load_study, runs_table
+from reco_tune.reporting.runs import arm_order, bounds, load_study, runs_table
 from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
 from reco_tune.reporting.scatter import scatter
 from reco_tune.reporting.style import lay_out
@@ -342,12 +341,12 @@ def test_the_page_is_used_by_keyboard_alone(report, tmp_path):
     assert found["stops"] > 40 and found["points"] > 10
 
 
-def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path, tmp_path: Path) -> None:
-    folder = StudyFolder(tmp_path)
-    assert constraints(tmp_path) == {}, "a log without its settings"
-    folder.settings.write_text("constraints: {fvd: {max: 5}, speedup: {min: 1.5}, peak_memory_ratio: {max: 0.7}}\n")
-    runs = runs_table(load_study(study))
-    figure = draw_frontier(frontier_uncertainty(runs), ablation_table(runs), arm_order(runs), constraints(tmp_path))
+def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path) -> None:
+    record = load_study(study)
+    assert bounds(record)["fvd"].max == 30
+    record.constraints = {"fvd": {"max": 5.0}, "speedup": {"min": 1.5}, "peak_memory_ratio": {"max": 0.7}}
+    runs = runs_table(record)
+    figure = draw_frontier(frontier_uncertainty(runs), ablation_table(runs), arm_order(runs), bounds(record))
     assert figure is not None
     for axes in figure.axes:
         drawn = [line.get_xydata() for line in axes.lines if line.get_color() == "#b22222"]

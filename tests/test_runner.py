@@ -57,6 +57,14 @@ def test_an_arm_that_cannot_be_measured_fails_alone(tmp_path: Path) -> None:
     assert failed == [("reco-equal_steps-s0", REASON), ("reco-equal_steps-s1", REASON)]
 
 
+def test_a_log_opens_with_what_the_search_is_allowed(tmp_path: Path) -> None:
+    one = driver(tmp_path, "constraints={peak_memory_ratio: {max: 0.7}}")
+    one._stopping.set()
+    one._prepare = lambda: None  # type: ignore[method-assign]
+    one.drive()
+    assert one.study.constraints == {"peak_memory_ratio": {"max": 0.7}}
+
+
 def test_a_resumed_study_does_not_measure_it_again(tmp_path: Path) -> None:
     before = driver(tmp_path, "budgets=[equal_steps]", "trials=0")
     asked_for(before)

@@ -50,7 +50,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[str]:
 
 def test_the_record_read_back_is_the_logs_to_the_bit(synced: StudyFolder) -> None:
     told, tracked = study_log.read_study(synced.path), read_study("toy", synced.mlflow_uri)
-    assert tracked == told
+    assert tracked == told and told.constraints == {"fvd": {"max": 30.0}}
     assert list(tracked.runs) == list(told.runs)
     assert [list(run.settings) for run in tracked.runs.values()] == [list(run.settings) for run in told.runs.values()]
 

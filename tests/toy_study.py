@@ -76,7 +76,7 @@ def record_study(
         "hardware": "2 CPU cores",
         "command": "reco-tune run toy.yaml",
     }
-    log.append("study", name=path.name, question=space.question, arms=list(arms), provenance=provenance)
+    log.append("study", name=path.name, question=space.question, arms=list(arms), constraints={"fvd": {"max": 30.0}}, provenance=provenance)
     trials: list[tuple[str, str, float, Experiment, dict[str, float]]] = []
     for arm in arms:
         speed = _speed(arm)

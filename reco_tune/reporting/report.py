@@ -33,13 +33,12 @@ from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
-from reco_tune.reporting.runs import Source, arm_order, budget_order, comparable, load_study, measured_with, own_runs, runs_table
+from reco_tune.reporting.runs import Source, arm_order, bounds, budget_order, comparable, load_study, measured_with, own_runs, runs_table
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
 from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
 from reco_tune.reporting.uncertainty import Uncertainty, frontier_uncertainty
 from reco_tune.reporting.verdicts import Verdict, verdicts
-from reco_tune.settings import Bound, read_yaml
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 Progress = Callable[[int, int, str], None]
@@ -153,7 +152,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             folder=output,
             index=output / "index.html",
         )
-        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), constraints(source), report.paper)
+        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), bounds(study), report.paper)
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
         painter.draw("window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget)
@@ -172,15 +171,6 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     report.index.write_text(render(report, drawn.files, samples), encoding="utf-8")
     tell(6, 6, "done")
     return report
-
-
-def constraints(source: Source) -> dict[str, Bound]:
-    """Metric -> what the study's search is allowed, for lines in the figure; known from the study folder alone."""
-    folder = _study_folder(source)
-    if folder is None or not folder.settings.is_file():
-        return {}
-    bounds = read_yaml(folder.settings).get("constraints") or {}
-    return {metric: Bound.model_validate(bound) for metric, bound in bounds.items()}
 
 
 def _clear(folder: Path) -> None:

@@ -17,7 +17,7 @@ from numpy.typing import NDArray
 
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, Bound
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
 Source = Path | str | StudyRecord
@@ -78,6 +78,11 @@ def load_runs(source: Source) -> pd.DataFrame:
     `attrs["arms"]` holds the order of the arms, `attrs["repeats"]` by trial the sampled run whose configuration it runs again.
     """
     return runs_table(load_study(source))
+
+
+def bounds(study: StudyRecord) -> dict[str, Bound]:
+    """Metric -> what the study's search is allowed, for lines in the figure."""
+    return {metric: Bound.model_validate(bound) for metric, bound in study.constraints.items()}
 
 
 def runs_table(study: StudyRecord) -> pd.DataFrame:

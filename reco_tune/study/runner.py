@@ -153,6 +153,7 @@ class _Driver:
                     name=self._options.name or self._folder.path.resolve().name,
                     question=self._space.question,
                     arms=list(self._space.arms),
+                    constraints={metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()},
                     provenance=study_provenance(self._options.command),
                 )
                 for earlier in self._space.warm_start:
