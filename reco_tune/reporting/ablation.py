@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
+from typing import NamedTuple
 
 import pandas as pd
 
@@ -72,6 +73,26 @@ class ArmResult:
     protocol: str
 
 
+class Comparison(NamedTuple):
+    """One arm at one budget beside what it is compared with."""
+
+    result: ArmResult
+    difference: Difference | None
+    """To the baseline; None for the baseline itself, and where the two share no seed."""
+    p_value: float
+    """Of it, with Holm's correction over the arms of the budget; NaN at one seed."""
+    baseline: str
+
+    @property
+    def pairs(self) -> int:
+        """Seeds that both have."""
+        return self.difference.seeds if self.difference else 0
+
+    @property
+    def verdict(self) -> str:
+        return standing(self.difference, self.p_value)
+
+
 def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     """`ablation_rows` without `DETAILS`: what ablation.csv holds."""
     return ablation_rows(runs, baseline)[list(COLUMNS)]
@@ -89,19 +110,28 @@ def ablation_rows(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked for.
     """
+    table = pd.DataFrame([_row(one) for one in comparisons(runs, baseline)], columns=[*COLUMNS, *DETAILS])
+    return table.astype({"seeds": int, "pairs": int})
+
+
+def comparisons(runs: pd.DataFrame, baseline: str = BASELINE) -> list[Comparison]:
+    """Every arm beside the baseline of its budget, in the order of `arm_results`.
+
+    Raises:
+        ComparisonError: as `ablation_rows`.
+    """
     if baseline != BASELINE and baseline not in set(runs["arm"]):
         raise ComparisonError(f"no run is of the arm `{baseline}`, so it cannot be the baseline; take one of {', '.join(arm_order(runs))}")
     results = arm_results(runs)
-    rows = []
+    found: list[Comparison] = []
     for budget in budget_order(runs):
         group = [result for result in results.values() if result.budget == budget]
         compared = reference(budget, baseline)
         against = results[budget, compared].fvd if (budget, compared) in results else {}
         differences = [None if result.arm == compared else paired_difference(result.fvd, against) for result in group]
         p_values = holm([difference.p_value if difference else math.nan for difference in differences])
-        rows += [_row(result, compared, difference, p) for result, difference, p in zip(group, differences, p_values, strict=True)]
-    table = pd.DataFrame(rows, columns=[*COLUMNS, *DETAILS])
-    return table.astype({"seeds": int, "pairs": int})
+        found += [Comparison(*one, compared) for one in zip(group, differences, p_values, strict=True)]
+    return found
 
 
 def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:
@@ -152,12 +182,10 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
 def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected, and the origin."""
     own = own_runs(runs)
-    results = arm_results(own)
-    if not results:
+    found = comparisons(own, baseline)
+    if not found:
         return "No arm has been evaluated yet."
-    seeds = max(len(result.fvd) for result in results.values())
-    rows = [row for row in ablation_rows(runs, baseline).to_dict("records") if row["pairs"]]
-    pairs = max((row["pairs"] for row in rows), default=0)
+    seeds, pairs = max(len(one.result.fvd) for one in found), max(one.pairs for one in found)
     if seeds <= 1:
         text = (
             "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the training seed, "
@@ -176,36 +204,37 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
             f"{sign_flip_floor(pairs):.2g} here."
         )
     if fewer := [
-        f"{row['arm']} {row['budget'].replace('_', ' ')} ({row['pairs']} of {row['seeds']})" for row in rows if row["pairs"] < row["seeds"]
+        f"{one.result.arm} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.fvd)})"
+        for one in found
+        if 0 < one.pairs < len(one.result.fvd)
     ]:
         text += f" Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some: {', '.join(fewer)}."
     if "half_compute" in budget_order(runs) and baseline == BASELINE:
         text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
     for budget in budget_order(runs):
-        text += _detectable(results, budget, reference(budget, baseline))
+        text += _detectable([one for one in found if one.result.budget == budget])
     if any(value is True for value in runs["rank_deficient"]):
         text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
     return f"{text} {measured_with(comparable(own))}"
 
 
-def _detectable(results: Mapping[tuple[str, str], ArmResult], budget: str, baseline: str) -> str:
-    against = results.get((budget, baseline))
-    if against is None:
-        return ""
-    found = [paired_difference(r.fvd, against.fvd) for r in results.values() if r.budget == budget and r.arm != baseline]
+def _detectable(found: Sequence[Comparison]) -> str:
+    """Of the arms of one budget."""
     text = ""
     for alone, noise in ((False, ""), (True, ", before training-seed noise,")):
-        values = [one.detectable for one in found if one and (one.seeds == 1) == alone and math.isfinite(one.detectable)]
-        if values:
+        known = [one.difference.detectable for one in found if one.difference and (one.pairs == 1) == alone]
+        if values := [value for value in known if math.isfinite(value)]:
             reach = f"{min(values):.2f} to {max(values):.2f}, by arm" if len(values) > 1 else f"{values[0]:.2f}"
-            text += f" At {budget.replace('_', ' ')} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds "
-            text += f"with 80% power{noise} is {reach}."
+            budget, baseline = found[0].result.budget.replace("_", " "), found[0].baseline
+            text += f" At {budget} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds with 80% power"
+            text += f"{noise} is {reach}."
     return text
 
 
-def _row(result: ArmResult, baseline: str, difference: Difference | None, p_value: float) -> dict[str, object]:
+def _row(one: Comparison) -> dict[str, object]:
+    result, difference = one.result, one.difference
     fvd = mean_interval(list(result.fvd.values()))
-    own = 0.0 if result.arm == baseline else math.nan
+    own = 0.0 if result.arm == one.baseline else math.nan
     return {
         "budget": result.budget,
         "arm": result.arm,
@@ -214,9 +243,9 @@ def _row(result: ArmResult, baseline: str, difference: Difference | None, p_valu
         "fvd_low": fvd.low,
         "fvd_high": fvd.high,
         "fvd_delta": difference.delta if difference else own,
-        "fvd_p_value": p_value,
+        "fvd_p_value": one.p_value,
         **result.means,
         "protocol": result.protocol,
-        "pairs": difference.seeds if difference else 0,
-        "verdict": standing(difference, p_value),
+        "pairs": one.pairs,
+        "verdict": one.verdict,
     }

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import re
-from collections import Counter
 from collections.abc import Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
@@ -15,7 +13,18 @@ from reco_tune.errors import ComparisonError
 from reco_tune.reporting.ablation import ablation_table
 from reco_tune.reporting.aggregate import Measured, mean_interval
 from reco_tune.reporting.curves import arm_curves
-from reco_tune.reporting.runs import BUDGETS, SEARCH, TITLES, WHOLE, arm_order, budget_order, comparable, differing, measured_with
+from reco_tune.reporting.runs import (
+    BUDGETS,
+    SEARCH,
+    TITLES,
+    WHOLE,
+    arm_order,
+    budget_order,
+    comparable,
+    differing,
+    measured_with,
+    told_apart,
+)
 from reco_tune.reporting.tables import GROUP_NOTE, interval, number, weight_span
 from reco_tune.reporting.top_up import pooled
 from reco_tune.study_log import StudyRecord
@@ -191,9 +200,7 @@ def study_names(sources: Sequence[str]) -> list[str]:
         ComparisonError: where a study is given twice.
     """
     places = [source if source.startswith("mlflow:") else Path(source).resolve().as_posix() for source in sources]
-    ends = [["".join(parts[at:]) for at in range(len(parts) - 1, -1, -1)] for parts in (re.split("(?<=[:/])", place) for place in places)]
-    shared = Counter(end for own in ends for end in own)
-    for source, own in zip(sources, ends, strict=True):
-        if shared[own[-1]] > 1:
+    for source, place in zip(sources, places, strict=True):
+        if places.count(place) > 1:
             raise ComparisonError(f"{source} is given twice; give every study once")
-    return [next(end for end in own if shared[end] == 1) for own in ends]
+    return told_apart(places)

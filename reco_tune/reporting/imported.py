@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import csv
 import difflib
-import itertools
 import json
 import math
 from collections import Counter
@@ -23,7 +22,7 @@ import pandas as pd
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.measures import SIGNED
-from reco_tune.reporting.runs import BUDGETS, IMPORTED, SEARCH
+from reco_tune.reporting.runs import BUDGETS, IMPORTED, SEARCH, told_apart
 from reco_tune.study_log import State
 
 NEEDED = ("arm", "fvd", "protocol")
@@ -55,12 +54,11 @@ def file_names(paths: Sequence[Path]) -> list[str]:
     Raises:
         ComparisonError: where one is given twice.
     """
-    places = [Path(path).resolve().parts for path in paths]
-    for place, times in Counter(places).items():
-        if times > 1:
-            raise ComparisonError(f"{Path(*place)} is given {times} times; import each file once")
-    longer = (["/".join(place[-depth:]) for place in places] for depth in itertools.count(1))
-    return next(names for names in longer if len(set(names)) == len(names))
+    places = [Path(path).resolve().as_posix() for path in paths]
+    for place in places:
+        if places.count(place) > 1:
+            raise ComparisonError(f"{place} is given {places.count(place)} times; import each file once")
+    return told_apart(places)
 
 
 def origin_note(names: Sequence[str]) -> str:

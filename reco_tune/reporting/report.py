@@ -110,7 +110,7 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
     with _uncollected(), Painter() as painter:
         study = load_study(source)
         own = runs_table(study)
-        runs = with_imports(own, imports)
+        runs, names = with_imports(own, imports), file_names(imports)
         tell(1, 6, "computing tables")
         ablation = ablation_rows(runs)  # refuses what does not compare, before anything of an earlier report is replaced
         output.mkdir(parents=True, exist_ok=True)
@@ -146,9 +146,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             verdicts=verdicts(own),
             top_up=top_up(own),
             ledger=ledger(study, own),
-            caption=caption(runs) + origin_note(file_names(imports)),
+            caption=caption(runs) + origin_note(names),
             left_out=left_out(runs),
-            imports=file_names(imports),
+            imports=names,
             folder=output,
             index=output / "index.html",
         )

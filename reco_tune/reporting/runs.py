@@ -7,6 +7,8 @@ from __future__ import annotations
 
 import json
 import math
+import re
+from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -161,6 +163,14 @@ def measured_with(runs: pd.DataFrame) -> str:
     origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
     words = [f"Measured with {', '.join(origin)}."] if origin else []
     return " ".join(words + [f"Protocol: `{protocol}`." for protocol in dict.fromkeys(runs["protocol"])])
+
+
+def told_apart(places: Sequence[str]) -> list[str]:
+    """What different files, folders and experiments are called where they meet: each by its shortest end that no other shares."""
+    parts = [re.split("(?<=[:/])", place) for place in places]
+    ends = [["".join(own[at:]) for at in range(len(own) - 1, -1, -1)] for own in parts]
+    shared = Counter(end for own in ends for end in own)
+    return [next(end for end in own if shared[end] == 1) for own in ends]
 
 
 def arm_order(runs: pd.DataFrame) -> list[str]:

@@ -23,21 +23,8 @@ BUDGET_NOTES = {
     "half_compute": "every arm takes the steps that half of the baseline's cost buys at its measured speed",
 }
 """What the budgets give an arm."""
-HEADINGS = [
-    "arm",
-    "seeds",
-    "FVD",
-    "95% interval",
-    "Δ to baseline",
-    "p",
-    "verdict",
-    "speed-up",
-    "95% interval",
-    "limit",
-    "of limit",
-    "memory",
-]
-HEADINGS += ["device h", "val CE"]
+HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "verdict", "speed-up", "95% interval", "limit", "of limit"]
+HEADINGS += ["memory", "device h", "val CE"]
 LAMBDA_HEADINGS = ["arm", "λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
 WINDOW_HEADINGS = ["arm", "window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
 MOST_ROWS = 200

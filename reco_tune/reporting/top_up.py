@@ -6,15 +6,16 @@ Formulas and words only; nothing here runs a study.
 from __future__ import annotations
 
 import shlex
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.ablation import ablation_rows, arm_results
-from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_difference
-from reco_tune.reporting.runs import IMPORTED, WHOLE, arm_order, comparable, reference
+from reco_tune.reporting.ablation import comparisons
+from reco_tune.reporting.aggregate import Difference, needed_seeds
+from reco_tune.reporting.runs import IMPORTED, arm_order, comparable, reference
 from reco_tune.reporting.tables import signed
 from reco_tune.settings import BASELINE
 
@@ -40,14 +41,12 @@ class TopUp(NamedTuple):
 
 def top_up(runs: pd.DataFrame) -> list[TopUp]:
     """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is resolved."""
-    results, found = arm_results(runs), []
-    table = ablation_rows(runs)
-    for budget, rows in table[table["verdict"] != ""].groupby("budget", sort=False):
-        compared = results[str(budget), reference(str(budget))]
-        for arm in rows[rows["verdict"] == "not resolved"]["arm"]:
-            difference = paired_difference(results[str(budget), arm].fvd, compared.fvd)
-            if difference is not None and arm != WHOLE and not arm.endswith(IMPORTED):
-                found.append(TopUp(str(budget), arm, needed_seeds(difference, MOST_SEEDS, len(rows)), difference))
+    compared, found = [one for one in comparisons(runs) if one.difference], []
+    beside = Counter(one.result.budget for one in compared)
+    for one in compared:
+        budget, arm = one.result.budget, one.result.arm
+        if one.difference and one.verdict == "not resolved" and not arm.endswith(IMPORTED):
+            found.append(TopUp(budget, arm, needed_seeds(one.difference, MOST_SEEDS, beside[budget]), one.difference))
     return found
 
 

@@ -330,14 +330,14 @@ class _Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
-            storage, stored = self.agenda.prepared.storage, self.agenda.stored(key)
-            if storage and name in DONE:
-                fetched = fetch_results(storage, stored, self._folder.trial(key))
+            storage = self.agenda.prepared.storage if name in DONE else None
+            if storage:
+                fetched = fetch_results(storage, self.agenda.stored(key), self._folder.trial(key))
                 if name == "evaluated" and not fetched:
                     raise StorageError(f"the storage {storage.address} has lost what run {key} left")
             self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
-            if storage and name in DONE:
-                storage.forget(stored)
+            if storage:
+                storage.forget(self.agenda.stored(key))
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(len(self.study.calibrations), len(self.agenda.plan.arms), "calibrating the speed of the arms")
