@@ -2,8 +2,8 @@
 
     python analysis/compare_studies.py studies/a studies/b [--output DIR]
 
-Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study, and one for all together where their training seeds
-differ. Studies of different protocols are refused.
+Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study, and one for all together where their
+training seeds differ. Studies of different protocols are refused.
 """
 
 from pathlib import Path
@@ -15,7 +15,9 @@ from reco_tune.reporting.tables import csv_text, interval, number
 
 
 def work(sources: list[str], output: Path) -> str:
-    table = comparison_table({name: load_runs(source) for name, source in zip(study_names(sources), sources, strict=True)})
+    table = comparison_table(
+        {name: load_runs(source) for name, source in zip(study_names(sources), sources, strict=True)}
+    )
     write(output, "comparison.csv", csv_text(table))
     lines = []
     for (budget, arm), rows in table.groupby(["budget", "arm"], sort=False):

@@ -2,8 +2,9 @@
 
     python analysis/error_growth.py studies/demo [--output DIR]
 
-Writes error_growth.csv and a figure for every budget; prints the divergence of h in block 1 and in the last block (0 was perturbed), the
-rate of its growth (log factor per block, with its interval over seeds) and the law that it grows by, where one is told from the other.
+Writes error_growth.csv and a figure for every budget; prints the divergence of h in block 1 and in the last block (0
+was perturbed), the rate of its growth (log factor per block, with its interval over seeds) and the law that it grows
+by, where one is told from the other.
 """
 
 from pathlib import Path
@@ -39,7 +40,10 @@ def work(sources: list[str], output: Path) -> str:
             values = rows[GROWTH].to_numpy()
             found = "too few blocks after block 0 to grow over"
             if len(values) > 2:
-                found = f"{values[1]:.4f} -> {values[-1]:.4f}  ({values[-1] / values[1]:.2f}x from block 1 to {len(values) - 1})"
+                found = (
+                    f"{values[1]:.4f} -> {values[-1]:.4f}  ({values[-1] / values[1]:.2f}x from block 1 to"
+                    f" {len(values) - 1})"
+                )
                 found += told.get((str(budget), str(arm)), "")
             lines.append(f"{budget}  {arm:20s}  {found}")
     return "\n".join(lines) or "no run has this curve (evaluation.analyses is off)"

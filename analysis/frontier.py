@@ -2,8 +2,8 @@
 
     python analysis/frontier.py studies/demo [--output DIR]
 
-Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms and finalists as
-means over seeds, other sampled runs one by one) and how probably each stands on it.
+Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms
+and finalists as means over seeds, other sampled runs one by one) and how probably each stands on it.
 """
 
 from pathlib import Path
@@ -30,7 +30,9 @@ def work(sources: list[str], output: Path) -> str:
         for row in rows[rows["on_frontier"].astype(bool)].sort_values("speedup", kind="stable").to_dict("records"):
             name = row["trial"] if row["arm"] == SEARCH else row["arm"]
             knee = ", the knee" if row["knee"] else ""
-            lines.append(f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  probability {row['probability']:.2f}  {name}{knee}")
+            lines.append(
+                f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  probability {row['probability']:.2f}  {name}{knee}"
+            )
     return "\n".join(lines)
 
 

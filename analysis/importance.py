@@ -2,7 +2,8 @@
 
     python analysis/importance.py studies/joint [--output DIR]
 
-Writes importance.csv, importance.png and importance.pdf; prints the settings of each objective, the most important first.
+Writes importance.csv, importance.png and importance.pdf; prints the settings of each objective, the most important
+first.
 """
 
 from pathlib import Path
@@ -24,8 +25,12 @@ def work(sources: list[str], output: Path) -> str:
     lines = []
     for objective, rows in table.groupby("objective", sort=False):
         lines.append(f"{objective} ({rows['runs'].iloc[0]} sampled runs)")
-        lines += [f"  {share:6.1%}  {setting}" for setting, share in zip(rows["setting"], rows["importance"], strict=True)]
-    return "\n".join(lines) or f"fewer than {LEAST_RUNS} sampled runs can be compared: that says nothing about importance"
+        lines += [
+            f"  {share:6.1%}  {setting}" for setting, share in zip(rows["setting"], rows["importance"], strict=True)
+        ]
+    return (
+        "\n".join(lines) or f"fewer than {LEAST_RUNS} sampled runs can be compared: that says nothing about importance"
+    )
 
 
 if __name__ == "__main__":

@@ -2,8 +2,8 @@
 
     python analysis/lambda_curve.py studies/lambda [--output DIR]
 
-Writes lambda.csv, lambda.png and lambda.pdf; prints the lowest mean FVD of each budget: over how many runs of which arm, and at which
-λ with its reduction over the width.
+Writes lambda.csv, lambda.png and lambda.pdf; prints the lowest mean FVD of each budget: over how many runs of which
+arm, and at which λ with its reduction over the width.
 """
 
 from pathlib import Path

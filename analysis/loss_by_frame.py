@@ -2,8 +2,8 @@
 
     python analysis/loss_by_frame.py studies/demo [--output DIR]
 
-Writes loss_by_frame.csv and a figure for every budget; prints each arm's gap (samples minus training clips) in block 0, with its
-interval over seeds and whether it differs from the baseline's, and over the rest.
+Writes loss_by_frame.csv and a figure for every budget; prints each arm's gap (samples minus training clips) in block 0,
+with its interval over seeds and whether it differs from the baseline's, and over the rest.
 """
 
 from pathlib import Path

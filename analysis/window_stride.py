@@ -25,7 +25,9 @@ def work(sources: list[str], output: Path) -> str:
         lines.append(budget)
         for row in table.to_dict("records"):
             place = f"window {row['window.length_tokens']:5d}  stride {row['window.stride_tokens']:5d}"
-            lines.append(f"  {place}  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  ({row['runs']} runs of {row['arm']})")
+            lines.append(
+                f"  {place}  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  ({row['runs']} runs of {row['arm']})"
+            )
     return "\n".join(lines)
 
 

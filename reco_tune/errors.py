@@ -62,10 +62,14 @@ class StoppedError(ReCoTuneError):
 
 
 def no_space(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written; libraries written in other languages say it in words alone."""
+    """Whether an error says that nothing more can be written; libraries written in other languages say it in words
+    alone.
+    """
     seen: BaseException | None = error
     while seen is not None:
-        if (isinstance(seen, OSError) and seen.errno in NO_SPACE) or any(f"os error {code})" in str(seen) for code in NO_SPACE):
+        if (isinstance(seen, OSError) and seen.errno in NO_SPACE) or any(
+            f"os error {code})" in str(seen) for code in NO_SPACE
+        ):
             return True
         seen = seen.__cause__ or seen.__context__
     return False

@@ -21,8 +21,8 @@ def refuse_address(path: Path) -> Path:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", str(path))
     if found:
         raise ValueError(
-            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so give a path, and "
-            "the address as resources.storage where machines share no file system (docs/cluster.md)"
+            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so"
+            " give a path, and the address as resources.storage where machines share no file system (docs/cluster.md)"
         )
     return path
 
@@ -73,7 +73,9 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def publish(folder: Path, save: Callable[[Path], None]) -> None:
-    """Lets `save` write a folder beside its place and renames it; where another process finished the same work first, its folder stays."""
+    """Lets `save` write a folder beside its place and renames it; where another process finished the same work first,
+    its folder stays.
+    """
     staging = folder.with_name(f".writing-{uuid.uuid4().hex[:12]}")
     try:
         save(staging)

@@ -1,7 +1,8 @@
-"""Pure functions of points: who dominates whom or could, how crowded a front is, how much it covers, where it bends, who goes on at a rung.
+"""Pure functions of points: who dominates whom or could, how crowded a front is, how much it covers, where it bends,
+who goes on at a rung.
 
-Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials. A row with a
-value that is not finite is no point: it is dominated by everything and covers nothing.
+Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials.
+A row with a value that is not finite is no point: it is dominated by everything and covers nothing.
 """
 
 from __future__ import annotations
@@ -39,7 +40,8 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
 
 
 def contested(best: ArrayLike, worst: ArrayLike) -> NDArray[np.bool_]:
-    """Whether another point could be at most as large everywhere as each of some: that one at its best, this one at its worst.
+    """Whether another point could be at most as large everywhere as each of some: that one at its best, this one at its
+    worst.
 
     Args:
         best: all points [N, M] at the small ends of their intervals.
@@ -48,11 +50,15 @@ def contested(best: ArrayLike, worst: ArrayLike) -> NDArray[np.bool_]:
     best_NM, worst_KM = _points(best), _points(worst)
     if best_NM.shape[1] == 2:
         return _contested_pairs(best_NM, worst_KM)
-    return np.array([(best_NM <= worst_M).all(axis=1).sum() > 1 for worst_M in worst_KM], dtype=bool)  # each reaches itself
+    return np.array(
+        [(best_NM <= worst_M).all(axis=1).sum() > 1 for worst_M in worst_KM], dtype=bool
+    )  # each reaches itself
 
 
 def ranks(points: ArrayLike) -> NDArray[np.int64]:
-    """Rank of every row: 0 for the non-dominated set, 1 for that of the rest, and so on; rows that are not finite come last."""
+    """Rank of every row: 0 for the non-dominated set, 1 for that of the rest, and so on; rows that are not finite come
+    last.
+    """
     points_NM = _points(points)
     rank_N = np.full(len(points_NM), -1, dtype=np.int64)
     open_N: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
@@ -67,7 +73,9 @@ def ranks(points: ArrayLike) -> NDArray[np.int64]:
 
 
 def crowding(points: ArrayLike) -> NDArray[np.float64]:
-    """Crowding distance of NSGA-II within one front: the normalised side lengths of the box to the neighbours; infinite at the ends."""
+    """Crowding distance of NSGA-II within one front: the normalised side lengths of the box to the neighbours; infinite
+    at the ends.
+    """
     points_NM = _points(points)
     distance_N = np.zeros(len(points_NM))
     for values in points_NM.T:
@@ -80,7 +88,9 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def best_first(points: ArrayLike) -> NDArray[np.int64]:
-    """Rows in the order of non-dominated sorting: by rank, the least crowded of a front first, equal ones as they stand."""
+    """Rows in the order of non-dominated sorting: by rank, the least crowded of a front first, equal ones as they
+    stand.
+    """
     points_NM = _points(points)
     rank_N, sparseness_N = ranks(points_NM), np.zeros(len(points_NM))
     finite_N = np.isfinite(points_NM).all(axis=1)
@@ -91,7 +101,9 @@ def best_first(points: ArrayLike) -> NDArray[np.int64]:
 
 
 def deciding_rungs(rungs: int, grace_rungs: int, reduction_factor: int) -> list[int]:
-    """Rungs (counted from 1) at which runs are judged: grace, grace·η, grace·η² and so on, but never the last, where nothing is saved."""
+    """Rungs (counted from 1) at which runs are judged: grace, grace·η, grace·η² and so on, but never the last, where
+    nothing is saved.
+    """
     found = []
     while grace_rungs < rungs:
         found.append(grace_rungs)
@@ -100,17 +112,19 @@ def deciding_rungs(rungs: int, grace_rungs: int, reduction_factor: int) -> list[
 
 
 def goes_on(points: ArrayLike, row: int, reduction_factor: int) -> bool:
-    """Whether a row is among the best one in `reduction_factor` (rounded up) of all points [N, M] known at its rung, itself included.
+    """Whether a row is among the best one in `reduction_factor` (rounded up) of all points [N, M] known at its rung,
+    itself included.
 
-    Best first is by rank, then the least crowded of a front; all objectives are to be minimised. The front itself is never thinned: what
-    nothing dominates here may be the frontier, of which every point is wanted.
+    Best first is by rank, then the least crowded of a front; all objectives are to be minimised. The front itself is
+    never thinned: what nothing dominates here may be the frontier, of which every point is wanted.
     """
     order = best_first(points)
     return row in order[: max(math.ceil(len(order) / reduction_factor), non_dominated(points).sum())]
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last objective)."""
+    """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last
+    objective)."""
     points_NM, reference_M = _points(points), np.asarray(reference, dtype=np.float64)
     if points_NM.shape[1] != len(reference_M):
         raise ValueError(f"the reference point has {len(reference_M)} objectives, the points have {points_NM.shape[1]}")
@@ -128,15 +142,21 @@ class SpeedFVD(NamedTuple):
 
 
 def speed_fvd(speedup_N: ArrayLike, fvd_N: ArrayLike) -> SpeedFVD:
-    """Speed-ups and FVDs of runs as points, with the reference point that every hypervolume of this project is taken to."""
+    """Speed-ups and FVDs of runs as points, with the reference point that every hypervolume of this project is taken
+    to.
+    """
     fvd = np.asarray(fvd_N, dtype=np.float64)
-    return SpeedFVD(np.column_stack([-np.asarray(speedup_N, dtype=np.float64), fvd]), (0.0, float(fvd.max(initial=0.0))))
+    return SpeedFVD(
+        np.column_stack([-np.asarray(speedup_N, dtype=np.float64), fvd]), (0.0, float(fvd.max(initial=0.0)))
+    )
 
 
 def knee(points: ArrayLike) -> int | None:
-    """Row of a front of two objectives that lies farthest below the line between its ends, each objective scaled to its range there.
+    """Row of a front of two objectives that lies farthest below the line between its ends, each objective scaled to its
+    range there.
 
-    Rows that are dominated count for nothing. None where fewer than three stand on the front, or none lies below the line.
+    Rows that are dominated count for nothing. None where fewer than three stand on the front, or none lies below the
+    line.
     """
     points_N2 = _points(points)
     if points_N2.size and points_N2.shape[1] != 2:
@@ -148,13 +168,17 @@ def knee(points: ArrayLike) -> int | None:
     low, span = front.min(axis=0), np.ptp(front, axis=0)
     if (span == 0).any():
         return None
-    below = 1 - ((front - low) / span).sum(axis=1)  # the ends of a front are (0, 1) and (1, 0): the line between them is x + y = 1
+    below = 1 - ((front - low) / span).sum(
+        axis=1
+    )  # the ends of a front are (0, 1) and (1, 0): the line between them is x + y = 1
     best = int(np.argmax(below))
     return int(rows[best]) if below[best] > 1e-9 else None
 
 
 def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it. O(N log N)."""
+    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it.
+    O(N log N).
+    """
     kept = np.zeros(len(points_N2), dtype=bool)
     if finite_N.any():
         distinct_D2, which_N = np.unique(points_N2[finite_N], axis=0, return_inverse=True)  # in lexicographic order
@@ -165,7 +189,9 @@ def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bo
 
 
 def _contested_pairs(best_N2: NDArray[np.float64], worst_K2: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Two objectives: of the points that reach as far in the first, each itself among them, two must in the second. O(N log N)."""
+    """Two objectives: of the points that reach as far in the first, each itself among them, two must in the second. O(N
+    log N).
+    """
     first_N, second_N = best_N2[np.argsort(best_N2[:, 0])].T
     least_N = np.minimum.accumulate(np.append(np.inf, second_N))  # before each point
     second_least_N = np.minimum.accumulate(np.append(np.inf, np.maximum(least_N[:-1], second_N)))

@@ -16,7 +16,9 @@ class Quantity(NamedTuple):
     """Whether the same settings and seeds give the same bits on the same machine type (measured times never do)."""
 
 
-def _q(name: str, label: str, unit: str, better: Literal["lower", "higher", "neither"], deterministic: bool = True) -> Quantity:
+def _q(
+    name: str, label: str, unit: str, better: Literal["lower", "higher", "neither"], deterministic: bool = True
+) -> Quantity:
     return Quantity(name, label, unit, better, deterministic)
 
 
@@ -34,10 +36,14 @@ LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
 LIPSCHITZ_FRAMES = _q("lipschitz_frames", "Step of h across frames", "", "neither")
 LIPSCHITZ_FRAMES_RELATIVE = _q("lipschitz_frames_relative", "Step of h across frames / |h|", "", "neither")
-FIRST_FRAME_GAP = _q("first_frame_gap", "Cross-entropy of block 0: own samples less training clips", "nats/token", "neither")
+FIRST_FRAME_GAP = _q(
+    "first_frame_gap", "Cross-entropy of block 0: own samples less training clips", "nats/token", "neither"
+)
 ERROR_GROWTH_RATE = _q("error_growth_rate", "Growth of an error, log factor per block", "", "lower")
 ERROR_GROWTH_SLOPE = _q("error_growth_slope", "Growth of an error, divergence per block", "", "lower")
-ERROR_GROWTH_AIC = _q("error_growth_aic", "Growth of an error: AIC of a line less that of an exponential", "", "neither")
+ERROR_GROWTH_AIC = _q(
+    "error_growth_aic", "Growth of an error: AIC of a line less that of an exponential", "", "neither"
+)
 VAL_CROSS_ENTROPY = _q("val_cross_entropy", "Validation cross-entropy", "nats/token", "lower")
 TRAIN_CROSS_ENTROPY = _q("train_cross_entropy", "Training cross-entropy", "nats/token", "lower")
 CONTINUITY = _q("continuity", "Continuity term, raw", "", "neither")
@@ -72,7 +78,9 @@ ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values
 STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
 RESOLVED_AIC = 2.0
-"""Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits either."""
+"""Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits
+either.
+"""
 
 LOSS_BY_FRAME_TRAIN = "loss_by_frame_train"
 """Curve: cross-entropy per block on training clips; the step is the block."""
@@ -83,5 +91,7 @@ ERROR_GROWTH = "error_growth"
 FRAME_ACCURACY = "frame_accuracy"
 """Curve: class accuracy of single frames of generated clips; the step is the frame."""
 FVD_BY_SAMPLES = "fvd_by_samples"
-"""Curve: FVD of N / 2^k, ..., N / 2, N generated clips, which its bias makes fall; the run's `fvd_bias` holds the numbers of clips."""
+"""Curve: FVD of N / 2^k, ..., N / 2, N generated clips, which its bias makes fall; the run's `fvd_bias` holds the
+numbers of clips.
+"""
 CURVES = (LOSS_BY_FRAME_TRAIN, LOSS_BY_FRAME_GENERATED, ERROR_GROWTH, FRAME_ACCURACY, FVD_BY_SAMPLES)

@@ -1,7 +1,7 @@
 """The study folder: its layout, the append-only event log that is the truth, and the run records replayed from it.
 
-Knows nothing of Ray, Optuna, MLflow or pandas; `study` writes the log, `tracking` and `reporting` read it.
-One JSON line per event; `time` is Unix seconds. A run's life: planned | asked, started, reported ..., completed (trained),
+Knows nothing of Ray, Optuna, MLflow or pandas; `study` writes the log, `tracking` and `reporting` read it. One JSON
+line per event; `time` is Unix seconds. A run's life: planned | asked, started, reported ..., completed (trained),
 evaluated (finished) or pruned or failed. `retried` precedes a further `started` with the next attempt number.
 """
 
@@ -37,8 +37,9 @@ EventName = Literal[
     "evaluated",
     "finished",
 ]
-"""`study` opens a log (name, question, arms, constraints, provenance); `known` is a run of an earlier study that the search starts with;
-`finished` says that nothing is left to do."""
+"""`study` opens a log (name, question, arms, constraints, provenance); `known` is a run of an earlier study that the
+search starts with; `finished` says that nothing is left to do.
+"""
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 
@@ -143,7 +144,9 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
         StudyError: where the file is missing or a line inside it is damaged.
     """
     if not path.exists():
-        raise StudyError(f"{path.parent} is not a study folder: it has no {path.name}; give the folder that `reco-tune run` named")
+        raise StudyError(
+            f"{path.parent} is not a study folder: it has no {path.name}; give the folder that `reco-tune run` named"
+        )
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
             if not line.endswith(b"\n"):
@@ -151,7 +154,9 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             try:
                 yield _parse(line)
             except ValueError as error:
-                raise StudyError(f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out") from error
+                raise StudyError(
+                    f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out"
+                ) from error
 
 
 @dataclass
@@ -227,7 +232,9 @@ def read_study(path: Path) -> StudyRecord:
 
 
 class Follower:
-    """Follows a log while it is written: `study` is its state up to the last whole line that `poll` saw; each line is read once."""
+    """Follows a log while it is written: `study` is its state up to the last whole line that `poll` saw; each line is
+    read once.
+    """
 
     def __init__(self, path: Path) -> None:
         self.path = path
@@ -249,7 +256,9 @@ class Follower:
         try:
             events = [_parse(line) for line in new.splitlines()]
         except ValueError as error:
-            raise StudyError(f"{self.path} is damaged; restore the file from a backup or cut the damaged line out") from error
+            raise StudyError(
+                f"{self.path} is damaged; restore the file from a backup or cut the damaged line out"
+            ) from error
         self._offset += len(new)
         for event in events:
             _apply(self.study, event)
@@ -257,7 +266,9 @@ class Follower:
 
 
 def _parse(line: bytes) -> Any:
-    """One event. pydantic's parser takes a third of the time, but not the half characters that stand for a file name that is no UTF-8."""
+    """One event. pydantic's parser takes a third of the time, but not the half characters that stand for a file name
+    that is no UTF-8.
+    """
     try:
         return from_json(line)
     except ValueError:
@@ -269,8 +280,8 @@ def _apply(study: StudyRecord, event: dict[str, Any]) -> None:
         _take_in(study, event)
     except (KeyError, TypeError) as error:
         raise StudyError(
-            f"the study's log holds an event that is none ({str(event)[:120]}, {type(error).__name__} {error}); it was written by another "
-            "program or version, restore events.jsonl from a backup"
+            f"the study's log holds an event that is none ({str(event)[:120]}, {type(error).__name__} {error}); it was"
+            " written by another program or version, restore events.jsonl from a backup"
         ) from error
 
 
@@ -312,7 +323,9 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
         run.started = run.started or event["time"]
         run.provenance.update(event.get("provenance", {}))
     elif name == "reported":
-        run.reports = [report for report in run.reports if report["step"] < event["step"]]  # a retried run reports a rung again
+        run.reports = [
+            report for report in run.reports if report["step"] < event["step"]
+        ]  # a retried run reports a rung again
         run.reports.append({"step": event["step"], **event["metrics"]})
         run.metrics.update(event["metrics"])
     elif name == "retried":

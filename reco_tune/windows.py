@@ -25,7 +25,9 @@ def start_grid(num_tokens: int, length_tokens: int, stride_tokens: int) -> list[
 
 
 def stage_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, schedule: Schedule) -> list[int]:
-    """Window lengths of a run, one after another: from W to T in whole strides (the last may be cut by the clip's end), or back."""
+    """Window lengths of a run, one after another: from W to T in whole strides (the last may be cut by the clip's end),
+    or back.
+    """
     if schedule == "constant":
         return [length_tokens]
     strides = (num_tokens - length_tokens) / stride_tokens
@@ -35,7 +37,9 @@ def stage_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, sched
 
 
 def prefix_inputs(start: int, prefix_tokens: int | None) -> int:
-    """Inputs that a window reads before its own: all `start` of them, or the class and the nearest `prefix_tokens` tokens."""
+    """Inputs that a window reads before its own: all `start` of them, or the class and the nearest `prefix_tokens`
+    tokens.
+    """
     return start if prefix_tokens is None else min(start, prefix_tokens + 1)
 
 
@@ -111,7 +115,9 @@ class WindowSampler:
 
 
 class WindowSchedule:
-    """The windows of a whole run: lengths by step, starts of each length drawn by its `WindowSampler`, all from one generator."""
+    """The windows of a whole run: lengths by step, starts of each length drawn by its `WindowSampler`, all from one
+    generator.
+    """
 
     def __init__(
         self,
@@ -140,10 +146,14 @@ class WindowSchedule:
         if scheduled < steps:
             lengths, self._ends = [*lengths, num_tokens], [*self._ends, steps]
         self._steps = steps
-        self._samplers = [WindowSampler(num_tokens, n, stride_tokens, first_frame_probability, generator) for n in lengths]
+        self._samplers = [
+            WindowSampler(num_tokens, n, stride_tokens, first_frame_probability, generator) for n in lengths
+        ]
 
     def draw(self, step: int) -> Place:
-        """Window of the next micro-batch, which belongs to this step (counted from 0); steps after the last are like the last."""
+        """Window of the next micro-batch, which belongs to this step (counted from 0); steps after the last are like
+        the last.
+        """
         sampler = next((s for s, end in zip(self._samplers, self._ends, strict=True) if step < end), self._samplers[-1])
         return Place(sampler.draw(), sampler.length_tokens)
 

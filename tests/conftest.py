@@ -18,7 +18,9 @@ from reco_tune.evaluation import prepare_evaluation, video_features
 from reco_tune.settings import Experiment, TokenGrid, make_experiment
 from reco_tune.tokenizers import prepare_tokens
 
-os.environ.setdefault("RAY_worker_niceness", "0")  # Ray's 15 starves its workers for minutes where anything else runs on the machine
+os.environ.setdefault(
+    "RAY_worker_niceness", "0"
+)  # Ray's 15 starves its workers for minutes where anything else runs on the machine
 
 CLUSTERS = ("test_placement.py", "test_scheduler.py", "test_study.py", "test_tokenizing.py")
 """Files whose tests start Ray clusters."""
@@ -27,7 +29,8 @@ GRID, NUM_CODES, CLASSES = TokenGrid(5, 3, 3), 16, ("left", "right", "still")
 
 
 class _Schedule(LoadFileScheduling):  # type: ignore[misc]
-    """Under `-n 2` a file's tests stay in one process; those that start Ray clusters stay in one too, and begin first."""
+    """Under `-n 2` a file's tests stay in one process; those that start Ray clusters stay in one too, and
+    begin first."""
 
     def _split_scope(self, nodeid: str) -> str:
         file = super()._split_scope(nodeid)
@@ -49,7 +52,9 @@ def _one_thread() -> None:
 
 @pytest.fixture(scope="session")
 def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
-    """96 training and 40 held-out clips of 5x3x3 tokens, 16 codes, 3 classes: random enough to have a floor, regular enough to learn."""
+    """96 training and 40 held-out clips of 5x3x3 tokens, 16 codes, 3 classes: random enough to have a floor, regular
+    enough to learn.
+    """
     return write_toy_cache(tmp_path_factory.mktemp("tokens") / "toy")
 
 
@@ -73,12 +78,17 @@ def toy_experiment() -> Callable[..., Experiment]:
 def write_toy_cache(path: Path, seed: int = 0) -> TokenCache:
     """Writes the toy cache; another seed gives other clips and another fingerprint."""
     generator = np.random.default_rng(seed)
-    clips = {"train": [Clip(Path("toy.avi"), i, i % 3) for i in range(96)], "test": [Clip(Path("toy.avi"), i, i % 3) for i in range(40)]}
+    clips = {
+        "train": [Clip(Path("toy.avi"), i, i % 3) for i in range(96)],
+        "test": [Clip(Path("toy.avi"), i, i % 3) for i in range(40)],
+    }
     with TokenCacheWriter(path.parent) as writer:
         for split, listed in clips.items():
             labels = np.array([clip.label for clip in listed])
             writer.create(f"{split}.labels", labels.shape, np.int64)[:] = labels
-            writer.create(f"{split}.tokens", (len(listed), GRID.num_tokens), np.int32)[:] = _tokens(generator, labels, GRID.blocks)
+            writer.create(f"{split}.tokens", (len(listed), GRID.num_tokens), np.int32)[:] = _tokens(
+                generator, labels, GRID.blocks
+            )
             pixels = generator.integers(256, size=(32, 9, 3, 12, 12), dtype=np.uint8)
             writer.create(f"{split}.clips", pixels.shape, np.uint8)[:] = pixels
             for blocks in (2, 3):
@@ -99,7 +109,9 @@ def write_toy_cache(path: Path, seed: int = 0) -> TokenCache:
 
 
 def _tokens(generator: np.random.Generator, labels: np.ndarray, blocks: int) -> np.ndarray:
-    """int32 [N, blocks * 9]: block 0 is told by class and site, every later one by the one before and the class, nine times in ten."""
+    """int32 [N, blocks * 9]: block 0 is told by class and site, every later one by the one before and the class, nine
+    times in ten.
+    """
     tokens = generator.integers(NUM_CODES, size=(len(labels), blocks, GRID.tokens_per_block), dtype=np.int32)
     told = (np.arange(GRID.tokens_per_block) + 5 * labels[:, None]) % NUM_CODES
     tokens[:, 0] = np.where(generator.random(told.shape) < 0.9, told, tokens[:, 0])
@@ -111,7 +123,9 @@ def _tokens(generator: np.random.Generator, labels: np.ndarray, blocks: int) -> 
 
 @pytest.fixture(scope="session")
 def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, TokenCache]:
-    """400 training and 160 held-out clips of real moving digits, with a fitted tokenizer of 64 codes, and their experiment."""
+    """400 training and 160 held-out clips of real moving digits, with a fitted tokenizer of 64 codes, and their
+    experiment.
+    """
     nested = {
         "data": {"layout": "digits", "cache_dir": tmp_path_factory.mktemp("digits"), "clip_frames": 9, "size_px": 12},
         "tokenizer": {"num_codes": 64, "first_frame_codes": 24},

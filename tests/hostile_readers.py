@@ -1,4 +1,6 @@
-"""What processes of `data.processes` are asked to do in tests: it crashes, hangs and fails for real. Imported there, so it stays small."""
+"""What processes of `data.processes` are asked to do in tests: it crashes, hangs and fails for real. Imported there, so
+it stays small.
+"""
 
 from __future__ import annotations
 
@@ -57,5 +59,7 @@ def _misbehave(name: str, when: str) -> None:
     if f"crash-{when}" in name:
         os.kill(os.getpid(), signal.SIGSEGV)
     if f"hang-{when}" in name:
-        signal.setitimer(signal.ITIMER_REAL, 0.1)  # its deadline comes early, so that good files on a busy machine never meet theirs
+        signal.setitimer(
+            signal.ITIMER_REAL, 0.1
+        )  # its deadline comes early, so that good files on a busy machine never meet theirs
         time.sleep(600)

@@ -29,8 +29,25 @@ class MlflowServer:
         self._log = folder / "log"
         database = f"sqlite:///{folder}/mlflow.db"
         store.connect(database)  # several server processes must not make it at once
-        self._command = [sys.executable, "-m", "mlflow", "server", "--host", "127.0.0.1", "--port", str(port), "--workers", "1"]
-        self._command += ["--backend-store-uri", database, "--artifacts-destination", str(folder / "artifacts"), *arguments]
+        self._command = [
+            sys.executable,
+            "-m",
+            "mlflow",
+            "server",
+            "--host",
+            "127.0.0.1",
+            "--port",
+            str(port),
+            "--workers",
+            "1",
+        ]
+        self._command += [
+            "--backend-store-uri",
+            database,
+            "--artifacts-destination",
+            str(folder / "artifacts"),
+            *arguments,
+        ]
         self._environment = {**os.environ, "MLFLOW_SERVER_ENABLE_JOB_EXECUTION": "false", **(environment or {})}
         self._process: subprocess.Popen[bytes] | None = None
 
@@ -42,7 +59,12 @@ class MlflowServer:
         """Returns when it answers."""
         with self._log.open("ab") as log:
             self._process = subprocess.Popen(
-                self._command, env=self._environment, stdout=log, stderr=log, stdin=subprocess.DEVNULL, start_new_session=True
+                self._command,
+                env=self._environment,
+                stdout=log,
+                stderr=log,
+                stdin=subprocess.DEVNULL,
+                start_new_session=True,
             )
         deadline = time.monotonic() + 180
         while time.monotonic() < deadline and self._process.poll() is None:
@@ -66,5 +88,7 @@ class MlflowServer:
         self.start()
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, where: TracebackType | None
+    ) -> None:
         self.kill()

@@ -148,7 +148,9 @@ def descendants(of: int | None = None) -> dict[int, str]:
 
 
 def ray_processes_left(seconds: float = 20) -> list[str]:
-    """Command lines of this process's Ray processes that are still there after so long: they end soon after a cluster, not with it."""
+    """Command lines of this process's Ray processes that are still there after so long: they end soon after a cluster,
+    not with it.
+    """
     end = time.monotonic() + seconds
     while (left := [command for command in descendants().values() if "ray" in command]) and time.monotonic() < end:
         time.sleep(0.2)

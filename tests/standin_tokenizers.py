@@ -1,7 +1,8 @@
-"""Small networks with the interfaces of published tokenizers: what a folder of weights or of their authors' code looks like on disk.
+"""Small networks with the interfaces of published tokenizers: what a folder of weights or of their authors' code looks
+like on disk.
 
-Each sees colours: a site's code is the colour that its pixels have on average, so a wrong range of pixels, order of axes or number of the
-first code shows as a wrong colour.
+Each sees colours: a site's code is the colour that its pixels have on average, so a wrong range of pixels, order of
+axes or number of the first code shows as a wrong colour.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ OMNI_CODES, LARP_CODES = 40, 30
 
 
 class CosmosEncoder(nn.Module):
-    """indices, codes and a loss of a video in [-1, 1]: 8 levels a colour channel, and three more channels of 5 levels that say nothing."""
+    """indices, codes and a loss of a video in [-1, 1]: 8 levels a colour channel, and three more channels of 5 levels
+    that say nothing.
+    """
 
     def __init__(self, temporal: int, spatial: int, offset: int) -> None:
         super().__init__()
@@ -52,7 +55,9 @@ class CosmosDecoder(nn.Module):
         return torch.cat([wide[:, :, :1], wide[:, :, 1:].repeat_interleave(self.temporal, 2)], dim=2).to(torch.bfloat16)
 
 
-def write_cosmos(folder: Path, temporal: int = 4, spatial: int = 8, offset: int = 0, encoder: nn.Module | None = None) -> Path:
+def write_cosmos(
+    folder: Path, temporal: int = 4, spatial: int = 8, offset: int = 0, encoder: nn.Module | None = None
+) -> Path:
     """`encoder.jit` and `decoder.jit`."""
     folder.mkdir(parents=True)
     torch.jit.script(encoder or CosmosEncoder(temporal, spatial, offset)).save(str(folder / "encoder.jit"))
@@ -122,12 +127,16 @@ class VQGAN(nn.Module):
 
 
 def write_omnitokenizer(folder: Path, **changes: object) -> tuple[Path, Path]:
-    """The repository (importing the whole package fails, as it does without its data sets' packages) and a Lightning-like checkpoint."""
+    """The repository (importing the whole package fails, as it does without its data sets' packages) and a
+    Lightning-like checkpoint.
+    """
     package = folder / "repository" / "OmniTokenizer"
     (package / "modules").mkdir(parents=True)
     (package / "__init__.py").write_text("from .data import VideoData  # not there\n")
     (package / "omnitokenizer.py").write_text(_OMNI)
-    (package / "modules" / "__init__.py").write_text("class LPIPS:\n    def __init__(self): raise RuntimeError('it would download')\n")
+    (package / "modules" / "__init__.py").write_text(
+        "class LPIPS:\n    def __init__(self): raise RuntimeError('it would download')\n"
+    )
     (folder / "repository" / "pretend_lightning.py").write_text("")
     arguments = {
         "n_codes": OMNI_CODES,
@@ -141,7 +150,12 @@ def write_omnitokenizer(folder: Path, **changes: object) -> tuple[Path, Path]:
     colours = torch.rand(OMNI_CODES, 3, generator=torch.Generator().manual_seed(0)) - 0.5
     weights = {"codebook.embeddings": colours, "scale": torch.ones(3), "perceptual_model.net.weight": torch.ones(2)}
     checkpoint = folder / "imagenet_ucf.ckpt"
-    saved = {"state_dict": weights, "hyper_parameters": {"args": argparse.Namespace(**arguments)}, "epoch": 3, "optimizer_states": []}
+    saved = {
+        "state_dict": weights,
+        "hyper_parameters": {"args": argparse.Namespace(**arguments)},
+        "epoch": 3,
+        "optimizer_states": [],
+    }
     torch.save(saved, checkpoint)
     return folder / "repository", checkpoint
 
@@ -218,18 +232,25 @@ def write_larp(folder: Path) -> tuple[Path, Path, Path]:
     (repository / "models" / "__init__.py").write_text(_LARP_INIT)
     (repository / "models" / "larp_tokenizer.py").write_text(_LARP)
     config = {
-        "bottleneck": {"name": "bottleneck", "args": {"regularizer": {"name": "vq", "args": {"codebook_size": LARP_CODES}}}},
+        "bottleneck": {
+            "name": "bottleneck",
+            "args": {"regularizer": {"name": "vq", "args": {"codebook_size": LARP_CODES}}},
+        },
         "prior_model": {"name": "gptc-S", "n_rounds": 2},
     }
     weights = {
-        "bottleneck.regularizer.embedding.weight": torch.rand(LARP_CODES, 3, generator=torch.Generator().manual_seed(0)),
+        "bottleneck.regularizer.embedding.weight": torch.rand(
+            LARP_CODES, 3, generator=torch.Generator().manual_seed(0)
+        ),
         "prior_model.head.weight": torch.ones(2),
     }
     hub = folder / "LARP-L-long-tokenizer"
     hub.mkdir()
     (hub / "config.json").write_text(json.dumps(config))
     save_file(weights, hub / "model.safetensors")
-    torch.save({"model": {"name": "larp_tokenizer", "args": config, "sd": weights}, "epoch": 400}, folder / "epoch-last.pth")
+    torch.save(
+        {"model": {"name": "larp_tokenizer", "args": config, "sd": weights}, "epoch": 400}, folder / "epoch-last.pth"
+    )
     return repository, hub, folder / "epoch-last.pth"
 
 
@@ -240,7 +261,13 @@ def write_vidtok(folder: Path) -> Path:
     state = torch.random.get_rng_state()
     torch.manual_seed(0)
     network = AutoencoderVidTok(
-        ch=32, ch_mult=[1, 1, 1, 1], num_res_blocks=1, z_channels=5, double_z=False, regularizer="fsq", codebook_size=32768
+        ch=32,
+        ch_mult=[1, 1, 1, 1],
+        num_res_blocks=1,
+        z_channels=5,
+        double_z=False,
+        regularizer="fsq",
+        codebook_size=32768,
     )
     torch.random.set_rng_state(state)
     network.save_pretrained(folder / "vidtok_fsq_causal_488_32768_v1_1")

@@ -63,7 +63,9 @@ def test_the_same_run_goes_on_however_long_it_was_away(left: Path) -> None:
 
 
 def test_who_holds_it_keeps_it_however_old_its_files_are(left: Path) -> None:
-    """Fitting a tokenizer writes nothing for hours. Two processes sweep at once, first beside one that lives, then for real."""
+    """Fitting a tokenizer writes nothing for hours. Two processes sweep at once, first beside one that lives, then for
+    real.
+    """
     with TokenCacheWriter(left.parent, "gone"):
         grow_old(left)
         assert [process.wait(timeout=250) for process in [start(left.parent, key) for key in ("a", "b")]] == [0, 0]

@@ -35,7 +35,9 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def one_seed(tmp_path_factory):
-    return load_runs(record_study(tmp_path_factory.mktemp("one") / "toy", failing=["local-equal_steps-s0"], files=False))
+    return load_runs(
+        record_study(tmp_path_factory.mktemp("one") / "toy", failing=["local-equal_steps-s0"], files=False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -55,12 +57,19 @@ def test_columns_and_order(three_seeds):
 
 
 def test_numbers_against_scipy(three_seeds):
-    exactly = three_seeds.assign(fvd_low=math.nan, fvd_high=math.nan)  # no sampling noise for the tests to be floored by
+    exactly = three_seeds.assign(
+        fvd_low=math.nan, fvd_high=math.nan
+    )  # no sampling noise for the tests to be floored by
     table = ablation_table(exactly).set_index(["budget", "arm"])
-    values = {arm: three_seeds[(three_seeds["arm"] == arm) & (three_seeds["budget"] != "equal_compute")]["fvd"].to_numpy() for arm in FVD}
+    values = {
+        arm: three_seeds[(three_seeds["arm"] == arm) & (three_seeds["budget"] != "equal_compute")]["fvd"].to_numpy()
+        for arm in FVD
+    }
     row = table.loc["equal_steps", "local"]
     low, high = stats.t.interval(0.95, 2, values["local"].mean(), stats.sem(values["local"]))
-    assert (row["fvd"], row["fvd_low"], row["fvd_high"]) == pytest.approx((values["local"].mean(), low, high), rel=1e-12)
+    assert (row["fvd"], row["fvd_low"], row["fvd_high"]) == pytest.approx(
+        (values["local"].mean(), low, high), rel=1e-12
+    )
     raw = [stats.ttest_rel(values[arm], values["full"]).pvalue for arm in list(FVD)[1:]]
     assert list(table.loc["equal_steps", "fvd_p_value"])[1:] == pytest.approx(holm(raw), rel=1e-9)
     assert row["fvd_delta"] == pytest.approx((values["local"] - values["full"]).mean(), rel=1e-12)
@@ -125,7 +134,11 @@ def test_interval_and_p_value_are_of_one_test(sampling):
     told = set()
     for _ in range(200):
         a, b = (
-            {seed: Measured(value, value - sampling, value + sampling) for seed, value in enumerate(generator.normal(size=3))} for _ in "ab"
+            {
+                seed: Measured(value, value - sampling, value + sampling)
+                for seed, value in enumerate(generator.normal(size=3))
+            }
+            for _ in "ab"
         )
         difference = paired_difference({seed: run._replace(value=run.value + 2) for seed, run in a.items()}, b)
         assert difference is not None and difference.resolved == (difference.p_value < 0.05)
@@ -170,7 +183,9 @@ def test_the_words_of_a_table_follow_its_p_values(three_seeds):
 
 def test_seeds_that_the_baseline_lacks_are_said(three_seeds):
     lost = three_seeds[three_seeds["trial"] != "full-s1"]
-    assert "rest on fewer seeds than the mean beside them" in caption(lost) and "reco equal steps (2 of 3)" in caption(lost)
+    assert "rest on fewer seeds than the mean beside them" in caption(lost) and "reco equal steps (2 of 3)" in caption(
+        lost
+    )
     assert "could not give less than 0.5 here" in caption(lost)
     alone = caption(three_seeds[~three_seeds["trial"].isin(["full-s1", "full-s2"])])
     assert "no arm shares two seeds with it, so there is no p-value" in alone and "before training-seed noise" in alone
@@ -187,7 +202,12 @@ def test_paired_difference_by_hand():
 def test_equal_differences_tell_no_spread_and_resolve_nothing():
     """Accuracies are shares of few clips: seeds may agree to the last digit."""
     apart = paired_difference(dict(enumerate(exact(0.75, 0.5))), dict(enumerate(exact(0.625, 0.375))))
-    assert apart is not None and not apart.resolved and math.isnan(apart.p_value) and standing(apart, apart.p_value) == "not resolved"
+    assert (
+        apart is not None
+        and not apart.resolved
+        and math.isnan(apart.p_value)
+        and standing(apart, apart.p_value) == "not resolved"
+    )
     same = paired_difference(dict(enumerate(exact(1, 2))), dict(enumerate(exact(1, 2))))
     assert same is not None and (same.delta, same.p_value, same.resolved) == (0, 1, False)
 
@@ -204,7 +224,11 @@ def test_one_seed_without_an_interval_resolves_nothing():
 def test_tables_are_the_same_bytes_each_time(three_seeds):
     def files():
         table = ablation_rows(three_seeds)
-        return csv_text(table), ablation_markdown(table, caption(three_seeds)), ablation_latex(table, caption(three_seeds))
+        return (
+            csv_text(table),
+            ablation_markdown(table, caption(three_seeds)),
+            ablation_latex(table, caption(three_seeds)),
+        )
 
     assert files() == files()
 

@@ -1,4 +1,6 @@
-"""Rows that stand beside each other along λ, or window and stride, are of one arm or of the search; bold needs nothing else to differ."""
+"""Rows that stand beside each other along λ, or window and stride, are of one arm or of the search; bold needs nothing
+else to differ.
+"""
 
 from __future__ import annotations
 
@@ -28,7 +30,9 @@ SEEDS = (0, 1, 2)
 def rungs(tmp_path_factory):
     """Two arms that differ in λ alone, and the control with a penalty on h²."""
     arms = ("full", "local_balanced", "norm_penalty", "reco")
-    return load_runs(record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, BUDGETS, SEEDS, searched=0, files=False))
+    return load_runs(
+        record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, BUDGETS, SEEDS, searched=0, files=False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -38,7 +42,10 @@ def ladder(tmp_path_factory):
 
 def test_a_penalty_on_h_is_no_run_at_lambda_0(rungs):
     groups = lambda_groups(lambda_table(rungs))
-    assert list(zip(groups["arm"], groups["lowest"], groups["runs"], strict=True)) == [("local_balanced", 0, 3), ("reco", 0.1, 3)] * 3
+    assert (
+        list(zip(groups["arm"], groups["lowest"], groups["runs"], strict=True))
+        == [("local_balanced", 0, 3), ("reco", 0.1, 3)] * 3
+    )
     at_zero = rungs[(rungs["arm"] == "local_balanced") & (rungs["budget"] == "equal_steps")]
     assert groups["fvd"][0] == pytest.approx(at_zero["fvd"].mean())
 
@@ -52,7 +59,9 @@ def test_the_best_is_bold_where_rows_differ_in_what_is_asked_alone(rungs, ladder
     assert tables.lambda_markdown(lambda_groups(lambda_table(rungs)), "").count("**") == 2 * len(BUDGETS)
     assert "**" not in tables.lambda_markdown(lambda_groups(lambda_table(ladder)), "")
     assert "**" not in tables.window_stride_markdown(window_stride_tables(ladder), "")
-    assert "here in `objective.continuity_weight`, `objective.norm_weight`, no best is marked" in window_stride_caption(rungs)
+    assert "here in `objective.continuity_weight`, `objective.norm_weight`, no best is marked" in window_stride_caption(
+        rungs
+    )
     assert "no best" not in lambda_caption(rungs)
 
 
@@ -62,7 +71,9 @@ def test_arms_of_one_lambda_are_rows_of_their_own(ladder):
     assert at_steps.to_dict() == {"local": 3, "local_first": 3, "local_balanced": 3, "search": 7, "reco": 3}
 
 
-@pytest.mark.parametrize("words", [lambda_caption, window_stride_caption, caption], ids=["lambda", "window-stride", "ablation"])
+@pytest.mark.parametrize(
+    "words", [lambda_caption, window_stride_caption, caption], ids=["lambda", "window-stride", "ablation"]
+)
 def test_every_caption_ends_with_where_its_numbers_come_from(ladder, words):
     assert words(ladder).endswith(f" Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.")
 
@@ -72,13 +83,20 @@ def test_the_map_of_windows_holds_no_place_twice(rungs, ladder):
     assert set(cells["arm"]) == {"search"} and not cells.duplicated(list(PLACE)).any()
     assert window_stride_cells(window_stride_table(rungs, "equal_steps")).empty, "arms that differ in λ make no map"
     lengths = [rungs[rungs["arm"] == "reco"].assign(arm=f"reco_{n}").assign(**{PLACE[0]: n}) for n in (9, 27)]
-    assert list(window_stride_cells(window_stride_table(pd.concat(lengths), "equal_steps"))["arm"]) == ["reco_9", "reco_27"]
+    assert list(window_stride_cells(window_stride_table(pd.concat(lengths), "equal_steps"))["arm"]) == [
+        "reco_9",
+        "reco_27",
+    ]
 
 
 def test_the_lowest_is_a_mean_with_its_runs_and_its_reduction(rungs, ladder):
     steps, *_ = lowest_by_weight(lambda_groups(lambda_table(rungs)))
-    assert steps.startswith("equal steps: lowest mean FVD 5.94 [") and steps.endswith("] at λ = 0.1 (mean), 3 runs of reco")
-    assert lowest_by_weight(lambda_groups(lambda_table(ladder)))[0].endswith("1 run of search; rows differ in more than λ")
+    assert steps.startswith("equal steps: lowest mean FVD 5.94 [") and steps.endswith(
+        "] at λ = 0.1 (mean), 3 runs of reco"
+    )
+    assert lowest_by_weight(lambda_groups(lambda_table(ladder)))[0].endswith(
+        "1 run of search; rows differ in more than λ"
+    )
 
 
 def test_settings_that_differ(rungs):

@@ -20,7 +20,9 @@ SCRIPTS = sorted(path for path in bundled("analysis").glob("*.py"))
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return record_study(tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"), searched=16)
+    return record_study(
+        tmp_path_factory.mktemp("scripts") / "toy", arms=("full", "local_balanced", "reco"), searched=16
+    )
 
 
 class Done(NamedTuple):
@@ -33,7 +35,8 @@ class Done(NamedTuple):
 
 @pytest.fixture
 def run(monkeypatch, capsys):
-    """Runs a script as `python analysis/SCRIPT` does, in this process: a fresh one would import for seconds each time."""
+    """Runs a script as `python analysis/SCRIPT` does, in this process: a fresh one would import for seconds
+    each time."""
 
     def call(script, *arguments):
         monkeypatch.setattr(sys, "argv", [script, *map(str, arguments)])
@@ -57,7 +60,16 @@ def tracked(study):
 
 def test_scripts_are_there():
     names = {path.stem for path in SCRIPTS}
-    questions = {"frontier", "ablation", "lambda_curve", "window_stride", "loss_by_frame", "error_growth", "importance", "compare_studies"}
+    questions = {
+        "frontier",
+        "ablation",
+        "lambda_curve",
+        "window_stride",
+        "loss_by_frame",
+        "error_growth",
+        "importance",
+        "compare_studies",
+    }
     assert questions <= names
 
 
@@ -72,7 +84,11 @@ def test_a_script_is_short_and_opens_with_its_question(script):
 @pytest.mark.parametrize(
     ("script", "files", "words"),
     [
-        ("frontier.py", ["frontier.csv", "frontier_probability.csv", "frontier.pdf", "frontier.png"], "equal_compute: hypervolume"),
+        (
+            "frontier.py",
+            ["frontier.csv", "frontier_probability.csv", "frontier.pdf", "frontier.png"],
+            "equal_compute: hypervolume",
+        ),
         ("ablation.py", ["ablation.csv", "ablation.md", "ablation.tex"], "recover the baseline"),
         ("lambda_curve.py", ["lambda.csv", "lambda.pdf", "lambda.png"], "(mean), 1 run of"),
         ("window_stride.py", ["window_stride_equal_steps.csv", "window_stride_equal_steps.png"], "(1 runs of reco)"),
@@ -83,7 +99,9 @@ def test_a_script_is_short_and_opens_with_its_question(script):
     ],
     ids=lambda value: value.removesuffix(".py") if isinstance(value, str) and value.endswith(".py") else "",
 )
-def test_a_script_writes_its_files_and_prints_its_finding(run, study, tracked, monkeypatch, tmp_path, script, files, words):
+def test_a_script_writes_its_files_and_prints_its_finding(
+    run, study, tracked, monkeypatch, tmp_path, script, files, words
+):
     done = run(script, study, "--output", tmp_path)
     assert (done.returncode, done.stderr) == (0, "")
     assert words in done.stdout
@@ -114,7 +132,9 @@ def young(tmp_path_factory):
     folder = StudyFolder(tmp_path_factory.mktemp("young") / "young")
     log = EventLog(folder.events)
     log.append("study", name="young", question="?", arms=["full"], provenance={})
-    log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings=Experiment().flat(), settings_hash="h")
+    log.append(
+        "planned", trial="full-s0", arm="full", budget="both", seed=0, settings=Experiment().flat(), settings_hash="h"
+    )
     return folder.path
 
 
@@ -138,15 +158,22 @@ def test_two_blocks_do_not_grow(run, tmp_path):
     study = read_study(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
     events = StudyFolder(tmp_path / "toy").events
     for curve in {str(run.curves["error_growth"]) for run in study.runs.values()}:
-        events.write_text(events.read_text().replace(curve, "[0.04, 0.036]").replace(curve.replace(" ", ""), "[0.04,0.036]"))
+        events.write_text(
+            events.read_text().replace(curve, "[0.04, 0.036]").replace(curve.replace(" ", ""), "[0.04,0.036]")
+        )
     done = run("error_growth.py", tmp_path / "toy")
     assert "full" in done.stdout and "too few blocks" in done.stdout and "1.00x" not in done.stdout
 
 
 def test_studies_of_two_protocols_are_not_compared(run, study, tmp_path):
-    other = record_study(tmp_path / "other", arms=("full",), searched=0, files=False, protocol=PROTOCOL.replace("n512", "n2048"))
+    other = record_study(
+        tmp_path / "other", arms=("full",), searched=0, files=False, protocol=PROTOCOL.replace("n512", "n2048")
+    )
     done = run("compare_studies.py", study, other)
-    assert done.returncode == 2 and "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)" in done.stderr
+    assert (
+        done.returncode == 2
+        and "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)" in done.stderr
+    )
 
 
 def test_studies_of_one_name_are_told_apart_by_their_folders(run, tmp_path):

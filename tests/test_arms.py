@@ -25,7 +25,9 @@ def gradients(arm, loss) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
     return [torch.zeros_like(p) if p.grad is None else p.grad for p in model.parameters()]
 
 
-def test_masked_full_is_the_loss_of_the_window_with_gradient_through_everything(toy_cache: TokenCache, toy_experiment: Make) -> None:
+def test_masked_full_is_the_loss_of_the_window_with_gradient_through_everything(
+    toy_cache: TokenCache, toy_experiment: Make
+) -> None:
     masked = build_arm(toy_experiment({"window.scheme": "masked_full"}), toy_cache)
     window = build_arm(toy_experiment({"window.scheme": "window"}), toy_cache)
     batch = held_out(masked, toy_cache, 4)
@@ -34,7 +36,9 @@ def test_masked_full_is_the_loss_of_the_window_with_gradient_through_everything(
         a, b = masked.loss(model, batch, start), window.loss(model, batch, start)
         for one, other in zip(a, b, strict=True):
             assert torch.allclose(one, other, rtol=1e-12, atol=0)  # float64
-    seen = [gradients(arm, lambda m, arm=arm: arm.loss(m, batch, 27).total)[1] for arm in (masked, window)]  # class embedding
+    seen = [
+        gradients(arm, lambda m, arm=arm: arm.loss(m, batch, 27).total)[1] for arm in (masked, window)
+    ]  # class embedding
     assert seen[0].abs().sum() > 0, "the full graph reaches the class token"
     assert seen[1].abs().sum() == 0, "a prefix without gradient does not"
 
@@ -44,12 +48,16 @@ def test_masked_full_over_the_whole_clip_is_full(toy_cache: TokenCache, toy_expe
     masked = build_arm(toy_experiment({"window.scheme": "masked_full", "window.length_tokens": 45}), toy_cache)
     batch = held_out(full, toy_cache, 4)
     for a, b in zip(
-        gradients(full, lambda m: full.loss(m, batch, 0).total), gradients(masked, lambda m: masked.loss(m, batch, 0).total), strict=True
+        gradients(full, lambda m: full.loss(m, batch, 0).total),
+        gradients(masked, lambda m: masked.loss(m, batch, 0).total),
+        strict=True,
     ):
         assert torch.equal(a, b)
 
 
-def test_the_loss_is_window_loss_with_the_objective_of_the_settings(toy_cache: TokenCache, toy_experiment: Make) -> None:
+def test_the_loss_is_window_loss_with_the_objective_of_the_settings(
+    toy_cache: TokenCache, toy_experiment: Make
+) -> None:
     objective = {
         "objective.continuity_weight": 0.3,
         "objective.continuity_reduction": "sum",
@@ -106,8 +114,12 @@ def test_fewer_frames_tokens_gets_blocks_of_whole_clips(toy_cache: TokenCache, t
     assert {place.start for _, place in drawn} == {0, 9, 18}
 
 
-def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    """Its block 0 is a later block of the clip: training on it would teach sampling to open a clip with a later block's codes."""
+def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(
+    toy_cache: TokenCache, toy_experiment: Make
+) -> None:
+    """Its block 0 is a later block of the clip: training on it would teach sampling to open a clip with a later block's
+    codes.
+    """
     arm = build_arm(toy_experiment({"window.scheme": "fewer_frames_tokens"}), toy_cache)
     model, batch = arm.build_model(), Feed(arm, toy_cache).next().batch
     with torch.no_grad():
@@ -121,7 +133,9 @@ def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(toy_cache:
 
 def test_every_clip_comes_once_an_epoch(toy_cache: TokenCache, toy_experiment: Make) -> None:
     feed = Feed(build_arm(toy_experiment({"window.scheme": "full"}), toy_cache), toy_cache)
-    epochs = [np.concatenate([feed.next().batch.tokens_BT.numpy() for _ in range(12)]) for _ in range(2)]  # 96 clips, 8 a batch
+    epochs = [
+        np.concatenate([feed.next().batch.tokens_BT.numpy() for _ in range(12)]) for _ in range(2)
+    ]  # 96 clips, 8 a batch
     clips = sorted(row.tobytes() for row in toy_cache.tokens("train"))
     assert [sorted(row.tobytes() for row in epoch) for epoch in epochs] == [clips, clips]
     assert not np.array_equal(*epochs), "every epoch has an order of its own"
@@ -130,7 +144,9 @@ def test_every_clip_comes_once_an_epoch(toy_cache: TokenCache, toy_experiment: M
 @pytest.mark.parametrize("scheme", ["window", "fewer_frames", "fewer_frames_tokens"])
 def test_ranks_share_the_batch_of_one_worker(scheme: str, toy_cache: TokenCache, toy_experiment: Make) -> None:
     experiment = toy_experiment({"window.scheme": scheme, "training.class_dropout": 0.5})
-    alone, *ranks = (Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2)))
+    alone, *ranks = (
+        Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
+    )
     for _ in range(5):
         whole, parts = alone.next(), [feed.next() for feed in ranks]
         assert {part.place for part in parts} == {whole.place}
@@ -150,14 +166,18 @@ def test_unconditional_has_one_class(toy_cache: TokenCache, toy_experiment: Make
     assert set(Feed(arm, toy_cache).next().batch.labels_B.tolist()) == {0}
 
 
-def test_flat_parameters_change_no_number_and_give_absent_gradients_zeros(toy_cache: TokenCache, toy_experiment: Make) -> None:
+def test_flat_parameters_change_no_number_and_give_absent_gradients_zeros(
+    toy_cache: TokenCache, toy_experiment: Make
+) -> None:
     arm = build_arm(toy_experiment({"window.scheme": "window"}), toy_cache)
     batch: Batch = held_out(arm, toy_cache, 4)
     plain, flat = arm.build_model(), arm.build_model()
     vectors = FlatParameters(flat)
     for model in (plain, flat):
         arm.loss(model, batch, 18).total.backward()
-    assert plain.class_embedding.grad is None and torch.equal(flat.class_embedding.grad, torch.zeros_like(flat.class_embedding))
+    assert plain.class_embedding.grad is None and torch.equal(
+        flat.class_embedding.grad, torch.zeros_like(flat.class_embedding)
+    )
     for a, b in zip(plain.parameters(), flat.parameters(), strict=True):
         assert torch.equal(a, b)
         assert a.grad is None or torch.equal(a.grad, b.grad)

@@ -37,7 +37,9 @@ def test_value_and_gradient_are_those_of_the_definition(length: int, before: int
     upstream = torch.randn(2, 3, length, 8, dtype=torch.float64, generator=torch.Generator().manual_seed(0))
     ours, reference = attend(*inputs, prefix), plain(*inputs, prefix)
     torch.testing.assert_close(ours, reference, rtol=0, atol=TOLERANCE)
-    for a, b in zip(torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(reference, inputs, upstream), strict=True):
+    for a, b in zip(
+        torch.autograd.grad(ours, inputs, upstream), torch.autograd.grad(reference, inputs, upstream), strict=True
+    ):
         torch.testing.assert_close(a, b, rtol=0, atol=TOLERANCE)
 
 
@@ -65,8 +67,8 @@ def test_bfloat16_stays_bfloat16(length: int) -> None:
 def test_merging_two_fused_calls_by_their_log_sums_gives_wrong_gradients() -> None:
     """The trap: values are exact, so nothing looks wrong, but the fused kernel does not differentiate its log-sum-exp.
 
-    The weights with which the two parts are mixed depend on it, and that dependence is lost. Backward must give each part the
-    output and log-sum-exp of all keys, as `attend` does.
+    The weights with which the two parts are mixed depend on it, and that dependence is lost. Backward must give each
+    part the output and log-sum-exp of all keys, as `attend` does.
     """
     inputs, prefix = heads(40, 24)
     queries, keys, values = inputs

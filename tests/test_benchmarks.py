@@ -1,4 +1,6 @@
-"""Benchmarks: they run, their rows are the asked ones, their parts add up, and nothing here depends on how fast this machine is."""
+"""Benchmarks: they run, their rows are the asked ones, their parts add up, and nothing here depends on how fast this
+machine is.
+"""
 
 from __future__ import annotations
 
@@ -62,7 +64,9 @@ def no_transformers(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     """As if the extra were not installed."""
     found = peers_module.importlib.util.find_spec
     monkeypatch.setattr(
-        peers_module.importlib.util, "find_spec", lambda name, *rest: None if name == "transformers" else found(name, *rest)
+        peers_module.importlib.util,
+        "find_spec",
+        lambda name, *rest: None if name == "transformers" else found(name, *rest),
     )
     yield
 
@@ -91,14 +95,18 @@ def test_rows_of_the_step_and_where_the_distance_to_the_limit_lies() -> None:
         assert row["limit_fraction"] == pytest.approx(row["speedup"] / row["speedup_limit"])  # type: ignore[operator]
         assert row["seconds"] > 0 and row["peak_memory_ratio"] > 0 and 0 < row["data_share"] < 1  # type: ignore[operator]
     for row in losses.rows:
-        assert row["lost"] == pytest.approx(sum(row[f"lost_{part}"] for part in ("attention", "rest", "optimiser", "rates")))  # type: ignore[misc]
+        assert row["lost"] == pytest.approx(
+            sum(row[f"lost_{part}"] for part in ("attention", "rest", "optimiser", "rates"))
+        )  # type: ignore[misc]
     by_arm = {row["arm"]: row for row in losses.rows}
     assert by_arm["fewer_frames"]["prefix_share"] == by_arm["fewer_frames"]["prefix_flop_share"] == 0
     assert 0 < by_arm["reco"]["prefix_flop_share"] < 0.5  # type: ignore[operator]
 
 
 def test_what_is_lost_where_everything_goes_as_it_should() -> None:
-    """Attention at half the rate of the rest, an optimiser that does not shrink: only they stand between the step and its limit."""
+    """Attention at half the rate of the rest, an optimiser that does not shrink: only they stand between the step and
+    its limit.
+    """
     full = Parts(whole=2 * 3 + 6 + 1, optimiser=1, attention=2 * 3, prefix=0, data=0)
     arm = Parts(whole=2 * 1 + 3 + 1, optimiser=1, attention=2 * 1, prefix=0, data=0)
     lost = _lost(full, arm, limit=(3 + 6) / (1 + 3), attention_kept=1 / 3, rest_kept=1 / 2)
@@ -122,7 +130,10 @@ def test_leaving_parts_out_leaves_the_model_whole() -> None:
     from reco_tune.model.attention import attend
 
     with random_tokens(TINY) as cache:
-        full, arm = (TimedStep(build_arm(SHORT.experiment(TINY, name), cache), cache, torch.device("cpu")) for name in ("full", "reco"))
+        full, arm = (
+            TimedStep(build_arm(SHORT.experiment(TINY, name), cache), cache, torch.device("cpu"))
+            for name in ("full", "reco")
+        )
         micro_batch = arm.micro_batches(18)[0]
         before = arm.step.backward(micro_batch)
         measure_parts(full, arm, 0.0)
@@ -133,13 +144,19 @@ def test_leaving_parts_out_leaves_the_model_whole() -> None:
 
 def test_every_form_of_attention_computes_the_same() -> None:
     generator = torch.Generator().manual_seed(0)
-    queries, keys, values = (torch.randn(2, 2, 70, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3))
+    queries, keys, values = (
+        torch.randn(2, 2, 70, 8, generator=generator, dtype=torch.float64, requires_grad=True) for _ in range(3)
+    )
     prefix = KeysValues(*(torch.randn(2, 2, 30, 8, generator=generator, dtype=torch.float64) for _ in range(2)))
     for before in (None, prefix):
         found = {name: form(queries, keys, values, before) for name, form in FORMS.items()}
-        gradients = {name: torch.autograd.grad(output.square().sum(), (queries, keys, values)) for name, output in found.items()}
+        gradients = {
+            name: torch.autograd.grad(output.square().sum(), (queries, keys, values)) for name, output in found.items()
+        }
         for name in FORMS:
-            torch.testing.assert_close(found[name], found["masked"], rtol=0, atol=1e-12)  # float64; another order of sums
+            torch.testing.assert_close(
+                found[name], found["masked"], rtol=0, atol=1e-12
+            )  # float64; another order of sums
             torch.testing.assert_close(gradients[name], gradients["masked"], rtol=0, atol=1e-11)
 
 
@@ -151,7 +168,9 @@ def test_rows_of_attention() -> None:
 
 @pytest.mark.parametrize("peer", [pytest.param("plain"), pytest.param("llama", marks=with_transformers)])
 def test_a_peer_learns_from_the_same_loss(peer: str) -> None:
-    """It predicts token i from what comes before it alone, with the loss over all tokens, and every weight gets a gradient."""
+    """It predicts token i from what comes before it alone, with the loss over all tokens, and every weight gets a
+    gradient.
+    """
     with random_tokens(TINY) as cache:
         arm = PeerArm(build_arm(SHORT.experiment(TINY, "full"), cache), peer)
         model = arm.build_model()
@@ -211,9 +230,12 @@ def test_the_command_writes_json_and_markdown(tmp_path: Path, no_transformers: N
 def test_markdown_and_json_of_a_table() -> None:
     from reco_tune.benchmarks import Column
 
-    table = Table("t", "Title", (Column("name", "name"), Column("x", "x", ".1f")), [{"name": "a", "x": 1.25}, {"name": "b"}])
-    assert as_markdown([table], {"commit": "abc"}) == (
-        "commit: `abc`  \n\n**Title**\n\n| name | x |\n| --- | ---: |\n| a | 1.2 |\n| b |  |\n"
+    table = Table(
+        "t", "Title", (Column("name", "name"), Column("x", "x", ".1f")), [{"name": "a", "x": 1.25}, {"name": "b"}]
+    )
+    assert (
+        as_markdown([table], {"commit": "abc"})
+        == "commit: `abc`  \n\n**Title**\n\n| name | x |\n| --- | ---: |\n| a | 1.2 |\n| b |  |\n"
     )
     assert json.loads(as_json([table], {"commit": "abc"}))["tables"] == {"t": [{"name": "a", "x": 1.25}, {"name": "b"}]}
 
@@ -227,16 +249,22 @@ def test_every_help_has_an_example(verb: str) -> None:
 @pytest.mark.parametrize(
     ("arguments", "sentence"),
     [
-        pytest.param(["step", "--shapes", "debug-46"], "--shapes debug-46 is not known; take some of debug-45", id="shape"),
+        pytest.param(
+            ["step", "--shapes", "debug-46"], "--shapes debug-46 is not known; take some of debug-45", id="shape"
+        ),
         pytest.param(["step", "--arms", "ful"], "--arms ful is not known; take some of full", id="arm"),
         pytest.param(["generate", "--batches", "1;64"], "--batches '1;64' must be whole numbers above 0", id="batches"),
         pytest.param(["data", "--videos", "nowhere"], "--videos nowhere is not a folder", id="videos"),
         pytest.param(["data", "--size", "60"], "--size (60) must be a multiple of 8", id="size"),
-        pytest.param(["orchestration", "--trials", "2"], "--trials (2) must be more than the 2 that run at once", id="trials"),
+        pytest.param(
+            ["orchestration", "--trials", "2"], "--trials (2) must be more than the 2 that run at once", id="trials"
+        ),
         pytest.param(["attention", "--json", "nowhere/x.json"], "there is no folder nowhere", id="folder"),
     ],
 )
-def test_what_cannot_be_is_one_sentence(arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_what_cannot_be_is_one_sentence(
+    arguments: list[str], sentence: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.chdir(tmp_path)
     code, _, err = say("bench", *arguments)
     assert code == 2 and sentence in err and err.count("\n") == 1
@@ -256,7 +284,9 @@ def test_the_distance_beside_scipy() -> None:
 
 
 def test_rates_of_the_data_beside_plain_loops(tmp_path: Path) -> None:
-    """One of the videos is none and one is for PyAV alone: they are left out on every side, and all stages do their work."""
+    """One of the videos is none and one is for PyAV alone: they are left out on every side, and all stages do their
+    work.
+    """
     generator = np.random.default_rng(0)
     (tmp_path / "Jump").mkdir()
     for number in range(2):
@@ -280,7 +310,9 @@ def test_rows_of_the_wait_for_data() -> None:
         assert row["share"] == pytest.approx(row["trained"] / row["read"]) and 0 < row["share"] < 1  # type: ignore[operator]
 
 
-def test_the_data_benchmark_renders_videos_where_none_are_given(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_data_benchmark_renders_videos_where_none_are_given(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     monkeypatch.setattr(datarates, "FRAMES", 17)
     with _videos(None, 64) as data:
         assert [count_frames(video.path) for video in list_videos(data)] == [17] * VIDEOS

@@ -28,8 +28,12 @@ def test_the_baseline_is_one_without_measuring(toy_cache: TokenCache, toy_experi
 
 
 def test_speedup_by_hand() -> None:
-    full = np.array([[3.0, 3.0], [3.0, 3.0], [100.0, 100.0], [30.0, 30.0], [3.0, 3.0]])  # a disturbed round, one that is slow all over
-    arm = np.array([[1.0, 50.0], [1.0, 2.0], [1.0, 2.0], [10.0, 20.0], [40.0, 2.0]])  # and a disturbed step of each kind
+    full = np.array(
+        [[3.0, 3.0], [3.0, 3.0], [100.0, 100.0], [30.0, 30.0], [3.0, 3.0]]
+    )  # a disturbed round, one that is slow all over
+    arm = np.array(
+        [[1.0, 50.0], [1.0, 2.0], [1.0, 2.0], [10.0, 20.0], [40.0, 2.0]]
+    )  # and a disturbed step of each kind
     assert speedup_of(full, arm, np.array([0.5, 0.5])) == pytest.approx(3 / (0.5 * 1 + 0.5 * 2))
 
 
@@ -66,12 +70,16 @@ def test_strata_keep_the_mean_start(first: float, toy_experiment: Make) -> None:
 
 def test_rounds_take_turns_until_the_time_is_up() -> None:
     ticks, order = iter(range(1000)), []
-    times_RJ = in_rounds([lambda: order.append("a"), lambda: order.append("b")], lambda: next(ticks), seconds=0, fewest=4)
+    times_RJ = in_rounds(
+        [lambda: order.append("a"), lambda: order.append("b")], lambda: next(ticks), seconds=0, fewest=4
+    )
     assert times_RJ.tolist() == [[1, 1]] * 4
     assert order == ["a", "b"] * 4
     order.clear()
     assert (
-        in_rounds([lambda: order.append("a"), lambda: next(ticks)], lambda: next(ticks), 0, fewest=20, shuffled=True).tolist()
+        in_rounds(
+            [lambda: order.append("a"), lambda: next(ticks)], lambda: next(ticks), 0, fewest=20, shuffled=True
+        ).tolist()
         == [[1, 2]] * 20
     )
 
@@ -83,7 +91,9 @@ def test_limits(toy_cache: TokenCache, toy_experiment: Make) -> None:
     }
     whole = arms["full"].model_settings
     assert arm_limit(arms["full"]) == arm_limit(arms["masked_full"]) == 1
-    assert arm_limit(arms["window"]) == pytest.approx(speedup_limit(whole, WindowSampler(45, 18, 9, 0.5, seed=0)), rel=1e-12)
+    assert arm_limit(arms["window"]) == pytest.approx(
+        speedup_limit(whole, WindowSampler(45, 18, 9, 0.5, seed=0)), rel=1e-12
+    )
     assert arm_limit(arms["fewer_frames"]) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
 
 
@@ -97,7 +107,15 @@ def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None
     assert first["peak_memory_ratio"] == second["peak_memory_ratio"], "bytes are counted, not sampled"
     assert 1.0 < first["calibration_seconds"] < 15
     assert set(first) == {
-        *("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio", "calibration_seconds")
+        *(
+            "speedup",
+            "speedup_low",
+            "speedup_high",
+            "speedup_limit",
+            "limit_fraction",
+            "peak_memory_ratio",
+            "calibration_seconds",
+        )
     }
 
 

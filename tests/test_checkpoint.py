@@ -28,7 +28,9 @@ def checkpoint(step: int) -> Checkpoint:
 def assert_equal(a: Checkpoint | None, b: Checkpoint) -> None:
     assert a is not None
     assert (a.step, a.state, a.history) == (b.step, b.state, b.history)
-    assert {name: tensor.tolist() for name, tensor in a.tensors.items()} == {name: tensor.tolist() for name, tensor in b.tensors.items()}
+    assert {name: tensor.tolist() for name, tensor in a.tensors.items()} == {
+        name: tensor.tolist() for name, tensor in b.tensors.items()
+    }
 
 
 def test_round_trip_is_exact_and_the_newest_counts(tmp_path: Path) -> None:
@@ -40,7 +42,9 @@ def test_round_trip_is_exact_and_the_newest_counts(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("crash_in", ["save_file", "write_history", "_publish"])
-def test_a_crash_while_writing_leaves_the_last_whole_one(crash_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_crash_while_writing_leaves_the_last_whole_one(
+    crash_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     write_checkpoint(tmp_path, checkpoint(3))
 
     def crash(*_: object) -> None:
@@ -73,11 +77,15 @@ def test_damage_is_told_with_the_way_out(damage: Callable[[Path], object], tmp_p
         read_checkpoint(tmp_path)
 
 
-def test_a_checkpoint_whose_tensors_have_another_shape_is_refused(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_a_checkpoint_whose_tensors_have_another_shape_is_refused(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     fit(toy_experiment(), toy_cache, tmp_path)
     found = read_checkpoint(tmp_path)
     assert found is not None
-    write_checkpoint(tmp_path, Checkpoint(found.step, {"weights": found.tensors["weights"][:5]}, found.state, found.history))
+    write_checkpoint(
+        tmp_path, Checkpoint(found.step, {"weights": found.tensors["weights"][:5]}, found.state, found.history)
+    )
     with pytest.raises(CheckpointError, match="remove"):
         fit(toy_experiment(), toy_cache, tmp_path)
 
@@ -99,18 +107,30 @@ def test_model_round_trip(toy_cache: TokenCache, toy_experiment: Make, tmp_path:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        pytest.param(lambda folder: (folder / "model.json").unlink(), "holds no trained model; give the folder of a run", id="missing"),
+        pytest.param(
+            lambda folder: (folder / "model.json").unlink(),
+            "holds no trained model; give the folder of a run",
+            id="missing",
+        ),
         pytest.param(lambda folder: (folder / "model.json").write_text("{}"), "is damaged", id="empty"),
         pytest.param(lambda folder: (folder / "model.safetensors").write_bytes(b"no"), "is damaged", id="torn-weights"),
-        pytest.param(lambda folder: (folder / "experiment.yaml").write_text("window: {legnth: 3}"), "is damaged", id="foreign-settings"),
-        pytest.param(lambda folder: (folder / "model.json").write_text('{"schema": 99}'), "another version", id="other-version"),
+        pytest.param(
+            lambda folder: (folder / "experiment.yaml").write_text("window: {legnth: 3}"),
+            "is damaged",
+            id="foreign-settings",
+        ),
+        pytest.param(
+            lambda folder: (folder / "model.json").write_text('{"schema": 99}'), "another version", id="other-version"
+        ),
     ],
 )
 def test_a_bad_model_is_told(
     damage: Callable[[Path], object], message: str, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
 ) -> None:
     experiment = toy_experiment()
-    save_model(tmp_path / "model", build_arm(experiment, toy_cache).build_model(), experiment, CacheInfo.of(toy_cache), 1)
+    save_model(
+        tmp_path / "model", build_arm(experiment, toy_cache).build_model(), experiment, CacheInfo.of(toy_cache), 1
+    )
     damage(tmp_path / "model")
     with pytest.raises(CheckpointError, match=message):
         load_model(tmp_path)

@@ -57,7 +57,10 @@ def here(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 @pytest.fixture(scope="module")
 def toy(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return record_study(
-        tmp_path_factory.mktemp("cli") / "toy", arms=("full", "fewer_frames", "reco"), searched=3, failing=("reco-equal_steps-s0",)
+        tmp_path_factory.mktemp("cli") / "toy",
+        arms=("full", "fewer_frames", "reco"),
+        searched=3,
+        failing=("reco-equal_steps-s0",),
     )
 
 
@@ -87,7 +90,9 @@ def test_python_dash_m_is_the_same_command() -> None:
 
 
 @pytest.mark.parametrize(
-    "command", [*([verb] for verb in VERBS), ["spaces"], *(["spaces", verb] for verb in ("ls", "show", "cp"))], ids=" ".join
+    "command",
+    [*([verb] for verb in VERBS), ["spaces"], *(["spaces", verb] for verb in ("ls", "show", "cp"))],
+    ids=" ".join,
 )
 def test_every_help_has_an_example(command: list[str]) -> None:
     said = say(*command, "--help")
@@ -97,7 +102,10 @@ def test_every_help_has_an_example(command: list[str]) -> None:
 
 
 OVERRIDES = {
-    "unknown key": ("window.lenght_tokens=9", r"window.lenght_tokens is not a setting; did you mean window.length_tokens\?"),
+    "unknown key": (
+        "window.lenght_tokens=9",
+        r"window.lenght_tokens is not a setting; did you mean window.length_tokens\?",
+    ),
     "stride above window": (
         "window.stride_tokens=19",
         r"window.stride_tokens \(19\) must not exceed window.length_tokens \(18\); lower the stride",
@@ -106,8 +114,14 @@ OVERRIDES = {
         "window.length_tokens=46",
         r"window.length_tokens \(46\) must not exceed the clip's 45 tokens .* shorten the window",
     ),
-    "probability": ("window.first_frame_probability=1.5", r"window.first_frame_probability \(1.5\) must lie in \[0, 1\]"),
-    "negative weight": ("objective.continuity_weight=-0.1", r"objective.continuity_weight \(-0.1\): .*greater than or equal to 0"),
+    "probability": (
+        "window.first_frame_probability=1.5",
+        r"window.first_frame_probability \(1.5\) must lie in \[0, 1\]",
+    ),
+    "negative weight": (
+        "objective.continuity_weight=-0.1",
+        r"objective.continuity_weight \(-0.1\): .*greater than or equal to 0",
+    ),
     "no value": ("window.length_tokens", "must look like key=value"),
     "a word for a number": ("training.steps=many", r"training.steps \('many'\)"),
 }
@@ -147,8 +161,14 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such verb": (["rum"], "No such command 'rum'.*--help"),
     "no such option": (["run", "demo", "--trails", "3"], "No such option.*--trails.*run --help"),
     "no argument": (["run"], "Missing argument"),
-    "no such space": (["run", "evidense"], "neither a file nor a shipped search space; did you mean the shipped `evidence`"),
-    "no such space to show": (["spaces", "show", "x"], "neither a file nor a shipped search space; shipped ones are beyond, demo"),
+    "no such space": (
+        ["run", "evidense"],
+        "neither a file nor a shipped search space; did you mean the shipped `evidence`",
+    ),
+    "no such space to show": (
+        ["spaces", "show", "x"],
+        "neither a file nor a shipped search space; shipped ones are beyond, demo",
+    ),
     "a name that is no folder's": (["run", "demo", "--name", "a/b"], "--name 'a/b' must be letters"),
     "seeds": (["run", "demo", "--seeds", "0;1"], "--seeds '0;1' must be whole numbers separated by commas"),
     "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a search space"),
@@ -159,14 +179,20 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no study to tell of": (["status", "nowhere"], "nowhere is not a study folder"),
     "no study to report": (["report", "nowhere"], "nowhere is not a study folder"),
     "no study to sync": (["sync", "nowhere"], "nowhere is not a study folder"),
-    "a bucket for a study": (["run", "demo", "--output", "s3://bucket/study"], "s3://bucket/study is an address; .* give a path"),
+    "a bucket for a study": (
+        ["run", "demo", "--output", "s3://bucket/study"],
+        "s3://bucket/study is an address; .* give a path",
+    ),
     "a bucket to report": (["report", "gs://bucket/study"], "gs://bucket/study is an address"),
     "a bucket of videos": (
         ["plan", "demo", "--set", "data.root=s3://bucket/UCF101"],
         r"data\.root \('s3://bucket/UCF101'\): s3://bucket/UCF101 is an",
     ),
     "no experiment": (["train", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped experiment"),
-    "no experiment to tokenize": (["tokenize", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped experiment"),
+    "no experiment to tokenize": (
+        ["tokenize", "nowhere.yaml"],
+        "nowhere.yaml is neither a file nor a shipped experiment",
+    ),
     "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before there are codes"),
     "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
     "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),
@@ -182,7 +208,9 @@ def test_a_command_that_cannot_be(here: Path, command: str) -> None:
 
 def test_an_empty_data_folder(here: Path) -> None:
     (here / "videos").mkdir()
-    (here / "experiment.yaml").write_text("data: {layout: flat, root: videos, clip_frames: 9, size_px: 12, cache_dir: cache}\n")
+    (here / "experiment.yaml").write_text(
+        "data: {layout: flat, root: videos, clip_frames: 9, size_px: 12, cache_dir: cache}\n"
+    )
     refused(say("tokenize", "experiment.yaml"), "videos")
     refused(say("train", "experiment.yaml"), "videos")
     assert not (here / "runs").exists()
@@ -208,13 +236,18 @@ def test_a_folder_of_something_else_is_not_written_to(here: Path) -> None:
 
 def test_a_folder_that_cannot_be_made_is_said_before_anything_starts(here: Path) -> None:
     (here / "file").touch()
-    refused(say("run", "demo", "--output", "file/study"), "file/study cannot be made, because .*file is no folder that can be written to")
+    refused(
+        say("run", "demo", "--output", "file/study"),
+        "file/study cannot be made, because .*file is no folder that can be written to",
+    )
     (here / "tiny.yaml").write_text("data: {layout: digits, clip_frames: 9, size_px: 12, cache_dir: file/cache}\n")
     refused(say("tokenize", "tiny.yaml"), r"file/cache/.* cannot be used \(not a directory\); give another folder")
 
 
 def test_a_traceback_only_where_it_is_asked_for(here: Path) -> None:
-    done = subprocess.run([sys.executable, "-m", "reco_tune", "status", "nowhere", "--debug"], capture_output=True, text=True)
+    done = subprocess.run(
+        [sys.executable, "-m", "reco_tune", "status", "nowhere", "--debug"], capture_output=True, text=True
+    )
     assert "Traceback" in done.stderr
     assert "StudyError" in done.stderr
 
@@ -236,7 +269,11 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
     assert "runs: 30, 26 of fixed arms and 4 sampled" in said.out
     assert "finalists: 2 further run(s) each, not counted here" in said.out
     demo = load_space(bundled("search_spaces") / "demo.yaml")
-    assert f"{arm_experiment(demo, 'full').training.steps:,}" in said.out and "at once" in said.out and "disk: about" in said.out
+    assert (
+        f"{arm_experiment(demo, 'full').training.steps:,}" in said.out
+        and "at once" in said.out
+        and "disk: about" in said.out
+    )
     assert "memory, at least" in said.out and size(least_memory(arm_experiment(demo, "full"))) in said.out
     assert list(here.iterdir()) == []
 
@@ -304,7 +341,13 @@ def test_a_report_from_a_database_that_is_not_there_makes_none(here: Path) -> No
 def test_a_report_prints_what_it_wrote(toy: Path, tmp_path: Path) -> None:
     said = say("report", str(toy), "--output", str(tmp_path / "report"))
     assert said.code == 0, said.err
-    for part in ("Ablation", "fewer_frames", "Frontier", str(tmp_path / "report" / "index.html"), f"sqlite:///{toy}/mlflow.db"):
+    for part in (
+        "Ablation",
+        "fewer_frames",
+        "Frontier",
+        str(tmp_path / "report" / "index.html"),
+        f"sqlite:///{toy}/mlflow.db",
+    ):
         assert part in said.out
     assert "Left out of the table: reco-equal_steps-s0 (failed: the loss is not finite at step 412).\n" in said.out
     assert "not finished" not in said.out
@@ -313,10 +356,14 @@ def test_a_report_prints_what_it_wrote(toy: Path, tmp_path: Path) -> None:
 
 
 def test_a_report_of_a_running_study_says_so_and_names_the_first_that_are_left_out(tmp_path: Path) -> None:
-    study = record_study(tmp_path / "toy", arms=("full", "reco", "local"), searched=0, failing=("reco-equal_steps-s0",), files=False)
+    study = record_study(
+        tmp_path / "toy", arms=("full", "reco", "local"), searched=0, failing=("reco-equal_steps-s0",), files=False
+    )
     events = study / "events.jsonl"
     kept = [
-        line for line in events.read_text().splitlines(True) if not ("local-" in line and "evaluated" in line) and "finished" not in line
+        line
+        for line in events.read_text().splitlines(True)
+        if not ("local-" in line and "evaluated" in line) and "finished" not in line
     ]
     events.write_text("".join(kept))
     said = say("report", str(study), "--output", str(tmp_path / "elsewhere" / "report"))
@@ -330,12 +377,11 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A folder with tiny.yaml and what `reco-tune train` made of it: small, real, no Ray."""
     folder = tmp_path_factory.mktemp("one")
     (folder / "tiny.yaml").write_text(
-        f"data: {{layout: digits, clip_frames: 9, size_px: 12, train_clips: 128, test_clips: 64, cache_dir: {folder / 'cache'}}}\n"
-        "tokenizer: {num_codes: 64, first_frame_codes: 24, fit_clips: 128}\n"
-        "model: {width: 32, depth: 2, heads: 2}\n"
-        "window: {scheme: window}\n"
-        "training: {steps: 6, batch_size: 8, learning_rate: 1.0e-3, rungs: 2}\n"
-        "evaluation: {protocol: native-random, samples: 32, reference_clips: 64, validation_clips: 16}\n"
+        "data: {layout: digits, clip_frames: 9, size_px: 12, train_clips: 128, test_clips: 64, cache_dir:"
+        f" {folder / 'cache'}}}\ntokenizer: {{num_codes: 64, first_frame_codes: 24, fit_clips: 128}}\nmodel: {{width:"
+        " 32, depth: 2, heads: 2}\nwindow: {scheme: window}\ntraining: {steps: 6, batch_size: 8, learning_rate:"
+        " 1.0e-3, rungs: 2}\nevaluation: {protocol: native-random, samples: 32, reference_clips: 64,"
+        " validation_clips: 16}\n"
     )
     with standing_in(folder):
         assert say("train", "tiny.yaml").code == 0
@@ -352,14 +398,24 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
     psnr, used, perplexity = found.groups()
     assert float(psnr) > 12 and 30 < int(used) <= 64 and 1 < float(perplexity) <= int(used)
     clip = Path(said.out.split("side by side: ")[1].strip())
-    assert read_frames(clip, [0])[0].shape[1] > read_frames(clip, [0])[0].shape[0], "8 clips, each beside its reconstruction"
+    assert read_frames(clip, [0])[0].shape[1] > read_frames(clip, [0])[0].shape[0], (
+        "8 clips, each beside its reconstruction"
+    )
     assert "encoding" not in said.err
     assert time.monotonic() - began < 10
 
 
 def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:
     """First the tokenizer alone, then the codes: fitted once, looked at with clips it has not seen."""
-    keys = {"kind": "vq", "quantizer": "fsq", "num_codes": 240, "width": 8, "fit_steps": 60, "fit_batch_size": 8, "learning_rate": 0.01}
+    keys = {
+        "kind": "vq",
+        "quantizer": "fsq",
+        "num_codes": 240,
+        "width": 8,
+        "fit_steps": 60,
+        "fit_batch_size": 8,
+        "learning_rate": 0.01,
+    }
     command = [
         "tokenize",
         str(trained / "tiny.yaml"),
@@ -389,7 +445,14 @@ def test_train_left_a_model_and_says_where(trained: Path) -> None:
 
 def test_train_refuses_a_folder_of_other_settings(trained: Path) -> None:
     refused(
-        say("train", str(trained / "tiny.yaml"), "--output", str(trained / "runs" / "tiny"), "--set", "training.learning_rate=0.1"),
+        say(
+            "train",
+            str(trained / "tiny.yaml"),
+            "--output",
+            str(trained / "runs" / "tiny"),
+            "--set",
+            "training.learning_rate=0.1",
+        ),
         "learning_rate",
     )
 
@@ -408,8 +471,14 @@ def test_generate_makes_a_video_and_its_pixels(trained: Path) -> None:
 
 
 def test_generate_refuses_an_unknown_class_and_a_setting_of_training(trained: Path) -> None:
-    refused(say("generate", str(trained / "runs" / "tiny"), "--class", "cat"), "--class cat is not a class of this model; it knows")
-    refused(say("generate", str(trained / "runs" / "tiny"), "--set", "model.width=64"), "model.width: the model was trained with it")
+    refused(
+        say("generate", str(trained / "runs" / "tiny"), "--class", "cat"),
+        "--class cat is not a class of this model; it knows",
+    )
+    refused(
+        say("generate", str(trained / "runs" / "tiny"), "--set", "model.width=64"),
+        "model.width: the model was trained with it",
+    )
 
 
 def test_generate_finds_a_tokenizer_that_was_moved_and_says_where_to_look(trained: Path, tmp_path: Path) -> None:
@@ -422,7 +491,9 @@ def test_generate_finds_a_tokenizer_that_was_moved_and_says_where_to_look(traine
         )
         assert not (tmp_path / "out").exists()
         shutil.copytree(trained / "cache" / "away", moved / "tokenizers")
-        said = say("generate", run, "--clips", "2", "--output", str(tmp_path / "out"), "--set", f"data.cache_dir={moved}")
+        said = say(
+            "generate", run, "--clips", "2", "--output", str(tmp_path / "out"), "--set", f"data.cache_dir={moved}"
+        )
         assert said.code == 0, said.err
     finally:
         (trained / "cache" / "away").rename(trained / "cache" / "tokenizers")
@@ -461,7 +532,11 @@ def test_time_left_follows_from_the_work_that_is_done(toy: Path) -> None:
         run.settings["training.steps"] = 600  # at every budget, as at one speed
     first, second = list(study.runs.values())[:2]
     first.state, first.started, first.ended = "evaluated", 1000.0, 1060.0
-    second.state, second.started, second.reports = "running", 1060.0, [{"step": 300}]  # of 600, and the evaluation is a tenth
+    second.state, second.started, second.reports = (
+        "running",
+        1060.0,
+        [{"step": 300}],
+    )  # of 600, and the evaluation is a tenth
     found = outlook(study, trials=3, now=1087.0)
     assert found.elapsed_seconds == 87
     assert found.done_share == pytest.approx(1.45 / 8)
@@ -475,7 +550,11 @@ def test_progress_without_a_terminal_is_a_line_now_and_then(monkeypatch: pytest.
     with redirect_stderr(err):
         for done in range(7):
             lines.tell(done, 6, "fitting")
-    assert err.getvalue().splitlines() == ["fitting: 0/6", "fitting: 3/6 0.2/s, about 0:12 left", "fitting: 6/6 in 0:24"]
+    assert err.getvalue().splitlines() == [
+        "fitting: 0/6",
+        "fitting: 3/6 0.2/s, about 0:12 left",
+        "fitting: 6/6 in 0:24",
+    ]
 
 
 def refused(said: Said, sentence: str) -> None:
@@ -511,7 +590,10 @@ def test_the_live_table_shows_what_is_at_work_and_fits_a_screen(toy: Path) -> No
     assert "8 of 8 runs ended, 100% of the work" in drawn
     assert "search-0002" in drawn and "pruned" in drawn
     runs = list(read_study(toy).runs.values()) * 5
-    many = [replace(run, trial=f"{number}", state="running" if number in (30, 31) else run.state) for number, run in enumerate(runs)]
+    many = [
+        replace(run, trial=f"{number}", state="running" if number in (30, 31) else run.state)
+        for number, run in enumerate(runs)
+    ]
     chosen = shown(many)
     assert {"30", "31"} <= {run.trial for run in chosen}
     assert len(chosen) <= ROWS

@@ -1,4 +1,5 @@
-"""Cutting and decoding: known frames come out at known places, splits share no frame, broken videos lose nothing else."""
+"""Cutting and decoding: known frames come out at known places, splits share no frame, broken videos lose
+nothing else."""
 
 from __future__ import annotations
 
@@ -19,14 +20,26 @@ from reco_tune.settings import Data
 def _numbered(path: Path, frames: int, side: int = 32) -> None:
     """Frame i is gray level i, so a decoded clip says which frames it holds."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_video(path, np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, side, side, 3)), lossless=True)
+    write_video(
+        path,
+        np.broadcast_to(np.arange(frames, dtype=np.uint8)[:, None, None, None], (frames, side, side, 3)),
+        lossless=True,
+    )
 
 
 @pytest.fixture
 def numbered(tmp_path: Path) -> Data:
     for name, frames in (("A/1.avi", 100), ("A/2.avi", 40), ("B/3.avi", 61)):
         _numbered(tmp_path / name, frames)
-    return Data(layout="class_folders", root=tmp_path, split="time", clip_frames=5, size_px=16, clip_stride=2, test_fraction=0.25)
+    return Data(
+        layout="class_folders",
+        root=tmp_path,
+        split="time",
+        clip_frames=5,
+        size_px=16,
+        clip_stride=2,
+        test_fraction=0.25,
+    )
 
 
 def _levels(clips: list[Clip], data: Data) -> np.ndarray:
@@ -50,7 +63,8 @@ def test_every_clip_holds_exactly_its_frames(numbered: Data, frame_stride: int) 
 def test_no_frame_is_shared_between_train_and_test(numbered: Data) -> None:
     clips = list_clips(numbered)
     frames = [
-        {(clip.path, int(level)) for clip, row in zip(part, _levels(part, numbered), strict=True) for level in row} for part in clips[:2]
+        {(clip.path, int(level)) for clip, row in zip(part, _levels(part, numbered), strict=True) for level in row}
+        for part in clips[:2]
     ]
     assert frames[0] and frames[1] and not frames[0] & frames[1]
     assert (
@@ -105,7 +119,11 @@ def test_broken_videos_are_listed_and_the_good_ones_used(numbered: Data) -> None
     reasons = {path.name: reason for path, reason in clips.skipped}
     assert set(reasons) == {"empty.mp4", "text.mp4", "folder.mp4", "short.avi", "cut.mp4"}
     assert reasons["empty.mp4"] == "is empty (0 bytes); replace or remove it", "the list names the video once"
-    assert "0 bytes" in reasons["empty.mp4"] and "folder" in reasons["folder.mp4"] and "fewer than the 5" in reasons["short.avi"]
+    assert (
+        "0 bytes" in reasons["empty.mp4"]
+        and "folder" in reasons["folder.mp4"]
+        and "fewer than the 5" in reasons["short.avi"]
+    )
 
 
 def test_a_video_that_breaks_in_the_middle_is_reported_while_decoding(numbered: Data) -> None:
@@ -125,7 +143,9 @@ def test_a_video_that_breaks_in_the_middle_is_reported_while_decoding(numbered: 
         good += part.rows
         failed += part.failed
     assert {clips[failure.place].path for failure in failed} == {Path("A/4.mp4")}
-    assert all(failure.reason.startswith("cannot be decoded by decord or PyAV") for failure in failed), "the list names the video once"
+    assert all(failure.reason.startswith("cannot be decoded by decord or PyAV") for failure in failed), (
+        "the list names the video once"
+    )
     assert sorted(good + [failure.place for failure in failed]) == list(range(len(clips)))
 
 
@@ -166,12 +186,18 @@ def test_random_starts_are_drawn_by_seed_and_name_alone(numbered: Data) -> None:
     assert {clip for clip in after.train if clip.path.name != "0.avi"} == set(before.train)
     assert set(list_clips(data.model_copy(update={"seed": 1})).train) != set(after.train)
     everything = list_clips(data.model_copy(update={"clips_per_video": 1000}))
-    assert sorted(clip.start for clip in everything.train if clip.path.name == "2.avi") == list(range(26)), "all there are, each once"
+    assert sorted(clip.start for clip in everything.train if clip.path.name == "2.avi") == list(range(26)), (
+        "all there are, each once"
+    )
 
 
 @pytest.mark.parametrize(
     ("policy", "train", "test"),
-    [("skip", None, None), ("repeat_last", [0, 1, 2, 3, 3], [4, 4, 4, 4, 4]), ("loop", [0, 1, 2, 3, 0], [4, 4, 4, 4, 4])],
+    [
+        ("skip", None, None),
+        ("repeat_last", [0, 1, 2, 3, 3], [4, 4, 4, 4, 4]),
+        ("loop", [0, 1, 2, 3, 0], [4, 4, 4, 4, 4]),
+    ],
 )
 def test_short_videos(tmp_path: Path, policy: str, train: list[int] | None, test: list[int] | None) -> None:
     """What is repeated comes from the video's own part, so no frame is in both splits."""
@@ -191,7 +217,9 @@ def test_short_videos(tmp_path: Path, policy: str, train: list[int] | None, test
 def test_training_clips_are_mirrored_and_held_out_ones_never(tmp_path: Path, flip: str) -> None:
     ramp = np.broadcast_to(np.arange(32, dtype=np.uint8)[None, None, :, None], (60, 32, 32, 3))
     write_video(tmp_path / "a.avi", ramp, lossless=True)
-    data = Data(layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=32, clip_stride=1, horizontal_flip=flip)
+    data = Data(
+        layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=32, clip_stride=1, horizontal_flip=flip
+    )
     clips = list_clips(data)
     plain = list_clips(data.model_copy(update={"horizontal_flip": "none"}))
     mirrored = sum(clip.flipped for clip in clips.train)
@@ -200,11 +228,15 @@ def test_training_clips_are_mirrored_and_held_out_ones_never(tmp_path: Path, fli
     if flip == "both":
         assert (len(clips.train), mirrored) == (2 * len(plain.train), len(plain.train))
     else:
-        assert len(clips.train) == len(plain.train) and (0.2 < mirrored / len(clips.train) < 0.8 if flip == "random" else mirrored == 0)
+        assert len(clips.train) == len(plain.train) and (
+            0.2 < mirrored / len(clips.train) < 0.8 if flip == "random" else mirrored == 0
+        )
     assert list_clips(data).train == clips.train
     for part in decode(clips.train, data):
         for row, pixels in zip(part.rows, part.video_BFCHW, strict=True):
-            assert np.array_equal(pixels[0, 0, 0], ramp[0, 0, ::-1, 0] if clips.train[row].flipped else ramp[0, 0, :, 0])
+            assert np.array_equal(
+                pixels[0, 0, 0], ramp[0, 0, ::-1, 0] if clips.train[row].flipped else ramp[0, 0, :, 0]
+            )
 
 
 def test_the_number_of_processes_changes_nothing(numbered: Data) -> None:
@@ -213,13 +245,18 @@ def test_the_number_of_processes_changes_nothing(numbered: Data) -> None:
     for limit in (1, 3):
         with Processes(60, limit) as processes:
             found.append(
-                [(part.rows, part.video_BFCHW.tobytes()) for part in decode(clips, numbered, parts(clips, 8), processes=processes)]
+                [
+                    (part.rows, part.video_BFCHW.tobytes())
+                    for part in decode(clips, numbered, parts(clips, 8), processes=processes)
+                ]
             )
     assert found[0] == found[1]
 
 
 def test_a_decoder_that_crashes_or_hangs_costs_its_video_alone(numbered: Data, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The reader really dies of SIGSEGV and really sleeps; the clips before the stretch that kills it stay, those behind are not tried."""
+    """The reader really dies of SIGSEGV and really sleeps; the clips before the stretch that kills it stay, those
+    behind are not tried.
+    """
     assert numbered.root is not None
     good = list_clips(numbered)
     for name in ("crash-open", "hang-open", "crash-read", "hang-read", "crash-read-always"):
@@ -231,7 +268,8 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_video_alone(numbered: Data, m
     reasons = {path.name: reason for path, reason in listed.skipped}
     assert set(reasons) == {"crash-open.avi", "hang-open.avi"}
     assert (
-        "crashes the process that reads it (SIGSEGV)" in reasons["crash-open.avi"] and "takes longer than 120 s" in reasons["hang-open.avi"]
+        "crashes the process that reads it (SIGSEGV)" in reasons["crash-open.avi"]
+        and "takes longer than 120 s" in reasons["hang-open.avi"]
     )
     decoded: set[Clip] = set()
     failed: dict[str, set[str]] = {}

@@ -19,14 +19,28 @@ GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
         pytest.param({}, [CPU_NODE], 3, 3, id="no more groups than jobs"),
         pytest.param({"concurrent_trials": 2}, [CPU_NODE], 100, 2, id="no more than asked for"),
         pytest.param({"concurrent_trials": 20}, [CPU_NODE], 100, 8, id="no more than fit"),
-        pytest.param({"workers": 2, "cpus_per_worker": 3}, [CPU_NODE, CPU_NODE], 100, 2, id="a worker does not span nodes, a group may"),
+        pytest.param(
+            {"workers": 2, "cpus_per_worker": 3},
+            [CPU_NODE, CPU_NODE],
+            100,
+            2,
+            id="a worker does not span nodes, a group may",
+        ),
         pytest.param({"gpus_per_worker": 1}, [GPU_NODE], 100, 4, id="GPUs bind"),
         pytest.param({"gpus_per_worker": 1, "cpus_per_worker": 8}, [GPU_NODE], 100, 2, id="CPUs bind beside GPUs"),
         pytest.param({"gpus_per_worker": 0.25}, [GPU_NODE], 100, 16, id="several workers share a GPU"),
-        pytest.param({"gpus_per_worker": 1, "workers": 4}, [GPU_NODE, CPU_NODE, GPU_NODE], 100, 2, id="nodes without GPUs do not count"),
+        pytest.param(
+            {"gpus_per_worker": 1, "workers": 4},
+            [GPU_NODE, CPU_NODE, GPU_NODE],
+            100,
+            2,
+            id="nodes without GPUs do not count",
+        ),
     ],
 )
-def test_as_many_groups_as_fit(resources: dict[str, float], nodes: list[dict[str, float]], jobs: int, groups: int) -> None:
+def test_as_many_groups_as_fit(
+    resources: dict[str, float], nodes: list[dict[str, float]], jobs: int, groups: int
+) -> None:
     assert place(Resources(**resources), nodes, jobs).groups == groups
 
 
@@ -44,7 +58,10 @@ def test_what_can_never_be_placed_is_refused_before_anything_starts(resources: d
 
 
 def test_a_worker_gets_what_its_settings_say() -> None:
-    assert place(Resources(gpus_per_worker=0.5, cpus_per_worker=2), [GPU_NODE], 1).worker_resources == {"CPU": 2.0, "GPU": 0.5}
+    assert place(Resources(gpus_per_worker=0.5, cpus_per_worker=2), [GPU_NODE], 1).worker_resources == {
+        "CPU": 2.0,
+        "GPU": 0.5,
+    }
     assert place(Resources(), [CPU_NODE], 1).worker_resources == {"CPU": 1.0}
 
 

@@ -31,7 +31,12 @@ def test_the_slurm_script_is_bash() -> None:
 
 
 def test_the_ray_job_has_the_keys_of_its_kind(job: dict[str, Any]) -> None:
-    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") and set(job) == {"apiVersion", "kind", "metadata", "spec"}
+    assert (job["apiVersion"], job["kind"]) == ("ray.io/v1", "RayJob") and set(job) == {
+        "apiVersion",
+        "kind",
+        "metadata",
+        "spec",
+    }
     assert set(job["spec"]) == RAY_JOB
     cluster = job["spec"]["rayClusterSpec"]
     assert set(cluster) == {"rayVersion", "headGroupSpec", "workerGroupSpecs"}
@@ -39,7 +44,9 @@ def test_the_ray_job_has_the_keys_of_its_kind(job: dict[str, Any]) -> None:
     for group in cluster["workerGroupSpecs"]:
         assert set(group) == WORKERS and group["minReplicas"] <= group["replicas"] <= group["maxReplicas"]
     for group in (cluster["headGroupSpec"], *cluster["workerGroupSpecs"]):
-        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), "strings, or the operator refuses them"
+        assert all(isinstance(value, str) for value in group["rayStartParams"].values()), (
+            "strings, or the operator refuses them"
+        )
         pod = group["template"]["spec"]
         assert set(pod) == {"containers", "volumes"}
         volumes = {volume["name"] for volume in pod["volumes"]}

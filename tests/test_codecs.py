@@ -1,7 +1,8 @@
-"""Which files come back right: codecs, pixel formats, sizes and timings, each encoded here and read back; and damaged ones by name.
+"""Which files come back right: codecs, pixel formats, sizes and timings, each encoded here and read back; and damaged
+ones by name.
 
-The picture is smooth (two ramps and a level that rises by six a frame), so a lossy codec stays near it, and a wrong order, orientation,
-colour matrix or frame number does not.
+The picture is smooth (two ramps and a level that rises by six a frame), so a lossy codec stays near it, and a wrong
+order, orientation, colour matrix or frame number does not.
 """
 
 from __future__ import annotations
@@ -39,7 +40,9 @@ def picture(height: int = 96, width: int = 128, gray: bool = False) -> np.ndarra
 
 @contextmanager
 def same_priority() -> Iterator[None]:
-    """SVT-AV1, run by root, makes the thread that calls it real-time and leaves it so: whatever starts later then starves the machine."""
+    """SVT-AV1, run by root, makes the thread that calls it real-time and leaves it so: whatever starts later then
+    starves the machine.
+    """
     policy, parameter = os.sched_getscheduler(0), os.sched_getparam(0)
     try:
         yield
@@ -47,7 +50,9 @@ def same_priority() -> Iterator[None]:
         os.sched_setscheduler(0, policy, parameter)
 
 
-def encode(path: Path, frames: np.ndarray, codec: str, pixels: str, times: list[int] | None = None, **container_options: str) -> None:
+def encode(
+    path: Path, frames: np.ndarray, codec: str, pixels: str, times: list[int] | None = None, **container_options: str
+) -> None:
     """`times` are milliseconds of the frames; by default 25 a second."""
     try:
         av.codec.Codec(codec, "w")
@@ -110,13 +115,20 @@ def test_decord_alone_and_pyav_alone_see_the_same(tmp_path: Path, name: str) -> 
     file, codec, pixels, _ = MATRIX[name]
     encode(tmp_path / file, picture(), codec, pixels)
     wanted = [[0, 1, 2, 9], [17, 39]]
-    ours, other = (np.concatenate(list(read(tmp_path / file, wanted))) for read in (video._decord_chunks, video._pyav_chunks))
+    ours, other = (
+        np.concatenate(list(read(tmp_path / file, wanted))) for read in (video._decord_chunks, video._pyav_chunks)
+    )
     assert np.abs(ours.astype(int) - other).mean() < 1.5
 
 
 @pytest.mark.parametrize(
     ("file", "codec", "pixels"),
-    [("a.mp4", "libx264", "yuv444p"), ("a.webm", "libvpx-vp9", "yuv420p"), ("a.avi", "ffv1", "bgr0"), ("a.mov", "png", "rgb24")],
+    [
+        ("a.mp4", "libx264", "yuv444p"),
+        ("a.webm", "libvpx-vp9", "yuv420p"),
+        ("a.avi", "ffv1", "bgr0"),
+        ("a.mov", "png", "rgb24"),
+    ],
     ids=["H.264", "VP9", "FFV1", "PNG"],
 )
 def test_odd_sizes(tmp_path: Path, file: str, codec: str, pixels: str) -> None:
@@ -126,7 +138,8 @@ def test_odd_sizes(tmp_path: Path, file: str, codec: str, pixels: str) -> None:
 
 
 @pytest.mark.parametrize(
-    ("codec", "pixels", "file"), [("libx264", "yuv420p", "a.mp4"), ("ffv1", "gray", "a.avi"), ("mjpeg", "yuvj420p", "a.avi")]
+    ("codec", "pixels", "file"),
+    [("libx264", "yuv420p", "a.mp4"), ("ffv1", "gray", "a.avi"), ("mjpeg", "yuvj420p", "a.avi")],
 )
 def test_grey(tmp_path: Path, codec: str, pixels: str, file: str) -> None:
     frames = picture(gray=True)
@@ -151,7 +164,9 @@ def test_telephones_turn_their_films(tmp_path: Path, degrees: int, cosine: int, 
     content = bytearray(path.read_bytes())
     header = content.index(b"tkhd") + 4
     matrix = header + 4 + (32 if content[header] else 20) + 16
-    content[matrix : matrix + 36] = struct.pack(">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30)
+    content[matrix : matrix + 36] = struct.pack(
+        ">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30
+    )
     path.write_bytes(content)
     read: Callable[..., Any] = video._decord_chunks if reader == "decord" else video._pyav_chunks
     found = next(read(path, [[0, 5, 30]])).astype(int)

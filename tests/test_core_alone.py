@@ -12,7 +12,10 @@ import importlib, pkgutil, sys
 
 sys.modules.update(dict.fromkeys({BLOCKED!r}))  # None: looks absent to `import` and to `find_spec`
 import reco_tune
-outside = ("reco_tune.study", "reco_tune.reporting", "reco_tune.tracking", "reco_tune.cli", "reco_tune.__main__", "reco_tune._bundled")
+outside = (
+    "reco_tune.study", "reco_tune.reporting", "reco_tune.tracking",
+    "reco_tune.cli", "reco_tune.__main__", "reco_tune._bundled",
+)
 modules = []
 for found in pkgutil.walk_packages(reco_tune.__path__, "reco_tune.", onerror=lambda name: None):
     if found.name.startswith(outside) and not found.name.startswith("reco_tune.study_log"):

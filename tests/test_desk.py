@@ -128,7 +128,10 @@ def test_pausing_asks_running_jobs_to_leave_and_ends_the_others() -> None:
         assert await desk.report("a", 20, {"val_cross_entropy": 0.9})
         await desk.left("a", 20)
         assert (await desk.follow("a", 2))[1] == "paused"
-        assert await desk.written() == [("reported", "a"), ("reported", "a")], "a paused run is not done: nothing ends it in the log"
+        assert await desk.written() == [
+            ("reported", "a"),
+            ("reported", "a"),
+        ], "a paused run is not done: nothing ends it in the log"
         assert await desk.take(0, "x", 1) == "leave"
 
     run(story())
@@ -152,7 +155,10 @@ def test_a_raising_job_fails_alone_once_all_ranks_have_raised() -> None:
         desk = Driven(workers=2, max_failures=2)
         await begin(desk, "a", "b")
         await desk.take(0, "x", 0)
-        assert await asyncio.gather(desk.raised("a", 0, "ValueError: no"), desk.raised("a", 1, "ValueError: no")) == [True, True]
+        assert await asyncio.gather(desk.raised("a", 0, "ValueError: no"), desk.raised("a", 1, "ValueError: no")) == [
+            True,
+            True,
+        ]
         assert await desk.written() == [("failed", "a")]
         following = await desk.take(0, "x", 1)
         assert isinstance(following, Job) and following.key == "b"

@@ -1,4 +1,6 @@
-"""Two real gloo workers under torchrun do what one does; each rank has a folder of its own, so only rank 0's is ever of use."""
+"""Two real gloo workers under torchrun do what one does; each rank has a folder of its own, so only rank 0's is ever of
+use.
+"""
 
 from __future__ import annotations
 
@@ -90,12 +92,16 @@ def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: p
     nested = toy_experiment(SETTINGS).model_dump(mode="json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
     command = [*launcher, str(script), str(root), str(toy_cache.path), json.dumps(nested)]
-    ended = subprocess.run(command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200)
+    ended = subprocess.run(
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
+    )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return Outcome(root)
 
 
-def test_two_workers_are_one_worker(two_workers: Outcome, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_two_workers_are_one_worker(
+    two_workers: Outcome, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     """Same global batch, same start: only the order of additions differs (float32, 24 backward passes: 1e-5)."""
     alone = fit(toy_experiment(SETTINGS), toy_cache, tmp_path)
     weights = two_workers.weights("whole", 0)
@@ -115,7 +121,9 @@ def test_ranks_hold_the_same_weights(run: str, two_workers: Outcome) -> None:
 
 
 def test_all_ranks_stop_together(two_workers: Outcome) -> None:
-    assert [(rank["stopped again"]["steps"], rank["stopped again"]["stopped"]) for rank in two_workers.ranks] == [(4, True)] * 2
+    assert [(rank["stopped again"]["steps"], rank["stopped again"]["stopped"]) for rank in two_workers.ranks] == [
+        (4, True)
+    ] * 2
 
 
 def test_ranks_resume_from_rank_0s_folder_alone(two_workers: Outcome) -> None:
@@ -140,7 +148,11 @@ def test_a_worker_alone_needs_no_process_group() -> None:
     group = Group.current()
     assert group == Group(0, 1) and not dist.is_initialized()
     tensor = torch.tensor([1.0, 2.0])
-    assert group.mean_(tensor) is tensor and group.gather(tensor) == [tensor] and group.broadcast_json({"a": 1}) == {"a": 1}
+    assert (
+        group.mean_(tensor) is tensor
+        and group.gather(tensor) == [tensor]
+        and group.broadcast_json({"a": 1}) == {"a": 1}
+    )
 
 
 @pytest.mark.parametrize(("items", "ranks"), [(8, 2), (7, 3), (1, 2), (0, 2)])

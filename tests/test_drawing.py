@@ -14,19 +14,28 @@ from reco_tune.reporting.drawing import Painter
 from reco_tune.reporting.effort import HISTORY_COLUMNS
 from reco_tune.reporting.importance import COLUMNS, Searched, importance_of
 
-SHARES = pd.DataFrame([["fvd", "window.length_tokens", 0.7, 20], ["fvd", "window.stride_fraction", 0.3, 20]], columns=list(COLUMNS))
+SHARES = pd.DataFrame(
+    [["fvd", "window.length_tokens", 0.7, 20], ["fvd", "window.stride_fraction", 0.3, 20]], columns=list(COLUMNS)
+)
 
 
 def test_what_there_is_to_draw_is_drawn_in_the_order_of_the_page(tmp_path: Path) -> None:
     with Painter() as painter:
         painter.draw("importance", tmp_path, SHARES)
         painter.draw(
-            "hypervolume", tmp_path, pd.DataFrame([["equal_steps", n, n, n, ""] for n in (1, 2, 3)], columns=list(HISTORY_COLUMNS))
+            "hypervolume",
+            tmp_path,
+            pd.DataFrame([["equal_steps", n, n, n, ""] for n in (1, 2, 3)], columns=list(HISTORY_COLUMNS)),
         )
         painter.draw("lambda", tmp_path, pd.DataFrame(), ["full"])
         drawn = painter.finish().files
     assert list(drawn.items()) == [(name, tmp_path / f"{name}.png") for name in ("hypervolume", "importance")]
-    assert sorted(file.name for file in tmp_path.iterdir()) == ["hypervolume.pdf", "hypervolume.png", "importance.pdf", "importance.png"]
+    assert sorted(file.name for file in tmp_path.iterdir()) == [
+        "hypervolume.pdf",
+        "hypervolume.png",
+        "importance.pdf",
+        "importance.png",
+    ]
 
 
 def test_what_is_computed_there_is_drawn_and_comes_back(tmp_path: Path) -> None:
@@ -40,8 +49,11 @@ def test_what_is_computed_there_is_drawn_and_comes_back(tmp_path: Path) -> None:
 
 
 def test_nobody_waits_for_a_process_that_is_busy(tmp_path: Path) -> None:
-    """A job larger than what a pipe holds; written to it directly, it would only go through when the process reads it."""
-    history = pd.DataFrame([["equal_steps", n, n, n, "x" * 1_000_000] for n in (1, 2, 3)], columns=list(HISTORY_COLUMNS))
+    """A job larger than what a pipe holds; written to it directly, it would only go through when the process
+    reads it."""
+    history = pd.DataFrame(
+        [["equal_steps", n, n, n, "x" * 1_000_000] for n in (1, 2, 3)], columns=list(HISTORY_COLUMNS)
+    )
     with Painter() as painter:
         for process in painter._processes:
             process.popen.send_signal(signal.SIGSTOP)

@@ -1,4 +1,6 @@
-"""What quality costs: the history ends where the frontier is, every device second counts once, compute to a level by hand."""
+"""What quality costs: the history ends where the frontier is, every device second counts once, compute to a level by
+hand.
+"""
 
 import math
 
@@ -15,7 +17,9 @@ from reco_tune.reporting.runs import runs_table
 def study(tmp_path_factory):
     arms = ("full", "fewer_frames", "local_balanced", "reco")
     path = tmp_path_factory.mktemp("effort") / "toy"
-    return load_study(record_study(path, arms=arms, seeds=(0, 1), searched=12, again=("search-0003", "search-0005"), files=False))
+    return load_study(
+        record_study(path, arms=arms, seeds=(0, 1), searched=12, again=("search-0003", "search-0005"), files=False)
+    )
 
 
 @pytest.fixture(scope="module")
@@ -75,7 +79,9 @@ def test_half_the_compute_stands_beside_the_whole(tmp_path):
 
 
 def test_a_study_without_a_baseline_has_no_share_of_it(tmp_path):
-    study = load_study(record_study(tmp_path / "toy", arms=("reco",), budgets=("equal_steps",), searched=4, files=False))
+    study = load_study(
+        record_study(tmp_path / "toy", arms=("reco",), budgets=("equal_steps",), searched=4, files=False)
+    )
     runs = runs_table(study)
     assert effort.compute_table(runs)["compute"].isna().all()
     assert effort.compute_to_quality(effort.compute_curves(study, runs)).empty

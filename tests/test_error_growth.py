@@ -89,6 +89,8 @@ def test_the_interval_of_the_rate_covers_it() -> None:
     assert abs(covered / 300 - 0.95) < 3 * np.sqrt(0.95 * 0.05 / 300)
 
 
-@pytest.mark.parametrize("curve", [[0.1], [0.1, 0.2, 0.3], [0.1, 0.0, 0.0, 0.0]], ids=["one block", "two after it", "never arrives"])
+@pytest.mark.parametrize(
+    "curve", [[0.1], [0.1, 0.2, 0.3], [0.1, 0.0, 0.0, 0.0]], ids=["one block", "two after it", "never arrives"]
+)
 def test_no_law_where_none_can_be_told(curve: list[float]) -> None:
     assert fit_growth(curve) is None

@@ -8,7 +8,9 @@ from reco_tune.cli.estimate import headline, outlook
 from reco_tune.study_log import RunRecord, StudyRecord
 
 
-def run(name: str, fvd: float, speedup: float | None, state: str = "evaluated", budget: str = "equal_steps") -> RunRecord:
+def run(
+    name: str, fvd: float, speedup: float | None, state: str = "evaluated", budget: str = "equal_steps"
+) -> RunRecord:
     metrics = {"fvd": fvd} | ({"speedup": speedup} if speedup is not None else {})
     return RunRecord(name, 0, name.split("-")[0], budget, 0, state=state, metrics=metrics)  # type: ignore[arg-type]
 
@@ -26,7 +28,14 @@ FULL, FAST, SLOW = run("full-s0", 2.0, None, budget="both"), run("search-0000", 
         ([FULL, FAST, SLOW, run("search-0002", 1.0, 9.0, state="pruned")], 10.0, 8.0),
         ([FULL, FAST, SLOW, run("reco-equal_compute-s0", 1.0, 2.0, budget="equal_compute")], 10.0, 8.0),
     ],
-    ids=["nothing", "one-run", "the-worst-is-the-reference", "dominated-runs-move-it", "pruned-is-no-point", "another-budget"],
+    ids=[
+        "nothing",
+        "one-run",
+        "the-worst-is-the-reference",
+        "dominated-runs-move-it",
+        "pruned-is-no-point",
+        "another-budget",
+    ],
 )
 def test_hypervolume_so_far(runs: list[RunRecord], volume: float | None, worst: float) -> None:
     found = outlook(StudyRecord(runs={run.trial: run for run in runs}), trials=0, now=0)

@@ -1,4 +1,6 @@
-"""Counted operations: small cases by hand, PyTorch's own counter as a second opinion, and the limits of the known settings."""
+"""Counted operations: small cases by hand, PyTorch's own counter as a second opinion, and the limits of the known
+settings.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,9 @@ def settings(num_tokens: int, width: int, depth: int, num_codes: int) -> ModelSe
         pytest.param(settings(5120, 768, 12, 8192), 3.14, 2.12, 2.38, id="5,120 tokens, 110M"),
     ],
 )
-def test_limits_of_a_window_of_two_blocks_in_five(model: ModelSettings, fewer_frames: float, uniform: float, balanced: float) -> None:
+def test_limits_of_a_window_of_two_blocks_in_five(
+    model: ModelSettings, fewer_frames: float, uniform: float, balanced: float
+) -> None:
     block = model.num_tokens // 5
     full = step_flops(model, 0, model.num_tokens)
     assert full / step_flops(model, 0, 2 * block) == pytest.approx(fewer_frames, abs=0.005)
@@ -42,16 +46,23 @@ def test_one_token_by_hand() -> None:
 
 
 def test_prefix_by_hand() -> None:
-    """D=2, L=2, three tokens: the lower layer costs 96 a token and 8 for each of 6 pairs, the last one K and V only, 2·2·4 a token."""
+    """D=2, L=2, three tokens: the lower layer costs 96 a token and 8 for each of 6 pairs, the last one K and V only,
+    2·2·4 a token.
+    """
     assert prefix_flops(settings(9, 2, 2, 3), 3) == 3 * 96 + 6 * 8 + 3 * 16
     assert prefix_flops(settings(9, 2, 1, 3), 3) == 3 * 16
 
 
 def test_attention_is_what_grows_with_the_pairs() -> None:
-    """The rest of a step is linear in the tokens: F(s, n) without attention is n times that of one token, P(s) likewise."""
+    """The rest of a step is linear in the tokens: F(s, n) without attention is n times that of one token, P(s)
+    likewise.
+    """
     model, start, length = settings(45, 8, 2, 16), 9, 18
     a_token, a_prefix_token = 2 * 24 * 64 + 2 * 8 * 16, 24 * 64 + 4 * 64
-    assert step_flops(model, start, length) - attention_flops(model, start, length) == 3 * length * a_token + start * a_prefix_token
+    assert (
+        step_flops(model, start, length) - attention_flops(model, start, length)
+        == 3 * length * a_token + start * a_prefix_token
+    )
 
 
 def test_pairs_of_a_partition_are_those_of_the_whole() -> None:
@@ -68,7 +79,9 @@ def test_products_without_attention_are_those_that_torch_counts(start: int, leng
     with FlopCounterMode(display=False) as counter:
         model.window(tokens, labels, start, length).logits_BWV.sum().backward()
     counted: dict[Any, int] = counter.get_flop_counts()["Global"]
-    products = sum(flops for operation, flops in counted.items() if operation in (torch.ops.aten.mm, torch.ops.aten.addmm))
+    products = sum(
+        flops for operation, flops in counted.items() if operation in (torch.ops.aten.mm, torch.ops.aten.addmm)
+    )
     pairs = 3 * 3 * (length * start + length * (length + 1) // 2) + 2 * start * (start + 1) // 2
     assert products == 2 * (step_flops(model.settings, start, length) - 4 * 16 * pairs)
 

@@ -11,7 +11,9 @@ import torch
 from reco_tune.errors import SettingsError
 from reco_tune.evaluation import flow
 
-needs_skimage = pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="the `flow` extra is not installed")
+needs_skimage = pytest.mark.skipif(
+    importlib.util.find_spec("skimage") is None, reason="the `flow` extra is not installed"
+)
 
 
 def textures(count: int, size: int, random: np.random.Generator) -> torch.Tensor:
@@ -52,7 +54,9 @@ def test_still_clips_have_nothing_to_explain(panning: np.ndarray) -> None:
 @needs_skimage
 def test_clips_are_measured_one_by_one(panning: np.ndarray) -> None:
     both = flow.flow_changes(panning[:2])
-    np.testing.assert_array_equal(both, np.concatenate([flow.flow_changes(panning[:1]), flow.flow_changes(torch.from_numpy(panning[1:2]))]))
+    np.testing.assert_array_equal(
+        both, np.concatenate([flow.flow_changes(panning[:1]), flow.flow_changes(torch.from_numpy(panning[1:2]))])
+    )
 
 
 def test_without_the_library_one_sentence_names_the_way_out(monkeypatch: pytest.MonkeyPatch) -> None:

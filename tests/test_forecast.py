@@ -19,7 +19,9 @@ Make = Callable[..., Experiment]
 
 def space(experiment: Experiment, **fields: object) -> Space:
     arms = {"full": {}, "reco": {}, "fewer_frames": {}}
-    return Space.model_validate({"question": "?", "experiment": experiment.model_dump(mode="json"), "arms": arms, **fields})
+    return Space.model_validate(
+        {"question": "?", "experiment": experiment.model_dump(mode="json"), "arms": arms, **fields}
+    )
 
 
 def shared(toy_experiment: Make) -> Experiment:
@@ -38,15 +40,25 @@ def test_runs_and_steps_by_hand(toy_experiment: Make) -> None:
         flops_per_second=1e9,
     )
     names = [run.trial for run in plan.runs]
-    assert names[:4] == ["full-s0", "full-s1", "reco-equal_steps-s0", "reco-equal_steps-s1"], "the baseline runs once for both budgets"
+    assert names[:4] == [
+        "full-s0",
+        "full-s1",
+        "reco-equal_steps-s0",
+        "reco-equal_steps-s1",
+    ], "the baseline runs once for both budgets"
     assert len(names) == len(set(names)) == 2 + 4 + 4 + 3 and names[-1] == "search-0002"
     steps = {run.trial: run.steps for run in plan.runs}
     assert steps["full-s0"] == steps["reco-equal_steps-s0"] == steps["search-0000"] == 12
-    assert steps["reco-equal_compute-s0"] > 1.8 * 12 and steps["fewer_frames-equal_compute-s0"] > steps["reco-equal_compute-s0"]
+    assert (
+        steps["reco-equal_compute-s0"] > 1.8 * 12
+        and steps["fewer_frames-equal_compute-s0"] > steps["reco-equal_compute-s0"]
+    )
 
 
 def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
-    experiment = toy_experiment({"window.length_tokens": 18, "window.stride_tokens": 9, "training.steps": 1000, "training.rungs": 1})
+    experiment = toy_experiment(
+        {"window.length_tokens": 18, "window.stride_tokens": 9, "training.steps": 1000, "training.rungs": 1}
+    )
     plan = forecast(space(experiment, budgets=("equal_compute",)), flops_per_second=1e9)
     full, *others = [run.training_flops for run in plan.runs]
     assert others == pytest.approx([full] * len(others), rel=2e-3)  # steps are whole, pieces are not validated

@@ -1,4 +1,6 @@
-"""Folders of images as videos: the order of frames, what pictures of all kinds look like, and folders that are no videos."""
+"""Folders of images as videos: the order of frames, what pictures of all kinds look like, and folders that are no
+videos.
+"""
 
 from __future__ import annotations
 
@@ -71,7 +73,9 @@ def test_colour_pictures_of_all_kinds(tmp_path: Path, kind: str) -> None:
     assert pixels.shape == (5, 7, 3) and np.abs(pixels.astype(int) - np.asarray(_pictures()["RGB"])).max() <= 2
 
 
-@pytest.mark.parametrize(("dtype", "level"), [(np.uint8, 77), (np.uint16, 77 * 256 + 9)], ids=["8 bits", "16 bits are scaled"])
+@pytest.mark.parametrize(
+    ("dtype", "level"), [(np.uint8, 77), (np.uint16, 77 * 256 + 9)], ids=["8 bits", "16 bits are scaled"]
+)
 def test_grey_pictures(tmp_path: Path, dtype: type[np.generic], level: int) -> None:
     Image.fromarray(np.full((5, 7), level, dtype)).save(tmp_path / "1.png")
     assert np.array_equal(read_images(list_frames(tmp_path)), np.full((1, 5, 7, 3), 77))

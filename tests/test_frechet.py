@@ -20,7 +20,9 @@ from reco_tune.evaluation.frechet import (
 def gaussian(seed: int, count: int, dimensions: int) -> np.ndarray:
     """Correlated features with a mean."""
     generator = np.random.default_rng(seed)
-    return generator.normal(size=(count, dimensions)) @ generator.normal(size=(dimensions, dimensions)) + generator.normal(size=dimensions)
+    return generator.normal(size=(count, dimensions)) @ generator.normal(
+        size=(dimensions, dimensions)
+    ) + generator.normal(size=dimensions)
 
 
 def test_identity_and_symmetry():
@@ -61,12 +63,18 @@ def test_fewer_samples_than_dimensions_stay_finite_and_are_said():
     assert FeatureStatistics.of(x).rank_deficient and not FeatureStatistics.of(gaussian(0, 65, 64)).rank_deficient
 
 
-@pytest.mark.parametrize("count", [5, 20, 200], ids=["fewer samples than rank", "fewer than dimensions", "more than dimensions"])
+@pytest.mark.parametrize(
+    "count", [5, 20, 200], ids=["fewer samples than rank", "fewer than dimensions", "more than dimensions"]
+)
 def test_a_turned_subspace_costs_what_it_costs_by_itself(count):
-    """Covariances of rank 8 in 48 dimensions, whose other eigenvalues are rounding: their roots are a million times as large."""
+    """Covariances of rank 8 in 48 dimensions, whose other eigenvalues are rounding: their roots are a million times as
+    large.
+    """
     turn = np.linalg.qr(gaussian(2, 48, 48))[0][:8]
     x, y = gaussian(0, count, 8), gaussian(1, count, 8)
-    assert frechet_distance(x @ turn, y @ turn) == pytest.approx(frechet_distance(x, y), rel=1e-7)  # square root of float64's digits
+    assert frechet_distance(x @ turn, y @ turn) == pytest.approx(
+        frechet_distance(x, y), rel=1e-7
+    )  # square root of float64's digits
 
 
 @pytest.mark.parametrize("divisor", ["n", "n-1"])
@@ -97,7 +105,9 @@ def test_the_interval_covers_the_expected_distance_of_as_many_samples(shift, sca
     generator = np.random.default_rng(3)
     spread = np.linspace(0.3, 2, 12)
     reference = FeatureStatistics.of(generator.normal(size=(512, 12)) * spread)
-    intervals = [frechet_interval(generator.normal(size=(200, 12)) * spread * scale + shift, reference) for _ in range(200)]
+    intervals = [
+        frechet_interval(generator.normal(size=(200, 12)) * spread * scale + shift, reference) for _ in range(200)
+    ]
     expected = np.mean([interval.value for interval in intervals])
     coverage = np.mean([interval.low <= expected <= interval.high for interval in intervals])
     assert coverage > 0.95 - 3 * np.sqrt(0.95 * 0.05 / 200)  # three standard errors of a share of 200
@@ -111,7 +121,9 @@ def test_the_percentile_bootstrap_excludes_its_own_estimate():
     generator = np.random.default_rng(0)
     reference = FeatureStatistics.of(generator.normal(size=(2048, 48)))
     x = generator.normal(size=(256, 48))
-    resampled = [statistics_distance(FeatureStatistics.of(x[generator.integers(256, size=256)]), reference) for _ in range(50)]
+    resampled = [
+        statistics_distance(FeatureStatistics.of(x[generator.integers(256, size=256)]), reference) for _ in range(50)
+    ]
     interval = frechet_interval(x, reference)
     assert min(resampled) > interval.value
     assert interval.low < interval.value < interval.high
@@ -175,7 +187,11 @@ def test_an_interval_holds_its_value_whatever_it_is_given():
     """At random: too few samples, constant and copied features, far and near generators, one class or many."""
     generator = np.random.default_rng(0)
     for _ in range(150):
-        count, dimensions, size = generator.integers(2, 60), generator.integers(1, 30), 10.0 ** generator.integers(-6, 7)
+        count, dimensions, size = (
+            generator.integers(2, 60),
+            generator.integers(1, 30),
+            10.0 ** generator.integers(-6, 7),
+        )
         x = size * (gaussian(int(generator.integers(1000)), count, dimensions) + generator.choice([0.0, 1e-9, 5.0]))
         x[:, generator.random(dimensions) < 0.2] = size
         if generator.random() < 0.2:
@@ -195,7 +211,9 @@ def test_the_bias_falls_with_the_samples_and_its_limit_is_nearer_to_the_truth():
     bias = frechet_bias(generator.normal(size=(2048, 8)) + 0.5, reference)  # the true distance is 8 x 0.25
     assert bias.samples == [16, 32, 64, 128, 256, 512, 1024, 2048]
     assert bias.distance == sorted(bias.distance, reverse=True)
-    assert bias.distance[-1] == pytest.approx(frechet_interval(generator.normal(size=(2048, 8)) + 0.5, reference).value, rel=0.15)
+    assert bias.distance[-1] == pytest.approx(
+        frechet_interval(generator.normal(size=(2048, 8)) + 0.5, reference).value, rel=0.15
+    )
     assert abs(bias.limit - 2) < abs(bias.distance[3] - 2)
 
 

@@ -28,7 +28,11 @@ COLUMNS = [
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    return load_runs(record_study(tmp_path_factory.mktemp("frontier") / "toy", seeds=(0, 1), failing=["local-equal_steps-s0"], files=False))
+    return load_runs(
+        record_study(
+            tmp_path_factory.mktemp("frontier") / "toy", seeds=(0, 1), failing=["local-equal_steps-s0"], files=False
+        )
+    )
 
 
 def test_columns(runs):
@@ -63,8 +67,12 @@ def test_the_frontier_runs_from_slow_and_good_to_fast_and_bad(runs):
 
 def test_a_dominated_run_adds_no_volume(runs):
     found = frontier(runs)
-    front = runs[runs["trial"].isin(found.points[found.points["on_frontier"]]["trial"]) | (runs["fvd"] == runs["fvd"].max())]
-    assert frontier(front).hypervolume["equal_steps"] == pytest.approx(found.hypervolume["equal_steps"], rel=1e-12)  # float64 sums
+    front = runs[
+        runs["trial"].isin(found.points[found.points["on_frontier"]]["trial"]) | (runs["fvd"] == runs["fvd"].max())
+    ]
+    assert frontier(front).hypervolume["equal_steps"] == pytest.approx(
+        found.hypervolume["equal_steps"], rel=1e-12
+    )  # float64 sums
 
 
 def test_a_study_without_a_finished_run_has_an_empty_frontier(runs):
@@ -72,6 +80,10 @@ def test_a_study_without_a_finished_run_has_an_empty_frontier(runs):
 
 
 def test_two_protocols_are_refused(runs, tmp_path):
-    other = load_runs(record_study(tmp_path / "o", arms=("reco",), searched=0, files=False, protocol=PROTOCOL.replace("train", "test")))
+    other = load_runs(
+        record_study(
+            tmp_path / "o", arms=("reco",), searched=0, files=False, protocol=PROTOCOL.replace("train", "test")
+        )
+    )
     with pytest.raises(ComparisonError, match="reference split and clips"):
         frontier(pd.concat([runs, other], ignore_index=True))

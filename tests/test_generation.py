@@ -43,7 +43,9 @@ LABELS = torch.tensor([0, 1, 2, 0, 1, 2])
         pytest.param({"temperature": 0.7, "top_k": 5}, id="top-k"),
         pytest.param({"top_p": 0.8}, id="top-p"),
         pytest.param({"guidance": 2.0}, id="guidance"),
-        pytest.param({"guidance": 1.5, "temperature": 0.9, "top_k": 9, "top_p": 0.9, "prompt": 9}, id="all, after a prompt"),
+        pytest.param(
+            {"guidance": 1.5, "temperature": 0.9, "top_k": 9, "top_p": 0.9, "prompt": 9}, id="all, after a prompt"
+        ),
         pytest.param({"prompt": 1}, id="a prompt of one token"),
     ],
 )
@@ -60,7 +62,9 @@ def test_cached_is_uncached(options: dict[str, Any]) -> None:
         with torch.no_grad():
             logits = model(tokens, LABELS)[:, position].float()
             null = model(tokens, torch.full_like(LABELS, model.null_class))[:, position].float()
-        tokens[:, position] = draw_codes(null + guidance * (logits - null) if guidance != 1 else logits, generator, **options)
+        tokens[:, position] = draw_codes(
+            null + guidance * (logits - null) if guidance != 1 else logits, generator, **options
+        )
     assert torch.equal(cached, tokens)
     assert len(cached.unique(dim=0)) > 1
 
@@ -127,7 +131,9 @@ def test_draws_follow_the_distribution(options: dict[str, Any], expected: list[f
     codes = draw_codes(PROBABILITIES.log().expand(draws, 4), seeded(), **options)
     share = torch.tensor(expected) / sum(expected)
     seen = codes.bincount(minlength=4) / draws
-    assert ((seen - share).abs() <= 4.5 * (share * (1 - share) / draws).sqrt() + 1e-6).all(), seen  # 4.5 standard deviations
+    assert ((seen - share).abs() <= 4.5 * (share * (1 - share) / draws).sqrt() + 1e-6).all(), (
+        seen
+    )  # 4.5 standard deviations
 
 
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}])
@@ -165,7 +171,8 @@ def test_whole_clips_are_the_decoded_sequence(tokenizer: Tokenizer, toy_experime
 
 
 @pytest.mark.parametrize(
-    ("blocks", "pieces"), [pytest.param(2, 4, id="2 of 5"), pytest.param(3, 2, id="3 of 5"), pytest.param(4, 2, id="4 of 5, cut")]
+    ("blocks", "pieces"),
+    [pytest.param(2, 4, id="2 of 5"), pytest.param(3, 2, id="3 of 5"), pytest.param(4, 2, id="4 of 5, cut")],
 )
 def test_pieces_go_on_from_their_last_frame_encoded_again(
     blocks: int, pieces: int, tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]
@@ -205,5 +212,7 @@ def test_token_pieces_go_on_from_their_last_block(
 
 def test_seeds_make_clips(tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]) -> None:
     model = make_model()
-    first, same, other = (generate_clips(model, toy_experiment(), tokenizer, GRID, LABELS, seed).video_BFCHW for seed in (1, 1, 2))
+    first, same, other = (
+        generate_clips(model, toy_experiment(), tokenizer, GRID, LABELS, seed).video_BFCHW for seed in (1, 1, 2)
+    )
     assert torch.equal(first, same) and not torch.equal(first, other)

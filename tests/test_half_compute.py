@@ -25,7 +25,9 @@ ARMS = ("full", "local_balanced", "reco")
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     folder = tmp_path_factory.mktemp("half") / "toy"
-    return load_runs(record_study(folder, ARMS, ("half_compute",), seeds=(0, 1, 2), searched=0, files=False, noise=0.01))
+    return load_runs(
+        record_study(folder, ARMS, ("half_compute",), seeds=(0, 1, 2), searched=0, files=False, noise=0.01)
+    )
 
 
 def half(runs: pd.DataFrame) -> Verdict:
@@ -55,13 +57,21 @@ def test_beside_other_budgets_the_whole_run_is_still_one(tmp_path: Path) -> None
 
 
 def test_steps_of_a_budget() -> None:
-    assert [budget_steps(budget, 101, 1.9) for budget in ("both", "equal_steps", "equal_compute", "half_compute")] == [101, 101, 192, 96]
+    assert [budget_steps(budget, 101, 1.9) for budget in ("both", "equal_steps", "equal_compute", "half_compute")] == [
+        101,
+        101,
+        192,
+        96,
+    ]
     assert budget_steps("half_compute", 1, 0.1) == 1
 
 
 def test_half_of_nothing_is_refused(tmp_path: Path) -> None:
     values = {**small_space(tmp_path).model_dump(), "arms": {"reco": {}}, "budgets": ("half_compute",)}
-    with pytest.raises(SettingsError, match="holds half_compute, which is counted in the baseline's cost, but arms lacks `full`; add it"):
+    with pytest.raises(
+        SettingsError,
+        match="holds half_compute, which is counted in the baseline's cost, but arms lacks `full`; add it",
+    ):
         Space.model_validate(values)
 
 
@@ -83,7 +93,9 @@ def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame)
     [
         pytest.param(0.75, "contradicted", "Every arm is worse", id="all-worse"),
         pytest.param(0.2, "supported", "Better than the baseline at its whole budget: `reco`", id="one-clearly-better"),
-        pytest.param(0.56, "not resolved", "Not told apart from the baseline at its whole budget: `reco`", id="one-alike"),
+        pytest.param(
+            0.56, "not resolved", "Not told apart from the baseline at its whole budget: `reco`", id="one-alike"
+        ),
     ],
 )
 def test_the_verdict_follows_the_best_arm(runs: pd.DataFrame, factor: float, outcome: str, words: str) -> None:
@@ -97,7 +109,9 @@ def test_no_baseline_no_verdict(runs: pd.DataFrame) -> None:
 
 
 def test_a_whole_report(tmp_path: Path) -> None:
-    report = write_report(record_study(tmp_path / "toy", ARMS, ("half_compute",), seeds=(0, 1), searched=2), tmp_path / "report")
+    report = write_report(
+        record_study(tmp_path / "toy", ARMS, ("half_compute",), seeds=(0, 1), searched=2), tmp_path / "report"
+    )
     page = report.index.read_text()
     assert "Half the compute" in page and WHOLE in page
     assert sorted(path.stem for path in (tmp_path / "report" / "samples").iterdir()) == sorted(ARMS)

@@ -38,13 +38,19 @@ class _Bomb:
 @pytest.mark.parametrize("zipped", [True, False], ids=["zip", "old format"])
 def test_a_checkpoint_with_a_program_in_it_is_not_run(tmp_path: Path, zipped: bool) -> None:
     mark, path = tmp_path / "ran", tmp_path / "evil.ckpt"
-    torch.save({"state_dict": {"w": torch.ones(2)}, "callbacks": _Bomb(mark)}, path, _use_new_zipfile_serialization=zipped)
-    with pytest.raises(DataError, match=r"evil\.ckpt holds more than tensors and plain values \((posix|nt)\.system\)") as error:
+    torch.save(
+        {"state_dict": {"w": torch.ones(2)}, "callbacks": _Bomb(mark)}, path, _use_new_zipfile_serialization=zipped
+    )
+    with pytest.raises(
+        DataError, match=r"evil\.ckpt holds more than tensors and plain values \((posix|nt)\.system\)"
+    ) as error:
         load_checkpoint(path)
     assert not mark.exists() and "\n" not in str(error.value)
 
 
-@pytest.mark.parametrize("content", [b"", b"abc", b"\x80\x02garbage", pickle.dumps([1])], ids=["empty", "text", "cut", "plain pickle"])
+@pytest.mark.parametrize(
+    "content", [b"", b"abc", b"\x80\x02garbage", pickle.dumps([1])], ids=["empty", "text", "cut", "plain pickle"]
+)
 def test_a_damaged_checkpoint_is_one_sentence(tmp_path: Path, content: bytes) -> None:
     (tmp_path / "bad.pth").write_bytes(content)
     with pytest.raises(DataError, match=r"bad\.pth cannot be read as a PyTorch checkpoint; download it again"):
@@ -58,7 +64,9 @@ def test_the_weights_of_a_tokenizer_run_nothing(tmp_path: Path, kind: str) -> No
         code, _, checkpoint = write_larp(tmp_path / "l")
     else:
         code, checkpoint = write_omnitokenizer(tmp_path / "o")
-    torch.save({"state_dict": {}, "hyper_parameters": _Bomb(mark), "model": {"args": {}, "sd": _Bomb(mark)}}, checkpoint)
+    torch.save(
+        {"state_dict": {}, "hyper_parameters": _Bomb(mark), "model": {"args": {}, "sd": _Bomb(mark)}}, checkpoint
+    )
     with pytest.raises(DataError, match="is not loaded, because that could run anything"):
         open_pretrained(Tokenizer(kind=kind, path=str(code), checkpoint=str(checkpoint)))
     assert not mark.exists()
@@ -110,7 +118,10 @@ def test_an_array_of_objects_is_not_unpickled(toy_cache: TokenCache, tmp_path: P
     ("pattern", "allowed"),
     [
         (r"torch\.load\((?!.*weights_only=True)", set()),
-        (r"\b(import|from) (pickle|cloudpickle|joblib|dill|shelve|marshal)\b(?! import UnpicklingError)", {"processes.py", "drawing.py"}),
+        (
+            r"\b(import|from) (pickle|cloudpickle|joblib|dill|shelve|marshal)\b(?! import UnpicklingError)",
+            {"processes.py", "drawing.py"},
+        ),
         (r"yaml\.(load|full_load|unsafe_load)\(", set()),
         (r"allow_pickle=True|trust_remote_code|(?<![.\w])(eval|exec)\(", set()),
         (r"torch\.jit\.load", {"cosmos.py", "i3d.py"}),
@@ -119,9 +130,15 @@ def test_an_array_of_objects_is_not_unpickled(toy_cache: TokenCache, tmp_path: P
     ids=["torch.load", "pickle", "yaml", "eval and its kin", "TorchScript", "authors' code"],
 )
 def test_what_runs_files_stands_only_where_it_is_documented(pattern: str, allowed: set[str]) -> None:
-    """TorchScript and the code of authors are a user's decision to trust a source: docs/tokenizers.md and docs/evaluation.md say so.
+    """TorchScript and the code of authors are a user's decision to trust a source: docs/tokenizers.md and
+    docs/evaluation.md say so.
 
     `processes.py` and `drawing.py` pickle what they say to processes of their own; they read no file.
     """
-    found = {path.name for path in SOURCES for line in path.read_text(encoding="utf-8").splitlines() if re.search(pattern, line)}
+    found = {
+        path.name
+        for path in SOURCES
+        for line in path.read_text(encoding="utf-8").splitlines()
+        if re.search(pattern, line)
+    }
     assert found <= allowed

@@ -1,6 +1,8 @@
-"""Published protocols: what each shows the network, whose file it is, what a number made with it carries, and what is refused.
+"""Published protocols: what each shows the network, whose file it is, what a number made with it carries, and what is
+refused.
 
-The network is a scripted stand-in of I3D's own signature, forward(x, rescale, resize, return_features): the real file is a person's own.
+The network is a scripted stand-in of I3D's own signature, forward(x, rescale, resize, return_features): the real file
+is a person's own.
 """
 
 from __future__ import annotations
@@ -83,15 +85,20 @@ def test_shows_what_the_protocol_says(protocol: str, clips: np.ndarray) -> None:
     side = 12 if published.resize else 224
     assert shown.shape == (10, 3, published.frames, side, side) and shown.dtype == torch.float32
     if published.resize:  # the first frames, as they are
-        np.testing.assert_array_equal(shown[:, :, 3].numpy(), clips[:, 3] if published.rescale else clips[:, 3] / np.float32(127.5) - 1)
+        np.testing.assert_array_equal(
+            shown[:, :, 3].numpy(), clips[:, 3] if published.rescale else clips[:, 3] / np.float32(127.5) - 1
+        )
     low, high = (0, 255) if published.rescale else (-1, 1)
     assert low <= shown.min() < low + 0.1 * (high - low) and high - 0.1 * (high - low) < shown.max() <= high
 
 
-def test_the_way_pixels_are_handed_over_does_not_change_what_the_network_sees(clips: np.ndarray, stand_in: tuple[Path, str]) -> None:
+def test_the_way_pixels_are_handed_over_does_not_change_what_the_network_sees(
+    clips: np.ndarray, stand_in: tuple[Path, str]
+) -> None:
     """0..255 rescaled inside, [-1, 1] given, and resized before are one thing for a network that does the same sums."""
     features = {
-        name: load_i3d(*stand_in, name, published._replace(frames=16)).describe(clips).features_BD for name, published in PUBLISHED.items()
+        name: load_i3d(*stand_in, name, published._replace(frames=16)).describe(clips).features_BD
+        for name, published in PUBLISHED.items()
     }
     for found in features.values():
         assert found.shape == (10, 400) and found.dtype == np.float64
@@ -101,14 +108,20 @@ def test_the_way_pixels_are_handed_over_does_not_change_what_the_network_sees(cl
 def test_batches_of_clips_do_not_change_features(clips: np.ndarray, stand_in: tuple[Path, str]) -> None:
     network = load_i3d(*stand_in, "larp", PUBLISHED["larp"])
     whole = network.describe(torch.from_numpy(clips)).features_BD
-    np.testing.assert_allclose(np.concatenate([network.describe(clips[:3]).features_BD, network.describe(clips[3:]).features_BD]), whole)
+    np.testing.assert_allclose(
+        np.concatenate([network.describe(clips[:3]).features_BD, network.describe(clips[3:]).features_BD]), whole
+    )
     assert network.describe(clips[:0]).features_BD.shape == (0, 400)
 
 
-def test_the_fuser_is_off_inside_and_as_it_was_outside(clips: np.ndarray, stand_in: tuple[Path, str], monkeypatch: Any) -> None:
+def test_the_fuser_is_off_inside_and_as_it_was_outside(
+    clips: np.ndarray, stand_in: tuple[Path, str], monkeypatch: Any
+) -> None:
     seen: list[Any] = []
     original = torch.jit.set_fusion_strategy
-    monkeypatch.setattr(torch.jit, "set_fusion_strategy", lambda strategy: [seen.append(strategy), original(strategy)][1])
+    monkeypatch.setattr(
+        torch.jit, "set_fusion_strategy", lambda strategy: [seen.append(strategy), original(strategy)][1]
+    )
     load_i3d(*stand_in, "latte", PUBLISHED["latte"]).describe(clips)
     assert seen[::2] == [[("STATIC", 0), ("DYNAMIC", 0)]] * 2
     assert seen[1] == seen[3] != seen[0]
@@ -116,7 +129,9 @@ def test_the_fuser_is_off_inside_and_as_it_was_outside(clips: np.ndarray, stand_
 
 def test_the_file_must_be_the_one_that_everybody_has(stand_in: tuple[Path, str]) -> None:
     path, found = stand_in
-    with pytest.raises(DataError, match=rf"has the sha256 {found}, not {I3D_SHA256}.*set evaluation\.extractor_sha256 to {found}"):
+    with pytest.raises(
+        DataError, match=rf"has the sha256 {found}, not {I3D_SHA256}.*set evaluation\.extractor_sha256 to {found}"
+    ):
         load_i3d(path, I3D_SHA256, "latte", PUBLISHED["latte"])
 
 
@@ -148,7 +163,14 @@ def long_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict
     """60 training and 30 held-out digits of 17 frames, with a hastily fitted classifier: settings and token cache."""
     folder = tmp_path_factory.mktemp("long")
     nested: dict[str, Any] = {
-        "data": {"layout": "digits", "cache_dir": str(folder), "clip_frames": 17, "size_px": 12, "train_clips": 60, "test_clips": 30},
+        "data": {
+            "layout": "digits",
+            "cache_dir": str(folder),
+            "clip_frames": 17,
+            "size_px": 12,
+            "train_clips": 60,
+            "test_clips": 30,
+        },
         "tokenizer": {"num_codes": 32, "first_frame_codes": 12, "temporal_stride": 4},
         "model": {"width": 16, "depth": 1, "heads": 2},
         "window": {"scheme": "full"},
@@ -162,12 +184,22 @@ def long_digits(tmp_path_factory: pytest.TempPathFactory) -> Iterator[tuple[dict
 
 def judged_by(nested: dict[str, Any], protocol: str, stand_in: tuple[Path, str], **changes: object) -> Experiment:
     path, found = stand_in
-    given = {"protocol": protocol, "extractor_path": str(path), "extractor_sha256": found, "samples": 12, "reference_clips": 20}
-    return make_experiment(nested, {f"evaluation.{key}": value for key, value in (given | changes).items()}, where="test")
+    given = {
+        "protocol": protocol,
+        "extractor_path": str(path),
+        "extractor_sha256": found,
+        "samples": 12,
+        "reference_clips": 20,
+    }
+    return make_experiment(
+        nested, {f"evaluation.{key}": value for key, value in (given | changes).items()}, where="test"
+    )
 
 
 @pytest.mark.parametrize("protocol", ["larp", "omnitokenizer"])
-def test_a_number_carries_its_protocol(protocol: str, long_digits: tuple[dict[str, Any], TokenCache], stand_in: tuple[Path, str]) -> None:
+def test_a_number_carries_its_protocol(
+    protocol: str, long_digits: tuple[dict[str, Any], TokenCache], stand_in: tuple[Path, str]
+) -> None:
     nested, cache = long_digits
     experiment = judged_by(nested, protocol, stand_in)
     found = evaluate(build_arm(experiment, cache).build_model(), experiment, cache)
@@ -176,16 +208,22 @@ def test_a_number_carries_its_protocol(protocol: str, long_digits: tuple[dict[st
     assert provenance["extractor"] == stand_in[1] and provenance["covariance_divisor"] == published.divisor
     assert provenance["rank_deficient"] is True  # 12 clips and 400 features
     assert 0 <= found.metrics["fvd_low"] <= found.metrics["fvd"] <= found.metrics["fvd_high"]
-    assert 0 <= found.metrics["class_accuracy"] <= 1 and len(found.curves["frame_accuracy"]) == 17  # of the native classifier
+    assert (
+        0 <= found.metrics["class_accuracy"] <= 1 and len(found.curves["frame_accuracy"]) == 17
+    )  # of the native classifier
     assert json.loads(json.dumps(provenance)) == provenance
     told = " ".join(provenance["protocol_deviations"])
     assert f"evaluation.samples 12 instead of {published.samples}" in told and "extractor_sha256" in told
     assert ("data.resize crop instead of stretch" in told) == (protocol == "omnitokenizer")
 
 
-def test_the_divisor_is_the_protocols_own(long_digits: tuple[dict[str, Any], TokenCache], stand_in: tuple[Path, str]) -> None:
+def test_the_divisor_is_the_protocols_own(
+    long_digits: tuple[dict[str, Any], TokenCache], stand_in: tuple[Path, str]
+) -> None:
     nested, cache = long_digits
-    prepared = {name: prepare_evaluation(judged_by(nested, name, stand_in), cache) for name in ("stylegan-v", "omnitokenizer")}
+    prepared = {
+        name: prepare_evaluation(judged_by(nested, name, stand_in), cache) for name in ("stylegan-v", "omnitokenizer")
+    }
     for name, found in prepared.items():
         features = found.features_MD
         assert found.statistics.divisor == PUBLISHED[name].divisor
@@ -194,7 +232,10 @@ def test_the_divisor_is_the_protocols_own(long_digits: tuple[dict[str, Any], Tok
         )
         interval = frechet_interval(features[:12], found.statistics)
         assert (
-            interval.value != frechet_interval(features[:12], FeatureStatistics.of(features, "n" if name == "omnitokenizer" else "n-1"))[0]
+            interval.value
+            != frechet_interval(
+                features[:12], FeatureStatistics.of(features, "n" if name == "omnitokenizer" else "n-1")
+            )[0]
         )
 
 
@@ -225,11 +266,19 @@ def test_reference_statistics_are_kept_by_everything_that_changes_them(
 
 
 def test_judging_by_a_published_protocol_takes_its_knobs_and_names_what_departs(tmp_path: Path) -> None:
-    nested = {"data": {"clip_frames": 17}, "evaluation": {"samples": 64, "reference": "reconstructed", "extractor_path": "i3d.pt"}}
+    nested = {
+        "data": {"clip_frames": 17},
+        "evaluation": {"samples": 64, "reference": "reconstructed", "extractor_path": "i3d.pt"},
+    }
     native = make_experiment(nested, {}, where="test").evaluation
     assert (native.samples, native.reference, native.reference_clips) == (64, "reconstructed", 2048)
     judged = make_experiment(nested, {"evaluation.protocol": "larp"}, where="test").evaluation
-    assert (judged.samples, judged.reference, judged.reference_clips, judged.reference_split) == (10000, "raw", 10000, "train")
+    assert (judged.samples, judged.reference, judged.reference_clips, judged.reference_split) == (
+        10000,
+        "raw",
+        10000,
+        "train",
+    )
     chosen = make_experiment(nested, {"evaluation.protocol": "larp", "evaluation.samples": 64}, where="test").evaluation
     assert (chosen.samples, chosen.reference) == (64, "raw")
     written = {"data": nested["data"], "evaluation": judged.model_dump(mode="json")}
@@ -249,13 +298,21 @@ def test_judging_by_a_published_protocol_takes_its_knobs_and_names_what_departs(
         ("native", "taichi", 5, []),
     ],
 )
-def test_a_protocol_followed_to_the_letter_has_no_star(protocol: str, layout: str, stride: int, told: list[str]) -> None:
-    given = {"data": {"layout": layout, "frame_stride": stride}, "evaluation": {"protocol": protocol, "extractor_path": "i3d.pt"}}
+def test_a_protocol_followed_to_the_letter_has_no_star(
+    protocol: str, layout: str, stride: int, told: list[str]
+) -> None:
+    given = {
+        "data": {"layout": layout, "frame_stride": stride},
+        "evaluation": {"protocol": protocol, "extractor_path": "i3d.pt"},
+    }
     assert deviations(make_experiment(given, {}, where="test")) == told
 
 
 REFUSED = {
-    "no file": ({"evaluation.protocol": "latte"}, r"evaluation\.protocol \(latte\) needs I3D: set evaluation\.extractor_path"),
+    "no file": (
+        {"evaluation.protocol": "latte"},
+        r"evaluation\.protocol \(latte\) needs I3D: set evaluation\.extractor_path",
+    ),
     "short clips": (
         {"evaluation.protocol": "larp", "evaluation.extractor_path": "i3d.pt", "data.clip_frames": 9},
         r"over 16 frames, but data\.clip_frames is 9",
@@ -274,7 +331,11 @@ def test_where_the_file_lies_does_not_change_what_a_run_is() -> None:
         given = {"evaluation.protocol": "latte", **{f"evaluation.{key}": value for key, value in changes.items()}}
         return make_experiment({}, given, where="test").result_hash()
 
-    assert made(extractor_path="a.pt") == made(extractor_path="b.pt") != made(extractor_path="a.pt", extractor_sha256="0" * 64)
+    assert (
+        made(extractor_path="a.pt")
+        == made(extractor_path="b.pt")
+        != made(extractor_path="a.pt", extractor_sha256="0" * 64)
+    )
 
 
 def test_a_loaded_network_is_frozen(stand_in: tuple[Path, str]) -> None:

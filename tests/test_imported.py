@@ -1,4 +1,6 @@
-"""Rows from elsewhere stand marked and paired with nothing; the paper's numbers stand only where they were measured alike."""
+"""Rows from elsewhere stand marked and paired with nothing; the paper's numbers stand only where they were measured
+alike.
+"""
 
 import math
 
@@ -18,7 +20,12 @@ from reco_tune.reporting.uncertainty import frontier_uncertainty
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
-    study = record_study(tmp_path_factory.mktemp("imported") / "toy", arms=("full", "local_balanced", "reco"), seeds=(0, 1, 2), files=False)
+    study = record_study(
+        tmp_path_factory.mktemp("imported") / "toy",
+        arms=("full", "local_balanced", "reco"),
+        seeds=(0, 1, 2),
+        files=False,
+    )
     return load_runs(study)
 
 
@@ -66,14 +73,17 @@ SOURCES = {
 
 
 def test_an_arm_of_two_files_is_a_row_of_each_and_no_run_is_lost(runs, tmp_path):
-    """Both hold it on the same line: seeds made of line numbers alone would be one, and half of the runs would be gone."""
+    """Both hold it on the same line: seeds made of line numbers alone would be one, and half of the runs
+    would be gone."""
     files = [write(tmp_path / name, *rows) for name, rows in SOURCES.items()]
     together = with_imports(runs, files)
     assert list(together["seed"].tail(5)) == [-1, -2, -3, -4, -5] and together["seed"].dtype == runs["seed"].dtype
     table = ablation_table(together).set_index("arm")
     rows = table[table.index.str.endswith("(imported)")]
     assert list(rows.index) == ["Theirs from ours.csv (imported)", "Mine (imported)", "Theirs from lab.csv (imported)"]
-    assert list(rows["seeds"]) == [2, 1, 2] and list(rows["fvd"]) == [5.5, 3, 8.5] and list(rows["speedup"]) == [2, 1, 3]
+    assert (
+        list(rows["seeds"]) == [2, 1, 2] and list(rows["fvd"]) == [5.5, 3, 8.5] and list(rows["speedup"]) == [2, 1, 3]
+    )
 
 
 def test_files_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
@@ -82,7 +92,9 @@ def test_files_of_one_name_are_told_apart_by_their_folders(runs, tmp_path):
         file.parent.mkdir(parents=True)
         write(file, *rows)
     together = with_imports(runs, files)
-    assert {"Theirs from a/report/runs.csv (imported)", "Theirs from b/report/runs.csv (imported)"} < set(ablation_table(together)["arm"])
+    assert {"Theirs from a/report/runs.csv (imported)", "Theirs from b/report/runs.csv (imported)"} < set(
+        ablation_table(together)["arm"]
+    )
     assert list(together["trial"].tail(2)) == ["b/report/runs:2", "b/report/runs:3"]
     assert file_names(files[:1]) == ["runs.csv"] and file_names([]) == []
     with pytest.raises(ComparisonError, match=r"a/report/runs\.csv is given 2 times; import each file once"):
@@ -104,8 +116,16 @@ def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
         ("arm,fvd,protocol", "a,1,", "line 2 has no protocol"),
         ("arm,fvd,protocol,budget", f"a,1,{PROTOCOL},epochs", "budget is `epochs`"),
         ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "line 2: fvd 3 lies outside its interval"),
-        ("arm,fvd,speedup,speedup_low,speedup_high,protocol", f"a,3,3,1,2,{PROTOCOL}", "line 2: speedup 3 lies outside its interval"),
-        ("arm,fvd,fvd_low,protocol", f"a,3,2.5,{PROTOCOL}", "line 2: an interval is `fvd`, `fvd_low` and `fvd_high` together"),
+        (
+            "arm,fvd,speedup,speedup_low,speedup_high,protocol",
+            f"a,3,3,1,2,{PROTOCOL}",
+            "line 2: speedup 3 lies outside its interval",
+        ),
+        (
+            "arm,fvd,fvd_low,protocol",
+            f"a,3,2.5,{PROTOCOL}",
+            "line 2: an interval is `fvd`, `fvd_low` and `fvd_high` together",
+        ),
         ("arm,fvd,protocol", f" ,1,{PROTOCOL}", "line 2 names no arm"),
         ("arm,fvd,protocol", f"a,-3,{PROTOCOL}", "line 2: fvd is `-3`, but must be at least 0"),
         ("arm,fvd,speedup,protocol", f"a,1,-2,{PROTOCOL}", "line 2: speedup is `-2`, but must be above 0"),
@@ -150,7 +170,9 @@ def test_a_file_that_cannot_be_is_one_sentence(runs, tmp_path, columns, row, wor
 
 def test_a_distance_that_may_lie_below_0_is_no_mistake(runs, tmp_path):
     columns = "arm,fvd,kernel_distance,kernel_distance_low,kernel_distance_high,protocol"
-    together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,5,-0.01,-0.02,0.01,{PROTOCOL}", columns=columns)])
+    together = with_imports(
+        runs, [write(tmp_path / "published.csv", f"Theirs,5,-0.01,-0.02,0.01,{PROTOCOL}", columns=columns)]
+    )
     assert together["kernel_distance_low"].iloc[-1] == -0.02
 
 
@@ -160,7 +182,9 @@ def test_a_missing_file_is_one_sentence(runs, tmp_path):
 
 
 def test_the_frontier_is_the_studys_own(runs, tmp_path):
-    """A number without an interval has no noise: on the frontier it would stand for certain, and what was measured here would not."""
+    """A number without an interval has no noise: on the frontier it would stand for certain, and what was measured here
+    would not.
+    """
     together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}")])
     assert csv_text(frontier(together).points) == csv_text(frontier(runs).points)
     assert frontier(together).hypervolume == frontier(runs).hypervolume
@@ -176,7 +200,9 @@ def test_the_frontier_is_the_studys_own(runs, tmp_path):
 def report(tmp_path_factory):
     folder = tmp_path_factory.mktemp("report")
     study = record_study(folder / "toy", arms=("full", "reco"), searched=0, files=False)
-    return write_report(study, imports=[write(folder / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}", f"Slow,5.5,,,,{PROTOCOL}")])
+    return write_report(
+        study, imports=[write(folder / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}", f"Slow,5.5,,,,{PROTOCOL}")]
+    )
 
 
 def test_a_study_of_compute_alone_takes_rows_of_equal_steps(tmp_path):
@@ -195,7 +221,12 @@ def test_a_file_given_by_two_ways_is_one(tmp_path):
 @pytest.mark.parametrize("name", ["index.html", "ablation.md", "ablation.tex"])
 def test_the_report_names_the_files(report, name):
     text = (report.folder / name).read_text()
-    assert "Theirs (imported)" in text and "published.csv" in text and "stand outside the frontier" in text and ">nan<" not in text
+    assert (
+        "Theirs (imported)" in text
+        and "published.csv" in text
+        and "stand outside the frontier" in text
+        and ">nan<" not in text
+    )
     assert '"published.csv": "' in (report.folder / "provenance.json").read_text()
 
 
@@ -249,7 +280,10 @@ def test_the_reference_columns_are_cited(runs):
 
 @pytest.mark.parametrize(
     ("protocol", "clip", "names", "kept"),
-    [(LARP, LARP_CLIP, {"full, paper", "reco, paper"}, "xlim"), (PAPER, PAPER_CLIP, {"full, paper", "local_balanced, paper"}, "ylim")],
+    [
+        (LARP, LARP_CLIP, {"full, paper", "reco, paper"}, "xlim"),
+        (PAPER, PAPER_CLIP, {"full, paper", "local_balanced, paper"}, "ylim"),
+    ],
     ids=["FVD alone", "speed alone"],
 )
 def test_the_papers_numbers_are_stars_of_the_frontier_at_equal_steps(runs, protocol, clip, names, kept):
@@ -259,7 +293,12 @@ def test_the_papers_numbers_are_stars_of_the_frontier_at_equal_steps(runs, proto
     steps, compute = figure.axes
     stars = [[line for line in axes.lines if line.get_marker() == "*"] for axes in (steps, compute)]
     assert len(stars[0]) == len(paper_reference(measured)) and not stars[1]
-    assert names <= {text.get_text() for text in steps.texts} and "the paper's own" in figure.legends[0].get_texts()[0].get_text()
+    assert (
+        names <= {text.get_text() for text in steps.texts}
+        and "the paper's own" in figure.legends[0].get_texts()[0].get_text()
+    )
     without = draw_frontier(found, table, arm_order(measured))
     assert not without.legends
-    assert [getattr(axes, f"get_{kept}")() for axes in without.axes] == [getattr(axes, f"get_{kept}")() for axes in figure.axes]
+    assert [getattr(axes, f"get_{kept}")() for axes in without.axes] == [
+        getattr(axes, f"get_{kept}")() for axes in figure.axes
+    ]

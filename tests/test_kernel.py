@@ -14,7 +14,12 @@ def test_is_the_definition():
     x, y = generator.normal(size=(7, 3)), generator.normal(size=(5, 3)) + 1
 
     def mean_kernel(first: np.ndarray, second: np.ndarray, skip_same: bool) -> float:
-        values = [(a @ b / 3 + 1) ** 3 for i, a in enumerate(first) for j, b in enumerate(second) if not (skip_same and i == j)]
+        values = [
+            (a @ b / 3 + 1) ** 3
+            for i, a in enumerate(first)
+            for j, b in enumerate(second)
+            if not (skip_same and i == j)
+        ]
         return float(np.mean(values))
 
     expected = mean_kernel(x, x, True) + mean_kernel(y, y, True) - 2 * mean_kernel(x, y, False)
@@ -32,16 +37,22 @@ def test_blocks_do_not_change_it(monkeypatch):
 
 @pytest.mark.parametrize("count", [4, 16, 64])
 def test_has_mean_zero_for_one_distribution_at_every_number_of_samples(count):
-    """Unbiased: negative about as often as positive. A biased estimate of 4 samples would sit many standard errors above zero."""
+    """Unbiased: negative about as often as positive. A biased estimate of 4 samples would sit many standard errors
+    above zero.
+    """
     generator = np.random.default_rng(1)
-    values = np.array([kernel_distance(generator.normal(size=(count, 6)), generator.normal(size=(count, 6))) for _ in range(400)])
+    values = np.array(
+        [kernel_distance(generator.normal(size=(count, 6)), generator.normal(size=(count, 6))) for _ in range(400)]
+    )
     assert abs(values.mean()) < 3.5 * values.std() / np.sqrt(len(values))
     assert 0.2 < (values < 0).mean() < 0.8
 
 
 def test_does_not_depend_on_the_number_of_samples_where_distributions_differ():
     generator = np.random.default_rng(2)
-    few = np.array([kernel_distance(generator.normal(size=(8, 6)) + 1, generator.normal(size=(8, 6))) for _ in range(600)])
+    few = np.array(
+        [kernel_distance(generator.normal(size=(8, 6)) + 1, generator.normal(size=(8, 6))) for _ in range(600)]
+    )
     many = kernel_distance(generator.normal(size=(3000, 6)) + 1, generator.normal(size=(3000, 6)))
     assert abs(few.mean() - many) < 3.5 * few.std() / np.sqrt(len(few)) + 0.05 * many
 

@@ -8,7 +8,13 @@ from toy_study import record_study
 
 from reco_tune.reporting import latex, load_runs, tables
 from reco_tune.reporting.ablation import ablation_rows, caption, left_out
-from reco_tune.reporting.analyses import lambda_caption, lambda_groups, lambda_table, window_stride_caption, window_stride_tables
+from reco_tune.reporting.analyses import (
+    lambda_caption,
+    lambda_groups,
+    lambda_table,
+    window_stride_caption,
+    window_stride_tables,
+)
 from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
 
 
@@ -68,7 +74,9 @@ def typeset(folder, texts):
 
 @pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
 def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
-    runs = load_runs(record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False))
+    runs = load_runs(
+        record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False)
+    )
     texts = [
         tables.ablation_latex(ablation_rows(runs), caption(runs), left_out(runs), {}),
         tables.lambda_latex(lambda_groups(lambda_table(runs)), lambda_caption(runs)),

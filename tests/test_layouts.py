@@ -28,13 +28,19 @@ UCF101 = {
     "UCF-101/HandstandPushups/v_HandStandPushups_g01_c01.avi": "c",
     "UCF-101/HandstandPushups/v_HandStandPushups_g08_c01.avi": "d",
     "ucfTrainTestlist/classInd.txt": "1 Basketball\n2 HandstandPushups\n",
-    "ucfTrainTestlist/trainlist01.txt": "Basketball/v_Basketball_g08_c01.avi 1\r\nHandstandPushups/v_HandStandPushups_g08_c01.avi 2\r\n",
-    "ucfTrainTestlist/testlist01.txt": "Basketball/v_Basketball_g01_c01.avi\nHandstandPushups/v_HandStandPushups_g01_c01.avi\n\n",
+    "ucfTrainTestlist/trainlist01.txt": (
+        "Basketball/v_Basketball_g08_c01.avi 1\r\nHandstandPushups/v_HandStandPushups_g08_c01.avi 2\r\n"
+    ),
+    "ucfTrainTestlist/testlist01.txt": (
+        "Basketball/v_Basketball_g01_c01.avi\nHandstandPushups/v_HandStandPushups_g01_c01.avi\n\n"
+    ),
 }
 
 
 def test_ucf101_takes_the_class_from_the_folder(tmp_path: Path) -> None:
-    """The folder is HandstandPushups, its files are v_HandStandPushups_*: a class taken from file names would be one too many."""
+    """The folder is HandstandPushups, its files are v_HandStandPushups_*: a class taken from file names would be one
+    too many.
+    """
     videos = list_videos(Data(root=_tree(tmp_path, UCF101)))
     assert _names(videos, tmp_path) == [
         ("UCF-101/Basketball/v_Basketball_g08_c01.avi", "Basketball", "train"),
@@ -50,7 +56,10 @@ def test_ucf101_splits_by_time_without_the_lists(tmp_path: Path) -> None:
 
 
 def test_class_folders_may_lie_directly_in_the_root(tmp_path: Path) -> None:
-    _tree(tmp_path, {"Hugging/a.mp4": "", "Hugging/notes.txt": "", "Archery/b.AVI": "", ".hidden/c.avi": "", "README.md": ""})
+    _tree(
+        tmp_path,
+        {"Hugging/a.mp4": "", "Hugging/notes.txt": "", "Archery/b.AVI": "", ".hidden/c.avi": "", "README.md": ""},
+    )
     expected = [("Archery/b.AVI", "Archery", None), ("Hugging/a.mp4", "Hugging", None)]
     for layout in ("ucf101", "class_folders"):
         assert _names(list_videos(Data(layout=layout, root=tmp_path, split="time")), tmp_path) == expected
@@ -79,12 +88,26 @@ def test_train_and_test_folders_are_the_lists_of_the_plain_layouts(tmp_path: Pat
         ("flat", "time", {"notes.txt": ""}, "holds no video"),
         ("class_folders", "lists", {"A/1.mp4": ""}, "no train and test folders.*set data.split to time"),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "testlist" not in k}, "testlist01.txt cannot be read"),
-        ("ucf101", "lists", UCF101 | {"ucfTrainTestlist/testlist01.txt": "\n"}, "testlist01.txt names no video; restore"),
+        (
+            "ucf101",
+            "lists",
+            UCF101 | {"ucfTrainTestlist/testlist01.txt": "\n"},
+            "testlist01.txt names no video; restore",
+        ),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "UCF-101" not in k}, "none of the 4 videos"),
     ],
-    ids=["empty folder", "no video", "class folders without split", "missing list", "empty list", "lists without videos"],
+    ids=[
+        "empty folder",
+        "no video",
+        "class folders without split",
+        "missing list",
+        "empty list",
+        "lists without videos",
+    ],
 )
-def test_unusable_folders_are_one_sentence(tmp_path: Path, layout: str, split: str, files: dict[str, str], message: str) -> None:
+def test_unusable_folders_are_one_sentence(
+    tmp_path: Path, layout: str, split: str, files: dict[str, str], message: str
+) -> None:
     with pytest.raises(DataError, match=message):
         list_videos(Data(layout=layout, split=split, root=_tree(tmp_path, files)))
 

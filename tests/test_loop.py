@@ -41,9 +41,16 @@ def without_times(metrics: dict[str, float]) -> dict[str, float]:
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 @pytest.mark.parametrize("crash_rung", [0, 1, 2])
-def test_resumed_equals_uninterrupted(scheme: str, crash_rung: int, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_resumed_equals_uninterrupted(
+    scheme: str, crash_rung: int, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     experiment = toy_experiment(
-        {"window.scheme": scheme, "training.micro_batches": 2, "training.class_dropout": 0.3, "objective.continuity_weight": 0.1}
+        {
+            "window.scheme": scheme,
+            "training.micro_batches": 2,
+            "training.class_dropout": 0.3,
+            "objective.continuity_weight": 0.1,
+        }
     )
     whole = fit(experiment, toy_cache, tmp_path / "whole")
     rungs = []
@@ -58,15 +65,23 @@ def test_resumed_equals_uninterrupted(scheme: str, crash_rung: int, toy_cache: T
         fit(experiment, toy_cache, tmp_path / "crashed", crash)
     resumed = fit(experiment, toy_cache, tmp_path / "crashed", crash)
 
-    assert rungs == [*[4, 8, 12][: crash_rung + 1], *[4, 8, 12][crash_rung:]], "the rung of the crash is told again, no other"
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True))
+    assert rungs == [
+        *[4, 8, 12][: crash_rung + 1],
+        *[4, 8, 12][crash_rung:],
+    ], "the rung of the crash is told again, no other"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    )
     assert without_times(whole.metrics) == without_times(resumed.metrics)
     histories = [pq.read_table(tmp_path / run / "history.parquet").to_pydict() for run in ("whole", "crashed")]
     assert histories[0] == histories[1]
     assert histories[0]["step"] == list(range(1, 13))
 
 
-def test_crash_between_rungs_goes_back_to_the_last_rung(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_crash_between_rungs_goes_back_to_the_last_rung(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     experiment = toy_experiment()
     whole = fit(experiment, toy_cache, tmp_path / "whole")
     looks = []
@@ -79,11 +94,16 @@ def test_crash_between_rungs_goes_back_to_the_last_rung(toy_cache: TokenCache, t
     with pytest.raises(Crash):
         fit(experiment, toy_cache, tmp_path / "crashed", progress=crash)
     resumed = fit(experiment, toy_cache, tmp_path / "crashed")
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    )
     assert without_times(whole.metrics) == without_times(resumed.metrics)
 
 
-def test_training_learns_and_the_saved_model_is_the_trained_one(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_training_learns_and_the_saved_model_is_the_trained_one(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     reports: list[dict[str, float]] = []
     result = fit(
         toy_experiment({"window.scheme": "window", "training.steps": 150, "training.learning_rate": 1e-2}),
@@ -91,27 +111,42 @@ def test_training_learns_and_the_saved_model_is_the_trained_one(toy_cache: Token
         tmp_path,
         lambda step, metrics: bool(reports.append(metrics)),
     )
-    assert reports[-1]["val_cross_entropy"] < reports[0]["val_cross_entropy"] < math.log(16) - 0.5, "uniform guesses cost ln V"
+    assert reports[-1]["val_cross_entropy"] < reports[0]["val_cross_entropy"] < math.log(16) - 0.5, (
+        "uniform guesses cost ln V"
+    )
     loaded = load_model(tmp_path)
-    assert all(torch.equal(a, b) for a, b in zip(result.model.state_dict().values(), loaded.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(result.model.state_dict().values(), loaded.model.state_dict().values(), strict=True)
+    )
     assert loaded.experiment.window.scheme == "window"
-    tokens, labels = torch.from_numpy(toy_cache.tokens("test")[:4].copy()), torch.from_numpy(toy_cache.labels("test")[:4])
+    tokens, labels = (
+        torch.from_numpy(toy_cache.tokens("test")[:4].copy()),
+        torch.from_numpy(toy_cache.labels("test")[:4]),
+    )
     assert torch.equal(loaded.model(tokens, labels), result.model(tokens, labels))
 
 
 def test_two_micro_batches_are_one_batch(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     """With one start, accumulating gradients must change nothing but rounding (float32: 1e-5)."""
     ends = [
-        fit(toy_experiment({"window.scheme": "full", "training.micro_batches": parts}), toy_cache, tmp_path / str(parts))
+        fit(
+            toy_experiment({"window.scheme": "full", "training.micro_batches": parts}), toy_cache, tmp_path / str(parts)
+        )
         for parts in (1, 2)
     ]
     for a, b in zip(weights(ends[0].model).values(), weights(ends[1].model).values(), strict=True):
         assert torch.allclose(a, b, atol=1e-5)
 
 
-def test_validation_is_the_mean_over_held_out_tokens(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_validation_is_the_mean_over_held_out_tokens(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     result = fit(toy_experiment({"window.scheme": "window", "evaluation.validation_clips": 13}), toy_cache, tmp_path)
-    tokens, labels = torch.from_numpy(toy_cache.tokens("test")[:13].copy()), torch.from_numpy(toy_cache.labels("test")[:13])
+    tokens, labels = (
+        torch.from_numpy(toy_cache.tokens("test")[:13].copy()),
+        torch.from_numpy(toy_cache.labels("test")[:13]),
+    )
     with torch.no_grad():
         chosen = result.model(tokens, labels).log_softmax(-1).gather(-1, tokens.long()[..., None])
     assert result.metrics["val_cross_entropy"] == pytest.approx(-float(chosen.mean()), rel=1e-6)
@@ -135,9 +170,13 @@ def test_ledger_counts_by_hand(toy_cache: TokenCache, toy_experiment: Make, tmp_
     assert metrics["training_seconds"] > 0
 
 
-def test_a_window_needs_less_memory_than_the_full_graph(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_a_window_needs_less_memory_than_the_full_graph(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     peak = {
-        scheme: fit(toy_experiment({"window.scheme": scheme}), toy_cache, tmp_path / scheme).metrics["peak_memory_bytes"]
+        scheme: (
+            fit(toy_experiment({"window.scheme": scheme}), toy_cache, tmp_path / scheme).metrics["peak_memory_bytes"]
+        )
         for scheme in ("full", "window", "masked_full")
     }
     assert peak["window"] < 0.7 * peak["full"]
@@ -157,7 +196,9 @@ def test_a_run_leaves_no_tensors_behind(toy_cache: TokenCache, toy_experiment: M
     assert alive() <= before
 
 
-def test_report_stops_a_run_and_leaves_it_resumable(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_report_stops_a_run_and_leaves_it_resumable(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     whole = fit(toy_experiment(), toy_cache, tmp_path / "whole")
     stopped = fit(toy_experiment(), toy_cache, tmp_path / "run", lambda step, metrics: step == 8)
     assert (stopped.steps, stopped.stopped) == (8, True)
@@ -167,7 +208,9 @@ def test_report_stops_a_run_and_leaves_it_resumable(toy_cache: TokenCache, toy_e
     assert without_times(resumed.metrics) == without_times(whole.metrics)
 
 
-def test_everything_is_on_disk_when_report_is_called(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_everything_is_on_disk_when_report_is_called(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     def look(step: int, metrics: dict[str, float]) -> bool:
         assert pq.read_table(tmp_path / "history.parquet")["step"].to_pylist() == list(range(1, step + 1))
         assert [folder.name for folder in (tmp_path / "checkpoint").iterdir()] == [f"step-{step:08d}"]
@@ -177,12 +220,16 @@ def test_everything_is_on_disk_when_report_is_called(toy_cache: TokenCache, toy_
 
 
 @pytest.mark.parametrize("scheme", ["fewer_frames", "fewer_frames_tokens"])
-def test_pieces_have_no_full_sequence_validation(scheme: str, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_pieces_have_no_full_sequence_validation(
+    scheme: str, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     metrics = fit(toy_experiment({"window.scheme": scheme}), toy_cache, tmp_path).metrics
     assert "val_cross_entropy" not in metrics and "train_cross_entropy" in metrics
 
 
-def test_a_loss_that_blows_up_is_told_with_its_step_and_way_out(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
+def test_a_loss_that_blows_up_is_told_with_its_step_and_way_out(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
     experiment = toy_experiment({"training.learning_rate": 1e30, "window.scheme": "full"})
     with pytest.raises(RunFailedError, match=r"full run was (nan|inf).* at step \d+; lower training.learning_rate"):
         fit(experiment, toy_cache, tmp_path)
@@ -221,14 +268,19 @@ def test_schedules(toy_experiment: Make) -> None:
 
 def test_bfloat16_trains_close_to_float32(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     ends = [
-        fit(toy_experiment({"training.precision": name, "training.steps": 30}), toy_cache, tmp_path / name).metrics["train_cross_entropy"]
+        fit(toy_experiment({"training.precision": name, "training.steps": 30}), toy_cache, tmp_path / name).metrics[
+            "train_cross_entropy"
+        ]
         for name in ("float32", "bfloat16")
     ]
     assert ends[0] != ends[1] and ends[0] == pytest.approx(ends[1], abs=0.05)  # bfloat16 has 8 bits of mantissa
 
 
-def test_a_run_imports_neither_the_compiler_nor_pandas(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
-    """torch.optim.AdamW brings the first, pyarrow's conveniences the second: four seconds of every worker that starts."""
+def test_a_run_imports_neither_the_compiler_nor_pandas(
+    toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
+    """torch.optim.AdamW brings the first, pyarrow's conveniences the second: four seconds of every worker
+    that starts."""
     code = """
 import json, sys
 from pathlib import Path

@@ -1,4 +1,6 @@
-"""What stands beside FVD: means and differences by hand, words by the better direction, laws of growth that noise does not make."""
+"""What stands beside FVD: means and differences by hand, words by the better direction, laws of growth that noise does
+not make.
+"""
 
 from __future__ import annotations
 
@@ -19,11 +21,15 @@ from reco_tune.reporting.tables import measure_cell, measures_markdown
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
-    return load_runs(record_study(tmp_path_factory.mktemp("measures") / "toy", seeds=(0, 1, 2), searched=2, files=False))
+    return load_runs(
+        record_study(tmp_path_factory.mktemp("measures") / "toy", seeds=(0, 1, 2), searched=2, files=False)
+    )
 
 
 def of(table: pd.DataFrame, budget: str, arm: str, measure: q.Quantity) -> dict[str, float]:
-    (row,) = table[(table["budget"] == budget) & (table["arm"] == arm) & (table["measure"] == measure.name)].to_dict("records")
+    (row,) = table[(table["budget"] == budget) & (table["arm"] == arm) & (table["measure"] == measure.name)].to_dict(
+        "records"
+    )
     return {str(name): value for name, value in row.items()}
 
 
@@ -31,12 +37,17 @@ def test_numbers_against_scipy(runs: pd.DataFrame) -> None:
     row = of(measures_table(runs), "equal_steps", "local", q.MOTION_DISTANCE)
     values = runs[runs["budget"] != "equal_compute"].set_index(["arm", "seed"])["motion_distance"]
     low, high = stats.t.interval(0.95, 2, values["local"].mean(), stats.sem(values["local"]))
-    assert (row["value"], row["low"], row["high"], row["seeds"]) == pytest.approx((values["local"].mean(), low, high, 3))
+    assert (row["value"], row["low"], row["high"], row["seeds"]) == pytest.approx(
+        (values["local"].mean(), low, high, 3)
+    )
     assert row["delta"] == pytest.approx((values["local"] - values["full"]).mean())
     arms = [arm for arm in runs.attrs["arms"] if arm != "full"]
     corrected = holm([stats.ttest_rel(values[arm], values["full"]).pvalue for arm in arms])
     words = [of(measures_table(runs), "equal_steps", arm, q.MOTION_DISTANCE)["verdict"] for arm in arms]
-    assert words == ["worse" if p < 0.05 else "not resolved" for p in corrected] and set(words) == {"worse", "not resolved"}
+    assert words == ["worse" if p < 0.05 else "not resolved" for p in corrected] and set(words) == {
+        "worse",
+        "not resolved",
+    }
 
 
 @pytest.mark.parametrize(
@@ -55,7 +66,10 @@ def test_the_word_follows_the_better_direction(runs: pd.DataFrame, measure: q.Qu
 
 def test_one_seed_resolves_what_has_a_sampling_interval_and_nothing_else(runs: pd.DataFrame) -> None:
     alone = runs[runs["seed"] == 0].copy()
-    alone["kernel_distance_low"], alone["kernel_distance_high"] = alone["kernel_distance"] - 1e-4, alone["kernel_distance"] + 1e-4
+    alone["kernel_distance_low"], alone["kernel_distance_high"] = (
+        alone["kernel_distance"] - 1e-4,
+        alone["kernel_distance"] + 1e-4,
+    )
     table = measures_table(alone)
     assert of(table, "equal_steps", "local", q.KERNEL_DISTANCE)["verdict"] == "worse (1 seed)"
     motion = of(table, "equal_steps", "local", q.MOTION_DISTANCE)
@@ -109,4 +123,6 @@ def test_tables_for_people_hold_what_was_measured(runs: pd.DataFrame) -> None:
     assert text.endswith(f"Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.\n")
     assert "Motion distance" in text and "0.62" not in measure_cell(None) and r"/ \|h\| |" in text
     rows = [line for line in text.splitlines() if line.startswith("| ")]
-    assert len({line.replace(r"\|", "").count("|") for line in rows}) == 2  # as wide as its heading, in two kinds of table
+    assert (
+        len({line.replace(r"\|", "").count("|") for line in rows}) == 2
+    )  # as wide as its heading, in two kinds of table

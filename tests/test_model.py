@@ -19,7 +19,9 @@ WINDOWS = [(0, 45), (0, 18), (9, 18), (27, 18), (5, 7), (44, 1), (1, 44), (7, 36
 
 
 def make_model(dtype: torch.dtype = torch.float64, num_tokens: int = TOKENS, depth: int = 3) -> VideoTransformer:
-    return VideoTransformer(CODES, num_tokens, CLASSES, 16, depth, 2, generator=torch.Generator().manual_seed(0)).to(dtype)
+    return VideoTransformer(CODES, num_tokens, CLASSES, 16, depth, 2, generator=torch.Generator().manual_seed(0)).to(
+        dtype
+    )
 
 
 def batch(num_tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
@@ -31,7 +33,10 @@ def batch(num_tokens: int = TOKENS) -> tuple[Tensor, Tensor]:
 def gradients(model: VideoTransformer, loss: Tensor) -> dict[str, Tensor]:
     """By parameter; zeros where the loss does not depend on one."""
     found = torch.autograd.grad(loss, list(model.parameters()), allow_unused=True)
-    return {name: torch.zeros_like(p) if g is None else g for (name, p), g in zip(model.named_parameters(), found, strict=True)}
+    return {
+        name: torch.zeros_like(p) if g is None else g
+        for (name, p), g in zip(model.named_parameters(), found, strict=True)
+    }
 
 
 def assert_same(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
@@ -42,16 +47,21 @@ def assert_same(ours: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
 def reference_window(
     model: VideoTransformer, tokens: Tensor, labels: Tensor, start: int, length: int, cut: str = "stream and kv"
 ) -> Tensor:
-    """Logits of a window by the textbook: every matrix written out, all inputs in one pass, the prefix cut off by `detach`."""
+    """Logits of a window by the textbook: every matrix written out, all inputs in one pass, the prefix cut off by
+    `detach`.
+    """
     heads, end = model.settings.heads, start + length
-    stream = torch.cat([model.class_embedding[labels][:, None], model.token_embedding[tokens[:, : end - 1].long()]], dim=1)
+    stream = torch.cat(
+        [model.class_embedding[labels][:, None], model.token_embedding[tokens[:, : end - 1].long()]], dim=1
+    )
     stream = stream + model.position_embedding[:end]
     hidden = torch.arange(end)[None] > torch.arange(end)[:, None]
     for block in model.blocks:
         stream = torch.cat([stream[:, :start].detach(), stream[:, start:]], dim=1)
         normed = F.layer_norm(stream, stream.shape[-1:], block.attention_norm.weight)
         queries, keys, values = (
-            part.reshape(BATCH, end, heads, -1).transpose(1, 2) for part in (normed @ block.qkv.weight.T).chunk(3, dim=-1)
+            part.reshape(BATCH, end, heads, -1).transpose(1, 2)
+            for part in (normed @ block.qkv.weight.T).chunk(3, dim=-1)
         )
         if cut == "stream and kv":
             keys = torch.cat([keys[:, :, :start].detach(), keys[:, :, start:]], dim=2)
@@ -64,7 +74,9 @@ def reference_window(
     return F.layer_norm(stream[:, start:], stream.shape[-1:], model.final_norm.weight) @ model.head.weight.T
 
 
-def reference_loss(model: VideoTransformer, tokens: Tensor, labels: Tensor, start: int, length: int, cut: str = "stream and kv") -> Tensor:
+def reference_loss(
+    model: VideoTransformer, tokens: Tensor, labels: Tensor, start: int, length: int, cut: str = "stream and kv"
+) -> Tensor:
     logits = reference_window(model, tokens, labels, start, length, cut)
     return F.cross_entropy(logits.flatten(0, 1), tokens[:, start : start + length].flatten().long())
 
@@ -143,12 +155,16 @@ def test_tokens_after_the_window_change_nothing() -> None:
 def test_losses_of_a_partition_add_up_to_the_full_loss() -> None:
     model, (tokens, labels) = make_model(), batch()
     parts = [(0, 18), (18, 9), (27, 17), (44, 1)]
-    total = sum(length / TOKENS * window_loss(model, tokens, labels, start, length).cross_entropy for start, length in parts)
+    total = sum(
+        length / TOKENS * window_loss(model, tokens, labels, start, length).cross_entropy for start, length in parts
+    )
     assert abs(total - window_loss(model, tokens, labels, 0, TOKENS).cross_entropy).item() < EXACT
 
 
 def test_bfloat16_autocast_trains_every_weight_of_a_window() -> None:
-    """The trap of older torch: autocast keeps weights that the prefix cast without a graph, and the window has no gradient."""
+    """The trap of older torch: autocast keeps weights that the prefix cast without a graph, and the window has no
+    gradient.
+    """
     model, (tokens, labels) = make_model(torch.float32), batch()
     exact = gradients(model, window_loss(model, tokens, labels, 9, 18, continuity_weight=0.1).total)
     with torch.autocast("cpu", torch.bfloat16):
@@ -183,7 +199,9 @@ def test_windows_outside_the_clip_are_refused(start: int, length: int) -> None:
         model.window(tokens, labels, start, length)
 
 
-@pytest.mark.parametrize("shape", [(0, 45, 1, 16, 1, 2), (20, 45, 0, 16, 1, 2), (20, 45, 1, 16, 0, 2), (20, 45, 1, 15, 1, 2)])
+@pytest.mark.parametrize(
+    "shape", [(0, 45, 1, 16, 1, 2), (20, 45, 0, 16, 1, 2), (20, 45, 1, 16, 0, 2), (20, 45, 1, 15, 1, 2)]
+)
 def test_shapes_that_cannot_be_are_refused(shape: tuple[int, ...]) -> None:
     with pytest.raises(ValueError, match="must"):
         VideoTransformer(*shape)

@@ -25,13 +25,17 @@ def shuffled(video: np.ndarray, random: np.random.Generator) -> np.ndarray:
 def frozen(video: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Nothing moves in the second half."""
     half = video.shape[1] // 2
-    return np.concatenate([video[:, :half], np.repeat(video[:, half : half + 1], video.shape[1] - half, axis=1)], axis=1)
+    return np.concatenate(
+        [video[:, :half], np.repeat(video[:, half : half + 1], video.shape[1] - half, axis=1)], axis=1
+    )
 
 
 def jittered(video: np.ndarray, random: np.random.Generator) -> np.ndarray:
     """Every frame is displaced by itself, by up to a 24th of the side."""
     reach = max(1, video.shape[-1] // 24)
-    return np.stack([[np.roll(frame, random.integers(-reach, reach + 1, 2), (1, 2)) for frame in clip] for clip in video])
+    return np.stack(
+        [[np.roll(frame, random.integers(-reach, reach + 1, 2), (1, 2)) for frame in clip] for clip in video]
+    )
 
 
 def slowed(video: np.ndarray, random: np.random.Generator) -> np.ndarray:
@@ -70,7 +74,9 @@ def footage() -> tuple[np.ndarray, np.ndarray]:
 
 @pytest.mark.parametrize("damage", TEMPORAL, ids=lambda damage: damage.__name__)
 @pytest.mark.parametrize("kind", ["digits", "footage"])
-def test_temporal_damage_moves_it_far_more_than_mild_spatial_noise(kind: str, damage: Callable, request: pytest.FixtureRequest) -> None:
+def test_temporal_damage_moves_it_far_more_than_mild_spatial_noise(
+    kind: str, damage: Callable, request: pytest.FixtureRequest
+) -> None:
     found = request.getfixturevalue(kind)
     video, real = found if kind == "footage" else (np.array(found[1].clips("test")), np.array(found[1].clips("train")))
     reference = motion_features(real)
@@ -80,7 +86,9 @@ def test_temporal_damage_moves_it_far_more_than_mild_spatial_noise(kind: str, da
 
 
 def test_features_of_fvd_hardly_see_what_it_sees(footage: tuple[np.ndarray, np.ndarray]) -> None:
-    """The story of this measure: shuffling the frames of real clips leaves the Fréchet distance of a random 3D CNN about where it was."""
+    """The story of this measure: shuffling the frames of real clips leaves the Fréchet distance of a random 3D CNN
+    about where it was.
+    """
     video, real = footage
     labels = np.zeros(len(real), np.int64)
     extractor = fit_extractor("native-random", real, labels, 1, real[:0], labels[:0])

@@ -113,7 +113,9 @@ def test_negative_weights_are_refused(weights: dict[str, float]) -> None:
 
 
 def test_shrinking_the_raw_states_pays_without_changing_what_is_said() -> None:
-    """The trap: h is read through the final norm alone, so the raw term can be made small without bringing neighbours closer."""
+    """The trap: h is read through the final norm alone, so the raw term can be made small without bringing neighbours
+    closer.
+    """
     hidden, model = random_hidden(), make_model()
     logits, shrunk = model.head(model.final_norm(hidden)), model.head(model.final_norm(0.1 * hidden))
     torch.testing.assert_close(logits, shrunk, rtol=0, atol=1e-3)  # the norm's epsilon

@@ -1,4 +1,6 @@
-"""What orchestration costs: the parts of a recorded log by hand, and the bare ways' trials told in the events of a study's log."""
+"""What orchestration costs: the parts of a recorded log by hand, and the bare ways' trials told in the events of a
+study's log.
+"""
 
 from __future__ import annotations
 
@@ -17,7 +19,9 @@ from reco_tune.tokenizers import prepare_tokens
 
 
 def trial(name: str, asked: float, started: float, reported: float, ended: float) -> list[Event]:
-    """Its work: 1 s of calibration, 2 s of training before the first report and 3 s after it, 4 s of sampling and evaluation."""
+    """Its work: 1 s of calibration, 2 s of training before the first report and 3 s after it, 4 s of sampling and
+    evaluation.
+    """
 
     def event(kind: str, at: float, **metrics: float) -> Event:
         return {"event": kind, "time": at, "trial": name, "metrics": metrics}
@@ -55,7 +59,12 @@ def test_a_row_sums_up_and_its_parts_add_up() -> None:
     row: dict[str, Any] = _row("ours", Search(TWO_AT_ONCE, 2, began=-5.0, ended=50.0), expected=4)
     assert (row["low"], row["median"], row["high"], row["mean"]) == (2.0, 3.0, 4.0, 3.0)
     assert sum(row[part] for part in PARTS) == row["mean"]
-    assert (row["work"], row["trials"], row["start_seconds"], row["whole_seconds"]) == (pytest.approx(10), 4, 25.0, 55.0)
+    assert (row["work"], row["trials"], row["start_seconds"], row["whole_seconds"]) == (
+        pytest.approx(10),
+        4,
+        25.0,
+        55.0,
+    )
 
 
 def test_a_lost_trial_is_no_measurement() -> None:

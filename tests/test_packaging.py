@@ -1,4 +1,6 @@
-"""The wheel installs one name, carries the shipped files and finds them from anywhere; the lock pins everything and names no machine."""
+"""The wheel installs one name, carries the shipped files and finds them from anywhere; the lock pins everything and
+names no machine.
+"""
 
 from __future__ import annotations
 
@@ -49,13 +51,16 @@ load_space(path)
 print(path)
 """
     environment = {**os.environ, "PYTHONPATH": str(site)}
-    found = subprocess.run([sys.executable, "-c", program], cwd=elsewhere, env=environment, capture_output=True, text=True)
+    found = subprocess.run(
+        [sys.executable, "-c", program], cwd=elsewhere, env=environment, capture_output=True, text=True
+    )
     assert found.stdout.strip() == str(site / "reco_tune" / "_bundled" / "search_spaces" / "demo.yaml"), found.stderr
 
 
 def test_importing_the_package_is_instant_and_silent() -> None:
     program = (
-        "import sys; import reco_tune; heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pydantic'} & set(sys.modules); print(sorted(heavy))"
+        "import sys; import reco_tune; heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pydantic'} & set(sys.modules);"
+        " print(sorted(heavy))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
@@ -65,7 +70,14 @@ def test_the_lock_pins_every_package_and_names_no_machine() -> None:
     lines = (ROOT / "requirements.lock").read_text().splitlines()
     assert [line for line in lines if not re.fullmatch(r"[a-z0-9._-]+==[0-9][a-z0-9.]*", line)] == []
     pinned = {line.split("==")[0] for line in lines}
-    assert not {name for name in pinned if name.startswith(("nvidia", "triton", "cuda"))}  # torch brings its own where there is a GPU
+    assert not {
+        name for name in pinned if name.startswith(("nvidia", "triton", "cuda"))
+    }  # torch brings its own where there is a GPU
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    asked = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"], *project["build-system"]["requires"], "uv"]
+    asked = [
+        *project["project"]["dependencies"],
+        *project["dependency-groups"]["dev"],
+        *project["build-system"]["requires"],
+        "uv",
+    ]
     assert {re.split(r"[\[<>=~]", item)[0].lower() for item in asked} <= pinned

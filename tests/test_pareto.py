@@ -15,7 +15,9 @@ def brute_force(points):
 
 @pytest.mark.parametrize("objectives", [1, 2, 3])
 def test_non_dominated_is_the_definition(objectives):
-    points = np.random.default_rng(0).integers(0, 6, (60, objectives)).astype(float)  # small integers: many ties and equal rows
+    points = (
+        np.random.default_rng(0).integers(0, 6, (60, objectives)).astype(float)
+    )  # small integers: many ties and equal rows
     assert non_dominated(points).tolist() == brute_force(points)
 
 
@@ -39,7 +41,15 @@ def test_volume_of_boxes_is_that_of_a_fine_grid():
         ([[np.nan, 0], [1, 1]], [False, True]),
         ([[-np.inf, 0], [1, 1]], [False, True]),
     ],
-    ids=["none", "one", "two-ends", "equal-stand-together", "weakly-dominated", "nan-is-no-point", "infinite-is-no-point"],
+    ids=[
+        "none",
+        "one",
+        "two-ends",
+        "equal-stand-together",
+        "weakly-dominated",
+        "nan-is-no-point",
+        "infinite-is-no-point",
+    ],
 )
 def test_non_dominated(points, expected):
     assert non_dominated(np.reshape(points, (-1, 2))).tolist() == expected
@@ -50,7 +60,9 @@ def test_contested_is_the_definition(objectives):
     random = np.random.default_rng(2)
     best = random.integers(0, 20, (60, objectives)).astype(float)
     worst = best + random.integers(0, 4, best.shape)  # ends of intervals that meet, too
-    expected = [any((other <= own).all() for place, other in enumerate(best) if place != row) for row, own in enumerate(worst)]
+    expected = [
+        any((other <= own).all() for place, other in enumerate(best) if place != row) for row, own in enumerate(worst)
+    ]
     assert contested(best, worst).tolist() == expected and (objectives == 1 or 0 < sum(expected) < 60)
     assert contested(best, worst[:5]).tolist() == expected[:5]
 
@@ -70,7 +82,15 @@ def test_crowding_is_infinite_at_the_ends_and_half_the_box_between():
 
 
 def test_best_first_is_by_rank_then_by_room_then_as_they_stand():
-    points = [[2, 2], [0, 4], [1.9, 2.2], [np.nan, 0], [4, 0], [3, 1], [5, 5]]  # the front from left to right: 1, (2), 0, 5, 4
+    points = [
+        [2, 2],
+        [0, 4],
+        [1.9, 2.2],
+        [np.nan, 0],
+        [4, 0],
+        [3, 1],
+        [5, 5],
+    ]  # the front from left to right: 1, (2), 0, 5, 4
     order = best_first(points).tolist()
     assert order[:2] == [1, 4] and set(order[2:5]) == {0, 2, 5} and order[5:] == [6, 3]
     assert best_first([[0, 1], [1, 0]]).tolist() == [0, 1]
@@ -113,7 +133,9 @@ def test_a_knee_needs_two_objectives():
 
 
 def test_two_objectives_with_ties_agree_with_the_definition():
-    points = np.random.default_rng(5).integers(0, 6, size=(300, 2)).astype(float)  # many equal rows and equal coordinates
+    points = (
+        np.random.default_rng(5).integers(0, 6, size=(300, 2)).astype(float)
+    )  # many equal rows and equal coordinates
     points[::17, 0] = np.nan
     expected = [bool(np.isfinite(point).all()) for point in points]
     finite = points[np.isfinite(points).all(axis=1)]

@@ -1,4 +1,6 @@
-"""Worker groups on GPUs: Ray's placement is real, the GPUs are logical ones, so that it can be seen on a machine without any."""
+"""Worker groups on GPUs: Ray's placement is real, the GPUs are logical ones, so that it can be seen on a machine
+without any.
+"""
 
 from __future__ import annotations
 
@@ -22,12 +24,17 @@ from reco_tune.study.worker import Hooks
 def say_where(job: Job, hooks: Hooks) -> None:
     """Instead of training: which GPUs and CPUs this worker was given."""
     hooks.event(
-        "evaluated", metrics={}, curves={}, provenance={"gpus": ray.get_gpu_ids(), **ray.get_runtime_context().get_assigned_resources()}
+        "evaluated",
+        metrics={},
+        curves={},
+        provenance={"gpus": ray.get_gpu_ids(), **ray.get_runtime_context().get_assigned_resources()},
     )
 
 
 def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """`resources.gpus_per_worker` reaches Ray: two groups at once on two GPUs, each with one and with the CPU it asked for."""
+    """`resources.gpus_per_worker` reaches Ray: two groups at once on two GPUs, each with one and with the CPU it asked
+    for.
+    """
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
     monkeypatch.setattr(groups.worker, "execute", say_where)
     monkeypatch.setattr(groups, "TorchConfig", lambda: TorchConfig(backend="gloo"))  # NCCL needs GPUs that are there
@@ -43,7 +50,11 @@ def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
         warm = groups.WorkerGroups(desk, placement, tmp_path / "train", len(jobs), own_cluster=True)
         heard: list[dict[str, Any]] = []
         deadline = time.monotonic() + 240
-        while sum(event["event"] in ("evaluated", "failed") for event in heard) < 2 and time.monotonic() < deadline and not warm.gone:
+        while (
+            sum(event["event"] in ("evaluated", "failed") for event in heard) < 2
+            and time.monotonic() < deadline
+            and not warm.gone
+        ):
             events, _ = ray.get(desk.drain.remote())
             ray.get(desk.wrote.remote(len(events)))
             heard += events

@@ -14,7 +14,14 @@ DEMO = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
 
 def test_the_baseline_runs_once_and_stands_under_both_budgets(tmp_path: Path) -> None:
     names = [run.trial for run in plan(small_space(tmp_path, "seeds=[0, 3]")).runs]
-    assert names == ["full-s0", "reco-equal_steps-s0", "full-s3", "reco-equal_steps-s3", "reco-equal_compute-s0", "reco-equal_compute-s3"]
+    assert names == [
+        "full-s0",
+        "reco-equal_steps-s0",
+        "full-s3",
+        "reco-equal_steps-s3",
+        "reco-equal_compute-s0",
+        "reco-equal_compute-s3",
+    ]
 
 
 def test_equal_compute_gives_the_steps_that_the_baselines_cost_buys(tmp_path: Path) -> None:
@@ -46,14 +53,24 @@ def test_pieces_are_prepared_for_the_arm_that_trains_on_sub_clips_alone() -> Non
 @pytest.mark.parametrize(
     ("change", "named"),
     [
-        pytest.param({"search": {"data.size_px": {"int": [12, 16]}}}, "data.size_px", id="searching what runs are compared on"),
-        pytest.param({"search": {"window.scheme": {"choice": ["full", "window"]}}}, "window.scheme", id="searching the scheme"),
-        pytest.param({"arms": {"full": {"evaluation.samples": 3}, "reco": {}}}, "evaluation.samples", id="an arm judged otherwise"),
+        pytest.param(
+            {"search": {"data.size_px": {"int": [12, 16]}}}, "data.size_px", id="searching what runs are compared on"
+        ),
+        pytest.param(
+            {"search": {"window.scheme": {"choice": ["full", "window"]}}}, "window.scheme", id="searching the scheme"
+        ),
+        pytest.param(
+            {"arms": {"full": {"evaluation.samples": 3}, "reco": {}}},
+            "evaluation.samples",
+            id="an arm judged otherwise",
+        ),
         pytest.param({"arms": {"full": {}, "search": {}}}, "search", id="an arm with the name of sampled runs"),
         pytest.param({"objectives": {"fdv": "minimize"}}, "fdv", id="an objective that nobody measures"),
     ],
 )
-def test_what_would_make_runs_incomparable_is_refused_by_name(tmp_path: Path, change: dict[str, object], named: str) -> None:
+def test_what_would_make_runs_incomparable_is_refused_by_name(
+    tmp_path: Path, change: dict[str, object], named: str
+) -> None:
     space = Space.model_validate({**small_space(tmp_path).model_dump(), **change})
     with pytest.raises(SettingsError, match=named):
         plan(space)

@@ -44,7 +44,9 @@ def closed_port() -> Iterator[int]:
 
 def test_an_address_where_nothing_listens(closed_port: int, tmp_path: Path) -> None:
     """Ray tried for minutes; nothing is written either."""
-    with pytest.raises(StudyError, match=f"no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`"):
+    with pytest.raises(
+        StudyError, match=f"no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`"
+    ):
         run(small_space(tmp_path), tmp_path / "study", Options(address=f"127.0.0.1:{closed_port}"))
     assert not (tmp_path / "study").exists()
 
@@ -71,7 +73,9 @@ def test_auto_without_a_cluster_is_told_at_once(closed_port: int, monkeypatch: p
 
 def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path) -> None:
     uri = f"http://127.0.0.1:{closed_port}"
-    with pytest.raises(TrackingError, match=f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out"):
+    with pytest.raises(
+        TrackingError, match=f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out"
+    ):
         run(small_space(tmp_path), tmp_path / "study", Options(tracking_uri=uri))
     assert not (tmp_path / "study").exists()
     check_tracking("sqlite:///mlflow.db")
@@ -80,7 +84,9 @@ def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
     (tmp_path / "file").write_text("")
-    with pytest.raises(StudyError, match=r"the cache folder .*/file/cache cannot be written to \(not a directory\); give another one"):
+    with pytest.raises(
+        StudyError, match=r"the cache folder .*/file/cache cannot be written to \(not a directory\); give another one"
+    ):
         check_folder(tmp_path / "file" / "cache", "the cache folder")
     check_folder(tmp_path / "new", "the cache folder")
     assert list((tmp_path / "new").iterdir()) == []
@@ -88,8 +94,12 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 
 def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
     planned = plan(small_space(tmp_path, "model.width=8192", "model.depth=4", "resources.gpus_per_worker=1"))
-    large, small, none = (Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 80), ("node-1", 8), ("head", 0)))
-    with pytest.raises(SettingsError, match=r"arm `full` needs at least \d+\.\d GiB of a GPU, but a worker on node-1 gets 8\.0; raise"):
+    large, small, none = (
+        Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 80), ("node-1", 8), ("head", 0))
+    )
+    with pytest.raises(
+        SettingsError, match=r"arm `full` needs at least \d+\.\d GiB of a GPU, but a worker on node-1 gets 8\.0; raise"
+    ):
         check_memory(planned, [none, large, small])
     check_memory(planned, [none, large])
     check_memory(planned, [])
@@ -98,9 +108,18 @@ def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
 
 def test_the_least_memory_by_hand() -> None:
     """16 bytes a weight, and for each of 4 x 45 tokens the input of 2 blocks in float32."""
-    nested = {"data": {"layout": "digits", "clip_frames": 5, "size_px": 12}, "model": {"width": 16, "depth": 2, "heads": 2}}
+    nested = {
+        "data": {"layout": "digits", "clip_frames": 5, "size_px": 12},
+        "model": {"width": 16, "depth": 2, "heads": 2},
+    }
     experiment = make_experiment(
-        {**nested, "training": {"batch_size": 8, "micro_batches": 2, "precision": "float32"}, "window": {"scheme": "full"}}, {}, where="toy"
+        {
+            **nested,
+            "training": {"batch_size": 8, "micro_batches": 2, "precision": "float32"},
+            "window": {"scheme": "full"},
+        },
+        {},
+        where="toy",
     )
     tokens, codes = experiment.grid.num_tokens, experiment.tokenizer.num_codes
     weights = (codes + 2 + tokens) * 16 + 2 * (12 * 16**2 + 2 * 16) + 16 + codes * 16
@@ -110,7 +129,11 @@ def test_the_least_memory_by_hand() -> None:
 @pytest.mark.parametrize(
     ("versions_there", "sees", "sentence"),
     [
-        ({}, False, "the study folder .* is not seen by node-7; put it on storage that all machines of the cluster share"),
+        (
+            {},
+            False,
+            "the study folder .* is not seen by node-7; put it on storage that all machines of the cluster share",
+        ),
         ({"torch": "1.0"}, True, "node-7 has torch 1.0, but the driver has .*; install the same everywhere"),
     ],
     ids=["folder not shared", "another version"],
@@ -133,7 +156,8 @@ def test_this_machine_fits_itself(tmp_path: Path) -> None:
 
 def test_a_storage_that_cannot_be_reached(tmp_path: Path) -> None:
     with pytest.raises(
-        StudyError, match=r"the storage ftp://server/x cannot be used \(.*\); give resources.storage an address that pyarrow knows"
+        StudyError,
+        match=r"the storage ftp://server/x cannot be used \(.*\); give resources.storage an address that pyarrow knows",
     ):
         run(small_space(tmp_path, "resources.storage=ftp://server/x"), tmp_path / "study", Options(track=False))
     assert not (tmp_path / "study").exists()
@@ -141,12 +165,23 @@ def test_a_storage_that_cannot_be_reached(tmp_path: Path) -> None:
 
 def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> None:
     small_space(tmp_path)
-    command = [sys.executable, "-m", "reco_tune", "run", str(tmp_path / "small.yaml"), "--output", str(tmp_path / "study")]
-    done = subprocess.run([*command, "--address", f"127.0.0.1:{closed_port}"], capture_output=True, text=True, env={**os.environ})
+    command = [
+        sys.executable,
+        "-m",
+        "reco_tune",
+        "run",
+        str(tmp_path / "small.yaml"),
+        "--output",
+        str(tmp_path / "study"),
+    ]
+    done = subprocess.run(
+        [*command, "--address", f"127.0.0.1:{closed_port}"], capture_output=True, text=True, env={**os.environ}
+    )
     assert done.returncode == 2 and done.stdout == ""
     assert (
         done.stderr
-        == f"reco-tune: no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`, or leave --address out\n"
+        == f"reco-tune: no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`, or leave"
+        " --address out\n"
     )
     assert issubclass(StudyError, ReCoTuneError)
 
@@ -159,8 +194,14 @@ def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> N
             ["tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos"],
             r"tokenizer.path \(/nowhere/cosmos\) is neither a folder or file that is",
         ),
-        (["tokenizer.kind=omnitokenizer", "tokenizer.path=."], "tokenizer.kind omnitokenizer needs tokenizer.checkpoint"),
-        (["evaluation.protocol=latte", "evaluation.extractor_path=/nowhere/i3d.pt"], r"extractor_path \(/nowhere/i3d.pt\) cannot be read"),
+        (
+            ["tokenizer.kind=omnitokenizer", "tokenizer.path=."],
+            "tokenizer.kind omnitokenizer needs tokenizer.checkpoint",
+        ),
+        (
+            ["evaluation.protocol=latte", "evaluation.extractor_path=/nowhere/i3d.pt"],
+            r"extractor_path \(/nowhere/i3d.pt\) cannot be read",
+        ),
         (["warm_start=[/nowhere/study]"], "/nowhere/study is not a study folder"),
     ],
     ids=["no path given", "no file", "no checkpoint given", "no I3D", "no earlier study"],
@@ -175,7 +216,9 @@ def test_what_the_settings_name_and_is_not_there(overrides: list[str], sentence:
 
 def test_weights_that_were_copied_are_not_missed(tmp_path: Path) -> None:
     """The cache folder holds its own copy, so the files may go."""
-    experiment = plan(small_space(tmp_path, "tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos", "data.size_px=16")).shared
+    experiment = plan(
+        small_space(tmp_path, "tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos", "data.size_px=16")
+    ).shared
     with pytest.raises(SettingsError, match="is neither a folder"):
         check_files(experiment)
     tokenizer_path(experiment, source="").mkdir(parents=True)
@@ -189,7 +232,9 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) ->
         torch.empty(2**60, dtype=torch.uint8)
     said = sentence(refused.value, experiment)
     assert re.match(
-        rf"it ran out of memory \(.*{2**60} bytes.*\): a worker needs more than {least_memory(experiment) / 2**30:.1f} GiB", said
+        rf"it ran out of memory \(.*{2**60} bytes.*\): a worker needs more than"
+        rf" {least_memory(experiment) / 2**30:.1f} GiB",
+        said,
     )
     assert re.search(r"its machine has \d+\.\d for all that runs on it; raise training.micro_batches", said)
     assert sentence(DataError("a file is gone"), experiment) == "a file is gone"

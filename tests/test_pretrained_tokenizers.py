@@ -1,7 +1,8 @@
-"""Adapters of pretrained tokenizers, against stand-ins that have the published interfaces: round trips and independence of the batch first,
-then what each works around, then what is refused.
+"""Adapters of pretrained tokenizers, against stand-ins that have the published interfaces: round trips and independence
+of the batch first, then what each works around, then what is refused.
 
-The stand-ins cannot tell whether published weights give the pixels that their authors show; `reco-tune tokenize --check` does.
+The stand-ins cannot tell whether published weights give the pixels that their authors show; `reco-tune tokenize
+--check` does.
 """
 
 from __future__ import annotations
@@ -53,7 +54,9 @@ def given(tmp_path_factory: pytest.TempPathFactory) -> Callable[[str], Tokenizer
                 made[kind] = Tokenizer(kind="cosmos", path=str(write_cosmos(folder / "DV4x8x8", offset=1)))
             elif kind == "omnitokenizer":
                 code, weights = write_omnitokenizer(folder)
-                made[kind] = Tokenizer(kind="omnitokenizer", path=str(code), checkpoint=str(weights), num_codes=OMNI_CODES)
+                made[kind] = Tokenizer(
+                    kind="omnitokenizer", path=str(code), checkpoint=str(weights), num_codes=OMNI_CODES
+                )
             else:
                 code, hub, _ = write_larp(folder)
                 made[kind] = Tokenizer(kind="larp", path=str(code), checkpoint=str(hub), num_codes=30)
@@ -66,7 +69,9 @@ def _video(kind: str, number: int = 3, seed: int = 0) -> torch.Tensor:
     """uint8: a colour for every 4 x 8 x 8 tubelet."""
     frames, side = (16, 128) if kind == "larp" else (5, 32)
     random = torch.Generator().manual_seed(seed)
-    blocks = torch.randint(0, 256, (number, 2 if frames == 5 else 4, 3, side // 8, side // 8), generator=random, dtype=torch.uint8)
+    blocks = torch.randint(
+        0, 256, (number, 2 if frames == 5 else 4, 3, side // 8, side // 8), generator=random, dtype=torch.uint8
+    )
     wide = blocks.repeat_interleave(4, 1).repeat_interleave(8, 3).repeat_interleave(8, 4)
     return wide[:, 3:] if frames == 5 else wide
 
@@ -80,7 +85,9 @@ def test_shapes_types_and_range(given: Callable[[str], Tokenizer], kind: str) ->
     assert tuple(codes.shape[1:]) == values.grid(video.shape[1], video.shape[3])
     decoded = tokenizer.decode(codes)
     assert (decoded.shape, decoded.dtype) == (video.shape, torch.uint8)
-    assert tokenizer.decode(torch.randint(values.num_codes, codes.shape)).shape == video.shape, "a model may sample any code anywhere"
+    assert tokenizer.decode(torch.randint(values.num_codes, codes.shape)).shape == video.shape, (
+        "a model may sample any code anywhere"
+    )
 
 
 @pytest.mark.parametrize("kind", KINDS)
@@ -106,7 +113,9 @@ def test_no_code_depends_on_later_frames(given: Callable[[str], Tokenizer], kind
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_saved_and_loaded_is_the_same_without_the_files_it_came_from(given: Callable[[str], Tokenizer], kind: str, tmp_path: Path) -> None:
+def test_saved_and_loaded_is_the_same_without_the_files_it_came_from(
+    given: Callable[[str], Tokenizer], kind: str, tmp_path: Path
+) -> None:
     tokenizer, video = open_pretrained(given(kind)), _video(kind)
     path = tmp_path / "cache" / "tokenizers" / "t"
     tokenizer.save(path)
@@ -114,14 +123,22 @@ def test_saved_and_loaded_is_the_same_without_the_files_it_came_from(given: Call
     assert loaded.fingerprint == tokenizer.fingerprint == open_pretrained(given(kind)).fingerprint
     assert torch.equal(loaded.encode(video), tokenizer.encode(video))
     assert loaded.pixels == tokenizer.pixels == PixelRange(*json.loads((path / "tokenizer.json").read_text())["pixels"])
-    assert not [name for name in load_file(path / "tokenizer.safetensors") if name.startswith(("prior_model", "perceptual_model"))]
+    assert not [
+        name
+        for name in load_file(path / "tokenizer.safetensors")
+        if name.startswith(("prior_model", "perceptual_model"))
+    ]
 
 
 @pytest.mark.parametrize("kind", ["cosmos", "omnitokenizer", "larp"])
-def test_colours_come_back_in_the_range_that_the_network_was_trained_on(given: Callable[[str], Tokenizer], kind: str) -> None:
+def test_colours_come_back_in_the_range_that_the_network_was_trained_on(
+    given: Callable[[str], Tokenizer], kind: str
+) -> None:
     """A codebook's own colours are exact; in another range of pixels they would be others."""
     tokenizer = open_pretrained(given(kind))
-    anything = torch.randint(tokenizer.num_codes, tokenizer.encode(_video(kind)).shape, generator=torch.Generator().manual_seed(0))
+    anything = torch.randint(
+        tokenizer.num_codes, tokenizer.encode(_video(kind)).shape, generator=torch.Generator().manual_seed(0)
+    )
     if kind == "cosmos":
         anything = anything % 512 + 512 * 2 + 2560 * 2 + 12800 * 2  # the channels that the stand-in reads
     assert torch.equal(tokenizer.encode(tokenizer.decode(anything)), anything)
@@ -133,7 +150,9 @@ def test_a_pixel_range_gives_every_byte_back() -> None:
     for pixels in (PixelRange(-1, 1), PixelRange(-0.5, 0.5), PixelRange(0, 1)):
         every = torch.arange(256, dtype=torch.uint8)
         floats = pixels.to_float(every)
-        assert (floats[0], floats[-1]) == pytest.approx((pixels.low, pixels.high)) and torch.equal(pixels.to_uint8(floats), every)
+        assert (floats[0], floats[-1]) == pytest.approx((pixels.low, pixels.high)) and torch.equal(
+            pixels.to_uint8(floats), every
+        )
         assert pixels.to_uint8(torch.tensor([pixels.low - 1, pixels.high + 1])).tolist() == [0, 255]
 
 
@@ -166,26 +185,41 @@ def _cosmos(tmp_path: Path, damage: Callable[[Path], object] = lambda path: None
 @pytest.mark.parametrize(
     ("make", "message"),
     [
-        (lambda path: Tokenizer(kind="cosmos"), "needs tokenizer.path: the folder that holds encoder.jit and decoder.jit"),
+        (
+            lambda path: Tokenizer(kind="cosmos"),
+            "needs tokenizer.path: the folder that holds encoder.jit and decoder.jit",
+        ),
         (lambda path: _cosmos(path, lambda c: (c / "decoder.jit").unlink()), "does not hold decoder.jit"),
         (lambda path: _cosmos(path, lambda c: (c / "encoder.jit").write_bytes(b"PK no")), "no TorchScript program"),
         (lambda path: _cosmos(path, encoder=_Continuous()), "continuous tokenizer"),
         (lambda path: _cosmos(path, encoder=_Misnumbered()), "differ from its own codes"),
         (lambda path: Tokenizer(kind="omnitokenizer"), "needs tokenizer.path: the folder of the authors' repository"),
         (lambda path: Tokenizer(kind="omnitokenizer", path=str(path)), "needs tokenizer.checkpoint"),
-        (lambda path: Tokenizer(kind="omnitokenizer", path=str(path), checkpoint=str(path / "no.ckpt")), "is not a file"),
+        (
+            lambda path: Tokenizer(kind="omnitokenizer", path=str(path), checkpoint=str(path / "no.ckpt")),
+            "is not a file",
+        ),
         (lambda path: _omni(path, use_vae=True), "it is the continuous VAE; take the VQVAE"),
-        (lambda path: _omni(path).model_copy(update={"path": str(path)}), "does not hold OmniTokenizer/omnitokenizer.py"),
+        (
+            lambda path: _omni(path).model_copy(update={"path": str(path)}),
+            "does not hold OmniTokenizer/omnitokenizer.py",
+        ),
         (lambda path: _omni(path, num_codes=50), r"tokenizer.num_codes \(50\) is not the 40 of the weights"),
         (lambda path: _omni(path, patch_size=16), r"tokenizer.spatial_stride \(8\) is not the 16"),
         (lambda path: _omni(path, state={"scale": torch.ones(3)}), "1 weights are missing"),
         (lambda path: _omni(path, state=None), "is no checkpoint of OmniTokenizer"),
         (lambda path: Tokenizer(kind="larp", path=str(path)), "needs tokenizer.checkpoint"),
-        (lambda path: Tokenizer(kind="larp", path=str(path), checkpoint="nowhere"), "neither a folder or file that is there nor the name"),
+        (
+            lambda path: Tokenizer(kind="larp", path=str(path), checkpoint="nowhere"),
+            "neither a folder or file that is there nor the name",
+        ),
         (lambda path: _larp(path, frame_num=8), "give 1024 codes for 8 frames"),
         (lambda path: _larp(path, drop="config.json"), "holds no weights of LARP"),
         (lambda path: Tokenizer(kind="vidtok"), "needs tokenizer.path"),
-        (lambda path: Tokenizer(kind="vidtok", path="microsoft/vidtok_fsq_causal_488_32768"), "weights of v1.0 .* give wrong codes"),
+        (
+            lambda path: Tokenizer(kind="vidtok", path="microsoft/vidtok_fsq_causal_488_32768"),
+            "weights of v1.0 .* give wrong codes",
+        ),
         (lambda path: Tokenizer(kind="vidtok", path=str(path)), "does not say that it is VidTok v1.1"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
@@ -217,7 +251,8 @@ def _larp(path: Path, drop: str | None = None, **changes: object) -> Tokenizer:
 def test_larp_reads_a_training_checkpoint_as_it_reads_a_hub_folder(tmp_path: Path) -> None:
     code, hub, checkpoint = write_larp(tmp_path)
     of_hub, of_training = (
-        open_pretrained(Tokenizer(kind="larp", path=str(code), checkpoint=str(given), num_codes=30)) for given in (hub, checkpoint)
+        open_pretrained(Tokenizer(kind="larp", path=str(code), checkpoint=str(given), num_codes=30))
+        for given in (hub, checkpoint)
     )
     assert of_hub.fingerprint == of_training.fingerprint
 
@@ -233,7 +268,9 @@ def test_a_missing_package_is_one_sentence_that_names_the_extra(
         values = _omni(tmp_path)
     else:
         values = Tokenizer(
-            kind=kind, path=str(tmp_path) if kind == "larp" else "a/VidTok-v1.1", checkpoint="a/b" if kind == "larp" else None
+            kind=kind,
+            path=str(tmp_path) if kind == "larp" else "a/VidTok-v1.1",
+            checkpoint="a/b" if kind == "larp" else None,
         )
     with pytest.raises(SettingsError, match=rf"needs the package {blocked}.*pip install 'reco-tune\[{kind}\]'"):
         open_pretrained(values)
@@ -245,7 +282,9 @@ def test_code_that_fails_when_it_is_imported_is_one_sentence(tmp_path: Path) -> 
     (tmp_path / "o" / "repository" / "pretend_lightning.py").write_text(
         "raise RuntimeError('operator torchvision::nms\\ndoes not exist')\n"
     )
-    with pytest.raises(SettingsError, match=r"cannot be imported \(RuntimeError: operator torchvision::nms does not exist\)"):
+    with pytest.raises(
+        SettingsError, match=r"cannot be imported \(RuntimeError: operator torchvision::nms does not exist\)"
+    ):
         open_pretrained(values)
 
 
@@ -274,7 +313,11 @@ def _holistic(**overrides: object) -> Experiment:
 
 def test_holistic_codes_are_one_block_of_1024_with_windows_in_tokens() -> None:
     experiment = _holistic()
-    assert (experiment.grid, experiment.window.length_tokens, experiment.window.stride_tokens) == ((1, 1, 1024), 256, 128)
+    assert (experiment.grid, experiment.window.length_tokens, experiment.window.stride_tokens) == (
+        (1, 1, 1024),
+        256,
+        128,
+    )
     assert _holistic(**{"window.scheme": "full", "window.length_tokens": None}).window.length_tokens == 1024
 
 
@@ -288,8 +331,14 @@ def test_holistic_codes_are_one_block_of_1024_with_windows_in_tokens() -> None:
         ({"window.length_tokens": None}, "window.length_tokens must be given"),
         ({"objective.continuity_neighbours": "sites"}, r"objective.continuity_neighbours \(sites\) compares frames"),
         ({"evaluation.analyses": True}, "set evaluation.analyses=false"),
-        ({"tokenizer.kind": "kmeans", "tokenizer.path": "x"}, r"tokenizer.path \(x\) has no meaning where tokenizer.kind is kmeans"),
-        ({"tokenizer.kind": "cosmos", "tokenizer.checkpoint": "x"}, r"tokenizer.checkpoint \(x\) has no meaning .* cosmos"),
+        (
+            {"tokenizer.kind": "kmeans", "tokenizer.path": "x"},
+            r"tokenizer.path \(x\) has no meaning where tokenizer.kind is kmeans",
+        ),
+        (
+            {"tokenizer.kind": "cosmos", "tokenizer.checkpoint": "x"},
+            r"tokenizer.checkpoint \(x\) has no meaning .* cosmos",
+        ),
     ],
     ids=lambda value: next(iter(value)) if isinstance(value, dict) else "",
 )
@@ -300,7 +349,14 @@ def test_what_speaks_of_frames_is_refused_where_codes_have_none(changes: dict[st
 
 def _digits(cache_dir: Path, tokenizer: dict[str, object]) -> Experiment:
     nested = {
-        "data": {"layout": "digits", "cache_dir": cache_dir, "clip_frames": 9, "size_px": 16, "train_clips": 12, "test_clips": 6},
+        "data": {
+            "layout": "digits",
+            "cache_dir": cache_dir,
+            "clip_frames": 9,
+            "size_px": 16,
+            "train_clips": 12,
+            "test_clips": 6,
+        },
         "tokenizer": tokenizer,
         "evaluation": {"reference_clips": 6, "validation_clips": 4},
     }
@@ -323,7 +379,9 @@ def test_a_cache_goes_on_working_without_the_weights_and_refuses_others_in_their
     assert prepare_tokens(experiment).path == cache.path
 
 
-def test_weights_that_are_missing_are_told_before_the_data_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_weights_that_are_missing_are_told_before_the_data_are_read(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Telling 96 GB of frames apart takes minutes."""
     monkeypatch.setattr("reco_tune.tokenizers.prepare.data_fingerprint", lambda *_: pytest.fail("the data are read"))
     with pytest.raises(SettingsError, match=r"cosmos needs tokenizer\.path"):
@@ -345,16 +403,23 @@ def test_a_model_of_holistic_codes_is_trained_on_windows_and_its_clips_are_decod
     }
     experiment = _holistic(**changes)
     cache = prepare_tokens(experiment)
-    assert cache.tokens("train").shape == np.load(cache.path / "train.tokens.npy").shape == (6, 1024) and cache.grid == (1, 1, 1024)
+    assert cache.tokens("train").shape == np.load(cache.path / "train.tokens.npy").shape == (
+        6,
+        1024,
+    ) and cache.grid == (1, 1, 1024)
     result = fit(experiment, cache, tmp_path / "run")
     assert result.steps == 2 and np.isfinite(result.metrics["val_cross_entropy"])
     model = load_model(tmp_path / "run").model
-    clips = generate_clips(model, experiment, load_tokenizer(cache.tokenizer_path), cache.grid, torch.tensor([0, 1]), seed=0)
+    clips = generate_clips(
+        model, experiment, load_tokenizer(cache.tokenizer_path), cache.grid, torch.tensor([0, 1]), seed=0
+    )
     assert clips.video_BFCHW.shape == (2, 16, 3, 128, 128)
 
 
 @pytest.mark.parametrize("kind", ["omnitokenizer", "larp"])
-def test_code_is_run_from_where_this_machines_user_put_it_alone(given: Callable[[str], Tokenizer], kind: str, tmp_path: Path) -> None:
+def test_code_is_run_from_where_this_machines_user_put_it_alone(
+    given: Callable[[str], Tokenizer], kind: str, tmp_path: Path
+) -> None:
     """A cache that somebody sends must not bring code along, nor name some beside itself."""
     path = tmp_path / "cache" / "tokenizers" / "t"
     open_pretrained(given(kind)).save(path)

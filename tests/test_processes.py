@@ -20,7 +20,14 @@ from reco_tune.errors import RunFailedError
 @pytest.mark.parametrize("limit", [1, 2, 3])
 def test_results_come_in_the_order_of_the_jobs(limit: int) -> None:
     with Processes(60, limit) as processes:
-        assert list(processes.map(hostile.square, [3, None, 1, 2, None, *range(20)])) == [9, None, 1, 4, None, *(i * i for i in range(20))]
+        assert list(processes.map(hostile.square, [3, None, 1, 2, None, *range(20)])) == [
+            9,
+            None,
+            1,
+            4,
+            None,
+            *(i * i for i in range(20)),
+        ]
         assert list(processes.map(hostile.square, [])) == []
 
 
@@ -73,9 +80,9 @@ def test_no_process_outlives_the_block_or_its_parent(tmp_path: Path) -> None:
             os.kill(process, 0)
     # This script has no `if __name__ == "__main__"`, which multiprocessing would demand.
     script = (
-        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r}); import hostile_readers as hostile\n"
-        "from reco_tune.data.processes import Processes\n"
-        "with Processes(60, 1) as processes: print(next(processes.map(hostile.process_id, [0])), flush=True); time.sleep(600)\n"
+        f"import sys, time; sys.path.insert(0, {str(Path(__file__).parent)!r}); import hostile_readers as hostile\nfrom"
+        " reco_tune.data.processes import Processes\nwith Processes(60, 1) as processes:"
+        " print(next(processes.map(hostile.process_id, [0])), flush=True); time.sleep(600)\n"
     )
     (tmp_path / "script.py").write_text(script)
     parent = subprocess.Popen([sys.executable, str(tmp_path / "script.py")], stdout=subprocess.PIPE)

@@ -17,9 +17,18 @@ ASHA = Pruning(kind="pareto_asha", reduction_factor=2)
 
 
 def run(speedup: float, fvd: float, loss: float | None = None) -> Recorded:
-    """Four rungs of 1 CPU second and 10 FLOPs each, half a second of evaluation; the loss tells the FVD unless it is given."""
+    """Four rungs of 1 CPU second and 10 FLOPs each, half a second of evaluation; the loss tells the FVD unless it is
+    given.
+    """
     rungs = tuple(Rung(10 * n, fvd if loss is None else loss, 10.0 * n, 1.0 * n) for n in range(1, 5))
-    final = {"speedup_limit": speedup, "fvd": fvd, "fvd_low": fvd, "fvd_high": fvd, "kernel_distance": 0.0, "evaluation_cpu_seconds": 0.5}
+    final = {
+        "speedup_limit": speedup,
+        "fvd": fvd,
+        "fvd_low": fvd,
+        "fvd_high": fvd,
+        "kernel_distance": 0.0,
+        "evaluation_cpu_seconds": 0.5,
+    }
     return Recorded({}, final, rungs)
 
 
@@ -36,7 +45,9 @@ WORST, GOOD, BAD, FAST, LATE = run(1, 10), run(2, 4), run(1.5, 5), run(4, 6), ru
     ],
     ids=["whole", "enough-at-once", "two-end-at-the-first-rung", "one-ends-at-the-second"],
 )
-def test_compute_until_enough_is_found(order: list[int], pruning: Pruning, expected: tuple[float, float, int, int]) -> None:
+def test_compute_until_enough_is_found(
+    order: list[int], pruning: Pruning, expected: tuple[float, float, int, int]
+) -> None:
     found = replay([WORST, GOOD, BAD, FAST, LATE], in_order(order), pruning)
     assert tuple(found) == expected
 
@@ -48,14 +59,21 @@ def test_a_search_that_prunes_the_frontier_never_gets_there() -> None:
 
 
 def test_a_recording_goes_on_where_it_stood(tmp_path: Path) -> None:
-    small = ("training.steps=6", "evaluation.samples=4", "evaluation.reference_clips=8", "evaluation.protocol=native-random")
+    small = (
+        "training.steps=6",
+        "evaluation.samples=4",
+        "evaluation.reference_clips=8",
+        "evaluation.protocol=native-random",
+    )
     space, table = small_space(tmp_path, "training.rungs=3", *small), tmp_path / "table.csv"
     record(space, table, 1)
     first = table.read_text()
     record(space, table, 2)
     one, two = read_table(table)
     assert table.read_text().startswith(first) and one.params != two.params and set(one.params) == set(space.search)
-    assert [rung.step for rung in one.rungs] == [2, 4, 6] and one.rungs[2].training_flops > one.rungs[1].training_flops > 0
+    assert [rung.step for rung in one.rungs] == [2, 4, 6] and one.rungs[2].training_flops > one.rungs[
+        1
+    ].training_flops > 0
     with pytest.raises(DataError, match="other ranges or rungs"):
         record(small_space(tmp_path, "training.rungs=2", *small), table, 3)
 

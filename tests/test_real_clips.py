@@ -1,4 +1,6 @@
-"""Footage that nobody here rendered: mixed sizes, codecs and lengths. Skipped where the clips do not lie beside the repository."""
+"""Footage that nobody here rendered: mixed sizes, codecs and lengths. Skipped where the clips do not lie beside the
+repository.
+"""
 
 from __future__ import annotations
 
@@ -21,7 +23,9 @@ FILES = sorted(path for path in ROOT.rglob("*") if path.suffix in EXTENSIONS) if
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
 def test_decord_and_pyav_see_the_same_frames(path: Path) -> None:
-    """Colour conversions differ by rounding, so frames are compared in gray levels; a frame off by one would differ by far more."""
+    """Colour conversions differ by rounding, so frames are compared in gray levels; a frame off by one would differ by
+    far more.
+    """
     frames = count_frames(path)
     assert frames >= 32
     wanted = [0, 7, frames // 2]
@@ -33,26 +37,57 @@ def test_decord_and_pyav_see_the_same_frames(path: Path) -> None:
 def test_clips_of_all_videos_and_no_shared_frames() -> None:
     data = Data(root=ROOT, split="time", test_fraction=0.25, clip_frames=17, size_px=64, clip_stride=8)
     clips = list_clips(data)
-    assert clips.class_names == ("ApplyEyeMakeup", "ArmWrestling", "Basketball", "CleaningPool", "DrinkingWater", "Hugging")
+    assert clips.class_names == (
+        "ApplyEyeMakeup",
+        "ArmWrestling",
+        "Basketball",
+        "CleaningPool",
+        "DrinkingWater",
+        "Hugging",
+    )
     assert {clip.label for clip in clips.train} == set(range(6))
     for path in FILES:
         test_starts = [clip.start for clip in clips.test if clip.path == path.relative_to(ROOT)]
-        assert not test_starts or max(clip.start + 16 for clip in clips.train if clip.path == path.relative_to(ROOT)) < min(test_starts)
+        assert not test_starts or max(
+            clip.start + 16 for clip in clips.train if clip.path == path.relative_to(ROOT)
+        ) < min(test_starts)
 
 
 def test_from_footage_to_tokens_and_back(tmp_path: Path) -> None:
     """A few training steps already show the picture: nearer to the clip than its mean colour."""
     experiment = Experiment(
-        data=Data(root=ROOT, cache_dir=tmp_path, split="time", clip_frames=17, size_px=64, clip_stride=4, train_clips=48, test_clips=12),
+        data=Data(
+            root=ROOT,
+            cache_dir=tmp_path,
+            split="time",
+            clip_frames=17,
+            size_px=64,
+            clip_stride=4,
+            train_clips=48,
+            test_clips=12,
+        ),
         tokenizer=Tokenizer(
-            kind="vq", spatial_stride=8, temporal_stride=4, num_codes=256, width=16, fit_steps=60, fit_batch_size=4, learning_rate=3e-3
+            kind="vq",
+            spatial_stride=8,
+            temporal_stride=4,
+            num_codes=256,
+            width=16,
+            fit_steps=60,
+            fit_batch_size=4,
+            learning_rate=3e-3,
         ),
         evaluation=Evaluation(reference_clips=48, validation_clips=12),
     )
     cache = prepare_tokens(experiment, piece_blocks=(2,))
-    assert cache.grid == (5, 8, 8) and cache.tokens("train").shape == (48, 320) and cache.pieces("test", 2).shape == (12, 4, 128)
+    assert (
+        cache.grid == (5, 8, 8)
+        and cache.tokens("train").shape == (48, 320)
+        and cache.pieces("test", 2).shape == (12, 4, 128)
+    )
     clips = torch.from_numpy(np.array(cache.clips("train")))
-    decoded = load_tokenizer(cache.tokenizer_path).decode(torch.from_numpy(cache.tokens("train").astype(np.int64)).reshape(-1, *cache.grid))
+    decoded = load_tokenizer(cache.tokenizer_path).decode(
+        torch.from_numpy(cache.tokens("train").astype(np.int64)).reshape(-1, *cache.grid)
+    )
     error = (decoded.float() - clips).square().mean()
     flat = (clips.float() - clips.float().mean(dim=(1, 3, 4), keepdim=True)).square().mean()
     assert error < 0.8 * flat

@@ -1,4 +1,5 @@
-"""Every layout as its users have it on disk, built of real files; the levels of the decoded frames say which frames were read.
+"""Every layout as its users have it on disk, built of real files; the levels of the decoded frames say which frames
+were read.
 
 tests/test_layouts.py asks which videos are found; here they are also decoded, film files by decord.
 """
@@ -40,7 +41,9 @@ def frames(folder: Path, level: int, names: str = "{:06d}.png", first: int = 306
 
 
 def ucf101(root: Path) -> None:
-    """The trap: the folder is HandstandPushups, its files are v_HandStandPushups_*; lists have CRLF and, for train, class numbers."""
+    """The trap: the folder is HandstandPushups, its files are v_HandStandPushups_*; lists have CRLF and, for train,
+    class numbers.
+    """
     lists: dict[str, list[str]] = {"trainlist01.txt": [], "testlist01.txt": []}
     for place, (folder, stem) in enumerate([("Basketball", "Basketball"), ("HandstandPushups", "HandStandPushups")]):
         for group, (split, number) in enumerate([("testlist01.txt", ""), ("trainlist01.txt", f" {place + 1}")]):
@@ -54,7 +57,9 @@ def ucf101(root: Path) -> None:
 
 
 def class_folders(root: Path) -> None:
-    for place, name in enumerate(["train/Archery/a b.mp4", "train/Surfing/1.AVI", "test/Archery/c.mkv", "test/Surfing/ü.mov"]):
+    for place, name in enumerate(
+        ["train/Archery/a b.mp4", "train/Surfing/1.AVI", "test/Archery/c.mkv", "test/Surfing/ü.mov"]
+    ):
         film(root / name, 10 + 40 * place)
 
 
@@ -71,9 +76,16 @@ def faceforensics(root: Path) -> None:
 
 def skytimelapse(root: Path) -> None:
     for place, name in enumerate(
-        ["sky_train/07U1fSrk9oI/07U1fSrk9oI_1", "sky_train/07U1fSrk9oI/07U1fSrk9oI_2", "sky_test/a_B/a_B_1", "sky_test/xY/xY_1"]
+        [
+            "sky_train/07U1fSrk9oI/07U1fSrk9oI_1",
+            "sky_train/07U1fSrk9oI/07U1fSrk9oI_2",
+            "sky_test/a_B/a_B_1",
+            "sky_test/xY/xY_1",
+        ]
     ):
-        frames(root / "sky_timelapse" / name, 10 + 40 * place, name.split("/")[1] + "_frames_{}.jpg", first=8)  # 8, 9, 10: not by letters
+        frames(
+            root / "sky_timelapse" / name, 10 + 40 * place, name.split("/")[1] + "_frames_{}.jpg", first=8
+        )  # 8, 9, 10: not by letters
     (root / "sky_timelapse/sky_train/07U1fSrk9oI/07U1fSrk9oI_3").mkdir()
 
 
@@ -88,8 +100,16 @@ def frame_folders(root: Path) -> None:
 
 
 def csv_list(root: Path) -> None:
-    """As a spreadsheet saves it: a byte-order mark, CRLF, a column that nobody asked for; a film and folders of images together."""
-    lines = ["path,class,split,caption", "deep/er/1.mp4,cat,train,a", '"f, 2",dog,train,b', "f3,cat,test,c", "4.avi,dog,test,d"]
+    """As a spreadsheet saves it: a byte-order mark, CRLF, a column that nobody asked for; a film and folders of images
+    together.
+    """
+    lines = [
+        "path,class,split,caption",
+        "deep/er/1.mp4,cat,train,a",
+        '"f, 2",dog,train,b',
+        "f3,cat,test,c",
+        "4.avi,dog,test,d",
+    ]
     film(root / "deep/er/1.mp4", 10)
     frames(root / "f, 2", 50)
     frames(root / "f3", 90)
@@ -175,10 +195,14 @@ def test_empty_and_short_folders_are_listed(tmp_path: Path) -> None:
     short.mkdir()
     Image.new("RGB", (32, 32)).save(short / "xY_frames_1.jpg")
     skipped = {
-        path.name: reason for path, reason in list_clips(Data(layout="skytimelapse", root=tmp_path, clip_frames=5, size_px=32)).skipped
+        path.name: reason
+        for path, reason in list_clips(Data(layout="skytimelapse", root=tmp_path, clip_frames=5, size_px=32)).skipped
     }
     assert set(skipped) == {"07U1fSrk9oI_3", "xY_9"}
-    assert "folder without images" in skipped["07U1fSrk9oI_3"] and "its 1 frames for test are fewer than the 5" in skipped["xY_9"]
+    assert (
+        "folder without images" in skipped["07U1fSrk9oI_3"]
+        and "its 1 frames for test are fewer than the 5" in skipped["xY_9"]
+    )
 
 
 @pytest.mark.parametrize(
@@ -212,7 +236,19 @@ def test_faceforensics_reads_films_where_there_are_no_images(tmp_path: Path) -> 
         ("path,split\n", "holds no video"),
         (None, r"videos\.csv cannot be read"),
     ],
-    ids=["no path", "no split", "other split", "above", "inside and out", "absolute", "no name", "twice", "not UTF-8", "empty", "missing"],
+    ids=[
+        "no path",
+        "no split",
+        "other split",
+        "above",
+        "inside and out",
+        "absolute",
+        "no name",
+        "twice",
+        "not UTF-8",
+        "empty",
+        "missing",
+    ],
 )
 def test_lists_that_cannot_be_are_one_sentence(tmp_path: Path, content: str | bytes | None, message: str) -> None:
     if content is not None:
@@ -235,4 +271,7 @@ def test_videos_of_a_list_that_are_not_there_are_reported_not_dropped(tmp_path: 
     (tmp_path / "4.avi").unlink()
     data = Data(layout="csv", root=tmp_path, clip_frames=5, size_px=32)
     assert Video(tmp_path / "4.avi", "dog", "test") in list_videos(data)
-    assert dict(list_clips(data).skipped)[Path("4.avi")] == "is not there; put it back, or take it off the list that names it"
+    assert (
+        dict(list_clips(data).skipped)[Path("4.avi")]
+        == "is not there; put it back, or take it off the list that names it"
+    )

@@ -118,7 +118,11 @@ def test_written_tables_are_those_of_the_report(report):
 
 def test_provenance_names_what_the_tables_rest_on(report):
     origin = json.loads((report.folder / "provenance.json").read_text())
-    assert origin["protocol"] == [PROTOCOL] and origin["commit"] == "0123abc" and origin["command"] == "reco-tune run toy.yaml"
+    assert (
+        origin["protocol"] == [PROTOCOL]
+        and origin["commit"] == "0123abc"
+        and origin["command"] == "reco-tune run toy.yaml"
+    )
     assert origin["runs_by_state"] == {"evaluated": 19, "failed": 1, "pruned": 1}
 
 
@@ -135,7 +139,9 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(report):
     page = Outline(report.index.read_text())
     assert all(len(attributes["alt"]) > 60 for attributes in page.all("img"))
     assert all(attributes["aria-label"] for attributes in page.all("video"))
-    (frontier,) = [attributes["alt"] for attributes in page.all("img") if attributes["alt"].startswith("Speed against quality")]
+    (frontier,) = [
+        attributes["alt"] for attributes in page.all("img") if attributes["alt"].startswith("Speed against quality")
+    ]
     assert "reco at equal_steps: 1.92x" in frontier
 
 
@@ -155,7 +161,11 @@ def test_text_of_a_person_is_escaped(report):
 
 @pytest.mark.parametrize(
     ("protocol", "illustrative"),
-    [("native-pca/17x64x64/n256x1/00000000", True), ("native-random/17x64x64/n256x1/00000000", True), ("native/9x12x12/n512x1/0", False)],
+    [
+        ("native-pca/17x64x64/n256x1/00000000", True),
+        ("native-random/17x64x64/n256x1/00000000", True),
+        ("native/9x12x12/n512x1/0", False),
+    ],
 )
 def test_untrained_features_are_called_illustrative(report, protocol, illustrative):
     text = render(replace(report, ablation=report.ablation.assign(protocol=protocol)), {}, {})
@@ -208,7 +218,15 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path, planned):
     log = EventLog(folder.events)
     log.append("study", name="young", question="?", arms=["full"], provenance={})
     for _ in range(planned):
-        log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings=Experiment().flat(), settings_hash="h")
+        log.append(
+            "planned",
+            trial="full-s0",
+            arm="full",
+            budget="both",
+            seed=0,
+            settings=Experiment().flat(),
+            settings_hash="h",
+        )
     report = write_report(folder.path)
     assert report.ablation.empty and report.frontier.points.empty
     assert "the study is not finished" in report.index.read_text()
@@ -243,7 +261,9 @@ def test_labels_at_line_ends_do_not_cover_each_other():
 
 
 @pytest.mark.parametrize(
-    ("other", "area"), [((1, 1, 3, 3), 1), ((2, 0, 4, 2), 0), ((5, 5, 6, 6), 0), ((0, 0, 2, 2), 4)], ids=["corner", "touch", "away", "same"]
+    ("other", "area"),
+    [((1, 1, 3, 3), 1), ((2, 0, 4, 2), 0), ((5, 5, 6, 6), 0), ((0, 0, 2, 2), 4)],
+    ids=["corner", "touch", "away", "same"],
 )
 def test_overlap(other, area):
     assert _overlap((0, 0, 2, 2), other) == area
@@ -251,7 +271,9 @@ def test_overlap(other, area):
 
 def test_a_long_search_is_cut_on_the_page_and_says_so():
     count = 900
-    points = pd.DataFrame({"trial": [f"search-{i}" for i in range(count)], "arm": "search", "speedup": np.linspace(1, 3, count)})
+    points = pd.DataFrame(
+        {"trial": [f"search-{i}" for i in range(count)], "arm": "search", "speedup": np.linspace(1, 3, count)}
+    )
     points = points.assign(fvd=np.linspace(2, 30, count), on_frontier=[i < 5 for i in range(count)])
     drawn = scatter(points, str)
     assert drawn.count('class="dot"') == 600 and "300 further runs" in drawn and drawn.count("point search on") == 5
@@ -270,17 +292,35 @@ CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shuti
 
 def browse(page, scratch):
     """The document that Chromium makes of a page, and what its console says."""
-    quiet = ["--disable-gpu", "--no-first-run", "--disable-background-networking", "--disable-component-update", "--disable-sync"]
-    command = [CHROMIUM, "--headless", "--no-sandbox", *quiet, f"--user-data-dir={scratch}", "--enable-logging=stderr", "--dump-dom"]
-    return subprocess.run([*command, f"file://{page}"], capture_output=True, text=True, timeout=280, env={**os.environ, "LANG": "C.UTF-8"})
+    quiet = [
+        "--disable-gpu",
+        "--no-first-run",
+        "--disable-background-networking",
+        "--disable-component-update",
+        "--disable-sync",
+    ]
+    command = [
+        CHROMIUM,
+        "--headless",
+        "--no-sandbox",
+        *quiet,
+        f"--user-data-dir={scratch}",
+        "--enable-logging=stderr",
+        "--dump-dom",
+    ]
+    return subprocess.run(
+        [*command, f"file://{page}"], capture_output=True, text=True, timeout=280, env={**os.environ, "LANG": "C.UTF-8"}
+    )
 
 
 @pytest.mark.skipif(CHROMIUM is None, reason="no Chromium is installed")
 def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
-    # The page's script has run when sorting works, by FVD and by tokens: clicks are added to a copy, and the order read off the document.
+    # The page's script has run when sorting works, by FVD and by tokens: clicks are added to a copy, and the order read
+    # off the document.
     page = tmp_path / "page.html"
     clicks = "".join(
-        f"document.querySelectorAll('{place}')[{at}].click();" for place, at in (("#ablation th button", 2), ("#cost th button", 7))
+        f"document.querySelectorAll('{place}')[{at}].click();"
+        for place, at in (("#ablation th button", 2), ("#cost th button", 7))
     )
     page.write_text(report.index.read_text().replace("</body>", f"<script>{clicks}</script></body>"))
     done = browse(page, tmp_path)
@@ -302,22 +342,28 @@ def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
 KEYBOARD = """<script>
 const problems = [], stops = [...document.querySelectorAll("a[href], button, summary, [tabindex]")].filter(
   one => one.tabIndex >= 0 && one.checkVisibility());
-if (stops[0].hash !== "#main" || !document.querySelector("#main")) problems.push("the first stop does not skip to the content");
+if (stops[0].hash !== "#main" || !document.querySelector("#main"))
+  problems.push("the first stop does not skip to the content");
 for (const stop of stops) {
   stop.focus();
   const ring = getComputedStyle(stop.querySelector(".halo") ?? stop);
   if (document.activeElement !== stop) problems.push("cannot be reached: " + stop.outerHTML.slice(0, 80));
-  else if (ring.outlineStyle === "none" && ring.stroke === "none") problems.push("shows no focus: " + stop.outerHTML.slice(0, 80));
+  else if (ring.outlineStyle === "none" && ring.stroke === "none")
+    problems.push("shows no focus: " + stop.outerHTML.slice(0, 80));
 }
-const plot = document.querySelector(".plot"), points = [...plot.querySelectorAll(".point")], readout = plot.querySelector(".readout");
+const plot = document.querySelector(".plot"), points = [...plot.querySelectorAll(".point")];
+const readout = plot.querySelector(".readout");
 if (points.filter(one => one.tabIndex === 0).length !== 1) problems.push("the points of a plot are not one stop");
 const last = points.length - 1;
 const press = key => document.activeElement.dispatchEvent(new KeyboardEvent("keydown", { key, bubbles: true }));
 points[0].focus();
-for (const [key, at] of [["ArrowRight", 1], ["ArrowLeft", 0], ["ArrowLeft", 0], ["End", last], ["Home", 0], ["ArrowDown", 1]]) {
+const moves = [["ArrowRight", 1], ["ArrowLeft", 0], ["ArrowLeft", 0], ["End", last], ["Home", 0], ["ArrowDown", 1]];
+for (const [key, at] of moves) {
   press(key);
-  if (document.activeElement !== points[at] || points[at].tabIndex !== 0) problems.push(key + " does not go to point " + at);
-  if (readout.textContent !== points[at].querySelector("title").textContent) problems.push(key + " does not read out point " + at);
+  if (document.activeElement !== points[at] || points[at].tabIndex !== 0)
+    problems.push(key + " does not go to point " + at);
+  if (readout.textContent !== points[at].querySelector("title").textContent)
+    problems.push(key + " does not read out point " + at);
 }
 for (const heading of document.querySelectorAll("table.sortable th")) {
   const button = heading.querySelector("button");  // a button of its own answers Enter and Space
@@ -325,7 +371,8 @@ for (const heading of document.querySelectorAll("table.sortable th")) {
   button.click();
   const first = heading.getAttribute("aria-sort");
   button.click();
-  if (first !== "ascending" || heading.getAttribute("aria-sort") !== "descending") problems.push("does not sort: " + heading.textContent);
+  if (first !== "ascending" || heading.getAttribute("aria-sort") !== "descending")
+    problems.push("does not sort: " + heading.textContent);
 }
 document.body.dataset.keyboard = JSON.stringify({ stops: stops.length, points: points.length, problems });
 </script></body>"""
@@ -354,7 +401,9 @@ def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path) -> None:
         (x_low, x_high), (y_low, y_high) = axes.get_xlim(), axes.get_ylim()
         assert x_low < 1.5 < x_high and y_low < 5 < y_high
     told = [text.get_text() for text in figure.legends[0].texts]
-    assert told == [f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")]
+    assert told == [
+        f"constraint: {words}" for words in ("fvd at most 5", "speedup at least 1.5", "peak_memory_ratio at most 0.7")
+    ]
 
 
 def test_a_long_name_of_an_arm_keeps_its_end_within_its_panel() -> None:
@@ -377,15 +426,23 @@ def test_a_point_tells_every_setting_that_differs(study, report):
     words = _Settings(mixed).hover(mixed.uncertainty.at("equal_steps"))("search-0001").splitlines()
     weight = record.runs["search-0001"].settings["objective.continuity_weight"]
     assert words[3] == f"objective.continuity_weight = {weight} (sum)"
-    assert "window.prefix_keep = 0.9" in words and not any("reduction =" in line or "model.width" in line for line in words)
+    assert "window.prefix_keep = 0.9" in words and not any(
+        "reduction =" in line or "model.width" in line for line in words
+    )
     assert f"<td>{weight} (sum)</td>" in render(mixed, {}, {})
     many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
-    words = _Settings(replace(report, runs=many)).hover(report.uncertainty.at("equal_steps"))("search-0001").splitlines()
+    words = (
+        _Settings(replace(report, runs=many)).hover(report.uncertainty.at("equal_steps"))("search-0001").splitlines()
+    )
     assert len(words) == MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
 
 
 def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
-    alt = next(attributes["alt"] for attributes in Outline(report.index.read_text()).all("img") if attributes["alt"].startswith("Window"))
+    alt = next(
+        attributes["alt"]
+        for attributes in Outline(report.index.read_text()).all("img")
+        if attributes["alt"].startswith("Window")
+    )
     own = report.windows[(report.windows["budget"] == "equal_steps") & (report.windows["arm"] == "search")]
     assert f"At equal steps the lowest mean FVD is {own['fvd'].min():.2f}, at a window of 27" in alt
     figure = draw_window_stride(own, "equal_steps")

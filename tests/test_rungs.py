@@ -53,14 +53,18 @@ def test_is_the_kernel_distance_of_the_first_clips(
     )
     assert np.bincount(asked[:30]).tolist() == [3] * 10, "all ten classes alike"
     expected = kernel_interval(reference.extractor.describe(clips).features_BD, reference.features_MD).value
-    assert KernelAtRungs(experiment, cache, [8])(8, model).metrics == {"kernel_distance": pytest.approx(expected, rel=1e-12)}
+    assert KernelAtRungs(experiment, cache, [8])(8, model).metrics == {
+        "kernel_distance": pytest.approx(expected, rel=1e-12)
+    }
 
 
 def test_of_all_clips_it_is_the_evaluations(prepared: tuple[Experiment, TokenCache]) -> None:
     experiment = changed(prepared[0], {"evaluation.sampling_seeds": 1, "evaluation.analyses": False})
     model = build_arm(experiment, prepared[1]).build_model().train()
     told: list[tuple[int, int]] = []
-    found = KernelAtRungs(experiment, prepared[1], [8], progress=lambda done, total, what: told.append((done, total)))(8, model)
+    found = KernelAtRungs(experiment, prepared[1], [8], progress=lambda done, total, what: told.append((done, total)))(
+        8, model
+    )
     assert model.training and told == [(1, 3), (2, 3), (3, 3)]
     assert found.metrics["kernel_distance"] == evaluate(model, experiment, prepared[1]).metrics["kernel_distance"]
     assert set(found.seconds) == set(SPENT) and min(found.seconds.values()) > 0
@@ -70,9 +74,14 @@ def test_elsewhere_nothing_is_even_loaded(toy_cache: TokenCache) -> None:
     assert KernelAtRungs(None, None, [8])(4, None) == Measured()  # type: ignore[arg-type]
 
 
-def test_training_and_its_resumption_are_the_same_bits_with_it(prepared: tuple[Experiment, TokenCache], tmp_path: Path) -> None:
+def test_training_and_its_resumption_are_the_same_bits_with_it(
+    prepared: tuple[Experiment, TokenCache], tmp_path: Path
+) -> None:
     """Also where the process dies at a rung: what was measured there is told again, without being measured again."""
-    experiment, cache = changed(prepared[0], {"window.scheme": "window", "training.steps": 12, "training.rungs": 3}), prepared[1]
+    experiment, cache = (
+        changed(prepared[0], {"window.scheme": "window", "training.steps": 12, "training.rungs": 3}),
+        prepared[1],
+    )
     told: dict[str, list[dict[str, float]]] = {"plain": [], "measured": [], "crashed": []}
     measured_at: list[int] = []
     measure = KernelAtRungs(experiment, cache, [4, 8])
@@ -89,7 +98,13 @@ def test_training_and_its_resumption_are_the_same_bits_with_it(prepared: tuple[E
         return False
 
     fit(experiment, cache, tmp_path / "plain", lambda _, metrics: bool(told["plain"].append(metrics)))
-    fit(experiment, cache, tmp_path / "measured", lambda _, metrics: bool(told["measured"].append(metrics)), measure=watched)
+    fit(
+        experiment,
+        cache,
+        tmp_path / "measured",
+        lambda _, metrics: bool(told["measured"].append(metrics)),
+        measure=watched,
+    )
     with pytest.raises(Crash):
         fit(experiment, cache, tmp_path / "crashed", crash, measure=watched)
     fit(experiment, cache, tmp_path / "crashed", crash, measure=watched)
@@ -98,11 +113,15 @@ def test_training_and_its_resumption_are_the_same_bits_with_it(prepared: tuple[E
     again = [{name: metrics[name] for name in ("kernel_distance", *SPENT)} for metrics in told["crashed"][1:3]]
     assert again[0] == again[1], "seconds included"
     assert [set(PROXIES) <= set(metrics) for metrics in told["measured"]] == [True, True, False]
-    plain, *others = (load_file(tmp_path / run / "checkpoint" / "step-00000012" / "tensors.safetensors") for run in told)
+    plain, *others = (
+        load_file(tmp_path / run / "checkpoint" / "step-00000012" / "tensors.safetensors") for run in told
+    )
     assert all(torch.equal(tensor, other[name]) for other in others for name, tensor in plain.items())
     for run in ("measured", "crashed"):
         last_of_rungs = list({metrics["steps"]: metrics for metrics in told[run]}.values())
-        assert [without(metrics, "kernel_distance") for metrics in last_of_rungs] == [without(metrics) for metrics in told["plain"]]
+        assert [without(metrics, "kernel_distance") for metrics in last_of_rungs] == [
+            without(metrics) for metrics in told["plain"]
+        ]
         assert [metrics.get("kernel_distance") for metrics in last_of_rungs] == [
             metrics.get("kernel_distance") for metrics in told["measured"]
         ]

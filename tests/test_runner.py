@@ -1,4 +1,5 @@
-"""The driver's bookkeeping where an arm's speed cannot be measured, and of finalists: without a cluster, on a real log."""
+"""The driver's bookkeeping where an arm's speed cannot be measured, and of finalists: without a cluster, on
+a real log."""
 
 from __future__ import annotations
 
@@ -53,7 +54,11 @@ def test_an_arm_that_cannot_be_measured_fails_alone(tmp_path: Path) -> None:
     assert asked_for(one) == []  # the other is still being measured
     hear(one, "failed", "reco", reason="it ran out of memory")
     assert asked_for(one) == ["full-s0", "full-s1", "search-0000", "search-0001"]
-    failed = [(event["trial"], event["reason"]) for event in read_events(tmp_path / "study" / "events.jsonl") if event["event"] == "failed"]
+    failed = [
+        (event["trial"], event["reason"])
+        for event in read_events(tmp_path / "study" / "events.jsonl")
+        if event["event"] == "failed"
+    ]
     assert failed == [("reco-equal_steps-s0", REASON), ("reco-equal_steps-s1", REASON)]
 
 
@@ -99,13 +104,23 @@ def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None
     """What the desk tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},
-        "evaluated": {"metrics": {"fvd": fvd, "fvd_low": fvd - 1, "fvd_high": fvd + 1, **speed}, "curves": {}, "provenance": {}},
+        "evaluated": {
+            "metrics": {"fvd": fvd, "fvd_low": fvd - 1, "fvd_high": fvd + 1, **speed},
+            "curves": {},
+            "provenance": {},
+        },
     }.items():
         one._take_in({"event": event, "key": trial, "kind": "trial", **fields})
 
 
 def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Path) -> None:
-    overrides = ["arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", "finalist_seeds=1", "pruning.kind=pareto_asha"]
+    overrides = [
+        "arms={full: null}",
+        "budgets=[equal_steps]",
+        "seeds=[0]",
+        "finalist_seeds=1",
+        "pruning.kind=pareto_asha",
+    ]
     one, speed = driver(tmp_path, *overrides), {"speedup": 1.5, "speedup_low": 1.4, "calibration_seconds": 3.0}
     asked_for(one)
     calibrated(one, "full")
@@ -119,21 +134,37 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     assert one.study.runs[job.key].metrics == speed
     assert asked_for(one) == [] and one.agenda.exhausted
     one._take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
-    one._take_in({"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}})
+    one._take_in(
+        {"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}}
+    )
     assert verdict(one._space, one.study, job.key, 10) == ""
     again = driver(tmp_path, *overrides)
     assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
 
 
 @pytest.mark.parametrize(
-    ("metric", "steps"), [("kernel_distance", (10, 30)), ("val_cross_entropy", ())], ids=["kernel-distance", "a-loss-needs-no-clips"]
+    ("metric", "steps"),
+    [("kernel_distance", (10, 30)), ("val_cross_entropy", ())],
+    ids=["kernel-distance", "a-loss-needs-no-clips"],
 )
-def test_only_sampled_runs_generate_clips_and_only_where_it_decides(tmp_path: Path, metric: str, steps: tuple[int, ...]) -> None:
-    one = driver(tmp_path, "arms={full: null}", "budgets=[equal_steps]", "seeds=[0]", f"pruning={{kind: pareto_asha, metric: {metric}}}")
+def test_only_sampled_runs_generate_clips_and_only_where_it_decides(
+    tmp_path: Path, metric: str, steps: tuple[int, ...]
+) -> None:
+    one = driver(
+        tmp_path,
+        "arms={full: null}",
+        "budgets=[equal_steps]",
+        "seeds=[0]",
+        f"pruning={{kind: pareto_asha, metric: {metric}}}",
+    )
     assert one.agenda.next() is not None and one.agenda.next() is None
     calibrated(one, "full")
     jobs = [one.agenda.next() for _ in range(3)]
-    assert [(job.key, job.generates_at) for job in jobs if job] == [("full-s0", ()), ("search-0000", steps), ("search-0001", steps)]
+    assert [(job.key, job.generates_at) for job in jobs if job] == [
+        ("full-s0", ()),
+        ("search-0000", steps),
+        ("search-0001", steps),
+    ]
 
 
 def test_a_search_that_waits_for_a_lost_run_ends(tmp_path: Path) -> None:
@@ -148,4 +179,8 @@ def test_resources_given_on_top_of_the_file_hold_when_the_study_is_resumed(tmp_p
     space = frozen(small_space(tmp_path, "resources.concurrent_trials=1"))
     save_space(space, tmp_path / "settings.yaml")
     assert plan(load_space(tmp_path / "settings.yaml")).shared.resources == plan(space).shared.resources
-    assert plan(space).shared.resources.concurrent_trials == 1 != plan(small_space(tmp_path)).shared.resources.concurrent_trials
+    assert (
+        plan(space).shared.resources.concurrent_trials
+        == 1
+        != plan(small_space(tmp_path)).shared.resources.concurrent_trials
+    )

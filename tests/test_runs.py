@@ -18,7 +18,10 @@ from reco_tune.study_log import read_study
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
     return record_study(
-        tmp_path_factory.mktemp("runs") / "toy", arms=("full", "local", "reco"), failing=["local-equal_steps-s0"], files=False
+        tmp_path_factory.mktemp("runs") / "toy",
+        arms=("full", "local", "reco"),
+        failing=["local-equal_steps-s0"],
+        files=False,
     )
 
 
@@ -30,7 +33,9 @@ def test_every_setting_and_every_metric_is_a_column(study):
     runs = load_runs(study)
     settings = next(iter(load_study(study).runs.values())).settings
     assert set(settings) | set(quantities.ALL) <= set(runs.columns)
-    assert {"protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "commit", "hardware"} <= set(runs.columns)
+    assert {"protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "commit", "hardware"} <= set(
+        runs.columns
+    )
     assert runs.columns.is_unique
 
 
@@ -79,7 +84,10 @@ def test_only_whole_runs_are_compared(study, changes, why):
     ("protocol", "knob"),
     [
         (PROTOCOL.replace("native/", "latte*/"), "evaluation.protocol (native against latte*)"),
-        (PROTOCOL.replace("n512x1", "n2048x1"), "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)"),
+        (
+            PROTOCOL.replace("n512x1", "n2048x1"),
+            "evaluation.samples x evaluation.sampling_seeds (n512x1 against n2048x1)",
+        ),
         (PROTOCOL.replace("reconstructed", "raw"), "evaluation.reference (reconstructed against raw)"),
         (PROTOCOL.replace("9f3c21ab", "00000000"), "feature extractor (9f3c21ab against 00000000)"),
         (PROTOCOL.replace("stride1", "stride3"), "frame stride (stride1 against stride3)"),
@@ -105,10 +113,26 @@ LATTE = "latte/16x256x256/stride3/raw/train1000/n2048x1/bec6519f"  # of 1,000 cl
             {"data.resize": ("stretch", "crop")},
             "evaluation.protocol (omnitokenizer against omnitokenizer*), data.resize (stretch against crop):",
         ),
-        (LATTE, {"data.layout": ("flat", "taichi")}, "evaluation.protocol (latte against latte*), data.layout (flat against taichi):"),
-        (LATTE, {"evaluation.reference_clips": (2048, 1000)}, "(latte against latte*), evaluation.reference_clips (2048 against 1000):"),
-        (LATTE, {"data.root": ("/a", "/b"), "evaluation.flow": (True, False)}, "differ in evaluation.protocol (latte against latte*):"),
-        (LATTE, {"data.layout": ("flat", None), "data.resize": ("crop", None)}, "differ in evaluation.protocol (latte against latte*):"),
+        (
+            LATTE,
+            {"data.layout": ("flat", "taichi")},
+            "evaluation.protocol (latte against latte*), data.layout (flat against taichi):",
+        ),
+        (
+            LATTE,
+            {"evaluation.reference_clips": (2048, 1000)},
+            "(latte against latte*), evaluation.reference_clips (2048 against 1000):",
+        ),
+        (
+            LATTE,
+            {"data.root": ("/a", "/b"), "evaluation.flow": (True, False)},
+            "differ in evaluation.protocol (latte against latte*):",
+        ),
+        (
+            LATTE,
+            {"data.layout": ("flat", None), "data.resize": ("crop", None)},
+            "differ in evaluation.protocol (latte against latte*):",
+        ),
     ],
     ids=["resize", "layout", "reference-clips", "no-knob-of-a-protocol", "without-its-settings"],
 )
@@ -134,13 +158,18 @@ MANY = ("clip_stride", "split_list", "train_clips", "test_clips", "seed")
         ({}, "saw different data; report them apart"),
         ({"data.resize": ("crop", "stretch")}, "saw different data, by data.resize (crop against stretch); report"),
         ({"data.clips_per_video": (None, 2)}, "by data.clips_per_video (None against 2); report"),
-        ({"data.root": ("a" * 500, "b" * 500), "data.min_clips": (1, 2)}, f"by data.root ({'a' * 80} against {'b' * 80}); report"),
+        (
+            {"data.root": ("a" * 500, "b" * 500), "data.min_clips": (1, 2)},
+            f"by data.root ({'a' * 80} against {'b' * 80}); report",
+        ),
         ({f"data.{key}": (1, 2) for key in MANY}, "data.test_clips (1 against 2) and 1 more; report"),
     ],
     ids=["contents", "resize", "left-at-none", "long", "many"],
 )
 def test_two_versions_of_the_data_are_refused_and_the_knob_is_named(study, changes, words):
-    runs = two_runs(study, {"protocol": (OMNI.replace("/", "*/", 1),) * 2, "data_fingerprint": ("d4e5", "beef"), **changes})
+    runs = two_runs(
+        study, {"protocol": (OMNI.replace("/", "*/", 1),) * 2, "data_fingerprint": ("d4e5", "beef"), **changes}
+    )
     with pytest.raises(ComparisonError) as error:
         comparable(runs)
     assert str(error.value).startswith(
@@ -165,7 +194,16 @@ def test_a_missing_study_is_said(tmp_path):
 
 @pytest.mark.parametrize(
     ("value", "text"),
-    [(None, ""), (math.nan, ""), (True, "true"), (600.0, "600"), (18, "18"), (0.1, "0.1"), (1e-05, "1e-05"), ("a,b", '"a,b"')],
+    [
+        (None, ""),
+        (math.nan, ""),
+        (True, "true"),
+        (600.0, "600"),
+        (18, "18"),
+        (0.1, "0.1"),
+        (1e-05, "1e-05"),
+        ("a,b", '"a,b"'),
+    ],
     ids=str,
 )
 def test_a_cell_has_one_spelling(value, text):

@@ -1,4 +1,6 @@
-"""Which runs go on at a rung: by hand, by table, and from a log alone; then real studies that prune, by the loss and by generated clips."""
+"""Which runs go on at a rung: by hand, by table, and from a log alone; then real studies that prune, by the loss and by
+generated clips.
+"""
 
 from __future__ import annotations
 
@@ -49,7 +51,17 @@ def test_deciding_rungs(rungs: int, grace: int, reduction: int, expected: list[i
         ([[3, 3], [1, 1], [2, 4], [4, 2]], False),
         ([[2, 4], [1, 1], [3, 3], [4, 2]], True),
     ],
-    ids=["first", "best", "worse", "equal-rank", "2-of-4", "2-of-3", "a-front-is-kept", "crowded-of-the-next", "the-end-of-the-next"],
+    ids=[
+        "first",
+        "best",
+        "worse",
+        "equal-rank",
+        "2-of-4",
+        "2-of-3",
+        "a-front-is-kept",
+        "crowded-of-the-next",
+        "the-end-of-the-next",
+    ],
 )
 def test_a_newcomer_goes_on_if_it_is_among_the_best_third(points: list[list[float]], expected: bool) -> None:
     assert goes_on(points, 0, reduction_factor=3) is expected
@@ -80,13 +92,20 @@ def study_of(points: list[tuple[float, float]], step: int = 20) -> StudyRecord:
         )
         log.append({"event": "calibrated", "trial": name, "key": name, "metrics": {"speedup": speedup}})
         log.append(
-            {"event": "reported", "trial": name, "step": step, "metrics": {"val_cross_entropy": loss} if math.isfinite(loss) else {}}
+            {
+                "event": "reported",
+                "trial": name,
+                "step": step,
+                "metrics": {"val_cross_entropy": loss} if math.isfinite(loss) else {},
+            }
         )
     return replay(log)
 
 
 def pruned_space(folder: Path, *overrides: str) -> Space:
-    return small_space(folder, "pruning.kind=pareto_asha", "pruning.grace_rungs=2", "pruning.reduction_factor=2", *overrides)
+    return small_space(
+        folder, "pruning.kind=pareto_asha", "pruning.grace_rungs=2", "pruning.reduction_factor=2", *overrides
+    )
 
 
 def test_speed_and_proxy_decide_together(tmp_path: Path) -> None:
@@ -136,12 +155,19 @@ def test_what_cannot_prune_is_refused(tmp_path: Path, override: str, said: str) 
 
 @pytest.fixture(scope="module")
 def pruned_study(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
-    """Six sampled runs, one after another, judged by numbers that are the same on every machine: the FLOP limit and the loss."""
+    """Six sampled runs, one after another, judged by numbers that are the same on every machine: the FLOP limit and the
+    loss.
+    """
     return run_small_study(
         tmp_path_factory.mktemp("pruned"),
         *("pruning.kind=pareto_asha", "pruning.reduction_factor=5", "sampler.kind=random", "trials=6"),
         *("objectives={speedup_limit: maximize, fvd: minimize}", "constraints={fvd: {max: -1}}"),
-        *("arms={full: null}", "budgets=[equal_steps]", "resources.concurrent_trials=1", "resources.calibration_seconds=0.1"),
+        *(
+            "arms={full: null}",
+            "budgets=[equal_steps]",
+            "resources.concurrent_trials=1",
+            "resources.calibration_seconds=0.1",
+        ),
         *("evaluation.protocol=native-random", finished_study.same_cache),
     )
 
@@ -149,9 +175,17 @@ def pruned_study(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPath
 def test_pruned_runs_end_at_their_rung_and_the_others_are_whole(pruned_study: WatchedStudy) -> None:
     states = {run.trial: run.state for run in pruned_study.study.runs.values()}
     pruned = [run for run in pruned_study.study.runs.values() if run.state == "pruned"]
-    assert pruned_study.study.finished and set(states.values()) == {"pruned", "evaluated"} and states["full-s0"] == "evaluated"
+    assert (
+        pruned_study.study.finished
+        and set(states.values()) == {"pruned", "evaluated"}
+        and states["full-s0"] == "evaluated"
+    )
     for run in pruned:
-        assert run.reports[-1]["step"] in (10, 50) and "not among the best 1 in 5" in run.reason and "fvd" not in run.metrics
+        assert (
+            run.reports[-1]["step"] in (10, 50)
+            and "not among the best 1 in 5" in run.reason
+            and "fvd" not in run.metrics
+        )
     for run in pruned_study.study.runs.values():
         assert run.state == "pruned" or run.reports[-1]["step"] == 60
 
@@ -187,7 +221,8 @@ def test_a_pruned_run_is_in_no_table(pruned_study: WatchedStudy) -> None:
 
 @pytest.fixture(scope="module")
 def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> StudyRecord:
-    """The driver is gone before it could stop a run that has reported; no more are to be sampled, and finalists run with one more seed.
+    """The driver is gone before it could stop a run that has reported; no more are to be sampled, and finalists run
+    with one more seed.
 
     In its log the FVDs of sampled runs are such that all are on the frontier, each within the interval of the others.
     """
@@ -215,17 +250,27 @@ def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStu
 
 
 def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study: StudyRecord) -> None:
-    whole = [run for run in resumed_study.runs.values() if run.arm == "search" and run.state == "evaluated" and not run.repeats]
+    whole = [
+        run
+        for run in resumed_study.runs.values()
+        if run.arm == "search" and run.state == "evaluated" and not run.repeats
+    ]
     again = [run for run in resumed_study.runs.values() if run.repeats]
     fastest = max(whole, key=lambda run: run.metrics["speedup_limit"])
-    assert again and [run.repeats for run in again] == [run.trial for run in whole if run is not fastest], "nothing is as fast as that one"
+    assert again and [run.repeats for run in again] == [run.trial for run in whole if run is not fastest], (
+        "nothing is as fast as that one"
+    )
     for run in again:
         first = resumed_study.runs[run.repeats]
-        assert (run.trial, run.seed, run.state) == (f"{first.trial}-s1", 1, "evaluated") and run.reports[-1]["step"] == 60
+        assert (run.trial, run.seed, run.state) == (f"{first.trial}-s1", 1, "evaluated") and run.reports[-1][
+            "step"
+        ] == 60
         assert run.settings == {**first.settings, "training.seed": 1} and run.metrics["fvd"] != first.metrics["fvd"]
         assert run.trial not in resumed_study.calibrations and run.metrics["speedup"] == first.metrics["speedup"]
         stages = [run.metrics[f"{stage}_seconds"] for stage in ("training", "generation", "evaluation")]
-        assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), "what calibration cost stands with the first run"
+        assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), (
+            "what calibration cost stands with the first run"
+        )
     found = frontier_uncertainty(runs_table(resumed_study)).at("equal_steps").set_index("trial")
     assert dict(found.loc[[run.repeats for run in again], "runs"]) == {run.repeats: 2 for run in again}
 
@@ -235,7 +280,11 @@ def study_pruned_by_clips(finished_study: WatchedStudy, tmp_path_factory: pytest
     """Four sampled runs, one after another, judged by the FLOP limit and the kernel distance of 32 clips."""
     return run_small_study(
         tmp_path_factory.mktemp("clips"),
-        *("pruning={kind: pareto_asha, metric: kernel_distance, reduction_factor: 5}", "sampler.kind=random", "trials=4"),
+        *(
+            "pruning={kind: pareto_asha, metric: kernel_distance, reduction_factor: 5}",
+            "sampler.kind=random",
+            "trials=4",
+        ),
         *("objectives={speedup_limit: maximize, fvd: minimize}", "arms={full: null}", "budgets=[equal_steps]"),
         *("resources.concurrent_trials=1", "resources.calibration_seconds=0.1"),
         *("evaluation.protocol=native-random", finished_study.same_cache),
@@ -263,7 +312,9 @@ def test_what_clips_at_rungs_cost_is_in_the_ledger(study_pruned_by_clips: Watche
             assert run.metrics["generation_seconds"] == at_rungs["generation_seconds"] > 0
         else:
             assert run.metrics["generation_seconds"] > at_rungs["generation_seconds"] > 0
-            stages = [run.metrics[f"{stage}_seconds"] for stage in ("calibration", "training", "generation", "evaluation")]
+            stages = [
+                run.metrics[f"{stage}_seconds"] for stage in ("calibration", "training", "generation", "evaluation")
+            ]
             assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600)
 
 

@@ -1,4 +1,6 @@
-"""Every shipped search space loads, each of its arms is possible, and whatever its ranges can propose makes a valid run."""
+"""Every shipped search space loads, each of its arms is possible, and whatever its ranges can propose makes a valid
+run.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +21,17 @@ optuna.logging.set_verbosity(optuna.logging.WARNING)
 
 
 def test_the_promised_spaces_are_shipped() -> None:
-    promised = {"demo", "evidence", "real_clips", "paper_ablation", "window_stride", "first_frame", "lambda", "joint", "beyond"}
+    promised = {
+        "demo",
+        "evidence",
+        "real_clips",
+        "paper_ablation",
+        "window_stride",
+        "first_frame",
+        "lambda",
+        "joint",
+        "beyond",
+    }
     assert {path.stem for path in SPACES} == promised
 
 
@@ -47,7 +59,9 @@ def test_every_arm_and_every_proposal_is_possible(path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    "path", [path for path in SPACES if "sampler: {kind: grid" in path.read_text(encoding="utf-8")], ids=lambda path: path.stem
+    "path",
+    [path for path in SPACES if "sampler: {kind: grid" in path.read_text(encoding="utf-8")],
+    ids=lambda path: path.stem,
 )
 def test_a_grid_is_tried_whole(path: Path) -> None:
     space = load_space(path)
@@ -65,7 +79,11 @@ def test_the_papers_setting_is_the_papers() -> None:
     space = load_space(bundled("search_spaces") / "paper_ablation.yaml")
     reco = arm_experiment(space, "reco")
     assert (reco.grid, reco.window.length_tokens, reco.window.stride_tokens) == ((5, 32, 32), 2048, 1024)
-    assert (reco.objective.continuity_weight, reco.window.first_frame_probability, reco.training.learning_rate) == (0.1, 0.5, 1e-4)
+    assert (reco.objective.continuity_weight, reco.window.first_frame_probability, reco.training.learning_rate) == (
+        0.1,
+        0.5,
+        1e-4,
+    )
     assert (reco.model.width, reco.model.depth, reco.model.heads) == (768, 12, 12)
 
 
@@ -95,9 +113,9 @@ def test_the_shipped_experiments_are_at_the_papers_setting_and_can_be_planned(pa
     assert (experiment.window.length_tokens, experiment.window.first_frame_probability) == (2048, 0.5)
     assert (experiment.objective.continuity_weight, experiment.training.learning_rate) == (0.1, 1e-4)
     assert (experiment.training.batch_size, experiment.model.depth) == {"110M": (96, 12), "343M": (40, 24)}[size]
-    assert abs(experiment.training.steps - 300 * 9537 / experiment.training.batch_size) < 0.01 * experiment.training.steps, (
-        "300 epochs of UCF101"
-    )
+    assert (
+        abs(experiment.training.steps - 300 * 9537 / experiment.training.batch_size) < 0.01 * experiment.training.steps
+    ), "300 epochs of UCF101"
     assert experiment.data.class_conditional == (name == "ucf101") == (experiment.evaluation.protocol == "native")
     run = forecast(load_space(path), flops_per_second=125e12).runs[0]
     full = forecast(load_space(path, ["window.scheme=full"]), flops_per_second=125e12).runs[0]

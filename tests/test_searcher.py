@@ -25,8 +25,15 @@ def make_space(folder: Path, kind: str = "tpe", trials: int = 30, search: dict[s
 
 def evaluated(proposal: Proposal) -> dict[str, Any]:
     """What a run of this proposal gives, in closed form: longer windows are slower and better; FVD is known to 0.02."""
-    length, weight = proposal.event["params"]["window.length_tokens"], proposal.event["params"].get("objective.continuity_weight", 0.0)
-    return {"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 27 / length, **around("fvd", 30 - length + weight, 0.02)}}
+    length, weight = (
+        proposal.event["params"]["window.length_tokens"],
+        proposal.event["params"].get("objective.continuity_weight", 0.0),
+    )
+    return {
+        "event": "evaluated",
+        "trial": proposal.trial,
+        "metrics": {"speedup": 27 / length, **around("fvd", 30 - length + weight, 0.02)},
+    }
 
 
 def around(name: str, value: float, half_width: float) -> dict[str, float]:
@@ -61,7 +68,9 @@ def searched(space: Space, at_once: int = 3) -> list[dict[str, Any]]:
 
 @pytest.mark.parametrize("kind", ["tpe", "nsga2", "sobol", "random", "gp"])
 @pytest.mark.parametrize("bounds", [{}, {"fvd": Bound(max=15)}], ids=["free", "constrained"])
-def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(tmp_path: Path, kind: str, bounds: dict[str, Bound]) -> None:
+def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(
+    tmp_path: Path, kind: str, bounds: dict[str, Bound]
+) -> None:
     trials = 30 if kind != "gp" else 8  # a Gaussian process takes a second a proposal
     space = make_space(tmp_path, kind, trials).model_copy(update={"constraints": bounds})
     log = searched(space)
@@ -76,7 +85,8 @@ def test_a_search_rebuilt_from_any_prefix_of_its_log_goes_on_in_the_same_way(tmp
 
 
 def test_states_are_what_happened(tmp_path: Path) -> None:
-    """Ray's own searcher tells pruned trials as complete and leaves those without a finite objective running for ever."""
+    """Ray's own searcher tells pruned trials as complete and leaves those without a finite objective running
+    for ever."""
     search = Search(make_space(tmp_path))
     endings: list[dict[str, Any]] = [
         {"event": "evaluated", "metrics": {"speedup": 2.0, "fvd": 5.0}},
@@ -104,12 +114,18 @@ def test_a_known_configuration_is_told_its_result_and_not_run_again(tmp_path: Pa
     assert len(set(first)) == 8
     results = {event["params"]["window.length_tokens"]: 27 / event["params"]["window.length_tokens"] for event in asked}
     told = [skip for skip in skipped if skip["metrics"] is not None]
-    assert told and all(skip["metrics"]["speedup"] == pytest.approx(results[skip["params"]["window.length_tokens"]]) for skip in told)
+    assert told and all(
+        skip["metrics"]["speedup"] == pytest.approx(results[skip["params"]["window.length_tokens"]]) for skip in told
+    )
 
 
 def test_a_known_configuration_is_run_with_the_next_seed_where_that_is_asked_for(tmp_path: Path) -> None:
     space = make_space(tmp_path, "random", trials=30, search={"window.length_tokens": Range(int=(9, 12))})
-    asked = [event for event in searched(space.model_copy(update={"repeats": "new_seed"}), at_once=1) if event["event"] == "asked"]
+    asked = [
+        event
+        for event in searched(space.model_copy(update={"repeats": "new_seed"}), at_once=1)
+        if event["event"] == "asked"
+    ]
     assert len({(event["params"]["window.length_tokens"], event["seed"]) for event in asked}) == 30
     assert not any("skipped" in event for event in asked)
     assert all(event["settings"]["training.seed"] == event["seed"] for event in asked)
@@ -125,7 +141,9 @@ def test_sobol_points_are_spread_from_the_first_on(tmp_path: Path) -> None:
 
 
 def test_constraints_are_told_and_what_breaks_them_is_marked(tmp_path: Path) -> None:
-    space = make_space(tmp_path, "random").model_copy(update={"constraints": {"fvd": Bound(max=10), "speedup": Bound(min=1.5)}})
+    space = make_space(tmp_path, "random").model_copy(
+        update={"constraints": {"fvd": Bound(max=10), "speedup": Bound(min=1.5)}}
+    )
     search = Search(space)
     for fvd, speedup in ((8.0, 2.0), (12.0, 1.0), (8.0, None)):
         proposal = search.ask()
@@ -133,14 +151,20 @@ def test_constraints_are_told_and_what_breaks_them_is_marked(tmp_path: Path) -> 
         search.apply({"event": "asked", **proposal.event})
         metrics = {"fvd": fvd} | ({"speedup": speedup} if speedup else {})
         search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": metrics})
-    assert [trial.constraints for trial in search.trials] == [{"fvd": -2.0, "speedup": -0.5}, {"fvd": 2.0, "speedup": 0.5}, {}]
+    assert [trial.constraints for trial in search.trials] == [
+        {"fvd": -2.0, "speedup": -0.5},
+        {"fvd": 2.0, "speedup": 0.5},
+        {},
+    ]
     assert search.trials[2].state == TrialState.FAIL, "nobody can say whether it keeps them"
     assert broken_constraints(space, {"fvd": 8.0, "speedup": 2.0}) == ""
     broken = "infeasible: fvd is 12, not at most 10, speedup is 1, not at least 1.5"
     assert broken_constraints(space, {"fvd": 12.0, "speedup": 1.0}) == broken
 
 
-@pytest.mark.parametrize("override", ["constraints={fvd: {}}", "constraints={speed: {max: 1}}"], ids=["no-end", "no-metric"])
+@pytest.mark.parametrize(
+    "override", ["constraints={fvd: {}}", "constraints={speed: {max: 1}}"], ids=["no-end", "no-metric"]
+)
 def test_a_constraint_that_says_nothing_is_refused(tmp_path: Path, override: str) -> None:
     with pytest.raises(SettingsError, match=r"needs min or max|speed is not a metric"):
         plan(small_space(tmp_path, override))
@@ -167,7 +191,9 @@ def test_a_warm_start_knows_what_an_earlier_study_found(tmp_path: Path) -> None:
     [("training.steps=61", RANGES), ("trials=12", {**RANGES, "window.length_tokens": Range(int=(28, 40))})],
     ids=["another-experiment", "out-of-the-ranges"],
 )
-def test_a_warm_start_takes_nothing_that_this_study_could_not_have_found(tmp_path: Path, override: str, search: dict[str, Range]) -> None:
+def test_a_warm_start_takes_nothing_that_this_study_could_not_have_found(
+    tmp_path: Path, override: str, search: dict[str, Range]
+) -> None:
     earlier = replay([{**event, "time": 0.0} for event in searched(make_space(tmp_path, "random", trials=5))])
     assert Search(small_space(tmp_path, override).model_copy(update={"search": search})).known_from(earlier) == []
 
@@ -193,7 +219,12 @@ def test_what_settings_refuse_is_replaced(tmp_path: Path) -> None:
         search.apply(evaluated(proposal))
         proposals.append(proposal)
     assert len(proposals) == 10 and all(proposal.experiment.window.length_tokens <= 27 for proposal in proposals)  # type: ignore[operator]
-    refused = [skip for proposal in proposals for skip in proposal.event.get("skipped", []) if "must not exceed" in skip["reason"]]
+    refused = [
+        skip
+        for proposal in proposals
+        for skip in proposal.event.get("skipped", [])
+        if "must not exceed" in skip["reason"]
+    ]
     assert refused and [trial.state for trial in search.trials].count(TrialState.FAIL) >= len(refused)
 
 
@@ -221,13 +252,19 @@ def test_a_grid_without_steps_is_refused(tmp_path: Path) -> None:
 
 def finalists_by_hand(log: list[dict[str, Any]]) -> tuple[set[str], set[str]]:
     """Evaluated runs that no other dominates, and those of them that another could, by looking at every pair."""
-    points = {event["trial"]: event["metrics"] for event in log if event["event"] == "evaluated" and "-s" not in event["trial"]}
+    points = {
+        event["trial"]: event["metrics"]
+        for event in log
+        if event["event"] == "evaluated" and "-s" not in event["trial"]
+    }
 
     def beats(one: dict[str, float], other: dict[str, float], own: str = "fvd", its: str = "fvd") -> bool:
         return one != other and one["speedup"] >= other["speedup"] and one[own] <= other[its]
 
     front = {name for name, own in points.items() if not any(beats(other, own) for other in points.values())}
-    return front, {name for name in front if any(beats(other, points[name], "fvd_low", "fvd_high") for other in points.values())}
+    return front, {
+        name for name in front if any(beats(other, points[name], "fvd_low", "fvd_high") for other in points.values())
+    }
 
 
 def finalist_space(folder: Path, seeds: int = 2, **fields: Any) -> Space:
@@ -253,7 +290,9 @@ def test_finalists_run_again_with_further_seeds(tmp_path: Path) -> None:
     front, finalists = finalists_by_hand(log)
     assert 1 < len(finalists) < len(front) < 16 == len(asked) - len(again)
     by_seed = [[event["repeats"] for event in again if event["seed"] == seed] for seed in (1, 2)]
-    assert by_seed[0] == by_seed[1] and set(by_seed[0]) == finalists, "every finalist has its first further seed before any has two"
+    assert by_seed[0] == by_seed[1] and set(by_seed[0]) == finalists, (
+        "every finalist has its first further seed before any has two"
+    )
     assert [event["repeats"] for event in again] == [*by_seed[0], *by_seed[1]]
     for event in again:
         first = asked[event["repeats"]]
@@ -320,7 +359,16 @@ def test_only_whole_runs_that_break_no_constraint_are_finalists(tmp_path: Path) 
         ({**around("speedup", 1.8, 0.1), **around("fvd", 5.9, 0.4)}, True),
         ({"speedup": 2.5, **around("fvd", 20.0, 20.0)}, False),
     ],
-    ids=["fvd-overlaps", "fvd-apart", "fvd-exact", "speed-overlaps", "speed-apart", "speed-exact", "dominated-but-near", "infeasible"],
+    ids=[
+        "fvd-overlaps",
+        "fvd-apart",
+        "fvd-exact",
+        "speed-overlaps",
+        "speed-apart",
+        "speed-exact",
+        "dominated-but-near",
+        "infeasible",
+    ],
 )
 def test_who_is_on_the_frontier_runs_again_only_where_another_could_take_its_place(
     tmp_path: Path, other: dict[str, float], contested: bool
@@ -339,7 +387,9 @@ def test_a_finalist_takes_the_next_seed_that_has_not_run(tmp_path: Path) -> None
     ranges = {"window.length_tokens": Range(choice=(9, 10))}
     search = Search(finalist_space(tmp_path, seeds=1, sampler=Sampler(kind="grid"), search=ranges))
     first, second = asked(search)
-    settings = first.experiment.model_copy(update={"training": first.experiment.training.model_copy(update={"seed": 1})})
+    settings = first.experiment.model_copy(
+        update={"training": first.experiment.training.model_copy(update={"seed": 1})}
+    )
     search.apply({"event": "planned", "trial": "my_arm-equal_steps-s1", "settings_hash": settings.result_hash()})
     for proposal in (first, second):
         search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 2.0, "fvd": 5.0}})

@@ -65,23 +65,37 @@ def test_where_it_runs_does_not_change_what_it_is() -> None:
     [
         pytest.param({"window__lenght_tokens": 9}, "did you mean window.length_tokens?", id="unknown key"),
         pytest.param(
-            {"window__stride_tokens": 19}, r"window.stride_tokens \(19\) must not exceed window.length_tokens \(18\)", id="stride > window"
+            {"window__stride_tokens": 19},
+            r"window.stride_tokens \(19\) must not exceed window.length_tokens \(18\)",
+            id="stride > window",
         ),
         pytest.param({"window__length_tokens": 46}, "must not exceed the clip's 45 tokens", id="window > clip"),
         pytest.param({"window__first_frame_probability": 1.5}, r"must lie in \[0, 1\]", id="probability"),
-        pytest.param({"objective__continuity_weight": -0.1}, r"objective.continuity_weight \(-0.1\)", id="negative lambda"),
         pytest.param(
-            {"window__length_tokens": 1, "objective__continuity_weight": 0.1}, "needs two neighbouring tokens", id="W = 1 with lambda"
+            {"objective__continuity_weight": -0.1}, r"objective.continuity_weight \(-0.1\)", id="negative lambda"
         ),
-        pytest.param({"window__scheme": "fewer_frames", "window__length_tokens": 10}, "whole blocks of 9", id="piece of half a block"),
+        pytest.param(
+            {"window__length_tokens": 1, "objective__continuity_weight": 0.1},
+            "needs two neighbouring tokens",
+            id="W = 1 with lambda",
+        ),
+        pytest.param(
+            {"window__scheme": "fewer_frames", "window__length_tokens": 10},
+            "whole blocks of 9",
+            id="piece of half a block",
+        ),
         pytest.param({"data__size_px": 13}, "multiple of tokenizer.spatial_stride", id="size"),
         pytest.param({"data__clip_frames": 10}, "1 more than a multiple of tokenizer.temporal_stride", id="frames"),
         pytest.param(
-            {"data__min_clips": 9, "data__test_clips": 8}, r"data.min_clips \(9\) must not exceed data.test_clips \(8\)", id="too few clips"
+            {"data__min_clips": 9, "data__test_clips": 8},
+            r"data.min_clips \(9\) must not exceed data.test_clips \(8\)",
+            id="too few clips",
         ),
         pytest.param({"model__heads": 5}, r"model.heads \(5\) must divide model.width \(64\)", id="heads"),
         pytest.param({"model__preset": "120M"}, "take one of debug, 110M", id="preset"),
-        pytest.param({"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"),
+        pytest.param(
+            {"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"
+        ),
         pytest.param({"resources__gpus_per_worker": 0.5}, "lets trials share a GPU", id="calibration on a shared GPU"),
         pytest.param({"sampling__guidance": 1.5}, "training.class_dropout above 0", id="guidance without null class"),
     ],
@@ -96,7 +110,9 @@ def test_an_override_of_one_way_clears_the_other(tmp_path: Path) -> None:
     space = load_space(space_file(tmp_path, SPACE), ["window.length_tokens=27"])
     assert arm_experiment(space, "reco").window.length_tokens == 27
     assert arm_experiment(space, "local_balanced").window.stride_tokens == 14
-    assert arm_experiment(space, "local").window.stride_tokens == 1  # the arm's own stride wins over the shared fraction
+    assert (
+        arm_experiment(space, "local").window.stride_tokens == 1
+    )  # the arm's own stride wins over the shared fraction
 
 
 def test_arms_are_settings_on_top_of_the_shared_ones(tmp_path: Path) -> None:
@@ -113,7 +129,11 @@ def test_arms_are_settings_on_top_of_the_shared_ones(tmp_path: Path) -> None:
     [
         pytest.param("question: [", "is not YAML", id="not YAML"),
         pytest.param("- a\n- b\n", "must hold a mapping", id="a list"),
-        pytest.param(SPACE + "serach: {}\n", "serach is not a key of a search space; did you mean search?", id="unknown space key"),
+        pytest.param(
+            SPACE + "serach: {}\n",
+            "serach is not a key of a search space; did you mean search?",
+            id="unknown space key",
+        ),
         pytest.param(
             SPACE + "search: {window.lenght_tokens: {int: [9, 18]}}\ntrials: 2\n",
             "did you mean window.length_tokens",
@@ -121,9 +141,15 @@ def test_arms_are_settings_on_top_of_the_shared_ones(tmp_path: Path) -> None:
         ),
         pytest.param(SPACE + "trials: 2\n", "search names nothing to choose", id="trials without a search"),
         pytest.param(
-            SPACE.replace("reco:", "recoo:").replace("objective.continuity_weight: 0.2", ""), "is neither a known arm", id="unknown arm"
+            SPACE.replace("reco:", "recoo:").replace("objective.continuity_weight: 0.2", ""),
+            "is neither a known arm",
+            id="unknown arm",
         ),
-        pytest.param(SPACE.replace("full: {}, ", "") + "budgets: [equal_compute]\n", "lacks `full`", id="compute without baseline"),
+        pytest.param(
+            SPACE.replace("full: {}, ", "") + "budgets: [equal_compute]\n",
+            "lacks `full`",
+            id="compute without baseline",
+        ),
         pytest.param(SPACE.replace("0.2", "-1"), "objective.continuity_weight", id="an arm that cannot be"),
     ],
 )
@@ -141,21 +167,49 @@ def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "words"),
     [
-        pytest.param(SPACE.replace("{full: {}", "{full: 3"), "arm `full` must hold settings, .*got 3", id="a number for an arm"),
-        pytest.param(SPACE.split("arms:")[0] + "arms: [full, reco]\n", "arms must be a mapping of names to settings", id="a list of arms"),
-        pytest.param(SPACE.split("arms:")[0] + "arms: 3\n", "arms must be a mapping of names to settings", id="a number for arms"),
-        pytest.param(SPACE.replace("{full: {}", "{../full: {window.scheme: full}"), "'../full' must be called by letters", id="a path"),
-        pytest.param(SPACE.replace("{full: {}", "{1: {window.scheme: full}"), "the arm 1 must be called by letters", id="a numbered arm"),
+        pytest.param(
+            SPACE.replace("{full: {}", "{full: 3"), "arm `full` must hold settings, .*got 3", id="a number for an arm"
+        ),
+        pytest.param(
+            SPACE.split("arms:")[0] + "arms: [full, reco]\n",
+            "arms must be a mapping of names to settings",
+            id="a list of arms",
+        ),
+        pytest.param(
+            SPACE.split("arms:")[0] + "arms: 3\n", "arms must be a mapping of names to settings", id="a number for arms"
+        ),
+        pytest.param(
+            SPACE.replace("{full: {}", "{../full: {window.scheme: full}"),
+            "'../full' must be called by letters",
+            id="a path",
+        ),
+        pytest.param(
+            SPACE.replace("{full: {}", "{1: {window.scheme: full}"),
+            "the arm 1 must be called by letters",
+            id="a numbered arm",
+        ),
         pytest.param(SPACE + "budgets: []\n", "budgets is empty", id="no budget"),
         pytest.param(SPACE + "7: x\n", "7 is not a key of a search space", id="a number for a key"),
         pytest.param(SPACE.split("\n", 2)[2], "question is missing; give it", id="no question"),
-        pytest.param("question: q\narms: {full: }\nexperiment: 3\n", "experiment must be a path or a mapping", id="no experiment"),
-        pytest.param("question: q\narms: {full: }\nexperiment: {data: 5}\n", r"data \(5\) is a group of settings", id="no section"),
+        pytest.param(
+            "question: q\narms: {full: }\nexperiment: 3\n", "experiment must be a path or a mapping", id="no experiment"
+        ),
+        pytest.param(
+            "question: q\narms: {full: }\nexperiment: {data: 5}\n",
+            r"data \(5\) is a group of settings",
+            id="no section",
+        ),
         pytest.param(SPACE + "search: 5\n", r"search \(5\): must be a mapping", id="no ranges"),
         pytest.param(SPACE + "seeds: x\n", r"seeds \('x'\): must be a list", id="no seeds"),
-        pytest.param(SPACE + "search: {window: {int: [1, 2]}}\ntrials: 2\n", "search: window is not a setting", id="search of a section"),
         pytest.param(
-            SPACE + "search: {window.length_tokens: {choice: []}}\ntrials: 2\n", "choice is empty; name the values", id="nothing to choose"
+            SPACE + "search: {window: {int: [1, 2]}}\ntrials: 2\n",
+            "search: window is not a setting",
+            id="search of a section",
+        ),
+        pytest.param(
+            SPACE + "search: {window.length_tokens: {choice: []}}\ntrials: 2\n",
+            "choice is empty; name the values",
+            id="nothing to choose",
         ),
     ],
 )
@@ -168,7 +222,9 @@ def test_space_files_of_the_wrong_shape(tmp_path: Path, text: str, words: str) -
 def test_an_override_of_a_whole_section_is_refused_or_changes_only_what_it_names(tmp_path: Path) -> None:
     """An arm's own keys would bury a section that holds a number, and the override with it."""
     file = space_file(tmp_path, SPACE)
-    with pytest.raises(SettingsError, match=r"--set: window \(5\) is a group of settings; give one of them, `window.KEY`"):
+    with pytest.raises(
+        SettingsError, match=r"--set: window \(5\) is a group of settings; give one of them, `window.KEY`"
+    ):
         load_space(file, ["window=5"])
     window = arm_experiment(load_space(file, ["window={length_blocks: 3}"]), "reco").window
     assert (window.length_tokens, window.stride_tokens) == (27, 14)
@@ -181,5 +237,7 @@ def test_numbers_are_finite(value: float) -> None:
 
 
 def test_a_field_of_two_kinds_is_named_once() -> None:
-    with pytest.raises(SettingsError, match=r"test: window.first_frame_probability \('often'\): .*valid number.*, or .*'uniform'"):
+    with pytest.raises(
+        SettingsError, match=r"test: window.first_frame_probability \('often'\): .*valid number.*, or .*'uniform'"
+    ):
         mini(window__first_frame_probability="often")

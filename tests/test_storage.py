@@ -1,4 +1,6 @@
-"""What machines without a shared file system give each other: folders come and go whole, and a dead storage is no run's fault."""
+"""What machines without a shared file system give each other: folders come and go whole, and a dead storage is no run's
+fault.
+"""
 
 from __future__ import annotations
 
@@ -18,7 +20,17 @@ from reco_tune.settings import Experiment, make_experiment
 from reco_tune.study import storage as storage_module
 from reco_tune.study import worker as worker_module
 from reco_tune.study.desk import Job
-from reco_tune.study.storage import RESULT, Place, Storage, StorageError, cached_parts, fetch_cache, fetch_results, fetch_run, store_run
+from reco_tune.study.storage import (
+    RESULT,
+    Place,
+    Storage,
+    StorageError,
+    cached_parts,
+    fetch_cache,
+    fetch_results,
+    fetch_run,
+    store_run,
+)
 from reco_tune.training import Group
 
 ADDRESSES = ["file://{}/a storage", "{}/plain path", "fsspec+memory://{}"]
@@ -136,8 +148,12 @@ def test_a_storage_that_takes_nothing(tmp_path: Path) -> None:
         Storage(f"file://{tmp_path}/file").probe()
 
 
-@pytest.mark.parametrize("raised", [OSError("no route to host"), RuntimeError("503"), OSError(28, os.strerror(28))], ids=str)
-def test_whatever_its_packages_raise_is_its_own_fault(raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "raised", [OSError("no route to host"), RuntimeError("503"), OSError(28, os.strerror(28))], ids=str
+)
+def test_whatever_its_packages_raise_is_its_own_fault(
+    raised: Exception, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A full storage too: it is not this machine's disk."""
 
     def fail(*_: object) -> None:
@@ -163,7 +179,9 @@ def test_a_full_disk_is_told_as_one(tmp_path: Path, monkeypatch: pytest.MonkeyPa
 
 def test_a_machine_that_takes_no_files(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
-    with pytest.raises(StorageError, match=r"missing/reco-tune-\d+ on .* cannot be written to; set TMPDIR to another folder there"):
+    with pytest.raises(
+        StorageError, match=r"missing/reco-tune-\d+ on .* cannot be written to; set TMPDIR to another folder there"
+    ):
         storage_module.scratch()
 
 
@@ -213,7 +231,9 @@ def test_a_job_finds_its_files_on_a_machine(tmp_path: Path, monkeypatch: pytest.
     folder_of(cache / "tokenizers" / "def", weights="vq")
     weights.write_text("weights")
     evaluation = {**PUBLISHED, "extractor_path": str(weights)}
-    experiment = make_experiment({"data": {"cache_dir": str(cache), "clip_frames": 17}, "evaluation": evaluation}, {}, where="test")
+    experiment = make_experiment(
+        {"data": {"cache_dir": str(cache), "clip_frames": 17}, "evaluation": evaluation}, {}, where="test"
+    )
     storage, fetched = Storage(f"file://{tmp_path}/storage"), []
     parts = cached_parts(experiment, cache / "tokens" / "abc", [cache / "tokenizers" / "def"])
     for name, part in parts.items():
@@ -233,7 +253,10 @@ def test_a_job_finds_its_files_on_a_machine(tmp_path: Path, monkeypatch: pytest.
     assert (here.tokens / "inner" / "codes").read_text() == "codes"
     assert here.experiment.cache_dir / "tokens" == here.tokens.parent
     assert (here.experiment.cache_dir / "tokenizers" / "def" / "inner" / "weights").read_text() == "vq"
-    assert here.experiment.evaluation.extractor_path is not None and here.experiment.evaluation.extractor_path.read_text() == "weights"
+    assert (
+        here.experiment.evaluation.extractor_path is not None
+        and here.experiment.evaluation.extractor_path.read_text() == "weights"
+    )
     assert here.folder == tmp_path / "worker" / "studies" / "1" / "full-s0"
     assert str(tmp_path / "driver") not in str([here.experiment, here.tokens, here.folder])
     assert here.experiment.result_hash() == job.settings_hash
@@ -255,7 +278,9 @@ def test_a_token_cache_that_has_grown_is_another_one(tmp_path: Path) -> None:
 
 
 def test_a_rank_that_is_told_of_a_result_trains_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Only the first rank has the run's folder; what it finds there holds for all, or they would wait for each other for ever."""
+    """Only the first rank has the run's folder; what it finds there holds for all, or they would wait for each other
+    for ever.
+    """
 
     class SecondRank(Group):
         leads = False
@@ -268,7 +293,11 @@ def test_a_rank_that_is_told_of_a_result_trains_nothing(tmp_path: Path, monkeypa
     here = Place(experiment, tmp_path, tmp_path / "run")
     monkeypatch.setattr(worker_module.Group, "current", SecondRank)
     monkeypatch.setattr(worker_module, "fetch_cache", lambda job, storage: here)
-    monkeypatch.setattr(worker_module.TokenCache, "open", lambda path: SimpleNamespace(data_fingerprint="", tokenizer_fingerprint=""))
+    monkeypatch.setattr(
+        worker_module.TokenCache, "open", lambda path: SimpleNamespace(data_fingerprint="", tokenizer_fingerprint="")
+    )
     monkeypatch.setattr(worker_module, "_run", lambda *_: pytest.fail("it began to train"))
-    worker_module.execute(job_of(storage, experiment, ["tokens/abc"]), worker_module.Hooks(None, job_of(storage, experiment, []), rank=1))
+    worker_module.execute(
+        job_of(storage, experiment, ["tokens/abc"]), worker_module.Hooks(None, job_of(storage, experiment, []), rank=1)
+    )
     assert not here.folder.exists()

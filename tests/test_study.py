@@ -41,7 +41,11 @@ def test_equal_compute_steps_follow_from_the_logged_calibration(finished_study: 
     assert set(study.calibrations) == {"full", "reco", "search-0000", "search-0001"}
     speedup = study.calibrations["reco"]["speedup"]
     assert study.runs["reco-equal_compute-s0"].settings["training.steps"] == max(1, round(60 * speedup))
-    assert study.runs["reco-equal_compute-s0"].metrics["speedup"] == study.runs["reco-equal_steps-s0"].metrics["speedup"] == speedup
+    assert (
+        study.runs["reco-equal_compute-s0"].metrics["speedup"]
+        == study.runs["reco-equal_steps-s0"].metrics["speedup"]
+        == speedup
+    )
 
 
 def test_a_run_inside_ray_gives_the_bits_of_one_outside(finished_study: WatchedStudy, tmp_path: Path) -> None:
@@ -75,7 +79,9 @@ def test_records_say_where_and_on_what(finished_study: WatchedStudy) -> None:
         cache = TokenCache.open(prepare_tokens(make_experiment({}, run_.settings, where=run_.trial)).path)
         assert run_.provenance["data_fingerprint"] == cache.data_fingerprint
         assert {"host", "device", "tokenizer_fingerprint", "protocol"} <= set(run_.provenance)
-        stages = ["training_seconds", "generation_seconds", "evaluation_seconds"] + ["calibration_seconds"] * (run_.arm == "search")
+        stages = ["training_seconds", "generation_seconds", "evaluation_seconds"] + ["calibration_seconds"] * (
+            run_.arm == "search"
+        )
         assert run_.metrics["gpu_hours"] == pytest.approx(sum(run_.metrics[stage] for stage in stages) / 3600)
         assert set(run_.metrics) <= set(quantities.ALL)
 
@@ -83,7 +89,9 @@ def test_records_say_where_and_on_what(finished_study: WatchedStudy) -> None:
 def test_rungs_are_reported_in_order(finished_study: WatchedStudy) -> None:
     for run_ in finished_study.study.runs.values():
         steps = [report["step"] for report in run_.reports]
-        assert len(steps) == 6 and all(a < b for a, b in pairwise(steps)) and steps[-1] == run_.settings["training.steps"]
+        assert (
+            len(steps) == 6 and all(a < b for a, b in pairwise(steps)) and steps[-1] == run_.settings["training.steps"]
+        )
 
 
 def test_a_finished_study_is_left_as_it_is(finished_study: WatchedStudy) -> None:
@@ -112,11 +120,15 @@ def test_the_folder_of_another_study_is_refused(finished_study: WatchedStudy, tm
 
 def test_a_live_study_is_not_resumed(finished_study: WatchedStudy) -> None:
     holder = (
-        "import sys; from pathlib import Path; from reco_tune.study.journal import locked; from reco_tune.study_log import StudyFolder\n"
+        "import sys; from pathlib import Path; from reco_tune.study.journal import locked; from reco_tune.study_log"
+        " import StudyFolder\n"
     )
     holder += "with locked(StudyFolder(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(
-        [sys.executable, "-c", holder, str(finished_study.folder)], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
+        [sys.executable, "-c", holder, str(finished_study.folder)],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
         with pytest.raises(StudyError, match=f"is running \\(process {process.pid}\\)"):
@@ -138,7 +150,9 @@ def test_a_folder_without_a_study_cannot_be_resumed(tmp_path: Path) -> None:
 @pytest.mark.slow
 def test_two_gloo_workers_give_the_numbers_of_one(finished_study: WatchedStudy, tmp_path: Path) -> None:
     """Same global batch; sums of gradients are split in two, so the last bits may differ."""
-    pair = run_small_study(tmp_path, finished_study.same_cache, "resources.workers=2", "trials=0", "budgets=[equal_steps]").study
+    pair = run_small_study(
+        tmp_path, finished_study.same_cache, "resources.workers=2", "trials=0", "budgets=[equal_steps]"
+    ).study
     assert pair.finished
     for trial in ("full-s0", "reco-equal_steps-s0"):
         one, two = finished_study.study.runs[trial], pair.runs[trial]

@@ -16,7 +16,10 @@ def planned(trial, **more):
 
 def test_what_is_appended_is_read_back(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
-    written = [log.append("started", trial="a", attempt=1), log.append("reported", trial="a", step=3, metrics={"fvd": 0.1})]
+    written = [
+        log.append("started", trial="a", attempt=1),
+        log.append("reported", trial="a", step=3, metrics={"fvd": 0.1}),
+    ]
     assert list(read_events(tmp_path / "events.jsonl")) == written
 
 
@@ -80,7 +83,12 @@ def test_a_value_that_is_not_finite_never_enters_the_log(tmp_path):
     ids=lambda value: "-".join(value) or "nothing" if isinstance(value, list) else value,
 )
 def test_states(events, state):
-    assert replay([planned("a"), *({"event": name, "time": 2.0, "trial": "a", "attempt": 1} for name in events)]).runs["a"].state == state
+    assert (
+        replay([planned("a"), *({"event": name, "time": 2.0, "trial": "a", "attempt": 1} for name in events)])
+        .runs["a"]
+        .state
+        == state
+    )
 
 
 def test_a_retried_run_reports_a_rung_again_and_the_last_word_counts():

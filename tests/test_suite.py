@@ -43,7 +43,9 @@ def without_times(result: EvaluationResult) -> dict:
 
 
 @pytest.fixture(scope="module")
-def result(prepared: tuple[Experiment, TokenCache], tmp_path_factory: pytest.TempPathFactory) -> tuple[EvaluationResult, Path]:
+def result(
+    prepared: tuple[Experiment, TokenCache], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[EvaluationResult, Path]:
     folder = tmp_path_factory.mktemp("run")
     return evaluate(model_of(*prepared), *prepared, folder=folder), folder
 
@@ -67,19 +69,27 @@ def test_gives_every_metric_under_its_name(result: tuple[EvaluationResult, Path]
 def test_gives_every_curve_with_its_length(result: tuple[EvaluationResult, Path]) -> None:
     lengths = {name: len(curve) for name, curve in result[0].curves.items()}
     blocks = {"loss_by_frame_train": 5, "loss_by_frame_generated": 5, "error_growth": 5}
-    assert lengths == {"frame_accuracy": 9, "fvd_by_samples": 1, **blocks}  # half of 50 clips are fewer than the 48 features
+    assert lengths == {
+        "frame_accuracy": 9,
+        "fvd_by_samples": 1,
+        **blocks,
+    }  # half of 50 clips are fewer than the 48 features
     assert set(lengths) == set(quantities.CURVES)
 
 
 def test_a_model_is_sure_of_its_own_samples(result: tuple[EvaluationResult, Path]) -> None:
-    """Its own samples cost the entropy of its distribution, other clips more: at any weights, so also at the initial ones."""
+    """Its own samples cost the entropy of its distribution, other clips more: at any weights, so also at the initial
+    ones.
+    """
     curves = result[0].curves
     assert np.mean(curves["loss_by_frame_generated"]) < np.mean(curves["loss_by_frame_train"])
 
 
 def test_the_protocol_names_what_must_be_equal(result: tuple[EvaluationResult, Path]) -> None:
     provenance = result[0].provenance
-    assert provenance["protocol"] == f"native/9x12x12/stride1/reconstructed/train400/n50x2/{provenance['extractor'][:8]}"
+    assert (
+        provenance["protocol"] == f"native/9x12x12/stride1/reconstructed/train400/n50x2/{provenance['extractor'][:8]}"
+    )
     assert json.loads(json.dumps(provenance)) == provenance
     assert provenance["rank_deficient"] is False and provenance["reference_clips"] == 400
 
@@ -132,7 +142,9 @@ dist.destroy_process_group()
 """
 
 
-def test_two_ranks_are_one(prepared: tuple[Experiment, TokenCache], result: tuple[EvaluationResult, Path], tmp_path: Path) -> None:
+def test_two_ranks_are_one(
+    prepared: tuple[Experiment, TokenCache], result: tuple[EvaluationResult, Path], tmp_path: Path
+) -> None:
     """Six batches of 20, 20 and 10 clips for two sampling seeds, dealt to two processes over gloo."""
     (tmp_path / "experiment.yaml").write_text(prepared[0].model_dump_json())  # JSON is YAML
     arguments = [str(tmp_path), str(prepared[1].path)]
@@ -161,18 +173,29 @@ def test_models_of_pieces_have_curves_of_pieces(prepared: tuple[Experiment, Toke
 
 @pytest.mark.parametrize("protocol", ["native-random", "native-pca"])
 def test_protocols_without_classes_claim_none(prepared: tuple[Experiment, TokenCache], protocol: str) -> None:
-    experiment = changed(prepared[0], {"evaluation.protocol": protocol, "evaluation.analyses": False, "data.class_conditional": False})
+    experiment = changed(
+        prepared[0], {"evaluation.protocol": protocol, "evaluation.analyses": False, "data.class_conditional": False}
+    )
     found = evaluate(model_of(experiment, prepared[1]), experiment, prepared[1])
     assert "class_accuracy" not in found.metrics and set(found.curves) == {"fvd_by_samples"}
-    assert found.curves["fvd_by_samples"] == [pytest.approx(found.metrics["fvd"], rel=0.5)]  # of the first sampling seed
+    assert found.curves["fvd_by_samples"] == [
+        pytest.approx(found.metrics["fvd"], rel=0.5)
+    ]  # of the first sampling seed
     assert found.provenance["protocol"].startswith(f"{protocol}/")
 
 
 @pytest.mark.skipif(importlib.util.find_spec("skimage") is None, reason="the `flow` extra is not installed")
 def test_flow_is_measured_where_it_is_asked_for(prepared: tuple[Experiment, TokenCache]) -> None:
-    changes = {"evaluation.flow": True, "evaluation.analyses": False, "evaluation.samples": 20, "evaluation.sampling_seeds": 1}
+    changes = {
+        "evaluation.flow": True,
+        "evaluation.analyses": False,
+        "evaluation.samples": 20,
+        "evaluation.sampling_seeds": 1,
+    }
     found = evaluate(model_of(*prepared), changed(prepared[0], changes), prepared[1])
-    assert 0 < found.provenance["reference_flow_unexplained"] < found.metrics["flow_unexplained"] < 1.5  # noise follows no motion
+    assert (
+        0 < found.provenance["reference_flow_unexplained"] < found.metrics["flow_unexplained"] < 1.5
+    )  # noise follows no motion
 
 
 def test_raw_and_reconstructed_references_are_two_protocols(prepared: tuple[Experiment, TokenCache]) -> None:
@@ -181,15 +204,21 @@ def test_raw_and_reconstructed_references_are_two_protocols(prepared: tuple[Expe
     assert raw.extractor.hash == reconstructed.extractor.hash
     assert raw.protocol == reconstructed.protocol.replace("reconstructed", "raw")
     assert not np.array_equal(raw.features_MD, reconstructed.features_MD)
-    assert raw.facts["reference_class_accuracy"] > reconstructed.facts["reference_class_accuracy"]  # the tokenizer loses something
+    assert (
+        raw.facts["reference_class_accuracy"] > reconstructed.facts["reference_class_accuracy"]
+    )  # the tokenizer loses something
 
 
 def test_fewer_samples_than_features_are_said(prepared: tuple[Experiment, TokenCache]) -> None:
-    experiment = changed(prepared[0], {"evaluation.samples": 30, "evaluation.analyses": False, "evaluation.sampling_seeds": 1})
+    experiment = changed(
+        prepared[0], {"evaluation.samples": 30, "evaluation.analyses": False, "evaluation.sampling_seeds": 1}
+    )
     assert evaluate(model_of(experiment, prepared[1]), experiment, prepared[1]).provenance["rank_deficient"] is True
 
 
-def test_a_second_preparation_reads_what_the_first_left(prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_second_preparation_reads_what_the_first_left(
+    prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch
+) -> None:
     calls: list[str] = []
     prepare_evaluation(*prepared, progress=lambda done, total, what: calls.append(what))
     assert calls == []

@@ -63,7 +63,9 @@ def test_every_frame_is_a_real_digit_moved_by_the_same_step_or_bounced(rendered:
                 path = [place[axis] for place in places]
                 steps = np.diff(path)
                 assert set(np.abs(steps)) in ({0}, {2}), path
-                assert all(path[i] in (0, 4) for i in range(1, 8) if steps[i] != steps[i - 1]), "turns round only at the edge"
+                assert all(path[i] in (0, 4) for i in range(1, 8) if steps[i] != steps[i - 1]), (
+                    "turns round only at the edge"
+                )
 
 
 def _find(frame: np.ndarray, images: dict[bytes, int]) -> tuple[int, int, int]:
@@ -71,7 +73,8 @@ def _find(frame: np.ndarray, images: dict[bytes, int]) -> tuple[int, int, int]:
         (row, column, images[frame[row : row + 8, column : column + 8].tobytes()])
         for row in (0, 2, 4)
         for column in (0, 2, 4)
-        if frame[row : row + 8, column : column + 8].tobytes() in images and frame[row : row + 8, column : column + 8].sum() == frame.sum()
+        if frame[row : row + 8, column : column + 8].tobytes() in images
+        and frame[row : row + 8, column : column + 8].sum() == frame.sum()
     ]
     assert found
     return found[0]

@@ -1,4 +1,6 @@
-"""Codes that somebody brings along: in they go as they are, models train on them, and what needs pixels says so in one sentence."""
+"""Codes that somebody brings along: in they go as they are, models train on them, and what needs pixels says so in one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -105,7 +107,10 @@ def _replace(name: str, array: np.ndarray) -> Callable[[Path], None]:
             r"train\.npy or its labels cannot be read",
         ),
         (_replace("train.npy", np.zeros((30, 5, 3, 3))), "codes of type float64; codes are integers"),
-        (_replace("train.npy", np.zeros((30, 4, 3, 3), int)), r"clips of shape \(4, 3, 3\), but .* make 5 x 3 x 3 = 45 tokens"),
+        (
+            _replace("train.npy", np.zeros((30, 4, 3, 3), int)),
+            r"clips of shape \(4, 3, 3\), but .* make 5 x 3 x 3 = 45 tokens",
+        ),
         (_replace("train.npy", np.full((30, 45), 16)), r"holds the code 16, but tokenizer\.num_codes is 16"),
         (_replace("test.npy", np.full((12, 45), -1)), "holds the code -1"),
         (_replace("train.labels.npy", np.zeros(7, int)), r"has 30 clips, but its labels have shape \(7,\)"),
@@ -142,7 +147,10 @@ def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> Non
     assert np.isfinite(trained.metrics["val_cross_entropy"])
     result = evaluate(trained.model, experiment, cache)
     analyses = {"first_frame_gap", *(f"error_growth_{end}" for end in ("rate", "slope", "aic"))}
-    assert set(result.metrics) == {quantity.name for quantity in STEPS_OF_H} | analyses and result.provenance["protocol"] == "none"
+    assert (
+        set(result.metrics) == {quantity.name for quantity in STEPS_OF_H} | analyses
+        and result.provenance["protocol"] == "none"
+    )
     assert set(result.curves) == {"loss_by_frame_train", "loss_by_frame_generated", "error_growth"}
     assert all(len(curve) == 5 and np.isfinite(curve).all() for curve in result.curves.values())
     with pytest.raises(DataError, match=r"data\.layout tokens.*FVD, samples and reconstructions need videos"):

@@ -1,4 +1,6 @@
-"""From videos to tokens and back from disk: what the cache holds is what encoding its own pixels gives; damage is one sentence."""
+"""From videos to tokens and back from disk: what the cache holds is what encoding its own pixels gives; damage is one
+sentence.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,15 @@ def _experiment(cache_dir: Path, **data: object) -> Experiment:
     """40 clips of which only 24 keep their pixels, so that both ways of encoding run."""
     return Experiment(
         data=Data(
-            **{"layout": "digits", "cache_dir": cache_dir, "clip_frames": 9, "size_px": 12, "train_clips": 40, "test_clips": 30, **data}
+            **{
+                "layout": "digits",
+                "cache_dir": cache_dir,
+                "clip_frames": 9,
+                "size_px": 12,
+                "train_clips": 40,
+                "test_clips": 30,
+                **data,
+            }
         ),
         tokenizer=Tokenizer(num_codes=24, first_frame_codes=8, fit_clips=20),
         evaluation=Evaluation(reference_clips=24, validation_clips=16),
@@ -60,21 +70,33 @@ def _all_pixels(experiment: Experiment, cache: TokenCache, split: str) -> torch.
 
 
 @pytest.mark.parametrize("split", SPLITS)
-def test_tokens_are_the_codes_of_the_pixels_in_raster_order(prepared: tuple[Experiment, TokenCache], split: str) -> None:
+def test_tokens_are_the_codes_of_the_pixels_in_raster_order(
+    prepared: tuple[Experiment, TokenCache], split: str
+) -> None:
     experiment, cache = prepared
     tokenizer = load_tokenizer(cache.tokenizer_path)
     video = _all_pixels(experiment, cache, split)
     assert np.array_equal(cache.clips(split), video[:24])
-    assert np.array_equal(np.load(cache.path / f"{split}.tokens.npy"), tokenizer.encode(video)), "blocks, rows and columns on disk too"
+    assert np.array_equal(np.load(cache.path / f"{split}.tokens.npy"), tokenizer.encode(video)), (
+        "blocks, rows and columns on disk too"
+    )
     assert np.array_equal(cache.tokens(split).reshape(-1, *cache.grid), tokenizer.encode(video))
-    assert (cache.tokens(split).dtype, cache.labels(split).dtype, cache.clips(split).dtype) == (np.int32, np.int64, np.uint8)
-    assert cache.labels(split).tolist() == [int(clip.path.parent.name.removeprefix("Digit")) for clip in cache.sources(split)]
+    assert (cache.tokens(split).dtype, cache.labels(split).dtype, cache.clips(split).dtype) == (
+        np.int32,
+        np.int64,
+        np.uint8,
+    )
+    assert cache.labels(split).tolist() == [
+        int(clip.path.parent.name.removeprefix("Digit")) for clip in cache.sources(split)
+    ]
     assert len(cache.tokens(split)) == {"train": 40, "test": 30}[split]
 
 
 @pytest.mark.parametrize("split", SPLITS)
 @pytest.mark.parametrize("blocks", [2, 3])
-def test_pieces_are_sub_clips_encoded_by_themselves(prepared: tuple[Experiment, TokenCache], split: str, blocks: int) -> None:
+def test_pieces_are_sub_clips_encoded_by_themselves(
+    prepared: tuple[Experiment, TokenCache], split: str, blocks: int
+) -> None:
     """Piece j starts at frame j * temporal_stride; the lengths asked for later are added to the cache that exists."""
     experiment, _ = prepared
     cache = prepare_tokens(experiment, piece_blocks=(2, 3))
@@ -85,7 +107,9 @@ def test_pieces_are_sub_clips_encoded_by_themselves(prepared: tuple[Experiment, 
     for j in range(pieces.shape[1]):
         piece = video[:, 2 * j : 2 * j + 1 + 2 * (blocks - 1)]
         assert np.array_equal(pieces[:, j].reshape(-1, blocks, 3, 3), tokenizer.encode(piece)), j
-    assert np.array_equal(pieces[:, 0], cache.tokens(split)[:, : blocks * 9]), "the first piece is the clip's own beginning"
+    assert np.array_equal(pieces[:, 0], cache.tokens(split)[:, : blocks * 9]), (
+        "the first piece is the clip's own beginning"
+    )
 
 
 def test_the_second_call_reuses_everything(prepared: tuple[Experiment, TokenCache]) -> None:
@@ -107,12 +131,16 @@ def test_another_place_gives_the_same_bits(prepared: tuple[Experiment, TokenCach
         cache.tokenizer_fingerprint,
     )
     for split in SPLITS:
-        assert np.array_equal(again.tokens(split), cache.tokens(split)) and np.array_equal(again.pieces(split, 2), cache.pieces(split, 2))
+        assert np.array_equal(again.tokens(split), cache.tokens(split)) and np.array_equal(
+            again.pieces(split, 2), cache.pieces(split, 2)
+        )
 
 
 def test_what_a_result_depends_on_gets_its_own_cache(prepared: tuple[Experiment, TokenCache]) -> None:
     experiment, cache = prepared
-    other = prepare_tokens(experiment.model_copy(update={"tokenizer": experiment.tokenizer.model_copy(update={"seed": 1})}))
+    other = prepare_tokens(
+        experiment.model_copy(update={"tokenizer": experiment.tokenizer.model_copy(update={"seed": 1})})
+    )
     assert other.data_fingerprint == cache.data_fingerprint
     assert other.tokenizer_fingerprint != cache.tokenizer_fingerprint and other.path != cache.path
     assert TokenCache.open(cache.path).fingerprint == cache.fingerprint
@@ -143,12 +171,16 @@ def test_what_a_result_depends_on_gets_its_own_cache(prepared: tuple[Experiment,
         "other tokenizer",
     ],
 )
-def test_unusable_caches_are_one_sentence_with_the_way_out(copied: tuple[Experiment, TokenCache], damage: object, message: str) -> None:
+def test_unusable_caches_are_one_sentence_with_the_way_out(
+    copied: tuple[Experiment, TokenCache], damage: object, message: str
+) -> None:
     experiment, cache = copied
     damage(cache.path)  # type: ignore[operator]
     with pytest.raises(DataError, match=message) as error:
         prepare_tokens(experiment)
-    assert cache.path.name in str(error.value) and "delete the folder" in str(error.value) and "\n" not in str(error.value)
+    assert (
+        cache.path.name in str(error.value) and "delete the folder" in str(error.value) and "\n" not in str(error.value)
+    )
     shutil.rmtree(cache.path)  # the way out
     assert prepare_tokens(experiment).fingerprint == cache.fingerprint
 
@@ -193,8 +225,10 @@ def test_what_a_killed_process_left_is_swept_away_and_what_a_live_one_writes_is_
         [
             sys.executable,
             "-c",
-            f"from pathlib import Path; from reco_tune.data.token_cache import TokenCacheWriter as W; import time\n"
-            f"with W(Path({str(tmp_path)!r})): print('ready', flush=True); time.sleep(60)",
+            (
+                "from pathlib import Path; from reco_tune.data.token_cache import TokenCacheWriter as W; import time\n"
+                f"with W(Path({str(tmp_path)!r})): print('ready', flush=True); time.sleep(60)"
+            ),
         ],
         stdout=subprocess.PIPE,
     )
@@ -254,13 +288,17 @@ def test_videos_that_break_while_decoding_are_left_out_and_listed(tmp_path: Path
     content[begin : begin + length] = bytes(length)
     broken.write_bytes(content)
     experiment = Experiment(
-        data=Data(layout="class_folders", root=tmp_path / "videos", split="time", clip_frames=5, size_px=16, clip_stride=2),
+        data=Data(
+            layout="class_folders", root=tmp_path / "videos", split="time", clip_frames=5, size_px=16, clip_stride=2
+        ),
         tokenizer=Tokenizer(num_codes=24, first_frame_codes=8, fit_clips=8),
         evaluation=Evaluation(reference_clips=reference_clips, validation_clips=4),
     )
     cache = prepare_tokens(experiment, piece_blocks=(2,))
     assert {path.as_posix() for path, _ in cache.skipped} == {"A/3.mp4", "A/text.mp4"}
-    assert {line.split(",")[0].rsplit("/", 1)[-1] for line in (cache.path / "skipped.csv").read_text().splitlines()[1:]} == {
+    assert {
+        line.split(",")[0].rsplit("/", 1)[-1] for line in (cache.path / "skipped.csv").read_text().splitlines()[1:]
+    } == {
         "3.mp4",
         "text.mp4",
     }
@@ -280,7 +318,9 @@ def test_an_empty_folder_writes_nothing(tmp_path: Path) -> None:
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
 
 
-def test_a_cache_made_with_relative_paths_is_read_from_anywhere(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_cache_made_with_relative_paths_is_read_from_anywhere(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Pieces asked for later decode the videos again, so the cache must know where they lie."""
     monkeypatch.chdir(tmp_path)
     experiment = _experiment(Path("cache"), root=Path("digits"))
@@ -294,17 +334,26 @@ def test_a_cache_made_with_relative_paths_is_read_from_anywhere(tmp_path: Path, 
 
 
 @pytest.mark.parametrize(
-    ("good", "fewest", "fails"), [(0, 1, True), (1, 1, False), (1, 50, True)], ids=["none left", "enough left", "too few left"]
+    ("good", "fewest", "fails"),
+    [(0, 1, True), (1, 1, False), (1, 50, True)],
+    ids=["none left", "enough left", "too few left"],
 )
-def test_too_few_clips_end_with_exit_code_1_and_a_list_of_what_was_left_out(tmp_path: Path, good: int, fewest: int, fails: bool) -> None:
-    """Videos that are there but broken are a failed run, not a person's mistake; the list says why each was left out."""
+def test_too_few_clips_end_with_exit_code_1_and_a_list_of_what_was_left_out(
+    tmp_path: Path, good: int, fewest: int, fails: bool
+) -> None:
+    """Videos that are there but broken are a failed run, not a person's mistake; the list says why each was
+    left out."""
     videos = tmp_path / "videos"
     videos.mkdir()
     (videos / "empty.mp4").touch()
     (videos / "text.mp4").write_text("no video")
     (videos / "folder.mp4").mkdir()
     for name in range(good):
-        write_video(videos / f"{name}.avi", np.random.default_rng(name).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8), lossless=True)
+        write_video(
+            videos / f"{name}.avi",
+            np.random.default_rng(name).integers(0, 256, (60, 32, 32, 3), dtype=np.uint8),
+            lossless=True,
+        )
     experiment = Experiment(
         data=Data(layout="flat", root=videos, split="time", clip_frames=5, size_px=16, min_clips=fewest),
         tokenizer=Tokenizer(num_codes=12, first_frame_codes=4, fit_clips=8),
@@ -321,6 +370,9 @@ def test_too_few_clips_end_with_exit_code_1_and_a_list_of_what_was_left_out(tmp_
     assert [line.split(",")[0] for line in lines] == ["video", "empty.mp4", "folder.mp4", "text.mp4"]
     if not fails:  # nor do they pass because a cache was made of them before
         more = experiment.model_copy(update={"data": experiment.data.model_copy(update={"min_clips": 50})})
-        with pytest.raises(TooFewClipsError, match=r"only \d+ clips for train, fewer than data.min_clips \(50\).* the first is empty.mp4"):
+        with pytest.raises(
+            TooFewClipsError,
+            match=r"only \d+ clips for train, fewer than data.min_clips \(50\).* the first is empty.mp4",
+        ):
             prepare_tokens(more)
     assert all("replace or remove it" in line for line in lines[1:])

@@ -26,13 +26,24 @@ from reco_tune.tokenizers.vector_quantized import (
 )
 
 KINDS = {
-    "kmeans": settings.Tokenizer(kind="kmeans", spatial_stride=4, temporal_stride=2, num_codes=40, first_frame_codes=15),
-    "vq": settings.Tokenizer(kind="vq", spatial_stride=4, temporal_stride=2, num_codes=40, width=8, fit_steps=30, fit_batch_size=4),
+    "kmeans": settings.Tokenizer(
+        kind="kmeans", spatial_stride=4, temporal_stride=2, num_codes=40, first_frame_codes=15
+    ),
+    "vq": settings.Tokenizer(
+        kind="vq", spatial_stride=4, temporal_stride=2, num_codes=40, width=8, fit_steps=30, fit_batch_size=4
+    ),
     "vq, odd stride": settings.Tokenizer(
         kind="vq", spatial_stride=3, temporal_stride=4, num_codes=40, width=8, fit_steps=5, fit_batch_size=4
     ),
     "fsq": settings.Tokenizer(
-        kind="vq", quantizer="fsq", spatial_stride=4, temporal_stride=2, num_codes=240, width=8, fit_steps=30, fit_batch_size=4
+        kind="vq",
+        quantizer="fsq",
+        spatial_stride=4,
+        temporal_stride=2,
+        num_codes=240,
+        width=8,
+        fit_steps=30,
+        fit_batch_size=4,
     ),
 }
 
@@ -70,7 +81,9 @@ def test_the_first_frame_alone_has_the_codes_of_block_0(fitted: Callable[[str], 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_no_code_depends_on_later_frames_and_no_pixel_on_later_codes(fitted: Callable[[str], Tokenizer], kind: str) -> None:
+def test_no_code_depends_on_later_frames_and_no_pixel_on_later_codes(
+    fitted: Callable[[str], Tokenizer], kind: str
+) -> None:
     tokenizer = fitted(kind)
     video = torch.from_numpy(_clips(seed=1))
     codes = tokenizer.encode(video)
@@ -111,7 +124,9 @@ def test_saved_and_loaded_is_the_same(fitted: Callable[[str], Tokenizer], kind: 
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_the_same_fit_gives_the_same_bits_and_leaves_global_randomness_alone(fitted: Callable[[str], Tokenizer], kind: str) -> None:
+def test_the_same_fit_gives_the_same_bits_and_leaves_global_randomness_alone(
+    fitted: Callable[[str], Tokenizer], kind: str
+) -> None:
     state = torch.random.get_rng_state()
     again = fit_tokenizer(KINDS[kind], _clips())
     assert again.fingerprint == fitted(kind).fingerprint
@@ -163,7 +178,14 @@ def test_more_codes_reconstruct_better() -> None:
 def test_vq_learns() -> None:
     clips = _clips(64)
     values = settings.Tokenizer(
-        kind="vq", spatial_stride=4, temporal_stride=2, num_codes=64, width=16, learning_rate=3e-3, fit_steps=100, fit_batch_size=8
+        kind="vq",
+        spatial_stride=4,
+        temporal_stride=2,
+        num_codes=64,
+        width=16,
+        learning_rate=3e-3,
+        fit_steps=100,
+        fit_batch_size=8,
     )
     tokenizer = fit_tokenizer(values, clips)
     video = torch.from_numpy(clips)
@@ -174,7 +196,9 @@ def test_vq_learns() -> None:
 
 
 @pytest.fixture(scope="module", params=["vq", "fsq"])
-def on_digits(request: pytest.FixtureRequest, digits: tuple[settings.Experiment, TokenCache]) -> tuple[Tokenizer, TokenCache]:
+def on_digits(
+    request: pytest.FixtureRequest, digits: tuple[settings.Experiment, TokenCache]
+) -> tuple[Tokenizer, TokenCache]:
     """A learned codebook, and a grid of levels with as many codes, each trained alike on the real digits."""
     _, cache = digits
     values = settings.Tokenizer(
@@ -184,7 +208,9 @@ def on_digits(request: pytest.FixtureRequest, digits: tuple[settings.Experiment,
 
 
 def test_learned_codes_and_levels_show_digits_they_have_not_seen(on_digits: tuple[Tokenizer, TokenCache]) -> None:
-    """Seen: half the error of the best constant clip; 240 codes with perplexity 204 (vq), 158 with 68 (fsq). A collapse uses a few."""
+    """Seen: half the error of the best constant clip; 240 codes with perplexity 204 (vq), 158 with 68 (fsq). A collapse
+    uses a few.
+    """
     tokenizer, cache = on_digits
     video = torch.from_numpy(np.array(cache.clips("test"))).float()
     codes = tokenizer.encode(video.byte())
@@ -196,7 +222,9 @@ def test_learned_codes_and_levels_show_digits_they_have_not_seen(on_digits: tupl
     assert len(used) > tokenizer.num_codes / 4 and tokenizer.num_codes / 8 < perplexity < len(used)
 
 
-def test_the_first_frame_of_a_digit_alone_has_the_codes_of_block_0_every_time(on_digits: tuple[Tokenizer, TokenCache]) -> None:
+def test_the_first_frame_of_a_digit_alone_has_the_codes_of_block_0_every_time(
+    on_digits: tuple[Tokenizer, TokenCache],
+) -> None:
     tokenizer, cache = on_digits
     video = torch.from_numpy(np.array(cache.clips("test")))
     codes = tokenizer.encode(video)
@@ -207,7 +235,9 @@ def test_the_first_frame_of_a_digit_alone_has_the_codes_of_block_0_every_time(on
 
 @pytest.mark.parametrize("steps", [1, 2, 9, 10, 11])
 def test_vq_fits_in_any_number_of_steps(steps: int) -> None:
-    values = settings.Tokenizer(kind="vq", spatial_stride=4, temporal_stride=2, num_codes=8, width=4, fit_steps=steps, fit_batch_size=2)
+    values = settings.Tokenizer(
+        kind="vq", spatial_stride=4, temporal_stride=2, num_codes=8, width=4, fit_steps=steps, fit_batch_size=2
+    )
     assert fit_tokenizer(values, _clips(4)).num_codes == 8
 
 
@@ -224,7 +254,9 @@ def test_codes_that_nothing_uses_move_to_where_vectors_are() -> None:
 
 
 @pytest.mark.parametrize(
-    ("frames", "stride", "blocks"), [(1, 4, 1), (17, 4, 5), (9, 2, 5), (3, 1, 3)], ids=["one frame", "paper", "digits", "every frame"]
+    ("frames", "stride", "blocks"),
+    [(1, 4, 1), (17, 4, 5), (9, 2, 5), (3, 1, 3)],
+    ids=["one frame", "paper", "digits", "every frame"],
 )
 def test_blocks_by_hand(frames: int, stride: int, blocks: int) -> None:
     assert check_frames(frames, stride) == blocks
@@ -237,7 +269,10 @@ def test_blocks_by_hand(frames: int, stride: int, blocks: int) -> None:
         (lambda path: (path / "tokenizer.json").write_text("{}"), "is damaged"),
         (lambda path: (path / "tokenizer.json").write_text("[1]"), "is damaged"),
         (lambda path: _edit(path, schema=7), "of version 7, this program reads 1"),
-        (lambda path: _edit(path, settings={"spatial_stride": 2, "temporal_stride": 2}), "not those of its fingerprint"),
+        (
+            lambda path: _edit(path, settings={"spatial_stride": 2, "temporal_stride": 2}),
+            "not those of its fingerprint",
+        ),
         (lambda path: (path / "tokenizer.safetensors").write_bytes(b"abc"), "is damaged"),
         (lambda path: (path / "tokenizer.safetensors").unlink(), "is damaged"),
     ],
@@ -292,8 +327,16 @@ def test_rounding_to_levels_lets_the_gradient_of_the_bound_through() -> None:
 @pytest.mark.parametrize(
     ("wanted", "sentence"),
     [
-        pytest.param({"kind": "vq", "num_codes": 256}, r"num_codes \(256\) .*; take 240, the nearest of 240, 1000, 4375", id="codes"),
-        pytest.param({"kind": "kmeans", "num_codes": 240}, "fsq belongs to tokenizer.kind vq, not kmeans; leave it out", id="kind"),
+        pytest.param(
+            {"kind": "vq", "num_codes": 256},
+            r"num_codes \(256\) .*; take 240, the nearest of 240, 1000, 4375",
+            id="codes",
+        ),
+        pytest.param(
+            {"kind": "kmeans", "num_codes": 240},
+            "fsq belongs to tokenizer.kind vq, not kmeans; leave it out",
+            id="kind",
+        ),
     ],
 )
 def test_levels_that_cannot_be_are_refused(wanted: dict[str, object], sentence: str) -> None:

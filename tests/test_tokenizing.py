@@ -18,7 +18,15 @@ from reco_tune.tokenizers.encoding import EncodedPart, PartTask, encode_part
 
 def _experiment(cache_dir: Path, root: Path | None = None) -> Experiment:
     """Three parts of training clips, of which one keeps its pixels, and two of held-out clips."""
-    data = {"layout": "digits", "root": root, "cache_dir": cache_dir, "clip_frames": 9, "size_px": 12, "train_clips": 150, "test_clips": 70}
+    data = {
+        "layout": "digits",
+        "root": root,
+        "cache_dir": cache_dir,
+        "clip_frames": 9,
+        "size_px": 12,
+        "train_clips": 150,
+        "test_clips": 70,
+    }
     nested = {
         "data": data,
         "tokenizer": {"num_codes": 24, "first_frame_codes": 8, "fit_clips": 40},
@@ -48,14 +56,18 @@ def _backwards(function: Callable[[PartTask], EncodedPart], tasks: list[PartTask
     return (function(task) for task in reversed(tasks))
 
 
-def test_parts_encoded_elsewhere_in_any_order_make_the_same_bytes(videos: tuple[Path, TokenCache], tmp_path: Path) -> None:
+def test_parts_encoded_elsewhere_in_any_order_make_the_same_bytes(
+    videos: tuple[Path, TokenCache], tmp_path: Path
+) -> None:
     root, cache = videos
     assert cache.skipped, "the broken video is listed"
     again = prepare_tokens(_experiment(tmp_path / "cache", root), piece_blocks=(2,), spread=_backwards)
     assert _bytes(again) == _bytes(cache)
 
 
-def test_a_cluster_makes_the_same_bytes_and_goes_on_where_an_earlier_call_stopped(videos: tuple[Path, TokenCache], tmp_path: Path) -> None:
+def test_a_cluster_makes_the_same_bytes_and_goes_on_where_an_earlier_call_stopped(
+    videos: tuple[Path, TokenCache], tmp_path: Path
+) -> None:
     root, cache = videos
     experiment = _experiment(tmp_path / "cache", root)
 
@@ -83,11 +95,15 @@ def test_a_node_that_does_not_see_the_files_says_so(videos: tuple[Path, TokenCac
     _, cache = videos
     experiment = _experiment(cache.path.parent.parent, tmp_path / "unmounted")
     task = PartTask(0, [0], cache.sources("train")[:1], experiment.data, cache.tokenizer_path, "cpu", (), 1)
-    with pytest.raises(DataError, match=r"unmounted cannot be seen from .*; put data.root and data.cache_dir on storage"):
+    with pytest.raises(
+        DataError, match=r"unmounted cannot be seen from .*; put data.root and data.cache_dir on storage"
+    ):
         encode_part(task)
 
 
-def test_a_fit_stops_at_the_tokenizer_and_the_rest_goes_on_from_its_pixels(videos: tuple[Path, TokenCache], tmp_path: Path) -> None:
+def test_a_fit_stops_at_the_tokenizer_and_the_rest_goes_on_from_its_pixels(
+    videos: tuple[Path, TokenCache], tmp_path: Path
+) -> None:
     root, cache = videos
     experiment = _experiment(tmp_path / "cache", root)
     path = prepare_tokenizer(experiment, piece_blocks=(2,))

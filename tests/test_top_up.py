@@ -63,7 +63,10 @@ def test_only_unresolved_arms_are_named(runs):
     found = {(one.budget, one.arm): one for one in top_up(runs)}
     assert ("equal_steps", "full_continuity") in found and ("equal_steps", "fewer_frames") not in found
     assert set(found) == {place for place in table.index if table.loc[place, "fvd_p_value"] >= 0.05}
-    assert found["equal_steps", "full_continuity"].difference.delta == table.loc[("equal_steps", "full_continuity"), "fvd_delta"]
+    assert (
+        found["equal_steps", "full_continuity"].difference.delta
+        == table.loc[("equal_steps", "full_continuity"), "fvd_delta"]
+    )
 
 
 def test_the_command_loads_and_holds_what_it_names(study, runs):
@@ -73,13 +76,23 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
     found = top_up(near)
     lines, (command, together) = top_up_words(found), top_up_commands(found, near, str(study))
-    assert any(line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines)
-    assert shlex.split(together, comments=True) == ["python", "analysis/compare_studies.py", str(study), "studies/toy-more"]
+    assert any(
+        line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines
+    )
+    assert shlex.split(together, comments=True) == [
+        "python",
+        "analysis/compare_studies.py",
+        str(study),
+        "studies/toy-more",
+    ]
     words = shlex.split(command)
     assert words[:3] == ["reco-tune", "run", f"{study}/settings.yaml"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
     assert given["--seeds"].startswith("3") and given["--trials"] == "0"
-    space = only_arms(load_space(study / "settings.yaml", [given["--set"], f"seeds=[{given['--seeds']}]", "trials=0"]), given["--arms"])
+    space = only_arms(
+        load_space(study / "settings.yaml", [given["--set"], f"seeds=[{given['--seeds']}]", "trials=0"]),
+        given["--arms"],
+    )
     assert "full" in space.arms and "reco" in space.arms and "fewer_frames" not in space.arms
     assert not set(space.seeds) & {0, 1, 2} and "equal_compute" in space.budgets
 
@@ -88,7 +101,9 @@ def test_a_shell_takes_both_commands_as_they_stand(runs):
     """Brackets are a pattern to zsh, a blank in a folder's name parts words; here each command is an echo."""
     found = [TopUp("equal_steps", "reco", 5, difference(1.0, 0.6, 3))]
     script = "set -e; reco-tune() { printf '%s\n' \"$@\"; }; python() { printf '%s\n' \"$@\"; }; shopt -s failglob\n"
-    done = subprocess.run(["bash"], input=script + "\n".join(top_up_commands(found, runs, "my study")), capture_output=True, text=True)
+    done = subprocess.run(
+        ["bash"], input=script + "\n".join(top_up_commands(found, runs, "my study")), capture_output=True, text=True
+    )
     assert done.returncode == 0 and done.stderr == ""
     words = done.stdout.splitlines()
     assert "my study/settings.yaml" in words and "budgets=[equal_steps]" in words
@@ -112,7 +127,9 @@ def test_two_studies_of_other_seeds_are_one(tmp_path_factory):
     more = load_runs(record_study(parent / "b", arms=("full", "reco"), seeds=(3, 4), searched=0, files=False))
     table = ablation_table(pooled({"a": first, "b": more})).set_index(["budget", "arm"])
     assert table.loc[("equal_steps", "reco"), "seeds"] == 5 and table.loc[("equal_steps", "local"), "seeds"] == 3
-    assert list(table.loc["equal_steps"].index) == list(ablation_table(first).set_index(["budget", "arm"]).loc["equal_steps"].index)
+    assert list(table.loc["equal_steps"].index) == list(
+        ablation_table(first).set_index(["budget", "arm"]).loc["equal_steps"].index
+    )
     compared = comparison_table({"a": first, "b": more})
     assert list(compared[(compared["arm"] == "reco") & (compared["budget"] == "equal_steps")]["seeds"]) == [3, 2, 5]
     assert set(comparison_table({"a": first, "again": first})["study"]) == {"a", "again"}

@@ -72,7 +72,9 @@ def test_what_a_person_sees_in_mlflow(synced: StudyFolder) -> None:
     assert reco.data.tags["mlflow.parentRunId"] == runs["toy"].info.run_id
     assert reco.data.params["objective.continuity_weight"] == "0.1"
     assert reco.data.metrics["fvd"] == study_log.read_study(synced.path).runs["reco-equal_steps-s0"].metrics["fvd"]
-    assert [runs[name].info.status for name in ("toy", "reco-equal_steps-s0", "local-equal_steps-s0", "search-0002")] == [
+    assert [
+        runs[name].info.status for name in ("toy", "reco-equal_steps-s0", "local-equal_steps-s0", "search-0002")
+    ] == [
         "FINISHED",
         "FINISHED",
         "FAILED",
@@ -91,7 +93,9 @@ def test_what_a_run_was_made_of_is_among_its_inputs(synced: StudyFolder) -> None
     client, record = MlflowClient(synced.mlflow_uri), study_log.read_study(synced.path)
     experiment = client.get_experiment_by_name("toy").experiment_id
     made_of = record.runs["reco-equal_steps-s0"].provenance
-    (found,) = [run for run in store.all_runs(client, experiment, "trial") if run.info.run_name == "reco-equal_steps-s0"]
+    (found,) = [
+        run for run in store.all_runs(client, experiment, "trial") if run.info.run_name == "reco-equal_steps-s0"
+    ]
     inputs = client.get_run(found.info.run_id).inputs
     (data,) = [given.dataset for given in inputs.dataset_inputs]
     assert (data.name, data.digest) == ("digits", made_of["data_fingerprint"][:36])
@@ -112,13 +116,18 @@ def test_a_run_is_dated_by_its_start(recorded: StudyFolder, tmp_path: Path) -> N
         record = study_log.read_study(folder.path)
         assert read_study("toy", folder.mlflow_uri) == record
         client = MlflowClient(folder.mlflow_uri)
-        runs = {run.info.run_name: run.info for run in client.search_runs([client.get_experiment_by_name("toy").experiment_id])}
+        runs = {
+            run.info.run_name: run.info
+            for run in client.search_runs([client.get_experiment_by_name("toy").experiment_id])
+        }
         began = {name: round(1000 * run.started) for name, run in record.runs.items() if run.started is not None}
         opened = round(1000 * next(study_log.read_events(folder.events))["time"])
         assert {name: info.start_time for name, info in runs.items()} == {**began, "toy": opened}
 
 
-@pytest.mark.parametrize(("state", "step"), [("pruned", 10), ("evaluated", 30)], ids=["told-by-a-rung", "told-by-its-evaluation"])
+@pytest.mark.parametrize(
+    ("state", "step"), [("pruned", 10), ("evaluated", 30)], ids=["told-by-a-rung", "told-by-its-evaluation"]
+)
 def test_what_one_rung_alone_has_told_stays_at_that_rung(state: State, step: int, tmp_path: Path) -> None:
     """A kernel distance is measured where it decides; the next rung's report does not make it its own."""
     reports = [{"step": 10, "kernel_distance": 0.5, "val_cross_entropy": 2.0}, {"step": 30, "val_cross_entropy": 1.0}]
@@ -180,7 +189,9 @@ def test_a_request_that_failed_midway_makes_nothing_twice(
             sync(folder, server)
     sync(folder, server)
     client = MlflowClient(server)
-    assert len(store.all_runs(client, client.get_experiment_by_name("stumbling"), "trial")) == len(study_log.read_study(folder.path).runs)
+    assert len(store.all_runs(client, client.get_experiment_by_name("stumbling"), "trial")) == len(
+        study_log.read_study(folder.path).runs
+    )
     assert read_study("stumbling", server) == study_log.read_study(folder.path)
 
 
@@ -200,10 +211,20 @@ def test_the_mirror_follows_a_log_that_grows(recorded: StudyFolder, tmp_path: Pa
 
 
 def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, server: str, tmp_path: Path) -> None:
-    """A plain MLflow call to a dead server blocks for minutes, and asynchronous logging loses the data without a word."""
+    """A plain MLflow call to a dead server blocks for minutes, and asynchronous logging loses the data
+    without a word."""
     log = EventLog(tmp_path / "lonely" / "events.jsonl")
     log.append("study", name="lonely", question="?", arms=["full"], provenance={})
-    log.append("planned", trial="full-s0", arm="full", budget="both", seed=0, settings={"training.steps": 3}, settings_hash="0", metrics={})
+    log.append(
+        "planned",
+        trial="full-s0",
+        arm="full",
+        budget="both",
+        seed=0,
+        settings={"training.steps": 3},
+        settings_hash="0",
+        metrics={},
+    )
     folder = StudyFolder(tmp_path / "lonely")
     began = time.monotonic()
     mirror = Mirror(folder, f"http://127.0.0.1:{_free_port()}")
@@ -221,8 +242,9 @@ def test_a_server_that_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.M
     recorded = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
     settings = tmp_path / "auth.ini"
     settings.write_text(
-        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username = admin\n"
-        "admin_password = a-long-password\nauthorization_function = mlflow.server.auth:authenticate_request_basic_auth\n"
+        f"[mlflow]\ndefault_permission = READ\ndatabase_uri = sqlite:///{tmp_path}/auth.db\nadmin_username ="
+        " admin\nadmin_password = a-long-password\nauthorization_function ="
+        " mlflow.server.auth:authenticate_request_basic_auth\n"
     )
     secrets = {"MLFLOW_AUTH_CONFIG_PATH": str(settings), "MLFLOW_FLASK_SERVER_SECRET_KEY": "not a secret"}
     with MlflowServer(tmp_path / "server", "--app-name", "basic-auth", environment=secrets) as server:
@@ -251,7 +273,9 @@ def test_another_study_of_the_same_name_is_refused(synced: StudyFolder, tmp_path
     ],
     ids=["no address", "no such study", "no server"],
 )
-def test_reading_what_is_not_there(synced: StudyFolder, monkeypatch: pytest.MonkeyPatch, name: str, uri: str | None, sentence: str) -> None:
+def test_reading_what_is_not_there(
+    synced: StudyFolder, monkeypatch: pytest.MonkeyPatch, name: str, uri: str | None, sentence: str
+) -> None:
     monkeypatch.delenv("MLFLOW_TRACKING_URI", raising=False)
     address = {"synced": synced.mlflow_uri, "dead": f"http://127.0.0.1:{_free_port()}"}.get(uri or "")
     with pytest.raises(TrackingError, match=sentence):

@@ -1,4 +1,6 @@
-"""The chance to stand on the frontier, against what is known by hand: no noise, two normals, and no short cut that changes it."""
+"""The chance to stand on the frontier, against what is known by hand: no noise, two normals, and no short cut that
+changes it.
+"""
 
 import math
 
@@ -25,12 +27,19 @@ def two(runs, fvd, half_width, speedup=(2.0, 2.0)):
     pair = runs[(runs["arm"] == "search") & (runs["state"] == "evaluated")].head(2).copy()
     fvd = np.array(fvd)
     return pair.assign(
-        fvd=fvd, fvd_low=fvd - half_width, fvd_high=fvd + half_width, speedup=speedup, speedup_low=speedup, speedup_high=speedup
+        fvd=fvd,
+        fvd_low=fvd - half_width,
+        fvd_high=fvd + half_width,
+        speedup=speedup,
+        speedup_low=speedup,
+        speedup_high=speedup,
     )
 
 
 def test_without_noise_the_probability_says_who_is_on_the_frontier(runs):
-    still = runs.assign(fvd_low=runs["fvd"], fvd_high=runs["fvd"], speedup_low=runs["speedup"], speedup_high=runs["speedup"])
+    still = runs.assign(
+        fvd_low=runs["fvd"], fvd_high=runs["fvd"], speedup_low=runs["speedup"], speedup_high=runs["speedup"]
+    )
     points = frontier_uncertainty(still, draws=3).points
     assert list(points["probability"]) == [float(on) for on in points["on_frontier"]]
     known = frontier(runs).points  # one seed: configurations are runs
@@ -41,7 +50,9 @@ def test_without_noise_the_probability_says_who_is_on_the_frontier(runs):
 def test_two_normals_at_one_speed(runs, distance, half_width):
     points = frontier_uncertainty(two(runs, [10, 10 + distance], half_width)).points
     expected = stats.norm.cdf(distance / (math.sqrt(2) * half_width / stats.norm.ppf(0.975)))
-    assert points["probability"].iloc[0] == pytest.approx(expected, abs=4 * math.sqrt(0.25 / uncertainty.DRAWS))  # 4 sigma of the draws
+    assert points["probability"].iloc[0] == pytest.approx(
+        expected, abs=4 * math.sqrt(0.25 / uncertainty.DRAWS)
+    )  # 4 sigma of the draws
     assert points["probability"].sum() == pytest.approx(1)
 
 
@@ -58,22 +69,34 @@ def test_far_points_are_left_out_of_the_draws_and_nothing_changes(runs, monkeypa
 
 
 def test_seeds_of_an_arm_are_one_configuration_and_a_lucky_one_is_none(tmp_path):
-    runs = load_runs(record_study(tmp_path / "toy", arms=("full", "reco", "norm_penalty"), seeds=(0, 1, 2), searched=0, files=False))
+    runs = load_runs(
+        record_study(tmp_path / "toy", arms=("full", "reco", "norm_penalty"), seeds=(0, 1, 2), searched=0, files=False)
+    )
     lucky = (runs["trial"] == "reco-equal_compute-s1").to_numpy()
     runs.loc[lucky, ["fvd", "fvd_low", "fvd_high"]] = [0.5, 0.4, 0.6]
     points = frontier_uncertainty(runs).at("equal_compute").set_index("arm")
     assert list(points["runs"]) == [3, 3, 3]
-    assert points.loc["reco", "fvd"] == pytest.approx(runs[(runs["arm"] == "reco") & (runs["budget"] == "equal_compute")]["fvd"].mean())
+    assert points.loc["reco", "fvd"] == pytest.approx(
+        runs[(runs["arm"] == "reco") & (runs["budget"] == "equal_compute")]["fvd"].mean()
+    )
     assert 0.05 < points.loc["reco", "probability"] < 0.95
 
 
 def test_a_finalist_with_its_further_seeds_is_one_configuration(tmp_path):
     path = tmp_path / "toy"
-    runs = load_runs(record_study(path, arms=("full", "reco"), searched=6, again=("search-0001", "search-0004"), files=False))
+    runs = load_runs(
+        record_study(path, arms=("full", "reco"), searched=6, again=("search-0001", "search-0004"), files=False)
+    )
     fvd = runs.set_index("trial")["fvd"]
     points = frontier_uncertainty(runs).at("equal_steps").set_index("trial")
     sampled = points[points["arm"] == "search"]
-    assert dict(sampled["runs"]) == {"search-0000": 1, "search-0001": 3, "search-0002": 1, "search-0003": 1, "search-0004": 3}
+    assert dict(sampled["runs"]) == {
+        "search-0000": 1,
+        "search-0001": 3,
+        "search-0002": 1,
+        "search-0003": 1,
+        "search-0004": 3,
+    }
     assert points.loc["search-0001", "fvd"] == pytest.approx(1.1 * fvd["search-0001"])  # of 1, 1.1 and 1.2 times
     half = stats.t.ppf(0.975, 2) * 0.1 * fvd["search-0001"] / math.sqrt(3)
     assert points.loc["search-0001", "fvd_high"] - points.loc["search-0001", "fvd"] == pytest.approx(half)

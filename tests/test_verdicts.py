@@ -14,7 +14,9 @@ def one_seed(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def three_seeds(tmp_path_factory):
-    return load_runs(record_study(tmp_path_factory.mktemp("three") / "toy", seeds=(0, 1, 2), searched=0, files=False, noise=0.001))
+    return load_runs(
+        record_study(tmp_path_factory.mktemp("three") / "toy", seeds=(0, 1, 2), searched=0, files=False, noise=0.001)
+    )
 
 
 def verdict(runs, claim, budget="equal_steps"):
@@ -65,7 +67,9 @@ def test_a_resolved_loss_below_the_margin_is_a_recovery(three_seeds):
     exact = three_seeds.assign(fvd_low=three_seeds["fvd"], fvd_high=three_seeds["fvd"])
     baseline = exact.set_index("trial")["fvd"]
     for seed, loss in ((0, 0.019), (1, 0.02), (2, 0.021)):
-        exact.loc[exact["trial"] == f"reco-equal_steps-s{seed}", ["fvd", "fvd_low", "fvd_high"]] = baseline[f"full-s{seed}"] + loss
+        exact.loc[exact["trial"] == f"reco-equal_steps-s{seed}", ["fvd", "fvd_low", "fvd_high"]] = (
+            baseline[f"full-s{seed}"] + loss
+        )
     found = verdict(exact, "recover the baseline")
     assert found.outcome == "supported" and "`reco` is worse, but by less than" in found.words
     assert "p <0.001 by itself" in found.words
@@ -82,7 +86,10 @@ def test_a_comparison_that_shares_one_seed_says_so_and_tells_the_means_of_that_s
     found = verdict(lost, "fewer frames")
     values = lost.set_index("trial")["fvd"]
     assert "One training seed" in found.words
-    assert f"FVD {values['fewer_frames-equal_steps-s0']:.2f} (`fewer_frames`) against {values['full-s0']:.2f} (`full`)" in found.words
+    assert (
+        f"FVD {values['fewer_frames-equal_steps-s0']:.2f} (`fewer_frames`) against {values['full-s0']:.2f} (`full`)"
+        in found.words
+    )
     assert "One training seed" not in verdict(lost, "continuity term improves").words
 
 
@@ -95,7 +102,12 @@ def test_no_claim_about_continuity_stands_without_its_control(one_seed):
 
 @pytest.mark.parametrize(
     ("low", "high", "outcome"),
-    [(1.8, 1.99, "contradicted"), (1.9, 2.1, "not resolved"), (2.0, 2.2, "supported"), (float("nan"), float("nan"), "not resolved")],
+    [
+        (1.8, 1.99, "contradicted"),
+        (1.9, 2.1, "not resolved"),
+        (2.0, 2.2, "supported"),
+        (float("nan"), float("nan"), "not resolved"),
+    ],
 )
 def test_speed_is_judged_by_its_interval(one_seed, low, high, outcome):
     changed = one_seed.copy()
@@ -104,7 +116,10 @@ def test_speed_is_judged_by_its_interval(one_seed, low, high, outcome):
 
 
 def test_an_unresolved_verdict_says_what_could_have_been_seen(one_seed):
-    assert "would most likely go unseen" in verdict(with_fvd(one_seed, "fewer_frames-equal_steps-s0", 2.1, 1), "fewer frames").words
+    assert (
+        "would most likely go unseen"
+        in verdict(with_fvd(one_seed, "fewer_frames-equal_steps-s0", 2.1, 1), "fewer frames").words
+    )
 
 
 def test_a_study_of_a_search_alone_tests_no_claim(one_seed):
@@ -135,9 +150,15 @@ def test_shrinking_h_is_not_smoothness(three_seeds, raw, relative, outcome, move
 
 def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_seed):
     found = verdict(with_steps(one_seed, 0.3, 0.5), "smoother, not only smaller")
-    assert found.outcome == "not resolved" and "0.30x raw and 0.50x relative" in found.words and "One training seed" in found.words
+    assert (
+        found.outcome == "not resolved"
+        and "0.30x raw and 0.50x relative" in found.words
+        and "One training seed" in found.words
+    )
     unmeasured = one_seed.drop(columns=[name for name in one_seed if name.startswith("lipschitz")])
-    unmeasured[["lipschitz_tokens", "lipschitz_tokens_relative", "lipschitz_frames", "lipschitz_frames_relative"]] = float("nan")
+    unmeasured[["lipschitz_tokens", "lipschitz_tokens_relative", "lipschitz_frames", "lipschitz_frames_relative"]] = (
+        float("nan")
+    )
     assert verdict(unmeasured, "smoother, not only smaller").outcome == "not tested"
 
 

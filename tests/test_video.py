@@ -1,4 +1,6 @@
-"""Reading and writing single files: lossless round trips first, then what decord cannot read, then files that are no videos."""
+"""Reading and writing single files: lossless round trips first, then what decord cannot read, then files that are no
+videos.
+"""
 
 from __future__ import annotations
 
@@ -85,7 +87,9 @@ def test_files_that_are_no_videos_are_named(tmp_path: Path, kind: str) -> None:
     path = tmp_path / "broken.mp4"
     _broken(path, kind)
     for read in (lambda: count_frames(path), lambda: read_frames(path, [0])):
-        with pytest.raises(DataError, match=r"broken\.mp4 .*(replace or remove it|take it off the list that names it)$"):
+        with pytest.raises(
+            DataError, match=r"broken\.mp4 .*(replace or remove it|take it off the list that names it)$"
+        ):
             read()
 
 

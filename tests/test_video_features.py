@@ -89,7 +89,9 @@ def test_saved_and_loaded_is_the_same(protocol, fitted, clips, tmp_path):
     fitted[protocol].save(tmp_path)
     loaded = load_extractor(tmp_path)
     assert (loaded.protocol, loaded.hash, loaded.quality) == (protocol, fitted[protocol].hash, fitted[protocol].quality)
-    np.testing.assert_array_equal(loaded.describe(clips[0]).features_BD, fitted[protocol].describe(clips[0]).features_BD)
+    np.testing.assert_array_equal(
+        loaded.describe(clips[0]).features_BD, fitted[protocol].describe(clips[0]).features_BD
+    )
 
 
 def test_changed_weights_are_refused(fitted, tmp_path):
@@ -133,4 +135,6 @@ def test_motion_targets_know_direction_of_motion_and_rest():
     video, _ = moving_bars(4, seed=0)  # clips 0 and 1 rest, 2 and 3 move down
     targets = motion_targets(pixels(video))
     assert torch.all(targets[:2].abs() < 1e-5)
-    assert torch.all(targets[2:, 0] > 0.05) and torch.all(targets[2:, 1].abs() < 1e-3) and torch.all(targets[2:, 2] > 0.05)
+    assert (
+        torch.all(targets[2:, 0] > 0.05) and torch.all(targets[2:, 1].abs() < 1e-3) and torch.all(targets[2:, 2] > 0.05)
+    )

@@ -1,4 +1,5 @@
-"""Settings beyond the paper's: schedules of lengths, cut and corrupted prefixes, neighbours in time, memory for time."""
+"""Settings beyond the paper's: schedules of lengths, cut and corrupted prefixes, neighbours in time, memory
+for time."""
 
 from __future__ import annotations
 
@@ -78,7 +79,9 @@ def test_shares_are_those_of_the_draws(schedule: str) -> None:
     assert all(place == (0, 45) for place in drawn[3000:]), "the last quarter is full sequences"
     counts = Counter(drawn)
     assert set(counts) == set(expected)
-    assert all(counts[place] / 4000 == pytest.approx(share, abs=0.02) for place, share in expected.items())  # 2.5 standard deviations
+    assert all(
+        counts[place] / 4000 == pytest.approx(share, abs=0.02) for place, share in expected.items()
+    )  # 2.5 standard deviations
 
 
 def test_a_schedule_goes_through_its_lengths_in_order() -> None:
@@ -86,7 +89,9 @@ def test_a_schedule_goes_through_its_lengths_in_order() -> None:
     assert [windows.draw(step).length for step in range(12)] == [18, 18, 27, 27, 27, 36, 36, 45, 45, 45, 45, 45]
 
 
-@pytest.mark.parametrize(("start", "kept", "read"), [(0, 5, 0), (4, 5, 4), (6, 5, 6), (7, 5, 6), (27, 5, 6), (27, 0, 1), (27, None, 27)])
+@pytest.mark.parametrize(
+    ("start", "kept", "read"), [(0, 5, 0), (4, 5, 4), (6, 5, 6), (7, 5, 6), (27, 5, 6), (27, 0, 1), (27, None, 27)]
+)
 def test_prefix_inputs_are_the_class_and_the_nearest_tokens(start: int, kept: int | None, read: int) -> None:
     assert prefix_inputs(start, kept) == read
 
@@ -95,13 +100,17 @@ def test_prefix_inputs_are_the_class_and_the_nearest_tokens(start: int, kept: in
 def test_a_prefix_that_is_short_enough_is_not_cut(kept: int) -> None:
     """Input 0 is the class, so start 18 has 17 token inputs before the window."""
     model, (tokens, labels) = make_model(), batch()
-    for whole, cut in zip(model.window(tokens, labels, 18, 18), model.window(tokens, labels, 18, 18, prefix_tokens=kept), strict=True):
+    for whole, cut in zip(
+        model.window(tokens, labels, 18, 18), model.window(tokens, labels, 18, 18, prefix_tokens=kept), strict=True
+    ):
         assert torch.equal(whole, cut)
 
 
 @pytest.mark.parametrize(("start", "length", "kept"), [(18, 18, 9), (27, 18, 0), (9, 36, 1)])
 def test_a_cut_prefix_is_the_reference_with_the_far_tokens_masked_out(start: int, length: int, kept: int) -> None:
-    """Every matrix written out over all inputs; nobody, the kept prefix included, may look at inputs 1 .. start - kept - 1."""
+    """Every matrix written out over all inputs; nobody, the kept prefix included, may look at inputs 1 .. start - kept
+    - 1.
+    """
     model, (tokens, labels) = make_model(), batch()
     end = start + length
     stream = torch.cat([model.class_embedding[labels][:, None], model.token_embedding[tokens[:, : end - 1]]], dim=1)
@@ -111,7 +120,9 @@ def test_a_cut_prefix_is_the_reference_with_the_far_tokens_masked_out(start: int
     for block in model.blocks:
         stream = torch.cat([stream[:, :start].detach(), stream[:, start:]], dim=1)
         normed = F.layer_norm(stream, stream.shape[-1:], block.attention_norm.weight)
-        queries, keys, values = (part.reshape(4, end, 2, -1).transpose(1, 2) for part in (normed @ block.qkv.weight.T).chunk(3, dim=-1))
+        queries, keys, values = (
+            part.reshape(4, end, 2, -1).transpose(1, 2) for part in (normed @ block.qkv.weight.T).chunk(3, dim=-1)
+        )
         keys, values = (torch.cat([part[:, :, :start].detach(), part[:, :, start:]], dim=2) for part in (keys, values))
         mixed = (queries @ keys.transpose(-1, -2) / 8**0.5).masked_fill(hidden, -torch.inf).softmax(-1) @ values
         stream = stream + mixed.transpose(1, 2).reshape(4, end, -1) @ block.attention_out.weight.T
@@ -126,7 +137,9 @@ def test_a_cut_prefix_is_the_reference_with_the_far_tokens_masked_out(start: int
 
 def test_a_cut_prefix_costs_what_a_nearer_window_costs(toy_cache: TokenCache, toy_experiment: Make) -> None:
     arm = build_arm(toy_experiment({"window.scheme": "window", "window.prefix_tokens": 8}), toy_cache)
-    assert [arm.flops(start) for start in (0, 9, 18, 27)] == [step_flops(arm.model_settings, start, 18) for start in (0, 9, 9, 9)]
+    assert [arm.flops(start) for start in (0, 9, 18, 27)] == [
+        step_flops(arm.model_settings, start, 18) for start in (0, 9, 9, 9)
+    ]
     assert [arm.tokens_seen(start) for start in (0, 9, 27)] == [18, 27, 27]
 
 
@@ -134,7 +147,8 @@ def test_a_cut_prefix_costs_what_a_nearer_window_costs(toy_cache: TokenCache, to
 def test_checkpointed_blocks_have_the_same_gradients(start: int, length: int) -> None:
     model, (tokens, labels) = make_model(), batch()
     plain, again = (
-        gradients(model, window_loss(model, tokens, labels, start, length, 0.1, activation_checkpointing=on).total) for on in (False, True)
+        gradients(model, window_loss(model, tokens, labels, start, length, 0.1, activation_checkpointing=on).total)
+        for on in (False, True)
     )
     assert_close(again, plain)
 
@@ -167,7 +181,11 @@ def test_chunks_under_bfloat16_stay_close_to_float32() -> None:
     ],
 )
 def test_memory_settings_keep_less_for_backward(
-    setting: dict[str, object], most: float, toy_cache: TokenCache, toy_experiment: Make, monkeypatch: pytest.MonkeyPatch
+    setting: dict[str, object],
+    most: float,
+    toy_cache: TokenCache,
+    toy_experiment: Make,
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     monkeypatch.setattr(toy_cache, "num_codes", 2048 if "training.loss_chunk_tokens" in setting else 16)
     kept = []
@@ -193,16 +211,21 @@ def test_sites_compare_the_same_place_of_adjacent_frames(toy_cache: TokenCache, 
     hidden = torch.randn(2, 27, 16, dtype=torch.float64)
     by_hand = (hidden[:, 9:] - hidden[:, :18]).square().sum(-1).mean()
     assert continuity_term(hidden, "sum", 9).item() == pytest.approx(by_hand.item(), rel=1e-12)
-    arm = build_arm(toy_experiment({"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1}), toy_cache)
+    arm = build_arm(
+        toy_experiment({"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1}), toy_cache
+    )
     model, micro_batch = arm.build_model(), Feed(arm, toy_cache).next()
     expected = window_loss(model, *micro_batch.batch, 9, 18, 0.1, neighbour_distance=9)
     assert torch.equal(arm.loss(model, micro_batch.batch, 9).total, expected.total)
 
 
-def test_corruption_replaces_that_share_of_the_prefix_and_no_target(toy_cache: TokenCache, toy_experiment: Make) -> None:
+def test_corruption_replaces_that_share_of_the_prefix_and_no_target(
+    toy_cache: TokenCache, toy_experiment: Make
+) -> None:
     shared = {"window.scheme": "window", "window.first_frame_probability": 0.2}
     clean, corrupted = (
-        Feed(build_arm(toy_experiment({**shared, "window.prefix_keep": keep}), toy_cache), toy_cache) for keep in (1.0, 0.75)
+        Feed(build_arm(toy_experiment({**shared, "window.prefix_keep": keep}), toy_cache), toy_cache)
+        for keep in (1.0, 0.75)
     )
     changed, seen = 0, 0
     for _ in range(100):
@@ -211,12 +234,16 @@ def test_corruption_replaces_that_share_of_the_prefix_and_no_target(toy_cache: T
         different = batch.tokens_BT != other.tokens_BT
         assert not different[:, place.start :].any()
         changed, seen = changed + int(different.sum()), seen + 8 * place.start
-    assert changed / seen == pytest.approx(0.25 * 15 / 16, abs=0.015)  # a random code is the right one once in 16; 4 standard deviations
+    assert changed / seen == pytest.approx(
+        0.25 * 15 / 16, abs=0.015
+    )  # a random code is the right one once in 16; 4 standard deviations
 
 
 def test_ranks_share_the_corruption_of_one_worker(toy_cache: TokenCache, toy_experiment: Make) -> None:
     experiment = toy_experiment({"window.prefix_keep": 0.5})
-    alone, *ranks = (Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2)))
+    alone, *ranks = (
+        Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
+    )
     for _ in range(5):
         whole, parts = alone.next(), [feed.next() for feed in ranks]
         assert torch.equal(torch.cat([part.batch.tokens_BT for part in parts]), whole.batch.tokens_BT)
@@ -242,7 +269,10 @@ def test_a_run_with_everything_resumes_bit_for_bit(toy_cache: TokenCache, toy_ex
     whole = fit(experiment, toy_cache, tmp_path / "whole")
     fit(experiment, toy_cache, tmp_path / "parts", lambda step, metrics: step == 10)
     resumed = fit(experiment, toy_cache, tmp_path / "parts")
-    assert all(torch.equal(a, b) for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True))
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    )
     counted = ("tokens_seen", "loss_tokens", "training_flops", "peak_memory_bytes", "val_cross_entropy")
     assert [whole.metrics[name] for name in counted] == [resumed.metrics[name] for name in counted]
 
@@ -263,7 +293,9 @@ def test_the_limit_of_a_schedule_is_that_of_its_whole_course(toy_cache: TokenCac
     full = step_flops(constant.model_settings, 0, 45)
     last = build_arm(toy_experiment({"window.full_fraction": 0.25}), toy_cache)
     assert arm_limit(last) == pytest.approx(full / (0.75 * constant.expected_flops() + 0.25 * full), rel=1e-12)
-    there, back = (build_arm(toy_experiment({"window.schedule": way}), toy_cache) for way in ("short_to_long", "long_to_short"))
+    there, back = (
+        build_arm(toy_experiment({"window.schedule": way}), toy_cache) for way in ("short_to_long", "long_to_short")
+    )
     assert arm_limit(there) == pytest.approx(arm_limit(back), rel=1e-12)
     assert 1 < arm_limit(there) < arm_limit(constant)
 
@@ -273,7 +305,9 @@ def test_strata_hold_every_length_with_its_share() -> None:
     strata = place_strata(distribution)
     assert len(strata) == 3 + 3 + 3 + 1 and sum(strata.values()) == pytest.approx(1)
     for length in (180, 270, 360, 450):
-        one, other = (sum(share for place, share in places.items() if place.length == length) for places in (strata, distribution))
+        one, other = (
+            sum(share for place, share in places.items() if place.length == length) for places in (strata, distribution)
+        )
         assert one == pytest.approx(other) == pytest.approx(0.25)
 
 
@@ -287,19 +321,33 @@ def test_a_schedule_is_calibrated_over_its_lengths(toy_cache: TokenCache, toy_ex
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"window.scheme": "fewer_frames", "window.schedule": "short_to_long"}, r"window.schedule \(short_to_long\).*pieces of one length"),
-        ({"window.scheme": "fewer_frames_tokens", "window.full_fraction": 0.2}, r"window.full_fraction \(0.2\).*leave it out"),
+        (
+            {"window.scheme": "fewer_frames", "window.schedule": "short_to_long"},
+            r"window.schedule \(short_to_long\).*pieces of one length",
+        ),
+        (
+            {"window.scheme": "fewer_frames_tokens", "window.full_fraction": 0.2},
+            r"window.full_fraction \(0.2\).*leave it out",
+        ),
         (
             {"window.scheme": "masked_full", "window.prefix_tokens": 9},
             r"window.prefix_tokens \(9\) needs a prefix, which .* masked_full has",
         ),
         ({"window.scheme": "fewer_frames", "window.prefix_keep": 0.9}, r"window.prefix_keep \(0.9\) needs a prefix"),
         (
-            {"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1, "window.length_tokens": 17},
+            {
+                "objective.continuity_neighbours": "sites",
+                "objective.continuity_weight": 0.1,
+                "window.length_tokens": 17,
+            },
             r"window.length_tokens \(17\) must hold 2 blocks of 9 tokens; lengthen the window",
         ),
         (
-            {"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1, "window.scheme": "fewer_frames_tokens"},
+            {
+                "objective.continuity_neighbours": "sites",
+                "objective.continuity_weight": 0.1,
+                "window.scheme": "fewer_frames_tokens",
+            },
             "must hold 3 blocks",
         ),
         ({"window.full_fraction": 1.0}, "window.full_fraction"),
@@ -308,20 +356,27 @@ def test_a_schedule_is_calibrated_over_its_lengths(toy_cache: TokenCache, toy_ex
     ],
     ids=lambda value: value if isinstance(value, str) else "",
 )
-def test_what_cannot_be_is_refused_in_one_sentence(overrides: dict[str, object], words: str, toy_experiment: Make) -> None:
+def test_what_cannot_be_is_refused_in_one_sentence(
+    overrides: dict[str, object], words: str, toy_experiment: Make
+) -> None:
     with pytest.raises(SettingsError, match=words) as caught:
         toy_experiment(overrides)
     assert "\n" not in str(caught.value)
 
 
 def test_full_sequences_ignore_what_shapes_windows(toy_experiment: Make) -> None:
-    """So that a study may share such a setting between its windows and its baseline, and the baseline is still one setting."""
+    """So that a study may share such a setting between its windows and its baseline, and the baseline is still one
+    setting.
+    """
     shaped = {key: value for key, value in EVERYTHING.items() if key.startswith("window.")}
     full = {"window.scheme": "full"}
     assert toy_experiment({**full, **shaped}).result_hash() == toy_experiment(full).result_hash()
 
 
 def test_codes_of_a_corrupted_prefix_are_codes(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    feed = Feed(build_arm(toy_experiment({"window.prefix_keep": 0.0, "window.first_frame_probability": 0.0}), toy_cache), toy_cache)
+    feed = Feed(
+        build_arm(toy_experiment({"window.prefix_keep": 0.0, "window.first_frame_probability": 0.0}), toy_cache),
+        toy_cache,
+    )
     tokens = np.concatenate([feed.next().batch.tokens_BT.numpy()[:, :9].ravel() for _ in range(20)])
     assert tokens.dtype == np.int32 and set(tokens) == set(range(16))

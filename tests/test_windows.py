@@ -55,7 +55,9 @@ def test_draws_follow_the_distribution(length: int, stride: int, probability: An
     seen = Counter(sampler.draw() for _ in range(draws))
     assert set(seen) <= {start for start, p in expected.items() if p > 0}
     for start, p in expected.items():
-        assert abs(seen[start] - draws * p) <= 4.5 * (draws * p * (1 - p)) ** 0.5, start  # 4.5 standard deviations, fixed seed
+        assert abs(seen[start] - draws * p) <= 4.5 * (draws * p * (1 - p)) ** 0.5, (
+            start
+        )  # 4.5 standard deviations, fixed seed
 
 
 def test_every_token_can_have_a_loss_whatever_the_grid() -> None:
@@ -76,7 +78,9 @@ def test_state_goes_through_json_and_continues_the_sequence() -> None:
 
 
 def test_seeds_make_sequences() -> None:
-    first, same, other = ([sampler.draw() for _ in range(50)] for sampler in (WindowSampler(45, 18, 9, 0.5, seed=s) for s in (1, 1, 2)))
+    first, same, other = (
+        [sampler.draw() for _ in range(50)] for sampler in (WindowSampler(45, 18, 9, 0.5, seed=s) for s in (1, 1, 2))
+    )
     assert first == same != other
 
 

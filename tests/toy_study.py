@@ -1,4 +1,6 @@
-"""Records a small study in the real log format: an event writer with orderly made-up numbers, for tests of what reads studies."""
+"""Records a small study in the real log format: an event writer with orderly made-up numbers, for tests of what reads
+studies.
+"""
 
 from __future__ import annotations
 
@@ -61,11 +63,13 @@ def record_study(
 ) -> Path:
     """Writes settings.yaml, events.jsonl and, with `files`, histories and samples of a study; returns its folder.
 
-    Of the searched runs the last is pruned; those named in `again` run with the seeds 1 and 2 too, at 1.1 and 1.2 times their FVD.
-    Runs named in `failing` fail for a loss that is not finite.
+    Of the searched runs the last is pruned; those named in `again` run with the seeds 1 and 2 too, at 1.1 and 1.2 times
+    their FVD. Runs named in `failing` fail for a loss that is not finite.
     """
     folder, random_ = StudyFolder(path), random.Random(0)
-    space = Space(question="What does the toy ladder cost?", experiment=SHARED, arms={arm: {} for arm in arms}, seeds=tuple(seeds))
+    space = Space(
+        question="What does the toy ladder cost?", experiment=SHARED, arms={arm: {} for arm in arms}, seeds=tuple(seeds)
+    )
     log = EventLog(folder.events)
     save_space(space, folder.settings)
     versions = {"torch": "2.13.0", "ray": "2.60.0"}
@@ -76,7 +80,14 @@ def record_study(
         "hardware": "2 CPU cores",
         "command": "reco-tune run toy.yaml",
     }
-    log.append("study", name=path.name, question=space.question, arms=list(arms), constraints={"fvd": {"max": 30.0}}, provenance=provenance)
+    log.append(
+        "study",
+        name=path.name,
+        question=space.question,
+        arms=list(arms),
+        constraints={"fvd": {"max": 30.0}},
+        provenance=provenance,
+    )
     trials: list[tuple[str, str, float, Experiment, dict[str, float]]] = []
     for arm in arms:
         speed = _speed(arm)
@@ -92,7 +103,18 @@ def record_study(
                 _plan(log, name, arm, budget, seed, experiment, speed)
                 trials.append((name, budget, level * math.exp(random_.gauss(0, noise)), experiment, speed))
     for name, budget, level, experiment, speed in trials:
-        _run(log, folder, name, budget, level, experiment, speed, "failed" if name in failing else "evaluated", files, protocol)
+        _run(
+            log,
+            folder,
+            name,
+            budget,
+            level,
+            experiment,
+            speed,
+            "failed" if name in failing else "evaluated",
+            files,
+            protocol,
+        )
     finalists: list[tuple[str, float, dict[str, Any], dict[str, float]]] = []
     for number in range(searched):
         length = (9, 18, 27)[number % 3]
@@ -109,7 +131,16 @@ def record_study(
         log.append("calibrated", key=name, trial=name, metrics=speed)
         level = 2 + 26 * math.exp(-length / 9) + 2 * abs(math.log10(params["objective.continuity_weight"]) + 1)
         _run(
-            log, folder, name, "equal_steps", level, experiment, speed, "pruned" if number == searched - 1 else "evaluated", files, protocol
+            log,
+            folder,
+            name,
+            "equal_steps",
+            level,
+            experiment,
+            speed,
+            "pruned" if number == searched - 1 else "evaluated",
+            files,
+            protocol,
         )
         if name in again:
             finalists.append((name, level, params, speed))
@@ -117,7 +148,18 @@ def record_study(
         for base, level, params, speed in finalists:
             experiment, name = arm_experiment(space, None, {"training.seed": seed, **params}), f"{base}-s{seed}"
             _plan(log, name, "search", "equal_steps", seed, experiment, {}, params, base)
-            _run(log, folder, name, "equal_steps", level * (1 + seed / 10), experiment, speed, "evaluated", files, protocol)
+            _run(
+                log,
+                folder,
+                name,
+                "equal_steps",
+                level * (1 + seed / 10),
+                experiment,
+                speed,
+                "evaluated",
+                files,
+                protocol,
+            )
     log.append("finished")
     log.close()
     return path
@@ -178,13 +220,21 @@ def _run(
     random_ = random.Random(name)
     pace = speed.get("speedup", 1.0)
     steps = experiment.training.steps
-    log.append("started", trial=name, attempt=1, provenance={"device": "cpu", "data_fingerprint": "d4e5", "tokenizer_fingerprint": "70c3"})
+    log.append(
+        "started",
+        trial=name,
+        attempt=1,
+        provenance={"device": "cpu", "data_fingerprint": "d4e5", "tokenizer_fingerprint": "70c3"},
+    )
     floor = 0.5 + 0.12 * math.log(level)
     rungs = [round(steps * (rung + 1) / 3) for rung in range(3)]
     for rung in rungs[:1] if end == "pruned" else rungs:
         loss = floor + 3 * math.exp(-4 * rung / steps)
         log.append(
-            "reported", trial=name, step=rung, metrics={"train_cross_entropy": loss, "val_cross_entropy": loss + 0.12, "steps": rung}
+            "reported",
+            trial=name,
+            step=rung,
+            metrics={"train_cross_entropy": loss, "val_cross_entropy": loss + 0.12, "steps": rung},
         )
     if files and end != "failed":
         _write_files(folder, name, steps, floor, random_)
@@ -195,7 +245,12 @@ def _run(
         log.append("failed", trial=name, reason="the loss is not finite at step 412")
         return
     seconds = steps * 0.05 / pace
-    costs = {"training_seconds": seconds, "tokens_seen": steps * 32 * 45.0, "training_flops": steps * 1.3e9 / pace, "steps": float(steps)}
+    costs = {
+        "training_seconds": seconds,
+        "tokens_seen": steps * 32 * 45.0,
+        "training_flops": steps * 1.3e9 / pace,
+        "steps": float(steps),
+    }
     log.append("completed", trial=name, metrics={**costs, "hidden_norm": 4.2, "continuity": 0.8})
     fvd = {"fvd": level, "fvd_low": level * 0.9, "fvd_high": level * 1.1}
     scores = {"kernel_distance": level / 40, "class_accuracy": 0.55 - 0.012 * level, "motion_distance": 0.02 * level}
@@ -206,12 +261,18 @@ def _run(
         "lipschitz_frames": 8.0 * shrunk,
         "lipschitz_frames_relative": 1.1,
     }
-    own = speed["calibration_seconds"] if name.startswith("search") and "-s" not in name else 0.0  # that of an arm is in no run's hours
+    own = (
+        speed["calibration_seconds"] if name.startswith("search") and "-s" not in name else 0.0
+    )  # that of an arm is in no run's hours
     times = {"generation_seconds": 4.0, "evaluation_seconds": 3.0, "gpu_hours": (seconds + 7 + own) / 3600}
     growth = 0.04 + 0.002 * level
     scores |= {"first_frame_gap": 0.1 + 0.02 * level, "last_frame_accuracy": 0.62 * math.exp(-0.08 * level)}
     if not experiment.window.scheme.startswith("fewer_frames"):  # whose pieces have too few blocks
-        scores |= {"error_growth_rate": math.log(0.9), "error_growth_slope": -0.1 * growth, "error_growth_aic": 3 + random_.random()}
+        scores |= {
+            "error_growth_rate": math.log(0.9),
+            "error_growth_slope": -0.1 * growth,
+            "error_growth_aic": 3 + random_.random(),
+        }
     curves = {
         "loss_by_frame_train": [1.1 + 0.03 * level, 0.8, 0.6 + 0.01 * level, 0.5, 0.45 + 0.015 * level],
         "loss_by_frame_generated": [1.2 + 0.05 * level, 0.85, 0.66 + 0.01 * level, 0.6, 0.5 + 0.03 * level],
@@ -235,7 +296,12 @@ def _write_files(folder: StudyFolder, name: str, steps: int, floor: float, rando
         videos.append(np.repeat(ball[:, None], 3, axis=1))
     noisy = np.stack(videos) + np.random.default_rng(len(name)).normal(0, 12, (8, 9, 3, 12, 12))
     clean = np.clip(np.stack(videos), 0, 255).astype(np.uint8)
-    np.savez_compressed(folder.trial(name) / "samples.npz", video=np.clip(noisy, 0, 255).astype(np.uint8), labels=np.arange(8), real=clean)
+    np.savez_compressed(
+        folder.trial(name) / "samples.npz",
+        video=np.clip(noisy, 0, 255).astype(np.uint8),
+        labels=np.arange(8),
+        real=clean,
+    )
 
 
 ALL_ARMS = tuple(ARMS)

@@ -1,8 +1,8 @@
-"""The project measures itself, so that nobody has to believe it: steps, sampling, attention, the way of the data and the
-spread of a calibration.
+"""The project measures itself, so that nobody has to believe it: steps, sampling, attention, the way of the data and
+the spread of a calibration.
 
-Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms, videos and clocks, refuses to know
-Ray and studies.
+Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms, videos and clocks,
+refuses to know Ray and studies.
 """
 
 from reco_tune.benchmarks.attention import bench_attention

@@ -1,9 +1,12 @@
-"""Other forms of the window's attention, kept runnable, so that the choice in `model.attention` can be measured again anywhere.
+"""Other forms of the window's attention, kept runnable, so that the choice in `model.attention` can be measured again
+anywhere.
 
     masked          one fused call on a rectangle, whose mask hides what lies ahead
     lower right     the same with torch's bias object instead of a mask
-    split           a fused call without mask on the prefix and a causal one on the window, merged by their log-sum-exp; exact, because
-                    backward is written by hand: both parts get the merged output and log-sum-exp, the prefix gives dQ alone (CPU)
+    split           a fused call without mask on the prefix and a causal one on the window, merged by their log-sum-exp;
+    exact, because
+                    backward is written by hand: both parts get the merged output and log-sum-exp, the prefix gives dQ
+                    alone (CPU)
     kept            `model.attention.attend`
 
 Merging the two calls and leaving backward to autograd is not among them: its gradients are wrong.
@@ -43,7 +46,9 @@ def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValue
     from torch.nn.attention.bias import causal_lower_right
 
     keys, values = _joined(keys, values, prefix)
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_lower_right(queries.shape[2], keys.shape[2]))
+    return F.scaled_dot_product_attention(
+        queries, keys, values, attn_mask=causal_lower_right(queries.shape[2], keys.shape[2])
+    )
 
 
 def split(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
@@ -56,11 +61,15 @@ def split(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | No
 
 class _Split(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor
+    ) -> Tensor:
         own, own_sum = _fused(queries, keys, values, 0.0, True)
         earlier, earlier_sum = _fused(queries, prefix_keys, prefix_values, 0.0, False)
         output = torch.lerp(own, earlier, torch.sigmoid(earlier_sum - own_sum)[..., None])
-        ctx.save_for_backward(queries, keys, values, prefix_keys, prefix_values, output, torch.logaddexp(own_sum, earlier_sum))
+        ctx.save_for_backward(
+            queries, keys, values, prefix_keys, prefix_values, output, torch.logaddexp(own_sum, earlier_sum)
+        )
         return output
 
     @staticmethod
@@ -82,22 +91,44 @@ def bench_attention(shapes: Sequence[Shape], bench: Bench) -> Table:
     for shape in shapes:
         device = prepare_device(bench.experiment(shape, "full"))
         for block in range(BLOCKS - WINDOW_BLOCKS + 1):
-            jobs = [partial(_forward_and_backward, form, *_inputs(shape, block * shape.side**2, bench, device)) for form in forms.values()]
+            jobs = [
+                partial(_forward_and_backward, form, *_inputs(shape, block * shape.side**2, bench, device))
+                for form in forms.values()
+            ]
             for job in (*jobs, *jobs):
                 job()
             what = f"attention, {shape.name}, block {block}"
-            times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, what, fewest=5, shuffled=True)
-            row: Row = {"shape": shape.name, "start": block * shape.side**2, "kept_ms": 1000 * float(np.median(times_RJ[:, 0]))}
+            times_RJ = in_rounds(
+                jobs, device_clock(device), bench.seconds, bench.progress, what, fewest=5, shuffled=True
+            )
+            row: Row = {
+                "shape": shape.name,
+                "start": block * shape.side**2,
+                "kept_ms": 1000 * float(np.median(times_RJ[:, 0])),
+            }
             for column, name in enumerate(forms):
-                row |= {f"{name} {key}": value for key, value in ratio_to_ours(times_RJ[:, column], times_RJ[:, 0]).items()}
+                row |= {
+                    f"{name} {key}": value for key, value in ratio_to_ours(times_RJ[:, column], times_RJ[:, 0]).items()
+                }
             rows.append(row)
     others = [column for name in forms if name != "kept" for column in _columns(name)]
-    columns = (Column("shape", "shape"), Column("start", "window from", "d"), Column("kept_ms", "kept, ms", ".2f"), *others)
-    return Table("attention", "Attention of a window after its prefix: time of other forms / the kept one", columns, rows)
+    columns = (
+        Column("shape", "shape"),
+        Column("start", "window from", "d"),
+        Column("kept_ms", "kept, ms", ".2f"),
+        *others,
+    )
+    return Table(
+        "attention", "Attention of a window after its prefix: time of other forms / the kept one", columns, rows
+    )
 
 
 def _columns(name: str) -> list[Column]:
-    return [Column(f"{name} ratio", name, ".2f"), Column(f"{name} ratio_low", "95% from", ".2f"), Column(f"{name} ratio_high", "to", ".2f")]
+    return [
+        Column(f"{name} ratio", name, ".2f"),
+        Column(f"{name} ratio_low", "95% from", ".2f"),
+        Column(f"{name} ratio_high", "to", ".2f"),
+    ]
 
 
 def _inputs(shape: Shape, start: int, bench: Bench, device: torch.device) -> tuple[list[Tensor], KeysValues | None]:
@@ -106,7 +137,9 @@ def _inputs(shape: Shape, start: int, bench: Bench, device: torch.device) -> tup
     length = WINDOW_BLOCKS * shape.side**2
 
     def projected(tokens: int, parts: int) -> tuple[Tensor, ...]:
-        drawn = torch.randn(shape.batch_size, tokens, parts, shape.heads, shape.width // shape.heads, generator=generator)
+        drawn = torch.randn(
+            shape.batch_size, tokens, parts, shape.heads, shape.width // shape.heads, generator=generator
+        )
         return drawn.to(device, bench.dtype).permute(2, 0, 3, 1, 4).unbind()
 
     window = [part.detach().requires_grad_() for part in projected(length, 3)]

@@ -1,8 +1,9 @@
-"""From videos to training batches: how fast clips are decoded, encoded, written and read, beside plain loops over decord and PyAV.
+"""From videos to training batches: how fast clips are decoded, encoded, written and read, beside plain loops over
+decord and PyAV.
 
-The videos are rendered by the benchmark (moving colours in H.264, 320 x 240), or they are yours. All that is compared runs in turn, round
-after round, on the same clips. Rates are by the clock on the wall, because several processes work; CPU time stands beside them, because
-neighbours on the machine spoil it less.
+The videos are rendered by the benchmark (moving colours in H.264, 320 x 240), or they are yours. All that is compared
+runs in turn, round after round, on the same clips. Rates are by the clock on the wall, because several processes work;
+CPU time stands beside them, because neighbours on the machine spoil it less.
 """
 
 from __future__ import annotations
@@ -104,11 +105,18 @@ def bench_data(root: Path | None, size_px: int, bench: Bench) -> Table:
         head: Row = {"work": each.name, "processes": each.processes, "cpu_ms": cpu_ms, "rounds": len(rates)}
         rows.append(head | {"rate": float(np.median(rates)), "low": float(rates.min()), "high": float(rates.max())})
     videos = {clip.path for clip in clips}
-    return Table("data", f"{len(clips)} clips of {data.clip_frames} frames at {size_px} px, cut from {len(videos)} videos", _RATES, rows)
+    return Table(
+        "data",
+        f"{len(clips)} clips of {data.clip_frames} frames at {size_px} px, cut from {len(videos)} videos",
+        _RATES,
+        rows,
+    )
 
 
 def bench_reading(shapes: Sequence[Shape], bench: Bench) -> Table:
-    """What the ledger of a training run says of its wait for data, at each shape; small caches lie in memory, large ones are mapped."""
+    """What the ledger of a training run says of its wait for data, at each shape; small caches lie in memory, large
+    ones are mapped.
+    """
     rows: list[Row] = []
     for shape in shapes:
         for arm in ("full", "reco"):
@@ -119,7 +127,16 @@ def bench_reading(shapes: Sequence[Shape], bench: Bench) -> Table:
                 ledger = fit(experiment, cache, Path(folder), progress=bench.progress).metrics
             share = ledger[q.DATA_WAIT_SHARE.name]
             trained = ledger[q.TOKENS_PER_SECOND.name] * STEPS * shape.batch_size / ledger[q.TOKENS_SEEN.name]
-            rows.append({"shape": shape.name, "arm": arm, "read": trained / share, "trained": trained, "share": share, "steps": STEPS})
+            rows.append(
+                {
+                    "shape": shape.name,
+                    "arm": arm,
+                    "read": trained / share,
+                    "trained": trained,
+                    "share": share,
+                    "steps": STEPS,
+                }
+            )
     return Table("reading", "The wait for data in training", _WAIT, rows)
 
 
@@ -141,7 +158,9 @@ def _videos(root: Path | None, size_px: int) -> Iterator[Data]:
 
 
 def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
-    """The clips of a few videos that decord can read too, and their pixels, uint8 [N, F, 3, H, W]: others would stop the plain loops."""
+    """The clips of a few videos that decord can read too, and their pixels, uint8 [N, F, 3, H, W]: others would stop
+    the plain loops.
+    """
     import decord
 
     videos = list_videos(data)
@@ -158,7 +177,10 @@ def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
             readable.append(clip)
     found = list(decode(readable, data))
     if not any(part.rows for part in found):
-        raise DataError(f"no video of {len(videos)} in {data.root} gives a clip of {data.clip_frames} frames; name a folder of longer ones")
+        raise DataError(
+            f"no video of {len(videos)} in {data.root} gives a clip of {data.clip_frames} frames; name a folder of"
+            " longer ones"
+        )
     return [readable[row] for part in found for row in part.rows], np.concatenate([part.video_BFCHW for part in found])
 
 
@@ -190,7 +212,11 @@ def _plain_decord(clips: list[Clip], data: Data) -> None:
 
     assert data.root is not None
     for clip in clips:
-        frames = decord.VideoReader(str(data.root / clip.path), num_threads=1).get_batch(frame_indices(clip, data).tolist()).asnumpy()
+        frames = (
+            decord.VideoReader(str(data.root / clip.path), num_threads=1)
+            .get_batch(frame_indices(clip, data).tolist())
+            .asnumpy()
+        )
         resize_frames(frames, data.size_px, data.resize)
 
 

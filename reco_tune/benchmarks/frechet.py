@@ -1,4 +1,6 @@
-"""The Fréchet distance beside SciPy's matrix square root, as published FVD code takes it: time, and how far their values are apart."""
+"""The Fréchet distance beside SciPy's matrix square root, as published FVD code takes it: time, and how far their
+values are apart.
+"""
 
 from __future__ import annotations
 
@@ -33,9 +35,11 @@ _COLUMNS = (
 
 
 def bench_frechet(samples: Sequence[int], bench: Bench, dimensions: int = DIMENSIONS) -> Table:
-    """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a network's.
+    """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a
+    network's.
 
-    Time is CPU time of one thread, so that a neighbour adds nothing and none waits for another; collecting the statistics is not in it.
+    Time is CPU time of one thread, so that a neighbour adds nothing and none waits for another; collecting the
+    statistics is not in it.
     """
     with threadpool_limits(1):
         rows = [_row(count, dimensions, bench) for count in samples]
@@ -49,7 +53,10 @@ def _row(count: int, dimensions: int, bench: Bench) -> Row:
     times_RJ = in_rounds(jobs, time.process_time, bench.seconds, bench.progress, f"{count} samples")
     row: Row = {"samples": count, "dimensions": dimensions, "ours": 1e3 * float(np.median(times_RJ[:, 0]))}
     ratio = ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0])
-    row |= {"scipy": 1e3 * float(np.median(times_RJ[:, 1])), **{key: value for key, value in ratio.items() if key != "seconds"}}
+    row |= {
+        "scipy": 1e3 * float(np.median(times_RJ[:, 1])),
+        **{key: value for key, value in ratio.items() if key != "seconds"},
+    }
     difference = abs(values[1] - values[0]) / values[0] if math.isfinite(values[1]) else None
     return row | {"value": values[0], "scipy_value": values[1], "difference": difference}
 

@@ -1,9 +1,11 @@
-"""What orchestration costs: the seconds of a trial beyond its work and where they go, for this project and for the bare libraries.
+"""What orchestration costs: the seconds of a trial beyond its work and where they go, for this project and for the bare
+libraries.
 
-All ways run the same trials in the same code (`study.worker.execute`: calibration, training with reports and checkpoints, sampling,
-evaluation) on one tiny experiment. They differ in what stands around it: a study as `reco-tune run` runs it, without MLflow; Ray Tune
-with Ray's own Optuna searcher, where each trial launches a TorchTrainer; Optuna's ask and tell in a loop. Both Ray ways get this project's
-cluster settings, which find out sooner than Ray's defaults that a trial is over. Imports Ray and Optuna where they run, and only then.
+All ways run the same trials in the same code (`study.worker.execute`: calibration, training with reports and
+checkpoints, sampling, evaluation) on one tiny experiment. They differ in what stands around it: a study as `reco-tune
+run` runs it, without MLflow; Ray Tune with Ray's own Optuna searcher, where each trial launches a TorchTrainer;
+Optuna's ask and tell in a loop. Both Ray ways get this project's cluster settings, which find out sooner than Ray's
+defaults that a trial is over. Imports Ray and Optuna where they run, and only then.
 """
 
 from __future__ import annotations
@@ -35,11 +37,24 @@ AT_ONCE = 2
 PILOT_STEPS = 40
 """Of the run that tells how many steps make a trial of a given length."""
 EXPERIMENT: dict[str, Any] = {
-    "data": {"layout": "digits", "clip_frames": 9, "size_px": 12, "train_clips": 128, "test_clips": 32, "class_conditional": False},
+    "data": {
+        "layout": "digits",
+        "clip_frames": 9,
+        "size_px": 12,
+        "train_clips": 128,
+        "test_clips": 32,
+        "class_conditional": False,
+    },
     "tokenizer": {"num_codes": 64, "first_frame_codes": 24, "fit_clips": 128},
     "model": {"width": 64, "depth": 3, "heads": 4},
     "window": {"length_blocks": 2},
-    "evaluation": {"protocol": "native-random", "samples": 32, "reference_clips": 64, "validation_clips": 32, "analyses": False},
+    "evaluation": {
+        "protocol": "native-random",
+        "samples": 32,
+        "reference_clips": 64,
+        "validation_clips": 32,
+        "analyses": False,
+    },
     "resources": {"calibration_seconds": 0.3},
 }
 """What a trial trains; only λ is sampled, so all trials are equally long."""
@@ -92,7 +107,8 @@ class Moments(NamedTuple):
 
 
 def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progress = quiet) -> Table:
-    """One row a length and way: least, median and most of a trial's seconds beyond its work, and the mean parts that add up to their mean.
+    """One row a length and way: least, median and most of a trial's seconds beyond its work, and the mean parts that
+    add up to their mean.
 
     Args:
         lengths: about how many seconds of work a trial is.
@@ -104,7 +120,8 @@ def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progres
     """
     if trials <= AT_ONCE:
         raise SettingsError(
-            f"--trials ({trials}) must be more than the {AT_ONCE} that run at once, whose place nobody had before; raise it"
+            f"--trials ({trials}) must be more than the {AT_ONCE} that run at once, whose place nobody had before;"
+            " raise it"
         )
     rows: list[Row] = []
     with TemporaryDirectory(prefix="reco-bench-") as place:
@@ -120,7 +137,10 @@ def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progres
                 progress(len(rows), len(lengths) * len(WAYS), f"trials of {length:g} s: {name}")
                 rows.append(_row(name, way(space, tokens.path, Path(place) / f"search-{len(rows)}"), trials))
         progress(len(rows), len(rows), "searches")
-    title = "Seconds of a trial beyond the work in its ledger (calibration, training, generation, evaluation), and where they go"
+    title = (
+        "Seconds of a trial beyond the work in its ledger (calibration, training, generation, evaluation), and where"
+        " they go"
+    )
     return Table("orchestration", title, _COLUMNS, rows)
 
 
@@ -145,7 +165,8 @@ def moments(events: Iterable[Event]) -> list[Moments]:
 
 
 def beyond_work(trials: Sequence[Moments], at_once: int) -> NDArray[np.float64]:
-    """Seconds [trials - at_once, parts] from the end of the trial whose place it took to a trial's own end, less its work, by `PARTS`.
+    """Seconds [trials - at_once, parts] from the end of the trial whose place it took to a trial's own end, less its
+    work, by `PARTS`.
 
     The first `at_once` trials took nobody's place; what they wait for is the start of the whole search.
     """
@@ -166,7 +187,9 @@ def beyond_work(trials: Sequence[Moments], at_once: int) -> NDArray[np.float64]:
 def _row(way: str, search: Search, expected: int) -> Row:
     trials = moments(search.events)
     if len(trials) < expected:
-        raise RunFailedError(f"{way} ended {len(trials)} of {expected} trials; run it again, and look at its logs if that repeats itself")
+        raise RunFailedError(
+            f"{way} ended {len(trials)} of {expected} trials; run it again, and look at its logs if that repeats itself"
+        )
     parts_NP = beyond_work(trials, search.at_once)
     whole_N = parts_NP.sum(axis=1)
     return {
@@ -185,10 +208,16 @@ def _row(way: str, search: Search, expected: int) -> Row:
 
 
 def _space(cache: Path, trials: int, steps: int) -> Space:
-    experiment = {**EXPERIMENT, "data": {**EXPERIMENT["data"], "cache_dir": str(cache)}, "training": {"steps": steps, "batch_size": 16}}
+    experiment = {
+        **EXPERIMENT,
+        "data": {**EXPERIMENT["data"], "cache_dir": str(cache)},
+        "training": {"steps": steps, "batch_size": 16},
+    }
     experiment["resources"] = {**EXPERIMENT["resources"], "concurrent_trials": AT_ONCE}
     search = {"objective.continuity_weight": {"float": (0.01, 1.0), "log": True}}
-    return Space.model_validate({"question": "What does orchestration cost?", "experiment": experiment, "search": search, "trials": trials})
+    return Space.model_validate(
+        {"question": "What does orchestration cost?", "experiment": experiment, "search": search, "trials": trials}
+    )
 
 
 def _steps_of(length: float, pilot: Search) -> int:
@@ -266,7 +295,9 @@ def _bare_ray(space: Space, tokens: Path, folder: Path) -> Search:
             tune.with_resources(tune.with_parameters(_launch_trainer, given=given), {HEAD: 0.001}),
             tune_config=tune.TuneConfig(
                 search_alg=Timed(
-                    distributions, metric=list(space.objectives), mode=[modes[direction] for direction in space.objectives.values()]
+                    distributions,
+                    metric=list(space.objectives),
+                    mode=[modes[direction] for direction in space.objectives.values()],
                 ),
                 num_samples=space.trials,
                 max_concurrent_trials=placement.groups,

@@ -1,4 +1,5 @@
-"""What the time of a step goes to: it is timed without its attention and without its prefix, and its optimiser alone, all in turn.
+"""What the time of a step goes to: it is timed without its attention and without its prefix, and its optimiser alone,
+all in turn.
 
 Knows the parts of a step and how to take one away; refuses to know tables.
 """
@@ -53,7 +54,9 @@ def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Pro
         for job in jobs:
             job()
     device = full.step.device
-    medians = np.median(in_rounds(jobs, device_clock(device), seconds, progress, "leaving out"), axis=0).reshape(len(cases), JOBS)
+    medians = np.median(in_rounds(jobs, device_clock(device), seconds, progress, "leaving out"), axis=0).reshape(
+        len(cases), JOBS
+    )
     expected = np.array(list(strata.values())) @ medians[1:]
     return _parts(full, medians[0]), _parts(arm, expected)
 
@@ -62,7 +65,9 @@ def prefix_flop_share(arm: TimedStep) -> float:
     """Share of the prefix in the FLOPs of a step of windows: what its share of the time would be at the same rate."""
     if arm.arm.scheme != "window":
         return 0.0
-    prefix = sum(share * prefix_flops(arm.arm.model_settings, place.start) for place, share in arm.arm.distribution().items())
+    prefix = sum(
+        share * prefix_flops(arm.arm.model_settings, place.start) for place, share in arm.arm.distribution().items()
+    )
     return prefix / arm.arm.expected_flops()
 
 
@@ -132,4 +137,10 @@ def _parts(step: TimedStep, seconds_J: np.ndarray) -> Parts:
     whole, optimiser, without_attention, without_prefix = (float(value) for value in seconds_J)
     count = step.arm.experiment.training.micro_batches
     data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS))) * count
-    return Parts(whole, optimiser, whole - without_attention, whole - without_prefix if step.arm.scheme == "window" else 0.0, data)
+    return Parts(
+        whole,
+        optimiser,
+        whole - without_attention,
+        whole - without_prefix if step.arm.scheme == "window" else 0.0,
+        data,
+    )

@@ -1,7 +1,9 @@
-"""Other people's full-sequence models of the same shape, driven by this project's own step, so that no baseline is made of straw.
+"""Other people's full-sequence models of the same shape, driven by this project's own step, so that no baseline is made
+of straw.
 
-Each is an `Arm` that builds another network: batch, precision, compilation, clipping and AdamW are then the same objects that the
-baseline uses. The networks know nothing of classes; a code takes that place, so that they read as many inputs.
+Each is an `Arm` that builds another network: batch, precision, compilation, clipping and AdamW are then the same
+objects that the baseline uses. The networks know nothing of classes; a code takes that place, so that they read as many
+inputs.
 """
 
 from __future__ import annotations
@@ -18,7 +20,9 @@ from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.objectives import LossTerms
 from reco_tune.windows import Place
 
-MISSING = "transformers is not installed, so its Llama is left out; install the `bench` extra: pip install 'reco-tune[bench]'"
+MISSING = (
+    "transformers is not installed, so its Llama is left out; install the `bench` extra: pip install 'reco-tune[bench]'"
+)
 
 PEERS = {
     "plain": "plain GPT",
@@ -43,7 +47,11 @@ class PeerArm(Arm):
     def build_model(self) -> Any:
         with torch.random.fork_rng():
             torch.manual_seed(self.experiment.training.seed)
-            return PlainTransformer(self.model_settings) if self.peer == "plain" else llama(self.model_settings, self.peer == "llama_wide")
+            return (
+                PlainTransformer(self.model_settings)
+                if self.peer == "plain"
+                else llama(self.model_settings, self.peer == "llama_wide")
+            )
 
     def loss(self, model: Any, batch: Batch, place: Place | int) -> LossTerms:
         """Cross-entropy of all tokens."""
@@ -57,7 +65,9 @@ class PeerArm(Arm):
 
 
 def llama(shape: ModelSettings, wide: bool) -> Any:
-    """LlamaForCausalLM with random weights; its gated MLP has three matrices where ours has two, so equal arithmetic is 8/3 D."""
+    """LlamaForCausalLM with random weights; its gated MLP has three matrices where ours has two, so equal arithmetic is
+    8/3 D.
+    """
     from transformers import LlamaConfig, LlamaForCausalLM
 
     config = LlamaConfig(
@@ -76,7 +86,9 @@ def llama(shape: ModelSettings, wide: bool) -> Any:
 
 
 class PlainTransformer(nn.Module):
-    """A transformer as tutorials write it: biases everywhere, one fused causal attention, learned positions, untied head."""
+    """A transformer as tutorials write it: biases everywhere, one fused causal attention, learned positions, untied
+    head.
+    """
 
     def __init__(self, shape: ModelSettings) -> None:
         super().__init__()
@@ -106,7 +118,8 @@ class _PlainBlock(nn.Module):
     def forward(self, hidden_BTD: Tensor) -> Tensor:
         batch, length, width = hidden_BTD.shape
         queries, keys, values = (
-            part.view(batch, length, self.heads, -1).transpose(1, 2) for part in self.qkv(self.norm_1(hidden_BTD)).split(width, dim=2)
+            part.view(batch, length, self.heads, -1).transpose(1, 2)
+            for part in self.qkv(self.norm_1(hidden_BTD)).split(width, dim=2)
         )
         attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         hidden_BTD = hidden_BTD + self.out(attended.transpose(1, 2).reshape(batch, length, width))

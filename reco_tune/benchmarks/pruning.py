@@ -1,8 +1,10 @@
-"""How much compute a search needs to find the frontier, with pruning and without: replayed over a table of recorded runs.
+"""How much compute a search needs to find the frontier, with pruning and without: replayed over a table of recorded
+runs.
 
-Every strategy meets the same configurations with the values that they really had (`benchmarks.recording`), so twenty seeds cost minutes.
-The decisions are a study's own: `goes_on` at the deciding rungs, the searcher's proposals (each becomes the nearest recorded configuration
-that is left). One run at a time; a pruned run has cost what it had cost at its last rung, a whole one its evaluation too.
+Every strategy meets the same configurations with the values that they really had (`benchmarks.recording`), so twenty
+seeds cost minutes. The decisions are a study's own: `goes_on` at the deciding rungs, the searcher's proposals (each
+becomes the nearest recorded configuration that is left). One run at a time; a pruned run has cost what it had cost at
+its last rung, a whole one its evaluation too.
 """
 
 from __future__ import annotations
@@ -26,7 +28,11 @@ from reco_tune.settings import Pruning, Range, Sampler, Space
 
 SHARE = 0.95
 """Of the hypervolume of the whole table: how much must be found."""
-PRUNINGS = (Pruning(kind="pareto_asha"), Pruning(kind="pareto_asha", reduction_factor=2), Pruning(kind="pareto_asha", grace_rungs=2))
+PRUNINGS = (
+    Pruning(kind="pareto_asha"),
+    Pruning(kind="pareto_asha", reduction_factor=2),
+    Pruning(kind="pareto_asha", grace_rungs=2),
+)
 """The default, and what its two settings change."""
 
 _COLUMNS = (
@@ -54,8 +60,8 @@ class Found(NamedTuple):
 
 
 def bench_pruning(table: Sequence[Recorded], space: Space, seeds: int, progress: Progress = quiet) -> Table:
-    """Compute until `SHARE` of the table's hypervolume is found, over its speed-up limits and FVDs; the reference point is speed-up 0
-    and the largest FVD, as in the report.
+    """Compute until `SHARE` of the table's hypervolume is found, over its speed-up limits and FVDs; the reference point
+    is speed-up 0 and the largest FVD, as in the report.
 
     Args:
         space: whose ranges the table was recorded over.
@@ -76,12 +82,16 @@ def bench_pruning(table: Sequence[Recorded], space: Space, seeds: int, progress:
         assert isinstance(random, float) and isinstance(row["median"], float)
         row["factor"] = random / row["median"]
     progress(1, 1, "replayed searches")
-    title = f"Compute until {SHARE:.0%} of the hypervolume of {len(table)} recorded configurations is found ({seeds} seeds)"
+    title = (
+        f"Compute until {SHARE:.0%} of the hypervolume of {len(table)} recorded configurations is found ({seeds} seeds)"
+    )
     return Table("pruning", title, _COLUMNS, sorted(rows, key=lambda row: str(row["cost"])))
 
 
 Choose = Callable[[tuple[int, tuple[float, float] | None] | None], int | None]
-"""Told which row ran last and its speed-up and FVD (None: it was pruned), gives the next row; None where the table is used up."""
+"""Told which row ran last and its speed-up and FVD (None: it was pruned), gives the next row; None where the table is
+used up.
+"""
 
 
 def replay(table: Sequence[Recorded], choose: Choose, pruning: Pruning) -> Found:
@@ -99,7 +109,9 @@ def replay(table: Sequence[Recorded], choose: Choose, pruning: Pruning) -> Found
         last = row, (final[q.SPEEDUP_LIMIT.name], final[q.FVD.name]) if rungs == len(table[row].rungs) else None
         reached = last[1] is not None and pareto.hypervolume(points_N2[whole], reference) >= wanted
     spent = (
-        _cost([table[row] for row, _ in ended], [rungs for _, rungs in ended]) if reached else dict.fromkeys(Found._fields[:2], math.inf)
+        _cost([table[row] for row, _ in ended], [rungs for _, rungs in ended])
+        if reached
+        else dict.fromkeys(Found._fields[:2], math.inf)
     )
     return Found(**spent, begun=len(ended), whole=len(whole))
 
@@ -136,7 +148,9 @@ class _Searched:
             return None
         self._search.apply({"event": "failed", "trial": proposal.trial})  # the nearest one runs in its place
         wanted = _unit(proposal.event["params"], self._ranges)
-        row = min(self._left, key=lambda row: float(np.square(_unit(self._table[row].params, self._ranges) - wanted).sum()))
+        row = min(
+            self._left, key=lambda row: float(np.square(_unit(self._table[row].params, self._ranges) - wanted).sum())
+        )
         self._left.remove(row)
         params = {key: int(value) if self._ranges[key].int else value for key, value in self._table[row].params.items()}
         taken = {"trial": f"recorded-{row}", "params": params, "settings_hash": str(row)}
@@ -150,7 +164,9 @@ def _unit(params: Mapping[str, float], ranges: Mapping[str, Range]) -> NDArray[n
     for key, range_ in ranges.items():
         bounds = range_.int or range_.float
         if bounds is None:
-            raise DataError(f"search: {key} is a choice, but recorded configurations are compared by distance; give int or float")
+            raise DataError(
+                f"search: {key} is a choice, but recorded configurations are compared by distance; give int or float"
+            )
         low, high, value = (math.log(number) if range_.log else float(number) for number in (*bounds, params[key]))
         place.append((value - low) / (high - low))
     return np.asarray(place)
@@ -170,19 +186,30 @@ def _rungs(run: Recorded, pruning: Pruning, known: dict[int, list[tuple[float, f
 def _cost(runs: Sequence[Recorded], rungs: Sequence[int]) -> dict[str, float]:
     """What these runs cost when they end at these rungs."""
     last = [run.rungs[done - 1] for run, done in zip(runs, rungs, strict=True)]
-    evaluations = sum(run.final["evaluation_cpu_seconds"] for run, done in zip(runs, rungs, strict=True) if done == len(run.rungs))
+    evaluations = sum(
+        run.final["evaluation_cpu_seconds"] for run, done in zip(runs, rungs, strict=True) if done == len(run.rungs)
+    )
     seconds = sum(rung.training_cpu_seconds for rung in last) + evaluations
     return {"cpu_seconds": seconds, "training_flops": sum(rung.training_flops for rung in last)}
 
 
 def _points(table: Sequence[Recorded]) -> pareto.SpeedFVD:
-    return pareto.speed_fvd([run.final[q.SPEEDUP_LIMIT.name] for run in table], [run.final[q.FVD.name] for run in table])
+    return pareto.speed_fvd(
+        [run.final[q.SPEEDUP_LIMIT.name] for run in table], [run.final[q.FVD.name] for run in table]
+    )
 
 
 def _row(search: str, pruning: Pruning, found: Sequence[Found], cost: str, whole: float) -> Row:
     shares = np.array([getattr(one, cost) for one in found]) / whole
     low, middle, high = (float(np.quantile(shares, share, method="higher")) for share in (0.25, 0.5, 0.75))
     told = f"1 in {pruning.reduction_factor} from rung {pruning.grace_rungs}" if pruning.kind != "none" else "none"
-    row: Row = {"search": search, "pruning": told, "cost": cost.replace("_", " "), "median": middle, "low": low, "high": high}
+    row: Row = {
+        "search": search,
+        "pruning": told,
+        "cost": cost.replace("_", " "),
+        "median": middle,
+        "low": low,
+        "high": high,
+    }
     counts = {name: float(np.median([getattr(one, name) for one in found])) for name in ("begun", "whole")}
     return {**row, **counts, "reached": float(np.isfinite(shares).mean()), "factor": None}

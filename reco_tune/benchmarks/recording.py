@@ -1,7 +1,7 @@
 """A table of real runs: sampled configurations trained whole, what each showed at every rung and what came of it.
 
-Searches are compared over such a table at no cost (`benchmarks.pruning`). Outside Ray, one process, one configuration after another; a
-line is added when a configuration is done, so a recording that was stopped goes on where it stood.
+Searches are compared over such a table at no cost (`benchmarks.pruning`). Outside Ray, one process, one configuration
+after another; a line is added when a configuration is done, so a recording that was stopped goes on where it stood.
 """
 
 from __future__ import annotations
@@ -27,12 +27,21 @@ from reco_tune.training import build_arm, fit
 
 RUNG_VALUES = (q.VAL_CROSS_ENTROPY.name, q.TRAINING_FLOPS.name, "training_cpu_seconds")
 """Of every rung, in columns `val_cross_entropy@STEP` and so on; cost is counted from the start of the run."""
-FINAL_VALUES = (q.SPEEDUP_LIMIT.name, q.FVD.name, q.FVD_LOW.name, q.FVD_HIGH.name, q.KERNEL_DISTANCE.name, "evaluation_cpu_seconds")
+FINAL_VALUES = (
+    q.SPEEDUP_LIMIT.name,
+    q.FVD.name,
+    q.FVD_LOW.name,
+    q.FVD_HIGH.name,
+    q.KERNEL_DISTANCE.name,
+    "evaluation_cpu_seconds",
+)
 """The speed-up is the FLOP limit, which neighbours on the machine do not change."""
 
 
 SPACE = "joint"
-"""The shipped search space that the shipped table was recorded over: its data, model and ranges are those of the demo and wider."""
+"""The shipped search space that the shipped table was recorded over: its data, model and ranges are those of the demo
+and wider.
+"""
 SCALE = (
     "training.steps=360",
     "training.batch_size=16",
@@ -66,7 +75,8 @@ class Recorded(NamedTuple):
 
 
 def record(space: Space, path: Path, configurations: int, progress: Progress = quiet) -> None:
-    """Trains and evaluates the first so many random configurations of a space's ranges and adds those that the table lacks.
+    """Trains and evaluates the first so many random configurations of a space's ranges and adds those that the table
+    lacks.
 
     Args:
         space: its experiment and ranges are taken, its own sampler is not.
@@ -77,7 +87,9 @@ def record(space: Space, path: Path, configurations: int, progress: Progress = q
     """
     from reco_tune.study.searcher import Search  # here: a table is read without Optuna
 
-    space = space.model_copy(update={"sampler": Sampler(kind="random", seed=space.sampler.seed), "trials": configurations})
+    space = space.model_copy(
+        update={"sampler": Sampler(kind="random", seed=space.sampler.seed), "trials": configurations}
+    )
     done = len(read_table(path)) if path.exists() else 0
     search, cache = Search(space), None
     while (proposal := search.ask()) is not None:
@@ -103,7 +115,9 @@ def read_table(path: Path) -> list[Recorded]:
             rows = list(csv.DictReader(file))
         return [_parsed(row) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
-        raise DataError(f"{path} is no table of recorded runs ({error}); record one with `reco-tune bench pruning --record`") from error
+        raise DataError(
+            f"{path} is no table of recorded runs ({error}); record one with `reco-tune bench pruning --record`"
+        ) from error
 
 
 def _measured(experiment: Experiment, cache: TokenCache) -> dict[str, float]:
@@ -119,7 +133,9 @@ def _measured(experiment: Experiment, cache: TokenCache) -> dict[str, float]:
     with tempfile.TemporaryDirectory() as folder:
         trained = fit(experiment, cache, Path(folder), keep)
     began = time.process_time()
-    values |= evaluate(trained.model, experiment, cache).metrics | {"evaluation_cpu_seconds": time.process_time() - began}
+    values |= evaluate(trained.model, experiment, cache).metrics | {
+        "evaluation_cpu_seconds": time.process_time() - began
+    }
     return {name: value for name, value in values.items() if "@" in name or name in FINAL_VALUES}
 
 

@@ -1,7 +1,9 @@
-"""How long a report takes: of a made-up study of many runs from its folder, and its runs from MLflow beside a plain reading of it.
+"""How long a report takes: of a made-up study of many runs from its folder, and its runs from MLflow beside a plain
+reading of it.
 
-The study is in the real format (event log, one Parquet history a run), its numbers mean nothing. Each report runs in a process of its own,
-so that imports count and memory is that of the report alone. Imports MLflow where it is compared with, and only then.
+The study is in the real format (event log, one Parquet history a run), its numbers mean nothing. Each report runs in a
+process of its own, so that imports count and memory is that of the report alone. Imports MLflow where it is compared
+with, and only then.
 """
 
 from __future__ import annotations
@@ -34,11 +36,16 @@ METRICS = 50
 """Of every run and every history."""
 RUNGS = 3
 PROTOCOL = "native/9x12x12/stride1/reconstructed/train2048/n512x1/00000000"
-_REPORT = "import sys; from pathlib import Path; from reco_tune.reporting import write_report; write_report(Path(sys.argv[1]))"
+_REPORT = (
+    "import sys; from pathlib import Path; from reco_tune.reporting import write_report;"
+    " write_report(Path(sys.argv[1]))"
+)
 
 
 def bench_reports(runs: int, mlflow_runs: int, progress: Progress = quiet) -> list[Table]:
-    """The report of a study of `runs` runs from its folder, and the reading of one of `mlflow_runs` from MLflow in two ways."""
+    """The report of a study of `runs` runs from its folder, and the reading of one of `mlflow_runs` from MLflow in two
+    ways.
+    """
     with tempfile.TemporaryDirectory() as place:
         progress(0, 4, "making a study")
         study = synthetic_study(Path(place) / "many", runs)
@@ -48,7 +55,11 @@ def bench_reports(runs: int, mlflow_runs: int, progress: Progress = quiet) -> li
         reading = _mlflow(synthetic_study(Path(place) / "some", mlflow_runs), mlflow_runs) if mlflow_runs else []
         progress(4, 4, "done")
     columns = [Column("what", "what"), Column("runs", "runs", ",d"), Column("seconds", "seconds", ".1f")]
-    more = [Column("cpu_seconds", "CPU s", ".1f"), Column("peak_gib", "peak GiB", ".2f"), Column("log_mb", "log, MB", ".0f")]
+    more = [
+        Column("cpu_seconds", "CPU s", ".1f"),
+        Column("peak_gib", "peak GiB", ".2f"),
+        Column("log_mb", "log, MB", ".0f"),
+    ]
     tables = [Table("report", "A report from the study folder", [*columns, *more], reports)]
     if reading:
         ratio = [Column("histories", "histories asked for one by one", ",d"), Column("ratio", "its time / ours", ".1f")]
@@ -60,11 +71,15 @@ def synthetic_study(path: Path, runs: int, seed: int = 0) -> Path:
     """Writes a finished study of every arm at both budgets and, for the rest, sampled runs; returns its folder."""
     folder = StudyFolder(path)
     path.mkdir(parents=True)
-    space = Space(question="How long does a report take?", experiment={}, arms={arm: {} for arm in ARMS}, seeds=(0, 1, 2))
+    space = Space(
+        question="How long does a report take?", experiment={}, arms={arm: {} for arm in ARMS}, seeds=(0, 1, 2)
+    )
     save_space(space, folder.settings)
     with folder.events.open("w", encoding="utf-8") as log:
         for number, event in enumerate(_events(path.name, runs, random.Random(seed))):
-            log.write(json.dumps({"event": event.pop("event"), "time": 1.7e9 + number, **event}, separators=(",", ":")) + "\n")
+            log.write(
+                json.dumps({"event": event.pop("event"), "time": 1.7e9 + number, **event}, separators=(",", ":")) + "\n"
+            )
     generator = np.random.default_rng(seed)
     columns = {"step": np.arange(1, STEPS + 1)} | {name: generator.normal(size=STEPS) for name in _metric_names()}
     history = path / "history.parquet"
@@ -84,7 +99,11 @@ def _trials(runs: int) -> list[tuple[str, str, str, int]]:
     """(trial, arm, budget, seed)."""
     fixed = [(f"{BASELINE}-s{seed}", BASELINE, "both", seed) for seed in range(3)]
     for arm in [arm for arm in ARMS if arm != BASELINE]:
-        fixed += [(f"{arm}-{budget}-s{seed}", arm, budget, seed) for budget in ("equal_steps", "equal_compute") for seed in range(3)]
+        fixed += [
+            (f"{arm}-{budget}-s{seed}", arm, budget, seed)
+            for budget in ("equal_steps", "equal_compute")
+            for seed in range(3)
+        ]
     sampled = [(f"search-{number:05d}", "search", "equal_steps", 0) for number in range(max(0, runs - len(fixed)))]
     return [*fixed, *sampled][:runs]
 
@@ -99,20 +118,40 @@ def _events(name: str, runs: int, chance: random.Random) -> Iterator[dict[str, A
         if arm == "search":
             length = chance.choice((9, 18, 27, 36))
             params = {"window.length_tokens": length, "objective.continuity_weight": 10 ** chance.uniform(-4, 1)}
-            params |= {"window.stride_fraction": chance.choice((0.25, 0.5, 1.0)), "window.first_frame_probability": chance.random()}
+            params |= {
+                "window.stride_fraction": chance.choice((0.25, 0.5, 1.0)),
+                "window.first_frame_probability": chance.random(),
+            }
             own |= params | {"window.stride_tokens": int(length * params["window.stride_fraction"])}
-        common = {"trial": trial, "arm": arm, "budget": budget, "seed": seed, "settings": own, "settings_hash": f"{trial:0>16}"}
+        common = {
+            "trial": trial,
+            "arm": arm,
+            "budget": budget,
+            "seed": seed,
+            "settings": own,
+            "settings_hash": f"{trial:0>16}",
+        }
         speed = 1.0 if arm == BASELINE else chance.uniform(1, 3)
         metrics = {metric: chance.random() for metric in _metric_names()}
         metrics |= {"speedup": speed, "speedup_low": 0.95 * speed, "speedup_high": 1.05 * speed}
         fvd = 2 * speed * chance.uniform(1, 3)
-        metrics |= {"fvd": fvd, "fvd_low": 0.9 * fvd, "fvd_high": 1.1 * fvd, "steps": float(Experiment().training.steps)}
+        metrics |= {
+            "fvd": fvd,
+            "fvd_low": 0.9 * fvd,
+            "fvd_high": 1.1 * fvd,
+            "steps": float(Experiment().training.steps),
+        }
         yield {"event": "asked", **common, "params": params} if params else {"event": "planned", **common}
         facts = {"device": "cpu", "data_fingerprint": "d", "tokenizer_fingerprint": "t"}
         yield {"event": "started", "trial": trial, "attempt": 1, "provenance": facts}
         for rung in range(1, RUNGS + 1):
             step = int(metrics["steps"]) * rung // RUNGS
-            yield {"event": "reported", "trial": trial, "step": step, "metrics": {"val_cross_entropy": 3 / rung + chance.random()}}
+            yield {
+                "event": "reported",
+                "trial": trial,
+                "step": step,
+                "metrics": {"val_cross_entropy": 3 / rung + chance.random()},
+            }
         if trial.endswith("9"):
             yield {"event": "pruned", "trial": trial, "step": step, "reason": "dominated"}
             continue
@@ -148,7 +187,9 @@ def _report(study: Path, runs: int) -> Row:
 
 
 def _mlflow(study: Path, runs: int) -> list[Row]:
-    """The same study from MLflow (a sqlite file): by this project's reader, by one unfiltered search, and with every history."""
+    """The same study from MLflow (a sqlite file): by this project's reader, by one unfiltered search, and with every
+    history.
+    """
     from reco_tune.reporting import load_runs
     from reco_tune.tracking import sync
 
@@ -170,7 +211,11 @@ def _mlflow(study: Path, runs: int) -> list[Row]:
         searched = time.perf_counter() - began
         histories = 0
         for identity, run in zip(table["run_id"], table.to_dict("records"), strict=True):
-            for name in [key.removeprefix("metrics.") for key, value in run.items() if key.startswith("metrics.") and value == value]:
+            for name in [
+                key.removeprefix("metrics.")
+                for key, value in run.items()
+                if key.startswith("metrics.") and value == value
+            ]:
                 client.get_metric_history(identity, name)
                 histories += 1
         whole = time.perf_counter() - began
@@ -187,5 +232,11 @@ def _mlflow(study: Path, runs: int) -> list[Row]:
             "histories": 0,
             "ratio": searched / ours,
         },
-        {"what": "the same, then get_metric_history", "runs": runs, "seconds": whole, "histories": histories, "ratio": whole / ours},
+        {
+            "what": "the same, then get_metric_history",
+            "runs": runs,
+            "seconds": whole,
+            "histories": histories,
+            "ratio": whole / ours,
+        },
     ]

@@ -1,4 +1,6 @@
-"""Cached sampling against `transformers`' generate: same shape, same number of new tokens, same way of drawing, in turn."""
+"""Cached sampling against `transformers`' generate: same shape, same number of new tokens, same way of drawing, in
+turn.
+"""
 
 from __future__ import annotations
 
@@ -32,7 +34,8 @@ _COLUMNS = (
 
 
 def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool, bench: Bench) -> Table:
-    """One row per shape and number of clips; both sides make whole clips, from one first input, drawing from the full softmax.
+    """One row per shape and number of clips; both sides make whole clips, from one first input, drawing from the full
+    softmax.
 
     Raises:
         SettingsError: where transformers is not installed.
@@ -49,8 +52,15 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
                 made = make(batch)
                 assert made.shape == (batch, shape.num_tokens), made.shape
             jobs = [partial(ours, batch), partial(peer, batch)]
-            times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, f"{shape.name}, {batch} at once")
-            head: Row = {"shape": shape.name, "batch": batch, "tokens": shape.num_tokens, "ours": float(np.median(times_RJ[:, 0]))}
+            times_RJ = in_rounds(
+                jobs, device_clock(device), bench.seconds, bench.progress, f"{shape.name}, {batch} at once"
+            )
+            head: Row = {
+                "shape": shape.name,
+                "batch": batch,
+                "tokens": shape.num_tokens,
+                "ours": float(np.median(times_RJ[:, 0])),
+            }
             rows.append(head | ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0]) | {"rounds": len(times_RJ)})
     bench.progress(len(rows), len(rows), "sampling")
     drawn = "the likeliest code" if greedy else "drawn from the softmax"
@@ -60,7 +70,9 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
 def _ours(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Callable[[int], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     model = VideoTransformer(**asdict(shape.model), generator=generator).to(device, bench.dtype)
-    return lambda batch: model.generate(torch.zeros(batch, dtype=torch.long, device=device), temperature=0.0 if greedy else 1.0)
+    return lambda batch: model.generate(
+        torch.zeros(batch, dtype=torch.long, device=device), temperature=0.0 if greedy else 1.0
+    )
 
 
 def _peer(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Callable[[int], torch.Tensor]:
@@ -69,7 +81,12 @@ def _peer(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Cal
 
     def make(batch: int) -> torch.Tensor:
         first = torch.zeros(batch, 1, dtype=torch.long, device=device)
-        wanted = {"max_new_tokens": shape.num_tokens, "min_new_tokens": shape.num_tokens, "pad_token_id": 0, "use_cache": True}
+        wanted = {
+            "max_new_tokens": shape.num_tokens,
+            "min_new_tokens": shape.num_tokens,
+            "pad_token_id": 0,
+            "use_cache": True,
+        }
         made: torch.Tensor = model.generate(first, attention_mask=torch.ones_like(first), **wanted, **drawing)[:, 1:]
         return made
 

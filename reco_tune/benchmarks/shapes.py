@@ -1,4 +1,6 @@
-"""What is measured: named sizes of model and clip, their experiments, and random tokens to train on. Knows settings; measures nothing."""
+"""What is measured: named sizes of model and clip, their experiments, and random tokens to train on. Knows settings;
+measures nothing.
+"""
 
 from __future__ import annotations
 
@@ -20,7 +22,9 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import ARMS, PRESETS, Experiment, make_experiment
 
 BLOCKS, WINDOW_BLOCKS = 5, 2
-"""Latent frames of a clip and of a window, the paper's; starts lie on whole blocks but for `local`, which may start anywhere."""
+"""Latent frames of a clip and of a window, the paper's; starts lie on whole blocks but for `local`, which may start
+anywhere.
+"""
 
 ARM_NAMES = ("full", "fewer_frames", "masked_full", "local", "local_balanced", "reco")
 """What `bench steps` compares by default."""
@@ -61,7 +65,13 @@ class Shape(NamedTuple):
 def _preset(name: str, side: int, batch_size: int) -> Shape:
     preset = PRESETS[name]
     return Shape(
-        f"{name}-{BLOCKS * side**2}", side, preset["width"], preset["depth"], preset["heads"], num_codes=8192, batch_size=batch_size
+        f"{name}-{BLOCKS * side**2}",
+        side,
+        preset["width"],
+        preset["depth"],
+        preset["heads"],
+        num_codes=8192,
+        batch_size=batch_size,
     )
 
 
@@ -89,14 +99,22 @@ class Bench(NamedTuple):
         """An arm at a shape."""
         nested: dict[str, Any] = {
             "data": {"layout": "digits", "clip_frames": 1 + (BLOCKS - 1) * _FRAMES, "size_px": _PIXELS * shape.side},
-            "tokenizer": {"num_codes": shape.num_codes, "first_frame_codes": 1, "spatial_stride": _PIXELS, "temporal_stride": _FRAMES},
+            "tokenizer": {
+                "num_codes": shape.num_codes,
+                "first_frame_codes": 1,
+                "spatial_stride": _PIXELS,
+                "temporal_stride": _FRAMES,
+            },
             "model": {"width": shape.width, "depth": shape.depth, "heads": shape.heads},
             "window": {"length_blocks": WINDOW_BLOCKS, "stride_fraction": 1 / WINDOW_BLOCKS},
             "training": {"batch_size": shape.batch_size},
             "resources": {"cpus_per_worker": self.threads, "gpus_per_worker": int(self.gpu)},
         }
         if self.gpu:
-            nested["training"] |= {"precision": "bfloat16", "compile": arm != "local"}  # it may start anywhere: a graph each is too many
+            nested["training"] |= {
+                "precision": "bfloat16",
+                "compile": arm != "local",
+            }  # it may start anywhere: a graph each is too many
         return make_experiment(nested, ARMS[arm], where=f"arm `{arm}`")
 
     @property
@@ -134,7 +152,9 @@ def _known(names: Sequence[str], known: Mapping[str, object], option: str) -> li
 
 @contextmanager
 def random_tokens(shape: Shape) -> Iterator[TokenCache]:
-    """A token cache of random codes in a folder that is removed afterwards: speed does not depend on what the codes say."""
+    """A token cache of random codes in a folder that is removed afterwards: speed does not depend on what the codes
+    say.
+    """
     generator = np.random.default_rng(0)
     clips = [Clip(Path("random.avi"), i, i % CLASSES) for i in range(2 * shape.batch_size)]
     with TemporaryDirectory(prefix="reco-bench-") as folder, TokenCacheWriter(Path(folder)) as writer:

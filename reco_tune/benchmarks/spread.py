@@ -28,7 +28,9 @@ _COLUMNS = (
 )
 
 
-def bench_spread(shapes: Sequence[Shape], arms: Sequence[str], repetitions: int, neighbours: int, bench: Bench) -> Table:
+def bench_spread(
+    shapes: Sequence[Shape], arms: Sequence[str], repetitions: int, neighbours: int, bench: Bench
+) -> Table:
     """Speed-ups that repeated calibrations give, with `neighbours` processes that train the full step all the while."""
     rows: list[Row] = []
     total = len(shapes) * len(arms) * repetitions
@@ -51,7 +53,9 @@ def _training(shape: Shape, neighbours: int, bench: Bench) -> Iterator[None]:
     """Processes that train until the block ends; none is left behind, whatever happens in it."""
     spawn = multiprocessing.get_context("spawn")
     ready = [spawn.Event() for _ in range(neighbours)]
-    processes = [spawn.Process(target=_train, args=(shape, bench.threads, bench.gpu, one), daemon=True) for one in ready]
+    processes = [
+        spawn.Process(target=_train, args=(shape, bench.threads, bench.gpu, one), daemon=True) for one in ready
+    ]
     try:
         for process in processes:
             process.start()

@@ -1,4 +1,5 @@
-"""The training step: how near each arm comes to its FLOP limit, what the rest goes to, and how fast other people's full step is.
+"""The training step: how near each arm comes to its FLOP limit, what the rest goes to, and how fast other people's full
+step is.
 
 Speed-ups come from the calibration that studies use, not from a second one.
 """
@@ -63,7 +64,9 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> l
                 experiment = bench.experiment(shape, name)
                 speed = calibrate(experiment, cache, bench.seconds, bench.progress)
                 device = prepare_device(experiment)
-                full, arm = (TimedStep(build_arm(bench.experiment(shape, arm), cache), cache, device) for arm in ("full", name))
+                full, arm = (
+                    TimedStep(build_arm(bench.experiment(shape, arm), cache), cache, device) for arm in ("full", name)
+                )
                 parts = measure_parts(full, arm, bench.seconds, bench.progress)
                 head: Row = {"shape": shape.name, "arm": name}
                 rows.append(
@@ -76,13 +79,19 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> l
     bench.progress(len(rows), len(rows), "arms")
     losses = [row for row in rows if row["arm"] not in ("full", "masked_full")]
     return [
-        Table("steps", "Speed-up of a training step over the full sequence's, and what the step's time goes to", _STEPS, rows),
+        Table(
+            "steps",
+            "Speed-up of a training step over the full sequence's, and what the step's time goes to",
+            _STEPS,
+            rows,
+        ),
         Table("losses", "Where the distance to the limit lies, in parts of the ideal step", _LOSSES, losses),
     ]
 
 
 def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
-    """The full-sequence step of other people's models, same shape, batch, precision and optimiser, in turn with ours."""
+    """The full-sequence step of other people's models, same shape, batch, precision and optimiser, in turn
+    with ours."""
     rows: list[Row] = []
     for shape in shapes:
         experiment = bench.experiment(shape, "full")
@@ -96,7 +105,9 @@ def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
             times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, "peers")
         rows.append({"shape": shape.name, "peer": "this project", "seconds": float(np.median(times_RJ[:, 0]))})
         for column, peer in enumerate(available(), start=1):
-            rows.append({"shape": shape.name, "peer": PEERS[peer], **ratio_to_ours(times_RJ[:, column], times_RJ[:, 0])})
+            rows.append(
+                {"shape": shape.name, "peer": PEERS[peer], **ratio_to_ours(times_RJ[:, column], times_RJ[:, 0])}
+            )
     return Table("peers", "Full-sequence step beside other implementations of the same shape", _PEERS, rows)
 
 
@@ -113,9 +124,10 @@ def _shares(parts: Parts) -> Row:
 def _lost(full: Parts, arm: Parts, limit: float, attention_kept: float, rest_kept: float) -> Row:
     """How much longer than the full step / limit the arm's step takes, and by what; the parts add up.
 
-    Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step. The optimiser does
-    not shrink and loses its share of the full step times limit - 1. `rates` is what remains if all went as it should: attention and the
-    rest run at different rates, so FLOPs saved in one are worth more time than in the other, and the limit counts them alike.
+    Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step.
+    The optimiser does not shrink and loses its share of the full step times limit - 1. `rates` is what remains if all
+    went as it should: attention and the rest run at different rates, so FLOPs saved in one are worth more time than in
+    the other, and the limit counts them alike.
 
     Args:
         attention_kept: FLOPs of the arm's attention / the full step's.

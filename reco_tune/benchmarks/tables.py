@@ -54,7 +54,10 @@ def ratio_to_ours(times_R: np.ndarray, ours_R: np.ndarray) -> Row:
 
 def as_json(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
     """Every value of every row at full precision, with where they come from."""
-    return json.dumps({"provenance": dict(provenance), "tables": {table.name: table.rows for table in tables}}, indent=1) + "\n"
+    return (
+        json.dumps({"provenance": dict(provenance), "tables": {table.name: table.rows for table in tables}}, indent=1)
+        + "\n"
+    )
 
 
 def as_markdown(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:

@@ -1,6 +1,8 @@
-"""The command line: one verb a module. Chooses and wires; computes nothing. Heavy packages are imported by the verb that needs them.
+"""The command line: one verb a module. Chooses and wires; computes nothing. Heavy packages are imported by the verb
+that needs them.
 
-An error that a person can cause ends as one sentence on stderr with exit code 2, a failed run with 1; a traceback only with --debug.
+An error that a person can cause ends as one sentence on stderr with exit code 2, a failed run with 1; a traceback only
+with --debug.
 """
 
 from __future__ import annotations
@@ -11,19 +13,47 @@ from typing import NoReturn
 
 import typer
 
-from reco_tune.cli import bench, demo, evaluate, generate, plan, report, resume, run, spaces, status, sync, tokenize, train
+from reco_tune.cli import (
+    bench,
+    demo,
+    evaluate,
+    generate,
+    plan,
+    report,
+    resume,
+    run,
+    spaces,
+    status,
+    sync,
+    tokenize,
+    train,
+)
 from reco_tune.errors import ReCoTuneError, StoppedError, no_space
 
 app = typer.Typer(
     name="reco-tune",
-    help="Tune windowed training of autoregressive video transformers: which window, stride, first-frame probability and λ cost what.",
-    epilog="Start with `reco-tune demo --quick`. Errors are one sentence; --debug, anywhere on the line, adds the traceback.",
+    help=(
+        "Tune windowed training of autoregressive video transformers: which window, stride, first-frame probability and"
+        " λ cost what."
+    ),
+    epilog=(
+        "Start with `reco-tune demo --quick`. Errors are one sentence; --debug, anywhere on the line, adds the"
+        " traceback."
+    ),
     no_args_is_help=True,
     add_completion=False,
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
-_VERBS: list[Callable[..., None]] = [demo.demo, run.run, resume.resume, status.status, sync.sync, plan.plan, report.report]
+_VERBS: list[Callable[..., None]] = [
+    demo.demo,
+    run.run,
+    resume.resume,
+    status.status,
+    sync.sync,
+    plan.plan,
+    report.report,
+]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
 for _verb in _VERBS:
     app.command()(_verb)
@@ -36,7 +66,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     try:
-        result = app(args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False)
+        result = app(
+            args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False
+        )
     except Exception as error:
         if debug:
             raise
@@ -52,13 +84,21 @@ def _tell(error: Exception) -> int:
     """One sentence for an error; returns the exit code."""
     if isinstance(error, ReCoTuneError):
         message, code = str(error), error.exit_code
-    elif hasattr(error, "format_message"):  # how typer says that an argument is wrong; empty after it has printed its help
+    elif hasattr(
+        error, "format_message"
+    ):  # how typer says that an argument is wrong; empty after it has printed its help
         message, code = _usage(error), 2
     elif no_space(error) and not getattr(error, "filename", None):
-        message, code = f"the disk is full ({error}); free some space and repeat the command, what is finished is kept", 2
+        message, code = (
+            f"the disk is full ({error}); free some space and repeat the command, what is finished is kept",
+            2,
+        )
     elif isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
         reason = (error.strerror or type(error).__name__).lower()
-        message, code = f"{error.filename} cannot be used ({reason}); give another folder, or see to its permissions and its space", 2
+        message, code = (
+            f"{error.filename} cannot be used ({reason}); give another folder, or see to its permissions and its space",
+            2,
+        )
     else:
         where = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         message, code = f"unexpected error ({where}); run it again with --debug for the traceback", 1

@@ -18,7 +18,8 @@ if TYPE_CHECKING:
 app = typer.Typer(
     no_args_is_help=True,
     rich_markup_mode=None,
-    help="""Measures this project: training steps, sampling, attention, data, FVD, calibrations, reports, pruning, orchestration.
+    help="""Measures this project: training steps, sampling, attention, data, FVD, calibrations, reports,
+    pruning, orchestration.
 
     \b
     Examples:
@@ -31,11 +32,14 @@ app = typer.Typer(
 Shapes = Annotated[
     str | None,
     typer.Option(
-        metavar="NAMES", help="Named shapes, separated by commas: debug-45, debug-320, debug-1280; 110M-1280, 110M-5120, 343M-5120."
+        metavar="NAMES",
+        help="Named shapes, separated by commas: debug-45, debug-320, debug-1280; 110M-1280, 110M-5120, 343M-5120.",
     ),
 ]
 Seconds = Annotated[float, typer.Option(min=0, help="Bound on each comparison; slow work takes at least three rounds.")]
-Threads = Annotated[int, typer.Option(min=1, help="CPU threads. With 1, time is the thread's own, which neighbours do not spoil.")]
+Threads = Annotated[
+    int, typer.Option(min=1, help="CPU threads. With 1, time is the thread's own, which neighbours do not spoil.")
+]
 Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Writes every value with its provenance.")]
 Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Writes the tables for people.")]
 
@@ -49,7 +53,8 @@ def step(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Speed-up of every arm's training step against its FLOP limit, its memory and parts; and other implementations' full step.
+    """Speed-up of every arm's training step against its FLOP limit, its memory and parts; and other implementations'
+    full step.
 
     \b
     Example:
@@ -61,7 +66,12 @@ def step(
 
     names = arms_named(_split(arms))
     _carry_out(
-        lambda wanted, bench: [*bench_steps(wanted, names, bench), bench_peers(wanted, bench)], shapes, seconds, threads, json, markdown
+        lambda wanted, bench: [*bench_steps(wanted, names, bench), bench_peers(wanted, bench)],
+        shapes,
+        seconds,
+        threads,
+        json,
+        markdown,
     )
     if "llama" not in available():
         print(MISSING, file=sys.stderr)
@@ -86,11 +96,15 @@ def generate(
     from reco_tune.benchmarks import bench_sampling
 
     numbers = _numbers(batches, "--batches", "1,64")
-    _carry_out(lambda wanted, bench: [bench_sampling(wanted, numbers, greedy, bench)], shapes, seconds, threads, json, markdown)
+    _carry_out(
+        lambda wanted, bench: [bench_sampling(wanted, numbers, greedy, bench)], shapes, seconds, threads, json, markdown
+    )
 
 
 @app.command()
-def attention(shapes: Shapes = None, seconds: Seconds = 3.0, threads: Threads = 1, json: Json = None, markdown: Markdown = None) -> None:
+def attention(
+    shapes: Shapes = None, seconds: Seconds = 3.0, threads: Threads = 1, json: Json = None, markdown: Markdown = None
+) -> None:
     """The attention of a window after its prefix, forward and backward, beside the forms that were not kept.
 
     \b
@@ -123,19 +137,30 @@ def calibration(
     from reco_tune.benchmarks.shapes import arms_named
 
     names = arms_named(_split(arms))
-    _carry_out(lambda wanted, bench: [bench_spread(wanted, names, repeat, neighbours, bench)], shapes, seconds, threads, json, markdown)
+    _carry_out(
+        lambda wanted, bench: [bench_spread(wanted, names, repeat, neighbours, bench)],
+        shapes,
+        seconds,
+        threads,
+        json,
+        markdown,
+    )
 
 
 @app.command()
 def report(
     runs: Annotated[int, typer.Option(min=1, help="Runs of the made-up study whose report is written.")] = 10_000,
-    mlflow_runs: Annotated[int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")] = 20,
+    mlflow_runs: Annotated[
+        int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")
+    ] = 20,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Seconds and memory of a report of many runs from a study folder; and the runs of a study from MLflow, by this project and plainly.
+    """Seconds and memory of a report of many runs from a study folder; and the runs of a study from MLflow, by this
+    project and plainly.
 
-    A run in MLflow is thousands of values to send and a query for each of its histories: the second half takes time in proportion.
+    A run in MLflow is thousands of values to send and a query for each of its histories: the second half takes time in
+    proportion.
 
     \b
     Example:
@@ -159,7 +184,8 @@ def data(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Clips decoded, encoded and written a second, beside plain loops over decord and PyAV; and how long training waits for data.
+    """Clips decoded, encoded and written a second, beside plain loops over decord and PyAV; and how long training waits
+    for data.
 
     \b
     Example:
@@ -171,16 +197,24 @@ def data(
         raise SettingsError(f"--videos {videos} is not a folder; name a folder of videos, or of one folder a class")
     if size % 8:
         raise SettingsError(
-            f"--size ({size}) must be a multiple of 8, the stride of the tokenizer that is timed; take {8 * round(size / 8)}"
+            f"--size ({size}) must be a multiple of 8, the stride of the tokenizer that is timed; take"
+            f" {8 * round(size / 8)}"
         )
     _carry_out(
-        lambda wanted, bench: [bench_data(videos, size, bench), bench_reading(wanted, bench)], shapes, seconds, threads, json, markdown
+        lambda wanted, bench: [bench_data(videos, size, bench), bench_reading(wanted, bench)],
+        shapes,
+        seconds,
+        threads,
+        json,
+        markdown,
     )
 
 
 @app.command()
 def fvd(
-    samples: Annotated[str, typer.Option(metavar="NUMBERS", help="Clips on each side, separated by commas.")] = "256,512,2048",
+    samples: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="Clips on each side, separated by commas.")
+    ] = "256,512,2048",
     seconds: Seconds = 5.0,
     threads: Threads = 1,
     json: Json = None,
@@ -200,7 +234,9 @@ def fvd(
 
 @app.command()
 def pruning(
-    table: Annotated[Path | None, typer.Option(metavar="FILE", help="Recorded configurations; by default the shipped table.")] = None,
+    table: Annotated[
+        Path | None, typer.Option(metavar="FILE", help="Recorded configurations; by default the shipped table.")
+    ] = None,
     record: Annotated[
         Path | None, typer.Option(metavar="FILE", help="Records configurations into FILE instead, and goes on there.")
     ] = None,
@@ -209,7 +245,8 @@ def pruning(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Compute until the frontier is found, with Pareto-ASHA and without, over recorded runs; or records such runs (half a CPU hour).
+    """Compute until the frontier is found, with Pareto-ASHA and without, over recorded runs; or records such runs (half
+    a CPU hour).
 
     \b
     Examples:
@@ -233,12 +270,15 @@ def pruning(
 
 @app.command()
 def orchestration(
-    seconds: Annotated[str, typer.Option(metavar="NUMBERS", help="About how long a trial's work is, separated by commas.")] = "5,15",
+    seconds: Annotated[
+        str, typer.Option(metavar="NUMBERS", help="About how long a trial's work is, separated by commas.")
+    ] = "5,15",
     trials: Annotated[int, typer.Option(min=1, help="Trials of each search.")] = 6,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Seconds that a trial takes beyond its work, and where they go: a study, bare Ray Tune with Ray Train, bare Optuna (about 8 minutes).
+    """Seconds that a trial takes beyond its work, and where they go: a study, bare Ray Tune with Ray Train, bare Optuna
+    (about 8 minutes).
 
     \b
     Example:
@@ -265,7 +305,12 @@ def _carry_out(
     from reco_tune.benchmarks.shapes import shapes_named
 
     wanted = shapes_named(_split(shapes))
-    _show(lambda progress: measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress)), threads, json, markdown)
+    _show(
+        lambda progress: measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress)),
+        threads,
+        json,
+        markdown,
+    )
 
 
 def _show(measure: Callable[[Progress], list[Table]], threads: int, json: Path | None, markdown: Path | None) -> None:
@@ -318,5 +363,7 @@ def _numbers(given: str, option: str, example: str) -> list[int]:
     except ValueError:
         numbers = []
     if not numbers or min(numbers) < 1:
-        raise SettingsError(f"{option} {given!r} must be whole numbers above 0 separated by commas, for example {example}")
+        raise SettingsError(
+            f"{option} {given!r} must be whole numbers above 0 separated by commas, for example {example}"
+        )
     return numbers

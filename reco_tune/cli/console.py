@@ -1,4 +1,5 @@
-"""Drawing on the terminal: progress with rate and time left, and plain lines where nobody watches (a pipe, a CI log)."""
+"""Drawing on the terminal: progress with rate and time left, and plain lines where nobody watches (a pipe, a
+CI log)."""
 
 from __future__ import annotations
 
@@ -65,14 +66,23 @@ class Bars:
                 speed = task.finished_speed or task.speed
                 return Text(f"{speed:,.1f}/s" if speed else "", style="progress.data.speed")
 
-        shape = (TextColumn("{task.description}"), BarColumn(30), MofNCompleteColumn(), Rate(), TimeElapsedColumn(), TextColumn("left"))
+        shape = (
+            TextColumn("{task.description}"),
+            BarColumn(30),
+            MofNCompleteColumn(),
+            Rate(),
+            TimeElapsedColumn(),
+            TextColumn("left"),
+        )
         self.drawing = Progress(*shape, TimeRemainingColumn(), console=Console(stderr=True))
         self._tasks: dict[str, TaskID] = {}
 
     def tell(self, done: int, total: int, what: str) -> None:
         """A `Progress`."""
         if what not in self._tasks:
-            for begun in self.drawing.tasks:  # one thing after another: what came before is done, whether it said so or not
+            for (
+                begun
+            ) in self.drawing.tasks:  # one thing after another: what came before is done, whether it said so or not
                 self.drawing.update(begun.id, completed=begun.total)
             self._tasks[what] = self.drawing.add_task(what, total=total)
         self.drawing.update(self._tasks[what], completed=done, total=total)

@@ -27,11 +27,14 @@ QUICK = {
 
 def demo(
     quick: Annotated[
-        bool, typer.Option("--quick", help="Three arms, two sampled trials and tiny budgets: shows the path, decides nothing.")
+        bool,
+        typer.Option(
+            "--quick", help="Three arms, two sampled trials and tiny budgets: shows the path, decides nothing."
+        ),
     ] = False,
-    output: Annotated[Path, typer.Option(help="Folder for data, caches and studies; a second demo reuses the first one's data.")] = Path(
-        "demo"
-    ),
+    output: Annotated[
+        Path, typer.Option(help="Folder for data, caches and studies; a second demo reuses the first one's data.")
+    ] = Path("demo"),
 ) -> None:
     """The whole story on a laptop: data, tokenizer, study, report. Under 10 minutes on two cores, under 2 with --quick.
 

@@ -1,4 +1,5 @@
-"""How far a study is and how long it will still take, from its log alone; and its runs as rows of a table. No terminal, no clock.
+"""How far a study is and how long it will still take, from its log alone; and its runs as rows of a table. No terminal,
+no clock.
 
 Work is counted in baseline steps: a run's steps divided by its arm's speed-up.
 """
@@ -34,7 +35,9 @@ class Outlook:
     left_seconds: float | None
     """None before anything is known."""
     hypervolume: float | None = None
-    """Area between the frontier so far and the reference point, in speed-up x FVD; None before two runs can be compared."""
+    """Area between the frontier so far and the reference point, in speed-up x FVD; None before two runs can be
+    compared.
+    """
     worst_fvd: float = 0.0
     """Of the reference point (`pareto.speed_fvd`)."""
 
@@ -42,9 +45,9 @@ class Outlook:
 def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
     """
     Args:
-        trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of finalists do not.
-        now: Unix seconds; ignored where the study is finished.
-        running: fresher shares of runs at work than the log has.
+        trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of
+        finalists do not. now: Unix seconds; ignored where the study is finished. running: fresher shares of runs at
+        work than the log has.
     """
     runs = list(study.runs.values())
     sampled = [run for run in runs if run.arm == "search" and not run.repeats]
@@ -66,7 +69,11 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
     """Of the whole runs at equal steps, fixed and sampled, and the FVD of its reference point."""
-    whole = [run for run in runs if run.state == "evaluated" and run.budget in ("equal_steps", "both") and "fvd" in run.metrics]
+    whole = [
+        run
+        for run in runs
+        if run.state == "evaluated" and run.budget in ("equal_steps", "both") and "fvd" in run.metrics
+    ]
     speeds = tuple(run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0) for run in whole)
     return _covered(speeds, tuple(run.metrics["fvd"] for run in whole))
 
@@ -106,13 +113,28 @@ def row(run: RunRecord, now: float) -> list[str]:
     steps = f"{steps_done(run)}/{run.settings.get('training.steps', '?')}"
     end = run.ended if run.state in ENDED else now
     seconds = f"{end - run.started:.0f}" if run.started and end else ""
-    return [run.trial, run.state, steps, _cell(run, "val_cross_entropy", 3), _cell(run, "speedup", 2, "x"), _cell(run, "fvd", 2), seconds]
+    return [
+        run.trial,
+        run.state,
+        steps,
+        _cell(run, "val_cross_entropy", 3),
+        _cell(run, "speedup", 2, "x"),
+        _cell(run, "fvd", 2),
+        seconds,
+    ]
 
 
 def headline(found: Outlook) -> str:
     """Where the study stands, in one line."""
-    left = "" if found.left_seconds is None or found.ended == found.total else f", about {duration(found.left_seconds)} left"
-    told = f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work, {duration(found.elapsed_seconds)} so far{left}"
+    left = (
+        ""
+        if found.left_seconds is None or found.ended == found.total
+        else f", about {duration(found.left_seconds)} left"
+    )
+    told = (
+        f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work,"
+        f" {duration(found.elapsed_seconds)} so far{left}"
+    )
     if found.hypervolume is None:
         return told
     return f"{told}, hypervolume {found.hypervolume:.4g} (to speed-up 0 and FVD {found.worst_fvd:.4g})"

@@ -13,12 +13,17 @@ from reco_tune.cli.options import CheckpointDir, Overrides, override_trained
 def generate(
     checkpoint: CheckpointDir,
     clips: Annotated[int, typer.Option(min=1, help="How many.")] = 16,
-    classes: Annotated[list[str] | None, typer.Option("--class", help="Name of a class; repeatable; by default all in turn.")] = None,
+    classes: Annotated[
+        list[str] | None, typer.Option("--class", help="Name of a class; repeatable; by default all in turn.")
+    ] = None,
     seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for clips.mp4 and clips.npz; by default generated/ beside the model.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for clips.mp4 and clips.npz; by default generated/ beside the model.")
+    ] = None,
 ) -> None:
-    """Generates clips from a trained model: a grid video to look at, and the pixels as uint8 [clips, frames, 3, height, width].
+    """Generates clips from a trained model: a grid video to look at, and the pixels as uint8 [clips, frames, 3, height,
+    width].
 
     \b
     Example:

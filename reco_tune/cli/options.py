@@ -1,4 +1,6 @@
-"""Arguments that several verbs share, and what they mean: space files by name, study folders, overrides. No heavy imports."""
+"""Arguments that several verbs share, and what they mean: space files by name, study folders, overrides. No heavy
+imports.
+"""
 
 from __future__ import annotations
 
@@ -17,18 +19,32 @@ from reco_tune.files import refuse_address
 if TYPE_CHECKING:
     from reco_tune.settings import Experiment, Space
 
-SpaceFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")]
-PlannedFile = Annotated[str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")]
+SpaceFile = Annotated[
+    str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")
+]
+PlannedFile = Annotated[
+    str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")
+]
 StudyDir = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Folder of a study.")]
 ExperimentFile = Annotated[
-    str, typer.Argument(metavar="EXPERIMENT", help="An experiment file: the settings of one run; or the name of a shipped one.")
+    str,
+    typer.Argument(
+        metavar="EXPERIMENT", help="An experiment file: the settings of one run; or the name of a shipped one."
+    ),
 ]
-CheckpointDir = Annotated[Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained run, for example STUDY_DIR/trials/full-s0.")]
+CheckpointDir = Annotated[
+    Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained run, for example STUDY_DIR/trials/full-s0.")
+]
 Overrides = Annotated[
-    list[str] | None, typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting by its dotted key; repeatable.")
+    list[str] | None,
+    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting by its dotted key; repeatable."),
 ]
-TrackingUri = Annotated[str | None, typer.Option(help="MLflow server or sqlite:///FILE; by default a sqlite file in the study folder.")]
-Address = Annotated[str | None, typer.Option(help="Ray cluster to run on, for example `auto`; by default one on this machine.")]
+TrackingUri = Annotated[
+    str | None, typer.Option(help="MLflow server or sqlite:///FILE; by default a sqlite file in the study folder.")
+]
+Address = Annotated[
+    str | None, typer.Option(help="Ray cluster to run on, for example `auto`; by default one on this machine.")
+]
 
 
 def space_path(given: str) -> Path:
@@ -55,7 +71,9 @@ def planned_path(given: str) -> Path:
     Raises:
         SettingsError: where it is neither.
     """
-    if not Path(given).is_file() and difflib.get_close_matches(given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8):
+    if not Path(given).is_file() and difflib.get_close_matches(
+        given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8
+    ):
         return experiment_path(given)
     return space_path(given)
 
@@ -82,7 +100,9 @@ def _file_of(given: str, shipped: dict[str, Path], what: str) -> Path:
     if name in shipped:  # also where a folder has that name, as the demo's own has
         return shipped[name]
     if Path(given).is_dir():
-        raise SettingsError(f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it")
+        raise SettingsError(
+            f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it"
+        )
     close = difflib.get_close_matches(Path(name).name, shipped, n=1)
     hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
     raise SettingsError(f"{given} is neither a file nor a shipped {what}; {hint}")
@@ -93,7 +113,8 @@ def study_name(given: str | None, space: Path) -> str:
     name = given or space.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise SettingsError(
-            f"--name {name!r} must be letters, digits, dots, dashes and underscores, because folders are named after it; change it"
+            f"--name {name!r} must be letters, digits, dots, dashes and underscores, because folders are named after"
+            " it; change it"
         )
     return name
 
@@ -120,7 +141,9 @@ def study_folder(path: Path) -> Path:
     """
     _refuse_address(path)
     if not (path / "events.jsonl").is_file():
-        raise StudyError(f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` named")
+        raise StudyError(
+            f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` named"
+        )
     return path
 
 
@@ -136,7 +159,9 @@ def parse_seeds(given: str) -> list[int]:
     try:
         return [int(part) for part in given.split(",")]
     except ValueError as error:
-        raise SettingsError(f"--seeds {given!r} must be whole numbers separated by commas, for example 0,1,2") from error
+        raise SettingsError(
+            f"--seeds {given!r} must be whole numbers separated by commas, for example 0,1,2"
+        ) from error
 
 
 def only_arms(space: Space, given: str) -> Space:
@@ -148,7 +173,9 @@ def only_arms(space: Space, given: str) -> Space:
     names = [name.strip() for name in given.split(",")]
     unknown = [name for name in names if name not in space.arms]
     if unknown:
-        raise SettingsError(f"--arms {given}: {unknown[0]} is no arm of the space, which has {', '.join(space.arms) or 'none'}")
+        raise SettingsError(
+            f"--arms {given}: {unknown[0]} is no arm of the space, which has {', '.join(space.arms) or 'none'}"
+        )
     from reco_tune.settings import Space as Checked
 
     kept = {name: own for name, own in space.arms.items() if name in names}
@@ -165,7 +192,10 @@ def override_trained(experiment: Experiment, overrides: list[str] | None) -> Exp
 
     parsed: dict[str, Any] = parse_overrides(overrides or [])
     for key in parsed:
-        if not key.startswith(("evaluation.", "sampling.", "resources.")) and key not in ("data.root", "data.cache_dir"):
+        if not key.startswith(("evaluation.", "sampling.", "resources.")) and key not in (
+            "data.root",
+            "data.cache_dir",
+        ):
             allowed = "data.root, data.cache_dir, evaluation.*, sampling.* and resources.*"
             raise SettingsError(f"--set {key}: the model was trained with it; only {allowed} may change now")
     return make_experiment(experiment.model_dump(mode="json"), parsed, where="--set")

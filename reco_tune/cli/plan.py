@@ -21,7 +21,8 @@ def plan(
     trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
 ) -> None:
-    """Dry run of a study or of one run: steps, estimated time, disk, and how they fit this machine. Launches and writes nothing.
+    """Dry run of a study or of one run: steps, estimated time, disk, and how they fit this machine. Launches and writes
+    nothing.
 
     \b
     Examples:
@@ -50,21 +51,39 @@ def plan(
     for run in cost.runs[: len(planned.runs) + 1]:
         sampled = run.arm == "search"
         name = f"{planned.trials} sampled, each" if sampled else run.trial
-        rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds), memory[run.arm]])
+        rows.append(
+            [
+                name,
+                run.budget,
+                f"{run.steps:,}",
+                f"{run.training_flops:.2g}",
+                duration(run.device_seconds),
+                memory[run.arm],
+            ]
+        )
     print_table(loaded.question, ["run", "budget", "steps", "FLOPs", "device time", "memory, at least"], rows, left=2)
     at_once, fit = _fit(shared, planned.total)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
-    print(f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps")
+    print(
+        f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps"
+    )
     if planned.trials and loaded.finalist_seeds:
-        print(f"finalists: {loaded.finalist_seeds} further run(s) each, not counted here: how many there are shows when the search ends")
+        print(
+            f"finalists: {loaded.finalist_seeds} further run(s) each, not counted here: how many there are shows when"
+            " the search ends"
+        )
     if set(loaded.budgets) - {"equal_steps"}:
         counted = "equal-compute" if "equal_compute" in loaded.budgets else "half-compute"
         print(f"{counted} steps follow from FLOP limits here, from calibrated speeds when the study runs")
     print(f"pace: {cost.flops_per_second:.2g} FLOP/s per worker, {source}")
     print(
-        f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation and start-up on top"
+        f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation"
+        " and start-up on top"
     )
-    print("memory: a worker's weights, gradients, moments and block inputs alone; the calibrations, a study's first jobs, try real steps")
+    print(
+        "memory: a worker's weights, gradients, moments and block inputs alone; the calibrations, a study's first jobs,"
+        " try real steps"
+    )
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
     print(f"resources: {fit}")
 
@@ -84,11 +103,15 @@ def _cache(shared: Experiment) -> str:
 
     data = shared.data
     if data.train_clips is None or data.test_clips is None:
-        return "clips and codes are not counted, because data.train_clips and data.test_clips leave open how many there are"
+        return (
+            "clips and codes are not counted, because data.train_clips and data.test_clips leave open how many"
+            " there are"
+        )
     pixels = data.clip_frames * 3 * data.size_px**2
     clips = (data.train_clips, data.test_clips)
     return (
-        f"{size(sum(4 * shared.grid.num_tokens * count + pixels * min(count, shared.kept_clips) for count in clips))} for clips and codes"
+        f"{size(sum(4 * shared.grid.num_tokens * count + pixels * min(count, shared.kept_clips) for count in clips))}"
+        " for clips and codes"
     )
 
 
@@ -98,7 +121,10 @@ def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:
     from reco_tune.study.cluster import machine, place
 
     wanted, here = shared.resources, machine()
-    needs = f"a run needs {wanted.workers} worker(s) of {wanted.cpus_per_worker} CPU(s) and {wanted.gpus_per_worker:g} GPU(s)"
+    needs = (
+        f"a run needs {wanted.workers} worker(s) of {wanted.cpus_per_worker} CPU(s) and {wanted.gpus_per_worker:g}"
+        " GPU(s)"
+    )
     has = f"this machine has {here['CPU']:g} CPU(s) and {here['GPU']:g} GPU(s)"
     try:
         at_once = place(wanted, [here], jobs).groups

@@ -11,19 +11,27 @@ from reco_tune.cli.options import study_folder
 
 
 def report(
-    source: Annotated[str, typer.Argument(metavar="STUDY_DIR|mlflow:EXPERIMENT", help="Folder of a study, or its MLflow experiment.")],
+    source: Annotated[
+        str, typer.Argument(metavar="STUDY_DIR|mlflow:EXPERIMENT", help="Folder of a study, or its MLflow experiment.")
+    ],
     output: Annotated[
-        Path | None, typer.Option(help="Where to; by default report/ in the study folder, report-EXPERIMENT for MLflow.")
+        Path | None,
+        typer.Option(help="Where to; by default report/ in the study folder, report-EXPERIMENT for MLflow."),
     ] = None,
-    tracking_uri: Annotated[str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; by default MLFLOW_TRACKING_URI.")] = None,
+    tracking_uri: Annotated[
+        str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; by default MLFLOW_TRACKING_URI.")
+    ] = None,
     imports: Annotated[
         list[Path] | None,
         typer.Option(
-            "--import", metavar="FILE.csv", help="Runs from elsewhere as marked rows: columns arm, fvd, protocol, more as in runs.csv."
+            "--import",
+            metavar="FILE.csv",
+            help="Runs from elsewhere as marked rows: columns arm, fvd, protocol, more as in runs.csv.",
         ),
     ] = None,
 ) -> None:
-    """Writes the report of a study and prints its tables; works on a study that is still running, from what is finished.
+    """Writes the report of a study and prints its tables; works on a study that is still running, from what is
+    finished.
 
     \b
     Examples:

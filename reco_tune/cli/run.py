@@ -29,7 +29,9 @@ def run(
     tracking_uri: TrackingUri = None,
     trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
-    arms: Annotated[str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")] = None,
+    arms: Annotated[
+        str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")
+    ] = None,
 ) -> None:
     """Runs a study: every arm under every budget and seed, then what the search proposes; ends with the report.
 

@@ -1,4 +1,6 @@
-"""What the verbs on a single run share: pieces to encode, the cache a model was trained on, clips and how they are laid out."""
+"""What the verbs on a single run share: pieces to encode, the cache a model was trained on, clips and how they are laid
+out.
+"""
 
 from __future__ import annotations
 
@@ -26,7 +28,11 @@ SHOWN_SIDE_PX = 96
 def piece_blocks(experiment: Experiment) -> list[int]:
     """Lengths of the sub-clips that the scheme trains on, in blocks."""
     assert experiment.window.length_tokens is not None
-    return [experiment.window.length_tokens // experiment.grid.tokens_per_block] if experiment.window.scheme == "fewer_frames" else []
+    return (
+        [experiment.window.length_tokens // experiment.grid.tokens_per_block]
+        if experiment.window.scheme == "fewer_frames"
+        else []
+    )
 
 
 def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) -> TokenCache:
@@ -52,7 +58,9 @@ def labels_of(class_names: list[str], chosen: list[str] | None, clips: int) -> N
     """
     for name in chosen or []:
         if name not in class_names:
-            raise SettingsError(f"--class {name} is not a class of this model; it knows {', '.join(class_names) or 'none'}")
+            raise SettingsError(
+                f"--class {name} is not a class of this model; it knows {', '.join(class_names) or 'none'}"
+            )
     labels = [class_names.index(name) for name in chosen] if chosen else list(range(max(1, len(class_names))))
     return np.resize(np.array(labels, dtype=np.int64), clips)
 
@@ -66,7 +74,8 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
     known = Path(loaded.cache.tokenizer_path)
     if experiment.data.layout == "tokens":
         raise DataError(
-            "the model was trained on codes that were made elsewhere (data.layout tokens), which nothing here can turn into clips"
+            "the model was trained on codes that were made elsewhere (data.layout tokens), which nothing here can turn"
+            " into clips"
         )
     for path in (known, experiment.cache_dir / "tokenizers" / known.name):
         if path.is_dir():
@@ -74,12 +83,14 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
             if tokenizer.fingerprint == loaded.cache.tokenizer_fingerprint:
                 return tokenizer
     raise DataError(
-        f"the tokenizer that the model was trained with is no longer at {known}; give the cache folder that holds it with "
-        "--set data.cache_dir=FOLDER, or fit it again from the same videos with `reco-tune evaluate`"
+        f"the tokenizer that the model was trained with is no longer at {known}; give the cache folder that holds it"
+        " with --set data.cache_dir=FOLDER, or fit it again from the same videos with `reco-tune evaluate`"
     )
 
 
-def generated(loaded: LoadedModel, experiment: Experiment, labels: NDArray[np.int64], seed: int, progress: Progress) -> NDArray[np.uint8]:
+def generated(
+    loaded: LoadedModel, experiment: Experiment, labels: NDArray[np.int64], seed: int, progress: Progress
+) -> NDArray[np.uint8]:
     """uint8 [N, F, C, H, W], a sampling batch at a time; batch i draws with its own seed.
 
     Raises:
@@ -91,7 +102,11 @@ def generated(loaded: LoadedModel, experiment: Experiment, labels: NDArray[np.in
     for start in range(0, len(labels), experiment.sampling.batch_size):
         progress(start, len(labels), "generating clips")
         batch = torch.from_numpy(labels[start : start + experiment.sampling.batch_size])
-        parts.append(generate_clips(model, experiment, tokenizer, TokenGrid(*loaded.cache.grid), batch, seed + start).video_BFCHW.numpy())
+        parts.append(
+            generate_clips(
+                model, experiment, tokenizer, TokenGrid(*loaded.cache.grid), batch, seed + start
+            ).video_BFCHW.numpy()
+        )
     progress(len(labels), len(labels), "generating clips")
     return np.concatenate(parts)
 
@@ -125,7 +140,9 @@ def reconstruction(cache: TokenCache, device: str = "cpu") -> Reconstruction:
     cache.require_pixels()
     tokenizer = load_tokenizer(cache.tokenizer_path)
     video = torch.from_numpy(np.array(cache.clips("test")[:CHECKED_CLIPS]))
-    back = torch.cat([tokenizer.decode(tokenizer.encode(part.to(device))).cpu() for part in video.split(CHECKED_TOGETHER)])
+    back = torch.cat(
+        [tokenizer.decode(tokenizer.encode(part.to(device))).cpu() for part in video.split(CHECKED_TOGETHER)]
+    )
     error = float(((back.float() - video.float()) ** 2).mean())
     shares = np.bincount(cache.tokens("test").ravel(), minlength=cache.num_codes) / cache.tokens("test").size
     used = shares[shares > 0]

@@ -8,7 +8,13 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import experiment_path, is_shipped_experiment, shipped_experiments, shipped_spaces, space_path
+from reco_tune.cli.options import (
+    experiment_path,
+    is_shipped_experiment,
+    shipped_experiments,
+    shipped_spaces,
+    space_path,
+)
 from reco_tune.errors import SettingsError
 
 app = typer.Typer(
@@ -41,8 +47,17 @@ def ls() -> None:
       reco-tune spaces ls
     """
     for name, path in shipped_spaces().items():
-        header = [line.removeprefix("#").strip() for line in path.read_text(encoding="utf-8").splitlines() if line.startswith("#")]
-        told = {key: line.removeprefix(f"{key}:").strip() for key in ("Question", "Costs") for line in header if line.startswith(f"{key}:")}
+        header = [
+            line.removeprefix("#").strip()
+            for line in path.read_text(encoding="utf-8").splitlines()
+            if line.startswith("#")
+        ]
+        told = {
+            key: line.removeprefix(f"{key}:").strip()
+            for key in ("Question", "Costs")
+            for line in header
+            if line.startswith(f"{key}:")
+        }
         print(f"{name}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
     print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(shipped_experiments())}")
 

@@ -29,6 +29,15 @@ def status(study_dir: StudyDir) -> None:
     for run in runs:
         if run.reason:
             print(f"{run.trial} {run.state}: {run.reason}")
-    state = "finished" if study.finished else "running" if live else f"not running, `reco-tune resume {study_dir}` goes on with it"
+    state = (
+        "finished"
+        if study.finished
+        else "running"
+        if live
+        else f"not running, `reco-tune resume {study_dir}` goes on with it"
+    )
     print(f"{headline(outlook(study, trials, now))}; {state}")
-    print(f"spent so far: {duration(device_seconds(study))} of device time on calibration, training, generation and evaluation")
+    print(
+        f"spent so far: {duration(device_seconds(study))} of device time on calibration, training, generation and"
+        " evaluation"
+    )

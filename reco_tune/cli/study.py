@@ -1,4 +1,6 @@
-"""What `demo`, `run` and `resume` share: a study runs under a watching eye, its report is written and its tables are printed."""
+"""What `demo`, `run` and `resume` share: a study runs under a watching eye, its report is written and its tables are
+printed.
+"""
 
 from __future__ import annotations
 
@@ -41,13 +43,17 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], trac
     _refuse_failures(outcome.study)
 
 
-def conclude(source: Path | str, output: Path | None, tracking_uri: str | None = None, imports: Sequence[Path] = ()) -> None:
+def conclude(
+    source: Path | str, output: Path | None, tracking_uri: str | None = None, imports: Sequence[Path] = ()
+) -> None:
     """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow."""
     from reco_tune.cli.tables import print_report
     from reco_tune.reporting import write_report
 
     with progress_bars() as progress:
-        report = write_report(source, output, lambda done, total, what: progress(done, total, "writing the report"), imports)
+        report = write_report(
+            source, output, lambda done, total, what: progress(done, total, "writing the report"), imports
+        )
     print_report(report, str(source) if isinstance(source, Path) else "STUDY_DIR")
     print(f"\nreport: {report.index}")
     if isinstance(source, Path):
@@ -92,6 +98,6 @@ def _refuse_failures(study: StudyRecord) -> None:
     if failed:
         first = failed[0]
         raise RunFailedError(
-            f"{len(failed)} of {len(study.runs)} runs failed and stand in no table, {first.trial} because: {first.reason}; "
-            "`reco-tune status` lists them"
+            f"{len(failed)} of {len(study.runs)} runs failed and stand in no table, {first.trial} because:"
+            f" {first.reason}; `reco-tune status` lists them"
         )

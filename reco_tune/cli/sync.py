@@ -6,7 +6,8 @@ from reco_tune.cli.options import StudyDir, TrackingUri, study_folder
 
 
 def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
-    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, or into a database that was deleted.
+    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, or into a database that
+    was deleted.
 
     \b
     Example:
@@ -19,7 +20,9 @@ def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
 
     folder = StudyFolder(study_folder(study_dir))
     if folder.live:
-        raise StudyError(f"the study in {study_dir} is running and keeps MLflow up to date by itself; wait until it has ended")
+        raise StudyError(
+            f"the study in {study_dir} is running and keeps MLflow up to date by itself; wait until it has ended"
+        )
     with progress_bars() as progress:
         done = tracking.sync(folder, tracking_uri, progress)
     print(f"{done.sent} of {done.runs} runs sent to experiment {done.experiment} at {done.uri}")

@@ -43,7 +43,8 @@ FRONTIER = {
 
 
 def print_report(report: Report, study: str) -> None:
-    """Prints the ablation table and what it lacks, the frontier at its first budget, what both say of the claims, what more seeds settle.
+    """Prints the ablation table and what it lacks, the frontier at its first budget, what both say of the claims, what
+    more seeds settle.
 
     Args:
         study: its folder, as the commands for more seeds name it.
@@ -63,7 +64,12 @@ def print_report(report: Report, study: str) -> None:
         print("The study is not finished: these are its numbers so far.")
     print()
     budget = next((name for name in BUDGET_WORDS if len(report.frontier.at(name))), "equal_steps")
-    _print(f"Frontier: no other run {BUDGET_WORDS[budget]} is as fast and as good", FRONTIER, report.frontier.non_dominated(budget), left=1)
+    _print(
+        f"Frontier: no other run {BUDGET_WORDS[budget]} is as fast and as good",
+        FRONTIER,
+        report.frontier.non_dominated(budget),
+        left=1,
+    )
     print()
     for verdict in report.verdicts:
         budget = BUDGET_WORDS.get(verdict.budget, verdict.budget)
@@ -75,8 +81,13 @@ def print_report(report: Report, study: str) -> None:
 
 
 def _print(title: str, columns: dict[str, str], frame: pd.DataFrame, left: int) -> None:
-    rows = [[_interval(line) if key == "" else _cell(line.get(key), key) for key in columns] for line in frame.to_dict("records")]
-    told = [number for number in range(len(columns)) if any(row[number] for row in rows)]  # p says nothing at one training seed
+    rows = [
+        [_interval(line) if key == "" else _cell(line.get(key), key) for key in columns]
+        for line in frame.to_dict("records")
+    ]
+    told = [
+        number for number in range(len(columns)) if any(row[number] for row in rows)
+    ]  # p says nothing at one training seed
     headings = list(columns.values())
     print_table(title, [headings[number] for number in told], [[row[number] for number in told] for row in rows], left)
 
@@ -92,5 +103,9 @@ def _cell(value: Any, key: str) -> str:
     if key in ("speedup", "speedup_limit"):
         return f"{value:.2f}x"
     if isinstance(value, float):
-        return f"{value:.3g}" if key in ("fvd_p_value", "objective.continuity_weight", "window.first_frame_probability") else f"{value:.2f}"
+        return (
+            f"{value:.3g}"
+            if key in ("fvd_p_value", "objective.continuity_weight", "window.first_frame_probability")
+            else f"{value:.2f}"
+        )
     return str(value)

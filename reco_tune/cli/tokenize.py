@@ -21,10 +21,13 @@ def tokenize(
     experiment: ExperimentFile,
     overrides: Overrides = None,
     fit: Annotated[bool, typer.Option("--fit", help="Stop when there is a tokenizer, fitted or copied.")] = False,
-    check: Annotated[bool, typer.Option("--check", help="Also show how well held-out clips come back: PSNR, codes used, a clip.")] = False,
+    check: Annotated[
+        bool, typer.Option("--check", help="Also show how well held-out clips come back: PSNR, codes used, a clip.")
+    ] = False,
     address: Address = None,
 ) -> None:
-    """Cuts videos into clips, fits the tokenizer where none is there yet and writes the codes; goes on where an earlier call stopped.
+    """Cuts videos into clips, fits the tokenizer where none is there yet and writes the codes; goes on where an earlier
+    call stopped.
 
     \b
     Examples:
@@ -32,7 +35,9 @@ def tokenize(
       reco-tune tokenize experiment.yaml --address auto    (decoding and encoding on a Ray cluster)
     """
     if fit and (check or address):
-        raise SettingsError("--fit stops before there are codes and runs on this machine; leave --check and --address out")
+        raise SettingsError(
+            "--fit stops before there are codes and runs on this machine; leave --check and --address out"
+        )
 
     from reco_tune.settings import load_experiment
 

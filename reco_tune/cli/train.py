@@ -13,14 +13,16 @@ from reco_tune.cli.options import ExperimentFile, Overrides, experiment_path
 def train(
     experiment: ExperimentFile,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Folder of the run; by default runs/ and the name of the experiment file.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder of the run; by default runs/ and the name of the experiment file.")
+    ] = None,
 ) -> None:
     """Trains one run; goes on where an earlier call stopped. Needs neither Ray nor MLflow, and torchrun may start it.
 
     \b
     Examples:
-      reco-tune train experiment.yaml --set training.steps=200
-      torchrun --nproc-per-node 4 -m reco_tune train experiment.yaml --set resources.gpus_per_worker=1 --set resources.workers=4
+      reco-tune train experiment.yaml --set training.steps=200 torchrun --nproc-per-node 4 -m reco_tune train
+      experiment.yaml --set resources.gpus_per_worker=1 --set resources.workers=4
     """
     from reco_tune.settings import load_experiment
 
@@ -43,6 +45,8 @@ def train(
         result = fit(settings, cache, folder, progress=progress, group=group)
     if group.leads:
         print_table(
-            f"{folder}: {result.steps} steps", ["metric", "value"], [[name, f"{value:,.6g}"] for name, value in result.metrics.items()]
+            f"{folder}: {result.steps} steps",
+            ["metric", "value"],
+            [[name, f"{value:,.6g}"] for name, value in result.metrics.items()],
         )
         print(f"\nmodel: {folder / 'model'}")

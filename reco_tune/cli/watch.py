@@ -1,4 +1,6 @@
-"""A study while it runs: preparation with rate and time left, then a live table of its runs; plain lines where nobody watches."""
+"""A study while it runs: preparation with rate and time left, then a live table of its runs; plain lines where nobody
+watches.
+"""
 
 from __future__ import annotations
 
@@ -66,7 +68,10 @@ class PlainLines(Observer):
             return f"study {study.name}: {study.question}"
         if name == "calibrated" and "trial" not in event and event["key"] != BASELINE:
             speed = event["metrics"]
-            return f"calibrated {event['key']}: {speed['speedup']:.2f}x as fast as full, limit {speed['speedup_limit']:.2f}x"
+            return (
+                f"calibrated {event['key']}: {speed['speedup']:.2f}x as fast as full, limit"
+                f" {speed['speedup_limit']:.2f}x"
+            )
         if name not in (*ENDED, "retried"):
             return ""
         found = outlook(study, self._trials, time.time())
@@ -119,7 +124,9 @@ class LiveTable(Observer):
         return Group(table, ProgressBar(total=1.0, completed=found.done_share, width=60), Text(headline(found)))
 
     def _trained(self) -> dict[str, float]:
-        """Fresher shares than the log's of runs that are training: those whose progress counts to their number of steps."""
+        """Fresher shares than the log's of runs that are training: those whose progress counts to their number of
+        steps.
+        """
         shares = {}
         for trial, (done, total, _) in list(self._running.items()):
             run = self._follower.study.runs.get(trial)

@@ -1,7 +1,8 @@
 """How much faster an arm's step is than the baseline's: measured in pairs in one process, and the limit that FLOPs set.
 
-A run's own step time on a shared machine is noise; here both steps run in turn, through the objects that training itself drives, so
-that whatever disturbs one disturbs the other. Knows arms and their baseline; refuses to know studies and where the numbers go.
+A run's own step time on a shared machine is noise; here both steps run in turn, through the objects that training
+itself drives, so that whatever disturbs one disturbs the other. Knows arms and their baseline; refuses to know studies
+and where the numbers go.
 """
 
 from __future__ import annotations
@@ -33,18 +34,22 @@ _BASELINE = {
 }
 
 
-def calibrate(experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet) -> dict[str, float]:
+def calibrate(
+    experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet
+) -> dict[str, float]:
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
-    s is a place (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its whole course.
-    Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps
-    so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not measured: it is 1. Also gives the limit that
-    FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the allocator's peaks, on the CPU of weights,
-    gradients, AdamW's moments and what the forward pass keeps for backward (deterministic; short-lived buffers are not in it). With
-    several workers the step is that of one worker's share of the batch, without communication.
+    s is a place (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its
+    whole course. Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up
+    (`timing.speedup_of`); steps so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not
+    measured: it is 1. Also gives the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak
+    memory: on CUDA of the allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward
+    pass keeps for backward (deterministic; short-lived buffers are not in it). With several workers the step is that of
+    one worker's share of the batch, without communication.
 
     Returns:
-        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds (`quantities` names).
+        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds
+        (`quantities` names).
     """
     began = time.perf_counter()
     baseline = make_experiment(experiment.model_dump(mode="json"), _BASELINE, where="the baseline")
@@ -63,12 +68,16 @@ def calibrate(experiment: Experiment, cache: TokenCache, seconds: float, progres
 
 
 def arm_limit(arm: Arm) -> float:
-    """FLOPs of the full step / expected FLOPs of the arm's step: what no implementation can exceed but by doing the baseline badly."""
+    """FLOPs of the full step / expected FLOPs of the arm's step: what no implementation can exceed but by doing the
+    baseline badly.
+    """
     whole = replace(arm.model_settings, num_tokens=arm.experiment.grid.num_tokens)
     return step_flops(whole, 0, whole.num_tokens) / arm.expected_flops()
 
 
-def _measure(full: TimedStep, arm: TimedStep, starts: Sequence[Place], seconds: float, progress: Progress) -> tuple[np.ndarray, np.ndarray]:
+def _measure(
+    full: TimedStep, arm: TimedStep, starts: Sequence[Place], seconds: float, progress: Progress
+) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
     for start in starts:  # allocator, caches and compiled graphs: not part of a step
         for _ in range(2):
@@ -83,7 +92,9 @@ def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
     """Peak memory of a step of either; the arm's at its worst start."""
     places = arm.arm.distribution()
     lengths = {place.length for place in places}
-    starts = [end(place for place in places if place.length == length) for length in sorted(lengths) for end in (min, max)]
+    starts = [
+        end(place for place in places if place.length == length) for length in sorted(lengths) for end in (min, max)
+    ]
     if full.step.device.type == "cpu":
         return _kept_bytes(full, [0]), _kept_bytes(arm, starts)
     for timed, own in ((full, [0]), (arm, starts)):

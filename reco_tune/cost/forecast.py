@@ -1,7 +1,8 @@
 """What a study will cost, before anything of it starts: runs, steps, device time and disk.
 
-Works in FLOPs and one measured (or given) rate of the device; arms are assumed to reach their FLOP limit, which is what compute budgets
-give steps by until their calibration is known. Knows settings and arithmetic; reads no data, trains nothing.
+Works in FLOPs and one measured (or given) rate of the device; arms are assumed to reach their FLOP limit, which is what
+compute budgets give steps by until their calibration is known. Knows settings and arithmetic; reads no data, trains
+nothing.
 """
 
 from __future__ import annotations
@@ -21,10 +22,14 @@ from reco_tune.training.arms import Arm
 from reco_tune.training.distributed import prepare_device
 
 GENERATION_RATE = 0.4
-"""Rate of cached sampling relative to that of training steps (0.46 on a CPU with 128 clips at once; small GPU batches are worse)."""
+"""Rate of cached sampling relative to that of training steps (0.46 on a CPU with 128 clips at once; small GPU batches
+are worse).
+"""
 
 CHECKPOINT_COPIES = 7
-"""Times the weights that a run takes on disk: they and two moments in a checkpoint, in the one that replaces it, and the trained model."""
+"""Times the weights that a run takes on disk: they and two moments in a checkpoint, in the one that replaces it, and
+the trained model.
+"""
 
 PROBE_FLOPS = 4e9
 """Size of the step that measures the rate: a tenth of a second on one CPU core."""
@@ -75,7 +80,9 @@ class Forecast:
         return sum(run.disk_bytes for run in self.runs)
 
     def wall_seconds(self, concurrent_runs: int, workers: int = 1) -> float:
-        """Elapsed time where so many runs of so many workers go on at once, start-up left out; not below the longest run."""
+        """Elapsed time where so many runs of so many workers go on at once, start-up left out; not below the longest
+        run.
+        """
         longest = max((run.device_seconds for run in self.runs), default=0.0)
         return max(self.device_seconds / concurrent_runs, longest) / workers
 
@@ -95,12 +102,29 @@ def forecast(space: Space, flops_per_second: float | None = None) -> Forecast:
                 experiment = arm_experiment(space, name, {"training.seed": seed})
                 trial = f"{name}-s{seed}" if budget == "both" else f"{name}-{budget}-s{seed}"
                 runs.append(
-                    _run(trial, name, budget, seed, experiment, rate, calibrated=seed == space.seeds[0] and budget == space.budgets[0])
+                    _run(
+                        trial,
+                        name,
+                        budget,
+                        seed,
+                        experiment,
+                        rate,
+                        calibrated=seed == space.seeds[0] and budget == space.budgets[0],
+                    )
                 )
     sampled = arm_experiment(space, None)  # ranges of the search vary around these settings
     rung_clips = _rung_clips(space.pruning, sampled)
     runs += [
-        _run(f"search-{i:04d}", "search", "equal_steps", space.sampler.seed, sampled, rate, calibrated=True, rung_clips=rung_clips)
+        _run(
+            f"search-{i:04d}",
+            "search",
+            "equal_steps",
+            space.sampler.seed,
+            sampled,
+            rate,
+            calibrated=True,
+            rung_clips=rung_clips,
+        )
         for i in range(space.trials)
     ]
     return Forecast(runs, rate)
@@ -113,7 +137,9 @@ def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
 
 
 def measure_flops_per_second(experiment: Experiment) -> float:
-    """Rate of forward and backward on this process' device, of a model of the same width that is cut down to a fraction of a second."""
+    """Rate of forward and backward on this process' device, of a model of the same width that is cut down to a fraction
+    of a second.
+    """
     device = prepare_device(experiment)
     shape = replace(_arm(experiment).model_settings, depth=min(experiment.model.depth, 2))
     while step_flops(shape, 0, shape.num_tokens) > PROBE_FLOPS and shape.num_tokens > 32:
@@ -143,7 +169,9 @@ def parameter_count(settings: ModelSettings) -> int:
 
 
 def least_memory(experiment: Experiment) -> int:
-    """Bytes below which no training step of a worker can stay: the optimiser's state, and each block's input for every token."""
+    """Bytes below which no training step of a worker can stay: the optimiser's state, and each block's input for every
+    token.
+    """
     settings, training = _arm(experiment).model_settings, experiment.training
     clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
     assert experiment.window.length_tokens is not None
@@ -158,7 +186,14 @@ def _baseline_budgets(space: Space) -> tuple[str, ...]:
 
 
 def _run(
-    trial: str, name: str, budget: str, seed: int, experiment: Experiment, rate: float, calibrated: bool, rung_clips: int = 0
+    trial: str,
+    name: str,
+    budget: str,
+    seed: int,
+    experiment: Experiment,
+    rate: float,
+    calibrated: bool,
+    rung_clips: int = 0,
 ) -> RunForecast:
     arm, training, evaluation = _arm(experiment), experiment.training, experiment.evaluation
     steps = budget_steps(budget, training.steps, arm_limit(arm))

@@ -1,4 +1,5 @@
-"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, ratios taken round by round, rounds resampled.
+"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, ratios taken round by round, rounds
+resampled.
 
 Knows clocks, training steps and medians; refuses to know which arms are compared and what the numbers are for.
 """
@@ -35,8 +36,8 @@ RESAMPLES = 1000
 def device_clock(device: torch.device) -> Callable[[], float]:
     """Seconds spent so far, once the device has done all it was given.
 
-    On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the core away
-    for a while adds nothing. With more threads only the wall clock knows when the slowest is done.
+    On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the
+    core away for a while adds nothing. With more threads only the wall clock knows when the slowest is done.
     """
     if device.type == "cuda":
 
@@ -57,10 +58,12 @@ def in_rounds(
     fewest: int = FEWEST_ROUNDS,
     shuffled: bool = False,
 ) -> np.ndarray:
-    """Seconds [rounds, jobs] that each job takes, all of them in turn, for `seconds` or `fewest` rounds, whichever is longer.
+    """Seconds [rounds, jobs] that each job takes, all of them in turn, for `seconds` or `fewest` rounds, whichever is
+    longer.
 
     Args:
-        shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower by what ran before.
+        shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower
+        by what ran before.
     """
     order = np.random.default_rng(0)
     rounds: list[list[float]] = []
@@ -79,9 +82,11 @@ def in_rounds(
 
 
 def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dict[int, float]:
-    """The starts to measure and their weights: all where there are few; else start 0, if it is drawn, and some of the rest.
+    """The starts to measure and their weights: all where there are few; else start 0, if it is drawn, and some of the
+    rest.
 
-    The rest (equally likely, in order) is cut into equal parts, each measured at its middle start: step time is close to linear in it.
+    The rest (equally likely, in order) is cut into equal parts, each measured at its middle start: step time is close
+    to linear in it.
     """
     possible = {start: p for start, p in sorted(distribution.items()) if p > 0}
     if len(possible) <= most:
@@ -93,7 +98,9 @@ def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dic
 
 
 def place_strata(distribution: Mapping[Place, float]) -> dict[Place, float]:
-    """The places to measure and their weights: `start_strata` of each length, fewer where a schedule brings several lengths."""
+    """The places to measure and their weights: `start_strata` of each length, fewer where a schedule brings several
+    lengths.
+    """
     by_length: dict[int, dict[int, float]] = {}
     for (start, length), share in distribution.items():
         by_length.setdefault(length, {})[start] = share
@@ -104,14 +111,17 @@ def place_strata(distribution: Mapping[Place, float]) -> dict[Place, float]:
 def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> float:
     """1 / Σ_s p(s) · (median over R rounds of: the arm's step from s / median of the round's full steps).
 
-    A round's steps lie close together in time, so what slows the machine for a second slows both sides of each ratio, which the medians of
-    both sides over all rounds do not share (docs/benchmark.md); single slow steps of either side fall to the medians.
+    A round's steps lie close together in time, so what slows the machine for a second slows both sides of each ratio,
+    which the medians of both sides over all rounds do not share (docs/benchmark.md); single slow steps of either side
+    fall to the medians.
     """
     shares_RS = times_arm_RS / np.median(times_full_RS, axis=1, keepdims=True)
     return float(1 / (np.median(shares_RS, axis=0) @ weights_S))
 
 
-def bootstrap_interval(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray, seed: int) -> tuple[float, float]:
+def bootstrap_interval(
+    times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray, seed: int
+) -> tuple[float, float]:
     """95% percentile interval of the speed-up over resampled rounds."""
     rounds = len(times_full_RS)
     drawn = np.random.default_rng(seed).integers(rounds, size=(RESAMPLES, rounds))
@@ -131,7 +141,9 @@ class TimedStep:
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 
     def run(self, start: Place | int) -> None:
-        """A whole step at learning rate 0: all the work, and weights that stay where they are however long this goes on."""
+        """A whole step at learning rate 0: all the work, and weights that stay where they are however long this goes
+        on.
+        """
         self.step.run(self.micro_batches(start), learning_rate=0.0)
 
     def micro_batches(self, start: Place | int) -> list[MicroBatch]:

@@ -1,6 +1,7 @@
 """Which frames of which video make a clip, and their pixels. Knows nothing of tokens.
 
-Videos are opened in processes of their own (`processes`): one that crashes or hangs its decoder is left out, and nothing else is lost.
+Videos are opened in processes of their own (`processes`): one that crashes or hangs its decoder is left out, and
+nothing else is lost.
 """
 
 from __future__ import annotations
@@ -92,9 +93,13 @@ def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = qui
 
 
 def list_clips(
-    data: Data, videos: list[Video] | None = None, progress: Progress = quiet, facts: Sequence[Facts | Lost] | None = None
+    data: Data,
+    videos: list[Video] | None = None,
+    progress: Progress = quiet,
+    facts: Sequence[Facts | Lost] | None = None,
 ) -> ClipList:
-    """The clips of `data`, videos opened to count their frames only (unless `facts` are known); broken ones are listed in `skipped`.
+    """The clips of `data`, videos opened to count their frames only (unless `facts` are known); broken ones are listed
+    in `skipped`.
 
     Raises:
         DataError: if a split has no clip.
@@ -136,10 +141,19 @@ def check_enough(clips: int, data: Data, split: Split, skipped: Sequence[Skipped
     """
     if clips >= data.min_clips:
         return
-    gives = f"only {clips} clips for {split}, fewer than data.min_clips ({data.min_clips})" if clips else f"no clip for {split}"
-    reasons = f"; {len(skipped)} videos could not be used, the first is {skipped[0].path}: {skipped[0].reason}" if skipped else ""
+    gives = (
+        f"only {clips} clips for {split}, fewer than data.min_clips ({data.min_clips})"
+        if clips
+        else f"no clip for {split}"
+    )
+    reasons = (
+        f"; {len(skipped)} videos could not be used, the first is {skipped[0].path}: {skipped[0].reason}"
+        if skipped
+        else ""
+    )
     raise TooFewClipsError(
-        f"{data.root} gives {gives}: check data.root, data.split and data.clip_frames ({data.clip_frames}){reasons}", skipped
+        f"{data.root} gives {gives}: check data.root, data.split and data.clip_frames ({data.clip_frames}){reasons}",
+        skipped,
     )
 
 
@@ -162,7 +176,9 @@ def frame_indices(clip: Clip, data: Data) -> np.ndarray:
 
 
 def parts(clips: Sequence[Clip], size: int = PART_CLIPS) -> list[list[int]]:
-    """Places of the clips, those of one video together and by start, in parts of `size`: the units of work, the same on every machine."""
+    """Places of the clips, those of one video together and by start, in parts of `size`: the units of work, the same on
+    every machine.
+    """
     order = sorted(range(len(clips)), key=lambda place: (clips[place].path, clips[place].start))
     return [order[start : start + size] for start in range(0, len(order), size)]
 
@@ -197,7 +213,9 @@ def decode(
     with nullcontext(processes) if processes else Processes(data.decode_seconds) as readers:
         answers = readers.map(read_stretch, requests())
         for part in wanted:
-            found = Decoded([], np.empty((len(part), data.clip_frames, 3, data.size_px, data.size_px), np.uint8), [], [])
+            found = Decoded(
+                [], np.empty((len(part), data.clip_frames, 3, data.size_px, data.size_px), np.uint8), [], []
+            )
             left = len(part)
             while left:
                 answer = next(answers)
@@ -206,7 +224,9 @@ def decode(
                 path = clips[rows[0]].path
                 if isinstance(answer, Lost) and answer.fatal:
                     dead[path] = answer.reason
-                if path in dead:  # by this stretch or an earlier one, so that it does not matter how far ahead others have read
+                if (
+                    path in dead
+                ):  # by this stretch or an earlier one, so that it does not matter how far ahead others have read
                     found.failed.extend(Failure(row, dead[path], True) for row in rows)
                 elif isinstance(answer, Lost):
                     reason = answer.reason.removeprefix(f"{root / path} ")

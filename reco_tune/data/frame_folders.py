@@ -1,7 +1,7 @@
 """Folders of images that are one video each. Knows nothing of clips or classes.
 
-Frames are ordered by the number that their names end in (`000306.jpg`, `<id>_00000043.jpg`), whatever its digits; a folder with a name
-that ends in none is ordered by name. Alpha is dropped, as video decoders do.
+Frames are ordered by the number that their names end in (`000306.jpg`, `<id>_00000043.jpg`), whatever its digits; a
+folder with a name that ends in none is ordered by name. Alpha is dropped, as video decoders do.
 """
 
 from __future__ import annotations
@@ -65,7 +65,9 @@ def read_images(frames: Sequence[Path]) -> np.ndarray:
     for frame, image in zip(frames, images, strict=True):
         if image.shape != images[0].shape:
             height, width = image.shape[:2]
-            raise DataError(f"{frame} has {width} x {height} px, {frames[0].name} has not; give all frames of a video one size")
+            raise DataError(
+                f"{frame} has {width} x {height} px, {frames[0].name} has not; give all frames of a video one size"
+            )
     return np.stack(images)
 
 
@@ -85,7 +87,9 @@ def _read(path: Path) -> np.ndarray:
                 gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=-1)
             if upright.mode in ("I", "F"):
-                raise DataError(f"{path} has 32 bits a pixel, whose range nobody can know; convert its folder to 8 bits")
+                raise DataError(
+                    f"{path} has 32 bits a pixel, whose range nobody can know; convert its folder to 8 bits"
+                )
             return np.asarray(upright.convert("RGB"))
     except DataError:
         raise

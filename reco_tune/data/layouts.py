@@ -1,16 +1,19 @@
 """Which videos a folder holds, of which class and split. Knows nothing of frames: no video is opened.
 
-`ucf101` and `digits`   UCF-101/<Class>/*.avi in the root, or the class folders directly; ucfTrainTestlist/ in the root or beside it
+`ucf101` and `digits`   UCF-101/<Class>/*.avi in the root, or the class folders directly; ucfTrainTestlist/ in the root
+or beside it
 `class_folders`         <Class>/*, or train/<Class>/* and test/<Class>/*
 `flat`                  *, or train/* and test/*; one class
-`faceforensics`         {train,test}/images/<video>/*.jpg, or {train,test}/videos/*; in the root or in preprocess_ffs; one class
+`faceforensics`         {train,test}/images/<video>/*.jpg, or {train,test}/videos/*; in the root or in preprocess_ffs;
+one class
 `skytimelapse`          sky_{train,test}/<video>/<part>/*.jpg; in the root or in sky_timelapse; one class
 `taichi`                {train,test}/<video>/*.png or *.jpg; in the root, in frames or in taichi-256/frames; one class
 `frames`                <video>/*.jpg or <Class>/<video>/*.jpg, or the same in train and test
-`csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted class and split
+`csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted
+class and split
 
-In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are called `<id>#<first>#<last>.mp4`), empty ones too, so
-that they can be reported. Paths that a list names stay inside the root; symbolic links are followed.
+In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are called `<id>#<first>#<last>.mp4`),
+empty ones too, so that they can be reported. Paths that a list names stay inside the root; symbolic links are followed.
 """
 
 from __future__ import annotations
@@ -53,7 +56,8 @@ def list_videos(data: Data) -> list[Video]:
     """All videos under `data.root` in a fixed order.
 
     Raises:
-        DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves it.
+        DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves
+        it.
     """
     root = data.root
     if root is None:
@@ -67,15 +71,22 @@ def list_videos(data: Data) -> list[Video]:
     else:
         videos = _folders(root, data)
     if not videos:
-        kinds = ", ".join(sorted(EXTENSIONS)) if data.layout in ("ucf101", "digits", "class_folders", "flat") else "folders of images"
-        raise DataError(f"{root} holds no video in data.layout {data.layout} ({kinds}); change data.root or data.layout")
+        kinds = (
+            ", ".join(sorted(EXTENSIONS))
+            if data.layout in ("ucf101", "digits", "class_folders", "flat")
+            else "folders of images"
+        )
+        raise DataError(
+            f"{root} holds no video in data.layout {data.layout} ({kinds}); change data.root or data.layout"
+        )
     return videos
 
 
 def data_fingerprint(videos: list[Video], data: Data) -> str:
     """Hash of what the clips are cut from and of how: relative names, splits, contents and settings.
 
-    Above 2 GiB not all bytes are read: the sizes of all files, and the first bytes of every video file and of every folder's first image.
+    Above 2 GiB not all bytes are read: the sizes of all files, and the first bytes of every video file and of every
+    folder's first image.
     """
     assert data.root is not None
     left_out = _NOT_HASHED | {name for name in _HASHED_IF_SET if getattr(data, name) == Data.model_fields[name].default}
@@ -107,7 +118,9 @@ def inside(root: Path, name: str, where: str) -> Path:
     """
     given = PurePosixPath(name)
     if given.is_absolute() or ".." in given.parts or not given.parts:
-        raise DataError(f"{where} names {name!r}, which does not lie inside {root}; give paths relative to that folder, without ..")
+        raise DataError(
+            f"{where} names {name!r}, which does not lie inside {root}; give paths relative to that folder, without .."
+        )
     return root / given
 
 
@@ -130,7 +143,8 @@ def _ucf101(root: Path, data: Data) -> list[Video]:
     lists = next((path for path in places if path.is_dir()), None)
     if lists is None:
         raise DataError(
-            f"{root} has no ucfTrainTestlist folder, in it or beside it, which data.split lists reads; add it or set data.split to time"
+            f"{root} has no ucfTrainTestlist folder, in it or beside it, which data.split lists reads; add it or set"
+            " data.split to time"
         )
     by_name = {f"{video.class_name}/{video.path.name}": video for video in found}
     videos = []
@@ -196,7 +210,8 @@ def _folders(root: Path, data: Data) -> list[Video]:
     if data.split == "lists":
         if not all(folder.is_dir() for folder in folders):
             raise DataError(
-                f"{root} has no {splits[0]} and {splits[1]} folders, which data.split lists needs; add them or set data.split to time"
+                f"{root} has no {splits[0]} and {splits[1]} folders, which data.split lists needs; add them or set"
+                " data.split to time"
             )
         return [video for split, folder in zip(SPLITS, folders, strict=True) for video in listed(folder, split)]
     plain = data.layout in ("class_folders", "flat") or not any(folder.is_dir() for folder in folders)

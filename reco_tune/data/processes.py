@@ -1,7 +1,8 @@
-"""Calls in processes of their own, so that one that crashes or hangs costs that call and not the run. Knows nothing of videos.
+"""Calls in processes of their own, so that one that crashes or hangs costs that call and not the run. Knows nothing of
+videos.
 
-Each process is a fresh interpreter: decoders hang in forked copies, and `multiprocessing` would run the caller's script again in every
-process. A call is a module-level function and one argument, sent as pickles over a private socket.
+Each process is a fresh interpreter: decoders hang in forked copies, and `multiprocessing` would run the caller's script
+again in every process. A call is a module-level function and one argument, sent as pickles over a private socket.
 """
 
 from __future__ import annotations
@@ -24,7 +25,9 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _ATTEMPTS = 2
-"""A call whose process crashes is made again: where the system killed the process to free memory, the job is not to blame."""
+"""A call whose process crashes is made again: where the system killed the process to free memory, the job is not to
+blame.
+"""
 _READY = b"ready"
 
 
@@ -54,9 +57,11 @@ class Processes:
         self._idle.clear()
 
     def map(self, function: Callable[[Job], Result], jobs: Iterable[Job | None]) -> Iterator[Result | Lost | None]:
-        """function(job) of every job, in the order of the jobs whatever finishes first; None stays None and costs nothing.
+        """function(job) of every job, in the order of the jobs whatever finishes first; None stays None and costs
+        nothing.
 
-        Jobs are taken as they are needed, a few ahead of the results: memory is bounded, and a later job may depend on a result.
+        Jobs are taken as they are needed, a few ahead of the results: memory is bounded, and a later job may depend on
+        a result.
 
         Raises:
             RunFailedError: if no process can be started.
@@ -95,7 +100,12 @@ class Processes:
 
 def interpreter(statements: str) -> list[str]:
     """The command of a fresh interpreter that finds the modules of this one and carries out some statements."""
-    return [sys.executable, "-c", f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {statements}", json.dumps(sys.path)]
+    return [
+        sys.executable,
+        "-c",
+        f"import json, sys; sys.path[:] = json.loads(sys.argv[1]); {statements}",
+        json.dumps(sys.path),
+    ]
 
 
 def usable_cores() -> int:
@@ -196,7 +206,9 @@ def _serve(handle: int) -> None:
 
 
 def _send(link: Connection, outcome: Any) -> None:
-    """Arrays go straight from their memory to the socket: pickled with the rest, each pixel would be copied five times more."""
+    """Arrays go straight from their memory to the socket: pickled with the rest, each pixel would be copied five times
+    more.
+    """
     arrays: list[pickle.PickleBuffer] = []
     message = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
     link.send((message, [array.raw().nbytes for array in arrays]))

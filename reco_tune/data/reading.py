@@ -1,7 +1,7 @@
 """What is asked of one video (a file, or a folder of images): its length, and frames scaled to the model's size.
 
-These functions run in processes of their own (`processes`), so they take and give plain values and never import torch, which keeps those
-processes small and quick to start.
+These functions run in processes of their own (`processes`), so they take and give plain values and never import torch,
+which keeps those processes small and quick to start.
 """
 
 from __future__ import annotations
@@ -78,8 +78,8 @@ def read_stretch(request: Request) -> Stretch:
 def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str, out: np.ndarray | None = None) -> np.ndarray:
     """uint8 [F, 3, size, size], into `out` where it is given: centre square or whole frame, scaled.
 
-    Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's antialiased bilinear
-    filter, whose whole-number arithmetic gives the same pixels on every machine.
+    Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's
+    antialiased bilinear filter, whose whole-number arithmetic gives the same pixels on every machine.
     """
     height, width = frames_FHWC.shape[1:3]
     if resize == "crop":

@@ -1,7 +1,8 @@
 """The embedded data set: one real handwritten digit that moves and bounces, as lossless video files in UCF101 layout.
 
-Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small, so that a k-means vocabulary can hold them;
-the period of the motion is longer than two blocks, so identity and motion must be carried by context. Train and test use different images.
+Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small, so that a k-means
+vocabulary can hold them; the period of the motion is longer than two blocks, so identity and motion must be carried by
+context. Train and test use different images.
 """
 
 from __future__ import annotations
@@ -42,10 +43,13 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
     """Renders the data set to `root` unless it lies there already.
 
     Raises:
-        DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit that moves.
+        DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit
+        that moves.
     """
     if data.size_px < _DIGIT_PX + _STEP_PX:
-        raise DataError(f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + _STEP_PX}")
+        raise DataError(
+            f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + _STEP_PX}"
+        )
     wanted = rendering_settings(data)
     marker = root / MARKER
     found = _read_marker(marker)
@@ -54,7 +58,10 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
     if found is None and root.is_dir() and any(root.iterdir()):
         raise DataError(f"{root} holds files that were not rendered here; give data.root another folder for the digits")
     if found is not None and {**found, "complete": True} != {**wanted, "complete": True}:
-        raise DataError(f"{root} holds digits rendered with other settings; delete the folder {root.name} or give data.root another one")
+        raise DataError(
+            f"{root} holds digits rendered with other settings; delete the folder {root.name} or give data.root"
+            " another one"
+        )
     root.mkdir(parents=True, exist_ok=True)
     _write_marker(marker, {**wanted, "complete": False})
     _render(root, data, wanted, progress)
@@ -74,7 +81,9 @@ def rendering_settings(data: Data) -> dict[str, Any]:
 
 
 def block_factor(size_px: int) -> int:
-    """k: each pixel is stored as k x k, because decord refuses small frames and those whose sides are no multiple of 32."""
+    """k: each pixel is stored as k x k, because decord refuses small frames and those whose sides are no multiple of
+    32.
+    """
     return 32 // math.gcd(size_px, 32)
 
 
@@ -108,7 +117,9 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
     (lists / "classInd.txt").write_text("".join(f"{label + 1} Digit{label}\n" for label in range(10)), encoding="utf-8")
     order = np.random.default_rng([settings["seed"], 0]).permutation(len(images))
     plans: list[_Plan] = []
-    for number, (split, chosen) in enumerate((("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1):
+    for number, (split, chosen) in enumerate(
+        (("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1
+    ):
         random = np.random.default_rng([settings["seed"], number])
         part = _plan(chosen, digits.target, settings[f"{split}_clips"], data.size_px, random)
         lines = [f"{plan.file} {digits.target[plan.image] + 1}" if split == "train" else plan.file for plan in part]

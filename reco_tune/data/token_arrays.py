@@ -44,7 +44,10 @@ def token_files(data: Data) -> list[Video]:
         names = [f"{split}.npy", f"{split}.safetensors"]
         paths = [data.root / name for name in names if (data.root / name).is_file()]
         if len(paths) != 1:
-            raise DataError(f"{data.root} needs one of {' and '.join(names)}, it has {len(paths)}; add or remove one, or change data.split")
+            raise DataError(
+                f"{data.root} needs one of {' and '.join(names)}, it has {len(paths)}; add or remove one, or change"
+                " data.split"
+            )
         labels = data.root / f"{split}.labels.npy"
         found += [Video(path, "all", split) for path in [*paths, labels] if path.is_file()]
     return found
@@ -56,7 +59,9 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
     Raises:
         DataError: for files that cannot be read, or do not hold codes of that grid below `num_codes`.
     """
-    read = {video.split: _read(data, video) for video in token_files(data) if not video.path.name.endswith(".labels.npy")}
+    read = {
+        video.split: _read(data, video) for video in token_files(data) if not video.path.name.endswith(".labels.npy")
+    }
     for clips in read.values():
         _check(clips, grid, num_codes)
     if "test" not in read:
@@ -89,14 +94,19 @@ def _read(data: Data, video: Video) -> CodedClips:
     except KeyError as error:
         raise DataError(f"{path} holds no tensor {error}; save the codes under that name") from error
     except Exception as error:  # numpy and safetensors raise many kinds
-        raise DataError(f"{path} or its labels cannot be read ({str(error).splitlines()[0][:120]}); write them anew") from error
+        raise DataError(
+            f"{path} or its labels cannot be read ({str(error).splitlines()[0][:120]}); write them anew"
+        ) from error
     if labels is None:
         labels = np.zeros(len(tokens), np.int64)
     for name, array in (("codes", tokens), ("labels", labels)):
         if not np.issubdtype(array.dtype, np.integer):
             raise DataError(f"{path} has {name} of type {array.dtype}; {name} are integers")
     if labels.shape != tokens.shape[:1] or labels.min(initial=0) < 0:
-        raise DataError(f"{path} has {len(tokens)} clips, but its labels have shape {labels.shape} and begin at {labels.min(initial=0)}")
+        raise DataError(
+            f"{path} has {len(tokens)} clips, but its labels have shape {labels.shape} and begin at"
+            f" {labels.min(initial=0)}"
+        )
     labels = labels.astype(np.int64) if data.class_conditional else np.zeros(len(tokens), np.int64)
     return CodedClips(path, tokens, labels)
 
@@ -105,12 +115,16 @@ def _check(clips: CodedClips, grid: TokenGrid, num_codes: int) -> None:
     shape = clips.tokens.shape
     if shape[1:] not in (tuple(grid), (grid.num_tokens,)):
         raise DataError(
-            f"{clips.path} has clips of shape {shape[1:]}, but data.clip_frames, data.size_px and the tokenizer's strides make "
-            f"{grid.blocks} x {grid.rows} x {grid.columns} = {grid.num_tokens} tokens; change these settings"
+            f"{clips.path} has clips of shape {shape[1:]}, but data.clip_frames, data.size_px and the tokenizer's"
+            f" strides make {grid.blocks} x {grid.rows} x {grid.columns} = {grid.num_tokens} tokens; change these"
+            " settings"
         )
     for start in range(0, len(clips.tokens), _CHUNK_CLIPS):
         chunk = clips.tokens[start : start + _CHUNK_CLIPS]
         low, high = int(chunk.min()), int(chunk.max())
         if low < 0 or high >= num_codes:
             wrong = low if low < 0 else high
-            raise DataError(f"{clips.path} holds the code {wrong}, but tokenizer.num_codes is {num_codes}; set it to the codebook's size")
+            raise DataError(
+                f"{clips.path} holds the code {wrong}, but tokenizer.num_codes is {num_codes}; set it to the codebook's"
+                " size"
+            )

@@ -1,10 +1,11 @@
 """Clips as codes on disk: what training and evaluation read. Knows nothing of videos or of how codes are made.
 
-A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv` (which frames of which
-video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only arrays of pieces are added later, each whole.
+A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv`
+(which frames of which video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only
+arrays of pieces are added later, each whole.
 
-Until then it is a hidden folder beside its place with a journal of the parts that are done, each written to disk before it is noted, so
-that a killed run goes on where it was.
+Until then it is a hidden folder beside its place with a journal of the parts that are done, each written to disk before
+it is noted, so that a killed run goes on where it was.
 """
 
 from __future__ import annotations
@@ -61,7 +62,9 @@ class TokenCache:
         self.clip_settings: dict[str, Any] = manifest["clip_settings"]
         """How the clips were cut."""
         self._shapes: dict[str, tuple[int, ...]] = {name: tuple(shape) for name, shape in manifest["shapes"].items()}
-        if not self.tokenizer_path.is_relative_to(path.parent.parent.resolve()) or not all(map(_ARRAY_NAME.fullmatch, self._shapes)):
+        if not self.tokenizer_path.is_relative_to(path.parent.parent.resolve()) or not all(
+            map(_ARRAY_NAME.fullmatch, self._shapes)
+        ):
             raise ValueError("a path inside its folder")
 
     @classmethod
@@ -73,18 +76,22 @@ class TokenCache:
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise DataError(
-                f"{path} holds no token cache ({MANIFEST} is missing); run `reco-tune tokenize` or delete the folder and run again"
+                f"{path} holds no token cache ({MANIFEST} is missing); run `reco-tune tokenize` or delete the folder"
+                " and run again"
             )
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
         except (OSError, ValueError) as error:
             raise DataError(_damaged(path, f"{MANIFEST} is not readable JSON")) from error
         if not isinstance(manifest, dict) or manifest.get("kind") != _KIND:
-            raise DataError(f"{path} is not a token cache of ReCo-Tune; delete the folder {path.name} or give data.cache_dir another one")
+            raise DataError(
+                f"{path} is not a token cache of ReCo-Tune; delete the folder {path.name} or give data.cache_dir"
+                " another one"
+            )
         if manifest.get("schema") != SCHEMA:
             raise DataError(
-                f"{path} was written in version {manifest.get('schema')} of the token cache, this program reads {SCHEMA}; "
-                f"delete the folder {path.name} and run again"
+                f"{path} was written in version {manifest.get('schema')} of the token cache, this program reads"
+                f" {SCHEMA}; delete the folder {path.name} and run again"
             )
         try:
             cache = cls(path, manifest)
@@ -110,12 +117,15 @@ class TokenCache:
         """
         if not self.has_pixels:
             raise DataError(
-                f"{self.path} holds codes that were made elsewhere (data.layout tokens), which nothing here can turn into pixels: FVD, "
-                "samples and reconstructions need videos; training, val_cross_entropy and the curves by frame do not"
+                f"{self.path} holds codes that were made elsewhere (data.layout tokens), which nothing here can turn"
+                " into pixels: FVD, samples and reconstructions need videos; training, val_cross_entropy and the"
+                " curves by frame do not"
             )
 
     def tokens(self, split: Split) -> np.ndarray:
-        """int32 [N, T]: each clip's codes in raster order (block, row, column); on disk they have the shape of the grid."""
+        """int32 [N, T]: each clip's codes in raster order (block, row, column); on disk they have the shape of the
+        grid.
+        """
         name = f"{split}.tokens"
         codes = self._array(name, self._shapes[name])
         return codes.reshape(len(codes), self.grid.num_tokens)
@@ -131,14 +141,16 @@ class TokenCache:
         return self._array(name, self._shapes[name])
 
     def pieces(self, split: Split, blocks: int) -> np.ndarray:
-        """int32 [N, P, blocks * rows * columns]: every sub-clip of `blocks` blocks, encoded by itself; P = grid.blocks - blocks + 1.
+        """int32 [N, P, blocks * rows * columns]: every sub-clip of `blocks` blocks, encoded by itself; P = grid.blocks
+        - blocks + 1.
 
         Raises:
             DataError: if pieces of that length were not made.
         """
         if not self.has_pieces(blocks):
             raise DataError(
-                f"{self.path} has no pieces of {blocks} blocks; run `reco-tune tokenize` with a fewer_frames window of that length"
+                f"{self.path} has no pieces of {blocks} blocks; run `reco-tune tokenize` with a fewer_frames window of"
+                " that length"
             )
         return self._array(piece_name(split, blocks), self.piece_shape(split, blocks))
 
@@ -180,8 +192,8 @@ class TokenCache:
 class TokenCacheWriter:
     """Collects the arrays of a new cache in a hidden folder beside its final place.
 
-    With a `key`, the folder is that of the key: it is locked against other processes, and what a killed or failed run left in it is found
-    again. Without one, nothing is left behind if the block fails.
+    With a `key`, the folder is that of the key: it is locked against other processes, and what a killed or failed run
+    left in it is found again. Without one, nothing is left behind if the block fails.
     """
 
     def __init__(self, parent: Path, key: str | None = None, progress: Progress = quiet) -> None:
@@ -213,17 +225,26 @@ class TokenCacheWriter:
 
     def failed(self, stage: str) -> list[Failure]:
         """Clips of a stage that could not be decoded, by place."""
-        return sorted(Failure(*failure) for entry in self._journal if entry["stage"] == stage for failure in entry["failed"])
+        return sorted(
+            Failure(*failure) for entry in self._journal if entry["stage"] == stage for failure in entry["failed"]
+        )
 
     def equal(self) -> list[tuple[Path, int, int]]:
         """Every run of equal frames that was noted."""
         return [(Path(video), first, last) for entry in self._journal for video, first, last in entry["equal"]]
 
-    def note(self, stage: str, part: int, failed: Sequence[Failure] = (), equal: Sequence[tuple[Path, int, int]] = ()) -> None:
+    def note(
+        self, stage: str, part: int, failed: Sequence[Failure] = (), equal: Sequence[tuple[Path, int, int]] = ()
+    ) -> None:
         """Part `part` of a stage is done: what it wrote to arrays goes to disk, then the note that it did."""
         for array in self._arrays.values():
             array.flush()
-        entry = {"stage": stage, "part": part, "failed": failed, "equal": [(str(video), *frames) for video, *frames in equal]}
+        entry = {
+            "stage": stage,
+            "part": part,
+            "failed": failed,
+            "equal": [(str(video), *frames) for video, *frames in equal],
+        }
         line = json.dumps(entry)
         self._notes.append(line)
         self._journal.append(json.loads(line))
@@ -272,11 +293,17 @@ class TokenCacheWriter:
         suspicious: Sequence[Skipped] = (),
         clip_settings: Mapping[str, Any] | None = None,
     ) -> TokenCache:
-        """Writes the lists and the manifest and puts the cache in its place; one that another process finished first stays."""
+        """Writes the lists and the manifest and puts the cache in its place; one that another process finished first
+        stays.
+        """
         _write_csv(
             self.folder / "clips.csv",
             ("split", "video", "start", "label", "frames", "flipped"),
-            [(split, clip.path, clip.start, clip.label, clip.frames, int(clip.flipped)) for split in SPLITS for clip in clips[split]],
+            [
+                (split, clip.path, clip.start, clip.label, clip.frames, int(clip.flipped))
+                for split in SPLITS
+                for clip in clips[split]
+            ],
         )
         self.write_list("skipped", skipped)
         self.write_list("suspicious", suspicious)
@@ -290,13 +317,20 @@ class TokenCacheWriter:
             "grid": list(grid),
             "num_codes": num_codes,
             "class_names": list(class_names),
-            "shapes": {file.stem: list(np.load(file, mmap_mode="r").shape) for file in sorted(self.folder.glob("*.npy"))},
+            "shapes": {
+                file.stem: list(np.load(file, mmap_mode="r").shape) for file in sorted(self.folder.glob("*.npy"))
+            },
             "skipped": [(str(video), reason) for video, reason in skipped],
             "suspicious": [(str(video), reason) for video, reason in suspicious],
             "clip_settings": dict(clip_settings or {}),
         }
         self._arrays.clear()
-        for left in [self.folder / _LOCK, *self.folder.glob(_JOURNAL), *self.folder.glob("*.json"), *self.folder.glob("*.new.npy")]:
+        for left in [
+            self.folder / _LOCK,
+            *self.folder.glob(_JOURNAL),
+            *self.folder.glob("*.json"),
+            *self.folder.glob("*.new.npy"),
+        ]:
             left.unlink(missing_ok=True)
         (self.folder / MANIFEST).write_text(json.dumps(manifest, indent=1), encoding="utf-8")
         try:
@@ -320,7 +354,8 @@ class TokenCacheWriter:
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
     """A new memory-mapped `.npy` file to fill.
 
-    Its space on disk is taken here, because a disk that is full only when the map is written to kills the process (SIGBUS).
+    Its space on disk is taken here, because a disk that is full only when the map is written to kills the process
+    (SIGBUS).
 
     Raises:
         OSError: where the disk has no room for it.
@@ -358,7 +393,9 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _lock_if_free(folder: Path) -> Iterator[bool]:
-    """Whether this process now keeps others out of the folder; where files cannot be locked there is nobody to keep out."""
+    """Whether this process now keeps others out of the folder; where files cannot be locked there is nobody to keep
+    out.
+    """
     try:
         handle = (folder / _LOCK).open("a")
     except FileNotFoundError:  # its owner has just finished and moved it away
@@ -384,7 +421,9 @@ def _own_name() -> str:
 
 
 def _sweep(own: Path, progress: Progress) -> None:
-    """Removes what killed processes of this machine left half-written beside `own`, and preparations that were abandoned anywhere."""
+    """Removes what killed processes of this machine left half-written beside `own`, and preparations that were
+    abandoned anywhere.
+    """
     host = f".writing-{socket.gethostname()}-"
     for left in own.parent.glob(f"{host}*"):
         pid = left.name.removeprefix(host).split("-")[0]
@@ -397,7 +436,9 @@ def _sweep(own: Path, progress: Progress) -> None:
     for left in own.parent.glob(".partial-*"):
         with suppress(OSError):  # it is another person's, or has just been moved away
             if left != own and (days := _days_untouched(left)) > ABANDONED_DAYS:
-                _remove_unless_held(left, f"removing what a run left unfinished {days:.0f} days ago ({left.name})", progress)
+                _remove_unless_held(
+                    left, f"removing what a run left unfinished {days:.0f} days ago ({left.name})", progress
+                )
 
 
 def _days_untouched(folder: Path) -> float:

@@ -1,8 +1,8 @@
 """Frames of one video file, in and out. Knows nothing of clips, folders or classes.
 
-decord reads first; PyAV reads what decord cannot (GIF, AV1, some small frames, and MPEG streams, in which decord seeks to wrong frames
-without a word). A reader is opened for every call and never shared: over a
-fork it hangs, over threads it raises.
+decord reads first; PyAV reads what decord cannot (GIF, AV1, some small frames, and MPEG streams, in which decord seeks
+to wrong frames without a word). A reader is opened for every call and never shared: over a fork it hangs, over threads
+it raises.
 """
 
 from __future__ import annotations
@@ -48,7 +48,9 @@ def examine(path: Path) -> tuple[int, int]:
             named = container.streams.video[0].frames
             frames = sum(1 for packet in container.demux(video=0) if packet.size)
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise DataError(f"{path} is not a video that can be read ({_first_line(error)}); replace or remove it") from error
+        raise DataError(
+            f"{path} is not a video that can be read ({_first_line(error)}); replace or remove it"
+        ) from error
     if not frames:
         raise DataError(f"{path} holds no video frame; replace or remove it")
     return frames, named
@@ -64,7 +66,8 @@ def read_frames(path: Path, indices: Sequence[int]) -> np.ndarray:
 
 
 def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """`read_frames` in pieces of at most `CHUNK_FRAMES` frames, so that a long video never lies in memory at full size."""
+    """`read_frames` in pieces of at most `CHUNK_FRAMES` frames, so that a long video never lies in memory at
+    full size."""
     _refuse_non_files(path)
     chunks = [list(indices[start : start + CHUNK_FRAMES]) for start in range(0, len(indices), CHUNK_FRAMES)]
     done = 0
@@ -80,9 +83,11 @@ def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool = False) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 in yuv420p, which browsers play (an odd side is padded), or as lossless FFV1 (`.avi`).
+    """Writes uint8 [F, H, W, 3] as H.264 in yuv420p, which browsers play (an odd side is padded), or as lossless FFV1
+    (`.avi`).
 
-    Lossless gray frames are stored as gray, which decodes to the same bits. decord reads lossless files whose sides are multiples of 32.
+    Lossless gray frames are stored as gray, which decodes to the same bits. decord reads lossless files whose sides are
+    multiples of 32.
     """
     import av
 
@@ -95,7 +100,9 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool 
     with av.open(str(path), "w") as container:
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
-        stream.codec_context.thread_count = 1  # threads cost more than they save at these sizes, and one gives the same bytes everywhere
+        stream.codec_context.thread_count = (
+            1  # threads cost more than they save at these sizes, and one gives the same bytes everywhere
+        )
         for frame in frames:
             image = np.ascontiguousarray(frame[..., 0] if gray else frame)
             picture = av.VideoFrame.from_ndarray(image, format="gray" if gray else "rgb24")

@@ -1,6 +1,7 @@
 """Which clips a model is asked for: their classes, their batches and the seed of each batch, the same for every model.
 
-Every batch has a seed of its own, made of the sampling seed and the batch's number, so that it does not matter which rank draws it.
+Every batch has a seed of its own, made of the sampling seed and the batch's number, so that it does not matter which
+rank draws it.
 """
 
 from __future__ import annotations

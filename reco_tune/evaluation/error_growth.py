@@ -1,7 +1,8 @@
-"""What becomes of a small error in the first block: the divergence of the hidden states block by block, and the law of its growth.
+"""What becomes of a small error in the first block: the divergence of the hidden states block by block, and the law of
+its growth.
 
-Knows models and tokens; nothing of pixels. Teacher-forced: the same tokens are read with and without the error, so the curve shows how
-far the model's states carry it, not what sampling makes of it.
+Knows models and tokens; nothing of pixels. Teacher-forced: the same tokens are read with and without the error, so the
+curve shows how far the model's states carry it, not what sampling makes of it.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from reco_tune.model import VideoTransformer
 from reco_tune.quantities import RESOLVED_AIC
 
 NOISE_SHARE = 0.01
-"""Root mean square of the error relative to that of the inputs it is added to: small enough for the response to be linear."""
+"""Root mean square of the error relative to that of the inputs it is added to: small enough for the response to be
+linear.
+"""
 DRAWS = 4
 """Errors that the curve is averaged over."""
 BATCH_CLIPS = 32
@@ -45,12 +48,19 @@ class GrowthFit:
 
 @torch.no_grad()
 def error_growth(
-    model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int, seed: int = 0, noise_share: float = NOISE_SHARE
+    model: VideoTransformer,
+    tokens_BT: Tensor,
+    labels_B: Tensor,
+    tokens_per_block: int,
+    seed: int = 0,
+    noise_share: float = NOISE_SHARE,
 ) -> list[float]:
-    """Relative divergence ||h' - h|| / ||h|| of the states that read block k's tokens, after noise was added to block 0's inputs.
+    """Relative divergence ||h' - h|| / ||h|| of the states that read block k's tokens, after noise was added to block
+    0's inputs.
 
-    h is the output of the last block before the final norm, averaged as squares over positions, clips and draws of the noise. The state at
-    position t reads token t-1, so the last block has one state fewer. Entry 0 is the disturbed block itself.
+    h is the output of the last block before the final norm, averaged as squares over positions, clips and draws of the
+    noise. The state at position t reads token t-1, so the last block has one state fewer. Entry 0 is the disturbed
+    block itself.
     """
     device = model.position_embedding.device
     generator = torch.Generator().manual_seed(seed)
@@ -67,7 +77,8 @@ def error_growth(
         scale = noise_share * inputs.square().mean().sqrt()
         size += len(noise) * _energy_by_block(clean_BTD, tokens_per_block, blocks)
         for draw in noise:
-            # Noise on the position vectors is the same sum as noise on the tokens' vectors, and needs no look inside the model.
+            # Noise on the position vectors is the same sum as noise on the tokens' vectors, and needs no look inside
+            # the model.
             rows = model.position_embedding.clone()
             rows[positions] += scale * draw[: len(rows[positions])]
             moved_BTD = torch.func.functional_call(hidden, {"model.position_embedding": rows}, (tokens, labels))
@@ -88,7 +99,9 @@ def fit_growth(divergence: list[float]) -> GrowthFit | None:
     rate, rate_reach, rate_rest = _line(np.log(values))
     smallest = 1e-24 * float((values**2).mean())  # a perfect fit has no finite AIC
     aic_linear = count * math.log(max(slope_rest / count, smallest)) + 6
-    aic_exponential = count * math.log(max(rate_rest / count, 1e-24)) + 2 * float(np.log(values).sum()) + 6  # density of d, not of log d
+    aic_exponential = (
+        count * math.log(max(rate_rest / count, 1e-24)) + 2 * float(np.log(values).sum()) + 6
+    )  # density of d, not of log d
     ahead = aic_linear - aic_exponential
     return GrowthFit(
         "not resolved" if abs(ahead) < RESOLVED_AIC else "exponential" if ahead > 0 else "linear",

@@ -1,4 +1,5 @@
-"""The networks behind the feature extractors, and the numbers that they are shown. Knows pixels only: no files, no fits.
+"""The networks behind the feature extractors, and the numbers that they are shown. Knows pixels only: no files, no
+fits.
 
 B clips   F frames   C = 3 channels   h, w pixels   D = 48 features
 """
@@ -15,7 +16,9 @@ Clips = NDArray[np.uint8]
 
 NUM_FEATURES = 48
 SIDE_PX = 32
-"""Larger frames are averaged down to this side: the extractor judges layout and motion, and must cost seconds, not minutes."""
+"""Larger frames are averaged down to this side: the extractor judges layout and motion, and must cost seconds, not
+minutes.
+"""
 SEED = 0
 """Of initial weights, and of everything that a fit draws."""
 BATCH_CLIPS = 64
@@ -44,7 +47,9 @@ class VideoNetwork(nn.Module):
             self.frame_trunk = nn.Sequential(
                 *_convolution(nn.Conv2d(3, 16, 3, padding=1, bias=False), nn.BatchNorm2d(16)),
                 *_convolution(nn.Conv2d(16, 32, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(32)),
-                *_convolution(nn.Conv2d(32, NUM_FEATURES, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(NUM_FEATURES)),
+                *_convolution(
+                    nn.Conv2d(32, NUM_FEATURES, 3, stride=2, padding=1, bias=False), nn.BatchNorm2d(NUM_FEATURES)
+                ),
             )
             self.frame_head = nn.Linear(NUM_FEATURES, num_classes)
 
@@ -87,8 +92,15 @@ class PixelProjection(nn.Module):
 
     @classmethod
     def fit(cls, clips_NFCHW: Clips) -> PixelProjection:
-        """The first `NUM_FEATURES` components (fewer where there are fewer clips), by subspace iteration from a fixed seed."""
-        flat = torch.cat([pixels(clips_NFCHW[i : i + BATCH_CLIPS]).flatten(1) for i in range(0, min(len(clips_NFCHW), 2048), BATCH_CLIPS)])
+        """The first `NUM_FEATURES` components (fewer where there are fewer clips), by subspace iteration from a fixed
+        seed.
+        """
+        flat = torch.cat(
+            [
+                pixels(clips_NFCHW[i : i + BATCH_CLIPS]).flatten(1)
+                for i in range(0, min(len(clips_NFCHW), 2048), BATCH_CLIPS)
+            ]
+        )
         kept = min(NUM_FEATURES, len(flat) - 1, flat.shape[1])
         projection = cls(flat.shape[1], kept)
         projection.mean.copy_(flat.mean(dim=0))
@@ -112,7 +124,8 @@ class PixelProjection(nn.Module):
 def motion_targets(pixels_BCFHW: Tensor) -> Tensor:
     """Four numbers [B, 4] that say how a clip moves, from its pixels alone.
 
-    Mean path of the brightness centroid per frame, vertical and horizontal, and root mean square frame difference at lags 1 and 2.
+    Mean path of the brightness centroid per frame, vertical and horizontal, and root mean square frame difference at
+    lags 1 and 2.
     """
     grey_BFHW = pixels_BCFHW.mean(dim=1)
     mass = grey_BFHW - grey_BFHW.amin(dim=(2, 3), keepdim=True) + 1e-6
@@ -130,7 +143,11 @@ def pixels(video_BFCHW: Tensor | Clips) -> Tensor:
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
     values = video.transpose(1, 2).float() / 127.5 - 1
     height, width = (min(side, SIDE_PX) for side in values.shape[3:])
-    return values if values.shape[3:] == (height, width) else F.adaptive_avg_pool3d(values, (values.shape[2], height, width))
+    return (
+        values
+        if values.shape[3:] == (height, width)
+        else F.adaptive_avg_pool3d(values, (values.shape[2], height, width))
+    )
 
 
 def _convolution(*layers: nn.Module) -> tuple[nn.Module, ...]:

@@ -1,8 +1,8 @@
 """Optical-flow consistency: the share of the change between frames that no motion explains.
 
-Knows pixels and scikit-image's classical flow (iterative Lucas-Kanade: Le Besnerais and Champagnat, 2005); no network and no labels.
-Things that move leave little; flicker, and frames that do not follow each other, leave much. Displacing whole frames leaves little too: it
-is motion. That, and how much moves at all, is what `motion` sees.
+Knows pixels and scikit-image's classical flow (iterative Lucas-Kanade: Le Besnerais and Champagnat, 2005); no network
+and no labels. Things that move leave little; flicker, and frames that do not follow each other, leave much. Displacing
+whole frames leaves little too: it is motion. That, and how much moves at all, is what `motion` sees.
 """
 
 from __future__ import annotations
@@ -22,7 +22,10 @@ CLIPS = 64
 """The first clips that are measured: flow takes up to 30 ms a pair of frames."""
 SIDE_PX = 64
 """Larger frames are averaged down to this side."""
-MISSING = "evaluation.flow needs scikit-image, which is not installed: `pip install 'reco-tune[flow]'`, or leave evaluation.flow at false"
+MISSING = (
+    "evaluation.flow needs scikit-image, which is not installed: `pip install 'reco-tune[flow]'`, or leave"
+    " evaluation.flow at false"
+)
 
 
 def require_flow() -> None:
@@ -35,7 +38,9 @@ def require_flow() -> None:
 
 
 def flow_changes(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
-    """For each uint8 clip: the sum of squared change between neighbouring frames, and what is left of it along their flow [B, 2]."""
+    """For each uint8 clip: the sum of squared change between neighbouring frames, and what is left of it along their
+    flow [B, 2].
+    """
     from skimage.registration import optical_flow_ilk
     from skimage.transform import warp
 

@@ -1,7 +1,7 @@
 """Fréchet distance of two Gaussians fitted to features, and the interval of its sampling error.
 
-Knows arrays of features only; where they come from (videos, extractors, protocols) is none of its business. Everything is float64:
-features [N, D] are numpy arrays or CPU tensors, N samples of D dimensions.
+Knows arrays of features only; where they come from (videos, extractors, protocols) is none of its business. Everything
+is float64: features [N, D] are numpy arrays or CPU tensors, N samples of D dimensions.
 """
 
 from __future__ import annotations
@@ -34,7 +34,8 @@ class Interval(NamedTuple):
 class FeatureStatistics:
     """Count, mean and covariance of features that arrive in batches.
 
-    Keeps the mean and the centred second moments (Chan's update), which lose no digits where the mean is far larger than the spread.
+    Keeps the mean and the centred second moments (Chan's update), which lose no digits where the mean is far larger
+    than the spread.
     """
 
     def __init__(self, dimensions: int, divisor: Divisor = "n-1") -> None:
@@ -64,7 +65,9 @@ class FeatureStatistics:
         """
         features = as_features(features_ND)
         if features.shape[1] != self.dimensions:
-            raise ValueError(f"features have {features.shape[1]} dimensions, but these statistics have {self.dimensions}")
+            raise ValueError(
+                f"features have {features.shape[1]} dimensions, but these statistics have {self.dimensions}"
+            )
         if len(features):
             mean = features.mean(axis=0)
             centred = features - mean
@@ -84,7 +87,9 @@ class FeatureStatistics:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether there are too few samples for a covariance of full rank (N <= D): distances then mean little and must say so."""
+        """Whether there are too few samples for a covariance of full rank (N <= D): distances then mean little and must
+        say so.
+        """
         return self.count <= self.dimensions
 
     def _join(self, count: int, mean: Float64, moments: Float64, sign: Literal[1, -1]) -> None:
@@ -106,7 +111,9 @@ def frechet_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any)
     """
     first, second = as_features(features_ND), as_features(features_MD)
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"features have {first.shape[1]} and {second.shape[1]} dimensions; they must come from one extractor")
+        raise ValueError(
+            f"features have {first.shape[1]} and {second.shape[1]} dimensions; they must come from one extractor"
+        )
     if min(len(first), len(second)) < 2:
         raise ValueError(f"a Fréchet distance needs 2 samples on each side, got {len(first)} and {len(second)}")
     return statistics_distance(FeatureStatistics.of(first), FeatureStatistics.of(second))
@@ -115,13 +122,16 @@ def frechet_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any)
 def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """The Fréchet distance of collected statistics, never below 0.
 
-    The eigenvalues of Σ1 Σ2, whose roots add up to the last trace, are those of the symmetric Fᵀ Σ1 F for any factor F Fᵀ = Σ2.
+    The eigenvalues of Σ1 Σ2, whose roots add up to the last trace, are those of the symmetric Fᵀ Σ1 F for any factor F
+    Fᵀ = Σ2.
     """
     from scipy.linalg import LinAlgError, eigh
 
     if not (first.rank_deficient or second.rank_deficient):
         with suppress(LinAlgError):  # features that others determine: no rank to speak of after all
-            eigenvalues = eigh(first.covariance, second.covariance, type=2, eigvals_only=True, driver="gv", check_finite=False)
+            eigenvalues = eigh(
+                first.covariance, second.covariance, type=2, eigvals_only=True, driver="gv", check_finite=False
+            )
             return _from_eigenvalues(first, second, eigenvalues)
     fewer, more = sorted((first, second), key=lambda statistics: statistics.count)
     return _distance_to(fewer, _factor(fewer.covariance), more)
@@ -132,16 +142,16 @@ def frechet_interval(
 ) -> Interval:
     """The Fréchet distance of generated features to a reference, with a 95% interval from a delete-group jackknife.
 
-    The interval is for the expected distance of N samples of the same generator to THIS reference: it holds the sampling noise of the
-    generated clips. It does not hold the bias that every Fréchet distance of N samples has (never compare different N), nor the
-    noise of the reference, which all runs of a study share. The plain percentile bootstrap will not do: resampled sets hold fewer
-    distinct samples, so all its values lie above the estimate itself. Near the floor (generator = reference) the distance is
-    quadratic in the noise and the interval is up to twice too wide, on the safe side.
+    The interval is for the expected distance of N samples of the same generator to THIS reference: it holds the
+    sampling noise of the generated clips. It does not hold the bias that every Fréchet distance of N samples has (never
+    compare different N), nor the noise of the reference, which all runs of a study share. The plain percentile
+    bootstrap will not do: resampled sets hold fewer distinct samples, so all its values lie above the estimate itself.
+    Near the floor (generator = reference) the distance is quadratic in the noise and the interval is up to twice too
+    wide, on the safe side.
 
     Args:
-        features_ND: generated clips.
-        reference: statistics of the real clips.
-        strata: class of each clip, so that every group has the same mixture of the classes (which are given, not drawn).
+        features_ND: generated clips. reference: statistics of the real clips. strata: class of each clip, so that every
+        group has the same mixture of the classes (which are given, not drawn).
     """
     features = as_features(features_ND)
     count = len(features)
@@ -164,10 +174,11 @@ class Bias(NamedTuple):
 
 
 def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> Bias:
-    """How the distance falls with the number of samples, from one set of N: all of it, and disjoint halves, quarters, ... down to D + 1.
+    """How the distance falls with the number of samples, from one set of N: all of it, and disjoint halves, quarters,
+    ... down to D + 1.
 
-    The bias is about proportional to 1/N, so that two numbers of samples are two protocols. The parts take every k-th sample, which keeps
-    the mixture of classes where labels were drawn evenly.
+    The bias is about proportional to 1/N, so that two numbers of samples are two protocols. The parts take every k-th
+    sample, which keeps the mixture of classes where labels were drawn evenly.
     """
     features = as_features(features_ND)
     factor = _factor(reference.covariance)
@@ -184,7 +195,9 @@ def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> 
 
 
 def mean_interval(intervals: Sequence[Interval], floor: float = 0.0) -> Interval:
-    """The mean of independent estimates (one per sampling seed) with the interval of that mean; no end lies below `floor`."""
+    """The mean of independent estimates (one per sampling seed) with the interval of that mean; no end lies below
+    `floor`.
+    """
     value = float(np.mean([interval.value for interval in intervals]))
     error = float(np.sqrt(np.sum([interval.standard_error**2 for interval in intervals]))) / len(intervals)
     return _interval(value, error, sum(interval.degrees_of_freedom for interval in intervals), floor)
@@ -198,7 +211,8 @@ def jackknife_groups(count: int, strata: Sequence[int] | NDArray[np.int64] | Non
 
 
 def jackknife_interval(value: float, left_out: Float64, floor: float = 0.0) -> Interval:
-    """The interval of an estimate from what it is without each of G groups: a t interval with G - 1 degrees of freedom."""
+    """The interval of an estimate from what it is without each of G groups: a t interval with G - 1 degrees
+    of freedom."""
     groups = len(left_out)
     error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
     return _interval(value, error, groups - 1, floor)

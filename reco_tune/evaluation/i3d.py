@@ -1,7 +1,9 @@
-"""I3D from a person's file: the features of published FVD protocols. Knows pixels and one TorchScript network; nothing of distances.
+"""I3D from a person's file: the features of published FVD protocols. Knows pixels and one TorchScript network; nothing
+of distances.
 
-The network is `i3d_torchscript.pt`, called as its authors call it: forward(x, rescale, resize, return_features) -> 400 logits, with x
-[B, 3, F, H, W]. TorchScript's fuser is off, because it compiles anew for every shape and has been seen to change results.
+The network is `i3d_torchscript.pt`, called as its authors call it: forward(x, rescale, resize, return_features) -> 400
+logits, with x [B, 3, F, H, W]. TorchScript's fuser is off, because it compiles anew for every shape and has been seen
+to change results.
 """
 
 from __future__ import annotations
@@ -50,13 +52,17 @@ class I3D:
         with torch.no_grad(), _quiet_torchscript():
             for start in range(0, len(video_BFCHW), BATCH_CLIPS):
                 shown = i3d_pixels(video_BFCHW[start : start + BATCH_CLIPS], self.published).to(device)
-                logits = network(shown, rescale=self.published.rescale, resize=self.published.resize, return_features=True)
+                logits = network(
+                    shown, rescale=self.published.rescale, resize=self.published.resize, return_features=True
+                )
                 parts.append(_checked(logits).double().cpu().numpy())
         return Described(np.concatenate(parts), None, None)
 
 
 def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol) -> Tensor:
-    """uint8 clips as a protocol shows them to the network: float32 [B, 3, F, H, W] in 0..255 or [-1, 1], its first frames."""
+    """uint8 clips as a protocol shows them to the network: float32 [B, 3, F, H, W] in 0..255 or [-1, 1], its first
+    frames.
+    """
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
     pixels_BFCHW = video[:, : published.frames].float()
     if not published.rescale:
@@ -68,7 +74,8 @@ def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol) -> Ten
 
 
 def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtocol) -> I3D:
-    """The network of a file, which must have a known hash: another network would give other numbers under the same name.
+    """The network of a file, which must have a known hash: another network would give other numbers under the same
+    name.
 
     Raises:
         DataError: where the file is missing, has another hash, or holds no such network.
@@ -78,23 +85,27 @@ def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtoco
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(
-            f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there, which "
-            "docs/evaluation.md says where to find, or set evaluation.protocol to native"
+            f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there, which"
+            " docs/evaluation.md says where to find, or set evaluation.protocol to native"
         ) from error
     if found != sha256:
         raise DataError(
-            f"evaluation.extractor_path ({path}) has the sha256 {found}, not {sha256}: fetch the file again, or, to use another network "
-            f"on purpose, set evaluation.extractor_sha256 to {found}"
+            f"evaluation.extractor_path ({path}) has the sha256 {found}, not {sha256}: fetch the file again, or, to use"
+            f" another network on purpose, set evaluation.extractor_sha256 to {found}"
         )
     try:
         with _quiet_torchscript():
             network = torch.jit.load(str(path), map_location="cpu").eval()
         known = {argument.name for argument in network.forward.schema.arguments}
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
-        raise DataError(f"evaluation.extractor_path ({path}) holds no TorchScript network; give i3d_torchscript.pt") from error
+        raise DataError(
+            f"evaluation.extractor_path ({path}) holds no TorchScript network; give i3d_torchscript.pt"
+        ) from error
     if not known >= CALLED_WITH:
         missing = ", ".join(sorted(CALLED_WITH - known))
-        raise DataError(f"the network of evaluation.extractor_path ({path}) does not take {missing}; give i3d_torchscript.pt")
+        raise DataError(
+            f"the network of evaluation.extractor_path ({path}) does not take {missing}; give i3d_torchscript.pt"
+        )
     return I3D(protocol, published, network, found)
 
 
@@ -102,7 +113,8 @@ def _checked(logits: Any) -> Tensor:
     if not isinstance(logits, Tensor) or logits.dim() != 2 or logits.shape[1] != FEATURES:
         shape = list(logits.shape) if isinstance(logits, Tensor) else type(logits).__name__
         raise DataError(
-            f"the network of evaluation.extractor_path gave {shape} where I3D gives [clips, {FEATURES}]; give i3d_torchscript.pt"
+            f"the network of evaluation.extractor_path gave {shape} where I3D gives [clips, {FEATURES}]; give"
+            " i3d_torchscript.pt"
         )
     return logits
 

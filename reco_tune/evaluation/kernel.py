@@ -19,22 +19,28 @@ BLOCK_ROWS = 512
 
 
 def kernel_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any) -> float:
-    """MMD² = mean k(x, x') over x != x' + mean k(y, y') over y != y' - 2 mean k(x, y), k(a, b) = (a·b / D + 1)³ (Bińkowski et al., 2018).
+    """MMD² = mean k(x, x') over x != x' + mean k(y, y') over y != y' - 2 mean k(x, y), k(a, b) = (a·b / D + 1)³
+    (Bińkowski et al., 2018).
 
     Raises:
         ValueError: for arrays that are not [N, D] with the same D, fewer than 2 samples, or values that are not finite.
     """
     first, second = _checked(features_ND, features_MD)
-    return _mean_of_pairs(first) + _mean_of_pairs(second) - 2 * float(_row_sums(first, second).sum()) / (len(first) * len(second))
+    return (
+        _mean_of_pairs(first)
+        + _mean_of_pairs(second)
+        - 2 * float(_row_sums(first, second).sum()) / (len(first) * len(second))
+    )
 
 
 def kernel_interval(
     features_ND: ArrayLike | Any, reference_MD: ArrayLike | Any, strata: Sequence[int] | NDArray[np.int64] | None = None
 ) -> Interval:
-    """The kernel distance with a 95% interval from a delete-group jackknife over the generated clips, the reference held fixed.
+    """The kernel distance with a 95% interval from a delete-group jackknife over the generated clips, the reference
+    held fixed.
 
-    As for FVD (`frechet_interval`), but without bias, so the interval is also for the distance of infinitely many clips; it may reach
-    below 0.
+    As for FVD (`frechet_interval`), but without bias, so the interval is also for the distance of infinitely many
+    clips; it may reach below 0.
 
     Raises:
         ValueError: as `kernel_distance`.
@@ -61,7 +67,9 @@ def kernel_interval(
 def _checked(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any) -> tuple[Float64, Float64]:
     first, second = as_features(features_ND), as_features(features_MD)
     if first.shape[1] != second.shape[1]:
-        raise ValueError(f"features have {first.shape[1]} and {second.shape[1]} dimensions; they must come from one extractor")
+        raise ValueError(
+            f"features have {first.shape[1]} and {second.shape[1]} dimensions; they must come from one extractor"
+        )
     if min(len(first), len(second)) < 2:
         raise ValueError(f"a kernel distance needs 2 samples on each side, got {len(first)} and {len(second)}")
     return first, second
@@ -84,5 +92,7 @@ def _row_sums(first: Float64, second: Float64) -> Float64:
     sums = np.empty(len(first))
     for row in range(0, len(first), BLOCK_ROWS):
         kernel = first[row : row + BLOCK_ROWS] @ second.T / dimensions + 1
-        sums[row : row + BLOCK_ROWS] = (kernel * kernel * kernel).sum(axis=1)  # `** 3` calls pow and takes ten times as long
+        sums[row : row + BLOCK_ROWS] = (kernel * kernel * kernel).sum(
+            axis=1
+        )  # `** 3` calls pow and takes ten times as long
     return sums

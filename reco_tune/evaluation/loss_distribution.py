@@ -1,7 +1,7 @@
 """Where in a clip a model is unsure: cross-entropy per block, on training clips and on the model's own samples.
 
-A model that is sure of its own samples but not of real clips (or the other way round, block by block) has an exposure problem that one mean
-hides. Knows models and tokens; nothing of pixels. For models of pieces a clip is a piece.
+A model that is sure of its own samples but not of real clips (or the other way round, block by block) has an exposure
+problem that one mean hides. Knows models and tokens; nothing of pixels. For models of pieces a clip is a piece.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ def loss_by_block(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, 
 
 
 def training_clips(arm: Arm, cache: TokenCache, clips: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] and labels of the first training clips as the arm sees them: whole, or clip i's piece number i modulo P."""
+    """Tokens [B, T] and labels of the first training clips as the arm sees them: whole, or clip i's piece number i
+    modulo P.
+    """
     grid, blocks = cache.grid, arm.piece_blocks
     labels = torch.from_numpy(cache.labels("train")[:clips])
     if not arm.experiment.data.class_conditional:

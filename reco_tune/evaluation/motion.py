@@ -1,8 +1,9 @@
 """Motion distance: how differently generated clips change over time, which FVD hardly sees.
 
-Knows pixels only: no extractor and no labels, so it is the same number under every protocol. Per clip it takes the strength of
-the change at lags 1, 2 and 4 frames and of the acceleration (second difference), each where in the frame and when in the clip, and
-compares the distributions of these numbers by their Fréchet distance, in units of the reference's own variance.
+Knows pixels only: no extractor and no labels, so it is the same number under every protocol. Per clip it takes the
+strength of the change at lags 1, 2 and 4 frames and of the acceleration (second difference), each where in the frame
+and when in the clip, and compares the distributions of these numbers by their Fréchet distance, in units of the
+reference's own variance.
 """
 
 from __future__ import annotations
@@ -22,13 +23,16 @@ SIDE_CELLS = 16
 REGIONS, SEGMENTS = 2, 3
 """Where: a grid of 2 x 2 regions. When: thirds of the clip."""
 SPREAD_FLOOR = 0.005
-"""Smallest spread that counts, in the range 0..1 of a pixel: rounding must not pass for motion where the reference rests."""
+"""Smallest spread that counts, in the range 0..1 of a pixel: rounding must not pass for motion where the reference
+rests.
+"""
 
 
 def motion_features(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
     """Root mean square changes [B, D] of uint8 clips, in the range 0..1 of a pixel.
 
-    Squares, not absolute values: faint noise of strength ε on motion of strength m adds ε²/2m instead of something like ε.
+    Squares, not absolute values: faint noise of strength ε on motion of strength m adds ε²/2m instead of something like
+    ε.
     """
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW.cpu()
     grey_BFHW = video.float().mean(dim=2) / 255
@@ -48,10 +52,11 @@ def motion_features(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float
 
 
 def motion_distance(generated_ND: NDArray[np.float64], reference_MD: NDArray[np.float64]) -> float:
-    """Fréchet distance of `motion_features` over the reference's own variance; 0 is no difference, 1 is as far as its clips lie apart.
+    """Fréchet distance of `motion_features` over the reference's own variance; 0 is no difference, 1 is as far as its
+    clips lie apart.
 
-    One unit for all features: where motion is periodic some are always 0 in the reference, and their own spread would be no unit.
-    Biased by N like every Fréchet distance.
+    One unit for all features: where motion is periodic some are always 0 in the reference, and their own spread would
+    be no unit. Biased by N like every Fréchet distance.
     """
     generated, reference = FeatureStatistics.of(generated_ND), FeatureStatistics.of(reference_MD)
     variance = max(float(np.trace(reference.covariance)), reference.dimensions * SPREAD_FLOOR**2)

@@ -1,4 +1,5 @@
-"""What FVD is measured against: the extractor and the real clips' features, each fitted or computed once and cached by what they depend on.
+"""What FVD is measured against: the extractor and the real clips' features, each fitted or computed once and cached by
+what they depend on.
 
 Knows settings, token caches and the cache folder; nothing of models that are judged.
 
@@ -61,7 +62,9 @@ class Prepared:
     """`motion_features` of the real clips."""
     statistics: FeatureStatistics
     facts: dict[str, Any]
-    """About the reference: clips, class accuracy on it, and the floor: what held-out real clips score by the same measure."""
+    """About the reference: clips, class accuracy on it, and the floor: what held-out real clips score by the same
+    measure.
+    """
     folders: tuple[Path, ...]
     """Where all of this lies in the cache folder."""
 
@@ -70,15 +73,17 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     """Fits the extractor and describes the real clips, or reads what an earlier call left in `experiment.cache_dir`.
 
     Raises:
-        SettingsError: where the protocol needs classes and the data have none, or a package is missing.
-        DataError: where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or another one.
+        SettingsError: where the protocol needs classes and the data have none, or a package is missing. DataError:
+        where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or another one.
     """
     cache.require_pixels()
     evaluation = experiment.evaluation
     if evaluation.flow:
         require_flow()
     classified = experiment.data.class_conditional and cache.num_classes >= 2
-    kinds = dict.fromkeys(([] if evaluation.protocol in PUBLISHED else [evaluation.protocol]) + (["native"] if classified else []))
+    kinds = dict.fromkeys(
+        ([] if evaluation.protocol in PUBLISHED else [evaluation.protocol]) + (["native"] if classified else [])
+    )
     fitted = {kind: _fitted(kind, experiment, cache, progress) for kind in kinds}
     classifier = fitted["native"] if classified else None  # no other extractor learns classes
     extractor = fitted.get(evaluation.protocol) or _i3d(experiment)
@@ -87,7 +92,8 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     clips = min(evaluation.reference_clips, available)
     if clips < 2:
         raise DataError(
-            f"FVD needs at least 2 real clips, but the {split} split of {cache.path} has {clips}; add videos or take the other split"
+            f"FVD needs at least 2 real clips, but the {split} split of {cache.path} has {clips}; add videos or take"
+            " the other split"
         )
     folder, arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
     data, departures = experiment.data, deviations(experiment)
@@ -127,7 +133,9 @@ def check_extractor(experiment: Experiment) -> None:
 
 
 def deviations(experiment: Experiment) -> list[str]:
-    """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native ones."""
+    """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native
+    ones.
+    """
     published, layout = PUBLISHED.get(experiment.evaluation.protocol), experiment.data.layout
     if published is None:
         return []
@@ -142,11 +150,16 @@ def deviations(experiment: Experiment) -> list[str]:
     }
     given = experiment.flat()
     why = {"data.frame_stride": f" with data.layout {layout}"} if len(published.frame_strides) > 1 else {}
-    return [f"{key} {given[key]} instead of {value}{why.get(key, '')}" for key, value in expected.items() if given[key] != value]
+    return [
+        f"{key} {given[key]} instead of {value}{why.get(key, '')}"
+        for key, value in expected.items()
+        if given[key] != value
+    ]
 
 
 def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count: int) -> NDArray[np.int64]:
-    """Classes of `count` clips to generate: the reference's frequencies, as evenly mixed as can be, the same list for every model.
+    """Classes of `count` clips to generate: the reference's frequencies, as evenly mixed as can be, the same list for
+    every model.
 
     Each place goes to the class that is farthest behind its share, so that every beginning of the list is balanced too.
     """
@@ -179,14 +192,22 @@ def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: 
 
 
 def _extractor_folder(protocol: str, experiment: Experiment, cache: TokenCache) -> Path:
-    key = [video_features.VERSION, protocol, cache.data_fingerprint, list(cache.clips("train").shape), cache.num_classes]
+    key = [
+        video_features.VERSION,
+        protocol,
+        cache.data_fingerprint,
+        list(cache.clips("train").shape),
+        cache.num_classes,
+    ]
     return experiment.cache_dir / "extractors" / _fingerprint(key)
 
 
 def _i3d(experiment: Experiment) -> I3D:
     evaluation = experiment.evaluation
     assert evaluation.extractor_path is not None  # checked at the door
-    return load_i3d(evaluation.extractor_path, evaluation.extractor_sha256, evaluation.protocol, PUBLISHED[evaluation.protocol])
+    return load_i3d(
+        evaluation.extractor_path, evaluation.extractor_sha256, evaluation.protocol, PUBLISHED[evaluation.protocol]
+    )
 
 
 def _divisor(extractor: Extractor | I3D) -> Divisor:
@@ -225,22 +246,38 @@ def _reference(
     folder = experiment.cache_dir / "references" / _fingerprint(key)
     if not folder.exists():
         device = _device(experiment)
-        features, motion, accuracies = _describe(cache, extractor, classifier, tokenizer, split, clips, device, progress)
+        features, motion, accuracies = _describe(
+            cache, extractor, classifier, tokenizer, split, clips, device, progress
+        )
         facts = {"reference_clips": clips, **accuracies}
         if experiment.evaluation.flow:
-            shown = (video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS), device))
-            facts["reference_flow_unexplained"] = unexplained(np.concatenate([flow_changes(video_BFCHW) for video_BFCHW in shown]))
+            shown = (
+                video_BFCHW for _, video_BFCHW in _real_clips(cache, tokenizer, split, min(clips, FLOW_CLIPS), device)
+            )
+            facts["reference_flow_unexplained"] = unexplained(
+                np.concatenate([flow_changes(video_BFCHW) for video_BFCHW in shown])
+            )
         if floor_clips >= 2 and split == "train":
-            heldout_features, heldout_motion, _ = _describe(cache, extractor, None, tokenizer, "test", floor_clips, device, progress)
+            heldout_features, heldout_motion, _ = _describe(
+                cache, extractor, None, tokenizer, "test", floor_clips, device, progress
+            )
             labels = cache.labels("test")[:floor_clips]
-            floor: Interval = frechet_interval(heldout_features, FeatureStatistics.of(features, _divisor(extractor)), labels)
-            facts |= {"floor_clips": floor_clips, "fvd_floor": floor.value, "motion_floor": motion_distance(heldout_motion, motion)}
+            floor: Interval = frechet_interval(
+                heldout_features, FeatureStatistics.of(features, _divisor(extractor)), labels
+            )
+            facts |= {
+                "floor_clips": floor_clips,
+                "fvd_floor": floor.value,
+                "motion_floor": motion_distance(heldout_motion, motion),
+            }
         arrays = {"features": features, "motion": motion}
 
         def save(target: Path) -> None:
             target.mkdir(parents=True)
             save_file(arrays, target / "reference.safetensors")
-            (target / "reference.json").write_text(json.dumps({"key": key, "facts": facts}, indent=1) + "\n", encoding="utf-8")
+            (target / "reference.json").write_text(
+                json.dumps({"key": key, "facts": facts}, indent=1) + "\n", encoding="utf-8"
+            )
 
         publish(folder, save)
     try:
@@ -248,7 +285,8 @@ def _reference(
         return folder, load_file(folder / "reference.safetensors"), facts
     except (OSError, ValueError, KeyError, SafetensorError) as error:
         raise DataError(
-            f"{folder} does not hold reference features that can be read; delete that folder and they are computed again"
+            f"{folder} does not hold reference features that can be read; delete that folder and they are computed"
+            " again"
         ) from error
 
 
@@ -262,7 +300,9 @@ def _describe(
     device: str,
     progress: Progress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
-    """Features and motion features of the first real clips, and how well a classifier knows them: the ceiling of generated ones."""
+    """Features and motion features of the first real clips, and how well a classifier knows them: the ceiling of
+    generated ones.
+    """
     features, motion, hits, frame_hits = [], [], [], []
     for start, video_BFCHW in _real_clips(cache, tokenizer, split, clips, device):
         described = extractor.describe(video_BFCHW, device)
@@ -281,13 +321,19 @@ def _describe(
     return np.concatenate(features), np.concatenate(motion), accuracies
 
 
-def classes_of(video_BFCHW: Tensor, described: Described, extractor: Extractor | I3D, classifier: Extractor, device: str) -> Described:
+def classes_of(
+    video_BFCHW: Tensor, described: Described, extractor: Extractor | I3D, classifier: Extractor, device: str
+) -> Described:
     """The clips as the classifier sees them, which may be what the extractor has said already."""
     return described if classifier is extractor else classifier.describe(video_BFCHW, device)
 
 
-def _real_clips(cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int, device: str) -> Iterator[tuple[int, Tensor]]:
-    """Batches of the first clips with the number of their first: decoded from their tokens on `device`, or raw without a tokenizer."""
+def _real_clips(
+    cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int, device: str
+) -> Iterator[tuple[int, Tensor]]:
+    """Batches of the first clips with the number of their first: decoded from their tokens on `device`, or raw without
+    a tokenizer.
+    """
     for start in range(0, clips, BATCH_CLIPS):
         stop = min(start + BATCH_CLIPS, clips)
         if tokenizer is None:

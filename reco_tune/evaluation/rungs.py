@@ -1,8 +1,9 @@
-"""What runs are judged by before they are trained: the kernel distance of a few generated clips, which needs no more of them to be fair.
+"""What runs are judged by before they are trained: the kernel distance of a few generated clips, which needs no more of
+them to be fair.
 
-The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds; where the batch size does not divide their
-number, the last batch is a shorter one), and compared with the same real ones. So all runs meet the same draws, and the value depends on
-the model alone: not on the number of ranks, nor on when it is measured.
+The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds; where the batch size
+does not divide their number, the last batch is a shorter one), and compared with the same real ones. So all runs meet
+the same draws, and the value depends on the model alone: not on the number of ranks, nor on when it is measured.
 """
 
 from __future__ import annotations
@@ -29,13 +30,24 @@ class KernelAtRungs:
     """A `measure` of `training.fit`."""
 
     def __init__(
-        self, experiment: Experiment, cache: TokenCache, steps: Container[int], group: Group = Group(), progress: Progress = quiet
+        self,
+        experiment: Experiment,
+        cache: TokenCache,
+        steps: Container[int],
+        group: Group = Group(),
+        progress: Progress = quiet,
     ) -> None:
         """
         Args:
             steps: ends of the rungs at which it measures; at others nothing is generated, loaded or known.
         """
-        self._experiment, self._cache, self._steps, self._group, self._progress = experiment, cache, steps, group, progress
+        self._experiment, self._cache, self._steps, self._group, self._progress = (
+            experiment,
+            cache,
+            steps,
+            group,
+            progress,
+        )
 
     def __call__(self, step: int, model: VideoTransformer) -> Measured:
         if step not in self._steps:
@@ -51,7 +63,9 @@ class KernelAtRungs:
 
     def _distance(self, model: VideoTransformer, clock: Clock) -> float:
         with clock.measure("evaluation"):
-            prepared = prepare_together(self._experiment, self._cache, self._group)  # not kept: between rungs a GPU is training's alone
+            prepared = prepare_together(
+                self._experiment, self._cache, self._group
+            )  # not kept: between rungs a GPU is training's alone
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
             labels_N = torch.from_numpy(asked_labels(self._experiment, self._cache)[:RUNG_CLIPS])
         device = str(model.position_embedding.device)
@@ -62,10 +76,14 @@ class KernelAtRungs:
         for done, batch in enumerate(own, 1):
             with clock.measure("generation"):
                 labels_B = labels_N[batch.start : batch.stop]
-                generated = generate_clips(model, self._experiment, tokenizer, self._cache.grid, labels_B, batch.draw_seed)
+                generated = generate_clips(
+                    model, self._experiment, tokenizer, self._cache.grid, labels_B, batch.draw_seed
+                )
             with clock.measure("evaluation"):
                 places.append(torch.arange(batch.start, batch.stop))
-                features.append(torch.from_numpy(prepared.extractor.describe(generated.video_BFCHW, device).features_BD))
+                features.append(
+                    torch.from_numpy(prepared.extractor.describe(generated.video_BFCHW, device).features_BD)
+                )
             self._progress(done, len(own), "generating clips for its rung")
         with clock.measure("evaluation"):
             place_N, features_ND = (torch.cat(self._group.gather(torch.cat(parts))) for parts in (places, features))

@@ -1,7 +1,7 @@
 """How far a model's states jump between neighbours: local Lipschitz estimates of h along tokens and across frames.
 
-Knows models and tokens; nothing of pixels. A penalty on the jumps can also be paid by shrinking h, which changes nothing that the model
-knows; so every estimate stands raw and relative to |h|, and only the relative one is smoothness.
+Knows models and tokens; nothing of pixels. A penalty on the jumps can also be paid by shrinking h, which changes
+nothing that the model knows; so every estimate stands raw and relative to |h|, and only the relative one is smoothness.
 """
 
 from __future__ import annotations
@@ -17,7 +17,8 @@ BATCH_CLIPS = 32
 
 
 class Smoothness(NamedTuple):
-    """Root mean square of ||h_j - h_i|| over clips and pairs of neighbouring positions, h the output of the last block."""
+    """Root mean square of ||h_j - h_i|| over clips and pairs of neighbouring positions, h the output of the
+    last block."""
 
     tokens: float
     """j = i + 1: the width times the raw continuity term, under the root."""
@@ -34,7 +35,9 @@ def smoothness(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tok
     device = model.position_embedding.device
     sums = {"size": 0.0, "tokens": 0.0, "frames": 0.0}
     for tokens, labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
-        hidden_BTD = model.window(tokens.to(device).long(), labels.to(device), 0, model.settings.num_tokens).hidden_BWD.double()
+        hidden_BTD = model.window(
+            tokens.to(device).long(), labels.to(device), 0, model.settings.num_tokens
+        ).hidden_BWD.double()
         sums["size"] += float(hidden_BTD.square().sum())
         for name, lag in (("tokens", 1), ("frames", tokens_per_block)):
             sums[name] += float((hidden_BTD[:, lag:] - hidden_BTD[:, :-lag]).square().sum())

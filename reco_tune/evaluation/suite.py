@@ -1,7 +1,9 @@
-"""The whole evaluation of one trained model: generated clips, their distances to real ones, and the analyses of where they go wrong.
+"""The whole evaluation of one trained model: generated clips, their distances to real ones, and the analyses of where
+they go wrong.
 
-Knows models, generation and the measures beside it; writes nothing but samples.npz. Batches of generated clips (`draws`) are spread over
-the ranks of a group and gathered in their order: the result does not depend on how many ranks there are.
+Knows models, generation and the measures beside it; writes nothing but samples.npz. Batches of generated clips
+(`draws`) are spread over the ranks of a group and gathered in their order: the result does not depend on how many ranks
+there are.
 """
 
 from __future__ import annotations
@@ -64,7 +66,8 @@ def evaluate(
 ) -> EvaluationResult:
     """Generates `evaluation.samples` clips per sampling seed and compares them with the real ones.
 
-    Where the cache holds codes alone (`data.layout: tokens`), nothing is compared; the curves by block and the steps of h are all.
+    Where the cache holds codes alone (`data.layout: tokens`), nothing is compared; the curves by block and the steps of
+    h are all.
 
     Args:
         model: on its device, the same on all ranks.
@@ -79,7 +82,9 @@ def evaluate(
     try:
         if not cache.has_pixels:
             curves, scalars, growth = _analysed(model, experiment, cache, None, asked_labels(experiment, cache), group)
-            return EvaluationResult(scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {}))
+            return EvaluationResult(
+                scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {})
+            )
         with clock.measure("evaluation"):
             prepared = prepare_together(experiment, cache, group)
         clips = _generated(model, experiment, cache, prepared, group, clock, progress)
@@ -108,7 +113,9 @@ def evaluate(
         "interval": "95%, delete-group jackknife over generated clips, reference held fixed",
         "covariance_divisor": prepared.statistics.divisor,
         "fvd_bias": {"samples": bias.samples, "limit": bias.limit if math.isfinite(bias.limit) else None},
-        "rank_deficient": experiment.evaluation.samples <= prepared.statistics.dimensions or prepared.statistics.rank_deficient,
+        "rank_deficient": (
+            experiment.evaluation.samples <= prepared.statistics.dimensions or prepared.statistics.rank_deficient
+        ),
         **prepared.facts,
     }
     return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
@@ -131,7 +138,13 @@ class _Clips(NamedTuple):
 
 
 def _generated(
-    model: VideoTransformer, experiment: Experiment, cache: TokenCache, prepared: Prepared, group: Group, clock: Clock, progress: Progress
+    model: VideoTransformer,
+    experiment: Experiment,
+    cache: TokenCache,
+    prepared: Prepared,
+    group: Group,
+    clock: Clock,
+    progress: Progress,
 ) -> _Clips:
     """Generates this rank's batches, describes them and gathers what all ranks found."""
     evaluation, data = experiment.evaluation, experiment.data
@@ -153,7 +166,12 @@ def _generated(
     for done, batch in enumerate(own, 1):
         with clock.measure("generation"):
             generated = generate_clips(
-                model, experiment, tokenizer, cache.grid, torch.from_numpy(labels[batch.start : batch.stop]), batch.draw_seed
+                model,
+                experiment,
+                tokenizer,
+                cache.grid,
+                torch.from_numpy(labels[batch.start : batch.stop]),
+                batch.draw_seed,
             )
         with clock.measure("evaluation"):
             places = torch.arange(batch.stop - batch.start) + batch.start + batch.sampling_seed * evaluation.samples
@@ -195,7 +213,9 @@ def _order_below(place_N: Tensor, limit: int) -> Tensor:
 def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[str, float]:
     """Every distance per sampling seed, then their mean."""
     parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
-    fvd = mean_interval([frechet_interval(clips.features_ND[part], prepared.statistics, clips.labels_N[part]) for part in parts])
+    fvd = mean_interval(
+        [frechet_interval(clips.features_ND[part], prepared.statistics, clips.labels_N[part]) for part in parts]
+    )
     kernels = [kernel_interval(clips.features_ND[part], prepared.features_MD, clips.labels_N[part]) for part in parts]
     kernel = mean_interval(kernels, floor=-math.inf)
     metrics = {
@@ -205,7 +225,9 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
         q.KERNEL_DISTANCE.name: kernel.value,
         q.KERNEL_DISTANCE_LOW.name: kernel.low,
         q.KERNEL_DISTANCE_HIGH.name: kernel.high,
-        q.MOTION_DISTANCE.name: float(np.mean([motion_distance(clips.motion_ND[part], prepared.motion_MD) for part in parts])),
+        q.MOTION_DISTANCE.name: float(
+            np.mean([motion_distance(clips.motion_ND[part], prepared.motion_MD) for part in parts])
+        ),
     }
     if len(clips.flow_C2):
         metrics[q.FLOW_UNEXPLAINED.name] = unexplained(clips.flow_C2)
@@ -215,11 +237,18 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
 
 
 _Analyses = tuple[dict[str, list[float]], dict[str, float], dict[str, Any] | None]
-"""Curves by block, scalars of them and of the steps of h, and the law of the error's growth where there are blocks enough to tell."""
+"""Curves by block, scalars of them and of the steps of h, and the law of the error's growth where there are blocks
+enough to tell.
+"""
 
 
 def _analysed(
-    model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64], group: Group
+    model: VideoTransformer,
+    experiment: Experiment,
+    cache: TokenCache,
+    tokens_AT: Tensor | None,
+    labels_N: NDArray[np.int64],
+    group: Group,
 ) -> _Analyses:
     """`_analyses`, made by rank 0 and known to all."""
     if not experiment.evaluation.analyses:
@@ -230,7 +259,11 @@ def _analysed(
 
 
 def _analyses(
-    model: VideoTransformer, experiment: Experiment, cache: TokenCache, tokens_AT: Tensor | None, labels_N: NDArray[np.int64]
+    model: VideoTransformer,
+    experiment: Experiment,
+    cache: TokenCache,
+    tokens_AT: Tensor | None,
+    labels_N: NDArray[np.int64],
 ) -> _Analyses:
     arm = build_arm(experiment, cache)
     per_block = cache.grid.tokens_per_block
@@ -253,7 +286,11 @@ def _analyses(
     if law is not None:
         scalars |= {q.ERROR_GROWTH_RATE.name: law.exponential_rate, q.ERROR_GROWTH_SLOPE.name: law.linear_slope}
         scalars[q.ERROR_GROWTH_AIC.name] = law.aic_linear - law.aic_exponential
-    return curves, {name: value for name, value in scalars.items() if math.isfinite(value)}, None if law is None else asdict(law)
+    return (
+        curves,
+        {name: value for name, value in scalars.items() if math.isfinite(value)},
+        None if law is None else asdict(law),
+    )
 
 
 def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:
@@ -262,13 +299,17 @@ def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: T
     for number, labels in enumerate(labels_B.split(sampling.batch_size)):
         generator = torch.Generator(device).manual_seed(seed_of("pieces", number))
         parts.append(
-            model.generate(labels.to(device), generator, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance).cpu()
+            model.generate(
+                labels.to(device), generator, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance
+            ).cpu()
         )
     return torch.cat(parts)
 
 
 def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A real clip of each class [S, F, C, H, W], the n-th one where a class is asked for the n-th time; held-out clips, as decoded."""
+    """A real clip of each class [S, F, C, H, W], the n-th one where a class is asked for the n-th time; held-out clips,
+    as decoded.
+    """
     clips, known = cache.clips("test"), cache.labels("test")
     known = known[: len(clips)] if experiment.data.class_conditional else np.zeros(len(clips), dtype=np.int64)
     chosen = []

@@ -1,8 +1,8 @@
 """Feature extractors of video: what turns a clip into the 48 numbers whose distribution FVD compares.
 
-Knows pixels, class labels and how to fit, save and load an extractor; knows nothing of token models, sampling or distances.
-Every extractor is fitted on raw training clips, is the same bit for bit for the same clips on the same machine type (one thread),
-and has a hash of its weights, which stands beside every number made with it.
+Knows pixels, class labels and how to fit, save and load an extractor; knows nothing of token models, sampling or
+distances. Every extractor is fitted on raw training clips, is the same bit for bit for the same clips on the same
+machine type (one thread), and has a hash of its weights, which stands beside every number made with it.
 
     B clips   F frames   C = 3 channels   H, W pixels   D = 48 features
 """
@@ -24,7 +24,15 @@ from safetensors import SafetensorError
 from torch import Tensor, nn
 
 from reco_tune.errors import DataError, SettingsError
-from reco_tune.evaluation.feature_networks import BATCH_CLIPS, SEED, Clips, PixelProjection, VideoNetwork, motion_targets, pixels
+from reco_tune.evaluation.feature_networks import (
+    BATCH_CLIPS,
+    SEED,
+    Clips,
+    PixelProjection,
+    VideoNetwork,
+    motion_targets,
+    pixels,
+)
 from reco_tune.progress import Progress, quiet
 from reco_tune.threads import one_thread
 
@@ -34,7 +42,9 @@ Labels = NDArray[np.int64]
 VERSION = 1
 """Of the extractors below: raised whenever the same weights would give other features for the same clips."""
 FIT_STEPS, FIT_PASSES, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 60, 64, 5e-3
-"""At most so many steps, and at most so many passes over the clips: a few hundred clips are known by heart long before 640 steps."""
+"""At most so many steps, and at most so many passes over the clips: a few hundred clips are known by heart long before
+640 steps.
+"""
 MOTION_WEIGHT, FRAME_WEIGHT = 0.3, 0.3
 
 
@@ -72,7 +82,13 @@ class Extractor:
         folder.mkdir(parents=True, exist_ok=True)
         weights = {name: value.cpu().contiguous() for name, value in self.network.state_dict().items()}
         safetensors.torch.save_file(weights, folder / "extractor.safetensors")
-        described = {"version": VERSION, "protocol": self.protocol, "quality": self.quality, "hash": self.hash, **self.network.shape}
+        described = {
+            "version": VERSION,
+            "protocol": self.protocol,
+            "quality": self.quality,
+            "hash": self.hash,
+            **self.network.shape,
+        }
         (folder / "extractor.json").write_text(json.dumps(described, indent=1) + "\n", encoding="utf-8")
 
 
@@ -88,24 +104,29 @@ def fit_extractor(
 ) -> Extractor:
     """Fits the extractor of a protocol on raw training clips.
 
-    native: a small 3D CNN that learns the clip's class and four motion numbers computed from the pixels (`motion_targets`), so that
-        its features see both what is shown and how it moves; beside it a small 2D CNN that learns the class of single frames.
+    native: a small 3D CNN that learns the clip's class and four motion numbers computed from the pixels
+    (`motion_targets`), so that
+        its features see both what is shown and how it moves; beside it a small 2D CNN that learns the class of single
+        frames.
     native-random: the same 3D CNN at fixed random weights.
     native-pca: principal components of all pixels of a clip.
 
-    The features are centred and scaled by one number so that over the training clips their mean is 0 and their mean variance 1: the
-    distances of all protocols then have one order of magnitude (which does not make them comparable).
+    The features are centred and scaled by one number so that over the training clips their mean is 0 and their mean
+    variance 1: the distances of all protocols then have one order of magnitude (which does not make them comparable).
 
     Raises:
         SettingsError: for `native` without classes.
         DataError: for fewer than 2 clips.
     """
     if len(clips_NFCHW) < 2:
-        raise DataError(f"a feature extractor needs at least 2 training clips, but the token cache keeps {len(clips_NFCHW)}; add videos")
+        raise DataError(
+            f"a feature extractor needs at least 2 training clips, but the token cache keeps {len(clips_NFCHW)}; add"
+            " videos"
+        )
     if protocol == "native" and num_classes < 2:
         raise SettingsError(
-            "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has one class; "
-            "set it to native-random or native-pca"
+            "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has one"
+            " class; set it to native-random or native-pca"
         )
     quality: dict[str, float] = {}
     with one_thread():
@@ -140,7 +161,9 @@ def load_extractor(folder: Path) -> Extractor:
         network: VideoNetwork | PixelProjection
         with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are overwritten at once
             network = (
-                PixelProjection(*described["sizes"]) if described["protocol"] == "native-pca" else VideoNetwork(described["num_classes"])
+                PixelProjection(*described["sizes"])
+                if described["protocol"] == "native-pca"
+                else VideoNetwork(described["num_classes"])
             )
         network.load_state_dict(weights)
         extractor = Extractor(described["protocol"], network.eval(), described["quality"], described["hash"])
@@ -150,7 +173,8 @@ def load_extractor(folder: Path) -> Extractor:
         ) from error
     if extractor.hash != _hash(extractor.protocol, network):
         raise DataError(
-            f"{folder} holds a feature extractor whose weights do not have their hash; delete that folder and it is fitted again"
+            f"{folder} holds a feature extractor whose weights do not have their hash; delete that folder and it is"
+            " fitted again"
         )
     return extractor
 
@@ -180,8 +204,12 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
         frame = torch.randint(batch.shape[2], (len(batch),), generator=generator)
         features = network.features(batch)
         loss = F.cross_entropy(network.class_head(features), labels)
-        loss = loss + MOTION_WEIGHT * F.mse_loss(network.motion_head(features), (motion_targets(batch) - center) / spread)
-        loss = loss + FRAME_WEIGHT * F.cross_entropy(network.frame_logits(batch[torch.arange(len(batch)), :, frame]), labels)
+        loss = loss + MOTION_WEIGHT * F.mse_loss(
+            network.motion_head(features), (motion_targets(batch) - center) / spread
+        )
+        loss = loss + FRAME_WEIGHT * F.cross_entropy(
+            network.frame_logits(batch[torch.arange(len(batch)), :, frame]), labels
+        )
         optimizer.zero_grad()
         loss.backward()
         optimizer.step()
@@ -192,10 +220,15 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
 def _motion_scale(clips_NFCHW: Clips) -> tuple[Tensor, Tensor]:
     """Centre and spread [4] of the motion targets over the first training clips."""
     targets = motion_targets(pixels(clips_NFCHW[:1024]))
-    return targets.mean(dim=0), targets.std(dim=0) + 1e-3  # the floor: clips without any motion must not blow rounding up
+    return (
+        targets.mean(dim=0),
+        targets.std(dim=0) + 1e-3,
+    )  # the floor: clips without any motion must not blow rounding up
 
 
-def _quality(network: VideoNetwork, clips_NFCHW: Clips, heldout_NFCHW: Clips, labels_N: Labels, device: str) -> dict[str, float]:
+def _quality(
+    network: VideoNetwork, clips_NFCHW: Clips, heldout_NFCHW: Clips, labels_N: Labels, device: str
+) -> dict[str, float]:
     """Held-out accuracies, and the share of the motion targets' variance that the features explain."""
     center, spread = _motion_scale(clips_NFCHW)
     hits = frame_hits = 0.0
@@ -211,7 +244,9 @@ def _quality(network: VideoNetwork, clips_NFCHW: Clips, heldout_NFCHW: Clips, la
             wanted = (motion_targets(batch).cpu() - center) / spread
             errors.append(network.motion_head(network.features(batch)).cpu() - wanted)
             targets.append(wanted)
-    unexplained = torch.cat(errors).square().mean() / torch.cat(targets).var(dim=0, correction=0).mean().clamp_min(1e-12)
+    unexplained = torch.cat(errors).square().mean() / torch.cat(targets).var(dim=0, correction=0).mean().clamp_min(
+        1e-12
+    )
     count = len(heldout_NFCHW)
     return {"class_accuracy": hits / count, "frame_accuracy": frame_hits / count, "motion_r2": float(1 - unexplained)}
 

@@ -3,8 +3,10 @@
 Knows models, tokenizers and the scheme that a model was trained with; refuses to know how single codes are drawn.
 
     full, window, masked_full    one sequence of all blocks, then decoded
-    fewer_frames                 a piece, decoded; its last pixel frame encoded again is block 0 of the next piece, and so on
-    fewer_frames_tokens          a piece; its last block is given to the next one as it is; all decoded together in the end
+    fewer_frames                 a piece, decoded; its last pixel frame encoded again is block 0 of the next piece, and
+    so on
+    fewer_frames_tokens          a piece; its last block is given to the next one as it is; all decoded together in the
+    end
 """
 
 from __future__ import annotations
@@ -59,7 +61,9 @@ def generate_clips(
     if experiment.window.scheme == "fewer_frames":
         frames = 1 + (grid.blocks - 1) * tokenizer.temporal_stride
         return Generated(_pixel_rollout(draw, tokenizer, grid, labels_B, frames).cpu(), None)
-    tokens_BT = _token_rollout(draw, grid, labels_B) if experiment.window.scheme == "fewer_frames_tokens" else draw(labels_B)
+    tokens_BT = (
+        _token_rollout(draw, grid, labels_B) if experiment.window.scheme == "fewer_frames_tokens" else draw(labels_B)
+    )
     return Generated(_decode(tokenizer, grid, tokens_BT).cpu(), tokens_BT.cpu())
 
 

@@ -1,4 +1,5 @@
-"""The autoregressive transformer over the codes of a clip. Knows nothing of videos, tokenizers, losses or optimisers."""
+"""The autoregressive transformer over the codes of a clip. Knows nothing of videos, tokenizers, losses or
+optimisers."""
 
 from reco_tune.model.transformer import ModelSettings, VideoTransformer, WindowOutput
 

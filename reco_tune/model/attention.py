@@ -32,7 +32,11 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | N
     The prefix gets no gradient on the CPU's row-block form whatever it requires, so it must come without a graph.
     """
     length = queries.shape[2]
-    if queries.device.type == "cpu" and queries.dtype in (torch.float32, torch.float64) and length > LONGEST_IN_ONE_CALL:
+    if (
+        queries.device.type == "cpu"
+        and queries.dtype in (torch.float32, torch.float64)
+        and length > LONGEST_IN_ONE_CALL
+    ):
         return _RowBlocks.apply(queries, keys, values, *(prefix or (keys[:, :, :0], values[:, :, :0])), ROWS)
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
@@ -41,20 +45,24 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | N
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=_mask(length, keys.shape[2], queries))
     from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used
 
-    # On a GPU the bias object, unlike a mask, keeps the flash kernel; on the CPU it would be turned into a mask every time.
+    # On a GPU the bias object, unlike a mask, keeps the flash kernel; on the CPU it would be turned into a mask every
+    # time.
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_lower_right(length, keys.shape[2]))
 
 
 class _RowBlocks(torch.autograd.Function):
     """Exact attention in blocks of query rows, which do not pay for what lies behind their last row.
 
-    The CPU's fused kernel skips masked keys 512 at a time, so a causal window of 512 costs as much as the whole square. Here each
-    block of rows reads only the keys up to its last row. Backward splits the keys: those of the window go through the fused
-    backward, those of the prefix, which need no gradient, through the three products that dQ takes instead of five.
+    The CPU's fused kernel skips masked keys 512 at a time, so a causal window of 512 costs as much as the whole square.
+    Here each block of rows reads only the keys up to its last row. Backward splits the keys: those of the window go
+    through the fused backward, those of the prefix, which need no gradient, through the three products that dQ takes
+    instead of five.
     """
 
     @staticmethod
-    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor, rows: int) -> Tensor:
+    def forward(
+        ctx: Any, queries: Tensor, keys: Tensor, values: Tensor, prefix_keys: Tensor, prefix_values: Tensor, rows: int
+    ) -> Tensor:
         length, before = queries.shape[2], prefix_keys.shape[2]
         if before:
             keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
@@ -64,7 +72,10 @@ class _RowBlocks(torch.autograd.Function):
             end = min(begin + rows, length)
             seen = before + end
             output, log_sum = _fused(
-                queries[:, :, begin:end], keys[:, :, :seen], values[:, :, :seen], attn_mask=mask[begin - end :, length - end :]
+                queries[:, :, begin:end],
+                keys[:, :, :seen],
+                values[:, :, :seen],
+                attn_mask=mask[begin - end :, length - end :],
             )
             outputs.append(output.transpose(1, 2))
             log_sums.append(log_sum)
@@ -86,7 +97,8 @@ class _RowBlocks(torch.autograd.Function):
             end = min(begin + ctx.rows, length)
             part = (grad[:, :, begin:end], queries[:, :, begin:end], output[:, :, begin:end], log_sums[index])
             grad_part, queries_part, output_part, log_sum = part
-            # Output and log-sum-exp are those over ALL keys: with them, and only with them, each group of keys gives its share.
+            # Output and log-sum-exp are those over ALL keys: with them, and only with them, each group of keys gives
+            # its share.
             dq, dk, dv = _fused_backward(
                 grad_part, queries_part, keys[:, :, :end], values[:, :, :end], output_part, log_sum,
                 dropout_p=0.0, is_causal=False, attn_mask=mask[begin - end :, before + length - end :],
@@ -112,5 +124,7 @@ def _query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tens
 
 
 def _mask(rows: int, columns: int, like: Tensor) -> Tensor:
-    """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows + i."""
+    """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows +
+    i.
+    """
     return torch.full((rows, columns), -torch.inf, dtype=like.dtype).triu_(columns - rows + 1)

@@ -1,9 +1,9 @@
 """What a training step costs in floating-point operations: arithmetic on shapes, nothing measured.
 
-Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward of which the
-last layer makes keys and values only; the head counts; embeddings, norms, the loss and the optimiser do not. A rectangle of
-masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing computes twice: the limit is
-what the method needs, not what a kernel does.
+Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward of
+which the last layer makes keys and values only; the head counts; embeddings, norms, the loss and the optimiser do not.
+A rectangle of masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing
+computes twice: the limit is what the method needs, not what a kernel does.
 """
 
 from __future__ import annotations
@@ -22,7 +22,9 @@ def step_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: 
         ValueError: where the window does not lie in the clip.
     """
     if not (start >= 0 and length >= 1 and start + length <= settings.num_tokens):
-        raise ValueError(f"window {start}..{start + length - 1} must lie in tokens 0..{settings.num_tokens - 1} of the clip")
+        raise ValueError(
+            f"window {start}..{start + length - 1} must lie in tokens 0..{settings.num_tokens - 1} of the clip"
+        )
     read = prefix_inputs(start, prefix_tokens)
     return 3 * forward_flops(settings, read, length) + prefix_flops(settings, read)
 
@@ -33,7 +35,9 @@ def backward_flops(settings: ModelSettings, start: int, length: int, prefix_toke
 
 
 def forward_flops(settings: ModelSettings, start: int, length: int) -> int:
-    """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are there."""
+    """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are
+    there.
+    """
     width = settings.width
     layers = settings.depth * (24 * width**2 * length + _attention(width, length * start + _triangle(length)))
     return layers + 2 * width * settings.num_codes * length
@@ -59,8 +63,12 @@ def speedup_limit(settings: ModelSettings, sampler: WindowSampler) -> float:
         ValueError: where sampler and model disagree about the tokens of a clip.
     """
     if sampler.num_tokens != settings.num_tokens:
-        raise ValueError(f"the sampler is for clips of {sampler.num_tokens} tokens, the model for {settings.num_tokens}")
-    expected = sum(p * step_flops(settings, start, sampler.length_tokens) for start, p in sampler.distribution().items())
+        raise ValueError(
+            f"the sampler is for clips of {sampler.num_tokens} tokens, the model for {settings.num_tokens}"
+        )
+    expected = sum(
+        p * step_flops(settings, start, sampler.length_tokens) for start, p in sampler.distribution().items()
+    )
     return step_flops(settings, 0, settings.num_tokens) / expected
 
 

@@ -9,7 +9,9 @@ from reco_tune.model.attention import attend
 
 
 class LayerCache:
-    """The keys and values of one layer, written in place; its buffers take shape, type and device from the first inputs."""
+    """The keys and values of one layer, written in place; its buffers take shape, type and device from the first
+    inputs.
+    """
 
     def __init__(self) -> None:
         self._keys: Tensor | None = None
@@ -32,4 +34,6 @@ class LayerCache:
         self._values[:, :, begin : self._length] = values
         if new > 1:
             return attend(queries, keys, values)
-        return F.scaled_dot_product_attention(queries, self._keys[:, :, : self._length], self._values[:, :, : self._length])
+        return F.scaled_dot_product_attention(
+            queries, self._keys[:, :, : self._length], self._values[:, :, : self._length]
+        )

@@ -5,17 +5,19 @@ It knows codes, positions and classes; not where codes come from, what a loss is
     B  clips of a batch      T  tokens of a clip, in raster order (block, row, column)      V  codes       D  width
     W  tokens of a window    s  its start                                                   H  heads       K  D / H
 
-Input i is token i-1 and the class at i = 0, so the output at i predicts token i, and a window of tokens s..s+W-1 reads the
-inputs s..s+W-1:
+Input i is token i-1 and the class at i = 0, so the output at i predicts token i, and a window of tokens s..s+W-1 reads
+the inputs s..s+W-1:
 
     input     class  e0  e1  e2 | e3   e4   e5 | e6 ...
     predicts   e0    e1  e2  e3 | e4   e5   e6 | ...
               `-- prefix, s=4 --´`- window, W=3 -´`- never computed
 
-The window attends to the keys and values of its prefix, which carry no gradient: neither through their own computation (the
-prefix runs without a graph) nor into the projections that make them. The last layer's prefix needs keys and values only.
+The window attends to the keys and values of its prefix, which carry no gradient: neither through their own computation
+(the prefix runs without a graph) nor into the projections that make them. The last layer's prefix needs keys and values
+only.
 
-Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (they cost a kernel each and buy nothing here).
+Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (they cost a kernel each and buy
+nothing here).
 """
 
 from __future__ import annotations
@@ -62,7 +64,9 @@ class WindowOutput(NamedTuple):
 
 
 class VideoTransformer(nn.Module):
-    """p(token | class, earlier tokens), for full sequences, for windows after a prefix without gradient, and for sampling."""
+    """p(token | class, earlier tokens), for full sequences, for windows after a prefix without gradient, and for
+    sampling.
+    """
 
     def __init__(
         self,
@@ -86,7 +90,8 @@ class VideoTransformer(nn.Module):
             raise ValueError(f"heads ({heads}) must divide width ({width})")
         if min(num_codes, num_tokens, num_classes, depth) < 1:
             raise ValueError(
-                f"num_codes, num_tokens, num_classes and depth must be 1 or more, got {(num_codes, num_tokens, num_classes, depth)}"
+                "num_codes, num_tokens, num_classes and depth must be 1 or more, got"
+                f" {(num_codes, num_tokens, num_classes, depth)}"
             )
         self.settings = ModelSettings(
             num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width, depth=depth, heads=heads
@@ -118,12 +123,14 @@ class VideoTransformer(nn.Module):
         prefix_tokens: int | None = None,
         activation_checkpointing: bool = False,
     ) -> WindowOutput:
-        """Predictions of tokens `start` .. `start + length - 1` only, with no gradient before `start` and no work after the window.
+        """Predictions of tokens `start` .. `start + length - 1` only, with no gradient before `start` and no work after
+        the window.
 
         Args:
-            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay absolute; the keys and
-                values of what is left are computed from what is left alone, so nothing of the rest leaks in. The class stays because
-                sampling always shows it: a window without it would learn to do without its condition.
+            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay
+            absolute; the keys and
+                values of what is left are computed from what is left alone, so nothing of the rest leaks in. The class
+                stays because sampling always shows it: a window without it would learn to do without its condition.
             activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
 
         Raises:
@@ -147,8 +154,14 @@ class VideoTransformer(nn.Module):
             ValueError: where the window does not lie in the clip.
         """
         if not (start >= 0 and length >= 1 and start + length <= self.settings.num_tokens):
-            raise ValueError(f"window {start}..{start + length - 1} must lie in tokens 0..{self.settings.num_tokens - 1} of the clip")
-        prefix = self._prefix(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens)) if start else [None] * len(self.blocks)
+            raise ValueError(
+                f"window {start}..{start + length - 1} must lie in tokens 0..{self.settings.num_tokens - 1} of the clip"
+            )
+        prefix = (
+            self._prefix(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens))
+            if start
+            else [None] * len(self.blocks)
+        )
         hidden_BWD = self._embed(tokens_BT, labels_B, start, start + length)
         for block, keys_values in zip(self.blocks, prefix, strict=True):
             if activation_checkpointing and torch.is_grad_enabled():
@@ -158,7 +171,9 @@ class VideoTransformer(nn.Module):
         return hidden_BWD
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> list[KeysValues]:
-        """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the last ones."""
+        """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the
+        last ones.
+        """
         with torch.no_grad():
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
             if 1 < read < start:
@@ -169,7 +184,8 @@ class VideoTransformer(nn.Module):
                 hidden_BSD, keys_values = block(hidden_BSD)
                 prefix.append(keys_values)
             prefix.append(last.keys_values(hidden_BSD))
-        torch.clear_autocast_cache()  # older torch would hand the weights cast here, which carry no gradient, to the window
+        # older torch would hand the weights cast here, which carry no gradient, to the window
+        torch.clear_autocast_cache()
         return prefix
 
     def _embed(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
@@ -213,7 +229,9 @@ class VideoTransformer(nn.Module):
             raise ValueError(f"prompt ({given} tokens) must not exceed the clip's {num_tokens} tokens")
         copies = 1 if guidance == 1 else 2
         labels = labels_B if copies == 1 else torch.cat([labels_B, torch.full_like(labels_B, self.null_class)])
-        tokens = labels.new_zeros(len(labels), num_tokens, dtype=torch.long)  # the null class reads the same tokens below
+        tokens = labels.new_zeros(
+            len(labels), num_tokens, dtype=torch.long
+        )  # the null class reads the same tokens below
         if prompt_BP is not None:
             tokens[:, :given] = prompt_BP.repeat(copies, 1)
         caches = [LayerCache() for _ in self.blocks]
@@ -223,7 +241,9 @@ class VideoTransformer(nn.Module):
             for block, cache in zip(self.blocks, caches, strict=True):
                 hidden = block.step(hidden, cache, num_tokens)
             logits = self.head(self.final_norm(hidden[:, -1])).float()
-            codes_B = draw_codes(guide(logits, guidance) if copies == 2 else logits, generator, temperature, top_k, top_p)
+            codes_B = draw_codes(
+                guide(logits, guidance) if copies == 2 else logits, generator, temperature, top_k, top_p
+            )
             tokens[:, position] = codes_B.repeat(copies)
             read = position + 1
         return tokens[:batch]
@@ -233,7 +253,11 @@ class VideoTransformer(nn.Module):
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 continue  # norms start at one
-            scale = 1 / math.sqrt(2 * self.settings.depth) if name.endswith(("attention_out.weight", "mlp_out.weight")) else 1.0
+            scale = (
+                1 / math.sqrt(2 * self.settings.depth)
+                if name.endswith(("attention_out.weight", "mlp_out.weight"))
+                else 1.0
+            )
             nn.init.normal_(parameter, std=0.02 * scale, generator=generator)
 
 
@@ -268,7 +292,8 @@ class Block(nn.Module):
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B, S, parts D] -> `parts` views of [B, H, S, K]."""
         batch, length, _ = projected.shape
-        # Unbound before they are transposed: backward then stacks the gradients straight into the layout of the projection.
+        # Unbound before they are transposed: backward then stacks the gradients straight into the layout of the
+        # projection.
         return tuple(part.transpose(1, 2) for part in projected.view(batch, length, parts, self.heads, -1).unbind(2))
 
     def _finish(self, hidden_BSD: Tensor, attended_BHSK: Tensor) -> Tensor:
@@ -278,7 +303,9 @@ class Block(nn.Module):
 
 def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -> Tensor:
     """The block's next hidden states; whatever it computes on the way is computed again for backward."""
-    from torch.utils.checkpoint import checkpoint  # its first call imports the compiler, so only who asks for it pays the seconds
+    from torch.utils.checkpoint import (
+        checkpoint,
+    )  # its first call imports the compiler, so only who asks for it pays the seconds
 
     def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
         following: Tensor = block(hidden, KeysValues(*prefix) if prefix else None)[0]
@@ -291,7 +318,8 @@ def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -
 class _Linear(nn.Linear):
     """Without bias and without torch's own initialisation, which would take draws from the global generator.
 
-    `nn.utils.skip_init` does the same through meta tensors, whose first use imports 490 modules (two seconds of every process).
+    `nn.utils.skip_init` does the same through meta tensors, whose first use imports 490 modules (two seconds of every
+    process).
     """
 
     def __init__(self, inputs: int, outputs: int) -> None:

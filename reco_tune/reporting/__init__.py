@@ -6,4 +6,14 @@ from reco_tune.reporting.report import Report, write_report
 from reco_tune.reporting.runs import load_runs, load_study
 from reco_tune.reporting.verdicts import Verdict, verdicts
 
-__all__ = ["Frontier", "Report", "Verdict", "ablation_table", "frontier", "load_runs", "load_study", "verdicts", "write_report"]
+__all__ = [
+    "Frontier",
+    "Report",
+    "Verdict",
+    "ablation_table",
+    "frontier",
+    "load_runs",
+    "load_study",
+    "verdicts",
+    "write_report",
+]

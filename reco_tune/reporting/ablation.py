@@ -10,7 +10,15 @@ from typing import NamedTuple
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.aggregate import LEVEL, Difference, Measured, holm, mean_interval, paired_difference, sign_flip_floor
+from reco_tune.reporting.aggregate import (
+    LEVEL,
+    Difference,
+    Measured,
+    holm,
+    mean_interval,
+    paired_difference,
+    sign_flip_floor,
+)
 from reco_tune.reporting.runs import (
     SEARCH,
     WHOLE,
@@ -46,7 +54,9 @@ COLUMNS = (
 )
 """Columns of ablation.csv."""
 DETAILS = ("pairs", "verdict")
-"""What tables for people say beside them: seeds that a row shares with the baseline, and in words what became of the comparison."""
+"""What tables for people say beside them: seeds that a row shares with the baseline, and in words what became of the
+comparison.
+"""
 ONE_SEED = " (1 seed)"
 """Ends a word that holds for one training seed: another may turn it round."""
 _MEANS = (
@@ -99,16 +109,19 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
 
 
 def ablation_rows(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """One row an arm and budget with `COLUMNS` and `DETAILS`; the baseline stands under every budget, under `half_compute` with its run at
-    half and its whole run (`runs.WHOLE`), which the differences of that budget are taken to.
+    """One row an arm and budget with `COLUMNS` and `DETAILS`; the baseline stands under every budget, under
+    `half_compute` with its run at half and its whole run (`runs.WHOLE`), which the differences of that budget are taken
+    to.
 
-    `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval over seeds at more
-    (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is its t test with Holm's correction over
-    the arms of the budget, empty at one seed; `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval.
-    The other columns are means over the runs. `caption(runs)` says the same in words.
+    `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval
+    over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is
+    its t test with Holm's correction over the arms of the budget, empty at one seed; `verdict` (better, worse, not
+    resolved) is what that p-value says, at one seed the interval. The other columns are means over the runs.
+    `caption(runs)` says the same in words.
 
     Raises:
-        ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked for.
+        ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
+        for.
     """
     table = pd.DataFrame([_row(one) for one in comparisons(runs, baseline)], columns=[*COLUMNS, *DETAILS])
     return table.astype({"seeds": int, "pairs": int})
@@ -121,7 +134,9 @@ def comparisons(runs: pd.DataFrame, baseline: str = BASELINE) -> list[Comparison
         ComparisonError: as `ablation_rows`.
     """
     if baseline != BASELINE and baseline not in set(runs["arm"]):
-        raise ComparisonError(f"no run is of the arm `{baseline}`, so it cannot be the baseline; take one of {', '.join(arm_order(runs))}")
+        raise ComparisonError(
+            f"no run is of the arm `{baseline}`, so it cannot be the baseline; take one of {', '.join(arm_order(runs))}"
+        )
     results = arm_results(runs)
     found: list[Comparison] = []
     for budget in budget_order(runs):
@@ -135,10 +150,12 @@ def comparisons(runs: pd.DataFrame, baseline: str = BASELINE) -> list[Comparison
 
 
 def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:
-    """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty without a difference.
+    """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty
+    without a difference.
 
     Args:
-        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the word says so.
+        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the
+        word says so.
     """
     if difference is None:
         return ""
@@ -149,12 +166,16 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
 
 def arm_results(runs: pd.DataFrame) -> dict[tuple[str, str], ArmResult]:
-    """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no arm."""
+    """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no
+    arm.
+    """
     results = {}
     for budget, arm, group in arm_runs(runs):
         fvd = {
             int(seed): Measured(float(value), float(low), float(high))
-            for seed, value, low, high in zip(group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True)
+            for seed, value, low, high in zip(
+                group["seed"], group["fvd"], group["fvd_low"], group["fvd_high"], strict=True
+            )
         }
         means = {name: float(group[name].mean()) for name in _MEANS}
         results[budget, arm] = ArmResult(budget, arm, fvd, means, str(group["protocol"].iloc[0]))
@@ -174,13 +195,21 @@ def arm_runs(runs: pd.DataFrame) -> Iterator[tuple[str, str, pd.DataFrame]]:
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(trial, why) of every fixed-arm run that the table leaves out; it is listed below the table, never dropped in silence."""
+    """(trial, why) of every fixed-arm run that the table leaves out; it is listed below the table, never dropped in
+    silence.
+    """
     reasons = exclusions(runs)
-    return [(trial, why) for trial, arm, why in zip(runs["trial"], runs["arm"], reasons, strict=True) if why and arm != SEARCH]
+    return [
+        (trial, why)
+        for trial, arm, why in zip(runs["trial"], runs["arm"], reasons, strict=True)
+        if why and arm != SEARCH
+    ]
 
 
 def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
-    """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected, and the origin."""
+    """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected,
+    and the origin.
+    """
     own = own_runs(runs)
     found = comparisons(own, baseline)
     if not found:
@@ -188,33 +217,42 @@ def caption(runs: pd.DataFrame, baseline: str = BASELINE) -> str:
     seeds, pairs = max(len(one.result.fvd) for one in found), max(one.pairs for one in found)
     if seeds <= 1:
         text = (
-            "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the training seed, "
-            "and there is no p-value."
+            "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the"
+            " training seed, and there is no p-value."
         )
     else:
         text = (
-            f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains sampling noise (and is "
-            f"taken to be no less than it; an arm at one seed has its sampling interval). Differences are paired with `{baseline}` by seed"
+            f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains"
+            " sampling noise (and is taken to be no less than it; an arm at one seed has its sampling interval)."
+            f" Differences are paired with `{baseline}` by seed"
         )
         text += (
             "; no arm shares two seeds with it, so there is no p-value."
             if pairs < 2
-            else "; p-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and decide the words. "
-            "They trust that differences are normal: a sign-flip test, which trusts nothing, could not give less than "
-            f"{sign_flip_floor(pairs):.2g} here."
+            else (
+                "; p-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and"
+                " decide the words. They trust that differences are normal: a sign-flip test, which trusts nothing,"
+                f" could not give less than {sign_flip_floor(pairs):.2g} here."
+            )
         )
     if fewer := [
         f"{one.result.arm} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.fvd)})"
         for one in found
         if 0 < one.pairs < len(one.result.fvd)
     ]:
-        text += f" Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some: {', '.join(fewer)}."
+        text += (
+            " Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some:"
+            f" {', '.join(fewer)}."
+        )
     if "half_compute" in budget_order(runs) and baseline == BASELINE:
         text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
     for budget in budget_order(runs):
         text += _detectable([one for one in found if one.result.budget == budget])
     if any(value is True for value in runs["rank_deficient"]):
-        text += " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs mean little."
+        text += (
+            " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs"
+            " mean little."
+        )
     return f"{text} {measured_with(comparable(own))}"
 
 
@@ -226,7 +264,10 @@ def _detectable(found: Sequence[Comparison]) -> str:
         if values := [value for value in known if math.isfinite(value)]:
             reach = f"{min(values):.2f} to {max(values):.2f}, by arm" if len(values) > 1 else f"{values[0]:.2f}"
             budget, baseline = found[0].result.budget.replace("_", " "), found[0].baseline
-            text += f" At {budget} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds with 80% power"
+            text += (
+                f" At {budget} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds"
+                " with 80% power"
+            )
             text += f"{noise} is {reach}."
     return text
 

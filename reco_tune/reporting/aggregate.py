@@ -1,7 +1,8 @@
 """Means, intervals and paired differences over training seeds: formulas only, no tables.
 
-Two sources of noise: `sampling` (which clips were generated, known from each run's own interval) and `training` (which seed trained the
-model, seen only with two seeds or more). The spread of results over training seeds already contains the sampling noise of each.
+Two sources of noise: `sampling` (which clips were generated, known from each run's own interval) and `training` (which
+seed trained the model, seen only with two seeds or more). The spread of results over training seeds already contains
+the sampling noise of each.
 """
 
 from __future__ import annotations
@@ -11,7 +12,12 @@ from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
 import numpy as np
-from scipy.special import nctdtrinc, ndtri, stdtr, stdtrit  # of scipy.stats the quantiles alone: it takes half a second to import
+from scipy.special import (
+    nctdtrinc,
+    ndtri,
+    stdtr,
+    stdtrit,
+)  # of scipy.stats the quantiles alone: it takes half a second to import
 
 CONFIDENCE = 0.95
 LEVEL = 0.05
@@ -29,9 +35,11 @@ class Measured(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut off at 0.
+        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut
+        off at 0.
 
-        Read as a normal interval: a run's own is of t quantiles with 19 degrees of freedom or more, so this is at most 1.14 times too much.
+        Read as a normal interval: a run's own is of t quantiles with 19 degrees of freedom or more, so this is at most
+        1.14 times too much.
         """
         return ((self.high - self.value) / _Z) ** 2 if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
 
@@ -43,7 +51,9 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-    """Of the t test over training seeds that the interval belongs to: below 0.05 where that excludes zero. NaN at one seed."""
+    """Of the t test over training seeds that the interval belongs to: below 0.05 where that excludes zero. NaN at one
+    seed.
+    """
     detectable: float
     """Smallest true difference that this comparison by itself finds with 80% power at the 5% level."""
     seeds: int
@@ -66,8 +76,8 @@ class Ratio(NamedTuple):
 def mean_interval(runs: Sequence[Measured], floor: float = 0.0, ceiling: float = math.inf) -> Measured:
     """Mean over training seeds with its 95% interval, of which no end lies below `floor` or above `ceiling`.
 
-    One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at least the mean sampling
-    variance: two seeds that happen to agree do not make the samples less random.
+    One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at
+    least the mean sampling variance: two seeds that happen to agree do not make the samples less random.
     """
     if len(runs) == 1:
         value, low, high = runs[0]
@@ -82,8 +92,9 @@ def mean_interval(runs: Sequence[Measured], floor: float = 0.0, ceiling: float =
 def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> Difference | None:
     """a minus b over the training seeds that both have; None where they share none.
 
-    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds' differences, and
-    the p-value of the same t; their variance is taken to be at least the sampling variance, for seeds may agree by accident.
+    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds'
+    differences, and the p-value of the same t; their variance is taken to be at least the sampling variance, for seeds
+    may agree by accident.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
@@ -94,29 +105,41 @@ def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> D
     if count == 1:
         known = sampling > 0
         error = math.sqrt(sampling) if known else math.inf
-        return Difference(delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1)
+        return Difference(
+            delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1
+        )
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
     if spread == 0 and delta:  # seeds that agree to the last digit, as shares of few clips may, tell of no spread
         return Difference(delta, -math.inf, math.inf, math.nan, math.nan, count)
     quantile = float(stdtrit(count - 1, 1 - LEVEL / 2))
     p_value = float(2 * stdtr(count - 1, -abs(delta) / spread)) if spread else 1.0
-    return Difference(delta, delta - quantile * spread, delta + quantile * spread, p_value, _shift(count, LEVEL) * spread, count)
+    return Difference(
+        delta, delta - quantile * spread, delta + quantile * spread, p_value, _shift(count, LEVEL) * spread, count
+    )
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None:
-    """a over b by a t interval over the seeds' logarithms; None where no seed has both above 0. At one seed the interval is unbounded."""
+    """a over b by a t interval over the seeds' logarithms; None where no seed has both above 0. At one seed the
+    interval is unbounded.
+    """
     logs = np.array([math.log(a[seed] / b[seed]) for seed in sorted(set(a) & set(b)) if a[seed] > 0 and b[seed] > 0])
     if not len(logs):
         return None
     mean, count = float(logs.mean()), len(logs)
-    half = math.inf if count == 1 else float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * logs.std(ddof=1)) / math.sqrt(count)
+    half = (
+        math.inf
+        if count == 1
+        else float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * logs.std(ddof=1)) / math.sqrt(count)
+    )
     return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
 
 
 def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int | None:
-    """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None above `most`.
+    """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None
+    above `most`.
 
-    At one seed only sampling noise is known, so the number is a lower bound, and at least 3: two tell a spread no one should trust.
+    At one seed only sampling noise is known, so the number is a lower bound, and at least 3: two tell a spread no one
+    should trust.
 
     Args:
         comparisons: made beside each other, of which Holm's correction may weigh this one as the first.
@@ -132,7 +155,9 @@ def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int
 
 
 def sign_flip_floor(seeds: int) -> float:
-    """The smallest two-sided p-value that a sign-flip test over `seeds` differences can give; a t test has no such floor."""
+    """The smallest two-sided p-value that a sign-flip test over `seeds` differences can give; a t test has no such
+    floor.
+    """
     return min(1.0, 2.0 ** (1 - seeds))
 
 
@@ -148,5 +173,7 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _shift(seeds: int, level: float) -> float:
-    """True difference, in standard errors, that a two-sided paired t test finds with 80% power: of the noncentral t distribution."""
+    """True difference, in standard errors, that a two-sided paired t test finds with 80% power: of the noncentral t
+    distribution.
+    """
     return float(nctdtrinc(seeds - 1, 1 - POWER, stdtrit(seeds - 1, 1 - level / 2)))

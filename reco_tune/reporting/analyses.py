@@ -1,4 +1,6 @@
-"""Tables behind the single questions that the scripts in analysis/ ask: λ, window and stride, curves by frame, several studies."""
+"""Tables behind the single questions that the scripts in analysis/ ask: λ, window and stride, curves by frame, several
+studies.
+"""
 
 from __future__ import annotations
 
@@ -38,22 +40,28 @@ LAMBDA_MEANS = ("val_cross_entropy", "continuity", "hidden_norm")
 
 
 def lambda_table(runs: pd.DataFrame) -> pd.DataFrame:
-    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, FVD with interval, validation cross-entropy, raw
-    continuity term, mean h², and whether the runs of that budget differ in λ, its reduction and the training seed alone.
+    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, FVD with interval, validation
+    cross-entropy, raw continuity term, mean h², and whether the runs of that budget differ in λ, its reduction and the
+    training seed alone.
     """
     rows = _weighted(runs)
     keys = ["budget", *LAMBDA, "arm", "trial", "seed"]
     values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm", "comparable"]
     rows = rows.iloc[rows[WEIGHT].astype(float).to_numpy().argsort(kind="stable")]
-    parts = [own.assign(comparable=not _beside(own, LAMBDA)) for own in (rows[rows["budget"] == budget] for budget in budget_order(runs))]
+    parts = [
+        own.assign(comparable=not _beside(own, LAMBDA))
+        for own in (rows[rows["budget"] == budget] for budget in budget_order(runs))
+    ]
     return pd.concat(parts)[[*keys, *values]].reset_index(drop=True)
 
 
 def window_stride_table(runs: pd.DataFrame, budget: str) -> pd.DataFrame:
-    """Windowed runs by arm, window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval of that FVD.
+    """Windowed runs by arm, window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval
+    of that FVD.
 
-    The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which may differ in other
-    settings. `comparable` says whether all runs of the budget differ in window, stride and training seed alone.
+    The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which
+    may differ in other settings. `comparable` says whether all runs of the budget differ in window, stride and training
+    seed alone.
     """
     rows = _windowed(runs)
     rows = rows[rows["budget"] == budget]
@@ -75,17 +83,33 @@ def window_stride_tables(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def window_stride_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a `window_stride_table` that make one map, a place once: of sampled runs; without any, of comparable arms."""
+    """The rows of a `window_stride_table` that make one map, a place once: of sampled runs; without any, of comparable
+    arms.
+    """
     sampled = table[table["arm"] == SEARCH]
     return sampled if len(sampled) else table[table["comparable"].astype(bool)].drop_duplicates(list(PLACE))
 
 
 def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean FVD with its interval, means of the other values.
+    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean FVD with its interval, means of
+    the other values.
 
-    Where an arm (or the search) has more than `MOST_LAMBDAS` values of λ, they are put together by half decades from `lowest` to `highest`.
+    Where an arm (or the search) has more than `MOST_LAMBDAS` values of λ, they are put together by half decades from
+    `lowest` to `highest`.
     """
-    columns = ["budget", "arm", "reduction", "lowest", "highest", "runs", "fvd", "fvd_low", "fvd_high", *LAMBDA_MEANS, "comparable"]
+    columns = [
+        "budget",
+        "arm",
+        "reduction",
+        "lowest",
+        "highest",
+        "runs",
+        "fvd",
+        "fvd_low",
+        "fvd_high",
+        *LAMBDA_MEANS,
+        "comparable",
+    ]
     rows: list[list[object]] = []
     for (budget, arm, reduction), own in table.groupby(["budget", "arm", REDUCTION], sort=False):
         weights = own[WEIGHT].astype(float)
@@ -94,12 +118,26 @@ def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
         for _, members in own.groupby(group, sort=True):
             fvd, inside = _mean_fvd(members), weights[members.index]
             means = [float(members[name].mean()) for name in LAMBDA_MEANS]
-            rows.append([budget, arm, reduction, inside.min(), inside.max(), len(members), *fvd, *means, own["comparable"].iloc[0]])
+            rows.append(
+                [
+                    budget,
+                    arm,
+                    reduction,
+                    inside.min(),
+                    inside.max(),
+                    len(members),
+                    *fvd,
+                    *means,
+                    own["comparable"].iloc[0],
+                ]
+            )
     return pd.DataFrame(rows, columns=columns)
 
 
 def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
-    """Of `lambda_groups`, by budget in words: the lowest mean FVD, over how many runs of which arm, and its λ with the reduction."""
+    """Of `lambda_groups`, by budget in words: the lowest mean FVD, over how many runs of which arm, and its λ with the
+    reduction.
+    """
     lines = []
     for budget, rows in groups.groupby("budget", sort=False):
         best = rows.iloc[int(rows["fvd"].argmin())].to_dict()
@@ -129,13 +167,16 @@ def _caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
 
 
 def _beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
-    """What runs of one budget differ in beside what is asked about and the seed; the steps that a compute budget gives are no choice."""
+    """What runs of one budget differ in beside what is asked about and the seed; the steps that a compute budget gives
+    are no choice.
+    """
     given = ["training.steps"] if set(rows["budget"]) - {"equal_steps"} else []
     return [key for key in differing(rows) if key not in (*asked, "training.seed", *given)]
 
 
 def _weighted(runs: pd.DataFrame) -> pd.DataFrame:
-    """Windowed runs without a penalty on h²: that is a control with a weight of its own, which λ = 0 says nothing of."""
+    """Windowed runs without a penalty on h²: that is a control with a weight of its own, which λ = 0 says
+    nothing of."""
     rows = _windowed(runs)
     return rows[rows["objective.norm_weight"].astype(float).fillna(0) == 0]
 
@@ -143,11 +184,17 @@ def _weighted(runs: pd.DataFrame) -> pd.DataFrame:
 def _windowed(runs: pd.DataFrame) -> pd.DataFrame:
     """Comparable runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
     kept, settings = comparable(runs), ["window.scheme", *PLACE, *LAMBDA, "objective.norm_weight"]
-    return kept[kept["window.scheme"] == "window"] if "window.scheme" in kept else kept.iloc[:0].assign(**dict.fromkeys(settings, ""))
+    return (
+        kept[kept["window.scheme"] == "window"]
+        if "window.scheme" in kept
+        else kept.iloc[:0].assign(**dict.fromkeys(settings, ""))
+    )
 
 
 def _mean_fvd(rows: pd.DataFrame) -> Measured:
-    return mean_interval([Measured(*map(float, one)) for one in zip(rows["fvd"], rows["fvd_low"], rows["fvd_high"], strict=True)])
+    return mean_interval(
+        [Measured(*map(float, one)) for one in zip(rows["fvd"], rows["fvd_low"], rows["fvd_high"], strict=True)]
+    )
 
 
 def curve_table(study: StudyRecord, names: Sequence[str]) -> pd.DataFrame:
@@ -188,13 +235,17 @@ def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             parts.append(joined)
     table = pd.concat(parts, ignore_index=True)
     budgets = {budget: number for number, budget in enumerate(budget_order(together))}
-    arms = {arm: number for number, arm in enumerate([WHOLE, *arm_order(next(iter(studies.values()))), *arm_order(together)])}
+    arms = {
+        arm: number
+        for number, arm in enumerate([WHOLE, *arm_order(next(iter(studies.values()))), *arm_order(together)])
+    }
     order = sorted(range(len(table)), key=lambda row: (budgets[table["budget"][row]], arms[table["arm"][row]], row))
     return table.iloc[order].reset_index(drop=True)
 
 
 def study_names(sources: Sequence[str]) -> list[str]:
-    """What each study is called in a table: its folder's or experiment's name, with as much before it as tells it from the others.
+    """What each study is called in a table: its folder's or experiment's name, with as much before it as tells it from
+    the others.
 
     Raises:
         ComparisonError: where a study is given twice.

@@ -12,21 +12,29 @@ from reco_tune.study_log import RunRecord, StudyRecord
 
 
 def arm_curves(study: StudyRecord, budget: str) -> dict[str, dict[str, list[float]]]:
-    """arm -> curve of `quantities.CURVES` -> mean over the evaluated runs of one budget; arms in the order of the space file."""
+    """arm -> curve of `quantities.CURVES` -> mean over the evaluated runs of one budget; arms in the order of the space
+    file.
+    """
     found = {}
     for arm, runs in _by_arm(study, budget).items():
         evaluated = [run for run in runs if run.state == "evaluated"]
-        curves = {name: _mean([run.curves[name] for run in evaluated if run.curves.get(name)]) for name in quantities.CURVES}
+        curves = {
+            name: _mean([run.curves[name] for run in evaluated if run.curves.get(name)]) for name in quantities.CURVES
+        }
         found[arm] = {name: curve for name, curve in curves.items() if curve}
     return {arm: curves for arm, curves in found.items() if curves}
 
 
 def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, float]]]:
-    """arm -> (generated clips, mean FVD of that many) in rising order; arms whose clips were too few to be halved are left out."""
+    """arm -> (generated clips, mean FVD of that many) in rising order; arms whose clips were too few to be halved are
+    left out.
+    """
     found = {}
     for arm, runs in _by_arm(study, budget).items():
         curves = [
-            run.curves[quantities.FVD_BY_SAMPLES] for run in runs if run.state == "evaluated" and quantities.FVD_BY_SAMPLES in run.curves
+            run.curves[quantities.FVD_BY_SAMPLES]
+            for run in runs
+            if run.state == "evaluated" and quantities.FVD_BY_SAMPLES in run.curves
         ]
         if curves and min(map(len, curves)) > 1:
             most, values = int(runs[0].settings["evaluation.samples"]), _mean(curves)
@@ -34,13 +42,17 @@ def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, fl
     return found
 
 
-def learning_curves(study: StudyRecord, name: str = "val_cross_entropy") -> dict[str, dict[str, list[tuple[float, float]]]]:
+def learning_curves(
+    study: StudyRecord, name: str = "val_cross_entropy"
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """budget -> arm -> (step, mean over seeds) of a metric reported at the rungs."""
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
     for budget in BUDGETS:
         for arm, runs in _by_arm(study, budget).items():
             rungs = [
-                [(report["step"], report[name]) for report in run.reports if name in report] for run in runs if run.state == "evaluated"
+                [(report["step"], report[name]) for report in run.reports if name in report]
+                for run in runs
+                if run.state == "evaluated"
             ]
             rungs = [points for points in rungs if points]
             if rungs:

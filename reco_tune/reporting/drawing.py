@@ -1,6 +1,8 @@
-"""The figures of a report, drawn by processes of their own while this one computes: matplotlib takes longer than all the numbers together.
+"""The figures of a report, drawn by processes of their own while this one computes: matplotlib takes longer than all
+the numbers together.
 
-Nothing here imports matplotlib but those processes, which are fresh interpreters: a forked copy would inherit threads and locks.
+Nothing here imports matplotlib but those processes, which are fresh interpreters: a forked copy would inherit threads
+and locks.
 """
 
 from __future__ import annotations
@@ -37,15 +39,18 @@ DRAWN_BY = {
 }
 """Name of each figure, in the order of the page, and the function of this package that draws it."""
 _SLOW = frozenset({"importance", "window_stride", "hypervolume", "fvd_by_samples"})
-"""Figures of the second process. What the first two need (Optuna's importance, seaborn) takes as long to import as four of the others to
-draw, and most of it is SciPy's distributions for both."""
+"""Figures of the second process. What the first two need (Optuna's importance, seaborn) takes as long to import as four
+of the others to draw, and most of it is SciPy's distributions for both.
+"""
 
 
 class Drawn(NamedTuple):
     """What became of the figures."""
 
     files: dict[str, Path]
-    """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing to draw."""
+    """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing
+    to draw.
+    """
     computed: dict[str, Any]
     """What `Painter.compute_and_draw` had computed, by name of the figure."""
 
@@ -57,12 +62,16 @@ class Painter:
         self._processes = (_Process(), _Process())
         return self
 
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
         for process in self._processes:
             process.end()
 
     def draw(self, name: str, folder: Path, *given: Any) -> None:
-        """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at once."""
+        """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at
+        once.
+        """
         self._ask(name, folder, None, given)
 
     def compute_and_draw(self, name: str, folder: Path, function: Callable[..., Any], *given: Any) -> None:
@@ -90,10 +99,14 @@ class _Process:
     """This side of one process."""
 
     def __init__(self) -> None:
-        command = interpreter("import gc; gc.disable(); from reco_tune.reporting.drawing import _serve; _serve()")  # it lives for seconds
+        command = interpreter(
+            "import gc; gc.disable(); from reco_tune.reporting.drawing import _serve; _serve()"
+        )  # it lives for seconds
         self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
         self.jobs: SimpleQueue[tuple[str, Path, Callable[..., Any] | None, tuple[Any, ...]] | None] = SimpleQueue()
-        threading.Thread(target=self._send, daemon=True).start()  # a process takes its next job when it has drawn the one before
+        threading.Thread(
+            target=self._send, daemon=True
+        ).start()  # a process takes its next job when it has drawn the one before
 
     def _send(self) -> None:
         assert self.popen.stdin is not None

@@ -1,7 +1,8 @@
-"""What quality costs: how the frontier grew with the device hours spent, and how much training compute each arm needs for a quality.
+"""What quality costs: how the frontier grew with the device hours spent, and how much training compute each arm needs
+for a quality.
 
-Training compute is counted in the baseline's whole training: steps divided by the measured speed-up, over the baseline's steps. So every
-arm stands at 1 under equal compute, and at 1 / speed-up under equal steps.
+Training compute is counted in the baseline's whole training: steps divided by the measured speed-up, over the
+baseline's steps. So every arm stands at 1 under equal compute, and at 1 / speed-up under equal steps.
 """
 
 from __future__ import annotations
@@ -25,7 +26,17 @@ Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 """budget -> arm -> (training compute, validation cross-entropy)."""
 HISTORY_COLUMNS = ("budget", "runs", "device_hours", "hypervolume", "trial")
 """Columns of hypervolume.csv."""
-COMPUTE_COLUMNS = ("budget", "arm", "seeds", "compute", "training_flops", "fvd", "fvd_low", "fvd_high", "val_cross_entropy")
+COMPUTE_COLUMNS = (
+    "budget",
+    "arm",
+    "seeds",
+    "compute",
+    "training_flops",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "val_cross_entropy",
+)
 """Columns of compute.csv."""
 QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_ratio")
 """Columns of compute_to_quality.csv."""
@@ -34,11 +45,14 @@ QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_rat
 def hypervolume_history(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     """The hypervolume of each budget's frontier after so many device hours; a row where it grew, and one at the end.
 
-    Runs count in the order in which they ended, what they cost whether or not they gave a point; a calibration that runs share counts with
-    the first of them. The reference point is the frontier's own: speed-up 0 and the largest FVD of the budget.
+    Runs count in the order in which they ended, what they cost whether or not they gave a point; a calibration that
+    runs share counts with the first of them. The reference point is the frontier's own: speed-up 0 and the largest FVD
+    of the budget.
     """
     kept = comparable(runs)
-    ended = sorted((run for run in study.runs.values() if run.ended is not None), key=lambda run: (run.ended, run.index))
+    ended = sorted(
+        (run for run in study.runs.values() if run.ended is not None), key=lambda run: (run.ended, run.index)
+    )
     spent = np.cumsum(_device_hours(runs, [run.trial for run in ended]))
     rows = []
     for budget in budget_order(runs):
@@ -79,8 +93,9 @@ def compute_table(runs: pd.DataFrame) -> pd.DataFrame:
 def compute_to_quality(curves: Curves) -> pd.DataFrame:
     """Training compute at which each arm first reached the baseline's validation cross-entropies at its rungs.
 
-    Curves are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that is below already
-    (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is cheaper.
+    Curves are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that
+    is below already (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is
+    cheaper.
 
     Args:
         curves: of `compute_curves`.

@@ -1,4 +1,5 @@
-"""Figures in one style, for print and for colour-blind eyes. Draws what the other modules computed and computes nothing of its own.
+"""Figures in one style, for print and for colour-blind eyes. Draws what the other modules computed and computes nothing
+of its own.
 
 Every function returns a matplotlib Figure (no global state, no window) or None where there is nothing to draw.
 """
@@ -67,15 +68,14 @@ def draw_frontier(
     constraints: Mapping[str, Bound] | None = None,
     paper: Mapping[str, Reference] | None = None,
 ) -> Figure | None:
-    """Speed-up against FVD, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs, the frontier with its band
-    and knee, what it must beat.
+    """Speed-up against FVD, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs, the
+    frontier with its band and knee, what it must beat.
 
     Args:
-        found: the configurations and their noise.
-        table: of `ablation.ablation_table`, for the arms' means.
-        order: of the study's arms.
-        constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
-        paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis where it gives that value alone.
+        found: the configurations and their noise. table: of `ablation.ablation_table`, for the arms' means. order: of
+        the study's arms. constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in
+        the legend. paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis
+        where it gives that value alone.
     """
     if found.points.empty:
         return None
@@ -106,7 +106,12 @@ def draw_frontier(
             named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
             named += _paper_names(axes, paper, palette) if paper and budget == "equal_steps" else []
             searched = points[points["arm"] == SEARCH].head(300)
-            label_points(axes, named, list(zip(searched["speedup"], searched["fvd"], strict=True)), _bars(axes, arms, _front(points)))
+            label_points(
+                axes,
+                named,
+                list(zip(searched["speedup"], searched["fvd"], strict=True)),
+                _bars(axes, arms, _front(points)),
+            )
     return figure
 
 
@@ -130,7 +135,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
             quantity = quantities.ALL[name]
             log = name == "fvd" and spread(rows[name]) > 10
-            for (budget, arm, reduction), own in rows.groupby(["budget", "arm", "objective.continuity_reduction"], sort=False):
+            for (budget, arm, reduction), own in rows.groupby(
+                ["budget", "arm", "objective.continuity_reduction"], sort=False
+            ):
                 x, y, colour = own["objective.continuity_weight"].astype(float), own[name], palette[str(arm)]
                 look = _sampled(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
                 if reduction != reductions[0]:
@@ -149,7 +156,15 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
         shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
         handles += [dot("#666666", MARKERS[budget], TITLES[budget].lower()) for budget in shown]
         if len(reductions) > 1:
-            hollow = Line2D([], [], color="#666666", marker="o", linestyle="none", fillstyle="none", label=f"reduction: {reductions[1]}")
+            hollow = Line2D(
+                [],
+                [],
+                color="#666666",
+                marker="o",
+                linestyle="none",
+                fillstyle="none",
+                label=f"reduction: {reductions[1]}",
+            )
             handles += [dot("#666666", "o", f"reduction: {reductions[0]}"), hollow]
         figure.legend(
             handles=handles,
@@ -161,7 +176,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Figure | None:
 
 
 def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budget: str) -> Figure | None:
-    """Cross-entropy by block on training clips and on the model's own samples, one small panel an arm, the baseline's in grey behind."""
+    """Cross-entropy by block on training clips and on the model's own samples, one small panel an arm, the baseline's
+    in grey behind.
+    """
     train, generated = quantities.LOSS_BY_FRAME_TRAIN, quantities.LOSS_BY_FRAME_GENERATED
     arms = [arm for arm, found in curves.items() if train in found and generated in found]
     if not arms:
@@ -176,7 +193,12 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
                 axes.plot(curves[BASELINE][train], color="#bbbbbb", linewidth=2.5, zorder=1)
             axes.plot(curves[arm][train], color=palette[arm], marker="o", markersize=3.5)
             axes.plot(
-                curves[arm][generated], color=palette[arm], marker="s", markersize=3.5, linestyle=(0, (3, 1.5)), markerfacecolor="white"
+                curves[arm][generated],
+                color=palette[arm],
+                marker="s",
+                markersize=3.5,
+                linestyle=(0, (3, 1.5)),
+                markerfacecolor="white",
             )
             axes.set_title(_wrapped(arm), fontsize=9, color=text_tone(palette[arm]))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
@@ -187,20 +209,36 @@ def draw_loss_by_frame(curves: Mapping[str, Mapping[str, Sequence[float]]], budg
         handles = [line("#444444", "-", "o", "training clips"), line("#444444", (0, (3, 1.5)), "s", "own samples")]
         if BASELINE in arms and len(arms) > 1:
             handles.append(Line2D([], [], color="#bbbbbb", linewidth=2.5, label=f"{BASELINE}, training clips"))
-        figure.legend(handles=handles, loc="outside upper center", ncols=3, frameon=False, title=TITLES.get(budget, budget))
+        figure.legend(
+            handles=handles, loc="outside upper center", ncols=3, frameon=False, title=TITLES.get(budget, budget)
+        )
     return figure
 
 
 def draw_error_growth(curves: Mapping[str, Mapping[str, Sequence[float]]], budget: str) -> Figure | None:
     """Relative divergence of h by block, block 0 being the one that was perturbed."""
-    named = {arm: found[quantities.ERROR_GROWTH] for arm, found in curves.items() if len(found.get(quantities.ERROR_GROWTH, ()))}
+    named = {
+        arm: found[quantities.ERROR_GROWTH]
+        for arm, found in curves.items()
+        if len(found.get(quantities.ERROR_GROWTH, ()))
+    }
     lines = {arm: list(enumerate(values)) for arm, values in named.items()}
-    return _lines(lines, "block (0 was perturbed)", "relative divergence of h", {TITLES.get(budget, budget): list(lines)}, log=True)
+    return _lines(
+        lines,
+        "block (0 was perturbed)",
+        "relative divergence of h",
+        {TITLES.get(budget, budget): list(lines)},
+        log=True,
+    )
 
 
 def draw_frame_accuracy(curves: Mapping[str, Mapping[str, Sequence[float]]], budget: str) -> Figure | None:
     """Share of generated clips whose frame is taken for the class that was asked for, by frame."""
-    lines = {arm: list(enumerate(found[quantities.FRAME_ACCURACY])) for arm, found in curves.items() if quantities.FRAME_ACCURACY in found}
+    lines = {
+        arm: list(enumerate(found[quantities.FRAME_ACCURACY]))
+        for arm, found in curves.items()
+        if quantities.FRAME_ACCURACY in found
+    }
     return _lines(lines, "frame", "class accuracy", {TITLES.get(budget, budget): list(lines)})
 
 
@@ -212,27 +250,47 @@ def draw_bias(curves: Mapping[str, Sequence[tuple[int, float]]], budget: str) ->
 
 def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Figure | None:
     """Validation cross-entropy over steps: budget -> arm -> (step, value)."""
-    lines = {f"{budget}/{arm}": list(points) for budget, arms in curves.items() for arm, points in arms.items() if points}
+    lines = {
+        f"{budget}/{arm}": list(points) for budget, arms in curves.items() for arm, points in arms.items() if points
+    }
     panels = {TITLES[budget]: [f"{budget}/{arm}" for arm in arms if arms[arm]] for budget, arms in curves.items()}
     return _lines(
-        lines, "optimiser steps", "validation cross-entropy (nats/token)", {title: names for title, names in panels.items() if names}
+        lines,
+        "optimiser steps",
+        "validation cross-entropy (nats/token)",
+        {title: names for title, names in panels.items() if names},
     )
 
 
 def draw_window_stride(table: pd.DataFrame, budget: str) -> Figure | None:
-    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_cells` chooses them."""
+    """FVD (colour and number) and speed-up (below it) by window length and stride; `analyses.window_stride_cells`
+    chooses them.
+    """
     if table.empty:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
 
-    fvd, speed = (table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name) for name in ("fvd", "speedup"))
+    fvd, speed = (
+        table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name)
+        for name in ("fvd", "speedup")
+    )
     written = fvd.map(tables.number) + speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
     with style():
         figure = new_figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
         axes = figure.subplots()
         scale = matplotlib.colors.LogNorm() if spread(table["fvd"]) > 10 else None
         bar = {"label": "FVD (lower is better)"}
-        sns.heatmap(fvd, ax=axes, annot=written, fmt="", cmap="cividis_r", norm=scale, cbar_kws=bar, linewidths=1, annot_kws={"size": 8.5})
+        sns.heatmap(
+            fvd,
+            ax=axes,
+            annot=written,
+            fmt="",
+            cmap="cividis_r",
+            norm=scale,
+            cbar_kws=bar,
+            linewidths=1,
+            annot_kws={"size": 8.5},
+        )
         cells = axes.collections[0]
         for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
             column, row = map(int, text.get_position())
@@ -247,7 +305,9 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Figure | None:
 
 
 def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
-    """The 95% band behind everything; only once all panels hold their points, because it must not move the limits that they share."""
+    """The 95% band behind everything; only once all panels hold their points, because it must not move the limits that
+    they share.
+    """
     if band is None:
         return
     limits = axes.get_xlim(), axes.get_ylim()
@@ -256,7 +316,9 @@ def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
-def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool) -> None:
+def _frontier_panel(
+    axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool
+) -> None:
     points, compared = found.at(budget), reference(budget)
     searched, front = points[points["arm"] == SEARCH], _front(points)
     axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], zorder=2, **_sampled(len(searched)))
@@ -265,11 +327,20 @@ def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFra
         x, y = row["speedup"], row["fvd"]
         across = half_widths(x, row["speedup_low"], row["speedup_high"])
         along = half_widths(y, row["fvd_low"], row["fvd_high"])
-        bars = {"fmt": "none", "ecolor": palette[row["arm"]], "elinewidth": 1.1, "capsize": 2, "zorder": 3, "alpha": 0.8}
+        bars = {
+            "fmt": "none",
+            "ecolor": palette[row["arm"]],
+            "elinewidth": 1.1,
+            "capsize": 2,
+            "zorder": 3,
+            "alpha": 0.8,
+        }
         axes.errorbar(x, y, xerr=across, yerr=along, **bars)
         face = "white" if row["arm"].endswith(IMPORTED) else palette[row["arm"]]
         edge = palette[row["arm"]] if row["arm"].endswith(IMPORTED) else "white"
-        axes.scatter(x, y, s=44, marker=_marker(row["arm"], compared), color=face, edgecolor=edge, linewidth=0.9, zorder=4)
+        axes.scatter(
+            x, y, s=44, marker=_marker(row["arm"], compared), color=face, edgecolor=edge, linewidth=0.9, zorder=4
+        )
     bend = points[points["knee"].astype(bool)]
     axes.scatter(bend["speedup"], bend["fvd"], s=150, facecolor="none", edgecolor="#444444", linewidth=1.1, zorder=3)
     baseline = arms[arms["arm"] == compared]
@@ -283,13 +354,17 @@ def _frontier_panel(axes: Any, found: Uncertainty, budget: str, arms: pd.DataFra
     handles: list[Any] = [Line2D([], [], color="#444444", linewidth=1.2, label="frontier of the means")]
     handles.append(Patch(color="#444444", alpha=0.1, label="its 95% band"))
     if len(bend):
-        handles.append(Line2D([], [], color="#444444", marker="o", markersize=10, fillstyle="none", linestyle="none", label="knee"))
+        handles.append(
+            Line2D([], [], color="#444444", marker="o", markersize=10, fillstyle="none", linestyle="none", label="knee")
+        )
     if len(searched):
         handles.append(dot(palette[SEARCH], "o", "sampled runs"))
     if any(arm.startswith(FEWER_FRAMES) for arm in arms["arm"]):
         handles.append(dot(palette["fewer_frames"], "s", "fewer-frames baselines"))
     if any(arm.endswith(IMPORTED) for arm in arms["arm"]):
-        handles.append(Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported"))
+        handles.append(
+            Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported")
+        )
     if len(baseline):
         handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
@@ -312,7 +387,13 @@ def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> dict[str, 
 
 def _draw_paper(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]) -> dict[str, Line2D]:
     """A star an arm, and what it means, with its handle in the legend."""
-    look: dict[str, Any] = {"marker": "*", "markersize": 10, "markeredgewidth": 0.9, "fillstyle": "none", "linestyle": "none"}
+    look: dict[str, Any] = {
+        "marker": "*",
+        "markersize": 10,
+        "markeredgewidth": 0.9,
+        "fillstyle": "none",
+        "linestyle": "none",
+    }
     for arm, known in paper.items():
         x, y, where = known.speedup, known.fvd, axes.transData
         if math.isnan(y):
@@ -324,7 +405,9 @@ def _draw_paper(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str,
     return {label: Line2D([], [], color="#444444", label=label, **look)}
 
 
-def _paper_names(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]) -> list[tuple[float, float, str, str]]:
+def _paper_names(
+    axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]
+) -> list[tuple[float, float, str, str]]:
     """Where the stars stand, for labels; axis limits must be final."""
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     places = {arm: (left if math.isnan(x) else x, bottom if math.isnan(y) else y) for arm, (y, x) in paper.items()}
@@ -347,7 +430,11 @@ def _marker(arm: str, compared: str) -> str:
 
 
 def _lines(
-    lines: Mapping[str, Sequence[tuple[float, float]]], x_label: str, y_label: str, panels: Mapping[str, Sequence[str]], log: bool = False
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    panels: Mapping[str, Sequence[str]],
+    log: bool = False,
 ) -> Figure | None:
     if not lines:
         return None

@@ -11,8 +11,25 @@ import pandas as pd
 from reco_tune.pareto import hypervolume, non_dominated, speed_fvd
 from reco_tune.reporting.runs import at_budget, budget_order, comparable, own_runs
 
-SETTINGS = ("window.length_tokens", "window.stride_tokens", "window.first_frame_probability", "objective.continuity_weight")
-COLUMNS = ("trial", "arm", "budget", "seed", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "protocol")
+SETTINGS = (
+    "window.length_tokens",
+    "window.stride_tokens",
+    "window.first_frame_probability",
+    "objective.continuity_weight",
+)
+COLUMNS = (
+    "trial",
+    "arm",
+    "budget",
+    "seed",
+    *SETTINGS,
+    "speedup",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "on_frontier",
+    "protocol",
+)
 """Columns of frontier.csv."""
 
 
@@ -21,8 +38,10 @@ class Frontier:
     """Every run of the study that may be compared, and whether it is non-dominated within its budget."""
 
     points: pd.DataFrame
-    """One row a run with `COLUMNS`; the baseline stands under every whole budget. The speed frontier is the rows at `equal_steps`, the
-    compute frontiers those at `equal_compute` and `half_compute`. A point is a run, not a mean over seeds."""
+    """One row a run with `COLUMNS`; the baseline stands under every whole budget. The speed frontier is the rows at
+    `equal_steps`, the compute frontiers those at `equal_compute` and `half_compute`. A point is a run, not a mean over
+    seeds.
+    """
     hypervolume: dict[str, float]
     """By budget: area in speed-up x FVD units between the frontier, speed-up 0 and the largest FVD of that budget."""
 
@@ -49,7 +68,9 @@ def frontier(runs: pd.DataFrame) -> Frontier:
     for budget in budget_order(runs):
         rows = kept[at_budget(kept["budget"], budget)]
         points, reference = speed_fvd(rows["speedup"].to_numpy(float), rows["fvd"].to_numpy(float))
-        columns: dict[str, Any] = {name: _column(rows, name) for name in COLUMNS if name not in ("budget", "on_frontier")}
+        columns: dict[str, Any] = {
+            name: _column(rows, name) for name in COLUMNS if name not in ("budget", "on_frontier")
+        }
         columns |= {"budget": [budget] * len(rows), "on_frontier": non_dominated(points)}
         parts.append(pd.DataFrame({name: columns[name] for name in COLUMNS}))
         volumes[budget] = hypervolume(points, reference)

@@ -1,4 +1,6 @@
-"""Which of the searched settings decides each objective: PED-ANOVA over the sampled runs. Of the reports, only this imports optuna."""
+"""Which of the searched settings decides each objective: PED-ANOVA over the sampled runs. Of the reports, only this
+imports optuna.
+"""
 
 from __future__ import annotations
 
@@ -22,7 +24,9 @@ OBJECTIVES = ("fvd", "speedup", "val_cross_entropy")
 COLUMNS = ("objective", "setting", "importance", "runs")
 """Columns of importance.csv."""
 BEST_SHARE = 0.25
-"""PED-ANOVA asks where the best runs lie: this share of them (its own default of 0.1 leaves too few in searches of some dozen runs)."""
+"""PED-ANOVA asks where the best runs lie: this share of them (its own default of 0.1 leaves too few in searches of some
+dozen runs).
+"""
 LOG_RATIO = 30
 """A setting whose largest value is more than this many times its smallest, both above 0, is taken on a log scale."""
 
@@ -39,9 +43,11 @@ class Searched(NamedTuple):
 
 
 def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
-    """Importance of every searched setting for every objective (shares that add up to 1), by Optuna's PED-ANOVA (arXiv 2304.10255).
+    """Importance of every searched setting for every objective (shares that add up to 1), by Optuna's PED-ANOVA (arXiv
+    2304.10255).
 
-    It measures how far the best runs' values of a setting lie from those of all runs that may be compared. Empty below `LEAST_RUNS`.
+    It measures how far the best runs' values of a setting lie from those of all runs that may be compared. Empty below
+    `LEAST_RUNS`.
     """
     return importance_of(searched(study, runs))
 
@@ -50,7 +56,9 @@ def searched(study: StudyRecord, runs: pd.DataFrame) -> Searched:
     """The sampled runs that may be compared, at most `MOST_RUNS` of them, without finalists' further seeds."""
     kept = comparable(runs)
     kept = kept[kept["arm"] == SEARCH]
-    again = [trial for trial, run in study.runs.items() if run.repeats]  # the best once more: they would pass for what sampling found
+    again = [
+        trial for trial, run in study.runs.items() if run.repeats
+    ]  # the best once more: they would pass for what sampling found
     kept = kept[~kept["trial"].isin(again)]
     params = [study.runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
@@ -76,7 +84,9 @@ def importance_of(runs: Searched) -> pd.DataFrame:
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
 
-def _shares(params: Sequence[Mapping[str, Any]], values: NDArray[np.float64], names: Sequence[str]) -> list[dict[str, float]]:
+def _shares(
+    params: Sequence[Mapping[str, Any]], values: NDArray[np.float64], names: Sequence[str]
+) -> list[dict[str, float]]:
     """Importance by setting for every column of `values` [runs, objectives], all to be minimised."""
     import optuna
 
@@ -104,7 +114,9 @@ def _shares(params: Sequence[Mapping[str, Any]], values: NDArray[np.float64], na
 
 
 def _range(values: Sequence[Any]) -> Any:
-    """The log keeps what was drawn, not from where: numbers from their smallest to their largest value, anything else as a choice."""
+    """The log keeps what was drawn, not from where: numbers from their smallest to their largest value, anything else
+    as a choice.
+    """
     from optuna import distributions
 
     if all(isinstance(value, (int, float)) and not isinstance(value, bool) for value in values):

@@ -1,8 +1,10 @@
-"""Runs from elsewhere as rows of a report: a published table, or the runs.csv of another study. A number without a protocol is refused.
+"""Runs from elsewhere as rows of a report: a published table, or the runs.csv of another study. A number without a
+protocol is refused.
 
-Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds are numbered below 0,
-through all files. On the frontier's figure they are reference points: whatever they claim, they displace no run of the study. What
-two files call by one name may be two things, so each stands in a row of its own that names its file.
+Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds
+are numbered below 0, through all files. On the frontier's figure they are reference points: whatever they claim, they
+displace no run of the study. What two files call by one name may be two things, so each stands in a row of its own that
+names its file.
 """
 
 from __future__ import annotations
@@ -26,14 +28,18 @@ from reco_tune.reporting.runs import BUDGETS, IMPORTED, SEARCH, told_apart
 from reco_tune.study_log import State
 
 NEEDED = ("arm", "fvd", "protocol")
-"""Columns that a file must have; any other column of runs.csv may be there: budget (else equal_steps), speedup, fvd_low, fvd_high, ..."""
+"""Columns that a file must have; any other column of runs.csv may be there: budget (else equal_steps), speedup,
+fvd_low, fvd_high, ...
+"""
 
 
 def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
-    """The runs of a study, then those of each file in its order; of another study's runs.csv the evaluated runs of its arms.
+    """The runs of a study, then those of each file in its order; of another study's runs.csv the evaluated runs of its
+    arms.
 
     Raises:
-        ComparisonError: where a file cannot be read, lacks a column, holds a value that is none or nothing to import, or is given twice; it
+        ComparisonError: where a file cannot be read, lacks a column, holds a value that is none or nothing to import,
+        or is given twice; it
             names the file and the line.
     """
     if not paths:
@@ -41,7 +47,9 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
     parts = {name: _read(Path(path), name, runs) for name, path in zip(file_names(paths), paths, strict=True)}
     files = Counter(arm for part in parts.values() for arm in set(part["arm"]))
     for name, part in parts.items():
-        part["arm"] = [f"{arm.removesuffix(IMPORTED)} from {name}{IMPORTED}" if files[arm] > 1 else arm for arm in part["arm"]]
+        part["arm"] = [
+            f"{arm.removesuffix(IMPORTED)} from {name}{IMPORTED}" if files[arm] > 1 else arm for arm in part["arm"]
+        ]
     together = pd.concat([part for part in (runs, *parts.values()) if len(part)] or [runs], ignore_index=True)
     together.loc[len(runs) :, "seed"] = -1 - np.arange(len(together) - len(runs))
     together.attrs = runs.attrs
@@ -49,7 +57,8 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
-    """What files are called where all of them meet: by name, and by as many of their folders as it takes to tell them apart.
+    """What files are called where all of them meet: by name, and by as many of their folders as it takes to tell them
+    apart.
 
     Raises:
         ComparisonError: where one is given twice.
@@ -64,7 +73,9 @@ def file_names(paths: Sequence[Path]) -> list[str]:
 def origin_note(names: Sequence[str]) -> str:
     """What a table says of its rows from elsewhere, where it has any; begins with a space."""
     files = ", ".join(f"`{name}`" for name in names)
-    told = "they were not run by this study, are paired with nothing and stand outside the frontier (hollow in its figure)"
+    told = (
+        "they were not run by this study, are paired with nothing and stand outside the frontier (hollow in its figure)"
+    )
     return f" Rows marked (imported) come from {files}: {told}." if names else ""
 
 
@@ -74,7 +85,9 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
             reader = csv.reader(file, strict=True)
             lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
-        raise ComparisonError(f"{path} cannot be read as CSV ({error}); give a file with the columns {', '.join(NEEDED)}") from error
+        raise ComparisonError(
+            f"{path} cannot be read as CSV ({error}); give a file with the columns {', '.join(NEEDED)}"
+        ) from error
     columns = lines.pop(0)[1] if lines else []
     _check_columns(path, columns, runs)
     named = {number: _line(f"{path}, line {number}", columns, cells) for number, cells in lines}
@@ -82,12 +95,14 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
     rows = [_row(path, name, number, line, runs) for number, line in finished.items() if line["arm"] != SEARCH]
     if not rows:
         raise ComparisonError(
-            f"{path}: none of its {len(lines)} rows can be imported; a row needs `evaluated` or nothing as its state, and an arm other "
-            f"than `{SEARCH}`"
+            f"{path}: none of its {len(lines)} rows can be imported; a row needs `evaluated` or nothing as its state,"
+            f" and an arm other than `{SEARCH}`"
         )
     table = pd.DataFrame(rows, columns=list(runs.columns))
     for column in runs.columns:  # settings stay objects, numbers numbers, so that joining changes no column's bytes
-        table[column] = pd.Series([row.get(column) for row in rows], dtype=object if runs[column].dtype == object else None)
+        table[column] = pd.Series(
+            [row.get(column) for row in rows], dtype=object if runs[column].dtype == object else None
+        )
     return table
 
 
@@ -101,23 +116,30 @@ def _check_columns(path: Path, columns: list[str], runs: pd.DataFrame) -> None:
         if name not in runs.columns and "." not in name:
             near = difflib.get_close_matches(name, list(runs.columns), 1)
             hint = f", do you mean `{near[0]}`?" if near else ""
-            raise ComparisonError(f"{path} has the column `{name}`, which runs.csv does not have{hint}; rename it or take it out")
+            raise ComparisonError(
+                f"{path} has the column `{name}`, which runs.csv does not have{hint}; rename it or take it out"
+            )
 
 
 def _line(where: str, columns: Sequence[str], cells: Sequence[str]) -> dict[str, str]:
     if len(cells) != len(columns):
         raise ComparisonError(
-            f"{where} has {len(cells)} cells under {len(columns)} columns; give it one each, in quotes where a cell holds a comma"
+            f"{where} has {len(cells)} cells under {len(columns)} columns; give it one each, in quotes where a cell"
+            " holds a comma"
         )
     line = dict(zip(columns, cells, strict=True))
     if line.get("state", "") not in ("", *get_args(State)):
-        raise ComparisonError(f"{where}: state is `{line['state']}`; take one of {', '.join(get_args(State))}, or leave it empty")
+        raise ComparisonError(
+            f"{where}: state is `{line['state']}`; take one of {', '.join(get_args(State))}, or leave it empty"
+        )
     return line
 
 
 def _row(path: Path, source: str, number: int, line: Mapping[str, str], runs: pd.DataFrame) -> dict[str, Any]:
     where = f"{path}, line {number}"
-    row: dict[str, Any] = {name: math.nan if name in quantities.ALL else None if "." in name else "" for name in runs.columns}
+    row: dict[str, Any] = {
+        name: math.nan if name in quantities.ALL else None if "." in name else "" for name in runs.columns
+    }
     for name, text in line.items():
         if name in runs.columns and text:
             row[name] = _number(where, name, text) if name in quantities.ALL else _value(text) if "." in name else text
@@ -125,7 +147,9 @@ def _row(path: Path, source: str, number: int, line: Mapping[str, str], runs: pd
     if not arm:
         raise ComparisonError(f"{where} names no arm; give it one, or take the row out")
     if not row["protocol"]:
-        raise ComparisonError(f"{where} has no protocol; an FVD without its protocol compares with nothing, write it as runs.csv does")
+        raise ComparisonError(
+            f"{where} has no protocol; an FVD without its protocol compares with nothing, write it as runs.csv does"
+        )
     if row["budget"] not in ("", "both", *BUDGETS):
         raise ComparisonError(f"{where}: budget is `{row['budget']}`; take one of {', '.join(BUDGETS)}")
     for name in (low.removesuffix("_low") for low in quantities.ALL if low.endswith("_low")):
@@ -148,10 +172,13 @@ def _check_interval(where: str, name: str, value: float, low: float, high: float
         return
     if math.isnan(value + low + high):
         raise ComparisonError(
-            f"{where}: an interval is `{name}`, `{name}_low` and `{name}_high` together; give all three, or empty its ends"
+            f"{where}: an interval is `{name}`, `{name}_low` and `{name}_high` together; give all three, or empty its"
+            " ends"
         )
     if not low <= value <= high:
-        raise ComparisonError(f"{where}: {name} {value:g} lies outside its interval [{low:g}, {high:g}]; correct the row")
+        raise ComparisonError(
+            f"{where}: {name} {value:g} lies outside its interval [{low:g}, {high:g}]; correct the row"
+        )
 
 
 def _number(where: str, name: str, text: str) -> float:
@@ -161,10 +188,14 @@ def _number(where: str, name: str, text: str) -> float:
         value = math.nan
     if not np.isfinite(value):
         raise ComparisonError(f"{where}: {name} is `{text}`, which is no number; correct it or leave it empty")
-    positive, quantity = name == quantities.SPEEDUP.name, quantities.ALL[name.removesuffix("_low").removesuffix("_high")]
+    positive, quantity = (
+        name == quantities.SPEEDUP.name,
+        quantities.ALL[name.removesuffix("_low").removesuffix("_high")],
+    )
     if (value < 0 and quantity not in SIGNED) or (value == 0 and positive):
         raise ComparisonError(
-            f"{where}: {name} is `{text}`, but must be {'above' if positive else 'at least'} 0; correct it or leave it empty"
+            f"{where}: {name} is `{text}`, but must be {'above' if positive else 'at least'} 0; correct it or leave it"
+            " empty"
         )
     return value
 

@@ -27,7 +27,8 @@ def label_points(
     bars: Sequence[tuple[float, float, float, float]] = (),
     size: float = 8,
 ) -> None:
-    """Writes each (x, y, text, colour) beside its point, clear of labels, points, bars (x0, y0, x1, y1) and the frame; far ones get a line.
+    """Writes each (x, y, text, colour) beside its point, clear of labels, points, bars (x0, y0, x1, y1) and the frame;
+    far ones get a line.
 
     Greedy: for every label the free place nearest to its point. Axis limits must be final.
     """
@@ -35,13 +36,18 @@ def label_points(
     renderer = figure.canvas.get_renderer()
     frame = axes.get_window_extent(renderer)
     scale = figure.dpi / 100
-    taken = [_square(axes.transData.transform(point), 5 * scale) for point in [*obstacles, *((x, y) for x, y, _, _ in points)]]
+    taken = [
+        _square(axes.transData.transform(point), 5 * scale)
+        for point in [*obstacles, *((x, y) for x, y, _, _ in points)]
+    ]
     for x0, y0, x1, y1 in bars:
         low, high = axes.transData.transform([(x0, y0), (x1, y1)])
         taken.append((low[0] - 2 * scale, low[1] - 2 * scale, high[0] + 2 * scale, high[1] + 2 * scale))
     for x, y, text, colour in sorted(points, key=lambda point: (-point[1], point[0])):
         at = axes.transData.transform((x, y))
-        drawn = axes.text(x, y, text, fontsize=size, color=text_tone(colour), ha="center", va="center", zorder=6, path_effects=[_HALO])
+        drawn = axes.text(
+            x, y, text, fontsize=size, color=text_tone(colour), ha="center", va="center", zorder=6, path_effects=[_HALO]
+        )
         extent = drawn.get_window_extent(renderer)
         centre = _free_place(at, extent.width + 4 * scale, extent.height + 2 * scale, taken, frame, scale)
         taken.append(_box(centre, extent.width + 4 * scale, extent.height + 2 * scale))
@@ -53,7 +59,8 @@ def label_points(
 
 
 def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], size: float = 8) -> None:
-    """Writes each (x, y, text, colour) to the right of the axes at its line's end, pushed apart where ends are close."""
+    """Writes each (x, y, text, colour) to the right of the axes at its line's end, pushed apart where ends
+    are close."""
     if not ends:
         return
     figure = axes.figure
@@ -66,8 +73,12 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
     for (x, y, text, colour), pixel in zip(order, placed, strict=True):
         fraction = (pixel - frame.y0) / frame.height
         axes.text(1.04, fraction, text, transform=axes.transAxes, fontsize=size, color=text_tone(colour), va="center")
-        end = axes.transAxes.inverted().transform(axes.transData.transform((x, y)))  # in shares of the axes: stays right when they shrink
-        axes.plot([end[0] + 0.02, 1.03], [end[1], fraction], transform=axes.transAxes, clip_on=False, zorder=0, **_LEADER)
+        end = axes.transAxes.inverted().transform(
+            axes.transData.transform((x, y))
+        )  # in shares of the axes: stays right when they shrink
+        axes.plot(
+            [end[0] + 0.02, 1.03], [end[1], fraction], transform=axes.transAxes, clip_on=False, zorder=0, **_LEADER
+        )
 
 
 def _push_apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
@@ -94,10 +105,20 @@ def _free_place(at: Any, width: float, height: float, taken: list[tuple[float, .
     others = np.array(taken)
     for radius in _RADII_PX:
         for angle in _ANGLES:
-            reach = np.array([math.cos(angle) * (width / 2 + radius * scale / 2), math.sin(angle) * (height / 2 + radius * scale / 2)])
+            reach = np.array(
+                [
+                    math.cos(angle) * (width / 2 + radius * scale / 2),
+                    math.sin(angle) * (height / 2 + radius * scale / 2),
+                ]
+            )
             centre = np.asarray(at) + reach
             box = _box(centre, width, height)
-            outside = max(0.0, frame.x0 - box[0]) + max(0.0, box[2] - frame.x1) + max(0.0, frame.y0 - box[1]) + max(0.0, box[3] - frame.y1)
+            outside = (
+                max(0.0, frame.x0 - box[0])
+                + max(0.0, box[2] - frame.x1)
+                + max(0.0, frame.y0 - box[1])
+                + max(0.0, box[3] - frame.y1)
+            )
             cost = 1e3 * outside + _overlap(box, others) + 0.01 * radius
             if cost < least:
                 best, least = centre, cost

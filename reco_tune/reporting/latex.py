@@ -1,4 +1,6 @@
-"""LaTeX tables for a paper: booktabs rules, numbers aligned at their point by siunitx. Knows cells and captions, not what they mean."""
+"""LaTeX tables for a paper: booktabs rules, numbers aligned at their point by siunitx. Knows cells and captions, not
+what they mean.
+"""
 
 from __future__ import annotations
 
@@ -30,7 +32,9 @@ _SPECIAL = {
 }
 _SET = frozenset(map(chr, (*b"\t\n", *range(0x20, 0x7F), *range(0xA0, 0x180)))) - set("\xad«»ÐðÞþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
 _SET |= set("‐‑‒—―‘’“”†‡•…‰€™")
-"""What pdflatex sets by itself, with the preamble alone: Latin letters but those that its first font encoding lacks, and punctuation."""
+"""What pdflatex sets by itself, with the preamble alone: Latin letters but those that its first font encoding lacks,
+and punctuation.
+"""
 
 
 class Column(NamedTuple):
@@ -52,7 +56,8 @@ def latex_table(columns: Sequence[Column], blocks: Mapping[str, Sequence[Sequenc
     """
     cells = [row for rows in blocks.values() for row in rows]
     formats = " ".join(
-        _number_format([row[place] for row in cells]) if column.kind == "number" else column.kind for place, column in enumerate(columns)
+        _number_format([row[place] for row in cells]) if column.kind == "number" else column.kind
+        for place, column in enumerate(columns)
     )
     headings = [f"{{{column.heading}}}" if column.kind == "number" else column.heading for column in columns]
     lines = [
@@ -69,13 +74,17 @@ def latex_table(columns: Sequence[Column], blocks: Mapping[str, Sequence[Sequenc
         lines.append("    \\midrule")
         if title:
             lines.append(f"    \\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(title)}}}}} \\\\")
-        lines += ["    " + " & ".join(_cell(cell, column) for cell, column in zip(row, columns, strict=True)) + " \\\\" for row in rows]
+        lines += [
+            "    " + " & ".join(_cell(cell, column) for cell, column in zip(row, columns, strict=True)) + " \\\\"
+            for row in rows
+        ]
     lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{escape(caption)}}}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
 
 def escape(text: str) -> str:
-    """Plain text as LaTeX; `names` between backquotes as typewriter, [U+6F22] for a character that would stop pdflatex."""
+    """Plain text as LaTeX; `names` between backquotes as typewriter, [U+6F22] for a character that would
+    stop pdflatex."""
     parts = ["".join(map(_character, part)) for part in unicodedata.normalize("NFC", text).split("`")]
     return "".join(f"\\texttt{{{part}}}" if position % 2 else part for position, part in enumerate(parts))
 
@@ -83,7 +92,9 @@ def escape(text: str) -> str:
 def _character(character: str) -> str:
     if character in _SPECIAL:
         return _SPECIAL[character]
-    return character if character in _SET else f"{{[U+{ord(character):04X}]}}"  # in braces: a bare \\[ is a space between rows
+    return (
+        character if character in _SET else f"{{[U+{ord(character):04X}]}}"
+    )  # in braces: a bare \\[ is a space between rows
 
 
 def _cell(cell: str, column: Column) -> str:

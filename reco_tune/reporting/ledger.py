@@ -9,18 +9,32 @@ from reco_tune.reporting.runs import SEARCH, arm_order
 from reco_tune.study_log import StudyRecord
 
 STAGES = ("calibration_seconds", "training_seconds", "generation_seconds", "evaluation_seconds")
-COLUMNS = ("arm", "runs", *STAGES, "device_hours", "tokens_seen", "loss_tokens", "training_flops", "forward_flops", "backward_flops")
+COLUMNS = (
+    "arm",
+    "runs",
+    *STAGES,
+    "device_hours",
+    "tokens_seen",
+    "loss_tokens",
+    "training_flops",
+    "forward_flops",
+    "backward_flops",
+)
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm (sampled runs last) and a total; sums over its runs. A calibration that several runs share counts once."""
+    """One row an arm (sampled runs last) and a total; sums over its runs. A calibration that several runs share counts
+    once.
+    """
     rows = []
     arms = runs["arm"].to_numpy()
     calibrated = _calibration_seconds(study)
     for arm in [*arm_order(runs), SEARCH]:
         own = arms == arm
         if own.any():
-            sums = {name: float(np.nansum(runs[name].to_numpy()[own])) for name in COLUMNS if name in runs and name != "arm"}
+            sums = {
+                name: float(np.nansum(runs[name].to_numpy()[own])) for name in COLUMNS if name in runs and name != "arm"
+            }
             rows.append({"arm": arm, "runs": int(own.sum()), **sums, STAGES[0]: calibrated.get(arm, 0.0)})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["device_hours"] = table[list(STAGES)].sum(axis=1) / 3600

@@ -37,44 +37,68 @@ LEAST_CHANCE = 0.05
 ABOUT_FIGURES = {
     "frontier": (
         "Speed against quality",
-        "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins what nothing else beats in both, the band holds "
-        "where that line lies in 95% of draws from the intervals, the ring marks its knee.",
+        (
+            "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins what nothing else beats"
+            " in both, the band holds where that line lies in 95% of draws from the intervals, the ring marks its knee."
+        ),
     ),
     "compute": (
         "Training compute to reach a quality",
-        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left: FVD at the end. Right: "
-        "validation cross-entropy on the way; dashed are the levels that the baseline reached.",
+        (
+            "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left: FVD at"
+            " the end. Right: validation cross-entropy on the way; dashed are the levels that the baseline reached."
+        ),
     ),
     "hypervolume": (
         "How the frontier grew",
-        "Hypervolume of the non-dominated runs against the device hours of all runs that had ended, pruned and failed ones included.",
+        (
+            "Hypervolume of the non-dominated runs against the device hours of all runs that had ended, pruned and"
+            " failed ones included."
+        ),
     ),
     "importance": (
         "What decides",
-        "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares add up to 100%.",
+        (
+            "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all;"
+            " shares add up to 100%."
+        ),
     ),
     "window_stride": (
         "Window and stride",
-        "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other settings; without any, "
-        "of arms that differ in nothing else.",
+        (
+            "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other"
+            " settings; without any, of arms that differ in nothing else."
+        ),
     ),
     "lambda": (
         "The continuity weight",
-        "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs without a penalty on h².",
+        (
+            "FVD and validation cross-entropy against λ, with λ = 0 at the left end; windowed runs without a penalty"
+            " on h²."
+        ),
     ),
     "learning_curves": ("Learning curves", "Validation cross-entropy (full sequence, teacher-forced) at every rung."),
     "loss_by_frame": (
         "Loss by frame",
-        "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the first-frame effect.",
+        (
+            "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the"
+            " first-frame effect."
+        ),
     ),
-    "error_growth": ("Error growth", "How far h moves, relative to its size, in every block after block 0 was perturbed."),
+    "error_growth": (
+        "Error growth",
+        "How far h moves, relative to its size, in every block after block 0 was perturbed.",
+    ),
     "frame_accuracy": (
         "Class accuracy by frame",
         "Share of generated clips whose single frame a classifier takes for the class that was asked for.",
     ),
     "fvd_by_samples": (
         "FVD by the number of clips",
-        "FVD is biased upwards by about a constant over the number of clips: numbers from different numbers of clips are not comparable.",
+        (
+            "FVD is biased upwards by about a constant over the number of clips: numbers from different numbers of"
+            " clips are not comparable."
+        ),
     ),
 }
 
@@ -121,7 +145,10 @@ def render(report: Report, figures: Mapping[str, Path], samples: Mapping[str, Ma
         measure_notes=(measures.NOTE, measures.LAW_NOTE),
         titles={name: title for name, (title, _) in ABOUT_FIGURES.items()},
         figures={name: _figure(name, path, report) for name, path in figures.items()},
-        scatters={budget: scatter(report.frontier.at(budget), settings.hover(report.uncertainty.at(budget))) for budget in budgets},
+        scatters={
+            budget: scatter(report.frontier.at(budget), settings.hover(report.uncertainty.at(budget)))
+            for budget in budgets
+        },
         fronts={budget: _front(report.uncertainty.at(budget), settings) for budget in budgets},
         levels=_levels(report.quality),
         weights=report.weight_groups.head(MOST_ROWS).to_dict("records"),
@@ -145,9 +172,15 @@ def _standing(protocol: str) -> str:
     name = protocol.split("/")[0]
     if name in ("native-random", "native-pca"):
         features = "a network at random weights" if name == "native-random" else "principal components of pixels"
-        return f"Illustrative: its features are {features}, which rank the arms of this study and compare with nothing published."
+        return (
+            f"Illustrative: its features are {features}, which rank the arms of this study and compare with nothing"
+            " published."
+        )
     if name == "native":
-        return "Its features were trained on this data set, so it ranks the arms of this study and compares with nothing published."
+        return (
+            "Its features were trained on this data set, so it ranks the arms of this study and compares with nothing"
+            " published."
+        )
     return ""
 
 
@@ -161,7 +194,10 @@ def _claims(verdicts: Sequence[Verdict]) -> dict[str, list[Verdict]]:
 def _ablation_rows(table: pd.DataFrame, budget: str) -> list[dict[str, Any]]:
     rows = table[table["budget"] == budget]
     best = tables.best_row(rows)
-    low, high = (float(value) for value in (rows["fvd_low"].fillna(rows["fvd"]).min(), rows["fvd_high"].fillna(rows["fvd"]).max()))
+    low, high = (
+        float(value)
+        for value in (rows["fvd_low"].fillna(rows["fvd"]).min(), rows["fvd_high"].fillna(rows["fvd"]).max())
+    )
     found = []
     for position, row in enumerate(rows.to_dict("records")):
         bar = interval_bar(row["fvd"], row["fvd_low"], row["fvd_high"], low, high)
@@ -187,12 +223,21 @@ def _in_words(name: str, report: Report) -> str:
     """The main numbers of a figure for those who cannot see it."""
     if name == "frontier":
         rows = report.ablation.to_dict("records")
-        return "; ".join(f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}" for r in rows) + "."
+        return (
+            "; ".join(
+                f"{r['arm']} at {r['budget']}: {tables.number(r['speedup'])}x, FVD {tables.number(r['fvd'])}"
+                for r in rows
+            )
+            + "."
+        )
     if name == "lambda":
         return " ".join(f"At {words}." for words in lowest_by_weight(report.weight_groups))
     if name == "window_stride":
         budget = budget_order(own_runs(report.runs))[0]  # the one that is drawn
-        best = min(window_stride_cells(report.windows[report.windows["budget"] == budget]).to_dict("records"), key=lambda row: row["fvd"])
+        best = min(
+            window_stride_cells(report.windows[report.windows["budget"] == budget]).to_dict("records"),
+            key=lambda row: row["fvd"],
+        )
         place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
         return f"At {TITLES[budget].lower()} the lowest mean FVD is {tables.number(best['fvd'])}, at {place}."
     if name == "importance":
@@ -209,7 +254,9 @@ def _sample_rows(samples: Mapping[str, Mapping[str, Samples]]) -> list[dict[str,
         for budget, arms in samples.items():
             columns = []
             real = next((clips.real for clips in arms.values() if clips.real is not None), None)
-            clips = ([("real clips", real)] if real is not None else []) + [(arm, own.video) for arm, own in arms.items()]
+            clips = ([("real clips", real)] if real is not None else []) + [
+                (arm, own.video) for arm, own in arms.items()
+            ]
             for number, (name, video) in enumerate(clips):
                 path = Path(folder) / f"{budget}-{number}.mp4"
                 column_video(video, path)
@@ -225,21 +272,30 @@ class _Settings:
         runs = report.runs
         self._row = {trial: row for row, trial in enumerate(runs["trial"])}
         self._configurations = configurations(runs)
-        keys = [key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION]  # λ tells its reduction
+        keys = [
+            key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION
+        ]  # λ tells its reduction
         self._columns = {key: runs[key].to_numpy() for key in keys}
         self._reductions = runs[REDUCTION].to_numpy() if REDUCTION in runs else None
 
     def hover(self, points: pd.DataFrame) -> Callable[[str], str]:
-        """Of a trial: its settings, and how probably its configuration stands on the frontier that these points are of."""
+        """Of a trial: its settings, and how probably its configuration stands on the frontier that these
+        points are of."""
         chances = dict(zip(configurations(points), points["probability"], strict=True))
 
         def words(trial: str) -> str:
             row = self._row[trial]
-            values = {key: self.weight(trial) if key == WEIGHT else column[row] for key, column in self._columns.items()}
+            values = {
+                key: self.weight(trial) if key == WEIGHT else column[row] for key, column in self._columns.items()
+            }
             told = [f"{key} = {value}" for key, value in values.items() if not pd.isna(value)]
             more = [f"and {len(told) - MOST_SETTINGS} more, in runs.csv"] if len(told) > MOST_SETTINGS else []
             chance = chances.get(self._configurations[row])
-            return "\n".join(told[:MOST_SETTINGS] + more + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"]))
+            return "\n".join(
+                told[:MOST_SETTINGS]
+                + more
+                + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"])
+            )
 
         return words
 
@@ -273,7 +329,9 @@ def _counts(runs: pd.DataFrame) -> list[str]:
     fixed, sampled = int((runs["arm"] != SEARCH).sum()), int((runs["arm"] == SEARCH).sum()) - again
     words = [f"{fixed} runs of fixed arms", f"{sampled} sampled runs"] if sampled else [f"{fixed} runs"]
     words += [f"{again} runs of finalists with further seeds"] if again else []
-    return words + [f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states]
+    return words + [
+        f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states
+    ]
 
 
 def _facts(report: Report) -> list[tuple[str, str]]:
@@ -284,7 +342,9 @@ def _facts(report: Report) -> list[tuple[str, str]]:
     ]
     found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
     for key, value in origin.items():
-        text = ", ".join(f"{name} {version}" for name, version in value.items()) if isinstance(value, dict) else str(value)
+        text = (
+            ", ".join(f"{name} {version}" for name, version in value.items()) if isinstance(value, dict) else str(value)
+        )
         found.append((key.replace("_", " "), text))
     return [(name, text) for name, text in found if text]
 

@@ -1,7 +1,8 @@
 """What the paper reports (Zhou & Shen, ACL Findings 2026, arXiv 2604.07402), for where a study measures the same thing.
 
-A published number stands beside one of ours only under the same conditions: speed-ups at 17 frames of 256x256 (5 x 32 x 32 tokens) with
-windows of 2 of the 5 blocks, FVD under the named protocol. Anything else the reader brings along as a file (`imported`).
+A published number stands beside one of ours only under the same conditions: speed-ups at 17 frames of 256x256 (5 x 32 x
+32 tokens) with windows of 2 of the 5 blocks, FVD under the named protocol. Anything else the reader brings along as a
+file (`imported`).
 """
 
 from __future__ import annotations
@@ -44,7 +45,10 @@ def paper_reference(runs: pd.DataFrame) -> dict[str, Reference]:
     if kept.empty or "data.layout" not in kept:
         return {}
     layout, protocol = kept["data.layout"].iloc[0], str(kept["protocol"].iloc[0]).split("/")
-    clips, samples = set(zip(kept["data.clip_frames"], kept["data.size_px"], strict=True)), protocol[-2] if len(protocol) > 1 else ""
+    clips, samples = (
+        set(zip(kept["data.clip_frames"], kept["data.size_px"], strict=True)),
+        protocol[-2] if len(protocol) > 1 else "",
+    )
     windows = set(kept[kept["window.scheme"] == "window"]["window.length_tokens"])
     speedups = SPEEDUPS if layout in DATA_SETS and clips == {CLIP} and windows <= {WINDOW_TOKENS} else {}
     larp = layout == "ucf101" and protocol[0] == "larp" and clips == {LARP_CLIP} and samples == "n10000x1"

@@ -33,7 +33,17 @@ from reco_tune.reporting.ledger import ledger
 from reco_tune.reporting.measures import measures_table
 from reco_tune.reporting.page import render
 from reco_tune.reporting.paper import Reference, paper_reference
-from reco_tune.reporting.runs import Source, arm_order, bounds, budget_order, comparable, load_study, measured_with, own_runs, runs_table
+from reco_tune.reporting.runs import (
+    Source,
+    arm_order,
+    bounds,
+    budget_order,
+    comparable,
+    load_study,
+    measured_with,
+    own_runs,
+    runs_table,
+)
 from reco_tune.reporting.samples import Samples, read_samples, write_grids
 from reco_tune.reporting.tables import csv_text
 from reco_tune.reporting.top_up import TopUp, top_up
@@ -88,8 +98,11 @@ class Report:
     index: Path
 
 
-def write_report(source: Source, output: Path | None = None, progress: Progress | None = None, imports: Sequence[Path] = ()) -> Report:
-    """Writes the whole report of a study, replacing an earlier one; tables are byte-identical whether read from the log or from MLflow.
+def write_report(
+    source: Source, output: Path | None = None, progress: Progress | None = None, imports: Sequence[Path] = ()
+) -> Report:
+    """Writes the whole report of a study, replacing an earlier one; tables are byte-identical whether read from the log
+    or from MLflow.
 
     Args:
         source: a study folder, `mlflow:EXPERIMENT`, or a study already read. Sample videos need a folder.
@@ -112,7 +125,9 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
         own = runs_table(study)
         runs, names = with_imports(own, imports), file_names(imports)
         tell(1, 6, "computing tables")
-        ablation = ablation_rows(runs)  # refuses what does not compare, before anything of an earlier report is replaced
+        ablation = ablation_rows(
+            runs
+        )  # refuses what does not compare, before anything of an earlier report is replaced
         output.mkdir(parents=True, exist_ok=True)
         _clear(output)
         budget = budget_order(own)[0]
@@ -152,10 +167,14 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
             folder=output,
             index=output / "index.html",
         )
-        painter.draw("frontier", output, report.uncertainty, report.ablation, arm_order(runs), bounds(study), report.paper)
+        painter.draw(
+            "frontier", output, report.uncertainty, report.ablation, arm_order(runs), bounds(study), report.paper
+        )
         painter.draw("compute", output, report.compute, curves)
         painter.draw("hypervolume", output, report.hypervolume)
-        painter.draw("window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget)
+        painter.draw(
+            "window_stride", output, window_stride_cells(report.windows[report.windows["budget"] == budget]), budget
+        )
         tell(2, 6, "writing tables")
         _write_tables(report)
         _write_provenance(report, own, imports)
@@ -174,8 +193,12 @@ def write_report(source: Source, output: Path | None = None, progress: Progress 
 
 
 def _clear(folder: Path) -> None:
-    """Takes away what an earlier report, perhaps of another study, has there and the next may not replace: figures and sample videos."""
-    with suppress(OSError, ValueError, KeyError, TypeError):  # where no provenance of a report lies there, nothing is touched
+    """Takes away what an earlier report, perhaps of another study, has there and the next may not replace: figures and
+    sample videos.
+    """
+    with suppress(
+        OSError, ValueError, KeyError, TypeError
+    ):  # where no provenance of a report lies there, nothing is touched
         origin = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         arms = {str(arm) for arm in origin["arms"]} if "report_version" in origin else set()
         for name in DRAWN_BY if arms else ():
@@ -232,7 +255,11 @@ def _write_provenance(report: Report, runs: pd.DataFrame, imports: Sequence[Path
             name: [value for value in dict.fromkeys(runs[name]) if value]
             for name in ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint", "device")
         },
-        **({"imports": {name: _hash(path) for name, path in zip(report.imports, imports, strict=True)}} if imports else {}),
+        **(
+            {"imports": {name: _hash(path) for name, path in zip(report.imports, imports, strict=True)}}
+            if imports
+            else {}
+        ),
         "sha256": {name: _hash(report.folder / name) for name in ("runs.csv", "frontier.csv", "ablation.csv")},
     }
     text = json.dumps(origin, indent=2, ensure_ascii=False, default=str) + "\n"
@@ -251,7 +278,9 @@ def _study_folder(source: Source) -> StudyFolder | None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No search for cycles while a report is made: its millions of small objects are in none, and it would go over them again and again."""
+    """No search for cycles while a report is made: its millions of small objects are in none, and it would go over them
+    again and again.
+    """
     was = gc.isenabled()
     gc.disable()
     try:

@@ -72,12 +72,13 @@ def load_study(source: Source) -> StudyRecord:
 
 
 def load_runs(source: Source) -> pd.DataFrame:
-    """One row a run, in the order in which runs were planned; the columns do not depend on which runs there are, beyond the settings' keys.
+    """One row a run, in the order in which runs were planned; the columns do not depend on which runs there are, beyond
+    the settings' keys.
 
-    Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key; every scalar of
-    `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances lacked rank, fingerprints, device;
-    commit, version, hardware.
-    `attrs["arms"]` holds the order of the arms, `attrs["repeats"]` by trial the sampled run whose configuration it runs again.
+    Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key;
+    every scalar of `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances
+    lacked rank, fingerprints, device; commit, version, hardware. `attrs["arms"]` holds the order of the arms,
+    `attrs["repeats"]` by trial the sampled run whose configuration it runs again.
     """
     return runs_table(load_study(source))
 
@@ -88,23 +89,31 @@ def bounds(study: StudyRecord) -> dict[str, Bound]:
 
 
 def runs_table(study: StudyRecord) -> pd.DataFrame:
-    """`load_runs` of a study already read. Ten thousand runs take a second: values are collected run by run, words stay Python's own."""
+    """`load_runs` of a study already read. Ten thousand runs take a second: values are collected run by run, words stay
+    Python's own.
+    """
     runs = sorted(study.runs.values(), key=lambda run: run.index)
     columns: dict[str, Any] = {
         name: [study.name] * len(runs) if name == "study" else [getattr(run, name) for run in runs] for name in IDENTITY
     }
     keys = list(dict.fromkeys(key for run in runs for key in run.settings))
-    for key, values in zip(keys, zip(*([run.settings.get(key) for key in keys] for run in runs), strict=True), strict=False):
+    for key, values in zip(
+        keys, zip(*([run.settings.get(key) for key in keys] for run in runs), strict=True), strict=False
+    ):
         plain = [_plain(value) for value in values] if {dict, list} & set(map(type, values)) else list(values)
         columns[key] = pd.Series(plain, dtype=object)  # object: 18 stays 18 beside a missing value
-    numbers = np.array([[run.metrics.get(name) for name in quantities.ALL] for run in runs], dtype=np.float64)  # None becomes NaN
+    numbers = np.array(
+        [[run.metrics.get(name) for name in quantities.ALL] for run in runs], dtype=np.float64
+    )  # None becomes NaN
     columns |= dict(zip(quantities.ALL, numbers.reshape(len(runs), len(quantities.ALL)).T, strict=True))
     columns[quantities.GPU_HOURS.name] = np.array([_device_hours(run) for run in runs], dtype=np.float64)
     for name in PROVENANCE:
         columns[name] = [_plain(run.provenance.get(name)) or "" for run in runs]
     for name in STUDY_PROVENANCE:
         columns[name] = [_plain(study.provenance.get(name)) or ""] * len(runs)
-    table = pd.DataFrame({name: pd.Series(own, dtype=object) if _words(own) else own for name, own in columns.items()}).copy()
+    table = pd.DataFrame(
+        {name: pd.Series(own, dtype=object) if _words(own) else own for name, own in columns.items()}
+    ).copy()
     _baseline_speed(table)
     table.attrs["arms"] = list(study.arms)
     table.attrs["repeats"] = {run.trial: run.repeats for run in runs if run.repeats}
@@ -112,7 +121,8 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and FVD, all of one protocol.
+    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and FVD, all of one
+    protocol.
 
     Raises:
         ComparisonError: where two protocols or data sets meet; it names the knob that differs.
@@ -138,9 +148,14 @@ def exclusions(runs: pd.DataFrame) -> list[str]:
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     """Which runs may stand in a table; as arrays, because it is asked often and of ten thousand runs."""
     fvd, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in ("fvd", "speedup", "steps"))
-    whole = (runs["state"] == "evaluated").to_numpy(dtype=bool) & np.isfinite(fvd) & (np.isfinite(speedup) | _elsewhere(runs))
+    whole = (
+        (runs["state"] == "evaluated").to_numpy(dtype=bool)
+        & np.isfinite(fvd)
+        & (np.isfinite(speedup) | _elsewhere(runs))
+    )
     if "training.steps" in runs:
-        # At compute budgets the step count follows from the calibrated speed, so only equal steps can be checked against the setting.
+        # At compute budgets the step count follows from the calibrated speed, so only equal steps can be checked
+        # against the setting.
         asked = runs["training.steps"].to_numpy(dtype=np.float64, na_value=np.nan)
         whole &= ~((runs["budget"] == "equal_steps").to_numpy(dtype=bool) & (steps < asked))
     found: NDArray[np.bool_] = whole
@@ -152,7 +167,9 @@ def _elsewhere(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def differing(runs: pd.DataFrame) -> list[str]:
-    """The settings that take more than one value over these runs, in the order in which settings stand; a run from elsewhere has none."""
+    """The settings that take more than one value over these runs, in the order in which settings stand; a run from
+    elsewhere has none.
+    """
     own = own_runs(runs)
     columns = {key: own[key].to_numpy() for key in map(str, own) if "." in key}
     return [key for key, values in columns.items() if (values != values[:1]).any()]
@@ -166,7 +183,9 @@ def measured_with(runs: pd.DataFrame) -> str:
 
 
 def told_apart(places: Sequence[str]) -> list[str]:
-    """What different files, folders and experiments are called where they meet: each by its shortest end that no other shares."""
+    """What different files, folders and experiments are called where they meet: each by its shortest end that no other
+    shares.
+    """
     parts = [re.split("(?<=[:/])", place) for place in places]
     ends = [["".join(own[at:]) for at in range(len(own) - 1, -1, -1)] for own in parts]
     shared = Counter(end for own in ends for end in own)
@@ -181,7 +200,10 @@ def arm_order(runs: pd.DataFrame) -> list[str]:
 def configurations(runs: pd.DataFrame) -> list[str]:
     """What each run is one seed of: its arm, or the sampled run that had its configuration first."""
     repeats = runs.attrs.get("repeats", {})
-    return [repeats.get(trial, trial) if arm == SEARCH else arm for trial, arm in zip(runs["trial"], runs["arm"], strict=True)]
+    return [
+        repeats.get(trial, trial) if arm == SEARCH else arm
+        for trial, arm in zip(runs["trial"], runs["arm"], strict=True)
+    ]
 
 
 def budget_order(runs: pd.DataFrame) -> list[str]:
@@ -191,7 +213,9 @@ def budget_order(runs: pd.DataFrame) -> list[str]:
 
 
 def at_budget(run_budget: Any, budget: str) -> Any:
-    """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget, not under half."""
+    """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget,
+    not under half.
+    """
     whole = run_budget == budget
     return whole if budget == "half_compute" else whole | (run_budget == "both")
 
@@ -222,12 +246,15 @@ def _one_protocol(runs: pd.DataFrame) -> None:
         first, second = protocols[:2]
         one, two = _first_of(runs, "protocol", protocols)
         knobs = [
-            f"{name} ({a} against {b})" for name, a, b in zip(PROTOCOL_KNOBS, first.split("/"), second.split("/"), strict=False) if a != b
+            f"{name} ({a} against {b})"
+            for name, a, b in zip(PROTOCOL_KNOBS, first.split("/"), second.split("/"), strict=False)
+            if a != b
         ]
         knobs += _differing(one, two, STAR_KNOBS)
         raise ComparisonError(
-            f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in {', '.join(knobs) or 'the length of their protocol'}: "
-            "their FVDs are not comparable; evaluate both under one protocol or report them apart"
+            f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in"
+            f" {', '.join(knobs) or 'the length of their protocol'}: their FVDs are not comparable; evaluate both under"
+            " one protocol or report them apart"
         )
     versions = [value for value in dict.fromkeys(runs["data_fingerprint"]) if value]
     if len(versions) > 1:
@@ -236,15 +263,18 @@ def _one_protocol(runs: pd.DataFrame) -> None:
         by = f", by {', '.join(knobs[:MOST_NAMED])}" if knobs else ""
         by += f" and {len(knobs) - MOST_NAMED} more" if len(knobs) > MOST_NAMED else ""
         raise ComparisonError(
-            f"data_fingerprint differs ({versions[0]} against {versions[1]}): {one['trial']} and {two['trial']} saw different data{by}; "
-            "report them apart"
+            f"data_fingerprint differs ({versions[0]} against {versions[1]}): {one['trial']} and {two['trial']} saw"
+            f" different data{by}; report them apart"
         )
-    reconstructed = any(protocol.split("/")[3:4] == ["reconstructed"] for protocol in protocols)  # by now there is at most one
+    reconstructed = any(
+        protocol.split("/")[3:4] == ["reconstructed"] for protocol in protocols
+    )  # by now there is at most one
     tokenizers = [value for value in dict.fromkeys(runs["tokenizer_fingerprint"]) if value] if reconstructed else []
     if len(tokenizers) > 1:
         raise ComparisonError(
-            f"tokenizer_fingerprint differs ({tokenizers[0]} against {tokenizers[1]}): the runs were compared with real clips that "
-            "went through different tokenizers; report them apart, or evaluate both with evaluation.reference raw"
+            f"tokenizer_fingerprint differs ({tokenizers[0]} against {tokenizers[1]}): the runs were compared with real"
+            " clips that went through different tokenizers; report them apart, or evaluate both with"
+            " evaluation.reference raw"
         )
 
 
@@ -255,7 +285,9 @@ def _first_of(runs: pd.DataFrame, column: str, values: Sequence[str]) -> tuple[p
 
 
 def _differing(one: pd.Series, two: pd.Series, keys: Sequence[str]) -> list[str]:
-    """Settings in which two runs differ, with the beginnings of their values; none where a run came from elsewhere without its settings."""
+    """Settings in which two runs differ, with the beginnings of their values; none where a run came from elsewhere
+    without its settings.
+    """
     if pd.isna(one.get("data.layout")) or pd.isna(two.get("data.layout")):  # which every run of ours has
         return []
     values = {key: [None if pd.isna(run.get(key)) else run[key] for run in (one, two)] for key in keys}
@@ -270,12 +302,14 @@ def _baseline_speed(table: pd.DataFrame) -> None:
 
 
 def _device_hours(run: RunRecord) -> float:
-    """Recorded hours; else training, generation and evaluation added up (calibration is shared by the runs of an arm)."""
+    """Recorded hours; else training, generation and evaluation added up (calibration is shared by the runs
+    of an arm)."""
     recorded = _number(run.metrics.get(quantities.GPU_HOURS.name))
     if math.isfinite(recorded):
         return recorded
     stages = [
-        run.metrics.get(stage.name) for stage in (quantities.TRAINING_SECONDS, quantities.GENERATION_SECONDS, quantities.EVALUATION_SECONDS)
+        run.metrics.get(stage.name)
+        for stage in (quantities.TRAINING_SECONDS, quantities.GENERATION_SECONDS, quantities.EVALUATION_SECONDS)
     ]
     spent = [seconds for seconds in stages if seconds is not None]
     return sum(spent) / 3600 if spent else math.nan

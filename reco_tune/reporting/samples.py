@@ -1,6 +1,7 @@
 """Generated clips as grid videos: the same labels and seeds side by side, real clips in the first column.
 
-Reads trials/ID/samples.npz (`video` uint8 [S, F, C, H, W], `labels` [S], optionally `real` like `video`); writes small mp4 files.
+Reads trials/ID/samples.npz (`video` uint8 [S, F, C, H, W], `labels` [S], optionally `real` like `video`); writes small
+mp4 files.
 """
 
 from __future__ import annotations
@@ -76,14 +77,21 @@ def column_video(clips: np.ndarray, path: Path) -> None:
 
 
 def grid(columns: list[np.ndarray]) -> np.ndarray:
-    """Columns of clips uint8 [S, F, C, H, W] as one video uint8 [F, H', W', 3], enlarged, with thin gaps; sides are even."""
+    """Columns of clips uint8 [S, F, C, H, W] as one video uint8 [F, H', W', 3], enlarged, with thin gaps; sides are
+    even.
+    """
     count, frames = min(len(clips) for clips in columns), min(clips.shape[1] for clips in columns)
     side = max(columns[0].shape[-2:])
     factor = max(1, math.ceil(LEAST_SIDE_PX / side))
-    tiles = [[clips[row, :frames].repeat(factor, axis=-2).repeat(factor, axis=-1) for clips in columns] for row in range(count)]
+    tiles = [
+        [clips[row, :frames].repeat(factor, axis=-2).repeat(factor, axis=-1) for clips in columns]
+        for row in range(count)
+    ]
     height, width = tiles[0][0].shape[-2:]
     canvas_height, canvas_width = count * (height + GAP_PX) - GAP_PX, len(columns) * (width + GAP_PX) - GAP_PX
-    canvas = np.full((frames, canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), 128, dtype=np.uint8)
+    canvas = np.full(
+        (frames, canvas_height + canvas_height % 2, canvas_width + canvas_width % 2, 3), 128, dtype=np.uint8
+    )
     for row, line in enumerate(tiles):
         for column, tile in enumerate(line):
             top, left = row * (height + GAP_PX), column * (width + GAP_PX)

@@ -1,4 +1,5 @@
-"""Small drawings inside the page as inline SVG: the runs with their settings on hover, and an interval in a table cell."""
+"""Small drawings inside the page as inline SVG: the runs with their settings on hover, and an interval in a
+table cell."""
 
 from __future__ import annotations
 
@@ -19,7 +20,8 @@ MOST_POINTS = 600
 
 
 def scatter(points: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
-    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier filled and joined.
+    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier
+    filled and joined.
 
     The points are one stop for the Tab key, the arrow keys go from slow to fast runs (the page's script).
     """
@@ -42,7 +44,9 @@ def scatter(points: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
         parts.append(f'<line class="grid" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="{x:.1f}" x2="{x:.1f}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}x</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">speed-up per step</text>')
-    parts.append(f'<text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">FVD</text>')
+    parts.append(
+        f'<text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">FVD</text>'
+    )
     front = sorted((row for row in rows if row["on_frontier"]), key=lambda row: (row["speedup"], row["fvd"]))
     if front:
         path = f"M{across(front[0]['speedup']):.1f} {along(front[0]['fvd']):.1f}"
@@ -50,7 +54,10 @@ def scatter(points: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
         parts.append(f'<path class="front" d="{path}"/>')
     for place, row in enumerate(sorted(rows, key=lambda row: (row["speedup"], row["fvd"]))):
         kind = "search" if row["arm"] == SEARCH else "baseline" if row["arm"] == BASELINE else "arm"
-        words = f"{row['trial']}: {row['speedup']:.2f}x, FVD {row['fvd']:.2f}{', on the frontier' if row['on_frontier'] else ''}"
+        words = (
+            f"{row['trial']}: {row['speedup']:.2f}x, FVD"
+            f" {row['fvd']:.2f}{', on the frontier' if row['on_frontier'] else ''}"
+        )
         label, more = escape(words), escape(settings(row["trial"]))
         centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
         on = " on" if row["on_frontier"] else ""
@@ -69,7 +76,9 @@ def interval_bar(value: float, low: float, high: float, least: float, most: floa
         return Markup("")
     axis = _Axis([max(least, most * 1e-3, 1e-9), most], 4, 116, True, margin=0)
     ends = (
-        [axis(min(max(end, least, most * 1e-3, 1e-9), most)) for end in (low, high)] if math.isfinite(low) and math.isfinite(high) else []
+        [axis(min(max(end, least, most * 1e-3, 1e-9), most)) for end in (low, high)]
+        if math.isfinite(low) and math.isfinite(high)
+        else []
     )
     line = f'<line x1="{ends[0]:.1f}" x2="{ends[1]:.1f}" y1="8" y2="8"/>' if ends else ""
     dot = f'<circle cx="{axis(value):.1f}" cy="8" r="2.6"/>'
@@ -97,7 +106,9 @@ class _Axis:
         rough = (self.high - self.low) / 6
         power = 10.0 ** math.floor(math.log10(rough))
         step = next(factor * power for factor in (1, 2, 5, 10) if factor * power >= rough)
-        return [round(number * step, 10) for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)]
+        return [
+            round(number * step, 10) for number in range(math.ceil(self.low / step), math.floor(self.high / step) + 1)
+        ]
 
     def _scale(self, value: float) -> float:
         return math.log10(value) if self.log else value

@@ -1,4 +1,5 @@
-"""What every script in analysis/ shares: its arguments, and one sentence instead of a traceback for a person's mistake."""
+"""What every script in analysis/ shares: its arguments, and one sentence instead of a traceback for a
+person's mistake."""
 
 from __future__ import annotations
 
@@ -19,8 +20,12 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
         several: whether it takes more than one study.
     """
     parser = argparse.ArgumentParser(description=description)
-    parser.add_argument("source", nargs="+" if several else 1, metavar="STUDY", help="a study folder, or mlflow:EXPERIMENT")
-    parser.add_argument("--output", type=Path, help="folder to write to; by default analysis/ in the (first) study folder")
+    parser.add_argument(
+        "source", nargs="+" if several else 1, metavar="STUDY", help="a study folder, or mlflow:EXPERIMENT"
+    )
+    parser.add_argument(
+        "--output", type=Path, help="folder to write to; by default analysis/ in the (first) study folder"
+    )
     arguments = parser.parse_args()
     first = arguments.source[0]
     if arguments.output is None and first.startswith("mlflow:"):
@@ -33,7 +38,11 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
         sys.exit(error.exit_code)
     except OSError as error:
         place, reason = Path(error.filename or output), (error.strerror or str(error)).lower()
-        other = "give another folder with --output, or " if place.is_relative_to(output) or output.is_relative_to(place) else ""
+        other = (
+            "give another folder with --output, or "
+            if place.is_relative_to(output) or output.is_relative_to(place)
+            else ""
+        )
         print(f"{place} cannot be used ({reason}); {other}see to its permissions and its space", file=sys.stderr)
         sys.exit(2)
     print(text)

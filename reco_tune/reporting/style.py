@@ -1,4 +1,6 @@
-"""One look for every figure: colours that colour-blind eyes tell apart, print sizes, axes in plain numbers. No global state, no window."""
+"""One look for every figure: colours that colour-blind eyes tell apart, print sizes, axes in plain numbers. No global
+state, no window.
+"""
 
 from __future__ import annotations
 
@@ -48,7 +50,9 @@ def colours(arms: Sequence[str]) -> dict[str, str]:
 def luminance(colour: Any) -> float:
     """Relative luminance of WCAG 2, 0 for black to 1 for white."""
     channels = np.array(to_rgb(colour))
-    return float(np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722))
+    return float(
+        np.where(channels <= 0.04045, channels / 12.92, ((channels + 0.055) / 1.055) ** 2.4) @ (0.2126, 0.7152, 0.0722)
+    )
 
 
 def text_tone(colour: str) -> str:
@@ -76,14 +80,17 @@ def new_figure(width_in: float, height_in: float) -> Figure:
 
 
 def lay_out(figure: Figure) -> None:
-    """Gives the axes their places, for what is placed by pixels; without drawing anything, which takes three times as long."""
+    """Gives the axes their places, for what is placed by pixels; without drawing anything, which takes three times as
+    long.
+    """
     engine = figure.get_layout_engine()
     assert engine is not None  # `new_figure` gave it one
     engine.execute(figure)
 
 
 def freeze(figure: Figure) -> None:
-    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a layout again.
+    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a
+    layout again.
 
     Only where nothing is added outside the axes afterwards: it would have no room.
     """
@@ -93,7 +100,9 @@ def freeze(figure: Figure) -> None:
 
 @contextmanager
 def style() -> Iterator[None]:
-    """Dark grey on white with a faint grid, after seaborn's "ticks", which takes longer to import than a figure to draw."""
+    """Dark grey on white with a faint grid, after seaborn's "ticks", which takes longer to import than a figure to
+    draw.
+    """
     grey = dict.fromkeys(("text.color", "axes.labelcolor", "axes.edgecolor", "xtick.color", "ytick.color"), ".15")
     own: dict[Any, Any] = grey | {
         "font.sans-serif": ["Arial", "DejaVu Sans", "Liberation Sans", "Bitstream Vera Sans", "sans-serif"],
@@ -107,7 +116,13 @@ def style() -> Iterator[None]:
         "xtick.labelsize": 8.5,
         "ytick.labelsize": 8.5,
     }
-    own |= {"axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.color": "#e6e6e6", "grid.linewidth": 0.6}
+    own |= {
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.grid": True,
+        "grid.color": "#e6e6e6",
+        "grid.linewidth": 0.6,
+    }
     own |= {"axes.axisbelow": True, "pdf.fonttype": 42}
     with matplotlib.rc_context(own):
         yield

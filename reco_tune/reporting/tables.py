@@ -23,21 +23,35 @@ BUDGET_NOTES = {
     "half_compute": "every arm takes the steps that half of the baseline's cost buys at its measured speed",
 }
 """What the budgets give an arm."""
-HEADINGS = ["arm", "seeds", "FVD", "95% interval", "Δ to baseline", "p", "verdict", "speed-up", "95% interval", "limit", "of limit"]
+HEADINGS = [
+    "arm",
+    "seeds",
+    "FVD",
+    "95% interval",
+    "Δ to baseline",
+    "p",
+    "verdict",
+    "speed-up",
+    "95% interval",
+    "limit",
+    "of limit",
+]
 HEADINGS += ["memory", "device h", "val CE"]
 LAMBDA_HEADINGS = ["arm", "λ", "reduction", "runs", "FVD", "95% interval", "val CE", "continuity term", "mean h²"]
 WINDOW_HEADINGS = ["arm", "window (tokens)", "stride (tokens)", "runs", "FVD", "95% interval", "speed-up"]
 MOST_ROWS = 200
 """Longest block of a table for people; the CSV holds every row."""
 GROUP_NOTE = (
-    "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other settings; 95% intervals "
-    "hold sampling noise at one run and are t intervals over the runs from two on."
+    "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other"
+    " settings; 95% intervals hold sampling noise at one run and are t intervals over the runs from two on."
 )
 """Begins the captions of the λ and the window x stride table (`analyses`)."""
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """A table as CSV: UTF-8, LF; missing values are empty, whole numbers have no point, others their shortest exact digits."""
+    """A table as CSV: UTF-8, LF; missing values are empty, whole numbers have no point, others their shortest exact
+    digits.
+    """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
     writer.writerow(table.columns)
@@ -46,7 +60,10 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def ablation_markdown(
-    table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
+    table: pd.DataFrame,
+    caption: str,
+    left_out: Sequence[tuple[str, str]] = (),
+    paper: Mapping[str, Reference] | None = None,
 ) -> str:
     """The ablation table for people: one block a budget, the best FVD bold where its interval is clear of the next.
 
@@ -63,11 +80,12 @@ def ablation_markdown(
         for position, row in enumerate(rows.to_dict("records")):
             fvd = f"**{number(row['fvd'])}**" if position == best else number(row["fvd"])
             lines.append(
-                f"| {row['arm']} | {row['seeds']} | {fvd} | {interval(row['fvd_low'], row['fvd_high'])} | {signed(row['fvd_delta'])} "
-                f"| {p_value(row['fvd_p_value'])} | {row['verdict']} "
-                f"| {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} "
-                f"| {number(row['speedup_limit'])} | {number(row['limit_fraction'])} | {number(row['peak_memory_ratio'])} "
-                f"| {hours(row['gpu_hours'])} | {number(row['val_cross_entropy'], 3)} |"
+                f"| {row['arm']} | {row['seeds']} | {fvd} | {interval(row['fvd_low'], row['fvd_high'])} |"
+                f" {signed(row['fvd_delta'])} | {p_value(row['fvd_p_value'])} | {row['verdict']} |"
+                f" {number(row['speedup'])} | {interval(row['speedup_low'], row['speedup_high'])} |"
+                f" {number(row['speedup_limit'])} | {number(row['limit_fraction'])} |"
+                f" {number(row['peak_memory_ratio'])} | {hours(row['gpu_hours'])} |"
+                f" {number(row['val_cross_entropy'], 3)} |"
                 + "".join(f" {cell} |" for cell in _paper_cells(paper, str(budget), row["arm"]))
             )
         lines.append("")
@@ -80,7 +98,10 @@ def ablation_markdown(
 
 
 def ablation_latex(
-    table: pd.DataFrame, caption: str, left_out: Sequence[tuple[str, str]] = (), paper: Mapping[str, Reference] | None = None
+    table: pd.DataFrame,
+    caption: str,
+    left_out: Sequence[tuple[str, str]] = (),
+    paper: Mapping[str, Reference] | None = None,
 ) -> str:
     """The ablation table for a paper: booktabs, numbers aligned by siunitx. Arguments as `ablation_markdown`'s."""
     paper = paper or {}
@@ -95,7 +116,12 @@ def ablation_latex(
         for position, row in enumerate(rows.to_dict("records")):
             line = [row["arm"], str(row["seeds"]), (BOLD if position == best else "") + number(row["fvd"])]
             line += [interval(row["fvd_low"], row["fvd_high"]), number(row["fvd_delta"]), number(row["speedup"])]
-            line += [number(row["speedup_limit"]), number(row["val_cross_entropy"], 3), p_value(row["fvd_p_value"]), row["verdict"]]
+            line += [
+                number(row["speedup_limit"]),
+                number(row["val_cross_entropy"], 3),
+                p_value(row["fvd_p_value"]),
+                row["verdict"],
+            ]
             lines.append(line + _paper_cells(paper, str(budget), row["arm"]))
     note = caption
     if paper:
@@ -115,9 +141,14 @@ def measures_markdown(table: pd.DataFrame, origin: str) -> str:
     for kind, note in ((measures.BESIDE_FVD, measures.NOTE), (measures.ANALYSES, measures.LAW_NOTE)):
         blocks = measures.blocks(table, kind)
         for block in blocks:
-            headings = ["arm", *(quantity.label for quantity in block.measures), *(["law of error growth"] if block.laws else [])]
+            headings = [
+                "arm",
+                *(quantity.label for quantity in block.measures),
+                *(["law of error growth"] if block.laws else []),
+            ]
             rows = [
-                [arm, *map(measure_cell, cells), *([block.laws.get(arm, "")] if block.laws else [])] for arm, cells in block.rows.items()
+                [arm, *map(measure_cell, cells), *([block.laws.get(arm, "")] if block.laws else [])]
+                for arm, cells in block.rows.items()
             ]
             text.append(_markdown(headings, {TITLES[block.budget]: rows}, ""))
         text += [note + "\n"] if blocks else []
@@ -130,9 +161,15 @@ def measure_cell(row: Mapping[Any, Any] | None) -> str:
 
 
 def measure_parts(row: Mapping[Any, Any]) -> tuple[str, str, str]:
-    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is none."""
+    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is
+    none.
+    """
     value, low, high = (f"{row[name]:.3g}" for name in ("value", "low", "high"))
-    return value, f"[{low}, {high}]" if math.isfinite(row["low"]) else "", "" if row["verdict"] == "not resolved" else row["verdict"]
+    return (
+        value,
+        f"[{low}, {high}]" if math.isfinite(row["low"]) else "",
+        "" if row["verdict"] == "not resolved" else row["verdict"],
+    )
 
 
 def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
@@ -143,7 +180,17 @@ def lambda_markdown(groups: pd.DataFrame, caption: str) -> str:
 def lambda_latex(groups: pd.DataFrame, caption: str) -> str:
     """What λ does, for a paper."""
     kinds = ["l", "l", "l", "r", "number", "c", "number", "number", "number"]
-    headings = ["Arm", "$\\lambda$", "Reduction", "Runs", "FVD", "95\\,\\% interval", "Val.\\ CE", "Continuity", "$h^2$"]
+    headings = [
+        "Arm",
+        "$\\lambda$",
+        "Reduction",
+        "Runs",
+        "FVD",
+        "95\\,\\% interval",
+        "Val.\\ CE",
+        "Continuity",
+        "$h^2$",
+    ]
     columns = [Column(heading, kind) for heading, kind in zip(headings, kinds, strict=True)]
     return latex_table(columns, _lambda_blocks(groups, bold=BOLD), caption)
 
@@ -189,8 +236,12 @@ def _fvd_cells(row: Mapping[Any, Any]) -> list[str]:
     return [number(row["fvd"]), interval(row["fvd_low"], row["fvd_high"])]
 
 
-def _blocks(table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], fvd_at: int, bold: str) -> dict[str, list[list[str]]]:
-    """Rows of cells under the title of their budget; the best FVD is bold as in the ablation table, where rows are comparable."""
+def _blocks(
+    table: pd.DataFrame, cells: Callable[[dict[Any, Any]], list[str]], fvd_at: int, bold: str
+) -> dict[str, list[list[str]]]:
+    """Rows of cells under the title of their budget; the best FVD is bold as in the ablation table, where rows are
+    comparable.
+    """
     blocks = {}
     for budget, rows in table.groupby("budget", sort=False):
         lines = [cells(row) for row in rows.head(MOST_ROWS).to_dict("records")]
@@ -211,7 +262,9 @@ def _markdown(headings: Sequence[str], blocks: Mapping[str, Sequence[Sequence[st
 
 
 def _paper_cells(paper: Mapping[str, Reference], budget: str, arm: str) -> list[str]:
-    """The reference columns of a row; none where the study has no counterpart in the paper. The paper has one budget: equal steps."""
+    """The reference columns of a row; none where the study has no counterpart in the paper. The paper has one budget:
+    equal steps.
+    """
     if not paper:
         return []
     known = paper.get(arm) if budget == "equal_steps" else None
@@ -219,7 +272,8 @@ def _paper_cells(paper: Mapping[str, Reference], budget: str, arm: str) -> list[
 
 
 def best_row(rows: pd.DataFrame) -> int | None:
-    """Position of the lowest FVD where its interval is clear of every other arm's; None where the best is not resolved."""
+    """Position of the lowest FVD where its interval is clear of every other arm's; None where the best is
+    not resolved."""
     if len(rows) < 2:
         return None
     order = rows["fvd"].to_numpy().argsort(kind="stable")

@@ -1,4 +1,5 @@
-"""Where more training seeds would settle something: arms not told apart from the baseline, how many seeds it takes, and the command.
+"""Where more training seeds would settle something: arms not told apart from the baseline, how many seeds it takes, and
+the command.
 
 Formulas and words only; nothing here runs a study.
 """
@@ -22,8 +23,8 @@ from reco_tune.settings import BASELINE
 MOST_SEEDS = 12
 """Where more than so many are needed, the answer is that the arms are too close to tell."""
 PEEKING = (
-    "Seeds that are added because of what the first ones said, and judged together with them, find differences that are not there more "
-    "often than once in twenty; for a claim, judge the new ones by themselves."
+    "Seeds that are added because of what the first ones said, and judged together with them, find differences that are"
+    " not there more often than once in twenty; for a claim, judge the new ones by themselves."
 )
 """Of two looks at the same test (docs/evaluation.md has the size of it)."""
 
@@ -34,13 +35,15 @@ class TopUp(NamedTuple):
     budget: str
     arm: str
     needed: int | None
-    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over the arms of the
-    budget included; None for more than `MOST_SEEDS`."""
+    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over
+    the arms of the budget included; None for more than `MOST_SEEDS`.
+    """
     difference: Difference
 
 
 def top_up(runs: pd.DataFrame) -> list[TopUp]:
-    """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is resolved."""
+    """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is
+    resolved."""
     compared, found = [one for one in comparisons(runs) if one.difference], []
     beside = Counter(one.result.budget for one in compared)
     for one in compared:
@@ -54,18 +57,25 @@ def top_up_words(found: Sequence[TopUp]) -> list[str]:
     """What more seeds would settle and what they would not, a sentence an arm and budget."""
     lines = []
     for one in found:
-        told = f"`{one.arm}` against `{reference(one.budget)}` {one.budget.replace('_', ' ')}: {signed(one.difference.delta)}"
+        told = (
+            f"`{one.arm}` against `{reference(one.budget)}` {one.budget.replace('_', ' ')}:"
+            f" {signed(one.difference.delta)}"
+        )
         if one.needed is None:
             lines.append(f"{told} is too close to tell with {MOST_SEEDS} seeds.")
         else:
-            lines.append(f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if it is that large.")
+            lines.append(
+                f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if it is that"
+                " large."
+            )
     if any(one.needed is not None for one in found):
         lines.append(PEEKING)
     return lines
 
 
 def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> list[str]:
-    """The commands that run the seeds which would settle something and put both studies together; empty where none would.
+    """The commands that run the seeds which would settle something and put both studies together; empty where none
+    would.
 
     Args:
         runs: of the study.
@@ -80,7 +90,19 @@ def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> 
     seeds = ",".join(str(first + number) for number in range(more))
     budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
     name = f"{runs['study'].iloc[0]}-more"
-    run = ["reco-tune", "run", f"{folder}/settings.yaml", "--name", name, "--arms", ",".join(arms), "--seeds", seeds, "--trials", "0"]
+    run = [
+        "reco-tune",
+        "run",
+        f"{folder}/settings.yaml",
+        "--name",
+        name,
+        "--arms",
+        ",".join(arms),
+        "--seeds",
+        seeds,
+        "--trials",
+        "0",
+    ]
     return [
         shlex.join([*run, "--set", f"budgets=[{budgets}]"]),
         shlex.join(["python", "analysis/compare_studies.py", folder, f"studies/{name}"]) + "  # both studies together",
@@ -101,6 +123,7 @@ def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     if len(twice):
         budget, arm, seed = twice.iloc[0][keys]
         raise ComparisonError(
-            f"two studies hold the arm `{arm}` at {str(budget).replace('_', ' ')} with seed {seed}; pool studies of different --seeds"
+            f"two studies hold the arm `{arm}` at {str(budget).replace('_', ' ')} with seed {seed}; pool studies of"
+            " different --seeds"
         )
     return together

@@ -1,7 +1,8 @@
 """How sure the frontier is: the noise of FVD and of speed-up carried through to who stands on it.
 
-A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration. Computes, never draws.
-The run that made a configuration a finalist is one of its seeds: its luck still flatters their mean, the less the more there are.
+A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration.
+Computes, never draws. The run that made a configuration a finalist is one of its seeds: its luck still flatters their
+mean, the less the more there are.
 """
 
 from __future__ import annotations
@@ -20,7 +21,20 @@ from reco_tune.reporting.aggregate import CONFIDENCE, Measured, mean_interval
 from reco_tune.reporting.frontier import SETTINGS
 from reco_tune.reporting.runs import at_budget, budget_order, comparable, configurations, own_runs
 
-COLUMNS = ("budget", "arm", "trial", "runs", *SETTINGS, "speedup", "fvd", "fvd_low", "fvd_high", "on_frontier", "knee", "probability")
+COLUMNS = (
+    "budget",
+    "arm",
+    "trial",
+    "runs",
+    *SETTINGS,
+    "speedup",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "on_frontier",
+    "knee",
+    "probability",
+)
 """Columns of frontier_probability.csv."""
 FVD = ("fvd", "fvd_low", "fvd_high")
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
@@ -39,7 +53,9 @@ class Uncertainty:
     """The frontier of the configurations of each budget, with its noise."""
 
     points: pd.DataFrame
-    """One row a configuration with `COLUMNS`, in planned order within a budget; `on_frontier` and `knee` are of the means themselves."""
+    """One row a configuration with `COLUMNS`, in planned order within a budget; `on_frontier` and `knee` are of the
+    means themselves.
+    """
     bands: Mapping[str, pd.DataFrame]
     """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best FVD among what is at least as fast."""
 
@@ -51,10 +67,10 @@ class Uncertainty:
 def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) -> Uncertainty:
     """How probable it is that each configuration stands on the frontier of its budget, and where that frontier lies.
 
-    Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one seed, Student's t
-    over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a configuration's seeds share. The
-    probability is the share of draws in which nothing beats the configuration in both. Runs from elsewhere, whose speed and noise were not
-    measured here, take no part.
+    Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one
+    seed, Student's t over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a
+    configuration's seeds share. The probability is the share of draws in which nothing beats the configuration in both.
+    Runs from elsewhere, whose speed and noise were not measured here, take no part.
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol.
@@ -68,7 +84,9 @@ def frontier_uncertainty(runs: pd.DataFrame, draws: int = DRAWS, seed: int = 0) 
         costs = own[["speedup", "fvd"]].to_numpy() * (-1, 1)
         chances, bands[budget] = _draw(own, draws, np.random.default_rng(seed))
         bends = np.arange(len(own)) == knee(costs)
-        parts.append(own.assign(budget=budget, on_frontier=non_dominated(costs), knee=bends, probability=chances)[list(COLUMNS)])
+        parts.append(
+            own.assign(budget=budget, on_frontier=non_dominated(costs), knee=bends, probability=chances)[list(COLUMNS)]
+        )
     return Uncertainty(pd.concat(parts[1:] or parts, ignore_index=True), bands)
 
 
@@ -77,7 +95,10 @@ def _configurations(rows: pd.DataFrame) -> pd.DataFrame:
     members: dict[str, list[int]] = {}
     for place, key in enumerate(configurations(rows)):
         members.setdefault(key, []).append(place)
-    known = {name: rows[name].to_numpy() if name in rows else np.full(len(rows), None) for name in ("arm", "trial", *SETTINGS)}
+    known = {
+        name: rows[name].to_numpy() if name in rows else np.full(len(rows), None)
+        for name in ("arm", "trial", *SETTINGS)
+    }
     known |= {name: rows[name].to_numpy(np.float64) for name in (*FVD, *SPEEDUP)}
     found = {name: values[[own[0] for own in members.values()]] for name, values in known.items()}
     for row, own in enumerate(members.values()):
@@ -94,12 +115,18 @@ def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tu
     fvd, fvd_low, fvd_high, speed, speed_low, speed_high, count = table[[*FVD, *SPEEDUP, "runs"]].to_numpy(np.float64).T
     several, freedom = count > 1, np.maximum(count - 1, 1)
     quantile = np.where(several, stdtrit(freedom, 0.5 + CONFIDENCE / 2), _Z)
-    # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end holds the spread.
-    above, below = _width(fvd_high - fvd) / quantile, _width(np.where(several, fvd_high - fvd, fvd - fvd_low)) / quantile
+    # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end
+    # holds the spread.
+    above, below = (
+        _width(fvd_high - fvd) / quantile,
+        _width(np.where(several, fvd_high - fvd, fvd - fvd_low)) / quantile,
+    )
     faster, slower = _width(speed_high - speed) / _Z, _width(speed - speed_low) / _Z
     far = float(ndtri(_FAR))
     reach = np.where(several, stdtrit(freedom, _FAR), far)
-    near = np.flatnonzero(_possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above))
+    near = np.flatnonzero(
+        _possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above)
+    )
     speeds = np.linspace(speed.min(), speed.max(), SPEEDS)
     wins, best_FVD = np.zeros(len(table)), np.full((draws, SPEEDS), np.inf)
     fvd, above, below, speed, faster, slower = (values[near] for values in (fvd, above, below, speed, faster, slower))

@@ -1,7 +1,9 @@
-"""What a study says about each claim of the paper: supported, contradicted or not resolved, from intervals, in words with the numbers.
+"""What a study says about each claim of the paper: supported, contradicted or not resolved, from intervals, in words
+with the numbers.
 
-A claim is read off paired differences of FVD between two arms; an interval that holds zero resolves nothing. At one training seed the
-interval holds sampling noise only, and the words say so: another training seed may turn a verdict round.
+A claim is read off paired differences of FVD between two arms; an interval that holds zero resolves nothing. At one
+training seed the interval holds sampling noise only, and the words say so: another training seed may turn a verdict
+round.
 """
 
 from __future__ import annotations
@@ -21,10 +23,16 @@ from reco_tune.settings import BASELINE
 
 Outcome = Literal["supported", "contradicted", "not resolved", "not tested"]
 MARGIN = 0.25
-"""How much of the baseline's FVD an arm may lose and still count as having recovered it: the whole interval must lie below."""
+"""How much of the baseline's FVD an arm may lose and still count as having recovered it: the whole interval must lie
+below.
+"""
 PAPER_SPEEDUP = 2.0
 """The paper's speed-up per step of balanced windows."""
-BUDGET_WORDS = {"equal_steps": "at equal steps", "equal_compute": "at equal compute", "half_compute": "at half the compute"}
+BUDGET_WORDS = {
+    "equal_steps": "at equal steps",
+    "equal_compute": "at equal compute",
+    "half_compute": "at half the compute",
+}
 _ANY_BUDGET = "per step"
 _ONE_SEED = {
     "supported": "One training seed: this run supports the claim",
@@ -52,19 +60,26 @@ class _Part(NamedTuple):
 
 
 def verdicts(runs: pd.DataFrame) -> list[Verdict]:
-    """One verdict a claim and budget, in the order of the paper's ladder; the control of the continuity term is one of them.
+    """One verdict a claim and budget, in the order of the paper's ladder; the control of the continuity term is one of
+    them.
 
-    Half the compute is no budget of the paper: the one question there is whether any arm reaches the baseline all the same.
+    Half the compute is no budget of the paper: the one question there is whether any arm reaches the baseline all the
+    same.
     """
     results = arm_results(runs)
     found = []
     for budget in budget_order(runs):
         if budget == "half_compute":
-            found.append(_verdict("Half of the baseline's compute is enough to reach its FVD", budget, [_reached(results)]))
+            found.append(
+                _verdict("Half of the baseline's compute is enough to reach its FVD", budget, [_reached(results)])
+            )
             continue
         for claim, parts in (
             ("Training on fewer frames costs quality", [_worse(results, budget, "fewer_frames", BASELINE)]),
-            ("Balancing the first frame helps", [_worse(results, budget, arm, "local_balanced") for arm in ("local_first", "local")]),
+            (
+                "Balancing the first frame helps",
+                [_worse(results, budget, arm, "local_balanced") for arm in ("local_first", "local")],
+            ),
             ("The continuity term improves on balanced windows", [_worse(results, budget, "local_balanced", "reco")]),
             ("Windows with the continuity term recover the baseline", [_recovers(results, budget, "reco", BASELINE)]),
             ("The gain needs continuity: a plain norm penalty does worse", [_control(results, budget)]),
@@ -91,7 +106,9 @@ def _worse(results: Results, budget: str, worse: str, better: str) -> _Part:
     difference = _difference(results, budget, worse, better)
     if difference is None:
         return _missing(results, budget, worse, better)
-    outcome: Outcome = "not resolved" if not difference.resolved else "supported" if difference.delta > 0 else "contradicted"
+    outcome: Outcome = (
+        "not resolved" if not difference.resolved else "supported" if difference.delta > 0 else "contradicted"
+    )
     tail = _undetected(difference) if outcome == "not resolved" else ""
     return _Part(outcome, f"{_means(results, budget, worse, better)}: {_numbers(difference)}.{tail}", difference.seeds)
 
@@ -104,13 +121,18 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Part:
     margin = MARGIN * _mean(results[budget, baseline])
     words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference)}."
     loss = f"{number(margin)} ({MARGIN:.0%} of the baseline)"
-    outcome: Outcome = "supported" if difference.high < margin else "contradicted" if difference.low > margin else "not resolved"
+    outcome: Outcome = (
+        "supported" if difference.high < margin else "contradicted" if difference.low > margin else "not resolved"
+    )
     if difference.high < 0:
         told = f"`{arm}` is better"
     elif outcome == "contradicted":
         told = f"`{arm}` is worse than `{baseline}` by more than {loss}"
     elif difference.low > 0:
-        told = f"`{arm}` is worse, {'but by less than' if outcome == 'supported' else 'and it is open whether by more than'} {loss}"
+        told = (
+            f"`{arm}` is worse,"
+            f" {'but by less than' if outcome == 'supported' else 'and it is open whether by more than'} {loss}"
+        )
     elif outcome == "supported":
         told = f"`{arm}` is not worse by {loss} or more"
     else:
@@ -125,7 +147,9 @@ def _control(results: Results, budget: str) -> _Part:
         return part
     if part.outcome == "not tested":
         return part._replace(words=f"{part.words} Without this control nothing can be said about continuity itself.")
-    return part._replace(words=f"{part.words} The control does no worse as far as this study can see: no claim about continuity itself.")
+    return part._replace(
+        words=f"{part.words} The control does no worse as far as this study can see: no claim about continuity itself."
+    )
 
 
 def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "local_balanced") -> _Part:
@@ -143,33 +167,52 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
         paired_ratio(by_seed(arm, values), by_seed(plain, values)) for values in (*steps.values(), sizes)
     )
     if raw is None or relative is None or scale is None:
-        return _Part("not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGET_WORDS[budget]}.")
-    words = f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative to |h|"
+        return _Part(
+            "not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGET_WORDS[budget]}."
+        )
+    words = (
+        f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative"
+        " to |h|"
+    )
     if frames is not None and frames_relative is not None:
         words += f"; across frames {_times(frames)} and {_times(frames_relative)}"
     outcome: Outcome = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
     moved = {
-        name: abs(math.log(ratio.value)) for name, ratio in (("scale", scale), ("smoothness", relative)) if not ratio.low <= 1 <= ratio.high
+        name: abs(math.log(ratio.value))
+        for name, ratio in (("scale", scale), ("smoothness", relative))
+        if not ratio.low <= 1 <= ratio.high
     }
-    told = f"What moved most is the {max(moved, key=lambda name: moved[name])}" if moved else "Neither is told from no change"
+    told = (
+        f"What moved most is the {max(moved, key=lambda name: moved[name])}"
+        if moved
+        else "Neither is told from no change"
+    )
     return _Part(outcome, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
 
 
 def _times(ratio: Ratio) -> str:
-    return f"{number(ratio.value)}x" + (f" [{number(ratio.low)}, {number(ratio.high)}]" if math.isfinite(ratio.high) else "")
+    return f"{number(ratio.value)}x" + (
+        f" [{number(ratio.low)}, {number(ratio.high)}]" if math.isfinite(ratio.high) else ""
+    )
 
 
 def _reached(results: Results) -> _Part:
-    """Whether any arm at half the compute has at most the whole baseline's FVD: yes for one, no for all, or not resolved.
+    """Whether any arm at half the compute has at most the whole baseline's FVD: yes for one, no for all, or not
+    resolved.
 
-    Yes needs an arm that is better after Holm's correction over the arms, because the best of many is looked at. No needs all to
-    be worse, each by itself: that all of them err is rarer than that one does.
+    Yes needs an arm that is better after Holm's correction over the arms, because the best of many is looked at. No
+    needs all to be worse, each by itself: that all of them err is rarer than that one does.
     """
     budget = "half_compute"
-    differences = {arm: _difference(results, budget, arm, WHOLE) for at, arm in results if at == budget and arm != WHOLE}
+    differences = {
+        arm: _difference(results, budget, arm, WHOLE) for at, arm in results if at == budget and arm != WHOLE
+    }
     known = {arm: difference for arm, difference in differences.items() if difference is not None}
     if not known:
-        return _Part("not tested", f"The study has no arm {BUDGET_WORDS[budget]} and `{BASELINE}` at its whole budget with a common seed.")
+        return _Part(
+            "not tested",
+            f"The study has no arm {BUDGET_WORDS[budget]} and `{BASELINE}` at its whole budget with a common seed.",
+        )
     p_values = dict(zip(known, holm([difference.p_value for difference in known.values()]), strict=True))
     clear = {arm: known[arm].resolved and (p_values[arm] < 0.05 or math.isnan(p_values[arm])) for arm in known}
     best = min(known, key=lambda arm: (known[arm].delta, arm))
@@ -179,13 +222,22 @@ def _reached(results: Results) -> _Part:
     better = [arm for arm in known if clear[arm] and known[arm].delta < 0]
     if better:
         return _Part(
-            "supported", f"{words} Better than the baseline at its whole budget: {', '.join(f'`{arm}`' for arm in better)}.", seeds
+            "supported",
+            f"{words} Better than the baseline at its whole budget: {', '.join(f'`{arm}`' for arm in better)}.",
+            seeds,
         )
     if all(difference.low > 0 for difference in known.values()):
-        tail = "Every arm is worse than the baseline at its whole budget (each interval by itself, which a no to all of them asks for)."
+        tail = (
+            "Every arm is worse than the baseline at its whole budget (each interval by itself, which a no to all of"
+            " them asks for)."
+        )
         return _Part("contradicted", f"{words} {tail}", seeds)
     open_ = ", ".join(f"`{arm}`" for arm, difference in known.items() if difference.low <= 0)
-    return _Part("not resolved", f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best])}", seeds)
+    return _Part(
+        "not resolved",
+        f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best])}",
+        seeds,
+    )
 
 
 def _speed(results: Results) -> _Part:
@@ -198,7 +250,9 @@ def _speed(results: Results) -> _Part:
     words += f"; its arithmetic allows {number(limit)}x)." if number(limit) else ")."
     if not (number(low) and number(high)):
         return _Part("not resolved", f"{words} The speed-up has no interval.")
-    outcome: Outcome = "supported" if low >= PAPER_SPEEDUP else "contradicted" if high < PAPER_SPEEDUP else "not resolved"
+    outcome: Outcome = (
+        "supported" if low >= PAPER_SPEEDUP else "contradicted" if high < PAPER_SPEEDUP else "not resolved"
+    )
     return _Part(outcome, f"{words} This is speed alone; what it costs in quality stands in the other verdicts.")
 
 
@@ -231,7 +285,9 @@ def _numbers(difference: Difference) -> str:
     if difference.low == -float("inf"):
         return f"difference {signed(difference.delta)}, without an interval"
     p = f", p {p_value(difference.p_value)} by itself" if p_value(difference.p_value) else ""
-    return f"difference {signed(difference.delta)}, 95% interval [{signed(difference.low)}, {signed(difference.high)}]{p}"
+    return (
+        f"difference {signed(difference.delta)}, 95% interval [{signed(difference.low)}, {signed(difference.high)}]{p}"
+    )
 
 
 def _undetected(difference: Difference) -> str:

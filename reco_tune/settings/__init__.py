@@ -16,7 +16,15 @@ from reco_tune.settings.experiment import (
     Window,
     flatten,
 )
-from reco_tune.settings.files import arm_experiment, load_experiment, load_space, make_experiment, parse_overrides, read_yaml, save_space
+from reco_tune.settings.files import (
+    arm_experiment,
+    load_experiment,
+    load_space,
+    make_experiment,
+    parse_overrides,
+    read_yaml,
+    save_space,
+)
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, Bound, Pruning, Range, Sampler, Space
 

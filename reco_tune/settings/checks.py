@@ -1,4 +1,6 @@
-"""What the settings of one experiment must agree on with each other; what one setting alone must be stands at its field."""
+"""What the settings of one experiment must agree on with each other; what one setting alone must be stands at its
+field.
+"""
 
 from __future__ import annotations
 
@@ -24,7 +26,8 @@ def check_shapes(experiment: Experiment) -> None:
     data, tokenizer, model = experiment.data, experiment.tokenizer, experiment.model
     if data.size_px % tokenizer.spatial_stride:
         raise SettingsError(
-            f"data.size_px ({data.size_px}) must be a multiple of tokenizer.spatial_stride ({tokenizer.spatial_stride}); change one of them"
+            f"data.size_px ({data.size_px}) must be a multiple of tokenizer.spatial_stride"
+            f" ({tokenizer.spatial_stride}); change one of them"
         )
     if (data.clip_frames - 1) % tokenizer.temporal_stride:
         raise SettingsError(
@@ -49,22 +52,27 @@ def _check_holistic(experiment: Experiment) -> None:
     clip = HOLISTIC[kind]
     if (data.clip_frames, data.size_px) != (clip.frames, clip.size_px):
         raise SettingsError(
-            f"data.clip_frames ({data.clip_frames}) and data.size_px ({data.size_px}) must be {clip.frames} and {clip.size_px} "
-            f"where tokenizer.kind is {kind}; change them"
+            f"data.clip_frames ({data.clip_frames}) and data.size_px ({data.size_px}) must be {clip.frames} and"
+            f" {clip.size_px} where tokenizer.kind is {kind}; change them"
         )
     if window.scheme.startswith("fewer_frames"):
         raise SettingsError(
-            f"window.scheme ({window.scheme}) cuts clips at frames, which the codes of {kind} have not; take another scheme"
+            f"window.scheme ({window.scheme}) cuts clips at frames, which the codes of {kind} have not; take another"
+            " scheme"
         )
     if window.length_blocks is not None or (window.length_tokens is None and window.scheme != "full"):
         raise SettingsError(
-            f"window.length_tokens must be given where tokenizer.kind is {kind}, whose codes have no frames to count blocks in"
+            f"window.length_tokens must be given where tokenizer.kind is {kind}, whose codes have no frames to count"
+            " blocks in"
         )
     if experiment.objective.continuity_neighbours == "sites":
-        raise SettingsError(f"objective.continuity_neighbours (sites) compares frames, which the codes of {kind} have not; take tokens")
+        raise SettingsError(
+            f"objective.continuity_neighbours (sites) compares frames, which the codes of {kind} have not; take tokens"
+        )
     if experiment.evaluation.analyses:
         raise SettingsError(
-            f"evaluation.analyses (true) measures frame by frame, and codes of {kind} have no frames; set evaluation.analyses=false"
+            f"evaluation.analyses (true) measures frame by frame, and codes of {kind} have no frames; set"
+            " evaluation.analyses=false"
         )
 
 
@@ -77,11 +85,15 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     for first, second in ALTERNATIVES:
         a, b = first.removeprefix("window."), second.removeprefix("window.")
         if getattr(window, a) is not None and getattr(window, b) is not None:
-            raise SettingsError(f"{first} ({getattr(window, a)}) and {second} ({getattr(window, b)}) say the same thing twice; give one")
+            raise SettingsError(
+                f"{first} ({getattr(window, a)}) and {second} ({getattr(window, b)}) say the same thing twice; give one"
+            )
     length = window.length_tokens or (window.length_blocks or 2) * grid.tokens_per_block
     if window.scheme == "full":  # nothing that shapes a window has a meaning here, so that shared settings may hold it
         length = grid.num_tokens
-        window = window.model_copy(update={"schedule": "constant", "full_fraction": 0.0, "prefix_tokens": None, "prefix_keep": 1.0})
+        window = window.model_copy(
+            update={"schedule": "constant", "full_fraction": 0.0, "prefix_tokens": None, "prefix_keep": 1.0}
+        )
     stride = window.stride_tokens or max(1, round((window.stride_fraction or 0.5) * length))
     if length > grid.num_tokens:
         raise SettingsError(
@@ -89,26 +101,35 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
             f"({grid.blocks} blocks of {grid.rows}x{grid.columns}); shorten the window"
         )
     if stride > length:
-        raise SettingsError(f"window.stride_tokens ({stride}) must not exceed window.length_tokens ({length}); lower the stride")
+        raise SettingsError(
+            f"window.stride_tokens ({stride}) must not exceed window.length_tokens ({length}); lower the stride"
+        )
     probability = window.first_frame_probability
     if probability != "uniform" and not 0 <= probability <= 1:
-        raise SettingsError(f"window.first_frame_probability ({probability}) must lie in [0, 1] or be `uniform`; change it")
-    return window.model_copy(update={"length_tokens": length, "stride_tokens": stride, "length_blocks": None, "stride_fraction": None})
+        raise SettingsError(
+            f"window.first_frame_probability ({probability}) must lie in [0, 1] or be `uniform`; change it"
+        )
+    return window.model_copy(
+        update={"length_tokens": length, "stride_tokens": stride, "length_blocks": None, "stride_fraction": None}
+    )
 
 
 def _check_data(experiment: Experiment) -> None:
     data, scheme = experiment.data, experiment.window.scheme
     if data.clip_stride is not None and data.clips_per_video is not None:
         raise SettingsError(
-            f"data.clip_stride ({data.clip_stride}) spaces clips evenly, but data.clips_per_video ({data.clips_per_video}) draws their "
-            "starts; give one"
+            f"data.clip_stride ({data.clip_stride}) spaces clips evenly, but data.clips_per_video"
+            f" ({data.clips_per_video}) draws their starts; give one"
         )
     for key, most in (("train_clips", data.train_clips), ("test_clips", data.test_clips)):
         if most is not None and most < data.min_clips:
-            raise SettingsError(f"data.min_clips ({data.min_clips}) must not exceed data.{key} ({most}); change one of them")
+            raise SettingsError(
+                f"data.min_clips ({data.min_clips}) must not exceed data.{key} ({most}); change one of them"
+            )
     if data.layout == "tokens" and scheme == "fewer_frames":
         raise SettingsError(
-            "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take fewer_frames_tokens"
+            "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take"
+            " fewer_frames_tokens"
         )
 
 
@@ -128,30 +149,33 @@ def check_combinations(experiment: Experiment) -> None:
         )
     if window.scheme.startswith("fewer_frames") and window.length_tokens < 2 * grid.tokens_per_block:
         raise SettingsError(
-            f"window.length_tokens ({window.length_tokens}) must hold 2 blocks where window.scheme is {window.scheme}; lengthen it"
+            f"window.length_tokens ({window.length_tokens}) must hold 2 blocks where window.scheme is {window.scheme};"
+            " lengthen it"
         )
     if window.length_tokens == 1 and experiment.objective.continuity_weight > 0:
         raise SettingsError(
-            "objective.continuity_weight needs two neighbouring tokens, but window.length_tokens is 1; lengthen the window or set it to 0"
+            "objective.continuity_weight needs two neighbouring tokens, but window.length_tokens is 1; lengthen the"
+            " window or set it to 0"
         )
     _check_window_variants(window)
     _check_sites(experiment)
     resources = experiment.resources
     if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
         raise SettingsError(
-            f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so are worth little; "
-            "give 1, or set resources.calibrate_on_shared_gpus to true"
+            f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so"
+            " are worth little; give 1, or set resources.calibrate_on_shared_gpus to true"
         )
     _check_protocol(experiment)
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:
         raise SettingsError(
-            f"training.batch_size ({training.batch_size}) must be a multiple of training.micro_batches x resources.workers ({parts}); "
-            "change one of them"
+            f"training.batch_size ({training.batch_size}) must be a multiple of training.micro_batches x"
+            f" resources.workers ({parts}); change one of them"
         )
     if experiment.sampling.guidance != 1 and training.class_dropout == 0:
         raise SettingsError(
-            f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null class is never trained"
+            f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null"
+            " class is never trained"
         )
 
 
@@ -162,34 +186,48 @@ def _check_protocol(experiment: Experiment) -> None:
         return
     if evaluation.extractor_path is None:
         raise SettingsError(
-            f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file i3d_torchscript.pt "
-            "(docs/evaluation.md says where it is found), or take the protocol native"
+            f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file"
+            " i3d_torchscript.pt (docs/evaluation.md says where it is found), or take the protocol native"
         )
     if frames < published.frames:
         raise SettingsError(
-            f"evaluation.protocol ({evaluation.protocol}) is computed over {published.frames} frames, but data.clip_frames is {frames}; "
-            "lengthen the clips or take another protocol"
+            f"evaluation.protocol ({evaluation.protocol}) is computed over {published.frames} frames, but"
+            f" data.clip_frames is {frames}; lengthen the clips or take another protocol"
         )
 
 
 def _check_window_variants(window: Window) -> None:
     if window.scheme.startswith("fewer_frames") and (window.schedule != "constant" or window.full_fraction > 0):
-        key, value = ("schedule", window.schedule) if window.schedule != "constant" else ("full_fraction", window.full_fraction)
+        key, value = (
+            ("schedule", window.schedule) if window.schedule != "constant" else ("full_fraction", window.full_fraction)
+        )
         raise SettingsError(
-            f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of one length; "
-            "leave it out"
+            f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of"
+            " one length; leave it out"
         )
     if window.scheme not in ("window", "full") and (window.prefix_tokens is not None or window.prefix_keep < 1):
-        key, value = ("prefix_tokens", window.prefix_tokens) if window.prefix_tokens is not None else ("prefix_keep", window.prefix_keep)
-        raise SettingsError(f"window.{key} ({value}) needs a prefix, which window.scheme {window.scheme} has not; leave it out")
+        key, value = (
+            ("prefix_tokens", window.prefix_tokens)
+            if window.prefix_tokens is not None
+            else ("prefix_keep", window.prefix_keep)
+        )
+        raise SettingsError(
+            f"window.{key} ({value}) needs a prefix, which window.scheme {window.scheme} has not; leave it out"
+        )
 
 
 def _check_sites(experiment: Experiment) -> None:
     window, objective, per_block = experiment.window, experiment.objective, experiment.grid.tokens_per_block
     assert window.length_tokens is not None
-    blocks = 3 if window.scheme == "fewer_frames_tokens" else 2  # its pieces inside a clip have no loss on their first block
-    if objective.continuity_neighbours == "sites" and objective.continuity_weight > 0 and window.length_tokens < blocks * per_block:
+    blocks = (
+        3 if window.scheme == "fewer_frames_tokens" else 2
+    )  # its pieces inside a clip have no loss on their first block
+    if (
+        objective.continuity_neighbours == "sites"
+        and objective.continuity_weight > 0
+        and window.length_tokens < blocks * per_block
+    ):
         raise SettingsError(
-            f"objective.continuity_neighbours (sites) compares adjacent frames, so window.length_tokens ({window.length_tokens}) must hold "
-            f"{blocks} blocks of {per_block} tokens; lengthen the window"
+            "objective.continuity_neighbours (sites) compares adjacent frames, so window.length_tokens"
+            f" ({window.length_tokens}) must hold {blocks} blocks of {per_block} tokens; lengthen the window"
         )

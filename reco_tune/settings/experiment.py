@@ -1,7 +1,8 @@
 """One experiment: everything that a single training run and its evaluation depend on.
 
-Settings are frozen and checked here, at the door; builders below read them and hand plain numbers to the maths. The dotted
-name of a field (`window.length_tokens`) is its name everywhere: file, command line, search space, MLflow parameter, table column.
+Settings are frozen and checked here, at the door; builders below read them and hand plain numbers to the maths. The
+dotted name of a field (`window.length_tokens`) is its name everywhere: file, command line, search space, MLflow
+parameter, table column.
 """
 
 from __future__ import annotations
@@ -27,21 +28,34 @@ LocalPath = Annotated[Path, AfterValidator(refuse_address)]
 class Section(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
-    model_config = ConfigDict(frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=())
+    model_config = ConfigDict(
+        frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
+    )
 
 
 class Data(Section):
     """Which clips, cut how."""
 
-    layout: Literal["digits", "ucf101", "class_folders", "flat", "faceforensics", "skytimelapse", "taichi", "frames", "csv", "tokens"] = (
-        "ucf101"
-    )
-    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use; `tokens` are codes
-    that you made yourself, which train but cannot be looked at."""
+    layout: Literal[
+        "digits",
+        "ucf101",
+        "class_folders",
+        "flat",
+        "faceforensics",
+        "skytimelapse",
+        "taichi",
+        "frames",
+        "csv",
+        "tokens",
+    ] = "ucf101"
+    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use;
+    `tokens` are codes that you made yourself, which train but cannot be looked at.
+    """
     root: LocalPath | None = None
     """Folder of the videos; may be left out for `digits`, which then lies in the cache folder."""
     cache_dir: LocalPath | None = None
-    """Folder of token caches, fitted tokenizers and feature extractors; by default `.cache/reco-tune` beside the data."""
+    """Folder of token caches, fitted tokenizers and feature extractors; by default `.cache/reco-tune` beside the data.
+    """
     clip_frames: int = Field(17, ge=2)
     """Frames of a clip."""
     frame_stride: int = Field(1, ge=1)
@@ -49,11 +63,17 @@ class Data(Section):
     clip_stride: int | None = Field(None, ge=1)
     """Source frames between the starts of two clips of one video; by default clips do not overlap."""
     clips_per_video: int | None = Field(None, ge=1)
-    """So many clips of each video, or all that there are, from random starts (drawn with `seed`) instead of evenly spaced ones."""
+    """So many clips of each video, or all that there are, from random starts (drawn with `seed`) instead of evenly
+    spaced ones.
+    """
     short_videos: Literal["skip", "repeat_last", "loop"] = "skip"
-    """A video shorter than a clip is left out, or gives one clip whose last frame is repeated or whose frames begin anew."""
+    """A video shorter than a clip is left out, or gives one clip whose last frame is repeated or whose frames begin
+    anew.
+    """
     horizontal_flip: Literal["none", "random", "both"] = "none"
-    """Training clips mirrored left to right: none, each with probability 0.5 (drawn with `seed`), or each as it is and mirrored."""
+    """Training clips mirrored left to right: none, each with probability 0.5 (drawn with `seed`), or each as it is and
+    mirrored.
+    """
     min_clips: int = Field(1, ge=1)
     """Fewest clips of each split; a run that is left with fewer after broken videos fails."""
     decode_seconds: float = Field(120, gt=0)
@@ -63,7 +83,9 @@ class Data(Section):
     resize: Literal["crop", "stretch"] = "crop"
     """`crop` scales the short side and crops the centre; `stretch` scales both sides."""
     split: Literal["lists", "time"] = "lists"
-    """`lists` reads the layout's official split files; `time` takes the last `test_fraction` of every video for test, no frame shared."""
+    """`lists` reads the layout's official split files; `time` takes the last `test_fraction` of every video for test,
+    no frame shared.
+    """
     split_list: int = Field(1, ge=1, le=3)
     """Which of UCF101's three official splits."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
@@ -84,7 +106,9 @@ PRETRAINED: dict[str, dict[str, int]] = {
     "omnitokenizer": {"spatial_stride": 8, "temporal_stride": 4, "num_codes": 8192},
     "larp": {"spatial_stride": 1, "temporal_stride": 1, "num_codes": 8192},
 }
-"""Kinds of tokenizers that are not fitted here, with what their published weights have; other `tokenizer` keys override it."""
+"""Kinds of tokenizers that are not fitted here, with what their published weights have; other `tokenizer` keys override
+it.
+"""
 
 
 FSQ_LEVELS: dict[int, tuple[int, ...]] = {
@@ -94,18 +118,23 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
     15360: (8, 8, 8, 6, 5),
     64000: (8, 8, 8, 5, 5, 5),
 }
-"""Levels of each channel by the number of codes, which is their product: table 1 of Mentzer et al. 2023 (arXiv 2309.15505), for about 2^8,
-2^10, 2^12, 2^14 and 2^16 codes."""
+"""Levels of each channel by the number of codes, which is their product: table 1 of Mentzer et al. 2023 (arXiv
+2309.15505), for about 2^8, 2^10, 2^12, 2^14 and 2^16 codes.
+"""
 
 
 class Tokenizer(Section):
     """What turns pixels into codes and back."""
 
     kind: Literal["kmeans", "vq", "vidtok", "cosmos", "omnitokenizer", "larp"] = "kmeans"
-    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips; the others are
-    pretrained, and their strides and `num_codes` are those of the published weights where nothing else is given."""
+    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips;
+    the others are pretrained, and their strides and `num_codes` are those of the published weights where nothing else
+    is given.
+    """
     path: str | None = None
-    """Weights of `vidtok` (folder or hub name) and `cosmos` (folder); the authors' code of `omnitokenizer` and `larp` (folder, is run)."""
+    """Weights of `vidtok` (folder or hub name) and `cosmos` (folder); the authors' code of `omnitokenizer` and `larp`
+    (folder, is run).
+    """
     checkpoint: str | None = None
     """Weights of `omnitokenizer` (a .ckpt file) and `larp` (a .pth file, folder or hub name)."""
     spatial_stride: int = Field(4, ge=1)
@@ -115,8 +144,9 @@ class Tokenizer(Section):
     num_codes: int = Field(256, ge=2)
     """Codes of the vocabulary, V."""
     quantizer: Literal["vq", "fsq"] = "vq"
-    """How `vq` rounds its vectors: to the nearest of a learned codebook, or each channel to a few levels (finite scalar quantization),
-    whose `num_codes` is 240, 1000, 4375, 15360 or 64000."""
+    """How `vq` rounds its vectors: to the nearest of a learned codebook, or each channel to a few levels (finite scalar
+    quantization), whose `num_codes` is 240, 1000, 4375, 15360 or 64000.
+    """
     first_frame_codes: int = Field(96, ge=1)
     """How many of the codes belong to the first frame alone (`kmeans` only)."""
     fit_clips: int = Field(1024, ge=1)
@@ -138,7 +168,9 @@ class Tokenizer(Section):
         return self.kind in PRETRAINED
 
     def grid(self, frames: int, size_px: int) -> TokenGrid:
-        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames; holistic ones are one row."""
+        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames; holistic ones are
+        one row.
+        """
         if self.kind in HOLISTIC:
             return TokenGrid(1, 1, HOLISTIC[self.kind].tokens)
         side = size_px // self.spatial_stride
@@ -158,7 +190,9 @@ class Tokenizer(Section):
                     f"leave it out, or take one of {', '.join(kinds)}"
                 )
         if self.quantizer == "fsq" and self.kind != "vq":
-            raise SettingsError(f"tokenizer.quantizer fsq belongs to tokenizer.kind vq, not {self.kind}; leave it out, or take vq")
+            raise SettingsError(
+                f"tokenizer.quantizer fsq belongs to tokenizer.kind vq, not {self.kind}; leave it out, or take vq"
+            )
         if self.quantizer == "fsq" and self.num_codes not in FSQ_LEVELS:
             nearest = min(FSQ_LEVELS, key=lambda size: abs(math.log(size / self.num_codes)))
             raise SettingsError(
@@ -192,11 +226,15 @@ class Window(Section):
     """Which tokens of a clip one training step differentiates through."""
 
     scheme: Literal["window", "full", "masked_full", "fewer_frames", "fewer_frames_tokens"] = "window"
-    """`window` is ReCo's, `full` the baseline, `masked_full` a window's loss over the full graph; `fewer_frames` trains on short pieces."""
+    """`window` is ReCo's, `full` the baseline, `masked_full` a window's loss over the full graph; `fewer_frames` trains
+    on short pieces.
+    """
     length_tokens: int | None = Field(None, ge=1)
     """Window length W in tokens; resolved from `length_blocks` where that is given."""
     length_blocks: int | None = Field(None, ge=1)
-    """The other way to give W: in blocks (latent frames), 2 where neither is given; also the piece of the `fewer_frames` schemes."""
+    """The other way to give W: in blocks (latent frames), 2 where neither is given; also the piece of the
+    `fewer_frames` schemes.
+    """
     stride_tokens: int | None = Field(None, ge=1)
     """Distance S of the grid of starts in tokens; resolved from `stride_fraction` where that is given."""
     stride_fraction: float | None = Field(None, gt=0, le=1)
@@ -204,13 +242,18 @@ class Window(Section):
     first_frame_probability: float | Literal["uniform"] = 0.5
     """Probability p of start 0; `uniform` gives start 0 the same probability as every other start of the grid."""
     schedule: Literal["constant", "short_to_long", "long_to_short"] = "constant"
-    """`short_to_long` lengthens the window from W to the whole clip in at most 4 equal parts of the run, `long_to_short` shortens it."""
+    """`short_to_long` lengthens the window from W to the whole clip in at most 4 equal parts of the run,
+    `long_to_short` shortens it.
+    """
     full_fraction: float = Field(0.0, ge=0, lt=1)
     """The last part of the steps that trains full sequences, as a fraction of all steps."""
     prefix_tokens: int | None = Field(None, ge=0)
-    """Only the C tokens nearest to the window (and always the class) are its prefix; by default all earlier ones are."""
+    """Only the C tokens nearest to the window (and always the class) are its prefix; by default all earlier ones are.
+    """
     prefix_keep: float = Field(1.0, ge=0, le=1)
-    """Probability that a token before the window is shown as it is; else a random code stands in its place. Targets never change."""
+    """Probability that a token before the window is shown as it is; else a random code stands in its place. Targets
+    never change.
+    """
 
 
 class Objective(Section):
@@ -256,9 +299,13 @@ class Training(Section):
     compile: bool = False
     """Whether the step goes through `torch.compile` (starts lie on a grid, so shapes are few)."""
     activation_checkpointing: bool = False
-    """Whether blocks keep only their inputs and compute the rest again for backward: less memory, about a third more time."""
+    """Whether blocks keep only their inputs and compute the rest again for backward: less memory, about a third more
+    time.
+    """
     loss_chunk_tokens: int | None = Field(None, ge=1)
-    """At most this many tokens of a micro-batch have logits at once: less memory where the codebook is large; by default all have."""
+    """At most this many tokens of a micro-batch have logits at once: less memory where the codebook is large; by
+    default all have.
+    """
     class_dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that a clip's class is replaced by the null class (needed for guidance)."""
     rungs: int = Field(5, ge=1)
@@ -285,9 +332,13 @@ class Sampling(Section):
 class Evaluation(Section):
     """How a trained model is judged."""
 
-    protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = "native"
-    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels' principal components; or
-    I3D as a published protocol uses it (`PUBLISHED`), which then also decides samples and reference where they are left out."""
+    protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = (
+        "native"
+    )
+    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels'
+    principal components; or I3D as a published protocol uses it (`PUBLISHED`), which then also decides samples and
+    reference where they are left out.
+    """
     extractor_path: LocalPath | None = None
     """The file i3d_torchscript.pt of the published protocols."""
     extractor_sha256: str = I3D_SHA256
@@ -329,13 +380,19 @@ class Resources(Section):
     max_failures: int = Field(2, ge=0)
     """How often a trial is tried again after its workers died."""
     trial_deadline_seconds: float | None = Field(None, gt=0)
-    """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and it has failed."""
+    """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and
+    it has failed.
+    """
     calibration_seconds: float = Field(10, gt=0)
     """Bound on the time that one calibration measures."""
     storage: str | None = None
-    """Address (s3://bucket/folder, gs://, ...) through which machines give each other their files where they share no file system."""
+    """Address (s3://bucket/folder, gs://, ...) through which machines give each other their files where they share no
+    file system.
+    """
     calibrate_on_shared_gpus: bool = False
-    """Whether speeds may be measured while other trials work on the same GPU (`gpus_per_worker` below 1): they are then worth little."""
+    """Whether speeds may be measured while other trials work on the same GPU (`gpus_per_worker` below 1): they are then
+    worth little.
+    """
 
 
 class Experiment(Section):
@@ -358,7 +415,9 @@ class Experiment(Section):
 
     @property
     def kept_clips(self) -> int:
-        """So many clips of each split keep their pixels in the cache: what evaluation and the fitting of a tokenizer look at."""
+        """So many clips of each split keep their pixels in the cache: what evaluation and the fitting of a tokenizer
+        look at.
+        """
         fitted = 0 if self.tokenizer.pretrained else self.tokenizer.fit_clips
         return max(self.evaluation.reference_clips, self.evaluation.validation_clips, fitted)
 

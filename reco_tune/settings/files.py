@@ -32,13 +32,18 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
 
 
 def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
-    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`, `sampler.seed=1`).
+    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`,
+    `sampler.seed=1`).
 
     An experiment file is the space of its one run.
     """
     values = read_yaml(path)
     if not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields):
-        values = {"question": f"What is one run of {path.stem}?", "experiment": values, "arms": {path.stem: {"training.seed": 0}}}
+        values = {
+            "question": f"What is one run of {path.stem}?",
+            "experiment": values,
+            "arms": {path.stem: {"training.seed": 0}},
+        }
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():
@@ -63,7 +68,8 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
 
 
 def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Settings of one run: the shared ones, then the arm's own (`ARMS`), then the space file's for that arm, then `overrides`.
+    """Settings of one run: the shared ones, then the arm's own (`ARMS`), then the space file's for that arm, then
+    `overrides`.
 
     `arm` None is a sampled trial: ReCo's windows with everything in `overrides`.
     """
@@ -87,7 +93,9 @@ def make(kind: type[M], values: Any, where: str) -> M:
         return kind.model_validate(values)
     except ValidationError as error:
         errors = error.errors()
-        place = errors[0]["loc"][:2] if kind is Experiment else errors[0]["loc"]  # behind it stand the alternatives of a field
+        place = (
+            errors[0]["loc"][:2] if kind is Experiment else errors[0]["loc"]
+        )  # behind it stand the alternatives of a field
         key = ".".join(str(part) for part in place) or kind.__name__.lower()
         if errors[0]["type"] == "missing":
             raise SettingsError(f"{where}: {key} is missing; give it") from error
@@ -122,7 +130,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         except yaml.YAMLError as error:
             raise SettingsError(f"--set {item!r}: the value is not YAML") from error
         whole_section = key.strip() in Experiment.model_fields and isinstance(given, dict)
-        parsed.update(flatten({key.strip(): given}) if whole_section else {key.strip(): given})  # keys that are not given stay
+        parsed.update(
+            flatten({key.strip(): given}) if whole_section else {key.strip(): given}
+        )  # keys that are not given stay
     return parsed
 
 
@@ -145,7 +155,9 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 def save_space(space: Space, path: Path) -> None:
     """The frozen settings of a study."""
-    path.write_text(yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8")
+    path.write_text(
+        yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
+    )
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
@@ -156,18 +168,25 @@ def _sentence(error: Mapping[str, Any]) -> str:
 def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
     """Arms by name, each a mapping of settings."""
     if not isinstance(arms, dict):
-        raise SettingsError(f"{where}: arms must be a mapping of names to settings, for example `full:` in a line of its own; got {arms!r}")
+        raise SettingsError(
+            f"{where}: arms must be a mapping of names to settings, for example `full:` in a line of its own; got"
+            f" {arms!r}"
+        )
     for name, own in arms.items():
         if not isinstance(name, str) or not _ARM_NAME.fullmatch(name):
             raise SettingsError(
-                f"{where}: the arm {name!r} must be called by letters, digits, dots, dashes and underscores, because folders are named "
-                "after it; change it"
+                f"{where}: the arm {name!r} must be called by letters, digits, dots, dashes and underscores, because"
+                " folders are named after it; change it"
             )
         if own is not None and not isinstance(own, dict):
-            raise SettingsError(f"{where}: arm `{name}` must hold settings, for example {{objective.continuity_weight: 0.1}}; got {own!r}")
+            raise SettingsError(
+                f"{where}: arm `{name}` must hold settings, for example {{objective.continuity_weight: 0.1}}; got"
+                f" {own!r}"
+            )
         if name not in ARMS and not own:
             raise SettingsError(
-                f"{where}: arm `{name}` is neither a known arm ({', '.join(ARMS)}) nor has settings of its own; give it overrides"
+                f"{where}: arm `{name}` is neither a known arm ({', '.join(ARMS)}) nor has settings of its own; give it"
+                " overrides"
             )
     return {name: own or {} for name, own in arms.items()}
 
@@ -179,7 +198,9 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
     nested = _nested(values)
     for section in Experiment.model_fields:
         if not isinstance(nested.get(section, {}), dict):
-            raise SettingsError(f"{where}: {section} ({nested[section]!r}) is a group of settings; give one of them, `{section}.KEY`")
+            raise SettingsError(
+                f"{where}: {section} ({nested[section]!r}) is a group of settings; give one of them, `{section}.KEY`"
+            )
     return nested
 
 
@@ -212,7 +233,11 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
 
 def known_keys() -> list[str]:
     """Every dotted key an experiment has."""
-    keys = [f"{section}.{key}" for section, field in Experiment.model_fields.items() for key in field.default.__class__.model_fields]
+    keys = [
+        f"{section}.{key}"
+        for section, field in Experiment.model_fields.items()
+        for key in field.default.__class__.model_fields
+    ]
     return [*keys, "model.preset"]
 
 
@@ -226,10 +251,16 @@ def _refuse_unknown_keys(keys: Iterable[str], where: str) -> None:
 def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     for key in values:
         if key not in known:
-            raise SettingsError(f"{where}: {key} is not a key of a search space; {_nearest(str(key), [k for k in known if k != 'source'])}")
+            raise SettingsError(
+                f"{where}: {key} is not a key of a search space;"
+                f" {_nearest(str(key), [k for k in known if k != 'source'])}"
+            )
 
 
 def _nearest(key: str, known: Iterable[str]) -> str:
     known = list(known)
-    close = difflib.get_close_matches(key, known, n=1, cutoff=0.5) or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
+    close = (
+        difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
+    )
     return f"did you mean {close[0]}?" if close else f"known ones are {', '.join(known[:40])}"

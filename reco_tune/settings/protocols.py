@@ -1,6 +1,8 @@
-"""Published FVD protocols: what each fixes, as its authors' code does it. Numbers of two protocols are never comparable.
+"""Published FVD protocols: what each fixes, as its authors' code does it. Numbers of two protocols are never
+comparable.
 
-Knows facts only; `reco_tune.evaluation.i3d` follows them. docs/evaluation.md tells what each does and where it is found.
+Knows facts only; `reco_tune.evaluation.i3d` follows them. docs/evaluation.md tells what each does and where it is
+found.
 """
 
 from __future__ import annotations
@@ -39,11 +41,23 @@ class PublishedProtocol(NamedTuple):
 
 
 PUBLISHED: dict[str, PublishedProtocol] = {
-    "stylegan-v": PublishedProtocol(16, (1,), "crop", True, True, "n", 2048, 2048, "github.com/universome/stylegan-v src/metrics"),
-    "latte": PublishedProtocol(16, (3, 6), "crop", True, True, "n", 2048, 2048, "github.com/Vchitect/Latte tools/metrics"),
+    "stylegan-v": PublishedProtocol(
+        16, (1,), "crop", True, True, "n", 2048, 2048, "github.com/universome/stylegan-v src/metrics"
+    ),
+    "latte": PublishedProtocol(
+        16, (3, 6), "crop", True, True, "n", 2048, 2048, "github.com/Vchitect/Latte tools/metrics"
+    ),
     "larp": PublishedProtocol(16, (1,), "crop", False, True, "n", 10000, 10000, "github.com/hywang66/LARP sample.py"),
     "omnitokenizer": PublishedProtocol(
-        17, (1,), "stretch", False, False, "n-1", 2048, 2048, "github.com/FoundationVision/OmniTokenizer evaluation/fvd_external.py"
+        17,
+        (1,),
+        "stretch",
+        False,
+        False,
+        "n-1",
+        2048,
+        2048,
+        "github.com/FoundationVision/OmniTokenizer evaluation/fvd_external.py",
     ),
 }
 """By the name that `evaluation.protocol` gives; all compare with raw real clips of the training split."""

@@ -23,8 +23,16 @@ ARMS: dict[str, dict[str, Any]] = {
         "window.first_frame_probability": 0.0,
         "objective.continuity_weight": 0.0,
     },
-    "local_first": {"window.scheme": "window", "window.first_frame_probability": "uniform", "objective.continuity_weight": 0.0},
-    "local_balanced": {"window.scheme": "window", "window.first_frame_probability": 0.5, "objective.continuity_weight": 0.0},
+    "local_first": {
+        "window.scheme": "window",
+        "window.first_frame_probability": "uniform",
+        "objective.continuity_weight": 0.0,
+    },
+    "local_balanced": {
+        "window.scheme": "window",
+        "window.first_frame_probability": 0.5,
+        "objective.continuity_weight": 0.0,
+    },
     "reco": {"window.scheme": "window", "window.first_frame_probability": 0.5, "objective.continuity_weight": 0.1},
     "norm_penalty": {
         "window.scheme": "window",
@@ -33,15 +41,21 @@ ARMS: dict[str, dict[str, Any]] = {
         "objective.norm_weight": 0.1,
     },
 }
-"""The arms of the paper and their controls, each nothing but settings; a space file may override any key or name arms of its own."""
+"""The arms of the paper and their controls, each nothing but settings; a space file may override any key or name arms
+of its own.
+"""
 
 BASELINE = "full"
-"""The arm that every other is compared with. It runs once and stands under both budgets; half the compute is a run of its own."""
+"""The arm that every other is compared with. It runs once and stands under both budgets; half the compute is a run of
+its own.
+"""
 
 PROXIES = (q.VAL_CROSS_ENTROPY.name, q.TRAIN_CROSS_ENTROPY.name, q.KERNEL_DISTANCE.name)
 """What of a run's quality can be known at a rung; all else is measured after training."""
 RUNG_CLIPS = 256
-"""Clips that a kernel distance at a rung is made of, at most `evaluation.samples`: an eighth of a whole evaluation's default."""
+"""Clips that a kernel distance at a rung is made of, at most `evaluation.samples`: an eighth of a whole evaluation's
+default.
+"""
 
 Budget = Literal["equal_steps", "equal_compute", "half_compute"]
 Direction = Literal["maximize", "minimize"]
@@ -88,9 +102,13 @@ class Sampler(Section):
     """Who chooses the next configuration."""
 
     kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
-    """Optuna's sampler; `gp` models each objective by a Gaussian process, `sobol` spreads points evenly (quasi-Monte Carlo)."""
+    """Optuna's sampler; `gp` models each objective by a Gaussian process, `sobol` spreads points evenly (quasi-Monte
+    Carlo).
+    """
     seed: int = 0
-    """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its log."""
+    """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its
+    log.
+    """
 
 
 class Bound(Section):
@@ -114,17 +132,23 @@ class Bound(Section):
         return over if over >= under else under
 
     def __str__(self) -> str:
-        return " and ".join(f"{word} {end:g}" for word, end in (("at least", self.min), ("at most", self.max)) if end is not None)
+        return " and ".join(
+            f"{word} {end:g}" for word, end in (("at least", self.min), ("at most", self.max)) if end is not None
+        )
 
 
 class Pruning(Section):
     """Which sampled runs end early. Fixed arms never do."""
 
     kind: Literal["none", "pareto_asha"] = "none"
-    """`pareto_asha`: at a deciding rung a run goes on if it is among the best of those that have been there, sorted by dominance."""
+    """`pareto_asha`: at a deciding rung a run goes on if it is among the best of those that have been there, sorted by
+    dominance.
+    """
     metric: str = q.VAL_CROSS_ENTROPY.name
-    """What stands at a rung for the objectives that are not known there, one of `PROXIES`: `val_cross_entropy`, `train_cross_entropy` (over
-    each run's own windows) or `kernel_distance`, for which runs generate `RUNG_CLIPS` clips at every deciding rung."""
+    """What stands at a rung for the objectives that are not known there, one of `PROXIES`: `val_cross_entropy`,
+    `train_cross_entropy` (over each run's own windows) or `kernel_distance`, for which runs generate `RUNG_CLIPS` clips
+    at every deciding rung.
+    """
     grace_rungs: int = Field(1, ge=1)
     """Rungs (of `training.rungs`) that every run completes; the last of them is the first to decide."""
     reduction_factor: int = Field(3, ge=2)
@@ -133,7 +157,9 @@ class Pruning(Section):
     @model_validator(mode="after")
     def _check(self) -> Pruning:
         if self.kind != "none" and self.metric not in PROXIES:
-            raise SettingsError(f"pruning.metric ({self.metric}) is not known at rungs; take {', '.join(PROXIES[:-1])} or {PROXIES[-1]}")
+            raise SettingsError(
+                f"pruning.metric ({self.metric}) is not known at rungs; take {', '.join(PROXIES[:-1])} or {PROXIES[-1]}"
+            )
         return self
 
     @property
@@ -152,8 +178,10 @@ class Space(Section):
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
     """Fixed arms: name -> overrides on top of the arm's own settings (`ARMS`)."""
     budgets: tuple[Budget, ...] = ("equal_steps",)
-    """`equal_steps` gives every arm the baseline's steps; `equal_compute` those that the baseline's cost buys at its speed, `half_compute`
-    those that half of it buys (the baseline itself then runs twice: at half and, to be compared with, at its whole budget)."""
+    """`equal_steps` gives every arm the baseline's steps; `equal_compute` those that the baseline's cost buys at its
+    speed, `half_compute` those that half of it buys (the baseline itself then runs twice: at half and, to be compared
+    with, at its whole budget).
+    """
     seeds: tuple[int, ...] = (0,)
     """Training seeds of the fixed arms."""
     search: dict[str, Range] = Field(default_factory=dict)
@@ -168,10 +196,14 @@ class Space(Section):
     repeats: Literal["reuse", "new_seed"] = "reuse"
     """A configuration that is proposed again gets the known result, or is run with the next training seed."""
     finalist_seeds: int = Field(0, ge=0)
-    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of them has ended, but
-    that another could, both anywhere within the 95% intervals of their metrics. Seeds where nothing overlaps would settle nothing."""
+    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of
+    them has ended, but that another could, both anywhere within the 95% intervals of their metrics. Seeds where nothing
+    overlaps would settle nothing.
+    """
     warm_start: tuple[LocalPath, ...] = ()
-    """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the start."""
+    """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the
+    start.
+    """
     pruning: Pruning = Pruning()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
@@ -184,11 +216,16 @@ class Space(Section):
             raise SettingsError("budgets is empty; give equal_steps, or several")
         counted = [budget for budget in self.budgets if budget != "equal_steps"]
         if counted and self.arms and BASELINE not in self.arms:
-            raise SettingsError(f"budgets holds {counted[0]}, which is counted in the baseline's cost, but arms lacks `{BASELINE}`; add it")
+            raise SettingsError(
+                f"budgets holds {counted[0]}, which is counted in the baseline's cost, but arms lacks `{BASELINE}`;"
+                " add it"
+            )
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise SettingsError(f"seeds {list(self.seeds)} must be at least one and all different")
         if self.trials and not self.search:
-            raise SettingsError(f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0")
+            raise SettingsError(
+                f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0"
+            )
         if not self.arms and not self.trials:
             raise SettingsError("a space needs arms, or search ranges and trials; it has neither")
         return self

@@ -1,6 +1,7 @@
 """A study: fixed arms and sampled trials on a Ray cluster, with the study folder as the truth.
 
-Importing this package is light, because Tune's trial processes do it too; the driver's side is loaded when a name is first used.
+Importing this package is light, because Tune's trial processes do it too; the driver's side is loaded when a name is
+first used.
 """
 
 from __future__ import annotations

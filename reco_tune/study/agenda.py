@@ -1,6 +1,8 @@
-"""What a study has still to do, and in which order: the calibrations, what its log holds unfinished, what the search proposes.
+"""What a study has still to do, and in which order: the calibrations, what its log holds unfinished, what the search
+proposes.
 
-Rebuilt from the log whenever a study is resumed; knows the log, the search and the storage, nothing of Ray or of who does the work.
+Rebuilt from the log whenever a study is resumed; knows the log, the search and the storage, nothing of Ray or of who
+does the work.
 """
 
 from __future__ import annotations
@@ -58,7 +60,8 @@ class Agenda:
 
     @property
     def obstacles(self) -> list[str]:
-        """Why nothing can go on: calibrations that failed of the baseline, or of an arm whose steps its speed decides."""
+        """Why nothing can go on: calibrations that failed of the baseline, or of an arm whose steps its
+        speed decides."""
         counted = set(self._space.budgets) - {"equal_steps"}
         return [reason for arm, reason in self._unmeasurable.items() if arm == BASELINE or counted]
 
@@ -69,13 +72,16 @@ class Agenda:
 
     @property
     def left(self) -> int:
-        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at most."""
+        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at
+        most.
+        """
         runs = self._study.runs
         unplanned = sum(run.trial not in runs for run in self.plan.runs)
         return unplanned + sum(record.state not in DONE for record in runs.values()) + self._search.left
 
     def next(self) -> Job | None:
-        """None where nothing is left, or where what comes next depends on jobs that have not ended (`exhausted` tells)."""
+        """None where nothing is left, or where what comes next depends on jobs that have not ended
+        (`exhausted` tells)."""
         return self._next_calibration() if self._todo is None else self._next_run()
 
     def unmeasurable(self, arm: str, reason: str) -> None:

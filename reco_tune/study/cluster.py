@@ -1,8 +1,8 @@
 """Where a study runs: starting or joining a Ray cluster cleanly, and fitting worker groups into it.
 
-Knows Ray's environment traps; knows nothing of trials. Each trap here was met:
-two clusters on one host confuse Ray's own clean-up actors unless `RAY_ADDRESS` is pinned; a pruned trial's placement group leaks
-when the dashboard is off; socket paths longer than 107 bytes are refused; Train changes the working directory of its workers.
+Knows Ray's environment traps; knows nothing of trials. Each trap here was met: two clusters on one host confuse Ray's
+own clean-up actors unless `RAY_ADDRESS` is pinned; a pruned trial's placement group leaks when the dashboard is off;
+socket paths longer than 107 bytes are refused; Train changes the working directory of its workers.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ from reco_tune.errors import SettingsError, StudyError
 from reco_tune.settings import Resources
 
 HEAD = "node:__internal_head__"
-"""Resource of every cluster's head node. Trial drivers ask for a thousandth of it: they start at once and never take a worker's CPU."""
+"""Resource of every cluster's head node. Trial drivers ask for a thousandth of it: they start at once and never take a
+worker's CPU.
+"""
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -40,12 +42,16 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
-"""What Ray reads from the driver's environment: quick fault detection, no working-directory changes, no snapshots nobody reads."""
+"""What Ray reads from the driver's environment: quick fault detection, no working-directory changes, no snapshots
+nobody reads.
+"""
 
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only small messages pass through it."""
 START_ATTEMPTS = 3
-"""Ray gives its own processes 15-30 s to start and then gives up; on a busy machine the second attempt finds warm files."""
+"""Ray gives its own processes 15-30 s to start and then gives up; on a busy machine the second attempt finds warm
+files.
+"""
 LONGEST_TEMP = 40
 """Bytes of a temp folder's path below which Ray's socket names fit the system's limit."""
 
@@ -75,11 +81,15 @@ def place(resources: Resources, nodes: Iterable[Mapping[str, float]], jobs: int)
     """
     nodes = list(nodes)
     cpus, gpus = resources.cpus_per_worker, resources.gpus_per_worker
-    workers = sum(min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) / gpus + 1e-6) if gpus else 10**9) for node in nodes)
+    workers = sum(
+        min(int(node.get("CPU", 0) // cpus), int(node.get("GPU", 0) / gpus + 1e-6) if gpus else 10**9) for node in nodes
+    )
     groups = workers // resources.workers
     if not groups:
         need = f"{resources.workers} worker(s) of {cpus} CPU(s)" + (f" and {gpus:g} GPU(s)" if gpus else "")
-        have = " + ".join(f"{node.get('CPU', 0):g} CPU(s), {node.get('GPU', 0):g} GPU(s)" for node in nodes) or "no nodes"
+        have = (
+            " + ".join(f"{node.get('CPU', 0):g} CPU(s), {node.get('GPU', 0):g} GPU(s)" for node in nodes) or "no nodes"
+        )
         raise SettingsError(
             f"a trial needs {need}, but the cluster has {have}; lower resources.workers, resources.cpus_per_worker "
             "or resources.gpus_per_worker"
@@ -102,10 +112,12 @@ def neighbours() -> list[str]:
 
 @contextmanager
 def cluster(address: str | None, resources: Resources, notes: Path) -> Iterator[list[dict[str, float]]]:
-    """A Ray cluster for the length of a study: this machine's own, or the one at `address`. Yields each node's resources.
+    """A Ray cluster for the length of a study: this machine's own, or the one at `address`. Yields each node's
+    resources.
 
     Args:
-        notes: file that remembers the temp folder of a local cluster, so that the next start clears what a killed driver left.
+        notes: file that remembers the temp folder of a local cluster, so that the next start clears what a killed
+        driver left.
 
     Raises:
         StudyError: where no cluster can be reached or started.
@@ -132,12 +144,17 @@ def _start(address: str | None, variables: dict[str, str], notes: Path) -> Path 
             ray.init(address=address, runtime_env={"env_vars": variables}, **common)
         except (ConnectionError, ValueError, RuntimeError) as error:
             raise StudyError(
-                f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one or leave --address out"
+                f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one or leave"
+                " --address out"
             ) from error
         return None
     _clear(notes)
     for attempt in range(1, START_ATTEMPTS + 1):
-        temp = Path(tempfile.mkdtemp(prefix="reco-", dir=tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST_TEMP else "/tmp"))
+        temp = Path(
+            tempfile.mkdtemp(
+                prefix="reco-", dir=tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST_TEMP else "/tmp"
+            )
+        )
         notes.parent.mkdir(parents=True, exist_ok=True)
         notes.write_text(str(temp))
         try:
@@ -148,7 +165,9 @@ def _start(address: str | None, variables: dict[str, str], notes: Path) -> Path 
             shutil.rmtree(temp, ignore_errors=True)
             if attempt == START_ATTEMPTS:
                 reason = " ".join(str(error).split())[:200]
-                raise StudyError(f"Ray could not be started on this machine ({reason}); try again when less runs here") from error
+                raise StudyError(
+                    f"Ray could not be started on this machine ({reason}); try again when less runs here"
+                ) from error
     raise AssertionError("unreachable")
 
 

@@ -1,11 +1,12 @@
 """The desk: the actor between Tune's light trials, which bring jobs, and the warm worker groups, which do them.
 
-Knows who does what, which attempt it is and who must stop; knows nothing of settings, models or Optuna, and writes no file: the
-driver drains its events and is the one writer of the log. Plain asyncio: not even Ray is imported here.
+Knows who does what, which attempt it is and who must stop; knows nothing of settings, models or Optuna, and writes no
+file: the driver drains its events and is the one writer of the log. Plain asyncio: not even Ray is imported here.
 
-Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Every rank of a group takes its jobs from here by
-number, which keeps ranks together without a collective that could time out while they are idle. A group that Train restarted shows
-up under a new incarnation. The unfinished job of a group that died is handed out again, to whoever asks first.
+Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Every rank of a group takes its jobs from
+here by number, which keeps ranks together without a collective that could time out while they are idle. A group that
+Train restarted shows up under a new incarnation. The unfinished job of a group that died is handed out again, to
+whoever asks first.
 """
 
 from __future__ import annotations
@@ -165,7 +166,9 @@ class Desk:
         await self._tell()
 
     async def abandon(self) -> None:
-        """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the driver had died."""
+        """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the
+        driver had died.
+        """
         self._leave = True
         for ticket in self._tickets.values():
             if ticket.outcome is None:
@@ -182,7 +185,8 @@ class Desk:
     # --- the Tune trial's side ---
 
     async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], Outcome | None, str]:
-        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and the reason."""
+        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and
+        the reason."""
         ticket = self._tickets[key]
         await self._start(key)
         await self._wait(lambda: len(ticket.reports) > seen or ticket.outcome is not None)
@@ -212,7 +216,9 @@ class Desk:
             group.workers.append(worker)
             if self._alive is not None:
                 self._attending.add(asyncio.create_task(self._attend(group, worker, self._alive)))
-        await self._wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave)
+        await self._wait(
+            lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave
+        )
         if incarnation in group.retired:
             return "leave"
         if number == len(group.given) and self._queue:
@@ -260,7 +266,8 @@ class Desk:
         await self._tell()
 
     async def halt(self, key: str, reason: str) -> None:
-        """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with all of them."""
+        """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with
+        all of them."""
         self._log("halted", key, reason=reason)
         await self.abandon()
 
@@ -295,7 +302,9 @@ class Desk:
             await self._tell()
 
     async def _time(self, group: Group, ticket: Ticket, seconds: float) -> None:
-        """Ends a job that lasts too long: it is asked to stop at its next report, and after the grace period its workers are killed."""
+        """Ends a job that lasts too long: it is asked to stop at its next report, and after the grace period its
+        workers are killed.
+        """
         incarnation = group.incarnation
         reason = f"it did not end within resources.trial_deadline_seconds ({seconds:g})"
 
@@ -314,7 +323,9 @@ class Desk:
             self._kill(worker)
 
     async def _attend(self, group: Group, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
-        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine has no successor."""
+        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine
+        has no successor.
+        """
         incarnation = group.incarnation
         while group.incarnation == incarnation and await alive(worker):
             await asyncio.sleep(ALIVE_SECONDS)
@@ -326,7 +337,9 @@ class Desk:
             await self._tell()
 
     def _bury(self, group: Group, reason: str) -> list[str]:
-        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too often."""
+        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too
+        often.
+        """
         unfinished = [key for key in group.given if self._tickets[key].outcome is None]
         for key in list(unfinished):
             ticket = self._tickets[key]
@@ -352,7 +365,9 @@ class Desk:
         ticket.outcome, ticket.reason = outcome, reason
 
     async def _in_log(self) -> None:
-        """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be said."""
+        """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be
+        said.
+        """
         posted = self._posted
         await self._tell()
         while not await self._wait(lambda: self._written >= posted):

@@ -21,13 +21,17 @@ from reco_tune.study import worker
 from reco_tune.study.cluster import Placement
 
 RESTARTS_PER_JOB = 4
-"""A group that dies more often than this, counted over all jobs, is given up; the desk gives up on a single job much earlier."""
+"""A group that dies more often than this, counted over all jobs, is given up; the desk gives up on a single job much
+earlier.
+"""
 LEAVE_SECONDS = 60
 """How long groups may take to go home."""
 
 
 class WorkerGroups:
-    """All groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread only waits for it)."""
+    """All groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread only
+    waits for it).
+    """
 
     def __init__(self, desk: Any, placement: Placement, storage: Path, jobs: int, own_cluster: bool) -> None:
         """Starts them; returns at once.
@@ -43,7 +47,9 @@ class WorkerGroups:
         self._own_cluster = own_cluster
         self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
         self._trainers: list[_WarmTrainer] = []
-        self._threads = [threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)]
+        self._threads = [
+            threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)
+        ]
         for thread in self._threads:
             thread.start()
 
@@ -58,7 +64,9 @@ class WorkerGroups:
             thread.join(LEAVE_SECONDS)
 
     def end(self) -> None:
-        """Ends those that have not left, while Ray runs: a thread that waits in Ray when it is shut down can take the process along."""
+        """Ends those that have not left, while Ray runs: a thread that waits in Ray when it is shut down can take the
+        process along.
+        """
         deadline = time.monotonic() + LEAVE_SECONDS
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             for trainer in list(self._trainers):
@@ -76,7 +84,9 @@ class WorkerGroups:
         except Exception as error:
             self.lost.append(" ".join(str(error).split())[:300])
             if not ray.is_initialized():
-                return  # the cluster is gone and nobody waits for this job; whoever calls an actor now makes Ray start another cluster
+                # the cluster is gone and nobody waits for this job; whoever calls an actor now makes Ray start another
+                # cluster
+                return
             try:
                 ray.get(self._desk.lose.remote(slot, "its worker group was lost"))
                 if self.gone:
@@ -91,10 +101,13 @@ class WorkerGroups:
             train_loop_config={"desk": self._desk, "slot": slot, "execute": worker.execute},
             torch_config=TorchConfig(),  # nccl for GPUs, else gloo
             scaling_config=ray.train.ScalingConfig(
-                num_workers=placement.workers, use_gpu=placement.gpus > 0, resources_per_worker=placement.worker_resources
+                num_workers=placement.workers,
+                use_gpu=placement.gpus > 0,
+                resources_per_worker=placement.worker_resources,
             ),
             run_config=ray.train.RunConfig(
-                name=f"group-{slot}-{uuid.uuid4().hex[:8]}",  # never an old name: Train would look for checkpoints of its own
+                # never an old name: Train would look for checkpoints of its own
+                name=f"group-{slot}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(self._storage),
                 failure_config=ray.train.FailureConfig(max_failures=self._restarts, controller_failure_limit=3),
             ),
@@ -104,8 +117,10 @@ class WorkerGroups:
 
 
 class _WarmTrainer(TorchTrainer):
-    """A trainer without the callbacks that start a process per group, each of which imports for seconds, for what is not there: data sets,
-    and, on a cluster that ends with its driver, placement groups that a dead controller leaves behind."""
+    """A trainer without the callbacks that start a process per group, each of which imports for seconds, for what is
+    not there: data sets, and, on a cluster that ends with its driver, placement groups that a dead controller leaves
+    behind.
+    """
 
     own_cluster = False
     controller: Any = None

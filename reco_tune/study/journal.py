@@ -38,7 +38,9 @@ class Observer:
 
 
 class Journal:
-    """The log with everything that follows it: the record, the search, the observer, MLflow. One lock, so all see one order."""
+    """The log with everything that follows it: the record, the search, the observer, MLflow. One lock, so all see one
+    order.
+    """
 
     def __init__(self, folder: StudyFolder, search: Search, observer: Observer) -> None:
         self.lock = threading.RLock()
@@ -88,8 +90,9 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
 
 
 def frozen(space: Space) -> Space:
-    """The space with absolute paths, so that a study can be resumed from anywhere, and `resources` as part of the experiment alone: what
-    was given on top of the file's must hold when it is resumed."""
+    """The space with absolute paths, so that a study can be resumed from anywhere, and `resources` as part of the
+    experiment alone: what was given on top of the file's must hold when it is resumed.
+    """
     experiment = plan(space).shared
     paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
     if experiment.data.root is not None:
@@ -97,7 +100,9 @@ def frozen(space: Space) -> Space:
     if experiment.evaluation.extractor_path is not None:
         paths["evaluation.extractor_path"] = str(experiment.evaluation.extractor_path.resolve())
     warm_start = tuple(folder.resolve() for folder in space.warm_start)
-    return space.model_copy(update={"experiment": merge(space.experiment, paths), "resources": {}, "warm_start": warm_start})
+    return space.model_copy(
+        update={"experiment": merge(space.experiment, paths), "resources": {}, "warm_start": warm_start}
+    )
 
 
 @contextmanager
@@ -129,4 +134,7 @@ def _check_same(space: Space, folder: StudyFolder) -> None:
     theirs, ours = essence(load_space(folder.settings)), essence(space)
     different = [key for key in {**theirs, **ours} if theirs.get(key) != ours.get(key)]
     if different:
-        raise StudyError(f"{folder.path} holds another study (it differs in {different[0]}); give another --output, or resume that one")
+        raise StudyError(
+            f"{folder.path} holds another study (it differs in {different[0]}); give another --output, or resume"
+            " that one"
+        )

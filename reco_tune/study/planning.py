@@ -1,8 +1,8 @@
 """What a study runs: fixed arms times budgets times seeds, then the sampled trials. Pure settings; launches nothing.
 
-`full` runs once and stands under both budgets. An equal-compute arm gets the steps that the baseline's cost buys at the arm's speed:
-calibrated when the study runs and frozen in its log, estimated by the FLOP limit before. At half the compute `full` has a run of its
-own beside the whole one, which the others are compared with.
+`full` runs once and stands under both budgets. An equal-compute arm gets the steps that the baseline's cost buys at the
+arm's speed: calibrated when the study runs and frozen in its log, estimated by the FLOP limit before. At half the
+compute `full` has a run of its own beside the whole one, which the others are compared with.
 """
 
 from __future__ import annotations
@@ -19,7 +19,8 @@ from reco_tune.training import Arm
 SEARCH = "search"
 """Arm name of a sampled run."""
 FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
-"""Sections that one study shares, because its runs would not compare otherwise; `window.scheme` is what arms are for."""
+"""Sections that one study shares, because its runs would not compare otherwise; `window.scheme` is what arms are for.
+"""
 
 
 @dataclass(frozen=True)
@@ -73,7 +74,9 @@ class Plan:
     def piece_blocks(self) -> tuple[int, ...]:
         """Lengths in blocks of the sub-clips that must be encoded by themselves."""
         experiments = [run.experiment for run in self.runs]
-        return tuple(sorted({_blocks(experiment) for experiment in experiments if experiment.window.scheme == "fewer_frames"}))
+        return tuple(
+            sorted({_blocks(experiment) for experiment in experiments if experiment.window.scheme == "fewer_frames"})
+        )
 
 
 def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
@@ -97,8 +100,8 @@ def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
     if sampled is not None and space.pruning.kind != "none" and space.pruning.grace_rungs >= sampled.training.rungs:
         raise SettingsError(
-            f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs} training.rungs to prune at; "
-            "lower it or raise training.rungs"
+            f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
+            " training.rungs to prune at; lower it or raise training.rungs"
         )
     return Plan(arms, tuple(runs.values()), space.trials, sampled, estimated=speedups is None)
 
@@ -120,7 +123,9 @@ def _budgets(arm: str, budget: str) -> tuple[str, ...]:
     return ("both", budget) if budget == "half_compute" else ("both",)
 
 
-def _run(space: Space, arm: str, experiment: Experiment, budget: str, seed: int, speedups: Mapping[str, float] | None) -> PlannedRun:
+def _run(
+    space: Space, arm: str, experiment: Experiment, budget: str, seed: int, speedups: Mapping[str, float] | None
+) -> PlannedRun:
     if budget == "both":
         return PlannedRun(f"{arm}-s{seed}", arm, budget, seed, arm_experiment(space, arm, {"training.seed": seed}))
     speedup = 1.0 if budget == "equal_steps" else estimated_speedup(experiment) if speedups is None else speedups[arm]

@@ -1,7 +1,7 @@
 """What can be known before a study starts: each finding is one sentence that names the thing and the way out.
 
-Everything here is cheap: files of a few bytes, one request, one small task a machine. What a model needs of a GPU is bounded from below
-here; the calibrations, a study's first jobs, then try the real steps.
+Everything here is cheap: files of a few bytes, one request, one small task a machine. What a model needs of a GPU is
+bounded from below here; the calibrations, a study's first jobs, then try the real steps.
 """
 
 from __future__ import annotations
@@ -46,8 +46,8 @@ def check_address(address: str | None) -> None:
         return
     if "://" in address:
         raise StudyError(
-            f"a study cannot be driven from outside its cluster ({address}); run the command on one of its machines with --address auto, "
-            "or hand it in with `ray job submit`"
+            f"a study cannot be driven from outside its cluster ({address}); run the command on one of its machines"
+            " with --address auto, or hand it in with `ray job submit`"
         )
     found = address
     if address == "auto":
@@ -73,8 +73,8 @@ def check_folder(folder: Path, what: str) -> None:
         probe.unlink()
     except OSError as error:
         raise StudyError(
-            f"{what} {folder} cannot be written to ({(error.strerror or type(error).__name__).lower()}); give another one, or see to its "
-            "permissions and its space"
+            f"{what} {folder} cannot be written to ({(error.strerror or type(error).__name__).lower()}); give another"
+            " one, or see to its permissions and its space"
         ) from error
 
 
@@ -98,7 +98,9 @@ def check_tracking(uri: str | None) -> None:
         return
     port = parts.port or (443 if parts.scheme == "https" else 80)
     if not listens(parts.hostname or "", port):
-        raise TrackingError(f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out and `sync` to it later")
+        raise TrackingError(
+            f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out and `sync` to it later"
+        )
 
 
 def check_files(experiment: Experiment) -> None:
@@ -125,7 +127,9 @@ def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
     Raises:
         SettingsError: where it cannot fit.
     """
-    smallest = min((machine for machine in machines if machine.gpu_bytes), key=lambda machine: machine.gpu_bytes, default=None)
+    smallest = min(
+        (machine for machine in machines if machine.gpu_bytes), key=lambda machine: machine.gpu_bytes, default=None
+    )
     if smallest is None or not plan.shared.resources.gpus_per_worker:
         return
     given = min(1.0, plan.shared.resources.gpus_per_worker) * smallest.gpu_bytes
@@ -133,8 +137,9 @@ def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
         needed = least_memory(experiment)
         if needed > given:
             raise SettingsError(
-                f"arm `{arm}` needs at least {needed / 2**30:.1f} GiB of a GPU, but a worker on {smallest.name} gets {given / 2**30:.1f}; "
-                "raise training.micro_batches or resources.gpus_per_worker, set training.activation_checkpointing, or shrink the model"
+                f"arm `{arm}` needs at least {needed / 2**30:.1f} GiB of a GPU, but a worker on {smallest.name} gets"
+                f" {given / 2**30:.1f}; raise training.micro_batches or resources.gpus_per_worker, set"
+                " training.activation_checkpointing, or shrink the model"
             )
 
 
@@ -184,14 +189,18 @@ def survey(shared: Mapping[str, Path | Storage]) -> list[Machine]:
     Raises:
         StudyError: where machines do not see them, or hold other versions than the driver.
     """
-    places = {what: place.address if isinstance(place, Storage) else str(place.resolve()) for what, place in shared.items()}
+    places = {
+        what: place.address if isinstance(place, Storage) else str(place.resolve()) for what, place in shared.items()
+    }
     with ExitStack() as stack:
         tokens = {places[what]: _lay_token(place, stack) for what, place in shared.items()}
         task: Any = ray.remote(look)
         asked = [
-            task.options(num_cpus=0, max_retries=1, scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False)).remote(
-                tokens
-            )
+            task.options(
+                num_cpus=0,
+                max_retries=1,
+                scheduling_strategy=NodeAffinitySchedulingStrategy(node["NodeID"], soft=False),
+            ).remote(tokens)
             for node in ray.nodes()
             if node["Alive"]
         ]
@@ -224,11 +233,16 @@ def compare(machine: Machine, places: dict[str, str]) -> None:
     for what, place in places.items():
         if not machine.sees[place]:
             if "://" in place:
-                raise StudyError(f"{what} {place} cannot be used from {machine.name}; see to its credentials and its network there")
+                raise StudyError(
+                    f"{what} {place} cannot be used from {machine.name}; see to its credentials and its network there"
+                )
             raise StudyError(
-                f"{what} {place} is not seen by {machine.name}; put it on storage that all machines of the cluster share, or set "
-                "resources.storage to an address that all of them reach"
+                f"{what} {place} is not seen by {machine.name}; put it on storage that all machines of the cluster"
+                " share, or set resources.storage to an address that all of them reach"
             )
     for name, own in versions().items():
         if machine.versions[name] != own:
-            raise StudyError(f"{machine.name} has {name} {machine.versions[name]}, but the driver has {own}; install the same everywhere")
+            raise StudyError(
+                f"{machine.name} has {name} {machine.versions[name]}, but the driver has {own}; install the same"
+                " everywhere"
+            )

@@ -1,8 +1,8 @@
 """Runs a study: the driver, which plans, starts Ray, lets Tune decide and is the one writer of the log.
 
-The study folder is the truth. Everything here (Optuna's study, Tune's trials, the worker groups) is rebuilt from the log when a study
-is resumed, so a driver may be killed at any instruction: what was evaluated is not run again, what was running goes on from its
-checkpoint under the same name.
+The study folder is the truth. Everything here (Optuna's study, Tune's trials, the worker groups) is rebuilt from the
+log when a study is resumed, so a driver may be killed at any instruction: what was evaluated is not run again, what was
+running goes on from its checkpoint under the same name.
 """
 
 from __future__ import annotations
@@ -98,7 +98,10 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
     """
     target = StudyFolder(Path(folder))
     if not target.settings.exists():
-        raise StudyError(f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run` named")
+        raise StudyError(
+            f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
+            " named"
+        )
     with locked(target):
         driver = _Driver(load_space(target.settings), target, options, observer)
         if not driver.study.finished:
@@ -153,7 +156,9 @@ class _Driver:
                     name=self._options.name or self._folder.path.resolve().name,
                     question=self._space.question,
                     arms=list(self._space.arms),
-                    constraints={metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()},
+                    constraints={
+                        metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
+                    },
                     provenance=study_provenance(self._options.command),
                 )
                 for earlier in self._space.warm_start:
@@ -194,7 +199,9 @@ class _Driver:
         left = self.agenda.left
         others = neighbours() if self._options.address is None else []
         if others:
-            self._observer.on_phase(1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it")
+            self._observer.on_phase(
+                1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it"
+            )
         self._observer.on_phase(0, 2, "starting Ray")
         with ExitStack() as stack:
             nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
@@ -208,9 +215,17 @@ class _Driver:
             self._desk = (
                 ray.remote(Desk)  # with the driver: a machine that is lost must not take the desk along
                 .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
-                .remote(placement.workers, experiment.resources.max_failures, experiment.resources.trial_deadline_seconds, ray.kill, _alive)
+                .remote(
+                    placement.workers,
+                    experiment.resources.max_failures,
+                    experiment.resources.trial_deadline_seconds,
+                    ray.kill,
+                    _alive,
+                )
             )
-            self._groups = WorkerGroups(self._desk, placement, self._folder.ray, left, own_cluster=self._options.address is None)
+            self._groups = WorkerGroups(
+                self._desk, placement, self._folder.ray, left, own_cluster=self._options.address is None
+            )
             stack.callback(self._groups.end)
             try:
                 with self._draining():
@@ -258,7 +273,9 @@ class _Driver:
             self._give_up(error)
 
     def _next(self, desk: str) -> Proposal:
-        """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search proposes."""
+        """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search
+        proposes.
+        """
         try:
             with self._journal.lock:
                 self._drain()
@@ -311,14 +328,18 @@ class _Driver:
             self._observer.on_progress(key, done, total, what)
 
     def _give_up(self, error: Exception) -> None:
-        """Nothing more can be heard or written: what runs is left as if the driver had died, so that a resumed study goes on with it."""
+        """Nothing more can be heard or written: what runs is left as if the driver had died, so that a resumed study
+        goes on with it.
+        """
         if not self._broken:
             if isinstance(error, ReCoTuneError):
                 self._broken = str(error)
             elif no_space(error):
                 self._broken = f"{self._folder.path} cannot be written to: its disk is full, free some space"
             else:
-                self._broken = f"the driver lost its desk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                self._broken = (
+                    f"the driver lost its desk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                )
         desk = self._desk
         if desk is not None:
             desk.abandon.remote()  # raises nothing here where the desk is gone
@@ -340,7 +361,9 @@ class _Driver:
                 storage.forget(self.agenda.stored(key))
         elif name == "calibrated":
             self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
-            self._observer.on_phase(len(self.study.calibrations), len(self.agenda.plan.arms), "calibrating the speed of the arms")
+            self._observer.on_phase(
+                len(self.study.calibrations), len(self.agenda.plan.arms), "calibrating the speed of the arms"
+            )
         elif name == "failed":
             self.agenda.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
 
@@ -353,21 +376,30 @@ class _Driver:
         if not unfinished and self._search.exhausted and self.study.runs:
             self._journal.write("finished")
         elif not self._stopping.is_set():
-            why = self._broken or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ())) or "their trials were lost"
+            why = (
+                self._broken
+                or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ()))
+                or "their trials were lost"
+            )
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self.agenda.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on with them"
+                f"{most}{self.agenda.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on"
+                " with them"
             )
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C once: running jobs leave at their next report. Twice, or before anything runs: stop now. Resumable either way."""
+        """Ctrl-C once: running jobs leave at their next report. Twice, or before anything runs: stop now. Resumable
+        either way.
+        """
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
             if self._stopping.is_set() or self._desk is None:
                 raise KeyboardInterrupt
             self._stopping.set()
-            self._observer.on_phase(0, 1, "stopping: running trials leave at their next report; Ctrl-C again stops at once")
+            self._observer.on_phase(
+                0, 1, "stopping: running trials leave at their next report; Ctrl-C again stops at once"
+            )
             threading.Thread(target=lambda desk: ray.get(desk.pause.remote()), args=(self._desk,), daemon=True).start()
 
         if threading.current_thread() is not threading.main_thread():

@@ -1,8 +1,9 @@
 """Pareto-ASHA: which sampled runs go on at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
 
-The decision is a pure function of the study's record, so the log is all the state there is, and a resumed study judges as the killed one
-would have. Asynchronous successive halving in its stopping form (Li et al. 2020, "A System for Massively Parallel Hyperparameter Tuning"):
-nobody waits for a rung to fill. Many objectives as in Schmucker et al. 2021 ("Multi-objective Asynchronous Successive Halving").
+The decision is a pure function of the study's record, so the log is all the state there is, and a resumed study judges
+as the killed one would have. Asynchronous successive halving in its stopping form (Li et al. 2020, "A System for
+Massively Parallel Hyperparameter Tuning"): nobody waits for a rung to fill. Many objectives as in Schmucker et al. 2021
+("Multi-objective Asynchronous Successive Halving").
 """
 
 from __future__ import annotations
@@ -24,8 +25,9 @@ from reco_tune.training.loop import rung_steps
 def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     """Why a run should stop at the rung that ends at `step`; empty where it goes on.
 
-    A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others. Runs that were
-    pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not judged.
+    A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others.
+    Runs that were pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not
+    judged.
     """
     pruning, run = space.pruning, study.runs.get(trial)
     if pruning.kind == "none" or run is None or run.arm != SEARCH or run.repeats:
@@ -33,13 +35,18 @@ def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     if step not in deciding_steps(pruning, run):
         return ""
     axes = _axes(space, _known(study, run, step))
-    points = {other.trial: _point(axes, _known(study, other, step)) for other in study.runs.values() if other.arm == SEARCH}
+    points = {
+        other.trial: _point(axes, _known(study, other, step)) for other in study.runs.values() if other.arm == SEARCH
+    }
     known = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
     if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
         return ""
     better = dominating(list(known.values()), known[trial]).sum()
     rung, rungs = _rung(run, step), run.settings["training.rungs"]
-    return f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs; {better} dominate it"
+    return (
+        f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs;"
+        f" {better} dominate it"
+    )
 
 
 def deciding_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
@@ -52,8 +59,8 @@ def deciding_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
 class ParetoAsha(FIFOScheduler):
     """Tune's scheduler: has every rung judged before the run may go on.
 
-    It never ends a light trial itself: a run that is asked to stop leaves its worker group at the end of the step, and the trial, whose
-    place in the cluster that group is, ends with it.
+    It never ends a light trial itself: a run that is asked to stop leaves its worker group at the end of the step, and
+    the trial, whose place in the cluster that group is, ends with it.
     """
 
     _supports_buffered_results = False
@@ -91,7 +98,9 @@ def _known(study: StudyRecord, run: RunRecord, step: int) -> dict[str, float]:
 def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
     """The objectives that are known at a rung, and the proxy; each with the sign that makes less better."""
     directions = {name: direction for name, direction in space.objectives.items() if name in known}
-    directions[space.pruning.metric] = "maximize" if quantities.ALL[space.pruning.metric].better == "higher" else "minimize"
+    directions[space.pruning.metric] = (
+        "maximize" if quantities.ALL[space.pruning.metric].better == "higher" else "minimize"
+    )
     return {name: -1.0 if direction == "maximize" else 1.0 for name, direction in directions.items()}
 
 

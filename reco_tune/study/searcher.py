@@ -1,11 +1,13 @@
-"""Which configuration comes next: an Optuna study asked and told one event at a time, rebuilt from the log's events alone.
+"""Which configuration comes next: an Optuna study asked and told one event at a time, rebuilt from the log's events
+alone.
 
-Knows Optuna and settings; knows nothing of Ray or files. Ray's own Optuna searcher tells pruned trials as complete, leaves trials
-without a finite objective running for ever and repeats equal points; here a trial is COMPLETE only where it was evaluated at full
-length with every objective finite, else PRUNED or FAIL, and a configuration that is known already is not run again.
+Knows Optuna and settings; knows nothing of Ray or files. Ray's own Optuna searcher tells pruned trials as complete,
+leaves trials without a finite objective running for ever and repeats equal points; here a trial is COMPLETE only where
+it was evaluated at full length with every objective finite, else PRUNED or FAIL, and a configuration that is known
+already is not run again.
 
-When the last of them has ended, the finalists, those on the frontier whose place another could take within their 95% intervals, run again
-with further training seeds. Optuna hears nothing of that.
+When the last of them has ended, the finalists, those on the frontier whose place another could take within their 95%
+intervals, run again with further training seeds. Optuna hears nothing of that.
 """
 
 from __future__ import annotations
@@ -65,7 +67,8 @@ class Evaluated(NamedTuple):
 
 
 class Search:
-    """The search of one study. Every change of its state is an event of the log: feed it those, and it stands where it stood.
+    """The search of one study. Every change of its state is an event of the log: feed it those, and it stands where it
+    stood.
 
     The n-th proposal is drawn by a sampler seeded with (seed, n), so it depends on nothing but the events before it.
     """
@@ -81,7 +84,9 @@ class Search:
         self._distributions = {key: to_distribution(key, range_) for key, range_ in space.search.items()}
         self._grid = list(_grid_points(space)) if space.sampler.kind == "grid" else None
         self._storage = optuna.storages.InMemoryStorage()
-        self._study = optuna.create_study(directions=list(space.objectives.values()), storage=self._storage, study_name="search")
+        self._study = optuna.create_study(
+            directions=list(space.objectives.values()), storage=self._storage, study_name="search"
+        )
         self._id = self._storage.get_study_id_from_name("search")
         self._notes: dict[str, Any] = {}
         """What the sampler noted at the study so far."""
@@ -108,7 +113,9 @@ class Search:
 
     @property
     def left(self) -> int:
-        """Runs that are still to be asked, at most: how many finalists there are shows when the last sampled run has ended."""
+        """Runs that are still to be asked, at most: how many finalists there are shows when the last sampled run has
+        ended.
+        """
         seeds = self._space.finalist_seeds
         if self._undrawn or self._numbers:
             return self._undrawn + seeds * self._space.trials
@@ -116,8 +123,9 @@ class Search:
 
     @property
     def finalists(self) -> dict[str, dict[str, Any]]:
-        """Params, by run, of the sampled runs on the frontier whose place another could take; what breaks a constraint neither stands there
-        nor takes a place."""
+        """Params, by run, of the sampled runs on the frontier whose place another could take; what breaks a constraint
+        neither stands there nor takes a place.
+        """
         signs = [[-1.0 if direction == "maximize" else 1.0] for direction in self._space.objectives.values()]
         ends_NM3 = np.array([run.ends for run in self._feasible.values()]).reshape(-1, len(signs), 3) * signs
         best_NM, worst_NM = np.nanmin(ends_NM3, axis=2), np.nanmax(ends_NM3, axis=2)
@@ -132,8 +140,8 @@ class Search:
         return self._study.get_trials(deepcopy=False)
 
     def ask(self) -> Proposal | None:
-        """The next run; None where none is left, or where which one it is depends on runs that have not ended (`left` tells). The caller
-        writes its event to the log and gives it to `apply`.
+        """The next run; None where none is left, or where which one it is depends on runs that have not ended (`left`
+        tells). The caller writes its event to the log and gives it to `apply`.
 
         Raises:
             SettingsError: where settings refuse everything that the ranges give.
@@ -155,7 +163,8 @@ class Search:
                 return _proposal(name, experiment, params, skipped=skipped, sampler=notes)
             if len(skipped) >= MOST_REFUSED:
                 raise SettingsError(
-                    f"search: {MOST_REFUSED} proposals in a row could not be run ({reason or 'all known'}); change the ranges"
+                    f"search: {MOST_REFUSED} proposals in a row could not be run ({reason or 'all known'}); change the"
+                    " ranges"
                 )
             metrics = self._told(known.metrics) if known is not None else None
             skipped.append({"params": params, "metrics": metrics, "reason": reason or "known", "sampler": notes})
@@ -182,7 +191,9 @@ class Search:
                 number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
                 self._tell(number, metrics)
                 if metrics is not None and not broken_constraints(self._space, metrics):
-                    ends = [[event["metrics"].get(name + end, math.nan) for end in ENDS] for name in self._space.objectives]
+                    ends = [
+                        [event["metrics"].get(name + end, math.nan) for end in ENDS] for name in self._space.objectives
+                    ]
                     self._feasible[trial] = Evaluated(number, ends)
         elif name == "known":
             self._known[event["settings_hash"]] = Known(dict(event["metrics"]))
@@ -193,8 +204,9 @@ class Search:
             self._study.tell(self._numbers.pop(trial), state=state)
 
     def known_from(self, study: StudyRecord) -> list[dict[str, Any]]:
-        """`known` events for the sampled runs of an earlier study that this one could have made: evaluated, within these ranges, and every
-        setting that a result depends on the same. What is known already is left out."""
+        """`known` events for the sampled runs of an earlier study that this one could have made: evaluated, within
+        these ranges, and every setting that a result depends on the same. What is known already is left out.
+        """
         events = []
         for run in study.runs.values():
             if run.state != "evaluated" or self._told(run.metrics) is None or not self._could_draw(run.params):
@@ -226,7 +238,8 @@ class Search:
         return trials if self._grid is None else min(trials, max(0, len(self._grid) - (self._drawn - self._earlier)))
 
     def _again(self) -> Proposal | None:
-        """The finalist that was asked again least, with the next training seed; None while a sampled run has not ended."""
+        """The finalist that was asked again least, with the next training seed; None while a sampled run has
+        not ended."""
         if self._numbers:
             return None
         finalists = self.finalists
@@ -252,7 +265,9 @@ class Search:
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = (self._space.sampler.seed * 1_000_003 + number) % 2**32
         if self._space.sampler.kind == "tpe":
-            return optuna.samplers.TPESampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)), multivariate=True)
+            return optuna.samplers.TPESampler(
+                seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)), multivariate=True
+            )
         if self._space.sampler.kind == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)))
         if self._space.sampler.kind == "sobol":
@@ -262,7 +277,9 @@ class Search:
         return optuna.samplers.RandomSampler(seed=seed)
 
     def _new_notes(self) -> dict[str, Any]:
-        """What the sampler noted while it drew the last trial: NSGA-II keeps generations at trials and parents at the study."""
+        """What the sampler noted while it drew the last trial: NSGA-II keeps generations at trials and parents at the
+        study.
+        """
         at_trial = {key: value for key, value in self.trials[-1].system_attrs.items() if key != "fixed_params"}
         at_study = self._storage.get_study_system_attrs(self._id)
         new = {key: value for key, value in at_study.items() if self._notes.get(key) != value}
@@ -273,7 +290,10 @@ class Search:
     def _add(self, params: Mapping[str, Any], notes: Mapping[str, Any]) -> int:
         """A trial of the log becomes one of Optuna's, running."""
         drawn = optuna.trial.create_trial(
-            state=TrialState.RUNNING, params=dict(params), distributions=self._distributions, system_attrs=notes.get("trial", {})
+            state=TrialState.RUNNING,
+            params=dict(params),
+            distributions=self._distributions,
+            system_attrs=notes.get("trial", {}),
         )
         self._study.add_trial(drawn)
         for key, value in notes.get("study", {}).items():
@@ -304,7 +324,9 @@ class Search:
 
 
 class _Sobol(optuna.samplers.QMCSampler):
-    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a finished trial."""
+    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a
+    finished trial.
+    """
 
     def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int, choice_seed: int) -> None:
         """
@@ -316,8 +338,12 @@ class _Sobol(optuna.samplers.QMCSampler):
         super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
         self._distributions = distributions
 
-    def infer_relative_search_space(self, study: optuna.Study, trial: optuna.trial.FrozenTrial) -> dict[str, BaseDistribution]:
-        return {key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)}
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, BaseDistribution]:
+        return {
+            key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)
+        }
 
 
 def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **extra: Any) -> Proposal:
@@ -335,8 +361,16 @@ def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **ex
 
 def broken_constraints(space: Space, metrics: Mapping[str, float]) -> str:
     """Which constraints a run breaks, in one sentence; empty where it breaks none."""
-    broken = [(name, bound) for name, bound in space.constraints.items() if name in metrics and bound.violation(metrics[name]) > 0]
-    return "infeasible: " + ", ".join(f"{name} is {metrics[name]:g}, not {bound}" for name, bound in broken) if broken else ""
+    broken = [
+        (name, bound)
+        for name, bound in space.constraints.items()
+        if name in metrics and bound.violation(metrics[name]) > 0
+    ]
+    return (
+        "infeasible: " + ", ".join(f"{name} is {metrics[name]:g}, not {bound}" for name, bound in broken)
+        if broken
+        else ""
+    )
 
 
 def to_distribution(key: str, range_: Range) -> BaseDistribution:
@@ -365,7 +399,9 @@ def _grid_points(space: Space) -> list[dict[str, Any]]:
         bounds = range_.int or range_.float
         assert bounds is not None
         if range_.log or (range_.float is not None and not range_.step):
-            raise SettingsError(f"search: the grid sampler needs a step for {key}; give step, or choice with its values")
+            raise SettingsError(
+                f"search: the grid sampler needs a step for {key}; give step, or choice with its values"
+            )
         step = range_.step or 1
         count = int((bounds[1] - bounds[0]) / step + 1e-9) + 1
         levels[key] = [(int if range_.int else float)(round(bounds[0] + i * step, 12)) for i in range(count)]

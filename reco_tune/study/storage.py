@@ -1,9 +1,10 @@
-"""What the machines of a cluster without a shared file system give each other: folders, each as one archive in an object store.
+"""What the machines of a cluster without a shared file system give each other: folders, each as one archive in an
+object store.
 
     ADDRESS/NAME/00000002-5f3a9c01.tar, .whole      the newest whole one is the folder; older ones go once it lies there
 
-An object store knows neither renaming nor locks, and whoever is killed may leave half an archive: one counts when its `.whole` stands
-beside it, and no two have the same name. What a machine fetched lies in a folder of its own.
+An object store knows neither renaming nor locks, and whoever is killed may leave half an archive: one counts when its
+`.whole` stands beside it, and no two have the same name. What a machine fetched lies in a folder of its own.
 """
 
 from __future__ import annotations
@@ -48,14 +49,16 @@ class Storage:
     def __init__(self, address: str) -> None:
         """
         Args:
-            address: as pyarrow takes it: s3://bucket/folder, gs://, abfs://, hdfs://, file:///folder, or fsspec+PROTOCOL://.
+            address: as pyarrow takes it: s3://bucket/folder, gs://, abfs://, hdfs://, file:///folder, or
+            fsspec+PROTOCOL://.
 
         Raises:
             StorageError: where pyarrow does not know it, or its server does not answer.
         """
         if urlsplit(address).password is not None:
             raise StorageError(
-                "resources.storage must not hold a password, logs repeat it; put credentials into the environment of every machine"
+                "resources.storage must not hold a password, logs repeat it; put credentials into the environment of"
+                " every machine"
             )
         self.address = address
         with self._told():
@@ -115,7 +118,10 @@ class Storage:
             try:
                 with self._told(own_disk=True):
                     path = f"{self._root}/{name}/{newest}.tar"
-                    with self._files.open_input_stream(path) as stream, tarfile.open(fileobj=stream, mode="r|") as archive:
+                    with (
+                        self._files.open_input_stream(path) as stream,
+                        tarfile.open(fileobj=stream, mode="r|") as archive,
+                    ):
                         archive.extractall(staging, filter="data")
                     shutil.rmtree(folder, ignore_errors=True)
                     staging.rename(folder)
@@ -138,7 +144,9 @@ class Storage:
 
     def _archives(self, name: str, ending: str = "tar|whole") -> set[str]:
         inside = self._files.get_file_info(FileSelector(f"{self._root}/{name}", allow_not_found=True))
-        found = (re.fullmatch(rf"(\d{{8}}-\w+)\.({ending})", info.base_name) for info in inside if info.type == FileType.File)
+        found = (
+            re.fullmatch(rf"(\d{{8}}-\w+)\.({ending})", info.base_name) for info in inside if info.type == FileType.File
+        )
         return {match[1] for match in found if match}
 
     @contextmanager
@@ -150,8 +158,9 @@ class Storage:
             if own_disk and no_space(error):
                 raise
             raise StorageError(
-                f"the storage {self.address} cannot be used ({' '.join(str(error).split())[:200]}); give resources.storage an address that "
-                "pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and see to its credentials on every machine"
+                f"the storage {self.address} cannot be used ({' '.join(str(error).split())[:200]}); give"
+                " resources.storage an address that pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and see"
+                " to its credentials on every machine"
             ) from error
 
 
@@ -159,7 +168,8 @@ class Storage:
 
 
 def cached_parts(experiment: Experiment, tokens: Path, folders: Iterable[Path]) -> dict[str, Path]:
-    """What workers read of the cache folder, by its name in the storage; the token cache, whose name tells its files, comes first.
+    """What workers read of the cache folder, by its name in the storage; the token cache, whose name tells its files,
+    comes first.
 
     Args:
         tokens: folder of the token cache, which grows when somebody needs pieces of another length.
@@ -196,10 +206,14 @@ def fetch_cache(job: Job, storage: Storage) -> Place:
     for name in job.cached:
         with _held(cache / name):
             if not (cache / name).exists() and not storage.get(name, cache / name):
-                raise StorageError(f"the storage {storage.address} has lost {name}; `reco-tune resume` lays it there again")
+                raise StorageError(
+                    f"the storage {storage.address} has lost {name}; `reco-tune resume` lays it there again"
+                )
     experiment = Experiment.model_validate(job.settings)
     data = experiment.data.model_copy(update={"cache_dir": cache})
-    evaluation = experiment.evaluation.model_copy(update={"extractor_path": cache / _extractor_name(experiment) / _ONLY})
+    evaluation = experiment.evaluation.model_copy(
+        update={"extractor_path": cache / _extractor_name(experiment) / _ONLY}
+    )
     here = experiment.model_copy(update={"data": data, "evaluation": evaluation})
     return Place(here, cache / job.cached[0], own / job.stored)
 
@@ -241,7 +255,9 @@ def scratch() -> Path:
     except OSError:
         usable = False
     if not usable:
-        raise StorageError(f"{folder} on {socket.gethostname()} cannot be written to; set TMPDIR to another folder there")
+        raise StorageError(
+            f"{folder} on {socket.gethostname()} cannot be written to; set TMPDIR to another folder there"
+        )
     return folder
 
 

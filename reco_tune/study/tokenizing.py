@@ -1,7 +1,7 @@
 """Tokenizing on a cluster: Ray tasks decode and encode parts of clips, wherever there is room.
 
-The lists of clips, the pixels that are kept and the fit stay with the driver, which alone writes the cache; its bytes are those that one
-process writes. Videos and cache folder lie on storage that every node sees.
+The lists of clips, the pixels that are kept and the fit stay with the driver, which alone writes the cache; its bytes
+are those that one process writes. Videos and cache folder lie on storage that every node sees.
 """
 
 from __future__ import annotations
@@ -29,7 +29,8 @@ _MOST_PLACES = 10**6
 def prepare_tokens_on_cluster(
     experiment: Experiment, address: str | None, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
 ) -> TokenCache:
-    """`prepare_tokens` with the Ray cluster at `address`, or one of this machine; it is joined when there is something to encode.
+    """`prepare_tokens` with the Ray cluster at `address`, or one of this machine; it is joined when there is something
+    to encode.
 
     Raises:
         StudyError: where no cluster can be reached.
@@ -43,8 +44,16 @@ def prepare_tokens_on_cluster(
             resources = experiment.resources
             if not places:
                 nodes = stack.enter_context(cluster(address, resources, experiment.cache_dir / "ray-temp"))
-                places.append(place(resources.model_copy(update={"workers": 1, "concurrent_trials": None}), nodes, _MOST_PLACES).groups)
-            options = {"num_cpus": resources.cpus_per_worker, "num_gpus": resources.gpus_per_worker, "max_retries": resources.max_failures}
+                places.append(
+                    place(
+                        resources.model_copy(update={"workers": 1, "concurrent_trials": None}), nodes, _MOST_PLACES
+                    ).groups
+                )
+            options = {
+                "num_cpus": resources.cpus_per_worker,
+                "num_gpus": resources.gpus_per_worker,
+                "max_retries": resources.max_failures,
+            }
             yield from _results(ray.remote(**options)(function), tasks, _AHEAD * places[0])
 
         return prepare_tokens(experiment, progress, piece_blocks, spread)
@@ -62,7 +71,11 @@ def _results(remote: Any, tasks: list[PartTask], limit: int) -> Iterator[Encoded
         except ray.exceptions.RayTaskError as error:
             if isinstance(error.cause, ReCoTuneError):
                 raise error.cause from None
-            raise RunFailedError(f"encoding a part of the clips failed ({error.cause!r}); run again to go on where it stopped") from error
+            raise RunFailedError(
+                f"encoding a part of the clips failed ({error.cause!r}); run again to go on where it stopped"
+            ) from error
         except ray.exceptions.RayError as error:
             lost = (str(error).splitlines() or [type(error).__name__])[0]
-            raise RunFailedError(f"the cluster lost a task more often than it may ({lost}); run again to go on where it stopped") from error
+            raise RunFailedError(
+                f"the cluster lost a task more often than it may ({lost}); run again to go on where it stopped"
+            ) from error

@@ -1,7 +1,7 @@
 """Tune's side of a study: the light trial that stands for a job, and Tune's view of what comes next.
 
-Knows the desk's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused actors a trial costs
-a few round trips.
+Knows the desk's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused
+actors a trial costs a few round trips.
 """
 
 from __future__ import annotations
@@ -22,7 +22,8 @@ Proposal = dict[str, Any] | str | None
 def follow(config: dict[str, Any]) -> None:
     """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
 
-    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the driver has noticed.
+    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the
+    driver has noticed.
     """
     seen, outcome = 0, None
     while outcome is None:
@@ -40,7 +41,9 @@ def follow(config: dict[str, Any]) -> None:
 
 
 class Silence(TrialProgressCallback):
-    """Tune prints that a trial ended without a result, however silent it is told to be; the study's observer says what there is to say."""
+    """Tune prints that a trial ended without a result, however silent it is told to be; the study's observer says what
+    there is to say.
+    """
 
     def _print(self, msg: str) -> None:
         """Nothing."""

@@ -95,7 +95,9 @@ def serve(config: dict[str, Any]) -> None:
                 ray.get(desk.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space"))
             elif isinstance(error, StorageError):
                 ray.get(desk.halt.remote(job.key, str(error)))
-            elif not ray.get(desk.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))):
+            elif not ray.get(
+                desk.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))
+            ):
                 raise
         gc.collect()
         if torch.cuda.is_available():
@@ -145,7 +147,8 @@ def _run(
     """The whole of a run; None where it was asked to stop.
 
     Args:
-        store: lays the run's folder where other machines find it; called before anybody hears that something is on disk.
+        store: lays the run's folder where other machines find it; called before anybody hears that something is on
+        disk.
     """
 
     def report(step: int, rung: dict[str, float]) -> bool:
@@ -163,7 +166,9 @@ def _run(
         hooks.left(trained.steps)
         return None
     hooks.event("completed", metrics=finite(trained.metrics))
-    evaluated = evaluate(trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress)
+    evaluated = evaluate(
+        trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress
+    )
     metrics |= finite(trained.metrics) | finite(evaluated.metrics)
     for stage in (q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name):  # the rungs' and the end's
         metrics[stage] = trained.metrics.get(stage, 0.0) + evaluated.metrics.get(stage, 0.0)
@@ -214,8 +219,8 @@ def sentence(error: Exception, experiment: Experiment) -> str:
         there = torch.cuda.mem_get_info()[1] if gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
         needed, cause = least_memory(experiment), text[:200] or type(error).__name__
         return (
-            f"it ran out of memory ({cause}): a worker needs more than {needed / 2**30:.1f} GiB, its {'GPU' if gpu else 'machine'} has "
-            f"{there / 2**30:.1f} for all that runs on it; raise training.micro_batches, lower training.batch_size or set "
-            "training.activation_checkpointing"
+            f"it ran out of memory ({cause}): a worker needs more than {needed / 2**30:.1f} GiB, its"
+            f" {'GPU' if gpu else 'machine'} has {there / 2**30:.1f} for all that runs on it; raise"
+            " training.micro_batches, lower training.batch_size or set training.activation_checkpointing"
         )
     return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"

@@ -5,4 +5,12 @@ from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretr
 from reco_tune.tokenizers.places import check_weights
 from reco_tune.tokenizers.prepare import prepare_tokenizer, prepare_tokens
 
-__all__ = ["Tokenizer", "check_weights", "fit_tokenizer", "load_tokenizer", "open_pretrained", "prepare_tokenizer", "prepare_tokens"]
+__all__ = [
+    "Tokenizer",
+    "check_weights",
+    "fit_tokenizer",
+    "load_tokenizer",
+    "open_pretrained",
+    "prepare_tokenizer",
+    "prepare_tokens",
+]

@@ -33,10 +33,11 @@ class PixelRange(NamedTuple):
 
 
 class Tokenizer(Protocol):
-    """Block 0 of a clip is its first frame alone; every later block is `temporal_stride` frames; a block has (H / s) x (W / s) codes.
+    """Block 0 of a clip is its first frame alone; every later block is `temporal_stride` frames; a block has (H / s) x
+    (W / s) codes.
 
-    Block 0 depends on the first frame only, so a single frame and any clip of 1 + k * `temporal_stride` frames can be encoded. Holistic
-    tokenizers are the exception: their codes have no place in the clip and form one block of one row.
+    Block 0 depends on the first frame only, so a single frame and any clip of 1 + k * `temporal_stride` frames can be
+    encoded. Holistic tokenizers are the exception: their codes have no place in the clip and form one block of one row.
     """
 
     num_codes: int
@@ -64,7 +65,9 @@ def check_frames(frames: int, temporal_stride: int) -> int:
         ValueError: if the frames after the first are not whole blocks.
     """
     if frames < 1 or (frames - 1) % temporal_stride:
-        raise ValueError(f"{frames} frames are not 1 more than a multiple of the tokenizer's temporal stride {temporal_stride}")
+        raise ValueError(
+            f"{frames} frames are not 1 more than a multiple of the tokenizer's temporal stride {temporal_stride}"
+        )
     return 1 + (frames - 1) // temporal_stride
 
 
@@ -89,13 +92,23 @@ class Parts(NamedTuple):
 
 
 def save_parts(
-    path: Path, kind: str, settings: dict[str, Any], weights: dict[str, torch.Tensor], pixels: PixelRange, code: Path | None = None
+    path: Path,
+    kind: str,
+    settings: dict[str, Any],
+    weights: dict[str, torch.Tensor],
+    pixels: PixelRange,
+    code: Path | None = None,
 ) -> None:
     """One JSON and one safetensors file in the folder `path`."""
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, path / _WEIGHTS)
-    text: dict[str, Any] = {"schema": SCHEMA, "kind": kind, "settings": settings, "fingerprint": fingerprint(kind, settings, weights)}
+    text: dict[str, Any] = {
+        "schema": SCHEMA,
+        "kind": kind,
+        "settings": settings,
+        "fingerprint": fingerprint(kind, settings, weights),
+    }
     text |= {"pixels": list(pixels)} | ({"code": str(code)} if code else {})
     (path / _JSON).write_text(json.dumps(text, indent=1), encoding="utf-8")
 
@@ -112,7 +125,9 @@ def load_parts(path: Path) -> Parts:
     try:
         text = json.loads((path / _JSON).read_text(encoding="utf-8"))
         if text["schema"] != SCHEMA:
-            raise DataError(f"{path} holds a tokenizer of version {text['schema']}, this program reads {SCHEMA}; {way_out}")
+            raise DataError(
+                f"{path} holds a tokenizer of version {text['schema']}, this program reads {SCHEMA}; {way_out}"
+            )
         kind, settings, code = text["kind"], text["settings"], text.get("code")
         weights = load_file(path / _WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:

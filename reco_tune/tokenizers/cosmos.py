@@ -1,7 +1,9 @@
-"""Cosmos discrete video tokenizers (DV4x8x8 and its kin): a pair of TorchScript files, https://arxiv.org/abs/2501.03575.
+"""Cosmos discrete video tokenizers (DV4x8x8 and its kin): a pair of TorchScript files,
+https://arxiv.org/abs/2501.03575.
 
-`encoder.jit(video)` gives (indices [B, t, h, w], codes [B, 6, t, h, w], ...), `decoder.jit(indices)` the video; both in [-1, 1], BCTHW.
-Its README numbers the indices 1..64,000, its quantizer 0..63,999: the offset is measured on the encoder's own codes.
+`encoder.jit(video)` gives (indices [B, t, h, w], codes [B, 6, t, h, w], ...), `decoder.jit(indices)` the video; both in
+[-1, 1], BCTHW. Its README numbers the indices 1..64,000, its quantizer 0..63,999: the offset is measured on the
+encoder's own codes.
 
 TorchScript is a program of its own: give files of a source that you trust.
 """
@@ -51,11 +53,15 @@ class CosmosTokenizer(Pretrained):
             SettingsError: if a file is missing.
             DataError: if one is no TorchScript program, or the encoder's numbers are not those of its codes.
         """
-        folder = Path(given(tokenizer.path, "path", KIND, "the folder that holds encoder.jit and decoder.jit")).expanduser()
+        folder = Path(
+            given(tokenizer.path, "path", KIND, "the folder that holds encoder.jit and decoder.jit")
+        ).expanduser()
         programs = {}
         for name in _FILES:
             if not (folder / name).is_file():
-                raise SettingsError(f"tokenizer.path ({folder}) does not hold {name}; name the folder of the Cosmos TorchScript files")
+                raise SettingsError(
+                    f"tokenizer.path ({folder}) does not hold {name}; name the folder of the Cosmos TorchScript files"
+                )
             programs[name] = torch.frombuffer(bytearray((folder / name).read_bytes()), dtype=torch.uint8)
         values = {name: getattr(tokenizer, name) for name in ("num_codes", "spatial_stride", "temporal_stride")}
         made = cls(programs, values | {"offset": 0})
@@ -85,10 +91,14 @@ class CosmosTokenizer(Pretrained):
     def _measured_offset(self) -> int:
         """The encoder's numbers less those that its codes spell, on noise."""
         side = 16 * self.spatial_stride
-        noise = torch.rand(1, 3, 1 + self.temporal_stride, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        noise = (
+            torch.rand(1, 3, 1 + self.temporal_stride, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
+        )
         found = self._run(self._encoder, noise)
         if not isinstance(found, tuple) or len(found) < 2 or found[0].is_floating_point():
-            raise DataError(f"{_FILES[0]} gives no codes: it is a continuous tokenizer; take a discrete one, such as DV4x8x8")
+            raise DataError(
+                f"{_FILES[0]} gives no codes: it is a continuous tokenizer; take a discrete one, such as DV4x8x8"
+            )
         indices, codes = found[0].long(), found[1].float()
         if codes.shape[1] != len(_LEVELS) or self.num_codes != 64000:
             return 0  # another quantizer: `encode` still refuses what lies outside 0..num_codes - 1
@@ -98,8 +108,8 @@ class CosmosTokenizer(Pretrained):
         offsets = (indices - spelled).unique().tolist()
         if offsets not in ([0], [1]):
             raise DataError(
-                f"the numbers that {_FILES[0]} gives differ from its own codes by {', '.join(map(str, offsets[:4]))}, not by 0 or by 1; "
-                "take the files of a published Cosmos discrete video tokenizer"
+                f"the numbers that {_FILES[0]} gives differ from its own codes by {', '.join(map(str, offsets[:4]))},"
+                " not by 0 or by 1; take the files of a published Cosmos discrete video tokenizer"
             )
         return int(offsets[0])
 

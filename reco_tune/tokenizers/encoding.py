@@ -62,7 +62,8 @@ def encode_part(task: PartTask) -> EncodedPart:
     for path in (root, task.tokenizer_path):
         if not path.exists():
             raise DataError(
-                f"{path} cannot be seen from {socket.gethostname()}; put data.root and data.cache_dir on storage that every node sees"
+                f"{path} cannot be seen from {socket.gethostname()}; put data.root and data.cache_dir on storage that"
+                " every node sees"
             )
     device = task.device if torch.cuda.is_available() else "cpu"
     with Processes(task.data.decode_seconds, task.readers) as processes:
@@ -117,7 +118,9 @@ class DecodedPart(NamedTuple):
 
 
 class LeftParts:
-    """The parts of a list of clips that are not done yet: first the clips whose pixels are kept, then the others, decoded now."""
+    """The parts of a list of clips that are not done yet: first the clips whose pixels are kept, then the others,
+    decoded now.
+    """
 
     def __init__(
         self,
@@ -137,7 +140,9 @@ class LeftParts:
         self.parts = len(self._kept) + len(self._parts)
         self.left = [number for number in range(self.parts) if number not in done]
 
-    def tasks(self, experiment: settings.Experiment, tokenizer_path: Path, piece_blocks: tuple[int, ...]) -> list[PartTask]:
+    def tasks(
+        self, experiment: settings.Experiment, tokenizer_path: Path, piece_blocks: tuple[int, ...]
+    ) -> list[PartTask]:
         """The same parts for other machines, which read the kept clips from their videos too."""
         cpus, device = experiment.resources.cpus_per_worker, experiment.device_type
         tasks = []
@@ -160,7 +165,11 @@ class LeftParts:
                 video = np.array(self._pixels[rows])
                 yield DecodedPart(number, list(range(start, start + len(rows))), torch.from_numpy(video), [], [])
         later = [number for number in self.left if number >= before]
-        decoded = decode(self._rest, self._data, [self._parts[number - before] for number in later], self._dead, self._processes)
+        decoded = decode(
+            self._rest, self._data, [self._parts[number - before] for number in later], self._dead, self._processes
+        )
         for number, part in zip(later, decoded, strict=True):
             failed = [failure._replace(place=self._first + failure.place) for failure in part.failed]
-            yield DecodedPart(number, [self._first + row for row in part.rows], torch.from_numpy(part.video_BFCHW), failed, part.equal)
+            yield DecodedPart(
+                number, [self._first + row for row in part.rows], torch.from_numpy(part.video_BFCHW), failed, part.equal
+            )

@@ -35,7 +35,9 @@ _OPENED: dict[str, Callable[[settings.Tokenizer], Pretrained]] = {
 }
 
 
-def fit_tokenizer(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu") -> Tokenizer:
+def fit_tokenizer(
+    tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu"
+) -> Tokenizer:
     """Fits the kind that `tokenizer` names to uint8 `clips` [N, F, 3, H, W]; `vq` trains on `device`."""
     if tokenizer.kind == "kmeans":
         return fit_kmeans(tokenizer, clips, progress)
@@ -72,22 +74,29 @@ def load_tokenizer(path: Path) -> Tokenizer:
     path = Path(path)
     parts = load_parts(path)
     if parts.kind not in _SAVED:
-        raise DataError(f"{path} holds a tokenizer of unknown kind {parts.kind}; delete the folder {path.name} and run again")
+        raise DataError(
+            f"{path} holds a tokenizer of unknown kind {parts.kind}; delete the folder {path.name} and run again"
+        )
     if parts.code is not None:
         _check_code(path, parts.code)
     try:
         return _SAVED[parts.kind](parts)
     except (KeyError, TypeError, RuntimeError) as error:
-        raise DataError(f"the tokenizer {path} is damaged ({error}); delete the folder {path.name} and run again") from error
+        raise DataError(
+            f"the tokenizer {path} is damaged ({error}); delete the folder {path.name} and run again"
+        ) from error
 
 
 def _check_code(path: Path, code: Path) -> None:
     """Code never travels with a cache: it lies where the user of this machine has put it."""
     cache = path.resolve().parent.parent
     if not code.is_absolute() or code.resolve().is_relative_to(cache):
-        raise DataError(f"{path} names code inside its own cache ({code}), which is never run; delete the folder {path.name} and run again")
+        raise DataError(
+            f"{path} names code inside its own cache ({code}), which is never run; delete the folder {path.name} and"
+            " run again"
+        )
     if not code.is_dir():
         raise DataError(
-            f"the code that the tokenizer {path} needs is no longer at {code}; put it back, or write where it lies now into "
-            f"`code` of {path / 'tokenizer.json'}"
+            f"the code that the tokenizer {path} needs is no longer at {code}; put it back, or write where it lies now"
+            f" into `code` of {path / 'tokenizer.json'}"
         )

@@ -1,7 +1,7 @@
 """Nearest tubelets: a vocabulary of first-frame patches and of tubelets, found by k-means in seconds.
 
-Centroids are rounded to pixel values, so distances are sums of whole numbers and exact: a clip has the same codes in any batch and on any
-device.
+Centroids are rounded to pixel values, so distances are sums of whole numbers and exact: a clip has the same codes in
+any batch and on any device.
 """
 
 from __future__ import annotations
@@ -28,7 +28,9 @@ class KMeansTokenizer:
 
     pixels = PixelRange(0, 255)
 
-    def __init__(self, first_AP: torch.Tensor, later_KQ: torch.Tensor, spatial_stride: int, temporal_stride: int) -> None:
+    def __init__(
+        self, first_AP: torch.Tensor, later_KQ: torch.Tensor, spatial_stride: int, temporal_stride: int
+    ) -> None:
         """
         Args:
             first_AP: uint8 centroids of the first frame, pixels in the order row, column, channel.
@@ -56,14 +58,21 @@ class KMeansTokenizer:
         split = len(self.first_AP)
         first = self.first_AP.to(codes_Btrc.device)[codes_Btrc[:, :1].clamp(max=split - 1)]
         later = self.later_KQ.to(codes_Btrc.device)[codes_Btrc[:, 1:].clamp(min=split) - split]
-        return torch.cat([_pixels(first, self.spatial_stride, 1), _pixels(later, self.spatial_stride, self.temporal_stride)], dim=1)
+        return torch.cat(
+            [_pixels(first, self.spatial_stride, 1), _pixels(later, self.spatial_stride, self.temporal_stride)], dim=1
+        )
 
     def save(self, path: Path) -> None:
         save_parts(path, KIND, self._settings(), self._weights(), self.pixels)
 
     @classmethod
     def from_parts(cls, parts: Parts) -> KMeansTokenizer:
-        return cls(parts.weights["first"], parts.weights["later"], parts.settings["spatial_stride"], parts.settings["temporal_stride"])
+        return cls(
+            parts.weights["first"],
+            parts.weights["later"],
+            parts.settings["spatial_stride"],
+            parts.settings["temporal_stride"],
+        )
 
     def _settings(self) -> dict[str, Any]:
         return {"spatial_stride": self.spatial_stride, "temporal_stride": self.temporal_stride}
@@ -87,7 +96,9 @@ def fit_kmeans(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progr
 
 
 def _centroids(vectors: np.ndarray, codes: int, seed: int) -> torch.Tensor:
-    """uint8 [codes, P]; where there are fewer different vectors than codes, the last centroid fills the rest and is never the nearest."""
+    """uint8 [codes, P]; where there are fewer different vectors than codes, the last centroid fills the rest and is
+    never the nearest.
+    """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
 
@@ -98,7 +109,9 @@ def _centroids(vectors: np.ndarray, codes: int, seed: int) -> torch.Tensor:
         centers = distinct.astype(np.float64)
     else:
         with threadpool_limits(1):
-            means = KMeans(codes, n_init=1, random_state=seed, max_iter=60).fit(distinct.astype(np.float32), sample_weight=counts)
+            means = KMeans(codes, n_init=1, random_state=seed, max_iter=60).fit(
+                distinct.astype(np.float32), sample_weight=counts
+            )
         centers = means.cluster_centers_
     centers = np.concatenate([centers, np.repeat(centers[-1:], codes - len(centers), axis=0)])
     return torch.from_numpy(np.rint(centers).clip(0, 255).astype(np.uint8))

@@ -1,7 +1,7 @@
 """LARP's holistic tokens through its authors' code: https://arxiv.org/abs/2410.21264.
 
-1,024 codes stand for 16 frames of 128x128 together; none belongs to a frame. Its quantizer draws codes at random unless it is told not to,
-and is told here. The prior that shaped the codes in training is left out: only training needed it.
+1,024 codes stand for 16 frames of 128x128 together; none belongs to a frame. Its quantizer draws codes at random unless
+it is told not to, and is told here. The prior that shaped the codes in training is left out: only training needed it.
 """
 
 from __future__ import annotations
@@ -45,8 +45,8 @@ class LarpTokenizer(Pretrained):
         missing, unexpected = self._network.load_state_dict(weights, strict=False)
         if missing or unexpected:
             raise DataError(
-                f"the LARP weights do not fit the code in {code}: {len(missing)} are missing and {len(unexpected)} unknown, "
-                f"the first {[*missing, *unexpected][0]}; take the weights and the repository of one version"
+                f"the LARP weights do not fit the code in {code}: {len(missing)} are missing and {len(unexpected)}"
+                f" unknown, the first {[*missing, *unexpected][0]}; take the weights and the repository of one version"
             )
         self._network.set_vq_eval_deterministic(deterministic=True)
         self._network.float().eval().requires_grad_(False)
@@ -64,7 +64,9 @@ class LarpTokenizer(Pretrained):
     def grid(self, frames: int, height: int, width: int) -> TokenGrid:
         clip = HOLISTIC[KIND]
         if (frames, height, width) != (clip.frames, clip.size_px, clip.size_px):
-            raise ValueError(f"larp encodes {clip.frames} frames of {clip.size_px}x{clip.size_px}, not {frames} of {height}x{width}")
+            raise ValueError(
+                f"larp encodes {clip.frames} frames of {clip.size_px}x{clip.size_px}, not {frames} of {height}x{width}"
+            )
         return TokenGrid(1, 1, clip.tokens)
 
     @classmethod
@@ -75,8 +77,15 @@ class LarpTokenizer(Pretrained):
             SettingsError: if one is not given or not what it should be, or a package that the code needs is missing.
             DataError: if the weights are damaged, hold more than tensors, or do not fit.
         """
-        code = Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run")).expanduser().resolve()
-        what = "a .pth file, a folder with config.json and model.safetensors, or a hub name such as hywang66/LARP-L-long-tokenizer"
+        code = (
+            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run"))
+            .expanduser()
+            .resolve()
+        )
+        what = (
+            "a .pth file, a folder with config.json and model.safetensors, or a hub name such as"
+            " hywang66/LARP-L-long-tokenizer"
+        )
         name = given(tokenizer.checkpoint, "checkpoint", KIND, what)
         path = _downloaded(name) if is_hub_name(name, KIND, "checkpoint") else Path(name).expanduser()
         try:

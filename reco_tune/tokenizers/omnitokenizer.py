@@ -1,8 +1,8 @@
 """OmniTokenizer's discrete (VQVAE) weights through its authors' code: https://arxiv.org/abs/2406.09399.
 
-Three things of that code are worked around: importing the package loads every data set of theirs, so only the network's module is imported;
-building the network downloads a perceptual loss and makes discriminators, which stand empty here; and checkpoints spell `casual_*` what
-some versions of the code spell `causal_*`, so both names are set.
+Three things of that code are worked around: importing the package loads every data set of theirs, so only the network's
+module is imported; building the network downloads a perceptual loss and makes discriminators, which stand empty here;
+and checkpoints spell `casual_*` what some versions of the code spell `causal_*`, so both names are set.
 """
 
 from __future__ import annotations
@@ -55,8 +55,14 @@ class OmniTokenizer(Pretrained):
             SettingsError: if one is not given or not what it should be, or a package that the code needs is missing.
             DataError: if the checkpoint holds more than weights and settings, or others.
         """
-        code = Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run")).expanduser().resolve()
-        path = Path(given(tokenizer.checkpoint, "checkpoint", KIND, "the authors' .ckpt file, for example imagenet_k600.ckpt")).expanduser()
+        code = (
+            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run"))
+            .expanduser()
+            .resolve()
+        )
+        path = Path(
+            given(tokenizer.checkpoint, "checkpoint", KIND, "the authors' .ckpt file, for example imagenet_k600.ckpt")
+        ).expanduser()
         if not path.is_file():
             raise SettingsError(f"tokenizer.checkpoint ({path}) is not a file; name the authors' .ckpt file")
         loaded = load_checkpoint(path, allowed=[argparse.Namespace])
@@ -68,11 +74,18 @@ class OmniTokenizer(Pretrained):
             arguments = {key: value for key, value in recorded.items() if _is_plain(value)} | _QUIET
             missing = {"n_codes", "patch_size", "temporal_patch_size"} - set(arguments)
         except (KeyError, AttributeError) as error:
-            raise DataError(f"{path} is no checkpoint of OmniTokenizer ({error}); take one that its authors publish") from error
+            raise DataError(
+                f"{path} is no checkpoint of OmniTokenizer ({error}); take one that its authors publish"
+            ) from error
         if missing:
-            raise DataError(f"{path} is no checkpoint of OmniTokenizer ({min(missing)} is missing); take one that its authors publish")
+            raise DataError(
+                f"{path} is no checkpoint of OmniTokenizer ({min(missing)} is missing); take one that its authors"
+                " publish"
+            )
         if arguments.get("use_vae"):
-            raise SettingsError(f"tokenizer.checkpoint ({path}) has no codes, it is the continuous VAE; take the VQVAE of the same name")
+            raise SettingsError(
+                f"tokenizer.checkpoint ({path}) has no codes, it is the continuous VAE; take the VQVAE of the same name"
+            )
         return cls(arguments, weights, code)
 
     @classmethod
@@ -98,8 +111,9 @@ def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Pa
     missing, unexpected = network.load_state_dict(weights, strict=False)
     if missing or unexpected:
         raise DataError(
-            f"the OmniTokenizer checkpoint does not fit the code in {code}: {len(missing)} weights are missing, {len(unexpected)} unknown, "
-            f"the first {[*missing, *unexpected][0]}; take the repository's version that the checkpoint was published with"
+            f"the OmniTokenizer checkpoint does not fit the code in {code}: {len(missing)} weights are missing,"
+            f" {len(unexpected)} unknown, the first {[*missing, *unexpected][0]}; take the repository's version that"
+            " the checkpoint was published with"
         )
     codebook = getattr(network, "codebook", None)
     if codebook is not None:

@@ -1,4 +1,6 @@
-"""Which folders belong to an experiment: its videos, its tokenizer, its token cache. Folders are named after what decides their content."""
+"""Which folders belong to an experiment: its videos, its tokenizer, its token cache. Folders are named after what
+decides their content.
+"""
 
 from __future__ import annotations
 
@@ -34,9 +36,15 @@ def tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
     Args:
         source: fingerprint of the data.
     """
-    later = {"quantizer"} if experiment.tokenizer.quantizer == "vq" else None  # came later: at its default it changes no name
+    later = (
+        {"quantizer"} if experiment.tokenizer.quantizer == "vq" else None
+    )  # came later: at its default it changes no name
     what = experiment.tokenizer.model_dump_json(exclude_none=True, exclude=later)
-    return experiment.cache_dir / "tokenizers" / (folder_name(what) if experiment.tokenizer.pretrained else folder_name(source, what))
+    return (
+        experiment.cache_dir
+        / "tokenizers"
+        / (folder_name(what) if experiment.tokenizer.pretrained else folder_name(source, what))
+    )
 
 
 def token_cache_path(experiment: settings.Experiment, source: str, tokenizer_fingerprint: str) -> Path:
@@ -60,11 +68,14 @@ def copy_pretrained(experiment: settings.Experiment) -> None:
     copied = path.stat().st_mtime
     for file in weight_files(experiment.tokenizer):
         if file.stat().st_mtime > copied:
-            raise DataError(f"{file} is newer than the copy of it in {path}; delete the folder {path.name} to take the new weights")
+            raise DataError(
+                f"{file} is newer than the copy of it in {path}; delete the folder {path.name} to take the new weights"
+            )
 
 
 def check_weights(experiment: settings.Experiment) -> None:
-    """Looks where a pretrained tokenizer's files are; opens none. Weights that were copied into the cache folder before are not missed.
+    """Looks where a pretrained tokenizer's files are; opens none. Weights that were copied into the cache folder before
+    are not missed.
 
     Raises:
         SettingsError: where they are not given, or neither on this machine nor the name of a model on the hub.

@@ -1,7 +1,8 @@
 """From a folder of videos to a token cache: render, list, decode once, fit, encode, write.
 
-What is finished is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the list of clips
-alone; each is written and noted when it is done, so a killed run goes on there and ends with the same bytes.
+What is finished is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the
+list of clips alone; each is written and noted when it is done, so a killed run goes on there and ends with the same
+bytes.
 """
 
 from __future__ import annotations
@@ -30,8 +31,11 @@ from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer
 from reco_tune.tokenizers.places import absolute_data, copy_pretrained, folder_name, token_cache_path, tokenizer_path
 
 
-def prepare_tokenizer(experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()) -> Path:
-    """The folder of the tokenizer of `experiment`, fitted where it does not exist; what was decoded for it waits for `prepare_tokens`.
+def prepare_tokenizer(
+    experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
+) -> Path:
+    """The folder of the tokenizer of `experiment`, fitted where it does not exist; what was decoded for it waits for
+    `prepare_tokens`.
 
     Raises:
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
@@ -47,7 +51,10 @@ def prepare_tokenizer(experiment: settings.Experiment, progress: Progress = quie
 
 
 def prepare_tokens(
-    experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = (), spread: Spread | None = None
+    experiment: settings.Experiment,
+    progress: Progress = quiet,
+    piece_blocks: Sequence[int] = (),
+    spread: Spread | None = None,
 ) -> TokenCache:
     """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
 
@@ -90,7 +97,16 @@ def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequ
         copy_pretrained(experiment)
     source = data_fingerprint(videos, data)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
-    return _Job(experiment, data, videos, source, tokenizer_path(experiment, source), device, tuple(dict.fromkeys(piece_blocks)), progress)
+    return _Job(
+        experiment,
+        data,
+        videos,
+        source,
+        tokenizer_path(experiment, source),
+        device,
+        tuple(dict.fromkeys(piece_blocks)),
+        progress,
+    )
 
 
 class _Job(NamedTuple):
@@ -110,7 +126,12 @@ class _Job(NamedTuple):
 
     def writer(self) -> TokenCacheWriter:
         """The one that every run of the same work goes on with."""
-        key = folder_name(self.source, self.experiment.tokenizer.model_dump_json(), str(self.experiment.kept_clips), str(self.piece_blocks))
+        key = folder_name(
+            self.source,
+            self.experiment.tokenizer.model_dump_json(),
+            str(self.experiment.kept_clips),
+            str(self.piece_blocks),
+        )
         return TokenCacheWriter(self.experiment.cache_dir / "tokens", key, self.progress)
 
     def encoder(self) -> Encoder:
@@ -133,7 +154,9 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
     data = job.data
     skipped: list[Skipped] = []
     try:
-        known = writer.remember("facts", lambda: [[*facts] for facts in list_facts(job.videos, data.decode_seconds, job.progress)])
+        known = writer.remember(
+            "facts", lambda: [[*facts] for facts in list_facts(job.videos, data.decode_seconds, job.progress)]
+        )
         # A list of two: frames and suspicion, or reason and whether it was fatal.
         facts = [Facts(*values) if isinstance(values[0], int) else Lost(*values) for values in known]
         listed = list_clips(data, job.videos, job.progress, facts)
@@ -156,7 +179,9 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
                 return cache
             encoder = job.encoder()
             for split in SPLITS:
-                clips[split] = _encode_all(job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped)
+                clips[split] = _encode_all(
+                    job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped
+                )
                 check_enough(len(clips[split]), data, split, skipped)
     except TooFewClipsError as error:
         where = writer.write_list("skipped", skipped or error.skipped)
@@ -183,7 +208,9 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
 def _opened(path: Path, source: str, tokenizer: Tokenizer) -> TokenCache:
     cache = TokenCache.open(path)
     if (cache.data_fingerprint, cache.tokenizer_fingerprint) != (source, tokenizer.fingerprint):
-        raise DataError(f"{path / MANIFEST} belongs to other data or another tokenizer; delete the folder {path.name} and run again")
+        raise DataError(
+            f"{path / MANIFEST} belongs to other data or another tokenizer; delete the folder {path.name} and run again"
+        )
     return cache
 
 
@@ -206,7 +233,9 @@ def _decode_first(
         for done, (number, part) in enumerate(zip(left, decoded, strict=True), start=1):
             pixels[part.rows] = part.video_BFCHW
             writer.note(stage, number, part.failed, part.equal)
-            job.progress(min((len(wanted) - len(left) + done) * PART_CLIPS, len(first)), len(first), f"decoding {split} clips")
+            job.progress(
+                min((len(wanted) - len(left) + done) * PART_CLIPS, len(first)), len(first), f"decoding {split} clips"
+            )
     failed = _settle(writer.failed(stage), first, dead, skipped)
     return [row for row in range(len(first)) if row not in failed]
 
@@ -215,7 +244,9 @@ def _fit(job: _Job, writer: TokenCacheWriter, rows: list[int]) -> None:
     pixels = np.load(writer.folder / "train.clips.npy", mmap_mode="r")
     count = min(job.experiment.tokenizer.fit_clips, len(rows))
     whole = rows[:count] == list(range(count))
-    fitted = fit_tokenizer(job.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], job.progress, job.device)
+    fitted = fit_tokenizer(
+        job.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], job.progress, job.device
+    )
     publish(job.tokenizer_path, fitted.save)
 
 
@@ -230,7 +261,9 @@ def _encode_all(
     processes: Processes,
     skipped: list[Skipped],
 ) -> list[Clip]:
-    """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that have codes."""
+    """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that
+    have codes.
+    """
     grid, stage = job.experiment.grid, f"{split}.tokens"
     shapes: dict[str, tuple[int, ...]] = {stage: (len(clips), *grid.shape)}
     for blocks in job.piece_blocks:
@@ -242,7 +275,11 @@ def _encode_all(
         tokens_NT = arrays[stage].reshape(len(clips), grid.num_tokens)
         here = (encoder.encoded(part, job.piece_blocks) for part in work)
         for done, part in enumerate(
-            job.spread(encode_part, work.tasks(job.experiment, job.tokenizer_path, job.piece_blocks)) if job.spread else here,
+            (
+                job.spread(encode_part, work.tasks(job.experiment, job.tokenizer_path, job.piece_blocks))
+                if job.spread
+                else here
+            ),
             start=work.parts - len(work.left) + 1,
         ):
             if part.rows:
@@ -307,4 +344,8 @@ def _write_pieces(cache: TokenCache, job: _Job, writer: TokenCacheWriter, split:
                 raise DataError(f"a clip of {cache.path} can no longer be decoded: {part.failed[0].reason}")
             array[part.rows] = encoder.pieces(part.video_BFCHW, blocks)
             writer.note(stage, part.number)
-            job.progress(min((part.number + 1) * PART_CLIPS, len(clips)), len(clips), f"encoding {split} pieces of {blocks} blocks")
+            job.progress(
+                min((part.number + 1) * PART_CLIPS, len(clips)),
+                len(clips),
+                f"encoding {split} pieces of {blocks} blocks",
+            )

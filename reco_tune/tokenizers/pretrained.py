@@ -1,8 +1,9 @@
-"""What the adapters of pretrained tokenizers share: pixels in the range a network was trained on, one clip at a time, and back; weights and
-code of others. Knows no particular one.
+"""What the adapters of pretrained tokenizers share: pixels in the range a network was trained on, one clip at a time,
+and back; weights and code of others. Knows no particular one.
 
-Weights are read as tensors and plain values only (safetensors, or `torch.load` with `weights_only`): no pickle of a user's file runs.
-Networks that cannot be built without their authors' code run it from the folder that `tokenizer.path` names, and from nowhere else.
+Weights are read as tensors and plain values only (safetensors, or `torch.load` with `weights_only`): no pickle of a
+user's file runs. Networks that cannot be built without their authors' code run it from the folder that `tokenizer.path`
+names, and from nowhere else.
 """
 
 from __future__ import annotations
@@ -25,7 +26,12 @@ from reco_tune.errors import DataError, ReCoTuneError, SettingsError
 from reco_tune.settings import TokenGrid
 from reco_tune.tokenizers.base import PixelRange, check_frames
 
-NEEDED = {"vidtok": ("path",), "cosmos": ("path",), "omnitokenizer": ("path", "checkpoint"), "larp": ("path", "checkpoint")}
+NEEDED = {
+    "vidtok": ("path",),
+    "cosmos": ("path",),
+    "omnitokenizer": ("path", "checkpoint"),
+    "larp": ("path", "checkpoint"),
+}
 """Keys of `tokenizer` that a kind cannot do without."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
@@ -46,11 +52,14 @@ class Pretrained(ABC):
         Raises:
             ValueError: if the frames after the first are not whole blocks.
         """
-        return TokenGrid(check_frames(frames, self.temporal_stride), height // self.spatial_stride, width // self.spatial_stride)
+        return TokenGrid(
+            check_frames(frames, self.temporal_stride), height // self.spatial_stride, width // self.spatial_stride
+        )
 
     @torch.no_grad()
     def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]; clip by clip, so that no code depends on the batch.
+        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]; clip by clip, so that no code depends on the
+        batch.
 
         Raises:
             DataError: if the network gives another grid or other codes than its settings promise.
@@ -61,13 +70,14 @@ class Pretrained(ABC):
         codes = torch.cat(parts) if parts else torch.zeros((0, *grid), dtype=torch.long, device=video_BFCHW.device)
         if codes.shape[1:] != torch.Size(grid):
             raise DataError(
-                f"tokenizer.kind {self.kind} gives {'x'.join(map(str, codes.shape[1:]))} codes for {frames} frames of {height}x{width}, "
-                f"not {'x'.join(map(str, grid))}; set tokenizer.spatial_stride and tokenizer.temporal_stride to those of the weights"
+                f"tokenizer.kind {self.kind} gives {'x'.join(map(str, codes.shape[1:]))} codes for {frames} frames of"
+                f" {height}x{width}, not {'x'.join(map(str, grid))}; set tokenizer.spatial_stride and"
+                " tokenizer.temporal_stride to those of the weights"
             )
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise DataError(
-                f"tokenizer.kind {self.kind} gives codes from {int(codes.min())} to {int(codes.max())}, outside 0..{self.num_codes - 1}; "
-                "set tokenizer.num_codes to the size of the weights' codebook"
+                f"tokenizer.kind {self.kind} gives codes from {int(codes.min())} to {int(codes.max())}, outside"
+                f" 0..{self.num_codes - 1}; set tokenizer.num_codes to the size of the weights' codebook"
             )
         return codes
 
@@ -95,7 +105,9 @@ def given(value: str | None, key: str, kind: str, what: str) -> str:
         SettingsError: if it is not given.
     """
     if value is None:
-        raise SettingsError(f"tokenizer.kind {kind} needs tokenizer.{key}: {what}; give it with --set tokenizer.{key}=...")
+        raise SettingsError(
+            f"tokenizer.kind {kind} needs tokenizer.{key}: {what}; give it with --set tokenizer.{key}=..."
+        )
     return value
 
 
@@ -110,8 +122,8 @@ def is_hub_name(name: str, kind: str, key: str) -> bool:
     if _HUB_NAME.fullmatch(name):
         return True
     raise SettingsError(
-        f"tokenizer.{key} ({name}) is neither a folder or file that is there nor the name of a model on the Hugging Face hub (owner/name); "
-        f"correct it for tokenizer.kind {kind}"
+        f"tokenizer.{key} ({name}) is neither a folder or file that is there nor the name of a model on the Hugging"
+        f" Face hub (owner/name); correct it for tokenizer.kind {kind}"
     )
 
 
@@ -141,8 +153,9 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise DataError(
-                f"{path} holds more than tensors and plain values ({found[1]}) and is not loaded, because that could run anything; "
-                "where you trust it, load it yourself and save its tensors and plain values alone with torch.save"
+                f"{path} holds more than tensors and plain values ({found[1]}) and is not loaded, because that could"
+                " run anything; where you trust it, load it yourself and save its tensors and plain values alone with"
+                " torch.save"
             ) from error
         raise DataError(f"{path} cannot be read as a PyTorch checkpoint; download it again") from error
     if not isinstance(loaded, dict):
@@ -172,7 +185,8 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
         sys.modules[package].__path__ = [str(location)]
     if known is not None and [str(location)] != list(getattr(known, "__path__", [])):
         raise SettingsError(
-            f"another package named {package} is imported already, so that of {folder} cannot be; start a process of its own"
+            f"another package named {package} is imported already, so that of {folder} cannot be; start a process of"
+            " its own"
         )
     sys.path.insert(0, str(location.parent))
     try:
@@ -198,6 +212,6 @@ def same_as_settings(tokenizer: Pretrained, wanted: settings.Tokenizer) -> None:
     for name in ("num_codes", "spatial_stride", "temporal_stride"):
         if getattr(tokenizer, name) != getattr(wanted, name):
             raise SettingsError(
-                f"tokenizer.{name} ({getattr(wanted, name)}) is not the {getattr(tokenizer, name)} of the weights that are given; "
-                f"set tokenizer.{name}={getattr(tokenizer, name)}"
+                f"tokenizer.{name} ({getattr(wanted, name)}) is not the {getattr(tokenizer, name)} of the weights that"
+                f" are given; set tokenizer.{name}={getattr(tokenizer, name)}"
             )

@@ -1,11 +1,12 @@
 """A small causal 3D-convolutional autoencoder with discrete codes, trained on the clips in minutes.
 
-Its vectors are rounded to the nearest of a learned codebook (VQ-VAE), or each of their few channels to a few levels (finite scalar
-quantization, Mentzer et al. 2023, arXiv 2309.15505): then the codebook is a fixed grid, all of which is used without care.
+Its vectors are rounded to the nearest of a learned codebook (VQ-VAE), or each of their few channels to a few levels
+(finite scalar quantization, Mentzer et al. 2023, arXiv 2309.15505): then the codebook is a fixed grid, all of which is
+used without care.
 
-The first frame and each later group of `temporal_stride` frames are cut into patches, so that all convolutions work on blocks. Time is
-padded in the past alone and norms act on single positions: a block's codes depend on nothing after it, and a clip of any number of blocks
-can be encoded and decoded.
+The first frame and each later group of `temporal_stride` frames are cut into patches, so that all convolutions work on
+blocks. Time is padded in the past alone and norms act on single positions: a block's codes depend on nothing after it,
+and a clip of any number of blocks can be encoded and decoded.
 """
 
 from __future__ import annotations
@@ -54,13 +55,17 @@ class VectorQuantizedTokenizer:
         """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]."""
         check_frames(video_BFCHW.shape[1], self.temporal_stride)
         network = self._network.to(video_BFCHW.device)
-        return torch.cat([network.nearest(network.encode(_to_float(part))) for part in video_BFCHW.split(_ENCODE_CLIPS)])
+        return torch.cat(
+            [network.nearest(network.encode(_to_float(part))) for part in video_BFCHW.split(_ENCODE_CLIPS)]
+        )
 
     @torch.no_grad()
     def decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
         """int64 [B, blocks, rows, columns] -> uint8 [B, F, 3, H, W]."""
         network = self._network.to(codes_Btrc.device)
-        return torch.cat([_to_pixels(network.decode(network.codebook[part])) for part in codes_Btrc.split(_ENCODE_CLIPS)])
+        return torch.cat(
+            [_to_pixels(network.decode(network.codebook[part])) for part in codes_Btrc.split(_ENCODE_CLIPS)]
+        )
 
     def save(self, path: Path) -> None:
         save_parts(path, KIND, self._network.settings(), self._network.state_dict(), self.pixels)
@@ -73,12 +78,17 @@ class VectorQuantizedTokenizer:
 
 
 class VideoAutoencoder(nn.Module):
-    """Patches -> causal convolutions -> code vectors, and back; the codebook is a buffer that follows its vectors, or a grid of levels."""
+    """Patches -> causal convolutions -> code vectors, and back; the codebook is a buffer that follows its vectors, or a
+    grid of levels.
+    """
 
     codebook: torch.Tensor
 
-    def __init__(self, num_codes: int, spatial_stride: int, temporal_stride: int, width: int, levels: Sequence[int] = ()) -> None:
-        """`levels` of each channel of a code vector, whose product is `num_codes`; none where the codebook is learned."""
+    def __init__(
+        self, num_codes: int, spatial_stride: int, temporal_stride: int, width: int, levels: Sequence[int] = ()
+    ) -> None:
+        """`levels` of each channel of a code vector, whose product is `num_codes`; none where the codebook
+        is learned."""
         super().__init__()
         self.num_codes, self.width, self.levels = num_codes, width, tuple(levels)
         self.spatial_stride, self.temporal_stride = spatial_stride, temporal_stride
@@ -107,7 +117,9 @@ class VideoAutoencoder(nn.Module):
             _ChannelNorm(width),
         )
         self.first_out, self.later_out = nn.Linear(width, pixels), nn.Linear(width, pixels * temporal_stride)
-        self.register_buffer("codebook", level_grid(levels) if levels else torch.zeros(num_codes, channels), persistent=not levels)
+        self.register_buffer(
+            "codebook", level_grid(levels) if levels else torch.zeros(num_codes, channels), persistent=not levels
+        )
 
     def settings(self) -> dict[str, Any]:
         return {
@@ -155,16 +167,24 @@ class VideoAutoencoder(nn.Module):
 def fit_vector_quantized(
     tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu"
 ) -> VectorQuantizedTokenizer:
-    """Trains on uint8 `clips` [N, F, 3, H, W]: squared and absolute error; a codebook by moving averages and with commitment."""
+    """Trains on uint8 `clips` [N, F, 3, H, W]: squared and absolute error; a codebook by moving averages and with
+    commitment.
+    """
     random = torch.Generator().manual_seed(tokenizer.seed)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(tokenizer.seed)
         levels = FSQ_LEVELS[tokenizer.num_codes] if tokenizer.quantizer == "fsq" else ()
-        network = VideoAutoencoder(tokenizer.num_codes, tokenizer.spatial_stride, tokenizer.temporal_stride, tokenizer.width, levels)
+        network = VideoAutoencoder(
+            tokenizer.num_codes, tokenizer.spatial_stride, tokenizer.temporal_stride, tokenizer.width, levels
+        )
     network.to(device)
-    optimizer = torch.optim.AdamW(network.parameters(), lr=tokenizer.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4)
+    optimizer = torch.optim.AdamW(
+        network.parameters(), lr=tokenizer.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
+    )
     rise = 0.1 if tokenizer.fit_steps != 10 else 0.2  # OneCycleLR divides by the steps of the rise less one
-    schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise)
+    schedule = torch.optim.lr_scheduler.OneCycleLR(
+        optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise
+    )
     codebook = None if network.levels else _Codebook(network.codebook, random)
     for step in range(tokenizer.fit_steps):
         rows = torch.randint(len(clips), (tokenizer.fit_batch_size,), generator=random)
@@ -237,7 +257,9 @@ class _Codebook:
         dead = (self._counts < _DEAD * even).nonzero().flatten()
         if len(dead):
             self._counts[dead] = even
-            self._sums[dead] = even * flat[torch.randint(len(flat), (len(dead),), generator=self._random).to(flat.device)]
+            self._sums[dead] = (
+                even * flat[torch.randint(len(flat), (len(dead),), generator=self._random).to(flat.device)]
+            )
         network.codebook.copy_(self._sums / self._counts[:, None])
         return network.nearest(vectors_BtrcE)
 
@@ -267,7 +289,9 @@ class _CausalConv(nn.Module):
 class _Residual(nn.Module):
     def __init__(self, channels: int) -> None:
         super().__init__()
-        self.body = nn.Sequential(_ChannelNorm(channels), _CausalConv(channels, channels), nn.SiLU(), nn.Conv3d(channels, channels, 1))
+        self.body = nn.Sequential(
+            _ChannelNorm(channels), _CausalConv(channels, channels), nn.SiLU(), nn.Conv3d(channels, channels, 1)
+        )
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
         return x_BCtrc + self.body(x_BCtrc)

@@ -1,7 +1,7 @@
 """VidTok v1.1 (FSQ, causal) through diffusers: https://arxiv.org/abs/2412.13061.
 
-`encode` of the diffusers model alone leaves out the padding of the first frame and gives 4 latents for 17 frames; its `forward` in encoder
-mode pads and gives 5.
+`encode` of the diffusers model alone leaves out the padding of the first frame and gives 4 latents for 17 frames; its
+`forward` in encoder mode pads and gives 5.
 """
 
 from __future__ import annotations
@@ -35,7 +35,10 @@ class VidTokTokenizer(Pretrained):
         self._network = network.float().eval().requires_grad_(False)
         self._config = config
         self.num_codes = config["codebook_size"]
-        self.spatial_stride, self.temporal_stride = 2 ** len(network.encoder.spatial_ds), network.temporal_compression_ratio
+        self.spatial_stride, self.temporal_stride = (
+            2 ** len(network.encoder.spatial_ds),
+            network.temporal_compression_ratio,
+        )
         self.fingerprint = fingerprint(KIND, config, network.state_dict())
 
     @classmethod
@@ -45,17 +48,22 @@ class VidTokTokenizer(Pretrained):
         Raises:
             SettingsError: if there are no VidTok v1.1 weights with discrete codes, or diffusers is missing.
         """
-        name = given(tokenizer.path, "path", KIND, "the folder or hub name of VidTok v1.1 weights in the format of diffusers")
+        name = given(
+            tokenizer.path, "path", KIND, "the folder or hub name of VidTok v1.1 weights in the format of diffusers"
+        )
         is_hub_name(name, KIND, "path")
         if not _VERSION.search(name):
             raise SettingsError(
-                f"tokenizer.path ({name}) does not say that it is VidTok v1.1: weights of v1.0 load without an error and give wrong codes; "
-                "take v1.1, and name its folder so, for example vidtok_fsq_causal_488_32768_v1_1"
+                f"tokenizer.path ({name}) does not say that it is VidTok v1.1: weights of v1.0 load without an error"
+                " and give wrong codes; take v1.1, and name its folder so, for example"
+                " vidtok_fsq_causal_488_32768_v1_1"
             )
         with extra(KIND):
             from diffusers import AutoencoderVidTok
         try:
-            network = AutoencoderVidTok.from_pretrained(Path(name).expanduser() if Path(name).exists() else name, use_safetensors=True)
+            network = AutoencoderVidTok.from_pretrained(
+                Path(name).expanduser() if Path(name).exists() else name, use_safetensors=True
+            )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise SettingsError(
                 f"tokenizer.path ({name}) holds no VidTok weights in the format of diffusers ({_first_line(error)}); "
@@ -64,8 +72,8 @@ class VidTokTokenizer(Pretrained):
         config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
         if config["regularizer"] != "fsq" or not config["is_causal"]:
             raise SettingsError(
-                f"tokenizer.path ({name}) is a VidTok with regularizer {config['regularizer']} and is_causal {config['is_causal']}; "
-                "take a causal one with discrete codes (fsq)"
+                f"tokenizer.path ({name}) is a VidTok with regularizer {config['regularizer']} and is_causal"
+                f" {config['is_causal']}; take a causal one with discrete codes (fsq)"
             )
         return cls(network, config)
 

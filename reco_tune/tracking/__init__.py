@@ -1,4 +1,6 @@
-"""MLflow: a mirror of the study log, and a reader that gives the same record back. Only this package imports mlflow, and only when used."""
+"""MLflow: a mirror of the study log, and a reader that gives the same record back. Only this package imports mlflow,
+and only when used.
+"""
 
 from __future__ import annotations
 

@@ -1,7 +1,8 @@
 """MLflow as a mirror of the study log: a parent run for the study, a child run for every trial.
 
-Reads the study folder only; nobody waits for it and nothing fails because of it. Whatever was missed is replayed by `sync`, and sending
-something twice changes nothing: a value's time is the run's start plus one millisecond a step, not the time of sending.
+Reads the study folder only; nobody waits for it and nothing fails because of it. Whatever was missed is replayed by
+`sync`, and sending something twice changes nothing: a value's time is the run's start plus one millisecond a step, not
+the time of sending.
 """
 
 from __future__ import annotations
@@ -102,7 +103,9 @@ def sync(folder: StudyFolder, uri: str | None = None, progress: Progress = quiet
         TrackingError: where MLflow cannot be reached or holds another study under this name.
     """
     if not read_study(folder.path).name:
-        raise StudyError(f"the study in {folder.path} has not begun, its log is empty; `reco-tune resume {folder.path}` begins it")
+        raise StudyError(
+            f"the study in {folder.path} has not begun, its log is empty; `reco-tune resume {folder.path}` begins it"
+        )
     from mlflow.exceptions import MlflowException
 
     from reco_tune.tracking.store import first_line
@@ -157,7 +160,8 @@ class _Replay:
                 del self._waiting[trial]
             self._send_study()
         except Exception:
-            self._parent = ""  # a request that failed may have been served all the same: look again before anything is made twice
+            # a request that failed may have been served all the same: look again before anything is made twice
+            self._parent = ""
             raise
         progress(total, total, "runs to MLflow")
         return sent
@@ -169,10 +173,14 @@ class _Replay:
         found = store.find_experiment(client, name)
         artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
         training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
-        self._experiment = found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts, tags=training)
+        self._experiment = (
+            found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts, tags=training)
+        )
         parents = store.all_runs(client, self._experiment, "study")
         if parents and parents[0].data.tags[store.STUDY_ID] != identity:
-            raise TrackingError(f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name")
+            raise TrackingError(
+                f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name"
+            )
         if parents:
             parent, self._tags[""] = parents[0].info.run_id, parents[0].data.tags
         else:
@@ -191,7 +199,9 @@ class _Replay:
 
     def _send_run(self, run: RunRecord) -> bool:
         if _waits(run):
-            return False  # MLflow dates a run when it is made; until this one starts, the study's own record tells of it
+            return (
+                False  # MLflow dates a run when it is made; until this one starts, the study's own record tells of it
+            )
         store, client = self._store, self._client
         record = {**asdict(run), "calibration": self.study.calibrations.get(run.trial)}
         settings = record.pop("settings")
@@ -204,13 +214,22 @@ class _Replay:
                 f"reco_tune.{key}": str(record[key])
                 for key in ("trial", "index", "arm", "budget", "seed", "state", "attempt", "settings_hash")
             },
-            **{f"reco_tune.{key}": str(run.provenance[key]) for key in ("protocol", "data_fingerprint") if key in run.provenance},
+            **{
+                f"reco_tune.{key}": str(run.provenance[key])
+                for key in ("protocol", "data_fingerprint")
+                if key in run.provenance
+            },
         }
         known = self._tags.get(run.trial)
         if known is not None and all(known.get(key) == value for key, value in tags.items()):
             return False
         if known is None:
-            own = {store.KIND: "trial", "reco_tune.trial": run.trial, "mlflow.parentRunId": self._parent, "mlflow.source.name": "reco-tune"}
+            own = {
+                store.KIND: "trial",
+                "reco_tune.trial": run.trial,
+                "mlflow.parentRunId": self._parent,
+                "mlflow.source.name": "reco-tune",
+            }
             began = None if run.started is None else _milliseconds(run.started)
             created = client.create_run(self._experiment, start_time=began, run_name=run.trial, tags=own)
             self._ids[run.trial], known = created.info.run_id, {}
@@ -237,13 +256,25 @@ class _Replay:
         store, study = self._store, self.study
         waiting = {trial: run for trial, run in study.runs.items() if _waits(run)}
         sent = study.runs.keys() - waiting.keys()
-        shared = {key: metrics for key, metrics in study.calibrations.items() if key not in sent}  # a run's own stands with the run
-        report = sorted(path for path in self._folder.report.rglob("*") if path.is_file()) if self._folder.report.is_dir() else []
-        files = {str(path.relative_to(self._folder.path)): path for path in (self._folder.settings, *report) if path.is_file()}
+        shared = {
+            key: metrics for key, metrics in study.calibrations.items() if key not in sent
+        }  # a run's own stands with the run
+        report = (
+            sorted(path for path in self._folder.report.rglob("*") if path.is_file())
+            if self._folder.report.is_dir()
+            else []
+        )
+        files = {
+            str(path.relative_to(self._folder.path)): path
+            for path in (self._folder.settings, *report)
+            if path.is_file()
+        }
         digests = {name: store.digest(path) for name, path in files.items()}
         tags = {
             **store.to_tags(store.RECORD, asdict(replace(study, runs=waiting, calibrations=shared))),
-            **store.to_tags(store.SETTINGS_ORDER, list(dict.fromkeys(key for run in study.runs.values() for key in run.settings))),
+            **store.to_tags(
+                store.SETTINGS_ORDER, list(dict.fromkeys(key for run in study.runs.values() for key in run.settings))
+            ),
             **store.to_tags(store.FILES, digests),
         }
         known = self._tags[""]
@@ -252,7 +283,9 @@ class _Replay:
         before = store.from_tags(store.FILES, known) or {}
         for name, path in files.items():
             if before.get(name) != digests[name]:
-                self._client.log_artifact(self._parent, str(path), str(Path(name).parent) if Path(name).parent.name else None)
+                self._client.log_artifact(
+                    self._parent, str(path), str(Path(name).parent) if Path(name).parent.name else None
+                )
         self._log(self._parent, [], {}, tags)
         ended = max((run.ended for run in study.runs.values() if run.ended), default=None)
         self._set_status(self._parent, "FINISHED" if study.finished else "RUNNING", ended)
@@ -262,7 +295,9 @@ class _Replay:
         from mlflow.entities import Metric, Param, RunTag
 
         for some in _batches(points, METRICS_PER_BATCH):
-            self._client.log_batch(identity, metrics=[Metric(point.name, point.value, point.time_ms, point.step) for point in some])
+            self._client.log_batch(
+                identity, metrics=[Metric(point.name, point.value, point.time_ms, point.step) for point in some]
+            )
         for some_params in _batches(list(params.items()), OTHERS_PER_BATCH):
             self._client.log_batch(identity, params=[Param(*item) for item in some_params])
         for some_tags in _batches(list(tags.items()), OTHERS_PER_BATCH):
@@ -294,7 +329,10 @@ def _dataset(run: RunRecord) -> Dataset:
     """The clips that a run saw, named after how their folder is laid out."""
     from mlflow.entities import Dataset
 
-    cut = {key: run.settings.get(f"data.{key}") for key in ("clip_frames", "frame_stride", "size_px", "resize", "train_clips")}
+    cut = {
+        key: run.settings.get(f"data.{key}")
+        for key in ("clip_frames", "frame_stride", "size_px", "resize", "train_clips")
+    }
     source = {"uri": str(run.settings.get("data.root") or run.settings.get("data.cache_dir") or "")}
     name, digest = str(run.settings.get("data.layout", "data")), str(run.provenance["data_fingerprint"])
     return Dataset(name, digest[:DIGEST_CHARACTERS], "local", json.dumps(source), profile=json.dumps(cut))
@@ -311,8 +349,8 @@ class _Point:
 def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
     """Metrics of a run over its steps, its scalars at the last step, and its curves with the frame as the step.
 
-    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for bit. What a rung has
-    told of a run that is not whole stays at that rung: not every rung tells everything.
+    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for
+    bit. What a rung has told of a run that is not whole stays at that rung: not every rung tells everything.
     """
     began = _milliseconds(run.started)
     if history.exists():
@@ -332,7 +370,8 @@ def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
 
 
 def _history_points(history: Path, steps: int, began: int, mirrored: int) -> Iterator[_Point]:
-    """About `POINTS_PER_CURVE` rows, always the same ones, and every value of metrics that are measured now and then."""
+    """About `POINTS_PER_CURVE` rows, always the same ones, and every value of metrics that are measured now
+    and then."""
     columns: dict[str, list[Any]] = pq.read_table(history).to_pydict()
     at = columns.pop("step")
     every = max(1, steps // POINTS_PER_CURVE)

@@ -24,20 +24,27 @@ def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
     where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not where:
         raise TrackingError(
-            f"mlflow:{experiment} needs the address of MLflow; set MLFLOW_TRACKING_URI, for example to sqlite:///STUDY_DIR/mlflow.db"
+            f"mlflow:{experiment} needs the address of MLflow; set MLFLOW_TRACKING_URI, for example to"
+            " sqlite:///STUDY_DIR/mlflow.db"
         )
     database = Path(where.removeprefix("sqlite:///").partition("?")[0])
     if where.startswith("sqlite:///") and not database.is_file():  # MLflow would make an empty one
-        raise TrackingError(f"mlflow:{experiment}: the database {database} does not exist; give the mlflow.db of a study folder")
+        raise TrackingError(
+            f"mlflow:{experiment}: the database {database} does not exist; give the mlflow.db of a study folder"
+        )
     try:
         client = store.connect(where)
         found = store.find_experiment(client, experiment)
         parents = store.all_runs(client, found, "study") if found else []
         trials = store.all_runs(client, found, "trial") if found else []
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow at {where} does not answer ({store.first_line(error)}); see that it runs") from error
+        raise TrackingError(
+            f"MLflow at {where} does not answer ({store.first_line(error)}); see that it runs"
+        ) from error
     if not parents:
-        raise TrackingError(f"MLflow at {where} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one")
+        raise TrackingError(
+            f"MLflow at {where} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one"
+        )
     try:
         return _record(parents[0], trials)
     except (KeyError, ValueError, TypeError) as error:
@@ -52,8 +59,12 @@ def _record(parent: Run, trials: list[Run]) -> StudyRecord:
     records = [store.from_tags(store.RECORD, trial.data.tags) for trial in trials]
     if None in records:
         raise ValueError("a trial without its record")
-    calibrations = {record["trial"]: calibration for record in records if (calibration := record.pop("calibration")) is not None}
-    runs = [RunRecord(**record, settings=_settings(trial, order)) for record, trial in zip(records, trials, strict=True)]
+    calibrations = {
+        record["trial"]: calibration for record in records if (calibration := record.pop("calibration")) is not None
+    }
+    runs = [
+        RunRecord(**record, settings=_settings(trial, order)) for record, trial in zip(records, trials, strict=True)
+    ]
     begun = {run.trial for run in runs}  # a run may have started after the study's own record was sent
     runs += [RunRecord(**record) for trial, record in told.pop("runs").items() if trial not in begun]
     study = StudyRecord(**told, runs={run.trial: run for run in sorted(runs, key=lambda run: run.index)})

@@ -1,7 +1,7 @@
 """The MLflow client of this project, quiet and impatient, and the names under which a study lies there.
 
-MLflow is a mirror that can be deleted and rebuilt; nothing here decides anything. A run's settings are parameters under their dotted keys
-(JSON values); what the log says beside them stands in tags, cut into parts where it is long.
+MLflow is a mirror that can be deleted and rebuilt; nothing here decides anything. A run's settings are parameters under
+their dotted keys (JSON values); what the log says beside them stands in tags, cut into parts where it is long.
 """
 
 from __future__ import annotations
@@ -15,7 +15,9 @@ from pathlib import Path
 from typing import Any
 
 QUIET = {
-    "MLFLOW_HTTP_REQUEST_TIMEOUT": "5",  # seconds; with MLflow's own 120 and 7 retries a dead server blocks a call for minutes
+    "MLFLOW_HTTP_REQUEST_TIMEOUT": (
+        "5"
+    ),  # seconds; with MLflow's own 120 and 7 retries a dead server blocks a call for minutes
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
@@ -24,7 +26,15 @@ for _name, _value in QUIET.items():  # read by MLflow when it is imported
     os.environ.setdefault(_name, _value)
 
 from mlflow import MlflowClient  # noqa: E402
-from mlflow.entities import Dataset, DatasetInput, Experiment, InputTag, LoggedModelInput, LoggedModelStatus, Run  # noqa: E402
+from mlflow.entities import (  # noqa: E402
+    Dataset,
+    DatasetInput,
+    Experiment,
+    InputTag,
+    LoggedModelInput,
+    LoggedModelStatus,
+    Run,
+)
 from mlflow.exceptions import MlflowException  # noqa: E402
 
 from reco_tune.errors import TrackingError  # noqa: E402
@@ -58,7 +68,9 @@ def connect(uri: str) -> MlflowClient:
     try:
         return MlflowClient(tracking_uri=uri)
     except (MlflowException, OSError) as error:
-        raise TrackingError(f"MLflow cannot use {uri} ({first_line(error)}); give an http address or sqlite:///FILE") from error
+        raise TrackingError(
+            f"MLflow cannot use {uri} ({first_line(error)}); give an http address or sqlite:///FILE"
+        ) from error
 
 
 def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
@@ -87,16 +99,21 @@ def log_inputs(client: MlflowClient, identity: str, data: Dataset, model: str) -
         model: identity of the model that it reads; empty for none.
     """
     models = [LoggedModelInput(model)] if model else None
-    client.log_inputs(identity, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])], models=models)
+    client.log_inputs(
+        identity, datasets=[DatasetInput(data, [InputTag("mlflow.data.context", "training")])], models=models
+    )
 
 
 def tokenizer_model(client: MlflowClient, experiment: str, fingerprint: str) -> str:
-    """Identity of the model that stands for a tokenizer, made where there is none; its weights lie in the cache folder."""
+    """Identity of the model that stands for a tokenizer, made where there is none; its weights lie in the
+    cache folder."""
     name = f"tokenizer-{fingerprint[:16]}"
     found = client.search_logged_models([experiment], filter_string=f"name = '{name}'", max_results=1)
     if found:
         return str(found[0].model_id)
-    made = client.create_logged_model(experiment, name=name, tags={"reco_tune.tokenizer_fingerprint": fingerprint}, model_type="tokenizer")
+    made = client.create_logged_model(
+        experiment, name=name, tags={"reco_tune.tokenizer_fingerprint": fingerprint}, model_type="tokenizer"
+    )
     client.finalize_logged_model(made.model_id, LoggedModelStatus.READY)
     return str(made.model_id)
 

@@ -1,17 +1,20 @@
 """What one micro-batch of each scheme computes: on which tokens, from which start, with which loss.
 
-The training loop and the calibration drive the same object, so what is timed is what is trained. Knows schemes; refuses to know
-optimisers, devices, the order of batches and files.
+The training loop and the calibration drive the same object, so what is timed is what is trained. Knows schemes; refuses
+to know optimisers, devices, the order of batches and files.
 
     scheme                 model sees             loss on                 start
     full                   the clip, T tokens     all T                   0
     window                 prefix and window      the window, W tokens    drawn (`windows.WindowSchedule`)
     masked_full            the clip, T tokens     the window, W tokens    drawn; a control: same loss, nothing saved
     fewer_frames           a piece of k blocks    all of the piece        0; pieces are sub-clips encoded by themselves
-    fewer_frames_tokens    a piece of k blocks    all of a piece at 0,    drawn; the piece is cut out of the clip's own tokens there;
-                                                  else all but block 0    its block 0 is then a later block that sampling is given
+    fewer_frames_tokens    a piece of k blocks    all of a piece at 0,    drawn; the piece is cut out of the clip's own
+    tokens there;
+                                                  else all but block 0    its block 0 is then a later block that
+                                                  sampling is given
 
-A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of an arm at a `Place` holds for that length.
+A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of an arm at a `Place`
+holds for that length.
 """
 
 from __future__ import annotations
@@ -89,7 +92,11 @@ class Arm:
     def tokens_seen(self, place: Place | int) -> int:
         """Tokens of a clip that a step there reads, with gradient or without."""
         start, length = self.place(place)
-        return prefix_inputs(start, self._prefix_tokens) + length if self.scheme == "window" else self.model_settings.num_tokens
+        return (
+            prefix_inputs(start, self._prefix_tokens) + length
+            if self.scheme == "window"
+            else self.model_settings.num_tokens
+        )
 
     def flops(self, place: Place | int) -> int:
         """Forward and backward of one clip there."""
@@ -112,7 +119,13 @@ class Arm:
         generator = torch.Generator().manual_seed(self.experiment.training.seed)
         shape = self.model_settings
         return VideoTransformer(
-            shape.num_codes, shape.num_tokens, shape.num_classes, shape.width, shape.depth, shape.heads, generator=generator
+            shape.num_codes,
+            shape.num_tokens,
+            shape.num_classes,
+            shape.width,
+            shape.depth,
+            shape.heads,
+            generator=generator,
         )
 
     def loss(self, model: VideoTransformer, batch: Batch, place: Place | int) -> LossTerms:
@@ -129,7 +142,9 @@ class Arm:
             chunk,
         )
         if self.scheme == "window":
-            return window_loss(model, batch.tokens_BT, batch.labels_B, start, length, *judge, self._prefix_tokens, again)
+            return window_loss(
+                model, batch.tokens_BT, batch.labels_B, start, length, *judge, self._prefix_tokens, again
+            )
         whole = forward(model, *batch, 0, self.model_settings.num_tokens, chunk, activation_checkpointing=again)
         predicted = self.tokens_predicted(place)
         first = self.model_settings.num_tokens - predicted if self.trains_pieces else start
@@ -150,7 +165,8 @@ def build_arm(experiment: Experiment, cache: TokenCache) -> Arm:
     """
     if tuple(cache.grid) != tuple(experiment.grid):
         raise DataError(
-            f"the token cache {cache.path} holds clips of {'x'.join(map(str, cache.grid))} tokens, but data and tokenizer settings "
-            f"give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these settings"
+            f"the token cache {cache.path} holds clips of {'x'.join(map(str, cache.grid))} tokens, but data and"
+            f" tokenizer settings give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these"
+            " settings"
         )
     return Arm(experiment, cache.num_codes, cache.num_classes if experiment.data.class_conditional else 1)

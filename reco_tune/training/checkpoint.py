@@ -1,4 +1,5 @@
-"""What a run leaves on disk: the checkpoint it resumes from, and the trained model. Knows files; refuses to know optimisers and loops.
+"""What a run leaves on disk: the checkpoint it resumes from, and the trained model. Knows files; refuses to know
+optimisers and loops.
 
 safetensors for tensors, JSON for the rest, never pickle. A folder appears whole, by a rename, or not at all:
 
@@ -50,7 +51,9 @@ class Checkpoint:
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints; killed anywhere, a whole one is left."""
+    """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints; killed anywhere, a whole
+    one is left.
+    """
     parent = run / "checkpoint"
     final = parent / f"step-{checkpoint.step:08d}"
     staging = _staging(final)
@@ -91,8 +94,12 @@ def restore(found: Checkpoint, live: Mapping[str, Tensor], run: Path) -> None:
     Raises:
         CheckpointError: where names or shapes differ; then nothing was copied.
     """
-    if {name: tensor.shape for name, tensor in found.tensors.items()} != {name: tensor.shape for name, tensor in live.items()}:
-        raise CheckpointError(f"checkpoint {run / 'checkpoint'} holds tensors of another model; remove it to train from the start")
+    if {name: tensor.shape for name, tensor in found.tensors.items()} != {
+        name: tensor.shape for name, tensor in live.items()
+    }:
+        raise CheckpointError(
+            f"checkpoint {run / 'checkpoint'} holds tensors of another model; remove it to train from the start"
+        )
     for name, tensor in live.items():
         tensor.copy_(found.tensors[name])
 
@@ -101,7 +108,10 @@ def write_history(path: Path, history: History) -> None:
     """A Parquet file with the column `step` and one column a metric; replaced at once or not at all."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
-    pq.write_table(pa.Table.from_arrays([_column(name, values) for name, values in history.items()], names=list(history)), temporary)
+    pq.write_table(
+        pa.Table.from_arrays([_column(name, values) for name, values in history.items()], names=list(history)),
+        temporary,
+    )
     temporary.replace(path)
 
 
@@ -144,9 +154,13 @@ class LoadedModel:
 def save_model(folder: Path, model: VideoTransformer, experiment: Experiment, cache: CacheInfo, step: int) -> None:
     """Writes the trained model; replaces one that is there."""
     staging = _staging(folder)
-    weights = {name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()}  # weights share one flat storage
+    weights = {
+        name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
+    }  # weights share one flat storage
     save_file(weights, staging / "model.safetensors")
-    (staging / "experiment.yaml").write_text(yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True))
+    (staging / "experiment.yaml").write_text(
+        yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    )
     description = {"schema": SCHEMA, "step": step, "model": asdict(model.settings), "cache": asdict(cache)}
     (staging / "model.json").write_text(json.dumps(description, indent=1))
     _publish(staging, folder)
@@ -160,7 +174,9 @@ def load_model(path: Path) -> LoadedModel:
     """
     folder = path if (path / "model.json").exists() else path / "model"
     if not (folder / "model.json").exists():
-        raise CheckpointError(f"{path} holds no trained model; give the folder of a run that has finished training, or its `model` folder")
+        raise CheckpointError(
+            f"{path} holds no trained model; give the folder of a run that has finished training, or its `model` folder"
+        )
     try:
         description = json.loads((folder / "model.json").read_text())
         if description["schema"] != SCHEMA:
@@ -171,7 +187,9 @@ def load_model(path: Path) -> LoadedModel:
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         return LoadedModel(model.eval(), experiment, info, description["step"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SettingsError) as error:
-        raise CheckpointError(f"model {folder} is damaged ({' '.join(str(error).split())[:200]}); train it again") from error
+        raise CheckpointError(
+            f"model {folder} is damaged ({' '.join(str(error).split())[:200]}); train it again"
+        ) from error
 
 
 def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], run: Path) -> None:

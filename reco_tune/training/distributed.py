@@ -3,10 +3,11 @@
 Knows torch.distributed; refuses to know who started the processes (torchrun, Ray Train, a test) and what is trained.
 
 Gradients are averaged by one all-reduce of one flat vector per optimiser step (`step.FlatParameters`), not by
-DistributedDataParallel. DDP counts which parameters' gradients arrive during backward; here the class embedding has none whenever
-a window starts after token 0, and part of the weights run twice, once without a graph (the prefix), so DDP would need
-`find_unused_parameters` and a walk of the graph at every step. One flat all-reduce is exact by construction, also with several
-micro-batches. The price: communication does not overlap with backward, so a slow network costs the full time of one all-reduce per step.
+DistributedDataParallel. DDP counts which parameters' gradients arrive during backward; here the class embedding has
+none whenever a window starts after token 0, and part of the weights run twice, once without a graph (the prefix), so
+DDP would need `find_unused_parameters` and a walk of the graph at every step. One flat all-reduce is exact by
+construction, also with several micro-batches. The price: communication does not overlap with backward, so a slow
+network costs the full time of one all-reduce per step.
 """
 
 from __future__ import annotations
@@ -132,8 +133,8 @@ def joined(experiment: Experiment) -> Iterator[Group]:
 def prepare_device(experiment: Experiment) -> torch.device:
     """The device that this process computes on; on the CPU also sets up threads and memory of the whole process.
 
-    The number of threads becomes `resources.cpus_per_worker`. It is part of what makes a CPU run reproducible: sums split over threads
-    round differently.
+    The number of threads becomes `resources.cpus_per_worker`. It is part of what makes a CPU run reproducible: sums
+    split over threads round differently.
 
     Raises:
         SettingsError: where a GPU is asked for and none is visible.
@@ -145,8 +146,8 @@ def prepare_device(experiment: Experiment) -> torch.device:
         return torch.device("cpu")
     if not torch.cuda.is_available():
         raise SettingsError(
-            f"resources.gpus_per_worker is {experiment.resources.gpus_per_worker:g}, but this process sees no CUDA device; "
-            "set it to 0 to train on the CPU"
+            f"resources.gpus_per_worker is {experiment.resources.gpus_per_worker:g}, but this process sees no CUDA"
+            " device; set it to 0 to train on the CPU"
         )
     return torch.device("cuda", torch.cuda.current_device())
 
@@ -154,9 +155,9 @@ def prepare_device(experiment: Experiment) -> torch.device:
 def _keep_freed_memory() -> None:
     """Tells glibc not to hand freed memory back to the system; does nothing on other systems.
 
-    A step frees and takes the same megabytes again. Where the heap happens to end decides whether glibc trims them each time and the
-    kernel must map and clear them anew: the same step then takes 24 or 28 ms from one model to the next, and speed-ups spread by ±8%
-    instead of ±2%.
+    A step frees and takes the same megabytes again. Where the heap happens to end decides whether glibc trims them each
+    time and the kernel must map and clear them anew: the same step then takes 24 or 28 ms from one model to the next,
+    and speed-ups spread by ±8% instead of ±2%.
     """
     trim_threshold, mmap_threshold = -1, -3  # parameters M_TRIM_THRESHOLD and M_MMAP_THRESHOLD of mallopt(3)
     try:

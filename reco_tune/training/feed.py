@@ -1,7 +1,8 @@
-"""The endless, seeded sequence of micro-batches of an arm. Knows token caches and the order of clips; refuses to know models and devices.
+"""The endless, seeded sequence of micro-batches of an arm. Knows token caches and the order of clips; refuses to know
+models and devices.
 
-Every rank draws the same global micro-batch and takes its slice of it, so that how many ranks there are changes nothing. All draws but
-the starts are functions of (seed, position), so the position is the whole state.
+Every rank draws the same global micro-batch and takes its slice of it, so that how many ranks there are changes
+nothing. All draws but the starts are functions of (seed, position), so the position is the whole state.
 """
 
 from __future__ import annotations
@@ -45,13 +46,19 @@ class Feed:
         self.arm = arm
         self.clips_per_micro_batch = training.batch_size // training.micro_batches
         """Over all ranks."""
-        self._seed, self._class_dropout, self._micro_batches = training.seed, training.class_dropout, training.micro_batches
+        self._seed, self._class_dropout, self._micro_batches = (
+            training.seed,
+            training.class_dropout,
+            training.micro_batches,
+        )
         self._prefix_keep = arm.experiment.window.prefix_keep
         self._share = group.share(self.clips_per_micro_batch)
         self._tokens = _tokens(arm, cache, "train")
         self._labels = _labels(arm, cache, "train")
         if not len(self._labels):
-            raise DataError(f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips")
+            raise DataError(
+                f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips"
+            )
         self._position = 0
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 
@@ -87,21 +94,32 @@ class Feed:
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draws(_ORDER, epoch).permutation(len(self._labels))
         found = self._order[place : place + count]
-        return found if len(found) == count else np.concatenate([found, self._clips(consumed + len(found), count - len(found))])
+        return (
+            found
+            if len(found) == count
+            else np.concatenate([found, self._clips(consumed + len(found), count - len(found))])
+        )
 
     def _piece_columns(self, clips: int, start: int) -> np.ndarray | None:
-        """Columns [clips, tokens of a piece], in the split's flat tokens, of the piece that each clip gives; None for whole clips."""
+        """Columns [clips, tokens of a piece], in the split's flat tokens, of the piece that each clip gives; None for
+        whole clips.
+        """
         if not self.arm.trains_pieces:
             return None
         grid, length = self.arm.experiment.grid, self.arm.model_settings.num_tokens
-        if self.arm.scheme == "fewer_frames":  # sub-clips lie one after another; any of them opens like a clip, so each clip draws its own
-            offsets = length * self._draws(_PIECES, self._position).integers(grid.blocks - self.arm.piece_blocks + 1, size=clips)
+        if (
+            self.arm.scheme == "fewer_frames"
+        ):  # sub-clips lie one after another; any of them opens like a clip, so each clip draws its own
+            offsets = length * self._draws(_PIECES, self._position).integers(
+                grid.blocks - self.arm.piece_blocks + 1, size=clips
+            )
         else:
             offsets = np.full(clips, start)
         return offsets[:, None] + np.arange(length)
 
     def _corrupted(self, tokens: np.ndarray, clips: int, start: int) -> np.ndarray:
-        """The rank's clips with random codes in place of some tokens before the window: inputs alone, the window's targets stay.
+        """The rank's clips with random codes in place of some tokens before the window: inputs alone, the window's
+        targets stay.
 
         The window's first input is the token before it, so that one may be replaced too.
         """

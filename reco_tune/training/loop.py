@@ -1,8 +1,9 @@
 """The one training loop of all arms: steps, rungs, the cost ledger, resumption. Never hears of Ray or MLflow.
 
-A run is cut into `training.rungs` equal parts. At the end of each it validates, writes checkpoint and history, and reports. A run that
-is called again on its folder goes on from the newest checkpoint and ends in the same bits as one that was never interrupted. What else is
-to be known at a rung, a plain callable measures; the run goes on as if nobody had looked.
+A run is cut into `training.rungs` equal parts. At the end of each it validates, writes checkpoint and history, and
+reports. A run that is called again on its folder goes on from the newest checkpoint and ends in the same bits as one
+that was never interrupted. What else is to be known at a rung, a plain callable measures; the run goes on as if nobody
+had looked.
 """
 
 from __future__ import annotations
@@ -95,12 +96,14 @@ def fit(
 ) -> FitResult:
     """Trains one run in its folder, or goes on with it.
 
-    The metrics of a rung are names of `quantities`: means of the losses since the rung before, `val_cross_entropy` (full-sequence,
-    teacher-forced, over held-out clips), what `measure` has found, and the cost ledger since the start of the run. The fewer-frames
-    schemes have no `val_cross_entropy`: their models cannot see a whole clip, and a loss on pieces would not compare with it.
+    The metrics of a rung are names of `quantities`: means of the losses since the rung before, `val_cross_entropy`
+    (full-sequence, teacher-forced, over held-out clips), what `measure` has found, and the cost ledger since the start
+    of the run. The fewer-frames schemes have no `val_cross_entropy`: their models cannot see a whole clip, and a loss
+    on pieces would not compare with it.
 
-    `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run is resumed
-    from, because nobody knows whether that report was heard. What was measured there is in the checkpoint and is not measured again.
+    `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run
+    is resumed from, because nobody knows whether that report was heard. What was measured there is in the checkpoint
+    and is not measured again.
 
     Raises:
         RunFailedError: where the loss is no longer finite.
@@ -139,7 +142,9 @@ class Ledger:
     backward_flops: int = 0
     """The part of them that is backward."""
     training_seconds: float = 0.0
-    """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not training."""
+    """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not
+    training.
+    """
     step_seconds: float = 0.0
     """Wall-clock of steps alone."""
     wait_seconds: float = 0.0
@@ -147,8 +152,10 @@ class Ledger:
     measuring_seconds: dict[str, float] = field(default_factory=dict)
     """Device seconds of `measure`, by their names in `quantities`."""
     peak_memory_bytes: int = 0
-    """Of one worker. CUDA: the allocator's peak. CPU, whose allocator keeps no count: weights, gradients, AdamW's moments and what the
-    largest micro-batch keeps for its backward; short-lived buffers and the libraries themselves are not in it."""
+    """Of one worker. CUDA: the allocator's peak. CPU, whose allocator keeps no count: weights, gradients, AdamW's
+    moments and what the largest micro-batch keeps for its backward; short-lived buffers and the libraries themselves
+    are not in it.
+    """
 
     def metrics(self) -> dict[str, float]:
         return {
@@ -168,20 +175,28 @@ class Ledger:
 class _Run:
     """The state of a run between two calls."""
 
-    def __init__(self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress) -> None:
+    def __init__(
+        self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress
+    ) -> None:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
         self._device = prepare_device(experiment)
         self._arm = build_arm(experiment, cache)
         self._feed = Feed(self._arm, cache, group)
         self._optimiser = OptimiserStep(self._arm, self._device, group)
-        self._validation = None if self._arm.trains_pieces else held_out(self._arm, cache, experiment.evaluation.validation_clips)
+        self._validation = (
+            None if self._arm.trains_pieces else held_out(self._arm, cache, experiment.evaluation.validation_clips)
+        )
         if self._validation is not None and not len(self._validation.labels_B):
-            raise DataError(f"the token cache {cache.path} holds no held-out clips; check data.split and data.test_clips")
+            raise DataError(
+                f"the token cache {cache.path} holds no held-out clips; check data.split and data.test_clips"
+            )
         self._identity = {**_training_settings(experiment), "token cache": cache.fingerprint}
         self._ledger = Ledger()
         self._largest_start: dict[str, int] = {}
         """By window length (text, as JSON has it)."""
-        self._history: History = {name: [] for name in ("step", *STEP_COLUMNS, q.LEARNING_RATE.name, q.VAL_CROSS_ENTROPY.name)}
+        self._history: History = {
+            name: [] for name in ("step", *STEP_COLUMNS, q.LEARNING_RATE.name, q.VAL_CROSS_ENTROPY.name)
+        }
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._resume()
@@ -256,7 +271,8 @@ class _Run:
         self._ledger.backward_flops += clips * self._arm.backward_flops(place)
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
-        """Measures when a start lies further back than all before it of that length: the longest prefix keeps the most."""
+        """Measures when a start lies further back than all before it of that length: the longest prefix
+        keeps the most."""
         for micro_batch in micro_batches:
             start, length = micro_batch.place
             if start > self._largest_start.get(str(length), -1):
@@ -268,7 +284,10 @@ class _Run:
         """Means of the losses since the last rung, and the current learning rate."""
         done = [end for end in rung_steps(self._training.steps, self._training.rungs) if end < self.step]
         since = done[-1] if done else 0
-        means = {name: sum(v for v in self._history[name][since:] if v is not None) / (self.step - since) for name in STEP_COLUMNS}
+        means = {
+            name: sum(v for v in self._history[name][since:] if v is not None) / (self.step - since)
+            for name in STEP_COLUMNS
+        }
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
     def _found_by(self, measure: Measure) -> dict[str, float]:
@@ -318,12 +337,16 @@ class _Run:
             write_checkpoint(self._folder, Checkpoint(self.step, tensors, state, self._history))
 
     def _resume(self) -> None:
-        """Continues from the folder's checkpoint, which rank 0 alone reads: other ranks may run on a machine without that folder."""
+        """Continues from the folder's checkpoint, which rank 0 alone reads: other ranks may run on a machine without
+        that folder.
+        """
         found = read_checkpoint(self._folder) if self._group.leads else None
         if found is not None:
             check_same_training(found.state["training"], self._identity, self._folder)
             restore(found, self._tensors(), self._folder)
-            write_history(self._folder / "history.parquet", found.history)  # the file may tell of steps after the checkpoint
+            write_history(
+                self._folder / "history.parquet", found.history
+            )  # the file may tell of steps after the checkpoint
         told = self._group.broadcast_json((found.step, found.state, found.history) if found else None)
         if told is None:
             return

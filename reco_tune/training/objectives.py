@@ -1,4 +1,6 @@
-"""What a training step minimises: cross-entropy of a window and, where asked, the continuity term. Knows no arms, optimisers or data."""
+"""What a training step minimises: cross-entropy of a window and, where asked, the continuity term. Knows no arms,
+optimisers or data.
+"""
 
 from __future__ import annotations
 
@@ -45,17 +47,16 @@ def window_loss(
 ) -> LossTerms:
     """CE(window) + λ · 1/(W-1) · Σ ||h_{i+1} - h_i||², over tokens `start` .. `start + length - 1`.
 
-    The raw h is read by the model through its final norm only, so the term can be made small by shrinking h; the `final_norm`
-    state and the `norm_weight` control (λ · mean h², no differences) are there to see how much of an effect that is.
+    The raw h is read by the model through its final norm only, so the term can be made small by shrinking h; the
+    `final_norm` state and the `norm_weight` control (λ · mean h², no differences) are there to see how much of an
+    effect that is.
 
     Args:
-        continuity_weight: λ.
-        continuity_reduction: over the width; "sum" is the formula as printed, "mean" divides it by D.
-        continuity_state: which h.
-        norm_weight: weight of mean ||h||², same reduction and state.
-        neighbour_distance: h_i is compared with the state so many tokens later; a block's tokens compare the sites of adjacent frames.
-        chunk_tokens: at most this many tokens have logits at once; all where None.
-        prefix_tokens, activation_checkpointing: as `VideoTransformer.window`.
+        continuity_weight: λ. continuity_reduction: over the width; "sum" is the formula as printed, "mean" divides it
+        by D. continuity_state: which h. norm_weight: weight of mean ||h||², same reduction and state.
+        neighbour_distance: h_i is compared with the state so many tokens later; a block's tokens compare the sites of
+        adjacent frames. chunk_tokens: at most this many tokens have logits at once; all where None. prefix_tokens,
+        activation_checkpointing: as `VideoTransformer.window`.
 
     Raises:
         ValueError: for a window outside the clip, a negative weight, or λ > 0 on a window of one token.
@@ -104,17 +105,21 @@ def loss_terms(
 ) -> LossTerms:
     """The same from a model's output, whole or sliced, and the tokens that it predicts."""
     if continuity_weight < 0 or norm_weight < 0:
-        raise ValueError(f"continuity_weight ({continuity_weight}) and norm_weight ({norm_weight}) must not be negative")
+        raise ValueError(
+            f"continuity_weight ({continuity_weight}) and norm_weight ({norm_weight}) must not be negative"
+        )
     if continuity_weight > 0 and targets_BW.shape[1] <= neighbour_distance:
         raise ValueError(
-            f"continuity_weight needs two tokens at distance {neighbour_distance}, but the window's length is {targets_BW.shape[1]}; "
-            "lengthen it or set the weight to 0"
+            f"continuity_weight needs two tokens at distance {neighbour_distance}, but the window's length is"
+            f" {targets_BW.shape[1]}; lengthen it or set the weight to 0"
         )
     if chunk_tokens is None:
         cross_entropy = F.cross_entropy(output.logits_BWV.flatten(0, 1), targets_BW.flatten().long())
     else:
         normed_ND = model.final_norm(output.hidden_BWD).flatten(0, 1)
-        cross_entropy = _ChunkedCrossEntropy.apply(normed_ND, model.head.weight, targets_BW.flatten().long(), chunk_tokens)
+        cross_entropy = _ChunkedCrossEntropy.apply(
+            normed_ND, model.head.weight, targets_BW.flatten().long(), chunk_tokens
+        )
     total = cross_entropy
     hidden_BWD = output.hidden_BWD if continuity_state == "last_block" else model.final_norm(output.hidden_BWD)
     with torch.set_grad_enabled(torch.is_grad_enabled() and continuity_weight > 0):
@@ -129,7 +134,8 @@ def loss_terms(
 
 
 def continuity_term(hidden_BWD: Tensor, reduction: Reduction = "mean", distance: int = 1) -> Tensor:
-    """1/(W-d) · Σ_i ||h_{i+d} - h_i||², averaged over the batch and, where `reduction` is "mean", over the width; 0 where W is not above d.
+    """1/(W-d) · Σ_i ||h_{i+d} - h_i||², averaged over the batch and, where `reduction` is "mean", over the width; 0
+    where W is not above d.
 
     The paper's d is 1.
     """
@@ -144,10 +150,11 @@ def norm_term(hidden_BWD: Tensor, reduction: Reduction = "mean") -> Tensor:
 
 
 class _ChunkedCrossEntropy(torch.autograd.Function):
-    """Mean cross-entropy of softmax(h · head), a few tokens at a time, so that the logits of all tokens never exist at once.
+    """Mean cross-entropy of softmax(h · head), a few tokens at a time, so that the logits of all tokens never exist at
+    once.
 
-    The gradient of a chunk is known as soon as its logits are, (softmax - one-hot) / N, and is taken on to h and the head right there: no
-    chunk is computed twice, and what is kept for backward has the size of h and of the head.
+    The gradient of a chunk is known as soon as its logits are, (softmax - one-hot) / N, and is taken on to h and the
+    head right there: no chunk is computed twice, and what is kept for backward has the size of h and of the head.
     """
 
     @staticmethod
@@ -178,5 +185,7 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
 
 
 def _mean_square(vectors_BWD: Tensor, reduction: Reduction) -> Tensor:
-    squared = vectors_BWD.float().square() if vectors_BWD.dtype in (torch.bfloat16, torch.float16) else vectors_BWD.square()
+    squared = (
+        vectors_BWD.float().square() if vectors_BWD.dtype in (torch.bfloat16, torch.float16) else vectors_BWD.square()
+    )
     return squared.mean() if reduction == "mean" else squared.sum(dim=-1).mean()

@@ -1,4 +1,5 @@
-"""One optimiser step of an arm: micro-batches forward and backward, one all-reduce, clipping, AdamW. Driven by the loop and by calibration.
+"""One optimiser step of an arm: micro-batches forward and backward, one all-reduce, clipping, AdamW. Driven by the loop
+and by calibration.
 
 Knows one step; refuses to know where batches come from, how many steps there are, and files.
 """
@@ -28,10 +29,12 @@ COMPILED_STARTS = 64
 
 
 class FlatParameters:
-    """All weights as views of one vector, all gradients of another: one all-reduce, one norm, one AdamW kernel per step.
+    """All weights as views of one vector, all gradients of another: one all-reduce, one norm, one AdamW kernel per
+    step.
 
-    Gradients are accumulated in place, so a parameter without one in this step (the class embedding, when the window starts after
-    token 0) has zeros and is treated alike on any number of ranks: AdamW's moments decay, weight decay applies.
+    Gradients are accumulated in place, so a parameter without one in this step (the class embedding, when the window
+    starts after token 0) has zeros and is treated alike on any number of ranks: AdamW's moments decay, weight decay
+    applies.
     """
 
     def __init__(self, model: nn.Module) -> None:
@@ -76,7 +79,9 @@ class OptimiserStep:
         return 4 * self.flat.vector.numel() * self.flat.vector.element_size()
 
     def run(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Tensor:
-        """One step; returns [3] detached means over this rank's micro-batches: cross-entropy, continuity, norm. Never waits for a GPU."""
+        """One step; returns [3] detached means over this rank's micro-batches: cross-entropy, continuity, norm. Never
+        waits for a GPU.
+        """
         self.flat.gradient.zero_()
         terms = [self.backward(micro_batch, len(micro_batches)) for micro_batch in micro_batches]
         self._group.mean_(self.flat.gradient)
@@ -94,19 +99,27 @@ class OptimiserStep:
     def update(self, learning_rate: float) -> None:
         """Clips the gradient and takes AdamW's step with it."""
         norm = torch.linalg.vector_norm(self.flat.gradient)
-        self.flat.gradient.mul_((self._training.gradient_clip / (norm + 1e-6)).clamp(max=1.0))  # as clip_grad_norm_, in one kernel
+        self.flat.gradient.mul_(
+            (self._training.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+        )  # as clip_grad_norm_, in one kernel
         self._adamw(learning_rate)
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state, the live ones, under the names that a checkpoint has."""
         first, second = self._moments
-        return {"weights": self.flat.vector, "adamw.first_moment": first, "adamw.second_moment": second, "adamw.steps": self._steps}
+        return {
+            "weights": self.flat.vector,
+            "adamw.first_moment": first,
+            "adamw.second_moment": second,
+            "adamw.steps": self._steps,
+        }
 
     def activation_bytes(self, micro_batch: MicroBatch) -> int:
-        """Bytes that the forward pass of a micro-batch keeps for its backward, each storage once, weights and inputs left out.
+        """Bytes that the forward pass of a micro-batch keeps for its backward, each storage once, weights and inputs
+        left out.
 
-        A deterministic stand-in for peak memory where the allocator keeps no count (CPU); short-lived buffers are not in it. The gradient
-        is left as it was.
+        A deterministic stand-in for peak memory where the allocator keeps no count (CPU); short-lived buffers are not
+        in it. The gradient is left as it was.
         """
         known = {tensor.untyped_storage().data_ptr() for tensor in (self.flat.vector, *micro_batch.batch)}
         seen: dict[int, int] = {}
@@ -115,15 +128,24 @@ class OptimiserStep:
             storage = tensor.untyped_storage()
             if storage.data_ptr() not in known:
                 seen[storage.data_ptr()] = storage.nbytes()
-            return tensor.detach()  # an output kept as it is would hold the node that keeps it: a cycle that nobody frees
+            return (
+                tensor.detach()
+            )  # an output kept as it is would hold the node that keeps it: a cycle that nobody frees
 
-        with saved_tensors_hooks(keep, lambda tensor: tensor), torch.autocast(self.device.type, torch.bfloat16, self._autocast):
-            held = self.arm.loss(self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.place)
+        with (
+            saved_tensors_hooks(keep, lambda tensor: tensor),
+            torch.autocast(self.device.type, torch.bfloat16, self._autocast),
+        ):
+            held = self.arm.loss(
+                self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.place
+            )
         del held  # only now: a storage freed earlier could lend its address to another
         return sum(seen.values())
 
     def _adamw(self, learning_rate: float) -> None:
-        """torch's AdamW in its functional form: the class imports the whole compiler, three seconds and 90 MB of every worker."""
+        """torch's AdamW in its functional form: the class imports the whole compiler, three seconds and 90 MB of every
+        worker.
+        """
         first, second = self._moments
         adamw(
             [self.flat.vector],

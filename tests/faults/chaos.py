@@ -1,7 +1,7 @@
 """One study under many faults, drawn by a seed: `make chaos`. Goes on where it was stopped. Not a test.
 
-An undisturbed study is run first; then the same study with a fault at about every third event, its driver started again whenever it
-died, until it is finished. Then both are compared: every run evaluated once, the fixed arms bit for bit.
+An undisturbed study is run first; then the same study with a fault at about every third event, its driver started again
+whenever it died, until it is finished. Then both are compared: every run evaluated once, the fixed arms bit for bit.
 """
 
 from __future__ import annotations
@@ -28,7 +28,8 @@ from reco_tune.study import Observer, Options, resume, run
 from reco_tune.study_log import StudyFolder, read_events, read_study
 
 OVERRIDES = ("seeds=[0, 1, 2, 3]", "trials=4", "resources.max_failures=1000")
-"""Twelve runs of fixed arms and four sampled ones, of six rungs each; no run is given up for the deaths of its workers."""
+"""Twelve runs of fixed arms and four sampled ones, of six rungs each; no run is given up for the deaths of its workers.
+"""
 KINDS = {"worker": 4, "light trial": 2, "desk": 1, "driver": 1, "hang-up of a worker": 1, "interrupt": 1}
 """Faults and their weights. Half of them end the driver, which is what takes time."""
 SHARE = 0.3
@@ -98,7 +99,9 @@ def main() -> None:
             if study.settings.exists():
                 resume(study.path, options, chaos)
             else:
-                run(small_space(given.folder / "calm", *OVERRIDES), study.path, options, chaos)  # the same data, in the same place
+                run(
+                    small_space(given.folder / "calm", *OVERRIDES), study.path, options, chaos
+                )  # the same data, in the same place
         except ReCoTuneError as error:
             sys.exit(str(error))
         return
@@ -112,22 +115,34 @@ def main() -> None:
         drivers += 1
         done = subprocess.run([sys.executable, __file__, "--driver", *sys.argv[1:]], stderr=subprocess.PIPE, text=True)
         said += done.stderr.splitlines()
-        print(f"driver {drivers}: exit {done.returncode}, {len(faults(notes))} faults so far; {done.stderr.strip()[-160:]}", flush=True)
+        print(
+            f"driver {drivers}: exit {done.returncode}, {len(faults(notes))} faults so far;"
+            f" {done.stderr.strip()[-160:]}",
+            flush=True,
+        )
     report(study, StudyFolder(calm / "study"), notes)
 
 
 def report(study: StudyFolder, calm: StudyFolder, notes: Path) -> None:
     """Prints what struck and what it cost; fails where anything was lost."""
-    struck, told, undisturbed = Counter(fault["fault"] for fault in faults(notes)), read_study(study.path), read_study(calm.path)
+    struck, told, undisturbed = (
+        Counter(fault["fault"] for fault in faults(notes)),
+        read_study(study.path),
+        read_study(calm.path),
+    )
     if not told.finished:
         print(f"not finished, {sum(struck.values())} faults so far; the same command goes on")
         return
     evaluated = Counter(event["trial"] for event in read_events(study.events) if event["event"] == "evaluated")
     assert evaluated == Counter(dict.fromkeys(told.runs, 1)), evaluated
-    fixed = [trial for trial, record in undisturbed.runs.items() if record.arm != "search" and "compute" not in record.budget]
+    fixed = [
+        trial for trial, record in undisturbed.runs.items() if record.arm != "search" and "compute" not in record.budget
+    ]
     assert all(deterministic(told.runs[trial]) == deterministic(undisturbed.runs[trial]) for trial in fixed)
     print(f"{sum(struck.values())} faults: " + ", ".join(f"{count} x {kind}" for kind, count in struck.most_common()))
-    print(f"{len(told.runs)} runs, {sum(record.attempt for record in told.runs.values())} attempts, each evaluated once")
+    print(
+        f"{len(told.runs)} runs, {sum(record.attempt for record in told.runs.values())} attempts, each evaluated once"
+    )
     print(f"{len(fixed)} fixed runs at equal steps: bit for bit those of the undisturbed study")
 
 

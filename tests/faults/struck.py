@@ -1,7 +1,7 @@
 """A study into which a fault strikes, with everything that a person would see of it. Not a test.
 
-Nothing here waits for a moment: a worker goes on only when its event is in the log and every observer has heard of it, so whoever
-strikes inside `on_event` finds the run exactly at that event.
+Nothing here waits for a moment: a worker goes on only when its event is in the log and every observer has heard of it,
+so whoever strikes inside `on_event` finds the run exactly at that event.
 """
 
 from __future__ import annotations
@@ -25,7 +25,9 @@ RAYS_WORDS = ("Traceback", "ray::", "(raylet", "ActorDiedError", "WARNING", "ERR
 
 
 class Struck(PlainLines):
-    """The lines of a study that nobody watches, and a fault that strikes once: at the first event that `strike` says True to."""
+    """The lines of a study that nobody watches, and a fault that strikes once: at the first event that `strike` says
+    True to.
+    """
 
     def __init__(self, folder: StudyFolder, strike: Callable[[dict[str, Any], dict[str, int]], bool]) -> None:
         super().__init__(folder.path, trials=0)
@@ -79,7 +81,9 @@ def kill_process(*names: str) -> Callable[[dict[str, Any], dict[str, int]], bool
 
 
 def ray_processes(*names: str) -> list[int]:
-    """This process's Ray processes whose title (`ray::Class.method`, `ray::actor's name:Class.method`) holds one of the names."""
+    """This process's Ray processes whose title (`ray::Class.method`, `ray::actor's name:Class.method`) holds one of the
+    names.
+    """
     titles = {pid: command.split(" ")[0] for pid, command in descendants().items() if command.startswith("ray::")}
     return [pid for pid, title in titles.items() if any(name in title for name in names)]
 
@@ -89,12 +93,16 @@ def assert_nothing_lost(study: StudyRecord, folder: StudyFolder, undisturbed: Wa
     events = list(read_events(folder.events))
     assert study.finished
     for name in ("planned", "evaluated"):
-        counted = Counter(event["trial"] for event in events if event["event"] in (name, "asked" if name == "planned" else name))
+        counted = Counter(
+            event["trial"] for event in events if event["event"] in (name, "asked" if name == "planned" else name)
+        )
         assert counted == Counter(dict.fromkeys(study.runs, 1)), name
     for trial, told in undisturbed.study.runs.items():
         if told.arm != "search":
             assert deterministic(study.runs[trial]) == deterministic(told), trial
-            assert [report["step"] for report in study.runs[trial].reports] == [report["step"] for report in told.reports], trial
+            assert [report["step"] for report in study.runs[trial].reports] == [
+                report["step"] for report in told.reports
+            ], trial
 
 
 def lines_about(output: Iterable[str], word: str) -> list[str]:

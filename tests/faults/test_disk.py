@@ -1,4 +1,6 @@
-"""A disk runs full under a study, or its storage is gone: one sentence, nothing of it is damaged, it goes on when that is mended."""
+"""A disk runs full under a study, or its storage is gone: one sentence, nothing of it is damaged, it goes on when that
+is mended.
+"""
 
 from __future__ import annotations
 
@@ -41,10 +43,16 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_a_whole_log(small_disk: Path) -> None:
     """A write that found room for a part of its line looked like a success."""
     log = EventLog(small_disk / "study" / "events.jsonl")
-    fields: dict[str, Any] = {"trial": "full-s0", "step": 1, "metrics": {f"metric_{number}": 0.5 for number in range(300)}}
+    fields: dict[str, Any] = {
+        "trial": "full-s0",
+        "step": 1,
+        "metrics": {f"metric_{number}": 0.5 for number in range(300)},
+    }
     ballast = fill(small_disk, leave=4096)  # less than a line
     log.append("started", trial="full-s0", attempt=1)
-    with pytest.raises(StudyError, match=r"events.jsonl cannot be written to \(no space left on device\), see to its disk"):
+    with pytest.raises(
+        StudyError, match=r"events.jsonl cannot be written to \(no space left on device\), see to its disk"
+    ):
         log.append("reported", **fields)
     assert log.path.read_bytes().endswith(b"\n")
     ballast.unlink()
@@ -81,11 +89,15 @@ for kilobytes in (0, 300, 700, 20_000):
 
 @pytest.mark.faults
 def test_a_full_disk_while_data_is_prepared(small_disk: Path, tmp_path: Path) -> None:
-    """Wherever it strikes, the next call goes on. Maps were sparse files, and a full disk was told by a signal that killed the process."""
+    """Wherever it strikes, the next call goes on. Maps were sparse files, and a full disk was told by a signal that
+    killed the process.
+    """
     small_space(small_disk)
     expected = prepare_tokens(arm_experiment(small_space(tmp_path), "full")).fingerprint
     command = [sys.executable, "-c", PREPARE, str(small_disk)]
-    told = subprocess.run(command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)})
+    told = subprocess.run(
+        command, capture_output=True, text=True, env={**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    )
     assert told.returncode == 0, f"{told.returncode}: {told.stdout} {told.stderr}"
     *attempts, fingerprint = told.stdout.splitlines()
     assert attempts[0] == "full with 0 kB" and fingerprint == expected
@@ -100,9 +112,15 @@ def test_the_room_of_an_array_is_taken_when_it_is_made(small_disk: Path) -> None
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-@pytest.mark.parametrize("at", ["started", "reported"], ids=["while a checkpoint is written", "while the log is written"])
-def test_a_full_disk_while_a_study_runs(at: str, finished_study: WatchedStudy, small_disk: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """After `started` the next to write is the worker, its checkpoint; after a report it may be the driver, another run's event."""
+@pytest.mark.parametrize(
+    "at", ["started", "reported"], ids=["while a checkpoint is written", "while the log is written"]
+)
+def test_a_full_disk_while_a_study_runs(
+    at: str, finished_study: WatchedStudy, small_disk: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    """After `started` the next to write is the worker, its checkpoint; after a report it may be the driver, another
+    run's event.
+    """
     folder = begun(finished_study, small_disk / "study")
 
     def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
@@ -111,7 +129,8 @@ def test_a_full_disk_while_a_study_runs(at: str, finished_study: WatchedStudy, s
         return event["event"] == at
 
     with pytest.raises(
-        RunFailedError, match=r"run\(s\) are left over \(.*cannot be written to.*disk.*`reco-tune resume .*` goes on with them"
+        RunFailedError,
+        match=r"run\(s\) are left over \(.*cannot be written to.*disk.*`reco-tune resume .*` goes on with them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert folder.events.read_bytes().endswith(b"\n")
@@ -124,7 +143,9 @@ def test_a_full_disk_while_a_study_runs(at: str, finished_study: WatchedStudy, s
 
 @pytest.mark.faults
 @pytest.mark.timeout(600)
-def test_a_storage_that_stops_answering(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_storage_that_stops_answering(
+    finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """With everything that lay in it: no run has failed, and a resumed study lays its cache there again."""
     store = tmp_path / "store"
     folder = begun(finished_study, tmp_path / "study", resources={"storage": store.as_uri()})
@@ -136,7 +157,8 @@ def test_a_storage_that_stops_answering(finished_study: WatchedStudy, tmp_path: 
         return event["event"] == "reported"
 
     with pytest.raises(
-        RunFailedError, match=r"left over \(the storage file://.* cannot be used \(.*`reco-tune resume .*` goes on with them"
+        RunFailedError,
+        match=r"left over \(the storage file://.* cannot be used \(.*`reco-tune resume .*` goes on with them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"

@@ -46,7 +46,9 @@ main(["resume", sys.argv[1]])
 
 
 @pytest.mark.parametrize("times", [1, 2], ids=["once: trials leave at their next report", "twice: at once"])
-def test_an_interrupted_study_goes_on(times: int, finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_an_interrupted_study_goes_on(
+    times: int, finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = begun(finished_study, tmp_path / "study")
     command = [sys.executable, "-c", COMMAND_LINE, str(folder.path), str(times)]
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)

@@ -46,16 +46,26 @@ class Disturbed:
 
 @pytest.fixture(scope="module")
 def disturbed(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> Disturbed:
-    """The undisturbed study's log up to its first result and a torn line, then a driver that is killed, then one that is not."""
+    """The undisturbed study's log up to its first result and a torn line, then a driver that is killed, then one that
+    is not.
+    """
     folder = begun(
-        finished_study, tmp_path_factory.mktemp("disturbed") / "study", trials=2, done=1, resources={"concurrent_trials": 1}
+        finished_study,
+        tmp_path_factory.mktemp("disturbed") / "study",
+        trials=2,
+        done=1,
+        resources={"concurrent_trials": 1},
     )  # no result hangs on how many run at once, and one worker group starts sooner
     with folder.events.open("a") as log:
         log.write('{"event":"started","tri')
-    driver = subprocess.run([sys.executable, "-c", DRIVER, str(folder.path)], capture_output=True, text=True, timeout=400)
+    driver = subprocess.run(
+        [sys.executable, "-c", DRIVER, str(folder.path)], capture_output=True, text=True, timeout=400
+    )
     assert driver.returncode == -signal.SIGKILL, driver.stderr
     killed, temp_left = read_study(folder.path), Path((folder.ray / "temp").read_text())
-    return Disturbed(folder, killed, driver.stdout + driver.stderr, temp_left, resume(folder.path, Options(track=False)))
+    return Disturbed(
+        folder, killed, driver.stdout + driver.stderr, temp_left, resume(folder.path, Options(track=False))
+    )
 
 
 def test_the_driver_died_in_the_middle(disturbed: Disturbed) -> None:

@@ -39,7 +39,9 @@ def test_a_killed_light_trial(finished_study: WatchedStudy, tmp_path: Path, capf
 def test_a_killed_desk(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing can be heard any more: the study stops with one sentence and goes on when it is resumed."""
     folder = begun(finished_study, tmp_path / "study", trials=2)
-    with pytest.raises(RunFailedError, match=r"run\(s\) are left over \(the driver lost its desk .*`reco-tune resume .*` goes on"):
+    with pytest.raises(
+        RunFailedError, match=r"run\(s\) are left over \(the driver lost its desk .*`reco-tune resume .*` goes on"
+    ):
         resume(folder.path, Options(track=False), Struck(folder, kill_process("Desk")))
     assert ray_processes_left() == []
     outcome = resume(folder.path, Options(track=False))

@@ -1,6 +1,7 @@
 """A cluster of three machines, each a raylet of its own here: one is lost, and the study goes on on the others.
 
-Where the machines share no file system, each raylet has a mount namespace of its own, in which the folders of the driver are empty.
+Where the machines share no file system, each raylet has a mount namespace of its own, in which the folders of the
+driver are empty.
 """
 
 from __future__ import annotations
@@ -40,7 +41,9 @@ MEMORY = 100 * 2**20
 @pytest.fixture
 def head() -> Iterator[Cluster]:
     """A head that trains nothing."""
-    cluster = Cluster(initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": True})
+    cluster = Cluster(
+        initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": True}
+    )
     try:
         yield cluster
     finally:
@@ -73,7 +76,9 @@ def secluded_machine(cluster: Cluster, *hidden: Path) -> Iterator[None]:
     )
     before = alive(cluster)
     quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(["unshare", "--mount", "sh", "-c", f"{empty} && exec {ray_start}"], start_new_session=True, **quiet)
+    process = subprocess.Popen(
+        ["unshare", "--mount", "sh", "-c", f"{empty} && exec {ray_start}"], start_new_session=True, **quiet
+    )
     try:
         while alive(cluster) == before:
             assert process.poll() is None
@@ -103,7 +108,9 @@ def strike_machine_of(folder: StudyFolder) -> Struck:
     return Struck(folder, strike)
 
 
-def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_lost_machine(
+    finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = begun(finished_study, tmp_path / "study")
     watcher = strike_machine_of(folder)
     outcome = resume(folder.path, Options(address=three_machines.address, track=False), watcher)
@@ -115,15 +122,23 @@ def test_a_lost_machine(finished_study: WatchedStudy, three_machines: Cluster, t
 
 
 def test_a_lost_machine_where_none_sees_another_s_files(
-    finished_study: WatchedStudy, head: Cluster, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory, capfd: pytest.CaptureFixture[str]
+    finished_study: WatchedStudy,
+    head: Cluster,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    capfd: pytest.CaptureFixture[str],
 ) -> None:
-    """Everything goes through `resources.storage`: the cache to the machines, checkpoints from the lost one to the other, results back."""
+    """Everything goes through `resources.storage`: the cache to the machines, checkpoints from the lost one to the
+    other, results back.
+    """
     if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let tests make mount namespaces")
     hidden = (tmp_path_factory.getbasetemp(), scratch())
     with tempfile.TemporaryDirectory() as store, secluded_machine(head, *hidden), secluded_machine(head, *hidden):
         folder = begun(finished_study, tmp_path / "study")
-        with pytest.raises(StudyError, match=r"the study folder .* is not seen by .*; put it on storage .*, or set resources.storage"):
+        with pytest.raises(
+            StudyError, match=r"the study folder .* is not seen by .*; put it on storage .*, or set resources.storage"
+        ):
             resume(folder.path, Options(address=head.address, track=False))
         folder = begun(finished_study, tmp_path / "study", resources={"storage": f"file://{store}"})
         watcher = strike_machine_of(folder)
@@ -143,10 +158,13 @@ def test_a_lost_machine_where_none_sees_another_s_files(
 
 
 def test_a_study_handed_in_as_a_job(finished_study: WatchedStudy, three_machines: Cluster, tmp_path: Path) -> None:
-    """`ray job submit`: the driver runs on the head, which trains nothing, and finds its cluster by `--address auto`."""
+    """`ray job submit`: the driver runs on the head, which trains nothing, and finds its cluster by
+    `--address auto`."""
     folder = begun(finished_study, tmp_path / "study")
     client = JobSubmissionClient(f"http://{three_machines.head_node.webui_url}")
-    job = client.submit_job(entrypoint=shlex.join([sys.executable, "-m", "reco_tune", "resume", str(folder.path), "--address", "auto"]))
+    job = client.submit_job(
+        entrypoint=shlex.join([sys.executable, "-m", "reco_tune", "resume", str(folder.path), "--address", "auto"])
+    )
     while (status := client.get_job_status(job)) in (JobStatus.PENDING, JobStatus.RUNNING):
         time.sleep(1)
     said = client.get_job_logs(job)

@@ -19,7 +19,8 @@ def test_two_studies_on_one_machine(finished_study: WatchedStudy, tmp_path: Path
     folders = [begun(finished_study, tmp_path / name, resources={"concurrent_trials": 1}) for name in ("one", "other")]
     command = [sys.executable, "-m", "reco_tune", "resume"]
     both = [
-        subprocess.Popen([*command, str(folder.path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True) for folder in folders
+        subprocess.Popen([*command, str(folder.path)], stdout=subprocess.DEVNULL, stderr=subprocess.PIPE, text=True)
+        for folder in folders
     ]
     for process, folder in zip(both, folders, strict=True):
         _, said = process.communicate(timeout=500)

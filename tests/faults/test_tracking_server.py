@@ -17,7 +17,9 @@ from reco_tune.study import Options, resume
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 
 
-def test_a_server_that_is_away_for_a_while(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_away_for_a_while(
+    finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     """From the first report on, until all runs are done: the mirror catches up by itself."""
     folder = begun(finished_study, tmp_path / "study")
     with MlflowServer(tmp_path / "server") as server:
@@ -40,7 +42,9 @@ def test_a_server_that_is_away_for_a_while(finished_study: WatchedStudy, tmp_pat
         lines_about(capfd.readouterr(), "retried")
 
 
-def test_a_server_that_is_gone_for_good(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_server_that_is_gone_for_good(
+    finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     folder = begun(finished_study, tmp_path / "study")
     with MlflowServer(tmp_path / "server") as server:
 
@@ -52,7 +56,9 @@ def test_a_server_that_is_gone_for_good(finished_study: WatchedStudy, tmp_path: 
         outcome = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
         assert_nothing_lost(outcome.study, folder, finished_study)
         sentence = _mirrored(folder, server.uri)
-        assert "does not take the study" in sentence and sentence.endswith(f"`reco-tune sync {folder.path}` sends it later")
+        assert "does not take the study" in sentence and sentence.endswith(
+            f"`reco-tune sync {folder.path}` sends it later"
+        )
     tracking.sync(folder)
     assert tracking.read_study("small", folder.mlflow_uri) == study_log.read_study(folder.path)
     lines_about(capfd.readouterr(), "retried")

@@ -20,15 +20,20 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 DIVERGING = 1e30
 """A learning rate."""
 TOO_WIDE = 2**22
-"""A width whose first matrix would take 211 TB, more than a process can address: the system refuses it at once, however it overcommits."""
+"""A width whose first matrix would take 211 TB, more than a process can address: the system refuses it at once, however
+it overcommits.
+"""
 
 
-def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
     space = small_space(
         tmp_path,
         "arms={}",
         "budgets=[equal_steps]",
-        f"search={{training.learning_rate: {{choice: [0.003, {DIVERGING:.1e}]}}, model.width: {{choice: [16, {TOO_WIDE}]}}}}",
+        f"search={{training.learning_rate: {{choice: [0.003, {DIVERGING:.1e}]}}, model.width: {{choice: [16,"
+        f" {TOO_WIDE}]}}}}",
         "trials=4",
         "sampler.kind=grid",
         "resources.concurrent_trials=1",
@@ -36,7 +41,10 @@ def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(tmp_path: Path,
     folder = tmp_path / "study"
     outcome = run(space, folder, Options(track=False), Struck(StudyFolder(folder), lambda event, workers: False))
     assert outcome.study.finished
-    reasons = {(run_.params["training.learning_rate"], run_.params["model.width"]): run_.reason for run_ in outcome.study.runs.values()}
+    reasons = {
+        (run_.params["training.learning_rate"], run_.params["model.width"]): run_.reason
+        for run_ in outcome.study.runs.values()
+    }
     assert reasons[0.003, 16] == ""
     assert "lower training.learning_rate (1e+30)" in reasons[DIVERGING, 16]
     for rate in (0.003, DIVERGING):
@@ -50,8 +58,12 @@ def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(tmp_path: Path,
 
 
 def test_a_run_that_hangs(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
-    """A stopped process neither reports nor ends: after its deadline and the grace period it is killed, and its group goes on."""
-    folder = begun(finished_study, tmp_path / "study", resources={"trial_deadline_seconds": 90.0, "concurrent_trials": 1})
+    """A stopped process neither reports nor ends: after its deadline and the grace period it is killed, and its group
+    goes on.
+    """
+    folder = begun(
+        finished_study, tmp_path / "study", resources={"trial_deadline_seconds": 90.0, "concurrent_trials": 1}
+    )
 
     def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
         if event["event"] != "reported":
