@@ -16,7 +16,7 @@ from reco_tune.settings import Space, load_space
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
-    from reco_tune.study import Outcome
+    from reco_tune.study import StudyResult
 
 SPACE = """
 question: Does the whole path run?
@@ -44,7 +44,7 @@ class WatchedStudy:
     """A study that ran, and what its observer heard."""
 
     space: Space
-    outcome: Outcome
+    result: StudyResult
     heard: list[dict[str, Any]]
     """Events in the order in which they were told."""
     progress: list[str]
@@ -54,11 +54,11 @@ class WatchedStudy:
 
     @property
     def folder(self) -> Path:
-        return self.outcome.folder.path
+        return self.result.folder.path
 
     @property
     def study(self) -> StudyRecord:
-        return self.outcome.study
+        return self.result.study
 
     @property
     def same_cache(self) -> str:
@@ -92,8 +92,8 @@ def run_small_study(folder: Path, *overrides: str) -> WatchedStudy:
             phases.append(what)
 
     space, began = small_space(folder, *overrides), time.monotonic()
-    outcome = run(space, folder / "study", Options(name="small", track=False), Listener())
-    return WatchedStudy(space, outcome, heard, progress, phases, time.monotonic() - began)
+    result = run(space, folder / "study", Options(name="small", track=False), Listener())
+    return WatchedStudy(space, result, heard, progress, phases, time.monotonic() - began)
 
 
 def begun(
@@ -105,7 +105,7 @@ def begun(
         trials: sampled runs that it asks for.
         done: so many of its fixed runs are evaluated already.
     """
-    source, study = undisturbed.outcome.folder, StudyFolder(folder)
+    source, study = undisturbed.result.folder, StudyFolder(folder)
     study.path.mkdir(parents=True, exist_ok=True)
     settings = yaml.safe_load(source.settings.read_text())
     settings["trials"] = trials

@@ -73,7 +73,7 @@ with joined(experiment) as group:
 """
 
 
-class Outcome:
+class TwoWorkers:
     """What the two workers left."""
 
     def __init__(self, root: Path) -> None:
@@ -85,7 +85,7 @@ class Outcome:
 
 
 @pytest.fixture(scope="module")
-def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> Outcome:
+def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: pytest.TempPathFactory) -> TwoWorkers:
     root = tmp_path_factory.mktemp("workers")
     script = root / "worker.py"
     script.write_text(WORKER)
@@ -96,11 +96,11 @@ def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: p
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
-    return Outcome(root)
+    return TwoWorkers(root)
 
 
 def test_two_workers_are_one_worker(
-    two_workers: Outcome, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+    two_workers: TwoWorkers, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
 ) -> None:
     """Same global batch, same start: only the order of additions differs (float32, 24 backward passes: 1e-5)."""
     alone = fit(toy_experiment(SETTINGS), toy_cache, tmp_path)
@@ -115,18 +115,18 @@ def test_two_workers_are_one_worker(
 
 
 @pytest.mark.parametrize("run", ["whole", "stopped", "stopped again"])
-def test_ranks_hold_the_same_weights(run: str, two_workers: Outcome) -> None:
+def test_ranks_hold_the_same_weights(run: str, two_workers: TwoWorkers) -> None:
     first, second = (two_workers.weights(run, rank) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
-def test_all_ranks_stop_together(two_workers: Outcome) -> None:
+def test_all_ranks_stop_together(two_workers: TwoWorkers) -> None:
     assert [(rank["stopped again"]["steps"], rank["stopped again"]["stopped"]) for rank in two_workers.ranks] == [
         (4, True)
     ] * 2
 
 
-def test_ranks_resume_from_rank_0s_folder_alone(two_workers: Outcome) -> None:
+def test_ranks_resume_from_rank_0s_folder_alone(two_workers: TwoWorkers) -> None:
     assert [rank["rank 0 has a checkpoint"] for rank in two_workers.ranks] == [True, False]
     assert [rank["resumed"]["steps"] for rank in two_workers.ranks] == [12, 12]
     for rank in (0, 1):
@@ -134,12 +134,12 @@ def test_ranks_resume_from_rank_0s_folder_alone(two_workers: Outcome) -> None:
         assert all(torch.equal(resumed[name], whole[name]) for name in whole)
 
 
-def test_all_ranks_hear_of_a_loss_that_blew_up(two_workers: Outcome) -> None:
+def test_all_ranks_hear_of_a_loss_that_blew_up(two_workers: TwoWorkers) -> None:
     told = [rank["broken"] for rank in two_workers.ranks]
     assert told[0] == told[1] and "lower training.learning_rate" in told[0]
 
 
-def test_helpers_between_ranks(two_workers: Outcome) -> None:
+def test_helpers_between_ranks(two_workers: TwoWorkers) -> None:
     assert [rank["gather"] for rank in two_workers.ranks] == [[[0], [0, 1]]] * 2
     assert [rank["json"] for rank in two_workers.ranks] == [{"from": 0, "text": "λ"}] * 2
 

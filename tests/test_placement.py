@@ -15,9 +15,9 @@ from ray import cloudpickle
 from ray.train.torch import TorchConfig
 
 from reco_tune.settings import Resources
-from reco_tune.study import groups
+from reco_tune.study import worker_pool
 from reco_tune.study.cluster import cluster, place
-from reco_tune.study.desk import Desk, Job
+from reco_tune.study.dispatcher import Dispatcher, Job
 from reco_tune.study.worker import Hooks
 
 
@@ -36,18 +36,18 @@ def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
     for.
     """
     cloudpickle.register_pickle_by_value(sys.modules[__name__])
-    monkeypatch.setattr(groups.worker, "execute", say_where)
-    monkeypatch.setattr(groups, "TorchConfig", lambda: TorchConfig(backend="gloo"))  # NCCL needs GPUs that are there
+    monkeypatch.setattr(worker_pool.worker, "execute", say_where)
+    monkeypatch.setattr(worker_pool, "TorchConfig", lambda: TorchConfig(backend="gloo"))  # NCCL needs real GPUs
     monkeypatch.setattr("reco_tune.study.cluster.machine", lambda: {"CPU": 2.0, "GPU": 2.0})
     resources = Resources(gpus_per_worker=1, cpus_per_worker=1)
     with cluster(None, resources, tmp_path / "temp") as nodes:
         placement = place(resources, nodes, jobs=2)
         assert (placement.groups, placement.gpus) == (2, 1)
-        desk: Any = ray.remote(Desk).options(num_cpus=0, max_concurrency=100).remote(placement.workers, 2)
+        dispatcher: Any = ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=100).remote(placement.workers, 2)
         jobs = [Job("trial", f"run-{i}", {}, "", "", folder="") for i in range(2)]
-        ray.get([desk.bring.remote(job) for job in jobs])
-        followers = [desk.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
-        warm = groups.WorkerGroups(desk, placement, tmp_path / "train", len(jobs), own_cluster=True)
+        ray.get([dispatcher.submit.remote(job) for job in jobs])
+        followers = [dispatcher.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
+        warm = worker_pool.WorkerPool(dispatcher, placement, tmp_path / "train", len(jobs), own_cluster=True)
         heard: list[dict[str, Any]] = []
         deadline = time.monotonic() + 240
         while (
@@ -55,12 +55,12 @@ def test_every_group_gets_gpus_of_its_own(tmp_path: Path, monkeypatch: pytest.Mo
             and time.monotonic() < deadline
             and not warm.gone
         ):
-            events, _ = ray.get(desk.drain.remote())
-            ray.get(desk.wrote.remote(len(events)))
+            events, _ = ray.get(dispatcher.drain.remote())
+            ray.get(dispatcher.wrote.remote(len(events)))
             heard += events
             time.sleep(0.2)
         del followers
-        ray.get(desk.pause.remote())
+        ray.get(dispatcher.pause.remote())
         warm.join()
     assert not warm.lost
     found = {event["key"]: event["provenance"] for event in heard if event["event"] == "evaluated"}

@@ -14,10 +14,10 @@ from reco_tune.errors import RunFailedError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
 from reco_tune.study import Observer, Options, plan
-from reco_tune.study.agenda import CALIBRATION
-from reco_tune.study.journal import frozen
+from reco_tune.study.job_source import CALIBRATION
 from reco_tune.study.runner import _Driver
-from reco_tune.study.scheduler import verdict
+from reco_tune.study.scheduler import prune_reason
+from reco_tune.study.study_writer import frozen
 from reco_tune.study.trial import Proposals
 from reco_tune.study_log import StudyFolder, read_events
 
@@ -35,14 +35,14 @@ def calibrated(one: _Driver, arm: str) -> None:
 
 
 def hear(one: _Driver, event: str, arm: str, **fields: Any) -> None:
-    """What the desk tells of a calibration."""
+    """What the dispatcher tells of a calibration."""
     one._take_in({"event": event, "key": CALIBRATION + arm, "kind": "calibration", **fields})
 
 
 def asked_for(one: _Driver) -> list[str]:
     """Jobs that the driver gives out, calibrations that it has to wait for left out."""
     keys = []
-    while (job := one.agenda.next()) is not None:
+    while (job := one.jobs.next()) is not None:
         keys.append(job.key)
     return keys
 
@@ -101,7 +101,7 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
 
 
 def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
-    """What the desk tells of a sampled run, from its calibration on; its FVD is known to 1."""
+    """What the dispatcher tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},
         "evaluated": {
@@ -124,20 +124,20 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     one, speed = driver(tmp_path, *overrides), {"speedup": 1.5, "speedup_low": 1.4, "calibration_seconds": 3.0}
     asked_for(one)
     calibrated(one, "full")
-    assert asked_for(one) == ["full-s0", "search-0000", "search-0001"] and not one.agenda.exhausted
+    assert asked_for(one) == ["full-s0", "search-0000", "search-0001"] and not one.jobs.exhausted
     ended(one, "search-0001", 4.0, speed)
     assert asked_for(one) == [], "the other may still dominate it"
-    assert one.agenda.left == 2 + 2, "two that have not ended, and each of the sampled ones may be a finalist"
+    assert one.jobs.left == 2 + 2, "two that have not ended, and each of the sampled ones may be a finalist"
     ended(one, "search-0000", 5.0, speed)
-    job = one.agenda.next()
+    job = one.jobs.next()
     assert job is not None and (job.key, job.sampled, job.judged) == ("search-0001-s1", False, False)
     assert one.study.runs[job.key].metrics == speed
-    assert asked_for(one) == [] and one.agenda.exhausted
+    assert asked_for(one) == [] and one.jobs.exhausted
     one._take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
     one._take_in(
         {"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}}
     )
-    assert verdict(one._space, one.study, job.key, 10) == ""
+    assert prune_reason(one._space, one.study, job.key, 10) == ""
     again = driver(tmp_path, *overrides)
     assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
 
@@ -157,9 +157,9 @@ def test_only_sampled_runs_generate_clips_and_only_where_it_decides(
         "seeds=[0]",
         f"pruning={{kind: pareto_asha, metric: {metric}}}",
     )
-    assert one.agenda.next() is not None and one.agenda.next() is None
+    assert one.jobs.next() is not None and one.jobs.next() is None
     calibrated(one, "full")
-    jobs = [one.agenda.next() for _ in range(3)]
+    jobs = [one.jobs.next() for _ in range(3)]
     assert [(job.key, job.generates_at) for job in jobs if job] == [
         ("full-s0", ()),
         ("search-0000", steps),

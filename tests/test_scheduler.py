@@ -22,7 +22,7 @@ from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import PROXIES, Space, load_space
 from reco_tune.settings.files import save_space
 from reco_tune.study import Options, plan, resume
-from reco_tune.study.scheduler import verdict
+from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events, replay
 
@@ -111,10 +111,10 @@ def pruned_space(folder: Path, *overrides: str) -> Space:
 def test_speed_and_proxy_decide_together(tmp_path: Path) -> None:
     space = pruned_space(tmp_path)
     others = [(2.0, 2.0), (1.8, 2.2)]
-    reason = verdict(space, study_of([(1.5, 3.0), *others]), "search-0000", 20)
+    reason = prune_reason(space, study_of([(1.5, 3.0), *others]), "search-0000", 20)
     assert reason == "at rung 2 of 6 it was not among the best 1 in 2 of 3 runs; 2 dominate it"
-    assert verdict(space, study_of([(2.5, 3.0), *others]), "search-0000", 20) == "", "worse but faster"
-    assert verdict(space, study_of([(1.5, 1.9), *others]), "search-0000", 20) == "", "slower but better"
+    assert prune_reason(space, study_of([(2.5, 3.0), *others]), "search-0000", 20) == "", "worse but faster"
+    assert prune_reason(space, study_of([(1.5, 1.9), *others]), "search-0000", 20) == "", "slower but better"
 
 
 @pytest.mark.parametrize(
@@ -131,7 +131,7 @@ def test_speed_and_proxy_decide_together(tmp_path: Path) -> None:
 )
 def test_nobody_else_is_pruned(tmp_path: Path, case: str, trial: str, step: int) -> None:
     study = study_of([(1.5, 3.0), (2.0, 2.0), (1.0, math.nan)], step)
-    assert verdict(pruned_space(tmp_path, case), study, trial, step) == ""
+    assert prune_reason(pruned_space(tmp_path, case), study, trial, step) == ""
 
 
 @pytest.mark.parametrize(
@@ -195,7 +195,7 @@ def test_the_log_alone_gives_the_verdicts_that_were_given(pruned_study: WatchedS
     pruned = {(event["trial"], event["step"]): event["reason"] for event in events if event["event"] == "pruned"}
     for index, event in enumerate(events):
         if event["event"] == "reported":
-            told = verdict(pruned_study.space, replay(events[: index + 1]), event["trial"], event["step"])
+            told = prune_reason(pruned_study.space, replay(events[: index + 1]), event["trial"], event["step"])
             assert told == pruned.get((event["trial"], event["step"]), "")
 
 
@@ -299,7 +299,7 @@ def test_runs_are_pruned_by_the_kernel_distance_of_their_reports(study_pruned_by
         if event["event"] == "reported":
             judged = event["trial"] != "full-s0" and event["step"] in (10, 50)
             assert ("kernel_distance" in event["metrics"]) is judged
-            told = verdict(study_pruned_by_clips.space, replay(events[: index + 1]), event["trial"], event["step"])
+            told = prune_reason(study_pruned_by_clips.space, replay(events[: index + 1]), event["trial"], event["step"])
             assert told == pruned.get((event["trial"], event["step"]), "")
 
 

@@ -19,10 +19,10 @@ from pyarrow.fs import FileSystem
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.study import storage as storage_module
 from reco_tune.study import worker as worker_module
-from reco_tune.study.desk import Job
+from reco_tune.study.dispatcher import Job
 from reco_tune.study.storage import (
     RESULT,
-    Place,
+    LocalFolders,
     Storage,
     StorageError,
     cached_parts,
@@ -210,7 +210,7 @@ PUBLISHED = {"protocol": "stylegan-v", "samples": 4, "reference_clips": 4}
 
 
 def job_of(storage: Storage, experiment: Experiment, cached: Iterable[str]) -> Job:
-    """A job as the driver of `experiment`'s paths lays it on the desk."""
+    """A job as a driver with the paths of `experiment` submits it."""
     return Job(
         kind="trial",
         key="full-s0",
@@ -242,7 +242,7 @@ def test_a_job_finds_its_files_on_a_machine(tmp_path: Path, monkeypatch: pytest.
     real = Storage.get
     monkeypatch.setattr(Storage, "get", lambda self, name, folder: (fetched.append(name), real(self, name, folder))[1])
     job = job_of(storage, experiment, parts)
-    found: list[Place] = []
+    found: list[LocalFolders] = []
     workers = [threading.Thread(target=lambda: found.append(fetch_cache(job, storage))) for _ in range(4)]
     for worker in workers:
         worker.start()
@@ -290,7 +290,7 @@ def test_a_rank_that_is_told_of_a_result_trains_nothing(tmp_path: Path, monkeypa
             return {"metrics": {"fvd": 1.0}, "curves": {}, "provenance": {}}
 
     experiment, storage = make_experiment({}, {}, where="test"), Storage(f"file://{tmp_path}/storage")
-    here = Place(experiment, tmp_path, tmp_path / "run")
+    here = LocalFolders(experiment, tmp_path, tmp_path / "run")
     monkeypatch.setattr(worker_module.Group, "current", SecondRank)
     monkeypatch.setattr(worker_module, "fetch_cache", lambda job, storage: here)
     monkeypatch.setattr(

@@ -25,13 +25,13 @@ def test_every_run_is_evaluated_once(finished_study: WatchedStudy) -> None:
     study = finished_study.study
     assert list(study.runs) == ["full-s0", "reco-equal_steps-s0", "reco-equal_compute-s0", "search-0000", "search-0001"]
     assert {run.state for run in study.runs.values()} == {"evaluated"} and study.finished
-    counts = [event["event"] for event in read_events(finished_study.outcome.folder.events)]
+    counts = [event["event"] for event in read_events(finished_study.result.folder.events)]
     assert counts.count("started") == counts.count("evaluated") == counts.count("completed") == 5
     assert counts[0] == "study" and counts[-1] == "finished" and "retried" not in counts
 
 
 def test_the_observer_hears_the_log(finished_study: WatchedStudy) -> None:
-    assert finished_study.heard == list(read_events(finished_study.outcome.folder.events))
+    assert finished_study.heard == list(read_events(finished_study.result.folder.events))
     assert set(finished_study.study.runs) <= set(finished_study.progress)
     assert "starting Ray" in finished_study.phases
 
@@ -66,7 +66,7 @@ def test_a_run_inside_ray_gives_the_bits_of_one_outside(finished_study: WatchedS
 
 
 def test_a_run_leaves_everything_in_its_folder(finished_study: WatchedStudy) -> None:
-    folder = finished_study.outcome.folder
+    folder = finished_study.result.folder
     for trial in finished_study.study.runs:
         for file in ("history.parquet", "samples.npz", "result.json", "model/model.safetensors"):
             assert (folder.trial(trial) / file).exists(), f"{trial} lacks {file}"
@@ -95,16 +95,16 @@ def test_rungs_are_reported_in_order(finished_study: WatchedStudy) -> None:
 
 
 def test_a_finished_study_is_left_as_it_is(finished_study: WatchedStudy) -> None:
-    before = finished_study.outcome.folder.events.read_bytes()
+    before = finished_study.result.folder.events.read_bytes()
     again = resume(finished_study.folder, Options(track=False))
     same = run(finished_study.space, finished_study.folder, Options(track=False))
     assert again.study == same.study == read_study(finished_study.folder)
-    assert finished_study.outcome.folder.events.read_bytes() == before
+    assert finished_study.result.folder.events.read_bytes() == before
 
 
 def test_no_process_and_no_temporary_folder_is_left(finished_study: WatchedStudy) -> None:
     assert ray_processes_left() == []
-    assert not (finished_study.outcome.folder.ray / "temp").exists()
+    assert not (finished_study.result.folder.ray / "temp").exists()
 
 
 def test_the_folder_of_another_study_is_refused(finished_study: WatchedStudy, tmp_path: Path) -> None:
@@ -120,8 +120,8 @@ def test_the_folder_of_another_study_is_refused(finished_study: WatchedStudy, tm
 
 def test_a_live_study_is_not_resumed(finished_study: WatchedStudy) -> None:
     holder = (
-        "import sys; from pathlib import Path; from reco_tune.study.journal import locked; from reco_tune.study_log"
-        " import StudyFolder\n"
+        "import sys; from pathlib import Path; from reco_tune.study.study_writer import locked;"
+        " from reco_tune.study_log import StudyFolder\n"
     )
     holder += "with locked(StudyFolder(Path(sys.argv[1]))): print('held', flush=True); sys.stdin.read()"
     with subprocess.Popen(

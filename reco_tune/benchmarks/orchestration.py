@@ -30,7 +30,7 @@ from reco_tune.study_log import StudyFolder, read_events
 from reco_tune.tokenizers import prepare_tokens
 
 if TYPE_CHECKING:
-    from reco_tune.study.desk import Job
+    from reco_tune.study.dispatcher import Job
 
 AT_ONCE = 2
 """Trials at once where the way and the machine can."""
@@ -232,7 +232,7 @@ def _steps_of(length: float, pilot: Search) -> int:
 
 
 class _Told:
-    """What a trial says to the bare ways instead of to the desk; `tell` is given each rung's metrics."""
+    """What a trial says to the bare ways instead of to the dispatcher; `tell` is given each rung's metrics."""
 
     def __init__(self, trial: str, tell: Callable[[dict[str, float]], None]) -> None:
         self.events: list[Event] = []
@@ -251,7 +251,7 @@ class _Told:
 
 
 def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Job:
-    from reco_tune.study.desk import Job
+    from reco_tune.study.dispatcher import Job
 
     experiment = arm_experiment(space, None, params)
     settings = experiment.model_dump(mode="json")
@@ -259,7 +259,7 @@ def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Jo
 
 
 def _as_a_study(space: Space, tokens: Path, folder: Path) -> Search:
-    """This project's runner: Ray Tune, warm Ray Train worker groups, the desk, the log, its own Optuna searcher."""
+    """This project's runner: Ray Tune, warm Ray Train worker groups, dispatcher, log, its own Optuna searcher."""
     from reco_tune.study import Options, run
     from reco_tune.study.cluster import machine, place
 

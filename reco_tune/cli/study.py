@@ -15,10 +15,10 @@ from reco_tune.errors import RunFailedError, StoppedError, StudyError, TrackingE
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
-    from reco_tune.study import Observer, Outcome
+    from reco_tune.study import Observer, StudyResult
 
 
-def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], tracking_uri: str | None) -> None:
+def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], tracking_uri: str | None) -> None:
     """Runs or resumes a study, then concludes.
 
     Args:
@@ -34,13 +34,13 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], Outcome], trac
 
     try:
         with watching(path, trials) as observer:
-            outcome: Outcome | None = work(observer)
+            result: StudyResult | None = work(observer)
     except KeyboardInterrupt:
-        outcome = None  # twice, or before anything ran
-    if outcome is None or outcome.interrupted:
+        result = None  # twice, or before anything ran
+    if result is None or result.interrupted:
         raise StoppedError(f"stopped; what is finished is kept, `reco-tune resume {path}` continues the study")
     conclude(path, None, tracking_uri)
-    _refuse_failures(outcome.study)
+    _refuse_failures(result.study)
 
 
 def conclude(

@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reco_tune.study.planning import Plan, PlannedRun, estimated_speedup, plan
-    from reco_tune.study.runner import Observer, Options, Outcome, resume, run
+    from reco_tune.study.runner import Observer, Options, StudyResult, resume, run
 
-__all__ = ["Observer", "Options", "Outcome", "Plan", "PlannedRun", "estimated_speedup", "plan", "resume", "run"]
+__all__ = ["Observer", "Options", "Plan", "PlannedRun", "StudyResult", "estimated_speedup", "plan", "resume", "run"]
 
 _PLANNING = ("Plan", "PlannedRun", "estimated_speedup", "plan")
 

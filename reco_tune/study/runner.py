@@ -27,17 +27,17 @@ from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
-from reco_tune.study.agenda import CALIBRATION, DONE, Agenda, Prepared
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
-from reco_tune.study.desk import Desk
-from reco_tune.study.groups import WorkerGroups
-from reco_tune.study.journal import Journal, Observer, claimed, frozen, locked
+from reco_tune.study.dispatcher import Dispatcher
+from reco_tune.study.job_source import CALIBRATION, DONE, JobInputs, JobSource
 from reco_tune.study.planning import Plan, plan
 from reco_tune.study.provenance import study_provenance
-from reco_tune.study.scheduler import ParetoAsha, verdict
+from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
+from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen, locked
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
+from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tokenizers import prepare_tokens
 from reco_tune.tracking import Mirror
@@ -63,7 +63,7 @@ class Options:
 
 
 @dataclass(frozen=True)
-class Outcome:
+class StudyResult:
     """How a call of `run` or `resume` ended."""
 
     folder: StudyFolder
@@ -72,7 +72,7 @@ class Outcome:
     """Whether it was stopped (Ctrl-C); `resume` goes on."""
 
 
-def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> Outcome:
+def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
     """Runs a study in a folder; goes on with it where the folder holds the same study already.
 
     Raises:
@@ -90,7 +90,7 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
         return _Driver(space, target, options, observer).drive()
 
 
-def resume(folder: Path, options: Options = Options(), observer: Observer = Observer()) -> Outcome:
+def resume(folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
     """Goes on with the study in a folder, after any crash; what is finished is not repeated.
 
     Raises:
@@ -105,7 +105,7 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
     with locked(target):
         driver = _Driver(load_space(target.settings), target, options, observer)
         if not driver.study.finished:
-            _check(driver.agenda.plan, options)
+            _check(driver.jobs.plan, options)
         return driver.drive()
 
 
@@ -129,29 +129,29 @@ class _Driver:
     def __init__(self, space: Space, folder: StudyFolder, options: Options, observer: Observer) -> None:
         self._space, self._folder, self._options, self._observer = space, folder, options, observer
         self._search = Search(space)
-        self._journal = Journal(folder, self._search, observer)
-        self.agenda = Agenda(space, folder, self._journal, self._search)
-        self._desk: Any = None
+        self._writer = StudyWriter(folder, self._search, observer)
+        self.jobs = JobSource(space, folder, self._writer, self._search)
+        self._dispatcher: Any = None
         self._stopping = threading.Event()
         self._broken = ""
         """Why nothing can be heard from the cluster any more."""
-        self._groups: WorkerGroups | None = None
+        self._pool: WorkerPool | None = None
 
     @property
     def study(self) -> StudyRecord:
-        return self._journal.study
+        return self._writer.study
 
     @property
-    def _groups_gone(self) -> bool:
-        return self._groups is not None and self._groups.gone
+    def _pool_gone(self) -> bool:
+        return self._pool is not None and self._pool.gone
 
-    def drive(self) -> Outcome:
+    def drive(self) -> StudyResult:
         """From the log's state to the end of the study."""
         with ExitStack() as stack:
-            stack.callback(self._journal.close)
+            stack.callback(self._writer.close)
             stack.enter_context(self._interruptible())
             if not self.study.name:
-                self._journal.write(
+                self._writer.write(
                     "study",
                     name=self._options.name or self._folder.path.resolve().name,
                     question=self._space.question,
@@ -163,24 +163,24 @@ class _Driver:
                 )
                 for earlier in self._space.warm_start:
                     for known in self._search.known_from(read_study(earlier)):
-                        self._journal.write("known", **known)
+                        self._writer.write("known", **known)
             if self._options.track:
-                self._journal.mirror = Mirror(self._folder, self._options.tracking_uri)
-                self._journal.mirror.notify()
-                stack.callback(self._journal.mirror.close)
+                self._writer.mirror = Mirror(self._folder, self._options.tracking_uri)
+                self._writer.mirror.notify()
+                stack.callback(self._writer.mirror.close)
             if not self.study.finished:
                 self._prepare()
                 if not self._stopping.is_set():
                     self._work()
-        return Outcome(self._folder, self.study, interrupted=self._stopping.is_set())
+        return StudyResult(self._folder, self.study, interrupted=self._stopping.is_set())
 
     # --- before Ray ---
 
     def _prepare(self) -> None:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
-        experiment = self.agenda.plan.shared
+        experiment = self.jobs.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
-        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.agenda.plan.piece_blocks)
+        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.jobs.plan.piece_blocks)
         evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
         storage, parts = None, {}
         if experiment.resources.storage is not None:
@@ -190,13 +190,13 @@ class _Driver:
                 if not storage.holds(name):
                     storage.put(part, name)
                 self._observer.on_phase(done, len(parts), f"laying the cache into {storage.address}")
-        self.agenda.prepared = Prepared(str(cache.path.resolve()), storage, tuple(parts))
+        self.jobs.inputs = JobInputs(str(cache.path.resolve()), storage, tuple(parts))
 
     # --- with Ray ---
 
     def _work(self) -> None:
-        experiment, storage = self.agenda.plan.shared, self.agenda.prepared.storage
-        left = self.agenda.left
+        experiment, storage = self.jobs.plan.shared, self.jobs.inputs.storage
+        left = self.jobs.left
         others = neighbours() if self._options.address is None else []
         if others:
             self._observer.on_phase(
@@ -208,12 +208,12 @@ class _Driver:
             if len(nodes) > 1:
                 folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
                 machines = preflight.survey({"the storage": storage} if storage else folders)
-                preflight.check_memory(self.agenda.plan, machines)
+                preflight.check_memory(self.jobs.plan, machines)
             placement = place(experiment.resources, nodes, left)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
-            name = f"desk-{uuid.uuid4().hex[:12]}"
-            self._desk = (
-                ray.remote(Desk)  # with the driver: a machine that is lost must not take the desk along
+            name = f"dispatcher-{uuid.uuid4().hex[:12]}"
+            self._dispatcher = (
+                ray.remote(Dispatcher)  # with the driver: a machine that is lost must not take the dispatcher along
                 .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
                 .remote(
                     placement.workers,
@@ -223,28 +223,28 @@ class _Driver:
                     _alive,
                 )
             )
-            self._groups = WorkerGroups(
-                self._desk, placement, self._folder.ray, left, own_cluster=self._options.address is None
+            self._pool = WorkerPool(
+                self._dispatcher, placement, self._folder.ray, left, own_cluster=self._options.address is None
             )
-            stack.callback(self._groups.end)
+            stack.callback(self._pool.end)
             try:
                 with self._draining():
                     self._tune(name, placement)
                     if not self._broken:
-                        ray.get(self._desk.pause.remote())
-                        self._groups.join()
+                        ray.get(self._dispatcher.pause.remote())
+                        self._pool.join()
             except (RayError, TuneError, ReCoTuneError, OSError) as error:
                 self._give_up(error)
             finally:
-                self._desk = None
+                self._dispatcher = None
         self._conclude()
 
-    def _tune(self, desk: str, placement: Placement) -> None:
+    def _tune(self, dispatcher: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
         tune.Tuner(
             tune.with_resources(follow, {HEAD: 0.001}),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(lambda: self._next(desk)),
+                search_alg=Proposals(lambda: self._next(dispatcher)),
                 scheduler=ParetoAsha(self._judge if self._space.pruning.kind != "none" else None),
                 num_samples=-1,
                 max_concurrent_trials=placement.groups,
@@ -264,43 +264,43 @@ class _Driver:
     def _judge(self, trial: str, step: int) -> None:
         """A job has reported a rung: asks it to stop where the rung speaks against it."""
         try:
-            with self._journal.lock:
-                self._drain()  # the report itself may still lie at the desk
-                reason = verdict(self._space, self.study, trial, step)
+            with self._writer.lock:
+                self._drain()  # the report itself may still lie at the dispatcher
+                reason = prune_reason(self._space, self.study, trial, step)
             if reason:
-                ray.get(self._desk.stop.remote(trial, reason))
+                ray.get(self._dispatcher.stop.remote(trial, reason))
         except Exception as error:  # what a scheduler raises, Tune turns into a traceback
             self._give_up(error)
 
-    def _next(self, desk: str) -> Proposal:
+    def _next(self, dispatcher: str) -> Proposal:
         """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search
         proposes.
         """
         try:
-            with self._journal.lock:
+            with self._writer.lock:
                 self._drain()
-                if self._stopping.is_set() or self._broken or self.agenda.obstacles or self._groups_gone:
+                if self._stopping.is_set() or self._broken or self.jobs.obstacles or self._pool_gone:
                     return Searcher.FINISHED
-                job = self.agenda.next()
+                job = self.jobs.next()
             if job is None:
-                return Searcher.FINISHED if self.agenda.exhausted else None
-            ray.get(self._desk.bring.remote(job))
+                return Searcher.FINISHED if self.jobs.exhausted else None
+            ray.get(self._dispatcher.submit.remote(job))
         except Exception as error:  # what a searcher raises, Tune turns into a traceback
             self._give_up(error)
             return Searcher.FINISHED
-        return {"desk": desk, "trial": job.key}
+        return {"dispatcher": dispatcher, "trial": job.key}
 
-    # --- the desk's events ---
+    # --- the dispatcher's events ---
 
     @contextmanager
     def _draining(self) -> Iterator[None]:
-        """Writes the desk's events to the log while the block runs."""
-        done, desk = threading.Event(), self._desk
+        """Writes the dispatcher's events to the log while the block runs."""
+        done, dispatcher = threading.Event(), self._dispatcher
 
         def drain() -> None:
             while not done.is_set() and not self._broken:
                 try:
-                    ray.get(desk.news.remote())
+                    ray.get(dispatcher.news.remote())
                     self._drain()
                 except Exception as error:
                     self._give_up(error)
@@ -311,18 +311,18 @@ class _Driver:
             yield
         finally:
             done.set()
-            desk.progress.remote("", 0, 0, "")  # wakes the thread; raises nothing here where the desk is gone
+            dispatcher.progress.remote("", 0, 0, "")  # wakes the thread; raises nothing where it is gone
             thread.join(timeout=30)
         if not self._broken:
             self._drain()
 
     def _drain(self) -> None:
-        with self._journal.lock:
-            events, progress = ray.get(self._desk.drain.remote())
+        with self._writer.lock:
+            events, progress = ray.get(self._dispatcher.drain.remote())
             for event in events:
                 self._take_in(event)
             if events:
-                self._desk.wrote.remote(len(events))
+                self._dispatcher.wrote.remote(len(events))
         progress.pop("", None)
         for key, (done, total, what) in progress.items():
             self._observer.on_progress(key, done, total, what)
@@ -338,11 +338,11 @@ class _Driver:
                 self._broken = f"{self._folder.path} cannot be written to: its disk is full, free some space"
             else:
                 self._broken = (
-                    f"the driver lost its desk ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
+                    f"the driver lost its dispatcher ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
                 )
-        desk = self._desk
-        if desk is not None:
-            desk.abandon.remote()  # raises nothing here where the desk is gone
+        dispatcher = self._dispatcher
+        if dispatcher is not None:
+            dispatcher.abandon.remote()  # raises nothing here where the dispatcher is gone
 
     def _take_in(self, event: dict[str, Any]) -> None:
         name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
@@ -351,39 +351,39 @@ class _Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
-            storage = self.agenda.prepared.storage if name in DONE else None
+            storage = self.jobs.inputs.storage if name in DONE else None
             if storage:
-                fetched = fetch_results(storage, self.agenda.stored(key), self._folder.trial(key))
+                fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
                 if name == "evaluated" and not fetched:
                     raise StorageError(f"the storage {storage.address} has lost what run {key} left")
-            self._journal.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+            self._writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
             if storage:
-                storage.forget(self.agenda.stored(key))
+                storage.forget(self.jobs.stored(key))
         elif name == "calibrated":
-            self._journal.write(name, key=key.removeprefix(CALIBRATION), **event)
+            self._writer.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(
-                len(self.study.calibrations), len(self.agenda.plan.arms), "calibrating the speed of the arms"
+                len(self.study.calibrations), len(self.jobs.plan.arms), "calibrating the speed of the arms"
             )
         elif name == "failed":
-            self.agenda.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
+            self.jobs.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
 
     # --- the end ---
 
     def _conclude(self) -> None:
-        for obstacle in self.agenda.obstacles:
+        for obstacle in self.jobs.obstacles:
             raise RunFailedError(obstacle)
         unfinished = [record for record in self.study.runs.values() if record.state not in DONE]
         if not unfinished and self._search.exhausted and self.study.runs:
-            self._journal.write("finished")
+            self._writer.write("finished")
         elif not self._stopping.is_set():
             why = (
                 self._broken
-                or "; ".join(dict.fromkeys(self._groups.lost if self._groups else ()))
+                or "; ".join(dict.fromkeys(self._pool.lost if self._pool else ()))
                 or "their trials were lost"
             )
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self.agenda.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on"
+                f"{most}{self.jobs.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on"
                 " with them"
             )
 
@@ -394,13 +394,15 @@ class _Driver:
         """
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
-            if self._stopping.is_set() or self._desk is None:
+            if self._stopping.is_set() or self._dispatcher is None:
                 raise KeyboardInterrupt
             self._stopping.set()
             self._observer.on_phase(
                 0, 1, "stopping: running trials leave at their next report; Ctrl-C again stops at once"
             )
-            threading.Thread(target=lambda desk: ray.get(desk.pause.remote()), args=(self._desk,), daemon=True).start()
+            threading.Thread(
+                target=lambda actor: ray.get(actor.pause.remote()), args=(self._dispatcher,), daemon=True
+            ).start()
 
         if threading.current_thread() is not threading.main_thread():
             yield

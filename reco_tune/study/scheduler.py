@@ -22,7 +22,7 @@ from reco_tune.study_log import RunRecord, StudyRecord
 from reco_tune.training.loop import rung_steps
 
 
-def verdict(space: Space, study: StudyRecord, trial: str, step: int) -> str:
+def prune_reason(space: Space, study: StudyRecord, trial: str, step: int) -> str:
     """Why a run should stop at the rung that ends at `step`; empty where it goes on.
 
     A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others.

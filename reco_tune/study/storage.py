@@ -29,7 +29,7 @@ from pyarrow.fs import FileSelector, FileSystem, FileType
 from reco_tune.errors import StudyError, no_space
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import PUBLISHED
-from reco_tune.study.desk import Job
+from reco_tune.study.dispatcher import Job
 
 RESULT = "result.json"
 """In the folder of a run that was evaluated."""
@@ -185,7 +185,7 @@ def cached_parts(experiment: Experiment, tokens: Path, folders: Iterable[Path]) 
 
 
 @dataclass(frozen=True)
-class Place:
+class LocalFolders:
     """Where a job finds its files on a machine."""
 
     experiment: Experiment
@@ -195,7 +195,7 @@ class Place:
     """Of the run."""
 
 
-def fetch_cache(job: Job, storage: Storage) -> Place:
+def fetch_cache(job: Job, storage: Storage) -> LocalFolders:
     """Fetches what the job reads of the cache, once for all workers of this machine.
 
     Raises:
@@ -215,7 +215,7 @@ def fetch_cache(job: Job, storage: Storage) -> Place:
         update={"extractor_path": cache / _extractor_name(experiment) / _ONLY}
     )
     here = experiment.model_copy(update={"data": data, "evaluation": evaluation})
-    return Place(here, cache / job.cached[0], own / job.stored)
+    return LocalFolders(here, cache / job.cached[0], own / job.stored)
 
 
 def fetch_run(storage: Storage, name: str, folder: Path) -> None:

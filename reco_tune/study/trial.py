@@ -1,6 +1,6 @@
 """Tune's side of a study: the light trial that stands for a job, and Tune's view of what comes next.
 
-Knows the desk's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused
+Knows the dispatcher's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused
 actors a trial costs a few round trips.
 """
 
@@ -16,27 +16,27 @@ from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
 Proposal = dict[str, Any] | str | None
-"""A trial's configuration (`desk`, `trial`), `Searcher.FINISHED`, or None: ask again later."""
+"""A trial's configuration (`dispatcher`, `trial`), `Searcher.FINISHED`, or None: ask again later."""
 
 
 def follow(config: dict[str, Any]) -> None:
-    """The Tune trial: starts its job at the desk, relays the job's rung reports to Tune and ends with it.
+    """The Tune trial: starts its job at the dispatcher, relays the job's rung reports to Tune and ends with it.
 
-    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the desk is gone it ends too: the
-    driver has noticed.
+    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the dispatcher is gone it ends too:
+    the driver has noticed.
     """
     seen, outcome = 0, None
     while outcome is None:
         try:
-            desk = ray.get_actor(config["desk"])
-            reports, outcome, _ = ray.get(desk.follow.remote(config["trial"], seen))
+            dispatcher = ray.get_actor(config["dispatcher"])
+            reports, outcome, _ = ray.get(dispatcher.follow.remote(config["trial"], seen))
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
             return
         for report in reports:
             seen += 1
             tune.report(report)  # returns when the scheduler has judged it
         if reports:
-            desk.judged.remote(config["trial"], seen)  # raises nothing here where the desk is gone
+            dispatcher.judged.remote(config["trial"], seen)  # raises nothing here where the dispatcher is gone
     tune.report({"outcome": outcome})
 
 
@@ -67,7 +67,7 @@ class Proposals(Searcher):
         return proposal
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What came of it the desk's events have said."""
+        """What came of it the dispatcher's events have said."""
         self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:

@@ -1,6 +1,6 @@
-"""What a Ray Train worker does: takes jobs from the desk, one after another, and runs each as if it were alone.
+"""What a Ray Train worker does: takes jobs from the dispatcher, one after another, and runs each as if it were alone.
 
-Knows the core (calibration, training, evaluation) and the desk; knows nothing of Tune, Optuna or the log.
+Knows the core (calibration, training, evaluation) and the dispatcher; knows nothing of Tune, Optuna or the log.
 """
 
 from __future__ import annotations
@@ -29,8 +29,17 @@ from reco_tune.errors import ReCoTuneError, no_space
 from reco_tune.evaluation import KernelAtRungs, evaluate
 from reco_tune.files import write_json
 from reco_tune.settings import Experiment
-from reco_tune.study.desk import Job
-from reco_tune.study.storage import RESULT, Place, Storage, StorageError, fetch_cache, fetch_run, scratch, store_run
+from reco_tune.study.dispatcher import Job
+from reco_tune.study.storage import (
+    RESULT,
+    LocalFolders,
+    Storage,
+    StorageError,
+    fetch_cache,
+    fetch_run,
+    scratch,
+    store_run,
+)
 from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
@@ -40,32 +49,32 @@ LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECO
 
 
 class Hooks:
-    """How a job speaks to the desk; only rank 0 is heard."""
+    """How a job speaks to the dispatcher; only rank 0 is heard."""
 
-    def __init__(self, desk: Any, job: Job, rank: int) -> None:
-        self._desk, self._key, self._rank = desk, job.key, rank
+    def __init__(self, dispatcher: Any, job: Job, rank: int) -> None:
+        self._dispatcher, self._key, self._rank = dispatcher, job.key, rank
         self._last_progress = 0.0
 
     def event(self, name: str, **fields: Any) -> None:
-        """One event of the run's life; it is at the desk when this returns."""
+        """One event of the run's life; it is at the dispatcher when this returns."""
         if self._rank == 0:
-            ray.get(self._desk.post.remote(self._key, name, fields))
+            ray.get(self._dispatcher.post.remote(self._key, name, fields))
 
     def report(self, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report; True asks to stop."""
-        return bool(ray.get(self._desk.report.remote(self._key, step, finite(metrics))))
+        return bool(ray.get(self._dispatcher.report.remote(self._key, step, finite(metrics))))
 
     def left(self, step: int) -> None:
         """The job stopped because it was asked to."""
         if self._rank == 0:
-            ray.get(self._desk.left.remote(self._key, step))
+            ray.get(self._dispatcher.left.remote(self._key, step))
 
     def progress(self, done: int, total: int, what: str) -> None:
         """How far the job is, about once a second."""
         now = time.monotonic()
         if self._rank == 0 and (now - self._last_progress >= PROGRESS_SECONDS or done == total):
             self._last_progress = now
-            self._desk.progress.remote(self._key, done, total, what)
+            self._dispatcher.progress.remote(self._key, done, total, what)
 
 
 Execute = Callable[[Job, Hooks], None]
@@ -73,30 +82,32 @@ Store = Callable[[], None]
 
 
 def serve(config: dict[str, Any]) -> None:
-    """The train loop of a warm worker group: jobs until the desk says leave.
+    """The train loop of a warm worker group: jobs until the dispatcher says leave.
 
     Args:
-        config: `desk` (actor handle), `slot`, `execute` (what a job is: `execute` below).
+        config: `dispatcher` (actor handle), `slot`, `execute` (what a job is: `execute` below).
     """
-    desk, slot = config["desk"], config["slot"]
+    dispatcher, slot = config["dispatcher"], config["slot"]
     job_function: Execute = config["execute"]
     rank = ray.train.get_context().get_world_rank()
     incarnation = Group.current().broadcast_json(uuid.uuid4().hex)
     me, number = ray.get_runtime_context().current_actor, 0
-    while (job := ray.get(desk.take.remote(slot, incarnation, number, me))) != "leave":
+    while (job := ray.get(dispatcher.take.remote(slot, incarnation, number, me))) != "leave":
         if job is None:
             continue
         number += 1
         try:
-            job_function(job, Hooks(desk, job, rank))
+            job_function(job, Hooks(dispatcher, job, rank))
         except Exception as error:
             if no_space(error):  # not the run's fault, and no other would fare better
                 full = f"{scratch()} on {socket.gethostname()}" if job.storage else job.folder or job.tokens
-                ray.get(desk.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space"))
+                ray.get(
+                    dispatcher.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space")
+                )
             elif isinstance(error, StorageError):
-                ray.get(desk.halt.remote(job.key, str(error)))
+                ray.get(dispatcher.halt.remote(job.key, str(error)))
             elif not ray.get(
-                desk.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))
+                dispatcher.raised.remote(job.key, rank, sentence(error, Experiment.model_validate(job.settings)))
             ):
                 raise
         gc.collect()
@@ -111,7 +122,7 @@ def execute(job: Job, hooks: Hooks) -> None:
     """
     group, storage = Group.current(), Storage(job.storage) if job.storage else None
     experiment = Experiment.model_validate(job.settings)
-    here = fetch_cache(job, storage) if storage else Place(experiment, Path(job.tokens), Path(job.folder))
+    here = fetch_cache(job, storage) if storage else LocalFolders(experiment, Path(job.tokens), Path(job.folder))
     cache = TokenCache.open(here.tokens)
     if job.kind == "calibration":
         hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
@@ -142,7 +153,7 @@ def _shared() -> None:
 
 
 def _run(
-    job: Job, experiment: Experiment, here: Place, cache: TokenCache, group: Group, hooks: Hooks, store: Store
+    job: Job, experiment: Experiment, here: LocalFolders, cache: TokenCache, group: Group, hooks: Hooks, store: Store
 ) -> dict[str, Any] | None:
     """The whole of a run; None where it was asked to stop.
 

@@ -30,7 +30,7 @@ from reco_tune.study_log import StudyFolder, read_events, read_study
 OVERRIDES = ("seeds=[0, 1, 2, 3]", "trials=4", "resources.max_failures=1000")
 """Twelve runs of fixed arms and four sampled ones, of six rungs each; no run is given up for the deaths of its workers.
 """
-KINDS = {"worker": 4, "light trial": 2, "desk": 1, "driver": 1, "hang-up of a worker": 1, "interrupt": 1}
+KINDS = {"worker": 4, "light trial": 2, "dispatcher": 1, "driver": 1, "hang-up of a worker": 1, "interrupt": 1}
 """Faults and their weights. Half of them end the driver, which is what takes time."""
 SHARE = 0.3
 """Probability of a fault at an event."""
@@ -67,7 +67,7 @@ class Chaos(Observer):
             os.kill(os.getpid(), signal.SIGINT)
         if kind in ("worker", "hang-up of a worker") and trial in self._workers:
             _send(self._workers[trial], signal.SIGKILL if kind == "worker" else signal.SIGHUP)
-        names = {"light trial": ("ImplicitFunc", "::follow"), "desk": ("Desk",)}.get(kind, ())
+        names = {"light trial": ("ImplicitFunc", "::follow"), "dispatcher": ("Dispatcher",)}.get(kind, ())
         for pid in ray_processes(*names)[:1]:
             _send(pid, signal.SIGKILL)
 

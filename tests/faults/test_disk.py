@@ -136,8 +136,8 @@ def test_a_full_disk_while_a_study_runs(
     assert folder.events.read_bytes().endswith(b"\n")
     assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"
     (small_disk / "ballast").unlink()
-    outcome = resume(folder.path, Options(track=False))
-    assert_nothing_lost(outcome.study, folder, finished_study)
+    result = resume(folder.path, Options(track=False))
+    assert_nothing_lost(result.study, folder, finished_study)
     lines_about(capfd.readouterr(), "failed")
 
 
@@ -163,8 +163,8 @@ def test_a_storage_that_stops_answering(
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"
     store.unlink()
-    outcome = resume(folder.path, Options(track=False))
-    assert_nothing_lost(outcome.study, folder, finished_study)
+    result = resume(folder.path, Options(track=False))
+    assert_nothing_lost(result.study, folder, finished_study)
     lines_about(capfd.readouterr(), "failed")
 
 

@@ -59,6 +59,6 @@ def test_an_interrupted_study_goes_on(
     assert not folder.live and ray_processes_left() == []
     left = read_study(folder.path)
     assert not left.finished and not any(run.state == "failed" for run in left.runs.values())
-    outcome = resume(folder.path, Options(track=False))
-    assert_nothing_lost(outcome.study, folder, finished_study)
+    result = resume(folder.path, Options(track=False))
+    assert_nothing_lost(result.study, folder, finished_study)
     lines_about(capfd.readouterr(), "retried")

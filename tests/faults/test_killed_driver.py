@@ -13,7 +13,7 @@ import pytest
 from small_study import WatchedStudy, begun, ray_processes_left
 from struck import assert_nothing_lost
 
-from reco_tune.study import Options, Outcome, resume
+from reco_tune.study import Options, StudyResult, resume
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(900)]
@@ -41,7 +41,7 @@ class Disturbed:
     """What the killed driver had printed."""
     temp_left: Path
     """Temp folder of the killed driver's cluster."""
-    outcome: Outcome
+    result: StudyResult
 
 
 @pytest.fixture(scope="module")
@@ -74,22 +74,22 @@ def test_the_driver_died_in_the_middle(disturbed: Disturbed) -> None:
 
 
 def test_nothing_is_lost_and_nothing_done_twice(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
-    assert_nothing_lost(disturbed.outcome.study, disturbed.folder, finished_study)
-    assert len(disturbed.outcome.study.runs) == 5
+    assert_nothing_lost(disturbed.result.study, disturbed.folder, finished_study)
+    assert len(disturbed.result.study.runs) == 5
 
 
 def test_what_was_running_went_on_as_a_further_attempt(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
     for trial, before in disturbed.killed.runs.items():
         if before.state == "running":
-            assert disturbed.outcome.study.runs[trial].attempt > before.attempt
-            steps = [report["step"] for report in disturbed.outcome.study.runs[trial].reports]
+            assert disturbed.result.study.runs[trial].attempt > before.attempt
+            steps = [report["step"] for report in disturbed.result.study.runs[trial].reports]
             undisturbed = [report["step"] for report in finished_study.study.runs[trial].reports]
             assert steps == undisturbed, "rungs from before the kill are kept"
 
 
 def test_the_search_asks_the_same_first_questions(disturbed: Disturbed, finished_study: WatchedStudy) -> None:
     for trial in ("search-0000", "search-0001"):
-        assert disturbed.outcome.study.runs[trial].params == finished_study.study.runs[trial].params
+        assert disturbed.result.study.runs[trial].params == finished_study.study.runs[trial].params
 
 
 def test_a_person_sees_nothing_of_rays_words(disturbed: Disturbed) -> None:

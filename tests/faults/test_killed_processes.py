@@ -17,11 +17,11 @@ pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
 def test_a_killed_worker(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     folder = begun(finished_study, tmp_path / "study")
     watcher = Struck(folder, kill_worker)
-    outcome = resume(folder.path, Options(track=False), watcher)
-    assert_nothing_lost(outcome.study, folder, finished_study)
+    result = resume(folder.path, Options(track=False), watcher)
+    assert_nothing_lost(result.study, folder, finished_study)
     victim = watcher.event["trial"]
-    assert {trial: run.attempt for trial, run in outcome.study.runs.items()} == {
-        trial: 1 + (trial == victim) for trial in outcome.study.runs
+    assert {trial: run.attempt for trial, run in result.study.runs.items()} == {
+        trial: 1 + (trial == victim) for trial in result.study.runs
     }
     told = lines_about(capfd.readouterr(), "retried")
     assert len(told) == 1 and victim in told[0] and "its worker died" in told[0]
@@ -30,23 +30,23 @@ def test_a_killed_worker(finished_study: WatchedStudy, tmp_path: Path, capfd: py
 def test_a_killed_light_trial(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Tune's process that stands for a run: the work itself does not hang on it."""
     folder = begun(finished_study, tmp_path / "study")
-    outcome = resume(folder.path, Options(track=False), Struck(folder, kill_process("ImplicitFunc", "::follow")))
-    assert_nothing_lost(outcome.study, folder, finished_study)
-    assert {run.attempt for run in outcome.study.runs.values()} == {1}
+    result = resume(folder.path, Options(track=False), Struck(folder, kill_process("ImplicitFunc", "::follow")))
+    assert_nothing_lost(result.study, folder, finished_study)
+    assert {run.attempt for run in result.study.runs.values()} == {1}
     assert lines_about(capfd.readouterr(), "retried") == []
 
 
-def test_a_killed_desk(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
+def test_a_killed_dispatcher(finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]) -> None:
     """Nothing can be heard any more: the study stops with one sentence and goes on when it is resumed."""
     folder = begun(finished_study, tmp_path / "study", trials=2)
     with pytest.raises(
-        RunFailedError, match=r"run\(s\) are left over \(the driver lost its desk .*`reco-tune resume .*` goes on"
+        RunFailedError, match=r"run\(s\) are left over \(the driver lost its dispatcher .*`reco-tune resume .*` goes on"
     ):
-        resume(folder.path, Options(track=False), Struck(folder, kill_process("Desk")))
+        resume(folder.path, Options(track=False), Struck(folder, kill_process("Dispatcher")))
     assert ray_processes_left() == []
-    outcome = resume(folder.path, Options(track=False))
-    assert_nothing_lost(outcome.study, folder, finished_study)
-    assert [outcome.study.runs[trial].params for trial in ("search-0000", "search-0001")] == [
+    result = resume(folder.path, Options(track=False))
+    assert_nothing_lost(result.study, folder, finished_study)
+    assert [result.study.runs[trial].params for trial in ("search-0000", "search-0001")] == [
         finished_study.study.runs[trial].params for trial in ("search-0000", "search-0001")
     ]
     lines_about(capfd.readouterr(), "retried")

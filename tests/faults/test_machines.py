@@ -113,10 +113,10 @@ def test_a_lost_machine(
 ) -> None:
     folder = begun(finished_study, tmp_path / "study")
     watcher = strike_machine_of(folder)
-    outcome = resume(folder.path, Options(address=three_machines.address, track=False), watcher)
-    assert_nothing_lost(outcome.study, folder, finished_study)
+    result = resume(folder.path, Options(address=three_machines.address, track=False), watcher)
+    assert_nothing_lost(result.study, folder, finished_study)
     victim = watcher.event["trial"]
-    assert outcome.study.runs[victim].attempt > 1
+    assert result.study.runs[victim].attempt > 1
     told = lines_about(capfd.readouterr(), "retried")
     assert told and all(victim in line for line in told)
 
@@ -142,13 +142,13 @@ def test_a_lost_machine_where_none_sees_another_s_files(
             resume(folder.path, Options(address=head.address, track=False))
         folder = begun(finished_study, tmp_path / "study", resources={"storage": f"file://{store}"})
         watcher = strike_machine_of(folder)
-        outcome = resume(folder.path, Options(address=head.address, track=False), watcher)
-        assert_nothing_lost(outcome.study, folder, finished_study)
-        victim = outcome.study.runs[watcher.event["trial"]]
+        result = resume(folder.path, Options(address=head.address, track=False), watcher)
+        assert_nothing_lost(result.study, folder, finished_study)
+        victim = result.study.runs[watcher.event["trial"]]
         assert victim.attempt > 1 and victim.reports[0]["step"] == watcher.event["step"]
         assert list(Path(store, "tokens").rglob("*.whole")) and not list(Path(store, "studies").rglob("*.whole"))
         tokenizers = Path(finished_study.space.experiment["data"]["cache_dir"], "tokenizers")
-        for name in outcome.study.runs:
+        for name in result.study.runs:
             assert folder.history(name).read_bytes() and not (folder.trial(name) / "checkpoint").exists()
             remembered = load_model(folder.trial(name) / "model")
             assert (tokenizers / Path(remembered.cache.tokenizer_path).name).is_dir()

@@ -35,8 +35,8 @@ def test_a_server_that_is_away_for_a_while(
                 server.kill()
             return False
 
-        outcome = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
-        assert_nothing_lost(outcome.study, folder, finished_study)
+        result = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
+        assert_nothing_lost(result.study, folder, finished_study)
         tracking.sync(folder, server.uri)  # what the closing minute had no time for
         assert tracking.read_study("small", server.uri) == study_log.read_study(folder.path)
         lines_about(capfd.readouterr(), "retried")
@@ -53,8 +53,8 @@ def test_a_server_that_is_gone_for_good(
                 server.kill()
             return event["event"] == "reported"
 
-        outcome = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
-        assert_nothing_lost(outcome.study, folder, finished_study)
+        result = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
+        assert_nothing_lost(result.study, folder, finished_study)
         sentence = _mirrored(folder, server.uri)
         assert "does not take the study" in sentence and sentence.endswith(
             f"`reco-tune sync {folder.path}` sends it later"

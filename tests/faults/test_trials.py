@@ -39,18 +39,18 @@ def test_a_loss_that_is_not_finite_and_a_model_that_is_too_large(
         "resources.concurrent_trials=1",
     )
     folder = tmp_path / "study"
-    outcome = run(space, folder, Options(track=False), Struck(StudyFolder(folder), lambda event, workers: False))
-    assert outcome.study.finished
+    result = run(space, folder, Options(track=False), Struck(StudyFolder(folder), lambda event, workers: False))
+    assert result.study.finished
     reasons = {
         (run_.params["training.learning_rate"], run_.params["model.width"]): run_.reason
-        for run_ in outcome.study.runs.values()
+        for run_ in result.study.runs.values()
     }
     assert reasons[0.003, 16] == ""
     assert "lower training.learning_rate (1e+30)" in reasons[DIVERGING, 16]
     for rate in (0.003, DIVERGING):
         assert "it ran out of memory" in reasons[rate, TOO_WIDE] and "training.micro_batches" in reasons[rate, TOO_WIDE]
     search = Search(space)
-    for event in read_events(outcome.folder.events):
+    for event in read_events(result.folder.events):
         search.apply(event)
     assert sorted(trial.state.name for trial in search.trials) == ["COMPLETE", "FAIL", "FAIL", "FAIL"]
     told = lines_about(capfd.readouterr(), " failed: ")
@@ -72,12 +72,12 @@ def test_a_run_that_hangs(finished_study: WatchedStudy, tmp_path: Path, capfd: p
         return True
 
     watcher = Struck(folder, strike)
-    outcome = resume(folder.path, Options(track=False), watcher)
-    assert outcome.study.finished
+    result = resume(folder.path, Options(track=False), watcher)
+    assert result.study.finished
     hung = watcher.event["trial"]
-    assert outcome.study.runs[hung].state == "failed"
-    assert outcome.study.runs[hung].reason == "it did not end within resources.trial_deadline_seconds (90)"
-    for trial, record in outcome.study.runs.items():
+    assert result.study.runs[hung].state == "failed"
+    assert result.study.runs[hung].reason == "it did not end within resources.trial_deadline_seconds (90)"
+    for trial, record in result.study.runs.items():
         if trial != hung:
             assert deterministic(record)["metrics"] == deterministic(finished_study.study.runs[trial])["metrics"]
     with pytest.raises(ProcessLookupError):

@@ -21,19 +21,19 @@ from reco_tune.study import worker
 from reco_tune.study.cluster import Placement
 
 RESTARTS_PER_JOB = 4
-"""A group that dies more often than this, counted over all jobs, is given up; the desk gives up on a single job much
-earlier.
+"""A group that dies more often than this, counted over all jobs, is given up; the dispatcher gives up on a single job
+much earlier.
 """
 LEAVE_SECONDS = 60
 """How long groups may take to go home."""
 
 
-class WorkerGroups:
-    """All groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread only
-    waits for it).
+class WorkerPool:
+    """All worker groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread
+    only waits for it).
     """
 
-    def __init__(self, desk: Any, placement: Placement, storage: Path, jobs: int, own_cluster: bool) -> None:
+    def __init__(self, dispatcher: Any, placement: Placement, storage: Path, jobs: int, own_cluster: bool) -> None:
         """Starts them; returns at once.
 
         Args:
@@ -43,7 +43,7 @@ class WorkerGroups:
         """
         self.lost: list[str] = []
         """Why groups are gone for good."""
-        self._desk, self._placement, self._storage = desk, placement, storage.resolve()
+        self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
         self._own_cluster = own_cluster
         self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
         self._trainers: list[_WarmTrainer] = []
@@ -59,7 +59,7 @@ class WorkerGroups:
         return len(self.lost) == self._placement.groups
 
     def join(self) -> None:
-        """Waits until they have left; the desk must have said so."""
+        """Waits until they have left; the dispatcher must have said so."""
         for thread in self._threads:
             thread.join(LEAVE_SECONDS)
 
@@ -76,7 +76,7 @@ class WorkerGroups:
                 thread.join(0.2)
 
     def _keep(self, slot: int) -> None:
-        """One group, until the desk says leave or Train gives up."""
+        """One group, until the dispatcher says leave or Train gives up."""
         try:
             trainer = self._trainer(slot)
             self._trainers.append(trainer)
@@ -88,9 +88,9 @@ class WorkerGroups:
                 # cluster
                 return
             try:
-                ray.get(self._desk.lose.remote(slot, "its worker group was lost"))
+                ray.get(self._dispatcher.lose.remote(slot, "its worker group was lost"))
                 if self.gone:
-                    ray.get(self._desk.pause.remote())
+                    ray.get(self._dispatcher.pause.remote())
             except Exception:
                 return  # the cluster is going down
 
@@ -98,7 +98,7 @@ class WorkerGroups:
         placement = self._placement
         trainer = _WarmTrainer(
             worker.serve,
-            train_loop_config={"desk": self._desk, "slot": slot, "execute": worker.execute},
+            train_loop_config={"dispatcher": self._dispatcher, "slot": slot, "execute": worker.execute},
             torch_config=TorchConfig(),  # nccl for GPUs, else gloo
             scaling_config=ray.train.ScalingConfig(
                 num_workers=placement.workers,

@@ -37,7 +37,7 @@ class Observer:
         """About once a second for every running job."""
 
 
-class Journal:
+class StudyWriter:
     """The log with everything that follows it: the record, the search, the observer, MLflow. One lock, so all see one
     order.
     """

@@ -10,22 +10,22 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from reco_tune.settings import BASELINE, Space, make_experiment
-from reco_tune.study.desk import Job
-from reco_tune.study.journal import Journal
+from reco_tune.study.dispatcher import Job
 from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search
 from reco_tune.study.storage import Storage, holds_run, store_run
+from reco_tune.study.study_writer import StudyWriter
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 DONE = ("evaluated", "pruned", "failed")
 """States in which nothing is left to do for a run."""
 CALIBRATION = "calibration."
-"""Before an arm's name: the key of its calibration at the desk."""
+"""Before an arm's name: the key of its calibration at the dispatcher."""
 
 
 @dataclass(frozen=True)
-class Prepared:
+class JobInputs:
     """Where jobs find what was prepared for them."""
 
     tokens: str = ""
@@ -40,13 +40,13 @@ class Prepared:
         return self.storage.address if self.storage else None
 
 
-class Agenda:
+class JobSource:
     """The jobs of a study, one after another; every one is given out once, and written to the log where it is new."""
 
-    def __init__(self, space: Space, folder: StudyFolder, journal: Journal, search: Search) -> None:
-        self._space, self._folder, self._journal, self._search = space, folder, journal, search
+    def __init__(self, space: Space, folder: StudyFolder, writer: StudyWriter, search: Search) -> None:
+        self._space, self._folder, self._writer, self._search = space, folder, writer, search
         self.plan: Plan = plan(space)
-        self.prepared = Prepared()
+        self.inputs = JobInputs()
         self._unmeasurable = {
             run.arm: run.reason
             for run in self._study.runs.values()
@@ -94,7 +94,7 @@ class Agenda:
 
     @property
     def _study(self) -> StudyRecord:
-        return self._journal.study
+        return self._writer.study
 
     @property
     def _awaited(self) -> list[str]:
@@ -111,10 +111,10 @@ class Agenda:
                 key=CALIBRATION + arm,
                 settings=experiment.model_dump(mode="json"),
                 settings_hash=experiment.result_hash(),
-                tokens=self.prepared.tokens,
+                tokens=self.inputs.tokens,
                 folder="",
-                storage=self.prepared.address,
-                cached=self.prepared.cached,
+                storage=self.inputs.address,
+                cached=self.inputs.cached,
             )
         if self._awaited:
             return None
@@ -127,7 +127,7 @@ class Agenda:
         self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms})
         for run in self.plan.runs:
             if run.trial not in self._study.runs:
-                self._journal.write(
+                self._writer.write(
                     "planned",
                     trial=run.trial,
                     arm=run.arm,
@@ -138,7 +138,7 @@ class Agenda:
                     metrics=known.get(run.arm, {}),
                 )
             if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in DONE:
-                self._journal.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
+                self._writer.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
         self._todo = [record.trial for record in self._study.runs.values() if record.state not in DONE]
 
     def _next_run(self) -> Job | None:
@@ -148,17 +148,17 @@ class Agenda:
         proposal = self._search.ask()
         if proposal is None:
             return None
-        self._journal.write("asked", **proposal.event)
+        self._writer.write("asked", **proposal.event)
         return self._job(self._study.runs[proposal.trial])
 
     def _job(self, record: RunRecord) -> Job:
-        stored, folder, storage = self.stored(record.trial), self._folder.trial(record.trial), self.prepared.storage
+        stored, folder, storage = self.stored(record.trial), self._folder.trial(record.trial), self.inputs.storage
         if storage and folder.is_dir() and not holds_run(storage, stored):  # it began where machines shared the folder
             store_run(storage, stored, folder)
         attempt = max(record.attempt, 1)
         if record.state != "planned":
             attempt = record.attempt + 1
-            self._journal.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
+            self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
         pruning, sampled = self._space.pruning, record.arm == SEARCH and not record.repeats
         judged = sampled and pruning.kind != "none"
         return Job(
@@ -166,14 +166,14 @@ class Agenda:
             key=record.trial,
             settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
             settings_hash=record.settings_hash,
-            tokens=self.prepared.tokens,
+            tokens=self.inputs.tokens,
             folder=str(folder.resolve()),
             attempt=attempt,
             sampled=sampled,
             calibration=self._study.calibrations.get(record.trial),
             judged=judged,
             generates_at=deciding_steps(pruning, record) if judged and pruning.generates_clips else (),
-            storage=self.prepared.address,
-            cached=self.prepared.cached,
+            storage=self.inputs.address,
+            cached=self.inputs.cached,
             stored=stored,
         )

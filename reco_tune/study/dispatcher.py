@@ -1,4 +1,4 @@
-"""The desk: the actor between Tune's light trials, which bring jobs, and the warm worker groups, which do them.
+"""The dispatcher: the actor between Tune's light trials, which submit jobs, and the warm worker groups, which do them.
 
 Knows who does what, which attempt it is and who must stop; knows nothing of settings, models or Optuna, and writes no
 file: the driver drains its events and is the one writer of the log. Plain asyncio: not even Ray is imported here.
@@ -26,7 +26,7 @@ ALIVE_SECONDS = 2.0
 FINAL = ("evaluated", "failed", "pruned", "calibrated")
 """Events that end a job; `calibrated` only that of a calibration."""
 
-Outcome = Literal["evaluated", "failed", "pruned", "calibrated", "paused"]
+JobOutcome = Literal["evaluated", "failed", "pruned", "calibrated", "paused"]
 """How a job ended; `paused` is not done yet, a resumed study goes on with it."""
 
 
@@ -62,8 +62,8 @@ class Job:
 
 
 @dataclass
-class Ticket:
-    """What the desk knows of one job."""
+class JobState:
+    """What the dispatcher knows of one job."""
 
     job: Job
     queued: bool = False
@@ -71,7 +71,7 @@ class Ticket:
     """Whether a worker said so for this attempt."""
     deaths: int = 0
     """How often its workers died."""
-    outcome: Outcome | None = None
+    outcome: JobOutcome | None = None
     reason: str = ""
     stop: str | None = None
     """Why it should stop at its next report."""
@@ -85,7 +85,7 @@ class Ticket:
 
 
 @dataclass
-class Group:
+class GroupState:
     """A worker group, over all its restarts."""
 
     incarnation: str = ""
@@ -100,7 +100,7 @@ class Group:
     """Runs out when its job lasts too long."""
 
 
-class Desk:
+class Dispatcher:
     """An asynchronous actor; every method is short or a bounded wait for news."""
 
     def __init__(
@@ -121,9 +121,9 @@ class Desk:
         """
         self._workers, self._max_failures = workers, max_failures
         self._deadline, self._kill, self._alive = deadline_seconds, kill, alive
-        self._attending: set[asyncio.Task[None]] = set()
-        self._tickets: dict[str, Ticket] = {}
-        self._groups: dict[int, Group] = {}
+        self._watching: set[asyncio.Task[None]] = set()
+        self._jobs: dict[str, JobState] = {}
+        self._groups: dict[int, GroupState] = {}
         self._queue: deque[str] = deque()
         self._events: list[dict[str, Any]] = []
         self._posted = self._written = 0
@@ -134,9 +134,9 @@ class Desk:
 
     # --- the driver's side ---
 
-    async def bring(self, job: Job) -> None:
-        """Lays a job on the desk; groups take it once somebody follows it."""
-        self._tickets.setdefault(job.key, Ticket(job))
+    async def submit(self, job: Job) -> None:
+        """Takes a job in; groups take it once somebody follows it."""
+        self._jobs.setdefault(job.key, JobState(job))
 
     async def news(self) -> None:
         """Returns when there is something to drain, or after a while."""
@@ -155,13 +155,13 @@ class Desk:
 
     async def stop(self, key: str, reason: str) -> None:
         """Asks one job to stop at its next report: it ends as pruned."""
-        self._tickets[key].stop = reason
+        self._jobs[key].stop = reason
 
     async def pause(self) -> None:
         """Nothing new starts; running jobs leave at their next report, as paused. Groups without work go home."""
         self._leave = True
         for key in self._queue:
-            self._end(self._tickets[key], "paused")
+            self._end(self._jobs[key], "paused")
         self._queue.clear()
         await self._tell()
 
@@ -170,32 +170,32 @@ class Desk:
         driver had died.
         """
         self._leave = True
-        for ticket in self._tickets.values():
-            if ticket.outcome is None:
-                self._end(ticket, "paused")
+        for state in self._jobs.values():
+            if state.outcome is None:
+                self._end(state, "paused")
         self._queue.clear()
         await self._tell()
 
     async def lose(self, slot: int, reason: str) -> None:
         """A worker group is gone for good: another one gets its job."""
-        for key in self._bury(self._groups.setdefault(slot, Group()), reason):
+        for key in self._reclaim(self._groups.setdefault(slot, GroupState()), reason):
             self._queue.appendleft(key)
         await self._tell()
 
     # --- the Tune trial's side ---
 
-    async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], Outcome | None, str]:
+    async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], JobOutcome | None, str]:
         """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and
         the reason."""
-        ticket = self._tickets[key]
+        state = self._jobs[key]
         await self._start(key)
-        await self._wait(lambda: len(ticket.reports) > seen or ticket.outcome is not None)
-        return ticket.reports[seen:], ticket.outcome, ticket.reason
+        await self._wait(lambda: len(state.reports) > seen or state.outcome is not None)
+        return state.reports[seen:], state.outcome, state.reason
 
     async def judged(self, key: str, seen: int) -> None:
         """Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before."""
-        ticket = self._tickets[key]
-        ticket.judged = max(ticket.judged, seen)
+        state = self._jobs[key]
+        state.judged = max(state.judged, seen)
         await self._tell()
 
     # --- the workers' side ---
@@ -206,16 +206,16 @@ class Desk:
         Args:
             worker: the actor that asks, which may have to be killed.
         """
-        group = self._groups.setdefault(slot, Group())
+        group = self._groups.setdefault(slot, GroupState())
         if incarnation != group.incarnation and incarnation not in group.retired:
-            unfinished = self._bury(group, "its worker died")
+            unfinished = self._reclaim(group, "its worker died")
             group.retired.add(group.incarnation)
             group.incarnation, group.given, group.workers, group.dead = incarnation, unfinished, [], 0
             await self._tell()
         if worker is not None and worker not in group.workers:
             group.workers.append(worker)
             if self._alive is not None:
-                self._attending.add(asyncio.create_task(self._attend(group, worker, self._alive)))
+                self._watching.add(asyncio.create_task(self._watch(group, worker, self._alive)))
         await self._wait(
             lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave
         )
@@ -224,45 +224,45 @@ class Desk:
         if number == len(group.given) and self._queue:
             group.given.append(self._queue.popleft())
         if number < len(group.given):
-            ticket = self._tickets[group.given[number]]
+            state = self._jobs[group.given[number]]
             if self._deadline is not None and (group.clock is None or group.clock.done()):
-                group.clock = asyncio.create_task(self._time(group, ticket, self._deadline))
-            return ticket.job
+                group.clock = asyncio.create_task(self._limit_time(group, state, self._deadline))
+            return state.job
         return "leave" if self._leave else None
 
     async def post(self, key: str, event: str, fields: dict[str, Any]) -> None:
         """An event of a running job; it is in the log when this returns."""
-        ticket = self._tickets[key]
-        if ticket.outcome is not None:
+        state = self._jobs[key]
+        if state.outcome is not None:
             return  # another attempt was faster
         if event == "started":
-            ticket.began = True
+            state.began = True
         elif event == "calibrated":
-            ticket.job = replace(ticket.job, calibration=fields["metrics"])
+            state.job = replace(state.job, calibration=fields["metrics"])
         self._log(event, key, **fields)
-        if event in FINAL and (event != "calibrated" or ticket.job.kind == "calibration"):
-            self._end(ticket, event)  # type: ignore[arg-type]
+        if event in FINAL and (event != "calibrated" or state.job.kind == "calibration"):
+            self._end(state, event)  # type: ignore[arg-type]
         await self._in_log()
 
     async def report(self, key: str, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report, in the log when this returns; True asks all ranks to stop now."""
-        ticket = self._tickets[key]
-        ticket.reports.append({"step": step, **metrics})
-        number = len(ticket.reports)
+        state = self._jobs[key]
+        state.reports.append({"step": step, **metrics})
+        number = len(state.reports)
         self._log("reported", key, step=step, metrics=metrics)
         await self._in_log()
-        if ticket.job.judged:
-            while not await self._wait(lambda: ticket.judged >= number or ticket.outcome is not None or self._leave):
+        if state.job.judged:
+            while not await self._wait(lambda: state.judged >= number or state.outcome is not None or self._leave):
                 pass
-        return self._leave or ticket.stop is not None
+        return self._leave or state.stop is not None
 
     async def left(self, key: str, step: int) -> None:
         """A job stopped because it was asked to."""
-        ticket = self._tickets[key]
-        outcome: Outcome = "failed" if ticket.overdue else "pruned" if ticket.stop is not None else "paused"
-        if outcome != "paused" and ticket.outcome is None:
-            self._log(outcome, key, step=step, reason=ticket.stop)
-        self._end(ticket, outcome, ticket.stop or "")
+        state = self._jobs[key]
+        outcome: JobOutcome = "failed" if state.overdue else "pruned" if state.stop is not None else "paused"
+        if outcome != "paused" and state.outcome is None:
+            self._log(outcome, key, step=step, reason=state.stop)
+        self._end(state, outcome, state.stop or "")
         await self._tell()
 
     async def halt(self, key: str, reason: str) -> None:
@@ -281,27 +281,27 @@ class Desk:
 
         False after the grace period: the others hang in a collective, and only a restart of the group frees them.
         """
-        ticket = self._tickets[key]
-        ticket.settled.add(rank)
-        if ticket.outcome is None:
+        state = self._jobs[key]
+        state.settled.add(rank)
+        if state.outcome is None:
             self._log("failed", key, reason=reason)
-            self._end(ticket, "failed", reason)
+            self._end(state, "failed", reason)
         await self._tell()
-        return await self._wait(lambda: len(ticket.settled) == self._workers, GRACE_SECONDS)
+        return await self._wait(lambda: len(state.settled) == self._workers, GRACE_SECONDS)
 
     # --- helpers ---
 
     async def _start(self, key: str) -> None:
-        ticket = self._tickets[key]
-        if not ticket.queued:
-            ticket.queued = True
+        state = self._jobs[key]
+        if not state.queued:
+            state.queued = True
             if self._leave:
-                self._end(ticket, "paused")
+                self._end(state, "paused")
             else:
                 self._queue.append(key)
             await self._tell()
 
-    async def _time(self, group: Group, ticket: Ticket, seconds: float) -> None:
+    async def _limit_time(self, group: GroupState, state: JobState, seconds: float) -> None:
         """Ends a job that lasts too long: it is asked to stop at its next report, and after the grace period its
         workers are killed.
         """
@@ -309,20 +309,20 @@ class Desk:
         reason = f"it did not end within resources.trial_deadline_seconds ({seconds:g})"
 
         def gone() -> bool:
-            return ticket.outcome is not None or group.incarnation != incarnation
+            return state.outcome is not None or group.incarnation != incarnation
 
         if await self._wait(gone, seconds):
             return
-        ticket.stop, ticket.overdue = reason, True
+        state.stop, state.overdue = reason, True
         if await self._wait(gone, min(GRACE_SECONDS, seconds)):
             return
-        self._log("failed", ticket.job.key, reason=reason)
-        self._end(ticket, "failed", reason)
+        self._log("failed", state.job.key, reason=reason)
+        self._end(state, "failed", reason)
         await self._tell()
         for worker in group.workers:
             self._kill(worker)
 
-    async def _attend(self, group: Group, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
+    async def _watch(self, group: GroupState, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
         """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine
         has no successor.
         """
@@ -333,36 +333,36 @@ class Desk:
             return
         group.dead += 1
         if group.dead == self._workers:
-            self._queue.extendleft(self._bury(group, "its worker died"))
+            self._queue.extendleft(self._reclaim(group, "its worker died"))
             await self._tell()
 
-    def _bury(self, group: Group, reason: str) -> list[str]:
+    def _reclaim(self, group: GroupState, reason: str) -> list[str]:
         """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too
         often.
         """
-        unfinished = [key for key in group.given if self._tickets[key].outcome is None]
+        unfinished = [key for key in group.given if self._jobs[key].outcome is None]
         for key in list(unfinished):
-            ticket = self._tickets[key]
-            if not ticket.began:  # given to a worker that never began: no attempt was used
+            state = self._jobs[key]
+            if not state.began:  # given to a worker that never began: no attempt was used
                 continue
             if self._leave:
-                self._end(ticket, "paused")
+                self._end(state, "paused")
                 unfinished.remove(key)
-            elif ticket.deaths >= self._max_failures:
-                failure = f"{reason}, {ticket.deaths + 1} times in all"
+            elif state.deaths >= self._max_failures:
+                failure = f"{reason}, {state.deaths + 1} times in all"
                 self._log("failed", key, reason=failure)
-                self._end(ticket, "failed", failure)
+                self._end(state, "failed", failure)
                 unfinished.remove(key)
             else:
-                ticket.job = replace(ticket.job, attempt=ticket.job.attempt + 1)
-                ticket.began, ticket.deaths = False, ticket.deaths + 1
-                ticket.settled.clear()
-                self._log("retried", key, attempt=ticket.job.attempt, reason=reason)
+                state.job = replace(state.job, attempt=state.job.attempt + 1)
+                state.began, state.deaths = False, state.deaths + 1
+                state.settled.clear()
+                self._log("retried", key, attempt=state.job.attempt, reason=reason)
         group.given = []
         return unfinished
 
-    def _end(self, ticket: Ticket, outcome: Outcome, reason: str = "") -> None:
-        ticket.outcome, ticket.reason = outcome, reason
+    def _end(self, state: JobState, outcome: JobOutcome, reason: str = "") -> None:
+        state.outcome, state.reason = outcome, reason
 
     async def _in_log(self) -> None:
         """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be
@@ -375,7 +375,7 @@ class Desk:
 
     def _log(self, event: str, key: str, **fields: Any) -> None:
         self._posted += 1
-        self._events.append({"event": event, "key": key, "kind": self._tickets[key].job.kind, **fields})
+        self._events.append({"event": event, "key": key, "kind": self._jobs[key].job.kind, **fields})
 
     async def _tell(self) -> None:
         async with self._news:

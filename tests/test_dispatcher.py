@@ -1,0 +1,332 @@
+from __future__ import annotations
+
+import asyncio
+from collections.abc import Coroutine
+from dataclasses import replace
+from typing import Any, TypeVar
+
+import pytest
+
+from reco_tune.study import dispatcher as dispatcher_module
+from reco_tune.study.dispatcher import Dispatcher, Job
+
+T = TypeVar("T")
+
+
+def job(key: str = "reco-equal_steps-s0") -> Job:
+    return Job("trial", key, settings={}, settings_hash="", tokens="", folder="")
+
+
+def run(story: Coroutine[Any, Any, T]) -> T:
+    return asyncio.run(asyncio.wait_for(story, 20))
+
+
+async def begin(dispatcher: Dispatcher, *keys: str) -> list[asyncio.Task[Any]]:
+    """Brings jobs and follows them, as Tune's trials do."""
+    for key in keys:
+        await dispatcher.submit(job(key))
+    followers = [asyncio.create_task(dispatcher.follow(key, 0)) for key in keys]
+    await asyncio.sleep(0)
+    return followers
+
+
+class Driven(Dispatcher):
+    """A dispatcher whose driver has everything on disk at once."""
+
+    def __init__(self, workers: int, max_failures: int, **more: Any) -> None:
+        super().__init__(workers, max_failures, **more)
+        self.log: list[tuple[str, str]] = []
+        self._driver = asyncio.create_task(self._drive())
+
+    async def _drive(self) -> None:
+        while True:
+            await self.news()
+            await self.written()
+
+    async def written(self) -> list[tuple[str, str]]:
+        """The log, up to now."""
+        events, _ = await self.drain()
+        self.log += [(event["event"], event["key"]) for event in events]
+        await self.wrote(len(events))
+        return self.log
+
+
+def test_every_rank_of_a_group_gets_the_same_jobs_in_the_same_order() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=2, max_failures=2)
+        await begin(dispatcher, "a", "b", "c")
+        leader = [(await dispatcher.take(0, "x", number)).key for number in (0, 1)]  # type: ignore[union-attr]
+        other = (await dispatcher.take(1, "y", 0)).key  # type: ignore[union-attr]
+        follower = [(await dispatcher.take(0, "x", number)).key for number in (0, 1)]  # type: ignore[union-attr]
+        assert leader == follower == ["a", "b"] and other == "c"
+
+    run(story())
+
+
+def test_a_restarted_group_gets_its_unfinished_job_again_as_the_next_attempt() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "first", 0)
+        await dispatcher.post("a", "started", {"attempt": 1})
+        again = await dispatcher.take(0, "second", 0)
+        assert isinstance(again, Job) and (again.key, again.attempt) == ("a", 2)
+        assert await dispatcher.written() == [("started", "a"), ("retried", "a")]
+        assert await dispatcher.take(0, "first", 1) == "leave", "a worker of the old group, still alive, takes no work"
+
+    run(story())
+
+
+def test_a_job_that_no_worker_began_costs_no_attempt() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=0)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "first", 0)
+        again = await dispatcher.take(0, "second", 0)
+        assert isinstance(again, Job) and again.attempt == 1
+        assert await dispatcher.written() == []
+
+    run(story())
+
+
+def test_a_job_whose_workers_die_too_often_fails_and_the_group_goes_on() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=1)
+        await begin(dispatcher, "a", "b")
+        for incarnation in ("first", "second"):
+            await dispatcher.take(0, incarnation, 0)
+            await dispatcher.post("a", "started", {"attempt": 1})
+        following = await dispatcher.take(0, "third", 0)
+        assert isinstance(following, Job) and following.key == "b"
+        assert [event for event, _ in await dispatcher.written()] == ["started", "retried", "started", "failed"]
+
+    run(story())
+
+
+def test_another_group_gets_the_job_of_one_that_is_lost() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "x", 0)
+        await dispatcher.post("a", "started", {"attempt": 1})
+        await dispatcher.lose(0, "its worker group was lost")
+        taken = await dispatcher.take(1, "y", 0)
+        assert isinstance(taken, Job) and (taken.key, taken.attempt) == ("a", 2)
+
+    run(story())
+
+
+def test_pausing_asks_running_jobs_to_leave_and_ends_the_others() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        running, waiting = await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "x", 0)
+        assert not await dispatcher.report("a", 10, {"val_cross_entropy": 1.0})
+        await running
+        await dispatcher.pause()
+        assert (await waiting)[1] == "paused"
+        assert await dispatcher.report("a", 20, {"val_cross_entropy": 0.9})
+        await dispatcher.left("a", 20)
+        assert (await dispatcher.follow("a", 2))[1] == "paused"
+        assert await dispatcher.written() == [
+            ("reported", "a"),
+            ("reported", "a"),
+        ], "a paused run is not done: nothing ends it in the log"
+        assert await dispatcher.take(0, "x", 1) == "leave"
+
+    run(story())
+
+
+def test_one_job_can_be_stopped() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "x", 0)
+        await dispatcher.stop("a", "dominated at step 10")
+        assert await dispatcher.report("a", 10, {})
+        await dispatcher.left("a", 10)
+        assert await dispatcher.written() == [("reported", "a"), ("pruned", "a")]
+
+    run(story())
+
+
+def test_a_raising_job_fails_alone_once_all_ranks_have_raised() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=2, max_failures=2)
+        await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "x", 0)
+        assert await asyncio.gather(
+            dispatcher.raised("a", 0, "ValueError: no"), dispatcher.raised("a", 1, "ValueError: no")
+        ) == [
+            True,
+            True,
+        ]
+        assert await dispatcher.written() == [("failed", "a")]
+        following = await dispatcher.take(0, "x", 1)
+        assert isinstance(following, Job) and following.key == "b"
+
+    run(story())
+
+
+def test_a_rank_that_raises_alone_does_not_wait_for_ever(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The other rank hangs in a collective: only a restart of the group frees it."""
+    monkeypatch.setattr(dispatcher_module, "GRACE_SECONDS", 0.05)
+
+    async def story() -> None:
+        dispatcher = Driven(workers=2, max_failures=2)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "x", 0)
+        assert not await dispatcher.raised("a", 1, "MemoryError: too much")
+        assert await dispatcher.written() == [("failed", "a")]
+
+    run(story())
+
+
+def test_nothing_is_heard_of_a_job_after_its_end() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "x", 0)
+        await dispatcher.post("a", "evaluated", {"metrics": {}})
+        await dispatcher.post("a", "evaluated", {"metrics": {}})
+        assert await dispatcher.written() == [("evaluated", "a")]
+
+    run(story())
+
+
+def test_a_report_returns_when_it_is_in_the_log() -> None:
+    """Reports that a killed driver had not written yet were lost, though the worker's checkpoint was beyond them."""
+
+    async def story() -> None:
+        dispatcher = Dispatcher(workers=1, max_failures=2)
+        await begin(dispatcher, "a")
+        await dispatcher.take(0, "x", 0)
+        report = asyncio.create_task(dispatcher.report("a", 10, {}))
+        await dispatcher.news()
+        events, _ = await dispatcher.drain()
+        assert [event["event"] for event in events] == ["reported"]
+        await asyncio.sleep(0.05)
+        assert not report.done()
+        await dispatcher.wrote(1)
+        assert not await report
+
+    run(story())
+
+
+def test_a_job_that_lasts_too_long_is_asked_to_leave_and_has_failed() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2, deadline_seconds=0.05, kill=lambda worker: killed.append(worker))
+        await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "x", 0, "worker")
+        while not await dispatcher.report("a", 10, {}):
+            await asyncio.sleep(0.01)
+        await dispatcher.left("a", 20)
+        assert (await dispatcher.written())[-1] == ("failed", "a")
+        following = await dispatcher.take(0, "x", 1, "worker")
+        assert isinstance(following, Job) and following.key == "b" and not killed
+
+    killed: list[str] = []
+    run(story())
+
+
+def test_a_job_that_hangs_is_killed_after_the_grace_period_and_its_group_goes_on() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=2, max_failures=2, deadline_seconds=0.05, kill=lambda worker: killed.append(worker))
+        hanging, _ = await begin(dispatcher, "a", "b")
+        for rank in ("rank 0", "rank 1"):
+            await dispatcher.take(0, "first", 0, rank)
+        await dispatcher.post("a", "started", {"attempt": 1})
+        _, outcome, reason = await hanging
+        assert (outcome, reason) == ("failed", "it did not end within resources.trial_deadline_seconds (0.05)")
+        while len(killed) < 2:
+            await asyncio.sleep(0.01)
+        assert sorted(killed) == ["rank 0", "rank 1"]
+        following = await dispatcher.take(0, "second", 0, "a new worker")
+        assert isinstance(following, Job) and following.key == "b"
+        assert await dispatcher.written() == [("started", "a"), ("failed", "a")], "and no further attempt"
+
+    killed: list[str] = []
+    run(story())
+
+
+def test_a_driver_that_can_write_no_more_leaves_everything_unfinished() -> None:
+    """Whoever follows may go; the worker is not told that its report was written."""
+
+    async def story() -> None:
+        dispatcher = Dispatcher(workers=1, max_failures=2)
+        running, waiting = await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "x", 0)
+        report = asyncio.create_task(dispatcher.report("a", 10, {}))
+        await running
+        await dispatcher.abandon()
+        assert (await dispatcher.follow("a", 1))[1] == (await waiting)[1] == "paused"
+        assert await dispatcher.take(0, "x", 1) == "leave"
+        await asyncio.sleep(0.05)
+        assert not report.done()
+        report.cancel()
+
+    run(story())
+
+
+def test_a_job_that_finds_the_disk_full_ends_the_study_and_not_itself() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        running, waiting = await begin(dispatcher, "a", "b")
+        await dispatcher.take(0, "x", 0)
+        await dispatcher.halt("a", "the disk is full")
+        assert (await running)[1] == (await waiting)[1] == "paused"
+        assert await dispatcher.written() == [("halted", "a")]
+        assert await dispatcher.take(0, "x", 1) == "leave"
+
+    run(story())
+
+
+def test_a_judged_job_waits_for_its_verdict_and_for_nothing_longer_than_the_study() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=0)
+        await dispatcher.submit(replace(job("a"), judged=True))
+        starting = asyncio.create_task(dispatcher.follow("a", 0))
+        await dispatcher.take(0, "x", 0)
+        first = asyncio.create_task(dispatcher.report("a", 10, {}))
+        await starting
+        await asyncio.sleep(0.05)
+        assert not first.done(), "nobody has judged it yet"
+        await dispatcher.judged("a", 1)
+        assert await first is False
+        second = asyncio.create_task(dispatcher.report("a", 20, {}))
+        await dispatcher.follow("a", 1)
+        await dispatcher.stop("a", "dominated")
+        await dispatcher.judged("a", 2)
+        assert await second is True
+        third = asyncio.create_task(dispatcher.report("a", 30, {}))
+        await dispatcher.follow("a", 2)
+        await dispatcher.pause()
+        assert await third is True, "a study that ends judges nobody"
+
+    run(story())
+
+
+def test_the_job_of_a_lost_machine_goes_to_whoever_is_free(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Train starts a lost group again only where there is room for it, which may be never."""
+    monkeypatch.setattr(dispatcher_module, "ALIVE_SECONDS", 0.01)
+    living = {"first", "second", "third"}
+
+    async def alive(worker: str) -> bool:
+        return worker in living
+
+    async def story() -> None:
+        dispatcher = Driven(workers=2, max_failures=2, alive=alive)
+        await begin(dispatcher, "a")
+        for worker in ("first", "second"):
+            await dispatcher.take(0, "x", 0, worker)
+        await dispatcher.post("a", "started", {"attempt": 1})
+        waiting = asyncio.create_task(dispatcher.take(1, "y", 0, "third"))
+        living.remove("first")
+        await asyncio.sleep(0.1)
+        assert not waiting.done(), "the other rank may still speak for this attempt"
+        living.remove("second")
+        taken = await waiting
+        assert isinstance(taken, Job) and (taken.key, taken.attempt) == ("a", 2)
+        assert (await dispatcher.written())[-1] == ("retried", "a")
+
+    run(story())
