@@ -46,8 +46,9 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
     """
     Args:
         trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of
-        finalists do not. now: Unix seconds; ignored where the study is finished. running: fresher shares of runs at
-        work than the log has.
+            finalists do not.
+        now: Unix seconds; ignored where the study is finished.
+        running: fresher shares of runs at work than the log has.
     """
     runs = list(study.runs.values())
     sampled = [run for run in runs if run.arm == "search" and not run.repeats]

@@ -63,7 +63,7 @@ def in_rounds(
 
     Args:
         shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower
-        by what ran before.
+            by what ran before.
     """
     order = np.random.default_rng(0)
     rounds: list[list[float]] = []

@@ -57,7 +57,7 @@ def list_videos(data: Data) -> list[Video]:
 
     Raises:
         DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves
-        it.
+            it.
     """
     root = data.root
     if root is None:

@@ -44,7 +44,7 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
 
     Raises:
         DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit
-        that moves.
+            that moves.
     """
     if data.size_px < _DIGIT_PX + _STEP_PX:
         raise DataError(

@@ -150,8 +150,10 @@ def frechet_interval(
     wide, on the safe side.
 
     Args:
-        features_ND: generated clips. reference: statistics of the real clips. strata: class of each clip, so that every
-        group has the same mixture of the classes (which are given, not drawn).
+        features_ND: generated clips.
+        reference: statistics of the real clips.
+        strata: class of each clip, so that every group has the same mixture of the classes (which are given, not
+            drawn).
     """
     features = as_features(features_ND)
     count = len(features)

@@ -73,8 +73,9 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     """Fits the extractor and describes the real clips, or reads what an earlier call left in `experiment.cache_dir`.
 
     Raises:
-        SettingsError: where the protocol needs classes and the data have none, or a package is missing. DataError:
-        where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or another one.
+        SettingsError: where the protocol needs classes and the data have none, or a package is missing.
+        DataError: where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or
+            another one.
     """
     cache.require_pixels()
     evaluation = experiment.evaluation

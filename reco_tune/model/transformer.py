@@ -128,9 +128,9 @@ class VideoTransformer(nn.Module):
 
         Args:
             prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay
-            absolute; the keys and
-                values of what is left are computed from what is left alone, so nothing of the rest leaks in. The class
-                stays because sampling always shows it: a window without it would learn to do without its condition.
+                absolute; the keys and values of what is left are computed from what is left alone, so nothing of the
+                rest leaks in. The class stays because sampling always shows it: a window without it would learn to do
+                without its condition.
             activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
 
         Raises:

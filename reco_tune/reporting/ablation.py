@@ -121,7 +121,7 @@ def ablation_rows(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
-        for.
+            for.
     """
     table = pd.DataFrame([_row(one) for one in comparisons(runs, baseline)], columns=[*COLUMNS, *DETAILS])
     return table.astype({"seeds": int, "pairs": int})
@@ -155,7 +155,7 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
     Args:
         p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the
-        word says so.
+            word says so.
     """
     if difference is None:
         return ""

@@ -39,8 +39,7 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
 
     Raises:
         ComparisonError: where a file cannot be read, lacks a column, holds a value that is none or nothing to import,
-        or is given twice; it
-            names the file and the line.
+            or is given twice; it names the file and the line.
     """
     if not paths:
         return runs

@@ -117,7 +117,7 @@ def cluster(address: str | None, resources: Resources, notes: Path) -> Iterator[
 
     Args:
         notes: file that remembers the temp folder of a local cluster, so that the next start clears what a killed
-        driver left.
+            driver left.
 
     Raises:
         StudyError: where no cluster can be reached or started.

@@ -50,7 +50,7 @@ class Storage:
         """
         Args:
             address: as pyarrow takes it: s3://bucket/folder, gs://, abfs://, hdfs://, file:///folder, or
-            fsspec+PROTOCOL://.
+                fsspec+PROTOCOL://.
 
         Raises:
             StorageError: where pyarrow does not know it, or its server does not answer.

@@ -159,7 +159,7 @@ def _run(
 
     Args:
         store: lays the run's folder where other machines find it; called before anybody hears that something is on
-        disk.
+            disk.
     """
 
     def report(step: int, rung: dict[str, float]) -> bool:

@@ -52,11 +52,14 @@ def window_loss(
     effect that is.
 
     Args:
-        continuity_weight: λ. continuity_reduction: over the width; "sum" is the formula as printed, "mean" divides it
-        by D. continuity_state: which h. norm_weight: weight of mean ||h||², same reduction and state.
+        continuity_weight: λ.
+        continuity_reduction: over the width; "sum" is the formula as printed, "mean" divides it by D.
+        continuity_state: which h.
+        norm_weight: weight of mean ||h||², same reduction and state.
         neighbour_distance: h_i is compared with the state so many tokens later; a block's tokens compare the sites of
-        adjacent frames. chunk_tokens: at most this many tokens have logits at once; all where None. prefix_tokens,
-        activation_checkpointing: as `VideoTransformer.window`.
+            adjacent frames.
+        chunk_tokens: at most this many tokens have logits at once; all where None.
+        prefix_tokens, activation_checkpointing: as `VideoTransformer.window`.
 
     Raises:
         ValueError: for a window outside the clip, a negative weight, or λ > 0 on a window of one token.
