@@ -11,7 +11,7 @@ STAGES = 4
 """Most lengths of a schedule: each has starts, shapes and compiled graphs of its own."""
 
 
-class Place(NamedTuple):
+class WindowSpan(NamedTuple):
     """Where the window of one micro-batch lies."""
 
     start: int
@@ -150,22 +150,22 @@ class WindowSchedule:
             WindowSampler(num_tokens, n, stride_tokens, first_frame_probability, generator) for n in lengths
         ]
 
-    def draw(self, step: int) -> Place:
+    def draw(self, step: int) -> WindowSpan:
         """Window of the next micro-batch, which belongs to this step (counted from 0); steps after the last are like
         the last.
         """
         sampler = next((s for s, end in zip(self._samplers, self._ends, strict=True) if step < end), self._samplers[-1])
-        return Place(sampler.draw(), sampler.length_tokens)
+        return WindowSpan(sampler.draw(), sampler.length_tokens)
 
-    def distribution(self) -> dict[Place, float]:
+    def distribution(self) -> dict[WindowSpan, float]:
         """Share of every window in the whole run."""
-        shares: dict[Place, float] = {}
+        shares: dict[WindowSpan, float] = {}
         begin = 0
         for sampler, end in zip(self._samplers, self._ends, strict=True):
             for start, probability in sampler.distribution().items():
-                place = Place(start, sampler.length_tokens)
+                span = WindowSpan(start, sampler.length_tokens)
                 if end > begin:
-                    shares[place] = shares.get(place, 0.0) + probability * (end - begin) / self._steps
+                    shares[span] = shares.get(span, 0.0) + probability * (end - begin) / self._steps
             begin = end
         return shares
 

@@ -93,16 +93,16 @@ def test_shapes_of_a_scheme(
     assert arm.model_settings.num_tokens == model_tokens
     assert arm.loss_tokens == loss_tokens
     assert arm.tokens_seen(seen_at_start[0]) == seen_at_start[1]
-    assert [place.start for place in arm.distribution()] == starts
+    assert [span.start for span in arm.distribution()] == starts
     assert {arm.draw().start for _ in range(50)} == set(starts)
 
 
 def test_fewer_frames_gets_pieces_encoded_by_themselves(toy_cache: TokenCache, toy_experiment: Make) -> None:
     arm = build_arm(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 3}), toy_cache)
-    known = {piece.tobytes(): place for clip in toy_cache.pieces("train", 3) for place, piece in enumerate(clip)}
+    known = {piece.tobytes(): number for clip in toy_cache.pieces("train", 3) for number, piece in enumerate(clip)}
     feed = Feed(arm, toy_cache)
-    places = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
-    assert set(places) == {0, 1, 2}
+    found = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
+    assert set(found) == {0, 1, 2}
 
 
 def test_fewer_frames_tokens_gets_blocks_of_whole_clips(toy_cache: TokenCache, toy_experiment: Make) -> None:
@@ -110,8 +110,8 @@ def test_fewer_frames_tokens_gets_blocks_of_whole_clips(toy_cache: TokenCache, t
     known = {start: {clip[start : start + 27].tobytes() for clip in toy_cache.tokens("train")} for start in (0, 9, 18)}
     feed = Feed(arm, toy_cache)
     drawn = [feed.next() for _ in range(12)]
-    assert all({row.tobytes() for row in batch.tokens_BT.numpy()} <= known[place.start] for batch, place in drawn)
-    assert {place.start for _, place in drawn} == {0, 9, 18}
+    assert all({row.tobytes() for row in batch.tokens_BT.numpy()} <= known[span.start] for batch, span in drawn)
+    assert {span.start for _, span in drawn} == {0, 9, 18}
 
 
 def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(
@@ -149,7 +149,7 @@ def test_ranks_share_the_batch_of_one_worker(scheme: str, toy_cache: TokenCache,
     )
     for _ in range(5):
         whole, parts = alone.next(), [feed.next() for feed in ranks]
-        assert {part.place for part in parts} == {whole.place}
+        assert {part.span for part in parts} == {whole.span}
         assert torch.equal(torch.cat([part.batch.tokens_BT for part in parts]), whole.batch.tokens_BT)
         assert torch.equal(torch.cat([part.batch.labels_B for part in parts]), whole.batch.labels_B)
 

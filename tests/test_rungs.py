@@ -12,13 +12,13 @@ from safetensors.torch import load_file
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation import KernelAtRungs, evaluate, prepare_evaluation, rungs
-from reco_tune.evaluation.draws import asked_labels, seed_of
 from reco_tune.evaluation.kernel import kernel_interval
+from reco_tune.evaluation.sampling_plan import asked_labels, seed_of
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import PROXIES, Experiment, make_experiment
 from reco_tune.tokenizers import load_tokenizer
-from reco_tune.training import Measured, build_arm, fit
+from reco_tune.training import RungMeasurement, build_arm, fit
 
 SPENT = ("generation_seconds", "evaluation_seconds")
 TIMES = {*SPENT, "training_seconds", "tokens_per_second", "data_wait_share"}
@@ -71,7 +71,7 @@ def test_of_all_clips_it_is_the_evaluations(prepared: tuple[Experiment, TokenCac
 
 
 def test_elsewhere_nothing_is_even_loaded(toy_cache: TokenCache) -> None:
-    assert KernelAtRungs(None, None, [8])(4, None) == Measured()  # type: ignore[arg-type]
+    assert KernelAtRungs(None, None, [8])(4, None) == RungMeasurement()  # type: ignore[arg-type]
 
 
 def test_training_and_its_resumption_are_the_same_bits_with_it(
@@ -86,7 +86,7 @@ def test_training_and_its_resumption_are_the_same_bits_with_it(
     measured_at: list[int] = []
     measure = KernelAtRungs(experiment, cache, [4, 8])
 
-    def watched(step: int, model: VideoTransformer) -> Measured:
+    def watched(step: int, model: VideoTransformer) -> RungMeasurement:
         found = measure(step, model)
         measured_at.extend([step] if found.metrics else [])
         return found

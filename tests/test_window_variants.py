@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reco_tune.cost import arm_limit, calibrate, step_flops
-from reco_tune.cost.timing import place_strata
+from reco_tune.cost.timing import span_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError
 from reco_tune.model import VideoTransformer
@@ -23,7 +23,7 @@ from reco_tune.training import Group, build_arm, fit, window_loss
 from reco_tune.training.feed import Feed
 from reco_tune.training.objectives import continuity_term
 from reco_tune.training.step import OptimiserStep
-from reco_tune.windows import Place, WindowSampler, WindowSchedule, prefix_inputs, stage_lengths
+from reco_tune.windows import WindowSampler, WindowSchedule, WindowSpan, prefix_inputs, stage_lengths
 
 Make = Callable[..., Experiment]
 EXACT = 1e-12
@@ -67,7 +67,7 @@ def test_stage_lengths(shape: tuple[int, int, int], schedule: str, lengths: list
 
 def test_a_constant_schedule_draws_what_its_sampler_draws() -> None:
     sampler, windows = WindowSampler(45, 18, 9, 0.5, seed=3), WindowSchedule(45, 18, 9, 0.5, seed=3, steps=100)
-    assert [windows.draw(step) for step in range(100)] == [Place(sampler.draw(), 18) for _ in range(100)]
+    assert [windows.draw(step) for step in range(100)] == [WindowSpan(sampler.draw(), 18) for _ in range(100)]
 
 
 @pytest.mark.parametrize("schedule", ["constant", "short_to_long", "long_to_short"])
@@ -76,11 +76,11 @@ def test_shares_are_those_of_the_draws(schedule: str) -> None:
     drawn = [windows.draw(step) for step in range(4000)]
     expected = windows.distribution()
     assert sum(expected.values()) == pytest.approx(1)
-    assert all(place == (0, 45) for place in drawn[3000:]), "the last quarter is full sequences"
+    assert all(span == (0, 45) for span in drawn[3000:]), "the last quarter is full sequences"
     counts = Counter(drawn)
     assert set(counts) == set(expected)
     assert all(
-        counts[place] / 4000 == pytest.approx(share, abs=0.02) for place, share in expected.items()
+        counts[span] / 4000 == pytest.approx(share, abs=0.02) for span, share in expected.items()
     )  # 2.5 standard deviations
 
 
@@ -201,7 +201,7 @@ def test_memory_settings_change_no_loss_of_any_scheme(scheme: str, toy_cache: To
     saving = {"training.activation_checkpointing": True, "training.loss_chunk_tokens": 10}
     arms = [build_arm(toy_experiment({"window.scheme": scheme, **own}), toy_cache) for own in ({}, saving)]
     model, micro_batch = arms[0].build_model().double(), Feed(arms[0], toy_cache).next()
-    whole, parts = (gradients(model, arm.loss(model, micro_batch.batch, micro_batch.place).total) for arm in arms)
+    whole, parts = (gradients(model, arm.loss(model, micro_batch.batch, micro_batch.span).total) for arm in arms)
     assert_close(parts, whole)
 
 
@@ -229,11 +229,11 @@ def test_corruption_replaces_that_share_of_the_prefix_and_no_target(
     )
     changed, seen = 0, 0
     for _ in range(100):
-        (batch, place), (other, same) = clean.next(), corrupted.next()
-        assert place == same
+        (batch, span), (other, same) = clean.next(), corrupted.next()
+        assert span == same
         different = batch.tokens_BT != other.tokens_BT
-        assert not different[:, place.start :].any()
-        changed, seen = changed + int(different.sum()), seen + 8 * place.start
+        assert not different[:, span.start :].any()
+        changed, seen = changed + int(different.sum()), seen + 8 * span.start
     assert changed / seen == pytest.approx(
         0.25 * 15 / 16, abs=0.015
     )  # a random code is the right one once in 16; 4 standard deviations
@@ -282,10 +282,10 @@ def test_the_ledger_of_a_schedule_by_hand(toy_cache: TokenCache, toy_experiment:
     arm = build_arm(experiment, toy_cache)
     drawn = [arm.draw(step) for step in range(12)]
     metrics = fit(experiment, toy_cache, tmp_path).metrics
-    assert [place.length for place in drawn] == [45, 45, 36, 36, 27, 27, 18, 18, 18, 45, 45, 45]
-    assert metrics["loss_tokens"] == 8 * sum(place.length for place in drawn)
-    assert metrics["tokens_seen"] == 8 * sum(place.start + place.length for place in drawn)
-    assert metrics["training_flops"] == 8 * sum(step_flops(arm.model_settings, *place) for place in drawn)
+    assert [span.length for span in drawn] == [45, 45, 36, 36, 27, 27, 18, 18, 18, 45, 45, 45]
+    assert metrics["loss_tokens"] == 8 * sum(span.length for span in drawn)
+    assert metrics["tokens_seen"] == 8 * sum(span.start + span.length for span in drawn)
+    assert metrics["training_flops"] == 8 * sum(step_flops(arm.model_settings, *span) for span in drawn)
 
 
 def test_the_limit_of_a_schedule_is_that_of_its_whole_course(toy_cache: TokenCache, toy_experiment: Make) -> None:
@@ -302,11 +302,11 @@ def test_the_limit_of_a_schedule_is_that_of_its_whole_course(toy_cache: TokenCac
 
 def test_strata_hold_every_length_with_its_share() -> None:
     distribution = WindowSchedule(450, 180, 10, 0.5, seed=0, steps=100, schedule="short_to_long").distribution()
-    strata = place_strata(distribution)
+    strata = span_strata(distribution)
     assert len(strata) == 3 + 3 + 3 + 1 and sum(strata.values()) == pytest.approx(1)
     for length in (180, 270, 360, 450):
         one, other = (
-            sum(share for place, share in places.items() if place.length == length) for places in (strata, distribution)
+            sum(share for span, share in spans.items() if span.length == length) for spans in (strata, distribution)
         )
         assert one == pytest.approx(other) == pytest.approx(0.25)
 

@@ -14,11 +14,11 @@ from typing import Any, NamedTuple
 import numpy as np
 from torch import Tensor
 
-from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, place_strata
+from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, span_strata
 from reco_tune.model import transformer
 from reco_tune.model.flops import attention_flops, prefix_flops
 from reco_tune.progress import Progress, quiet
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 JOBS = 4
 """Of `_jobs`."""
@@ -47,9 +47,9 @@ class Parts(NamedTuple):
 
 def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet) -> tuple[Parts, Parts]:
     """The parts of the full step and of an arm's, in turn in the same rounds."""
-    strata = place_strata(arm.arm.distribution())
-    cases: list[tuple[TimedStep, Place | int]] = [(full, 0), *((arm, place) for place in strata)]
-    jobs = [job for step, place in cases for job in _jobs(step, place)]
+    strata = span_strata(arm.arm.distribution())
+    cases: list[tuple[TimedStep, WindowSpan | int]] = [(full, 0), *((arm, span) for span in strata)]
+    jobs = [job for step, span in cases for job in _jobs(step, span)]
     for _ in range(2):
         for job in jobs:
             job()
@@ -66,7 +66,7 @@ def prefix_flop_share(arm: TimedStep) -> float:
     if arm.arm.scheme != "window":
         return 0.0
     prefix = sum(
-        share * prefix_flops(arm.arm.model_settings, place.start) for place, share in arm.arm.distribution().items()
+        share * prefix_flops(arm.arm.model_settings, span.start) for span, share in arm.arm.distribution().items()
     )
     return prefix / arm.arm.expected_flops()
 
@@ -81,11 +81,11 @@ def attention_and_rest_kept(full: TimedStep, arm: TimedStep) -> tuple[float, flo
 def _expected_flops(step: TimedStep) -> tuple[float, float]:
     """All of a clip's, and those of attention."""
     arm, shape = step.arm, step.arm.model_settings
-    windows = arm.distribution() if arm.scheme == "window" else {Place(0, shape.num_tokens): 1.0}
-    return arm.expected_flops(), sum(share * attention_flops(shape, *place) for place, share in windows.items())
+    windows = arm.distribution() if arm.scheme == "window" else {WindowSpan(0, shape.num_tokens): 1.0}
+    return arm.expected_flops(), sum(share * attention_flops(shape, *span) for span, share in windows.items())
 
 
-def _jobs(step: TimedStep, place: Place | int) -> list[Callable[[], None]]:
+def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
     model, kept = step.step.model, _Kept()
 
     def optimiser() -> None:
@@ -94,13 +94,13 @@ def _jobs(step: TimedStep, place: Place | int) -> list[Callable[[], None]]:
 
     def without_attention() -> None:
         with _replaced(transformer, "attend", _no_attention):
-            step.run(place)
+            step.run(span)
 
     def without_prefix() -> None:
         with _replaced(model, "_prefix", partial(kept.first_of, model._prefix)):
-            step.run(place)
+            step.run(span)
 
-    return [partial(step.run, place), optimiser, without_attention, without_prefix]
+    return [partial(step.run, span), optimiser, without_attention, without_prefix]
 
 
 class _Kept:

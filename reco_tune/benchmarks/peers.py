@@ -18,7 +18,7 @@ from torch import Tensor, nn
 from reco_tune.model import ModelSettings
 from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.objectives import LossTerms
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 MISSING = (
     "transformers is not installed, so its Llama is left out; install the `bench` extra: pip install 'reco-tune[bench]'"
@@ -53,7 +53,7 @@ class PeerArm(Arm):
                 else llama(self.model_settings, self.peer == "llama_wide")
             )
 
-    def loss(self, model: Any, batch: Batch, place: Place | int) -> LossTerms:
+    def loss(self, model: Any, batch: Batch, span: WindowSpan | int) -> LossTerms:
         """Cross-entropy of all tokens."""
         tokens_BT = batch.tokens_BT.long()
         inputs_BT = torch.cat(

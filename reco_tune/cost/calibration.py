@@ -16,14 +16,14 @@ import numpy as np
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, place_strata, speedup_of
+from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, span_strata, speedup_of
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import step_flops
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.training.arms import Arm, build_arm
 from reco_tune.training.distributed import prepare_device
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 _BASELINE = {
     "window.scheme": "full",
@@ -39,8 +39,8 @@ def calibrate(
 ) -> dict[str, float]:
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
-    s is a place (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its
-    whole course. Rounds of (full step, arm's step) for every measured place are repeated for `seconds` after a warm-up
+    s is a span (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its
+    whole course. Rounds of (full step, arm's step) for every measured span are repeated for `seconds` after a warm-up
     (`timing.speedup_of`); steps so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not
     measured: it is 1. Also gives the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak
     memory: on CUDA of the allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward
@@ -57,7 +57,7 @@ def calibrate(
         return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
     device = prepare_device(experiment)
     arms = build_arm(baseline, cache), build_arm(experiment, cache)
-    strata = place_strata(arms[1].distribution())
+    strata = span_strata(arms[1].distribution())
     full, arm = (TimedStep(arm, cache, device) for arm in arms)
     peaks = _peak_bytes(full, arm)
     times_full, times_arm = _measure(full, arm, list(strata), seconds, progress)
@@ -76,7 +76,7 @@ def arm_limit(arm: Arm) -> float:
 
 
 def _measure(
-    full: TimedStep, arm: TimedStep, starts: Sequence[Place], seconds: float, progress: Progress
+    full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
     for start in starts:  # allocator, caches and compiled graphs: not part of a step
@@ -90,11 +90,9 @@ def _measure(
 
 def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
     """Peak memory of a step of either; the arm's at its worst start."""
-    places = arm.arm.distribution()
-    lengths = {place.length for place in places}
-    starts = [
-        end(place for place in places if place.length == length) for length in sorted(lengths) for end in (min, max)
-    ]
+    spans = arm.arm.distribution()
+    lengths = {span.length for span in spans}
+    starts = [end(span for span in spans if span.length == length) for length in sorted(lengths) for end in (min, max)]
     if full.step.device.type == "cpu":
         return _kept_bytes(full, [0]), _kept_bytes(arm, starts)
     for timed, own in ((full, [0]), (arm, starts)):
@@ -103,11 +101,11 @@ def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
     return _allocated_peak(full, arm, [0]), _allocated_peak(arm, full, starts)
 
 
-def _kept_bytes(timed: TimedStep, starts: Sequence[Place | int]) -> int:
+def _kept_bytes(timed: TimedStep, starts: Sequence[WindowSpan | int]) -> int:
     return timed.step.fixed_bytes + max(timed.step.activation_bytes(timed.micro_batches(start)[0]) for start in starts)
 
 
-def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[Place | int]) -> int:
+def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[WindowSpan | int]) -> int:
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     for start in starts:

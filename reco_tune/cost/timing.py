@@ -18,7 +18,7 @@ from reco_tune.training.arms import Arm
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import Feed, MicroBatch
 from reco_tune.training.step import OptimiserStep
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 MOST_STARTS = 5
 """At most so many starts are measured; more are put together in strata."""
@@ -71,10 +71,10 @@ def in_rounds(
     elapsed = 0.0
     while len(rounds) < fewest or elapsed * (1 + 1 / len(rounds)) < seconds:
         times = [0.0] * len(jobs)
-        for place in order.permutation(len(jobs)) if shuffled else range(len(jobs)):
+        for number in order.permutation(len(jobs)) if shuffled else range(len(jobs)):
             before = clock()
-            jobs[place]()
-            times[place] = clock() - before
+            jobs[number]()
+            times[number] = clock() - before
         rounds.append(times)
         elapsed = time.perf_counter() - began
         progress(min(round(elapsed), round(seconds)), round(seconds), what)
@@ -97,15 +97,17 @@ def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dic
     return chosen
 
 
-def place_strata(distribution: Mapping[Place, float]) -> dict[Place, float]:
-    """The places to measure and their weights: `start_strata` of each length, fewer where a schedule brings several
+def span_strata(distribution: Mapping[WindowSpan, float]) -> dict[WindowSpan, float]:
+    """The spans to measure and their weights: `start_strata` of each length, fewer where a schedule brings several
     lengths.
     """
     by_length: dict[int, dict[int, float]] = {}
     for (start, length), share in distribution.items():
         by_length.setdefault(length, {})[start] = share
     most = MOST_STARTS if len(by_length) == 1 else STARTS_OF_A_LENGTH
-    return {Place(s, length): w for length, starts in by_length.items() for s, w in start_strata(starts, most).items()}
+    return {
+        WindowSpan(s, length): w for length, starts in by_length.items() for s, w in start_strata(starts, most).items()
+    }
 
 
 def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> float:
@@ -131,7 +133,7 @@ def bootstrap_interval(
 
 
 class TimedStep:
-    """An arm's optimiser step with one batch, from any start (or place, where lengths differ)."""
+    """An arm's optimiser step with one batch, from any start (or span, where lengths differ)."""
 
     def __init__(self, arm: Arm, cache: TokenCache, device: torch.device) -> None:
         experiment = arm.experiment
@@ -140,11 +142,11 @@ class TimedStep:
         self.arm = arm
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 
-    def run(self, start: Place | int) -> None:
+    def run(self, start: WindowSpan | int) -> None:
         """A whole step at learning rate 0: all the work, and weights that stay where they are however long this goes
         on.
         """
         self.step.run(self.micro_batches(start), learning_rate=0.0)
 
-    def micro_batches(self, start: Place | int) -> list[MicroBatch]:
-        return [MicroBatch(micro_batch.batch, self.arm.place(start)) for micro_batch in self._micro_batches]
+    def micro_batches(self, start: WindowSpan | int) -> list[MicroBatch]:
+        return [MicroBatch(micro_batch.batch, self.arm.span(start)) for micro_batch in self._micro_batches]

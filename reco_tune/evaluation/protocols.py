@@ -48,7 +48,7 @@ BATCH_CLIPS = 64
 
 
 @dataclass(frozen=True)
-class Prepared:
+class EvaluationReference:
     """Everything that a model's clips are compared with."""
 
     protocol: str
@@ -69,7 +69,7 @@ class Prepared:
     """Where all of this lies in the cache folder."""
 
 
-def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Progress = quiet) -> Prepared:
+def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Progress = quiet) -> EvaluationReference:
     """Fits the extractor and describes the real clips, or reads what an earlier call left in `experiment.cache_dir`.
 
     Raises:
@@ -106,10 +106,12 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
     folders = (folder, *(_extractor_folder(kind, experiment, cache) for kind in kinds))
-    return Prepared(protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders)
+    return EvaluationReference(
+        protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders
+    )
 
 
-def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> Prepared:
+def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> EvaluationReference:
     """`prepare_evaluation` on all ranks: what is not there yet, rank 0 alone makes.
 
     Raises:
@@ -117,10 +119,10 @@ def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) ->
     """
     if not group.leads:
         group.barrier()
-    prepared = prepare_evaluation(experiment, cache)
+    reference = prepare_evaluation(experiment, cache)
     if group.leads:
         group.barrier()
-    return prepared
+    return reference
 
 
 def check_extractor(experiment: Experiment) -> None:

@@ -15,15 +15,15 @@ import torch
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.clock import Clock
-from reco_tune.evaluation.draws import asked_labels, batches_of
 from reco_tune.evaluation.kernel import kernel_distance
 from reco_tune.evaluation.protocols import prepare_together
+from reco_tune.evaluation.sampling_plan import asked_labels, batches_of
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import RUNG_CLIPS, Experiment
 from reco_tune.tokenizers import load_tokenizer
-from reco_tune.training import Group, Measured
+from reco_tune.training import Group, RungMeasurement
 
 
 class KernelAtRungs:
@@ -49,9 +49,9 @@ class KernelAtRungs:
             progress,
         )
 
-    def __call__(self, step: int, model: VideoTransformer) -> Measured:
+    def __call__(self, step: int, model: VideoTransformer) -> RungMeasurement:
         if step not in self._steps:
-            return Measured()
+            return RungMeasurement()
         clock = Clock(model.position_embedding.device)
         was_training = model.training
         model.eval()
@@ -59,11 +59,11 @@ class KernelAtRungs:
             distance = self._distance(model, clock)
         finally:
             model.train(was_training)
-        return Measured({q.KERNEL_DISTANCE.name: distance}, clock.totals(self._group))
+        return RungMeasurement({q.KERNEL_DISTANCE.name: distance}, clock.totals(self._group))
 
     def _distance(self, model: VideoTransformer, clock: Clock) -> float:
         with clock.measure("evaluation"):
-            prepared = prepare_together(
+            reference = prepare_together(
                 self._experiment, self._cache, self._group
             )  # not kept: between rungs a GPU is training's alone
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
@@ -72,7 +72,7 @@ class KernelAtRungs:
         batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
         own = batches[self._group.rank :: self._group.size]
         places = [torch.empty(0, dtype=torch.long)]
-        features = [torch.empty(0, prepared.features_MD.shape[1], dtype=torch.float64)]
+        features = [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)]
         for done, batch in enumerate(own, 1):
             with clock.measure("generation"):
                 labels_B = labels_N[batch.start : batch.stop]
@@ -82,9 +82,9 @@ class KernelAtRungs:
             with clock.measure("evaluation"):
                 places.append(torch.arange(batch.start, batch.stop))
                 features.append(
-                    torch.from_numpy(prepared.extractor.describe(generated.video_BFCHW, device).features_BD)
+                    torch.from_numpy(reference.extractor.describe(generated.video_BFCHW, device).features_BD)
                 )
             self._progress(done, len(own), "generating clips for its rung")
         with clock.measure("evaluation"):
             place_N, features_ND = (torch.cat(self._group.gather(torch.cat(parts))) for parts in (places, features))
-            return kernel_distance(features_ND[place_N.argsort()].numpy(), prepared.features_MD)
+            return kernel_distance(features_ND[place_N.argsort()].numpy(), reference.features_MD)

@@ -2,8 +2,8 @@
 they go wrong.
 
 Knows models, generation and the measures beside it; writes nothing but samples.npz. Batches of generated clips
-(`draws`) are spread over the ranks of a group and gathered in their order: the result does not depend on how many ranks
-there are.
+(`sampling_plan`) are spread over the ranks of a group and gathered in their order: the result does not depend on how
+many there are.
 """
 
 from __future__ import annotations
@@ -21,7 +21,6 @@ from torch import Tensor
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.clock import Clock
-from reco_tune.evaluation.draws import asked_labels, batches_of, seed_of
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, unexplained
@@ -29,7 +28,8 @@ from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, mean_in
 from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.protocols import Prepared, classes_of, prepare_together
+from reco_tune.evaluation.protocols import EvaluationReference, classes_of, prepare_together
+from reco_tune.evaluation.sampling_plan import asked_labels, batches_of, seed_of
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
@@ -86,13 +86,13 @@ def evaluate(
                 scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {})
             )
         with clock.measure("evaluation"):
-            prepared = prepare_together(experiment, cache, group)
-        clips = _generated(model, experiment, cache, prepared, group, clock, progress)
+            reference = prepare_together(experiment, cache, group)
+        clips = _generated(model, experiment, cache, reference, group, clock, progress)
         with clock.measure("evaluation"):
-            metrics = _distances(clips, prepared, experiment.evaluation.sampling_seeds)
+            metrics = _distances(clips, reference, experiment.evaluation.sampling_seeds)
             curves, scalars, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
             metrics |= scalars
-            bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], prepared.statistics)
+            bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], reference.statistics)
             curves[q.FVD_BY_SAMPLES] = bias.distance
             if clips.frame_class_NF is not None:
                 curves[q.FRAME_ACCURACY] = (clips.frame_class_NF == clips.labels_N[:, None]).mean(axis=0).tolist()
@@ -107,16 +107,16 @@ def evaluate(
         model.train(was_training)
     metrics |= clock.totals(group)
     provenance = {
-        "protocol": prepared.protocol,
-        "extractor": prepared.extractor.hash,
-        "extractor_quality": prepared.extractor.quality,
+        "protocol": reference.protocol,
+        "extractor": reference.extractor.hash,
+        "extractor_quality": reference.extractor.quality,
         "interval": "95%, delete-group jackknife over generated clips, reference held fixed",
-        "covariance_divisor": prepared.statistics.divisor,
+        "covariance_divisor": reference.statistics.divisor,
         "fvd_bias": {"samples": bias.samples, "limit": bias.limit if math.isfinite(bias.limit) else None},
         "rank_deficient": (
-            experiment.evaluation.samples <= prepared.statistics.dimensions or prepared.statistics.rank_deficient
+            experiment.evaluation.samples <= reference.statistics.dimensions or reference.statistics.rank_deficient
         ),
-        **prepared.facts,
+        **reference.facts,
     }
     return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
 
@@ -141,7 +141,7 @@ def _generated(
     model: VideoTransformer,
     experiment: Experiment,
     cache: TokenCache,
-    prepared: Prepared,
+    reference: EvaluationReference,
     group: Group,
     clock: Clock,
     progress: Progress,
@@ -154,8 +154,8 @@ def _generated(
     whole = not experiment.window.scheme.startswith("fewer_frames")
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
-        "features": [torch.empty(0, prepared.features_MD.shape[1], dtype=torch.float64)],
-        "motion": [torch.empty(0, prepared.motion_MD.shape[1], dtype=torch.float64)],
+        "features": [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)],
+        "motion": [torch.empty(0, reference.motion_MD.shape[1], dtype=torch.float64)],
         "class": [torch.empty(0, 1 + data.clip_frames, dtype=torch.long)],
         "flow": [torch.empty(0, 2, dtype=torch.float64)],
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
@@ -175,12 +175,12 @@ def _generated(
             )
         with clock.measure("evaluation"):
             places = torch.arange(batch.stop - batch.start) + batch.start + batch.sampling_seed * evaluation.samples
-            described = prepared.extractor.describe(generated.video_BFCHW, device)
+            described = reference.extractor.describe(generated.video_BFCHW, device)
             mine["place"].append(places)
             mine["features"].append(torch.from_numpy(described.features_BD))
             mine["motion"].append(torch.from_numpy(motion_features(generated.video_BFCHW)))
-            if prepared.classifier is not None:
-                known = classes_of(generated.video_BFCHW, described, prepared.extractor, prepared.classifier, device)
+            if reference.classifier is not None:
+                known = classes_of(generated.video_BFCHW, described, reference.extractor, reference.classifier, device)
                 assert known.class_B is not None and known.frame_class_BF is not None
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
             if evaluation.flow:
@@ -192,7 +192,7 @@ def _generated(
     with clock.measure("evaluation"):
         joint = {name: torch.cat(group.gather(torch.cat(parts))) for name, parts in mine.items()}
         order = joint["place"].argsort()
-    classes = joint["class"][order].numpy() if prepared.classifier is not None else None
+    classes = joint["class"][order].numpy() if reference.classifier is not None else None
     return _Clips(
         np.tile(labels, evaluation.sampling_seeds),
         joint["features"][order].numpy(),
@@ -210,13 +210,13 @@ def _order_below(place_N: Tensor, limit: int) -> Tensor:
     return place_N[place_N < limit].argsort()
 
 
-def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[str, float]:
+def _distances(clips: _Clips, reference: EvaluationReference, sampling_seeds: int) -> dict[str, float]:
     """Every distance per sampling seed, then their mean."""
     parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
     fvd = mean_interval(
-        [frechet_interval(clips.features_ND[part], prepared.statistics, clips.labels_N[part]) for part in parts]
+        [frechet_interval(clips.features_ND[part], reference.statistics, clips.labels_N[part]) for part in parts]
     )
-    kernels = [kernel_interval(clips.features_ND[part], prepared.features_MD, clips.labels_N[part]) for part in parts]
+    kernels = [kernel_interval(clips.features_ND[part], reference.features_MD, clips.labels_N[part]) for part in parts]
     kernel = mean_interval(kernels, floor=-math.inf)
     metrics = {
         q.FVD.name: fvd.value,
@@ -226,7 +226,7 @@ def _distances(clips: _Clips, prepared: Prepared, sampling_seeds: int) -> dict[s
         q.KERNEL_DISTANCE_LOW.name: kernel.low,
         q.KERNEL_DISTANCE_HIGH.name: kernel.high,
         q.MOTION_DISTANCE.name: float(
-            np.mean([motion_distance(clips.motion_ND[part], prepared.motion_MD) for part in parts])
+            np.mean([motion_distance(clips.motion_ND[part], reference.motion_MD) for part in parts])
         ),
     }
     if len(clips.flow_C2):

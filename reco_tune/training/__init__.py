@@ -3,7 +3,7 @@
 from reco_tune.training.arms import Arm, build_arm
 from reco_tune.training.checkpoint import CacheInfo, LoadedModel, load_model, save_model
 from reco_tune.training.distributed import Group, joined, prepare_device
-from reco_tune.training.loop import FitResult, Measured, fit
+from reco_tune.training.loop import FitResult, RungMeasurement, fit
 from reco_tune.training.objectives import LossTerms, window_loss
 
 __all__ = [
@@ -13,7 +13,7 @@ __all__ = [
     "Group",
     "LoadedModel",
     "LossTerms",
-    "Measured",
+    "RungMeasurement",
     "build_arm",
     "fit",
     "joined",

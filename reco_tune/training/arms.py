@@ -13,8 +13,8 @@ to know optimisers, devices, the order of batches and files.
                                                   else all but block 0    its block 0 is then a later block that
                                                   sampling is given
 
-A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of an arm at a `Place`
-holds for that length.
+A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of an arm at a
+`WindowSpan` holds for that length.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ from reco_tune.model import ModelSettings, VideoTransformer, WindowOutput
 from reco_tune.model.flops import backward_flops, step_flops
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossTerms, forward, loss_terms, window_loss
-from reco_tune.windows import Place, WindowSchedule, prefix_inputs
+from reco_tune.windows import WindowSchedule, WindowSpan, prefix_inputs
 
 
 class Batch(NamedTuple):
@@ -72,47 +72,47 @@ class Arm:
         elif window.scheme == "fewer_frames_tokens":
             self.windows = WindowSchedule(tokens, length, grid.tokens_per_block, "uniform", seed)
 
-    def draw(self, step: int = 0) -> Place:
+    def draw(self, step: int = 0) -> WindowSpan:
         """Where the next micro-batch lies, which belongs to this step of the run."""
-        return self.windows.draw(step) if self.windows is not None else Place(0, self.loss_tokens)
+        return self.windows.draw(step) if self.windows is not None else WindowSpan(0, self.loss_tokens)
 
-    def place(self, place: Place | int) -> Place:
-        """The place itself; a start alone, here and below, is a window of W tokens."""
-        return place if isinstance(place, tuple) else Place(place, self.loss_tokens)
+    def span(self, span: WindowSpan | int) -> WindowSpan:
+        """The span itself; a start alone, here and below, is a window of W tokens."""
+        return span if isinstance(span, tuple) else WindowSpan(span, self.loss_tokens)
 
-    def distribution(self) -> dict[Place, float]:
-        """Share of every place in the run."""
-        return self.windows.distribution() if self.windows is not None else {Place(0, self.loss_tokens): 1.0}
+    def distribution(self) -> dict[WindowSpan, float]:
+        """Share of every span in the run."""
+        return self.windows.distribution() if self.windows is not None else {WindowSpan(0, self.loss_tokens): 1.0}
 
-    def tokens_predicted(self, place: Place | int) -> int:
+    def tokens_predicted(self, span: WindowSpan | int) -> int:
         """Tokens of a clip that have a loss in a step there."""
-        start, length = self.place(place)
+        start, length = self.span(span)
         return length - (self.experiment.grid.tokens_per_block if self.trains_pieces and start else 0)
 
-    def tokens_seen(self, place: Place | int) -> int:
+    def tokens_seen(self, span: WindowSpan | int) -> int:
         """Tokens of a clip that a step there reads, with gradient or without."""
-        start, length = self.place(place)
+        start, length = self.span(span)
         return (
             prefix_inputs(start, self._prefix_tokens) + length
             if self.scheme == "window"
             else self.model_settings.num_tokens
         )
 
-    def flops(self, place: Place | int) -> int:
+    def flops(self, span: WindowSpan | int) -> int:
         """Forward and backward of one clip there."""
         if self.scheme == "window":
-            return step_flops(self.model_settings, *self.place(place), self._prefix_tokens)
+            return step_flops(self.model_settings, *self.span(span), self._prefix_tokens)
         return step_flops(self.model_settings, 0, self.model_settings.num_tokens)
 
-    def backward_flops(self, place: Place | int) -> int:
+    def backward_flops(self, span: WindowSpan | int) -> int:
         """The part of `flops` that is backward."""
         if self.scheme == "window":
-            return backward_flops(self.model_settings, *self.place(place), self._prefix_tokens)
+            return backward_flops(self.model_settings, *self.span(span), self._prefix_tokens)
         return backward_flops(self.model_settings, 0, self.model_settings.num_tokens)
 
     def expected_flops(self) -> float:
-        """Of one clip, over the places of the whole run."""
-        return sum(share * self.flops(place) for place, share in self.distribution().items())
+        """Of one clip, over the spans of the whole run."""
+        return sum(share * self.flops(span) for span, share in self.distribution().items())
 
     def build_model(self) -> VideoTransformer:
         """A fresh model on the CPU; the same settings and seed give the same weights."""
@@ -128,9 +128,9 @@ class Arm:
             generator=generator,
         )
 
-    def loss(self, model: VideoTransformer, batch: Batch, place: Place | int) -> LossTerms:
+    def loss(self, model: VideoTransformer, batch: Batch, span: WindowSpan | int) -> LossTerms:
         """Loss of one micro-batch whose window lies there."""
-        start, length = self.place(place)
+        start, length = self.span(span)
         objective, training, grid = self.experiment.objective, self.experiment.training, self.experiment.grid
         chunk, again = training.loss_chunk_tokens, training.activation_checkpointing
         judge = (
@@ -146,7 +146,7 @@ class Arm:
                 model, batch.tokens_BT, batch.labels_B, start, length, *judge, self._prefix_tokens, again
             )
         whole = forward(model, *batch, 0, self.model_settings.num_tokens, chunk, activation_checkpointing=again)
-        predicted = self.tokens_predicted(place)
+        predicted = self.tokens_predicted(span)
         first = self.model_settings.num_tokens - predicted if self.trains_pieces else start
         window = slice(first, first + predicted)
         judged = WindowOutput(whole.logits_BWV[:, window], whole.hidden_BWD[:, window])

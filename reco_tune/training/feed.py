@@ -17,7 +17,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.distributed import Group
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 IN_MEMORY_BYTES = 1 << 30
 """A split below this is copied into memory: then a batch costs an index, not page faults."""
@@ -30,7 +30,7 @@ class MicroBatch(NamedTuple):
     """What one forward and backward pass is given."""
 
     batch: Batch
-    place: Place
+    span: WindowSpan
     """Of the window, the same on all ranks."""
 
 
@@ -69,14 +69,14 @@ class Feed:
         if self._class_dropout > 0:
             dropped = self._draws(_DROPOUT, self._position).random(len(indices)) < self._class_dropout
             labels = np.where(dropped, self.arm.model_settings.num_classes, labels)
-        place = self.arm.draw(self._position // self._micro_batches)
-        columns = self._piece_columns(len(indices), place.start)
+        span = self.arm.draw(self._position // self._micro_batches)
+        columns = self._piece_columns(len(indices), span.start)
         mine = indices[self._share]
         tokens = self._tokens[mine] if columns is None else self._tokens[mine[:, None], columns[self._share]]
-        if self._prefix_keep < 1 and place.start > 0:
-            tokens = self._corrupted(tokens, len(indices), place.start)
+        if self._prefix_keep < 1 and span.start > 0:
+            tokens = self._corrupted(tokens, len(indices), span.start)
         self._position += 1
-        return MicroBatch(Batch(torch.from_numpy(tokens), torch.from_numpy(labels[self._share])), place)
+        return MicroBatch(Batch(torch.from_numpy(tokens), torch.from_numpy(labels[self._share])), span)
 
     def state_dict(self) -> dict[str, Any]:
         """Position and state of the starts, as JSON values."""
@@ -90,10 +90,10 @@ class Feed:
 
     def _clips(self, consumed: int, count: int) -> np.ndarray:
         """int64 [count]: which clips come after `consumed` others."""
-        epoch, place = divmod(consumed, len(self._labels))
+        epoch, position = divmod(consumed, len(self._labels))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draws(_ORDER, epoch).permutation(len(self._labels))
-        found = self._order[place : place + count]
+        found = self._order[position : position + count]
         return (
             found
             if len(found) == count
@@ -118,7 +118,7 @@ class Feed:
         return offsets[:, None] + np.arange(length)
 
     def _corrupted(self, tokens: np.ndarray, clips: int, start: int) -> np.ndarray:
-        """The rank's clips with random codes in place of some tokens before the window: inputs alone, the window's
+        """The rank's clips with random codes instead of some tokens before the window: inputs alone, the window's
         targets stay.
 
         The window's first input is the token before it, so that one may be replaced too.

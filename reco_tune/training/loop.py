@@ -38,13 +38,13 @@ from reco_tune.training.checkpoint import (
 from reco_tune.training.distributed import Group, prepare_device
 from reco_tune.training.feed import Feed, held_out
 from reco_tune.training.step import OptimiserStep, learning_rate_at
-from reco_tune.windows import Place
+from reco_tune.windows import WindowSpan
 
 Report = Callable[[int, dict[str, float]], bool]
 """Called with (step, metrics) at the end of a rung; True stops the run there."""
 
 
-class Measured(NamedTuple):
+class RungMeasurement(NamedTuple):
     """What was found out about the model at a rung."""
 
     metrics: dict[str, float] = {}
@@ -53,7 +53,7 @@ class Measured(NamedTuple):
     """Device seconds that it took, by their names there; they add up over the run."""
 
 
-Measure = Callable[[int, VideoTransformer], Measured]
+Measure = Callable[[int, VideoTransformer], RungMeasurement]
 """Called with (step, model) on all ranks at the end of a rung; leaves the model and every random state as they were."""
 
 STEPS_BETWEEN_LOOKS = 20
@@ -80,9 +80,9 @@ def keep_going(step: int, metrics: dict[str, float]) -> bool:
     return False
 
 
-def measure_nothing(step: int, model: VideoTransformer) -> Measured:
+def measure_nothing(step: int, model: VideoTransformer) -> RungMeasurement:
     """The measure that adds nothing to a rung."""
-    return Measured()
+    return RungMeasurement()
 
 
 def fit(
@@ -238,7 +238,7 @@ class _Run:
                 waited = time.perf_counter()
                 micro_batches.append(self._feed.next())
                 self._ledger.wait_seconds += time.perf_counter() - waited
-                self._book(micro_batches[-1].place)
+                self._book(micro_batches[-1].span)
             if self._device.type == "cpu":
                 self._measure_memory(micro_batches)
             losses.append(self._optimiser.run(micro_batches, learning_rate_at(self.step, self._training)))
@@ -263,18 +263,18 @@ class _Run:
         for name, value in zip(self._history, (step + 1, *values), strict=True):
             self._history[name].append(value)
 
-    def _book(self, place: Place) -> None:
+    def _book(self, span: WindowSpan) -> None:
         clips = self._feed.clips_per_micro_batch
-        self._ledger.tokens_seen += clips * self._arm.tokens_seen(place)
-        self._ledger.loss_tokens += clips * self._arm.tokens_predicted(place)
-        self._ledger.training_flops += clips * self._arm.flops(place)
-        self._ledger.backward_flops += clips * self._arm.backward_flops(place)
+        self._ledger.tokens_seen += clips * self._arm.tokens_seen(span)
+        self._ledger.loss_tokens += clips * self._arm.tokens_predicted(span)
+        self._ledger.training_flops += clips * self._arm.flops(span)
+        self._ledger.backward_flops += clips * self._arm.backward_flops(span)
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
         """Measures when a start lies further back than all before it of that length: the longest prefix
         keeps the most."""
         for micro_batch in micro_batches:
-            start, length = micro_batch.place
+            start, length = micro_batch.span
             if start > self._largest_start.get(str(length), -1):
                 self._largest_start[str(length)] = start
                 needed = self._optimiser.fixed_bytes + self._optimiser.activation_bytes(micro_batch)

@@ -92,7 +92,7 @@ class OptimiserStep:
         """Adds 1/parts of a micro-batch's gradient; returns its three terms."""
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in micro_batch.batch))
         with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            loss = self._loss(self.model, batch, micro_batch.place)
+            loss = self._loss(self.model, batch, micro_batch.span)
         (loss.total / parts).backward()
         return torch.stack([loss.cross_entropy.float(), loss.continuity.float(), loss.norm.float()])
 
@@ -137,7 +137,7 @@ class OptimiserStep:
             torch.autocast(self.device.type, torch.bfloat16, self._autocast),
         ):
             held = self.arm.loss(
-                self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.place
+                self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.span
             )
         del held  # only now: a storage freed earlier could lend its address to another
         return sum(seen.values())
@@ -176,7 +176,7 @@ def learning_rate_at(step: int, training: Training) -> float:
 
 
 def _compiled(arm: Arm):  # type: ignore[no-untyped-def]
-    """`arm.loss` compiled, one graph per place of the window."""
+    """`arm.loss` compiled, one graph per span of the window."""
     starts = len(arm.distribution())
     if starts > COMPILED_STARTS:
         raise SettingsError(

@@ -18,7 +18,7 @@ from reco_tune.evaluation.protocols import sample_labels
 from reco_tune.settings import Experiment
 
 
-class Batch(NamedTuple):
+class SamplingBatch(NamedTuple):
     """Clips `start` .. `stop - 1` of one sampling seed."""
 
     sampling_seed: int
@@ -36,11 +36,11 @@ def asked_labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]
     return sample_labels(reference, cache.num_classes, count)
 
 
-def batches_of(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[Batch]:
+def batches_of(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[SamplingBatch]:
     """All batches, sampling seed after sampling seed."""
     for sampling_seed in range(sampling_seeds):
         for number, start in enumerate(range(0, samples, batch_size)):
-            yield Batch(sampling_seed, start, min(start + batch_size, samples), seed_of(sampling_seed, number))
+            yield SamplingBatch(sampling_seed, start, min(start + batch_size, samples), seed_of(sampling_seed, number))
 
 
 def seed_of(*parts: object) -> int:
