@@ -15,8 +15,8 @@ from xdist.scheduler import LoadFileScheduling
 from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
 from reco_tune.evaluation import prepare_evaluation, video_features
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Experiment, TokenGrid, make_experiment
-from reco_tune.tokenizers import prepare_tokens
 
 os.environ.setdefault(
     "RAY_worker_niceness", "0"

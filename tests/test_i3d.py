@@ -27,9 +27,9 @@ from reco_tune.evaluation import evaluate, prepare_evaluation, video_features
 from reco_tune.evaluation.frechet import FeatureStatistics, frechet_interval
 from reco_tune.evaluation.i3d import i3d_pixels, load_i3d
 from reco_tune.evaluation.protocols import deviations
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
-from reco_tune.tokenizers import prepare_tokens
 from reco_tune.training import build_arm
 
 

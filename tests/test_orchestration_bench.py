@@ -14,8 +14,8 @@ from reco_tune import quantities as q
 from reco_tune.benchmarks.orchestration import PARTS, Event, Search, _in_process, _row, _space, beyond_work, moments
 from reco_tune.errors import RunFailedError
 from reco_tune.evaluation import prepare_evaluation
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import arm_experiment
-from reco_tune.tokenizers import prepare_tokens
 
 
 def trial(name: str, asked: float, started: float, reported: float, ended: float) -> list[Event]:

@@ -16,6 +16,7 @@ from small_study import small_space
 
 from reco_tune.cost import least_memory
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError, StudyError, TrackingError
+from reco_tune.preparation.cache_paths import tokenizer_path
 from reco_tune.settings import make_experiment
 from reco_tune.study import Options, plan, run
 from reco_tune.study.preflight import (
@@ -31,7 +32,6 @@ from reco_tune.study.preflight import (
 )
 from reco_tune.study.storage import Storage
 from reco_tune.study.worker import sentence
-from reco_tune.tokenizers.places import tokenizer_path
 
 
 @pytest.fixture

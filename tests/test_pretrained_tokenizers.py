@@ -23,8 +23,9 @@ from torch import nn
 
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError
 from reco_tune.generation import generate_clips
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Experiment, Tokenizer, make_experiment
-from reco_tune.tokenizers import load_tokenizer, open_pretrained, prepare_tokens
+from reco_tune.tokenizers import load_tokenizer, open_pretrained
 from reco_tune.tokenizers.base import PixelRange
 from reco_tune.tokenizers.pretrained import load_checkpoint
 from reco_tune.training import fit, load_model
@@ -383,7 +384,7 @@ def test_weights_that_are_missing_are_told_before_the_data_are_read(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Telling 96 GB of frames apart takes minutes."""
-    monkeypatch.setattr("reco_tune.tokenizers.prepare.data_fingerprint", lambda *_: pytest.fail("the data are read"))
+    monkeypatch.setattr("reco_tune.preparation.prepare.data_fingerprint", lambda *_: pytest.fail("the data are read"))
     with pytest.raises(SettingsError, match=r"cosmos needs tokenizer\.path"):
         prepare_tokens(_digits(tmp_path / "cache", {"kind": "cosmos"}))
 

@@ -13,8 +13,9 @@ import torch
 from reco_tune.data import video
 from reco_tune.data.clips import decode, list_clips
 from reco_tune.data.video import EXTENSIONS, count_frames, read_frames
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Data, Evaluation, Experiment, Tokenizer
-from reco_tune.tokenizers import load_tokenizer, prepare_tokens
+from reco_tune.tokenizers import load_tokenizer
 
 ROOT = Path(__file__).resolve().parents[2] / "shared" / "videos"
 pytestmark = pytest.mark.skipif(not ROOT.is_dir(), reason="../shared/videos is absent")

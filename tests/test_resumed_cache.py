@@ -11,15 +11,15 @@ from pathlib import Path
 
 import pytest
 
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Data, Evaluation, Experiment, Tokenizer
-from reco_tune.tokenizers import prepare_tokens
 
 MAKE = """
 import os, signal, sys
 from pathlib import Path
 sys.path.insert(0, {tests!r})
 from test_resumed_cache import experiment
-from reco_tune.tokenizers import prepare_tokens
+from reco_tune.preparation import prepare_tokens
 
 said = []
 def progress(done, total, what):

@@ -14,10 +14,10 @@ from reco_tune import quantities
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError, StudyError
 from reco_tune.evaluation import evaluate, prepare_evaluation
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import make_experiment
 from reco_tune.study import Options, resume, run
 from reco_tune.study_log import read_events, read_study
-from reco_tune.tokenizers import prepare_tokens
 from reco_tune.training import fit
 
 

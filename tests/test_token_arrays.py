@@ -14,9 +14,9 @@ from safetensors.numpy import save_file
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import evaluate, prepare_evaluation
+from reco_tune.preparation import prepare_tokens
 from reco_tune.quantities import STEPS_OF_H
 from reco_tune.settings import Experiment, make_experiment
-from reco_tune.tokenizers import prepare_tokens
 from reco_tune.training import fit
 
 SPLITS = ("train", "test")

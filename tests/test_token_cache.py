@@ -18,8 +18,9 @@ from reco_tune.data.clips import decode, list_clips
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter
 from reco_tune.data.video import write_video
 from reco_tune.errors import DataError, TooFewClipsError
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Data, Evaluation, Experiment, TokenGrid, Tokenizer
-from reco_tune.tokenizers import load_tokenizer, prepare_tokens
+from reco_tune.tokenizers import load_tokenizer
 
 SPLITS = ("train", "test")
 

@@ -10,10 +10,11 @@ import pytest
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
+from reco_tune.preparation import prepare_tokenizer, prepare_tokens
+from reco_tune.preparation.encoding import EncodedPart, PartTask, encode_part
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.study.tokenizing import prepare_tokens_on_cluster
-from reco_tune.tokenizers import load_tokenizer, prepare_tokenizer, prepare_tokens
-from reco_tune.tokenizers.encoding import EncodedPart, PartTask, encode_part
+from reco_tune.tokenizers import load_tokenizer
 
 
 def _experiment(cache_dir: Path, root: Path | None = None) -> Experiment:

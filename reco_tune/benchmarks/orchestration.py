@@ -24,10 +24,10 @@ from reco_tune import quantities as q
 from reco_tune.benchmarks.tables import Column, Row, Table
 from reco_tune.errors import RunFailedError, SettingsError
 from reco_tune.evaluation import prepare_evaluation
+from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Space, arm_experiment
 from reco_tune.study_log import StudyFolder, read_events
-from reco_tune.tokenizers import prepare_tokens
 
 if TYPE_CHECKING:
     from reco_tune.study.dispatcher import Job

@@ -20,9 +20,9 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import evaluate, prepare_evaluation
 from reco_tune.files import LineWriter
+from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, Sampler, Space
-from reco_tune.tokenizers import prepare_tokens
 from reco_tune.training import build_arm, fit
 
 RUNG_VALUES = (q.VAL_CROSS_ENTROPY.name, q.TRAINING_FLOPS.name, "training_cpu_seconds")

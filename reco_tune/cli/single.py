@@ -15,9 +15,10 @@ from numpy.typing import NDArray
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.generation import generate_clips
+from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress
 from reco_tune.settings import Experiment, TokenGrid
-from reco_tune.tokenizers import Tokenizer, load_tokenizer, prepare_tokens
+from reco_tune.tokenizers import Tokenizer, load_tokenizer
 from reco_tune.training import LoadedModel, prepare_device
 
 CHECKED_CLIPS, CHECKED_TOGETHER, CHECKED_SHOWN = 64, 16, 8

@@ -48,7 +48,7 @@ def tokenize(
     from reco_tune.cli.console import progress_bars
     from reco_tune.cli.single import grid_video, piece_blocks, reconstruction
     from reco_tune.data.video import write_video
-    from reco_tune.tokenizers import prepare_tokenizer, prepare_tokens
+    from reco_tune.preparation import prepare_tokenizer, prepare_tokens
 
     with progress_bars() as progress:
         if fit:

@@ -31,8 +31,8 @@ def train(
 
     from reco_tune.cli.console import print_table, progress_bars
     from reco_tune.cli.single import piece_blocks
+    from reco_tune.preparation import prepare_tokens
     from reco_tune.progress import quiet
-    from reco_tune.tokenizers import prepare_tokens
     from reco_tune.training import fit, joined
 
     folder = output or Path("runs") / path.stem

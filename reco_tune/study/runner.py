@@ -25,6 +25,7 @@ from ray.tune.search import Searcher
 
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
@@ -39,7 +40,6 @@ from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen,
 from reco_tune.study.trial import Proposal, Proposals, Silence, follow
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
-from reco_tune.tokenizers import prepare_tokens
 from reco_tune.tracking import Mirror
 
 TRIAL_RETRIES = 3

@@ -15,11 +15,11 @@ import ray
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import ReCoTuneError, RunFailedError
+from reco_tune.preparation import prepare_tokens
+from reco_tune.preparation.encoding import EncodedPart, PartTask
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.study.cluster import cluster, place
-from reco_tune.tokenizers import prepare_tokens
-from reco_tune.tokenizers.encoding import EncodedPart, PartTask
 
 _AHEAD = 2
 """Tasks per place that wait or run: enough to keep every place busy."""

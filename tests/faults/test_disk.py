@@ -20,10 +20,10 @@ from struck import MEGABYTE, Struck, assert_nothing_lost, fill, lines_about
 
 from reco_tune.data.token_cache import create_array
 from reco_tune.errors import RunFailedError, StudyError
+from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import arm_experiment
 from reco_tune.study import Options, resume
 from reco_tune.study_log import EventLog, read_events
-from reco_tune.tokenizers import prepare_tokens
 
 
 @pytest.fixture
@@ -68,7 +68,7 @@ from struck import fill
 from reco_tune.errors import no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.settings import arm_experiment, load_space
-from reco_tune.tokenizers import prepare_tokens
+from reco_tune.preparation import prepare_tokens
 
 disk = Path(sys.argv[1])
 experiment = arm_experiment(load_space(disk / "small.yaml"), "full")

@@ -9,10 +9,10 @@ from reco_tune.data.clips import PART_CLIPS, Clip, check_enough
 from reco_tune.data.layouts import Split, data_fingerprint
 from reco_tune.data.token_arrays import read_coded_clips, token_files
 from reco_tune.data.token_cache import NO_TOKENIZER, TokenCache, TokenCacheWriter
-from reco_tune.tokenizers.places import absolute_data, folder_name
+from reco_tune.preparation.cache_paths import absolute_data, folder_name
 
 
-def adopt_codes(experiment: settings.Experiment) -> TokenCache:
+def import_codes(experiment: settings.Experiment) -> TokenCache:
     """The cache of the codes under `data.root`, made where it does not exist; it holds no pixels.
 
     Raises:

@@ -23,12 +23,18 @@ from reco_tune.data.synthetic import render_digits
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.files import publish
+from reco_tune.preparation.cache_paths import (
+    absolute_data,
+    copy_pretrained,
+    folder_name,
+    token_cache_path,
+    tokenizer_path,
+)
+from reco_tune.preparation.code_import import import_codes
+from reco_tune.preparation.encoding import Encoder, LeftParts, Spread, encode_part
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.adoption import adopt_codes
 from reco_tune.tokenizers.base import Tokenizer
-from reco_tune.tokenizers.encoding import Encoder, LeftParts, Spread, encode_part
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer
-from reco_tune.tokenizers.places import absolute_data, copy_pretrained, folder_name, token_cache_path, tokenizer_path
 
 
 def prepare_tokenizer(
@@ -42,12 +48,12 @@ def prepare_tokenizer(
     """
     if experiment.data.layout == "tokens":
         raise DataError("data.layout tokens brings codes along, so there is no tokenizer to fit; leave --fit out")
-    job = _job(experiment, progress, piece_blocks)
-    if not job.tokenizer_path.exists():
-        with job.writer() as writer:
-            _make(job, writer, fit_only=True)
-    load_tokenizer(job.tokenizer_path)
-    return job.tokenizer_path
+    plan = _plan(experiment, progress, piece_blocks)
+    if not plan.tokenizer_path.exists():
+        with plan.writer() as writer:
+            _make(plan, writer, fit_only=True)
+    load_tokenizer(plan.tokenizer_path)
+    return plan.tokenizer_path
 
 
 def prepare_tokens(
@@ -65,18 +71,18 @@ def prepare_tokens(
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
     if experiment.data.layout == "tokens":
-        return _enough(adopt_codes(experiment), experiment.data)
-    job = _job(experiment, progress, piece_blocks)._replace(spread=spread)
-    cache = _existing(job)
+        return _enough(import_codes(experiment), experiment.data)
+    plan = _plan(experiment, progress, piece_blocks)._replace(spread=spread)
+    cache = _existing(plan)
     if cache is None:
-        with job.writer() as writer:
-            cache = _existing(job)  # another process may have made it while this one waited
+        with plan.writer() as writer:
+            cache = _existing(plan)  # another process may have made it while this one waited
             if cache is None:
-                cache = _make(job, writer)
+                cache = _make(plan, writer)
             else:
                 writer.discard()
     assert cache is not None
-    _add_missing_pieces(_enough(cache, job.data), job)
+    _add_missing_pieces(_enough(cache, plan.data), plan)
     return cache
 
 
@@ -87,7 +93,7 @@ def _enough(cache: TokenCache, data: settings.Data) -> TokenCache:
     return cache
 
 
-def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequence[int]) -> _Job:
+def _plan(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequence[int]) -> _CachePlan:
     data = absolute_data(experiment)
     if data.layout == "digits":
         assert data.root is not None
@@ -97,7 +103,7 @@ def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequ
         copy_pretrained(experiment)
     source = data_fingerprint(videos, data)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
-    return _Job(
+    return _CachePlan(
         experiment,
         data,
         videos,
@@ -109,7 +115,7 @@ def _job(experiment: settings.Experiment, progress: Progress, piece_blocks: Sequ
     )
 
 
-class _Job(NamedTuple):
+class _CachePlan(NamedTuple):
     """What a token cache is made of."""
 
     experiment: settings.Experiment
@@ -141,46 +147,46 @@ class _Job(NamedTuple):
         return token_cache_path(self.experiment, self.source, tokenizer.fingerprint)
 
 
-def _existing(job: _Job) -> TokenCache | None:
-    if not job.tokenizer_path.exists():
+def _existing(plan: _CachePlan) -> TokenCache | None:
+    if not plan.tokenizer_path.exists():
         return None
-    tokenizer = load_tokenizer(job.tokenizer_path)
-    path = job.path(tokenizer)
-    return _opened(path, job.source, tokenizer) if path.exists() else None
+    tokenizer = load_tokenizer(plan.tokenizer_path)
+    path = plan.path(tokenizer)
+    return _opened(path, plan.source, tokenizer) if path.exists() else None
 
 
-def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenCache | None:
+def _make(plan: _CachePlan, writer: TokenCacheWriter, fit_only: bool = False) -> TokenCache | None:
     """Goes on where `writer` stands and finishes the cache, or stops when there is a tokenizer."""
-    data = job.data
+    data = plan.data
     skipped: list[Skipped] = []
     try:
         known = writer.remember(
-            "facts", lambda: [[*facts] for facts in list_facts(job.videos, data.decode_seconds, job.progress)]
+            "facts", lambda: [[*facts] for facts in list_facts(plan.videos, data.decode_seconds, plan.progress)]
         )
         # A list of two: frames and suspicion, or reason and whether it was fatal.
         facts = [Facts(*values) if isinstance(values[0], int) else Lost(*values) for values in known]
-        listed = list_clips(data, job.videos, job.progress, facts)
+        listed = list_clips(data, plan.videos, plan.progress, facts)
         skipped += listed.skipped
         clips: dict[Split, list[Clip]] = {"train": listed.train, "test": listed.test}
         dead: dict[Path, str] = {}
         pixel_rows: dict[Split, list[int]] = {}
         with Processes(data.decode_seconds) as processes:
             for split in SPLITS:
-                pixel_rows[split] = _decode_first(job, writer, split, clips[split], dead, processes, skipped)
-                first = clips[split][: job.experiment.kept_clips]
-                clips[split] = [first[row] for row in pixel_rows[split]] + clips[split][job.experiment.kept_clips :]
+                pixel_rows[split] = _decode_first(plan, writer, split, clips[split], dead, processes, skipped)
+                first = clips[split][: plan.experiment.kept_clips]
+                clips[split] = [first[row] for row in pixel_rows[split]] + clips[split][plan.experiment.kept_clips :]
                 check_enough(len(clips[split]), data, split, skipped)
-            if not job.tokenizer_path.exists():
-                _fit(job, writer, pixel_rows["train"])
+            if not plan.tokenizer_path.exists():
+                _fit(plan, writer, pixel_rows["train"])
             if fit_only:
                 return None
-            if (cache := _existing(job)) is not None:  # its tokenizer alone had been lost
+            if (cache := _existing(plan)) is not None:  # its tokenizer alone had been lost
                 writer.discard()
                 return cache
-            encoder = job.encoder()
+            encoder = plan.encoder()
             for split in SPLITS:
                 clips[split] = _encode_all(
-                    job, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped
+                    plan, writer, encoder, split, clips[split], pixel_rows[split], dead, processes, skipped
                 )
                 check_enough(len(clips[split]), data, split, skipped)
     except TooFewClipsError as error:
@@ -188,14 +194,14 @@ def _make(job: _Job, writer: TokenCacheWriter, fit_only: bool = False) -> TokenC
         raise TooFewClipsError(f"{error}; all are listed in {where}") from error
     for split in SPLITS:
         writer.keep_rows(f"{split}.clips", pixel_rows[split])
-    path = job.path(encoder.tokenizer)
+    path = plan.path(encoder.tokenizer)
     return writer.finish(
         path,
         fingerprint=path.name,
-        data_fingerprint=job.source,
+        data_fingerprint=plan.source,
         tokenizer_fingerprint=encoder.tokenizer.fingerprint,
-        tokenizer_path=job.tokenizer_path,
-        grid=job.experiment.grid,
+        tokenizer_path=plan.tokenizer_path,
+        grid=plan.experiment.grid,
         num_codes=encoder.tokenizer.num_codes,
         class_names=listed.class_names,
         clips=clips,
@@ -215,7 +221,7 @@ def _opened(path: Path, source: str, tokenizer: Tokenizer) -> TokenCache:
 
 
 def _decode_first(
-    job: _Job,
+    plan: _CachePlan,
     writer: TokenCacheWriter,
     split: Split,
     clips: list[Clip],
@@ -224,7 +230,7 @@ def _decode_first(
     skipped: list[Skipped],
 ) -> list[int]:
     """Keeps the pixels of the first clips; returns the rows of those that could be decoded."""
-    stage, first, data = f"{split}.clips", clips[: job.experiment.kept_clips], job.data
+    stage, first, data = f"{split}.clips", clips[: plan.experiment.kept_clips], plan.data
     wanted = parts(first)
     left = [number for number in range(len(wanted)) if number not in writer.done(stage)]
     if left:
@@ -233,25 +239,25 @@ def _decode_first(
         for done, (number, part) in enumerate(zip(left, decoded, strict=True), start=1):
             pixels[part.rows] = part.video_BFCHW
             writer.note(stage, number, part.failed, part.equal)
-            job.progress(
+            plan.progress(
                 min((len(wanted) - len(left) + done) * PART_CLIPS, len(first)), len(first), f"decoding {split} clips"
             )
     failed = _settle(writer.failed(stage), first, dead, skipped)
     return [row for row in range(len(first)) if row not in failed]
 
 
-def _fit(job: _Job, writer: TokenCacheWriter, rows: list[int]) -> None:
+def _fit(plan: _CachePlan, writer: TokenCacheWriter, rows: list[int]) -> None:
     pixels = np.load(writer.folder / "train.clips.npy", mmap_mode="r")
-    count = min(job.experiment.tokenizer.fit_clips, len(rows))
+    count = min(plan.experiment.tokenizer.fit_clips, len(rows))
     whole = rows[:count] == list(range(count))
     fitted = fit_tokenizer(
-        job.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], job.progress, job.device
+        plan.experiment.tokenizer, pixels[:count] if whole else pixels[rows[:count]], plan.progress, plan.device
     )
-    publish(job.tokenizer_path, fitted.save)
+    publish(plan.tokenizer_path, fitted.save)
 
 
 def _encode_all(
-    job: _Job,
+    plan: _CachePlan,
     writer: TokenCacheWriter,
     encoder: Encoder,
     split: Split,
@@ -264,20 +270,20 @@ def _encode_all(
     """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that
     have codes.
     """
-    grid, stage = job.experiment.grid, f"{split}.tokens"
+    grid, stage = plan.experiment.grid, f"{split}.tokens"
     shapes: dict[str, tuple[int, ...]] = {stage: (len(clips), *grid.shape)}
-    for blocks in job.piece_blocks:
+    for blocks in plan.piece_blocks:
         shapes[piece_name(split, blocks)] = (len(clips), grid.blocks - blocks + 1, blocks * grid.tokens_per_block)
     pixels = np.load(writer.folder / f"{split}.clips.npy", mmap_mode="r")
-    work = LeftParts(writer.done(stage), pixels, pixel_rows, clips, job.data, dead, processes)
+    work = LeftParts(writer.done(stage), pixels, pixel_rows, clips, plan.data, dead, processes)
     if work.left:
         arrays = {name: writer.create(name, shape, np.int32) for name, shape in shapes.items()}
         tokens_NT = arrays[stage].reshape(len(clips), grid.num_tokens)
-        here = (encoder.encoded(part, job.piece_blocks) for part in work)
+        here = (encoder.encoded(part, plan.piece_blocks) for part in work)
         for done, part in enumerate(
             (
-                job.spread(encode_part, work.tasks(job.experiment, job.tokenizer_path, job.piece_blocks))
-                if job.spread
+                plan.spread(encode_part, work.tasks(plan.experiment, plan.tokenizer_path, plan.piece_blocks))
+                if plan.spread
                 else here
             ),
             start=work.parts - len(work.left) + 1,
@@ -287,7 +293,7 @@ def _encode_all(
                 for blocks, codes_BPT in part.pieces.items():
                     arrays[piece_name(split, blocks)][part.rows] = codes_BPT
             writer.note(stage, part.number, part.failed, part.equal)
-            job.progress(min(done * PART_CLIPS, len(clips)), len(clips), f"encoding {split} clips")
+            plan.progress(min(done * PART_CLIPS, len(clips)), len(clips), f"encoding {split} clips")
     failed = _settle(writer.failed(stage), clips, dead, skipped)
     good = [row for row in range(len(clips)) if row not in failed]
     for name in shapes:
@@ -321,30 +327,30 @@ def _equal_runs(writer: TokenCacheWriter) -> list[Skipped]:
     return [Skipped(path, f"its frames {first} to {last} are equal") for path, (first, last) in sorted(longest.items())]
 
 
-def _add_missing_pieces(cache: TokenCache, job: _Job) -> None:
+def _add_missing_pieces(cache: TokenCache, plan: _CachePlan) -> None:
     """Pieces of other lengths, for a cache that was made without them."""
-    for blocks in job.piece_blocks:
+    for blocks in plan.piece_blocks:
         if not cache.has_pieces(blocks):
-            with TokenCacheWriter(cache.path, f"pieces-{blocks}", job.progress) as writer:
+            with TokenCacheWriter(cache.path, f"pieces-{blocks}", plan.progress) as writer:
                 if not cache.has_pieces(blocks):
                     for split in SPLITS:
-                        _write_pieces(cache, job, writer, split, blocks)
+                        _write_pieces(cache, plan, writer, split, blocks)
                     add_pieces(cache, writer, blocks)
                 else:
                     writer.discard()
 
 
-def _write_pieces(cache: TokenCache, job: _Job, writer: TokenCacheWriter, split: Split, blocks: int) -> None:
-    stage, encoder = piece_name(split, blocks), job.encoder()
+def _write_pieces(cache: TokenCache, plan: _CachePlan, writer: TokenCacheWriter, split: Split, blocks: int) -> None:
+    stage, encoder = piece_name(split, blocks), plan.encoder()
     pixels, clips = cache.clips(split), cache.sources(split)
-    with Processes(job.data.decode_seconds) as processes:
+    with Processes(plan.data.decode_seconds) as processes:
         array = writer.create(stage, cache.piece_shape(split, blocks), np.int32)
-        for part in LeftParts(writer.done(stage), pixels, range(len(pixels)), clips, job.data, {}, processes):
+        for part in LeftParts(writer.done(stage), pixels, range(len(pixels)), clips, plan.data, {}, processes):
             if part.failed:
                 raise DataError(f"a clip of {cache.path} can no longer be decoded: {part.failed[0].reason}")
             array[part.rows] = encoder.pieces(part.video_BFCHW, blocks)
             writer.note(stage, part.number)
-            job.progress(
+            plan.progress(
                 min((part.number + 1) * PART_CLIPS, len(clips)),
                 len(clips),
                 f"encoding {split} pieces of {blocks} blocks",
