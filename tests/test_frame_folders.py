@@ -1,6 +1,4 @@
-"""Folders of images as videos: the order of frames, what pictures of all kinds look like, and folders that are no
-videos.
-"""
+"""Folders of images as videos: what pictures of all kinds look like, and folders that are no videos."""
 
 from __future__ import annotations
 
@@ -10,9 +8,11 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from reco_tune.data.frame_folders import list_frames, missing_numbers, read_images
+from reco_tune.data.clips import list_clips
+from reco_tune.data.frame_folders import list_frames, read_images
 from reco_tune.data.reading import facts_of
 from reco_tune.errors import DataError
+from reco_tune.settings import Data
 
 
 def _level(path: Path, level: int) -> None:
@@ -20,37 +20,36 @@ def _level(path: Path, level: int) -> None:
     Image.new("RGB", (6, 4), (level, level, level)).save(path)
 
 
-@pytest.mark.parametrize(
-    "names",
-    [
-        ["clip_2.png", "clip_9.png", "clip_10.png", "clip_100.png"],
-        ["07U1fSrk9oI_frames_00000931.jpg", "07U1fSrk9oI_frames_00000932.jpg", "07U1fSrk9oI_frames_00001000.jpg"],
-        ["000306.jpg", "000307.jpg", "000310.jpg"],
-        ["a.png", "b.png", "c_1.png"],
-    ],
-    ids=["no leading zeros", "SkyTimelapse", "FaceForensics", "names without numbers"],
-)
-def test_frames_are_ordered_by_the_number_that_ends_their_name(tmp_path: Path, names: list[str]) -> None:
-    for name in reversed(names):
+def test_frames_are_the_images_of_a_folder_in_time(tmp_path: Path) -> None:
+    names = ["clip_2.png", "clip_9.JPG", "clip_10.jpeg", "clip_100.jpg"]
+    for name in reversed(names[1:]):
         _level(tmp_path / name, 0)
     (tmp_path / "Thumbs.db").write_text("")
     (tmp_path / ".hidden_1.png").write_text("")
-    assert [path.name for path in list_frames(tmp_path)] == names
-
-
-@pytest.mark.parametrize(
-    ("numbers", "missing"),
-    [([1, 2, 3, 4], 0), ([10, 20, 30], 0), ([1, 2, 5, 6], 2), ([0, 2, 4, 8, 10], 1), ([7], 0)],
-    ids=["whole", "every tenth", "two lost", "one of every second lost", "one frame"],
-)
-def test_gaps_in_the_numbers_are_counted(tmp_path: Path, numbers: list[int], missing: int) -> None:
-    assert missing_numbers([tmp_path / f"{number:05d}.jpg" for number in numbers]) == missing
+    assert [path.name for path in list_frames(tmp_path)] == names[1:]
+    _level(tmp_path / names[0], 0)
+    with pytest.raises(DataError, match=r"2 kinds \(3 like clip_.*, 1 like clip_2\.png\)"):
+        list_frames(tmp_path)
 
 
 def test_facts_name_lost_frames(tmp_path: Path) -> None:
     for number in (1, 2, 3, 6):
         _level(tmp_path / "v" / f"{number}.png", number)
     assert facts_of(tmp_path / "v") == (4, "2 of the numbers between its first and last frame are missing")
+
+
+def test_a_folder_of_several_kinds_is_listed_and_the_others_are_used(tmp_path: Path) -> None:
+    """Colour images and optical flow side by side, as programs for flow write them: they were one film, in turn."""
+    for split in ("train", "test"):
+        for number in range(4):
+            _level(tmp_path / split / "film" / f"img_{number:05d}.jpg", 10 * number)
+            _level(tmp_path / split / "mixed" / f"img_{number:05d}.jpg", 10 * number)
+            _level(tmp_path / split / "mixed" / f"flow_x_{number:05d}.jpg", 200)
+    clips = list_clips(Data(layout="frames", root=tmp_path, clip_frames=4, size_px=4, clip_stride=1))
+    assert {clip.path.name for clip in clips.train + clips.test} == {"film"}
+    for path, reason in clips.skipped:
+        assert path.name == "mixed" and reason.startswith("holds images of 2 kinds (4 like ")
+    assert len(clips.skipped) == 2
 
 
 def _pictures() -> dict[str, Image.Image]:

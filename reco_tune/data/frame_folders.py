@@ -1,24 +1,22 @@
 """Folders of images that are one video each. Knows nothing of clips or classes.
 
-Frames are ordered by the number that their names end in (`000306.jpg`, `<id>_00000043.jpg`), whatever its digits; a
-folder with a name that ends in none is ordered by name. Alpha is dropped, as video decoders do.
+`frame_names` says which frame follows which. Alpha is dropped, as video decoders do.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
+from reco_tune.data.frame_names import Order, order_frames
 from reco_tune.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
 """Names that count as frames."""
-_NUMBER = re.compile(r"\d+$")
 
 
 def has_images(folder: Path) -> bool:
@@ -34,25 +32,19 @@ def list_frames(folder: Path) -> list[Path]:
     """The images of a folder in time.
 
     Raises:
-        DataError: if there are none.
+        DataError: if there are none, or they are no one film.
     """
-    with os.scandir(folder) as entries:
-        names = [entry.name for entry in entries if is_image(entry.name)]
-    if not names:
-        raise DataError(f"{folder} is a folder without images, not a video; replace or remove it")
-    numbers = _numbers(names)
-    order = sorted(names) if numbers is None else [name for _, name in sorted(zip(numbers, names, strict=True))]
-    return [folder / name for name in order]
+    return [folder / name for name in _order(folder).names]
 
 
-def missing_numbers(frames: Sequence[Path]) -> int:
-    """How many numbers are left out of an otherwise even row, a sign of lost frames."""
-    numbers = _numbers([frame.name for frame in frames])
-    if numbers is None or len(numbers) < 3:
-        return 0
-    steps = np.diff(sorted(numbers))
-    step = int(np.median(steps))
-    return int((steps // step - 1)[steps > step].sum()) if step else 0
+def examine_frames(folder: Path) -> tuple[int, str]:
+    """How many images a folder has, and what in their numbers looks like lost frames or several films, or nothing.
+
+    Raises:
+        DataError: if there are none, or they are no one film.
+    """
+    names, suspicion = _order(folder)
+    return len(names), suspicion
 
 
 def read_images(frames: Sequence[Path]) -> np.ndarray:
@@ -71,9 +63,12 @@ def read_images(frames: Sequence[Path]) -> np.ndarray:
     return np.stack(images)
 
 
-def _numbers(names: Sequence[str]) -> list[int] | None:
-    found = [_NUMBER.search(Path(name).stem) for name in names]
-    return None if any(match is None for match in found) else [int(match.group()) for match in found if match]
+def _order(folder: Path) -> Order:
+    with os.scandir(folder) as entries:
+        names = [entry.name for entry in entries if is_image(entry.name)]
+    if not names:
+        raise DataError(f"{folder} is a folder without images, not a video; replace or remove it")
+    return order_frames(names, folder)
 
 
 def _read(path: Path) -> np.ndarray:

@@ -36,6 +36,8 @@ SPLITS: tuple[Split, Split] = ("train", "test")
 LIST_FILE = "videos.csv"
 SCALING = "pillow bilinear"
 """How frames become small; part of the fingerprint."""
+FRAME_ORDER = "by all numbers"
+"""How the images of a folder are ordered; part of the fingerprint, so that caches of another order are not used."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
@@ -100,7 +102,7 @@ def data_fingerprint(videos: list[Video], data: Data) -> str:
         if not video.path.is_dir():
             members = members or [(video.path, -1)]
         else:
-            head += " folder"
+            head += f" folder {FRAME_ORDER}"
         digest.update(head.encode())
         for number, (path, size) in enumerate(members):
             digest.update(f"{'' if path == video.path else ' ' + path.name} {size} ".encode())

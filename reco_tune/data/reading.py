@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from reco_tune.data.frame_folders import has_images, list_frames, missing_numbers, read_images
+from reco_tune.data.frame_folders import examine_frames, has_images, list_frames, read_images
 from reco_tune.data.video import CHUNK_FRAMES, examine, iterate_frames
 
 EQUAL_FRAMES = 12
@@ -52,9 +52,7 @@ def facts_of(path: Path) -> Facts:
         DataError: if it is no readable video.
     """
     if path.is_dir() and has_images(path):
-        frames = list_frames(path)
-        lost = missing_numbers(frames)
-        return Facts(len(frames), f"{lost} of the numbers between its first and last frame are missing" if lost else "")
+        return Facts(*examine_frames(path))
     counted, named = examine(path)
     return Facts(counted, f"it holds {counted} of the {named} frames that its header names" if counted < named else "")
 
