@@ -11,13 +11,14 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 # Small tensors: one thread a process is fastest, and gives the same bits everywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test faults chaos check format clean lock
+.PHONY: help setup demo test faults chaos check format docs clean lock
 help:
 	@echo "make demo    the main job on this machine: data, tokenizer, study, report (under 10 minutes on two cores)"
 	@echo "make test    the tests"
 	@echo "make faults  studies under faults: killed processes, lost machines, full disks, hangs (about 20 minutes)"
 	@echo "make chaos   one study under 50 faults drawn by a seed (about an hour; goes on where it was stopped)"
 	@echo "make check   format, lint, types, layer contracts, tests"
+	@echo "make docs    the documentation in site/, opens offline; links are checked"
 	@echo "make setup   only the environment in $(VENV), every package pinned by requirements.lock"
 	@echo "make lock    pin the newest versions that pyproject.toml allows"
 	@echo "make clean   remove the environment and what tools left behind (studies and data stay)"
@@ -48,6 +49,10 @@ format: $(READY)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 
+docs: $(READY)
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict --site-dir site
+	@echo "documentation: site/index.html"
+
 # uv installs in seconds what takes pip minutes; where it cannot be had, pip does the same. Ray starts dozens of processes: each would compile
 # torch and Ray anew where Python is kept from writing bytecode.
 $(READY): requirements.lock pyproject.toml
@@ -65,5 +70,5 @@ lock: $(READY)
 	mv requirements.lock.new requirements.lock
 
 clean:
-	rm -rf $(VENV) build dist .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
+	rm -rf $(VENV) build dist site .mypy_cache .ruff_cache .pytest_cache .import_linter_cache
 	find reco_tune tests analysis -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -21,8 +21,9 @@ def refuse_address(path: Path) -> Path:
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", str(path))
     if found:
         raise ValueError(
-            f"{found[1]}://{found[2].lstrip('/')} is an address; logs are appended to and caches mapped into memory, so"
-            " give a path, and the address as resources.storage where machines share no file system (docs/cluster.md)"
+            f"{found[1]}://{found[2].lstrip('/')} is an address; give a path here, because logs are appended to"
+            " and caches are memory-mapped. Where machines share no file system, give the address as resources.storage"
+            " (docs/tutorials/cluster.md)"
         )
     return path
 

@@ -130,8 +130,9 @@ def test_an_array_of_objects_is_not_unpickled(toy_cache: TokenCache, tmp_path: P
     ids=["torch.load", "pickle", "yaml", "eval and its kin", "TorchScript", "authors' code"],
 )
 def test_what_runs_files_stands_only_where_it_is_documented(pattern: str, allowed: set[str]) -> None:
-    """TorchScript and the code of authors are a user's decision to trust a source: docs/tokenizers.md and
-    docs/evaluation.md say so.
+    """TorchScript and the code of authors are a user's decision to trust a source.
+
+    docs/how-to/pretrained-tokenizers.md and docs/reference/fvd-protocols.md say so.
 
     `processes.py` and `drawing.py` pickle what they say to processes of their own; they read no file.
     """

@@ -136,7 +136,7 @@ def test_the_file_must_be_the_one_that_everybody_has(stand_in: tuple[Path, str])
 
 
 def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"nowhere\.pt\) cannot be read .*docs/evaluation\.md") as caught:
+    with pytest.raises(DataError, match=r"nowhere\.pt\) cannot be read .*docs/reference/fvd-protocols\.md") as caught:
         load_i3d(tmp_path / "nowhere.pt", I3D_SHA256, "latte", PUBLISHED["latte"])
     assert "\n" not in str(caught.value)
 

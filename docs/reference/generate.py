@@ -21,6 +21,7 @@ from reco_tune.cli import app
 from reco_tune.settings import Experiment, Space
 
 BETTER = {"lower": "lower", "higher": "higher", "neither": ""}
+MEASURED = {True: "", False: "yes"}
 
 
 def on_files(files: Files, config: MkDocsConfig) -> Files:
@@ -50,14 +51,15 @@ def settings() -> str:
 def metrics() -> str:
     """Every metric with its unit and direction."""
     rows = [
-        f"| `{one.name}` | {_cell(one.label)} | {one.unit} | {BETTER[one.better]} | {'' if one.deterministic else 'yes'} |"
+        f"| `{one.name}` | {_cell(one.label)} | {one.unit} | {BETTER[one.better]} | {MEASURED[one.deterministic]} |"
         for one in vars(quantities).values()
         if isinstance(one, quantities.Quantity)
     ]
     head = ["| name | meaning | unit | better | measured time |", "|---|---|---|---|---|"]
     intro = (
-        "# Metrics\n\nThe names of metrics in `runs.csv`, in MLflow, and in `objectives:` and `constraints:` of a space\n"
-        "file. A *measured time* differs from run to run. Every other metric has the same bits for the same settings\n"
+        "# Metrics\n\n"
+        "The names of metrics in `runs.csv`, in MLflow, and in `objectives:` and `constraints:` of a space file.\n"
+        "A *measured time* differs from run to run. Every other metric has the same bits for the same settings\n"
         "and seeds on one type of machine."
     )
     return intro + "\n\n" + "\n".join([*head, *rows]) + "\n"
@@ -109,7 +111,9 @@ def _type(field: FieldInfo) -> str:
         plain = ["path"]
     kind = ", ".join([*plain, *(f"`{one}`" for one in choices)]) or "see the meaning"
     signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [f"{sign} {getattr(one, key)}" for one in field.metadata for key, sign in signs.items() if hasattr(one, key)]
+    bounds = [
+        f"{sign} {getattr(one, key)}" for one in field.metadata for key, sign in signs.items() if hasattr(one, key)
+    ]
     return f"{kind} ({', '.join(bounds)})" if bounds else kind
 
 

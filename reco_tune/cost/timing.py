@@ -114,8 +114,8 @@ def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: n
     """1 / Σ_s p(s) · (median over R rounds of: the arm's step from s / median of the round's full steps).
 
     A round's steps lie close together in time, so what slows the machine for a second slows both sides of each ratio,
-    which the medians of both sides over all rounds do not share (docs/benchmark.md); single slow steps of either side
-    fall to the medians.
+    which the medians of both sides over all rounds do not share (docs/benchmark/index.md). The medians drop single
+    slow steps of either side.
     """
     shares_RS = times_arm_RS / np.median(times_full_RS, axis=1, keepdims=True)
     return float(1 / (np.median(shares_RS, axis=0) @ weights_S))

@@ -86,7 +86,7 @@ def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtoco
     except OSError as error:
         raise DataError(
             f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there, which"
-            " docs/evaluation.md says where to find, or set evaluation.protocol to native"
+            " docs/reference/fvd-protocols.md says where to find, or set evaluation.protocol to native"
         ) from error
     if found != sha256:
         raise DataError(

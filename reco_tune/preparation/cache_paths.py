@@ -84,5 +84,7 @@ def check_weights(experiment: settings.Experiment) -> None:
     if not tokenizer.pretrained or tokenizer_path(experiment, source="").exists():
         return
     for key in NEEDED[tokenizer.kind]:
-        name = given(getattr(tokenizer, key), key, tokenizer.kind, "what it is, docs/tokenizers.md says")
+        name = given(
+            getattr(tokenizer, key), key, tokenizer.kind, "docs/how-to/pretrained-tokenizers.md says what it is"
+        )
         is_hub_name(name, tokenizer.kind, key)

@@ -26,7 +26,7 @@ PEEKING = (
     "Seeds that are added because of what the first ones said, and judged together with them, find differences that are"
     " not there more often than once in twenty; for a claim, judge the new ones by themselves."
 )
-"""Of two looks at the same test (docs/evaluation.md has the size of it)."""
+"""Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
 
 
 class TopUp(NamedTuple):

@@ -187,7 +187,7 @@ def _check_protocol(experiment: Experiment) -> None:
     if evaluation.extractor_path is None:
         raise SettingsError(
             f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file"
-            " i3d_torchscript.pt (docs/evaluation.md says where it is found), or take the protocol native"
+            " i3d_torchscript.pt (docs/reference/fvd-protocols.md says where it is found), or take the protocol native"
         )
     if frames < published.frames:
         raise SettingsError(

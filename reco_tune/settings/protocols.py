@@ -1,8 +1,8 @@
 """Published FVD protocols: what each fixes, as its authors' code does it. Numbers of two protocols are never
 comparable.
 
-Knows facts only; `reco_tune.evaluation.i3d` follows them. docs/evaluation.md tells what each does and where it is
-found.
+Knows facts only; `reco_tune.evaluation.i3d` follows them. docs/reference/fvd-protocols.md says what each does and where
+it is found.
 """
 
 from __future__ import annotations
