@@ -103,7 +103,7 @@ def _table(model: type[BaseModel], prefix: str) -> Iterator[str]:
 
 def _type(field: FieldInfo) -> str:
     """The type in words, with the range that is allowed."""
-    text = str(field.annotation) if "[" in str(field.annotation) else getattr(field.annotation, "__name__", "")
+    text = field.annotation.__name__ if type(field.annotation) is type else str(field.annotation)
     choices = re.findall(r"'([^']*)'", text) if "Literal" in text else []
     words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "LocalPath": "path"}
     plain = [word for kind, word in words.items() if re.search(rf"\b{kind}\b", re.sub(r"'[^']*'", "", text))]
