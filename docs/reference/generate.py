@@ -9,7 +9,6 @@ import re
 from collections.abc import Iterator
 from typing import Any
 
-import click
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
@@ -70,13 +69,14 @@ def commands() -> str:
     parts = ["# Commands", "`reco-tune` and `python -m reco_tune` are the same."]
     for name, command in _commands(typer.main.get_command(app), "reco-tune"):
         parts.append(f"## {name}")
-        with click.Context(command, info_name=name) as context:
-            parts.append(f"```text\n{command.get_help(context).strip()}\n```")
+        parts.append(
+            f"```text\n{command.get_help(command.make_context(name, [], resilient_parsing=True)).strip()}\n```"
+        )
     return "\n\n".join(parts) + "\n"
 
 
-def _commands(command: click.Command, name: str) -> Iterator[tuple[str, click.Command]]:
-    if isinstance(command, click.Group):
+def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
+    if hasattr(command, "commands"):
         for key, one in command.commands.items():
             yield from _commands(one, f"{name} {key}")
     else:
