@@ -35,17 +35,17 @@ from reco_tune.benchmarks import peers as peers_module
 from reco_tune.benchmarks.attention import FORMS
 from reco_tune.benchmarks.datarates import VIDEOS, _videos
 from reco_tune.benchmarks.parts import Parts
-from reco_tune.benchmarks.peers import PeerArm, available
+from reco_tune.benchmarks.peers import PeerScheme, available
 from reco_tune.benchmarks.shapes import SHAPES, arms_named, random_tokens, shapes_named
 from reco_tune.benchmarks.steps import _lost
 from reco_tune.cli import main
-from reco_tune.cost import arm_limit
+from reco_tune.cost import scheme_limit
 from reco_tune.data.layouts import list_videos
 from reco_tune.data.video import count_frames, write_video
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.model.attention import KeysValues
 from reco_tune.settings import ARMS
-from reco_tune.training.arms import build_arm
+from reco_tune.training.schemes import build_scheme
 
 TINY = Shape("tiny-45", 3, width=16, depth=2, heads=2, num_codes=16, batch_size=2)
 SHORT = Bench(seconds=0.0)
@@ -89,7 +89,7 @@ def test_rows_of_the_step_and_where_the_distance_to_the_limit_lies() -> None:
     assert [row["arm"] for row in steps.rows] == ["full", "masked_full", "fewer_frames", "local", "reco"]
     assert [row["arm"] for row in losses.rows] == ["fewer_frames", "local", "reco"]
     with random_tokens(TINY) as cache:
-        limits = {arm: arm_limit(build_arm(SHORT.experiment(TINY, arm), cache)) for arm in ARMS}
+        limits = {arm: scheme_limit(build_scheme(SHORT.experiment(TINY, arm), cache)) for arm in ARMS}
     for row in steps.rows:
         assert row["speedup_limit"] == limits[str(row["arm"])]
         assert row["limit_fraction"] == pytest.approx(row["speedup"] / row["speedup_limit"])  # type: ignore[operator]
@@ -131,7 +131,7 @@ def test_leaving_parts_out_leaves_the_model_whole() -> None:
 
     with random_tokens(TINY) as cache:
         full, arm = (
-            TimedStep(build_arm(SHORT.experiment(TINY, name), cache), cache, torch.device("cpu"))
+            TimedStep(build_scheme(SHORT.experiment(TINY, name), cache), cache, torch.device("cpu"))
             for name in ("full", "reco")
         )
         micro_batch = arm.micro_batches(18)[0]
@@ -172,7 +172,7 @@ def test_a_peer_learns_from_the_same_loss(peer: str) -> None:
     gradient.
     """
     with random_tokens(TINY) as cache:
-        arm = PeerArm(build_arm(SHORT.experiment(TINY, "full"), cache), peer)
+        arm = PeerScheme(build_scheme(SHORT.experiment(TINY, "full"), cache), peer)
         model = arm.build_model()
         tokens, labels = torch.from_numpy(cache.tokens("train")[:2].copy()), torch.zeros(2, dtype=torch.long)
     terms = arm.loss(model, peers_module.Batch(tokens, labels), 0)

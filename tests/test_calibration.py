@@ -9,11 +9,11 @@ import pytest
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.cost import arm_limit, calibrate, speedup_limit, step_flops
+from reco_tune.cost import calibrate, scheme_limit, speedup_limit, step_flops
 from reco_tune.cost.timing import TimedStep, bootstrap_interval, in_rounds, speedup_of, start_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.settings import Experiment
-from reco_tune.training import build_arm
+from reco_tune.training import build_scheme
 from reco_tune.windows import WindowSampler
 
 Make = Callable[..., Experiment]
@@ -86,15 +86,15 @@ def test_rounds_take_turns_until_the_time_is_up() -> None:
 
 def test_limits(toy_cache: TokenCache, toy_experiment: Make) -> None:
     arms = {
-        scheme: build_arm(toy_experiment({"window.scheme": scheme}), toy_cache)
+        scheme: build_scheme(toy_experiment({"window.scheme": scheme}), toy_cache)
         for scheme in ("full", "window", "masked_full", "fewer_frames")
     }
     whole = arms["full"].model_settings
-    assert arm_limit(arms["full"]) == arm_limit(arms["masked_full"]) == 1
-    assert arm_limit(arms["window"]) == pytest.approx(
+    assert scheme_limit(arms["full"]) == scheme_limit(arms["masked_full"]) == 1
+    assert scheme_limit(arms["window"]) == pytest.approx(
         speedup_limit(whole, WindowSampler(45, 18, 9, 0.5, seed=0)), rel=1e-12
     )
-    assert arm_limit(arms["fewer_frames"]) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
+    assert scheme_limit(arms["fewer_frames"]) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
 
 
 def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None:
@@ -127,7 +127,7 @@ def test_a_mask_on_the_loss_buys_nothing(toy_cache: TokenCache, toy_experiment: 
 
 def test_measuring_leaves_the_weights_alone(toy_cache: TokenCache, toy_experiment: Make) -> None:
     """Or a long calibration would train on one batch until its numbers overflow."""
-    arm = build_arm(toy_experiment({"window.scheme": "window", "training.micro_batches": 2}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "window", "training.micro_batches": 2}), toy_cache)
     timed = TimedStep(arm, toy_cache, torch.device("cpu"))
     timed.run(0)
     timed.run(27)

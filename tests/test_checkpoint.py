@@ -12,7 +12,7 @@ import torch
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError
 from reco_tune.settings import Experiment
-from reco_tune.training import CacheInfo, build_arm, fit, load_model, save_model
+from reco_tune.training import CacheInfo, build_scheme, fit, load_model, save_model
 from reco_tune.training import checkpoint as module
 from reco_tune.training.checkpoint import Checkpoint, read_checkpoint, write_checkpoint
 
@@ -92,7 +92,7 @@ def test_a_checkpoint_whose_tensors_have_another_shape_is_refused(
 
 def test_model_round_trip(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     experiment = toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 3})
-    model = build_arm(experiment, toy_cache).build_model()
+    model = build_scheme(experiment, toy_cache).build_model()
     for _ in range(2):  # the second replaces the first
         save_model(tmp_path / "model", model, experiment, CacheInfo.of(toy_cache), 12)
     for path in (tmp_path, tmp_path / "model"):
@@ -129,7 +129,7 @@ def test_a_bad_model_is_told(
 ) -> None:
     experiment = toy_experiment()
     save_model(
-        tmp_path / "model", build_arm(experiment, toy_cache).build_model(), experiment, CacheInfo.of(toy_cache), 1
+        tmp_path / "model", build_scheme(experiment, toy_cache).build_model(), experiment, CacheInfo.of(toy_cache), 1
     )
     damage(tmp_path / "model")
     with pytest.raises(CheckpointError, match=message):

@@ -12,7 +12,7 @@ from reco_tune.cost.forecast import GENERATION_RATE, parameter_count
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import forward_flops
 from reco_tune.settings import Experiment, Space
-from reco_tune.training import Arm, build_arm, fit
+from reco_tune.training import build_scheme, fit, plan_scheme
 
 Make = Callable[..., Experiment]
 
@@ -74,7 +74,7 @@ def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
             {"kind": "pareto_asha", "reduction_factor": 2, "metric": "kernel_distance"},
         )
     )
-    whole = Arm(toy_experiment({"window.scheme": "full"}), 16, num_classes=1).model_settings
+    whole = plan_scheme(toy_experiment({"window.scheme": "full"})).model_settings
     more = 2 * 256 * forward_flops(whole, 0, 45) / GENERATION_RATE / 1e9
     assert by_clips.runs[-1].device_seconds - by_loss.runs[-1].device_seconds == pytest.approx(more)
     assert by_clips.runs[:-1] == by_loss.runs[:-1], "fixed arms are not judged"
@@ -83,7 +83,7 @@ def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
 def test_flops_are_those_of_the_ledger(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     plan = forecast(space(shared(toy_experiment)), flops_per_second=1e9)
     experiment = toy_experiment({"window.scheme": "full"})
-    arm = build_arm(experiment, toy_cache)
+    arm = build_scheme(experiment, toy_cache)
     validation = 3 * 16 * forward_flops(arm.model_settings, 0, 45)
     assert plan.runs[0].training_flops == fit(experiment, toy_cache, tmp_path).metrics["training_flops"] + validation
 
@@ -101,7 +101,7 @@ def test_disk_holds_the_run_at_its_fullest(toy_cache: TokenCache, toy_experiment
 
 
 def test_parameter_count(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment(), toy_cache)
+    arm = build_scheme(toy_experiment(), toy_cache)
     assert parameter_count(arm.model_settings) == sum(p.numel() for p in arm.build_model().parameters())
 
 

@@ -30,7 +30,7 @@ from reco_tune.evaluation.protocols import deviations
 from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.settings.protocols import I3D_SHA256, PUBLISHED
-from reco_tune.training import build_arm
+from reco_tune.training import build_scheme
 
 
 class StandIn(nn.Module):
@@ -202,7 +202,7 @@ def test_a_number_carries_its_protocol(
 ) -> None:
     nested, cache = long_digits
     experiment = judged_by(nested, protocol, stand_in)
-    found = evaluate(build_arm(experiment, cache).build_model(), experiment, cache)
+    found = evaluate(build_scheme(experiment, cache).build_model(), experiment, cache)
     published, provenance = PUBLISHED[protocol], found.provenance
     assert provenance["protocol"] == f"{protocol}*/{published.frames}x12x12/stride1/raw/train20/n12x1/{stand_in[1][:8]}"
     assert provenance["extractor"] == stand_in[1] and provenance["covariance_divisor"] == published.divisor

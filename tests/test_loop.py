@@ -18,7 +18,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, DataError, RunFailedError
 from reco_tune.model.flops import prefix_flops, step_flops
 from reco_tune.settings import Experiment
-from reco_tune.training import build_arm, fit, load_model
+from reco_tune.training import build_scheme, fit, load_model
 from reco_tune.training.loop import rung_steps
 from reco_tune.training.step import learning_rate_at
 
@@ -154,7 +154,7 @@ def test_validation_is_the_mean_over_held_out_tokens(
 
 def test_ledger_counts_by_hand(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     experiment = toy_experiment({"window.scheme": "window", "training.micro_batches": 2, "training.batch_size": 8})
-    arm = build_arm(experiment, toy_cache)
+    arm = build_scheme(experiment, toy_cache)
     starts = [arm.draw().start for _ in range(24)]
     metrics = fit(experiment, toy_cache, tmp_path).metrics
     assert len(set(starts)) > 1

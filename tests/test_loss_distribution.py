@@ -14,7 +14,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Experiment
-from reco_tune.training import build_arm
+from reco_tune.training import build_scheme
 
 Make = Callable[..., Experiment]
 
@@ -53,21 +53,23 @@ def test_a_block_that_is_known_costs_nothing() -> None:
 
 
 def test_whole_clips_for_models_of_whole_clips(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    tokens, labels = training_clips(build_arm(toy_experiment({"window.scheme": "window"}), toy_cache), toy_cache, 10)
+    tokens, labels = training_clips(build_scheme(toy_experiment({"window.scheme": "window"}), toy_cache), toy_cache, 10)
     np.testing.assert_array_equal(tokens, toy_cache.tokens("train")[:10])
     np.testing.assert_array_equal(labels, toy_cache.labels("train")[:10])
 
 
 def test_pieces_for_models_of_pieces(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 2}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 2}), toy_cache)
     tokens, _ = training_clips(arm, toy_cache, 200)  # more than there are
     assert tokens.shape == (96, 18)
     np.testing.assert_array_equal(tokens[6], toy_cache.pieces("train", 2)[6, 6 % 4])
-    arm = build_arm(toy_experiment({"window.scheme": "fewer_frames_tokens", "window.length_blocks": 2}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames_tokens", "window.length_blocks": 2}), toy_cache)
     tokens, _ = training_clips(arm, toy_cache, 10)
     np.testing.assert_array_equal(tokens[7], toy_cache.tokens("train")[7, 3 * 9 : 5 * 9])
 
 
 def test_unconditional_clips_have_one_class(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    _, labels = training_clips(build_arm(toy_experiment({"data.class_conditional": False}), toy_cache), toy_cache, 10)
+    _, labels = training_clips(
+        build_scheme(toy_experiment({"data.class_conditional": False}), toy_cache), toy_cache, 10
+    )
     assert not labels.any()

@@ -63,7 +63,9 @@ def test_sum_is_the_mean_times_the_width_and_both_grow_with_the_square(term) -> 
 @pytest.mark.parametrize("state", ["last_block", "final_norm"])
 def test_total_is_what_the_weights_say(reduction, state) -> None:  # type: ignore[no-untyped-def]
     model, (tokens, labels) = make_model(), batch()
-    terms = window_loss(model, tokens, labels, 2, 6, 0.1, reduction, state, norm_weight=0.3)
+    terms = window_loss(
+        model, tokens, labels, 2, 6, 0.1, continuity_reduction=reduction, continuity_state=state, norm_weight=0.3
+    )
     hidden = model.window(tokens, labels, 2, 6).hidden_BWD
     hidden = hidden if state == "last_block" else model.final_norm(hidden)
     torch.testing.assert_close(terms.continuity, continuity_term(hidden, reduction).detach())

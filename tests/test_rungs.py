@@ -18,7 +18,7 @@ from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import PROXIES, Experiment, make_experiment
 from reco_tune.tokenizers import load_tokenizer
-from reco_tune.training import RungMeasurement, build_arm, fit
+from reco_tune.training import RungMeasurement, build_scheme, fit
 
 SPENT = ("generation_seconds", "evaluation_seconds")
 TIMES = {*SPENT, "training_seconds", "tokens_per_second", "data_wait_share"}
@@ -39,7 +39,7 @@ def test_is_the_kernel_distance_of_the_first_clips(
     """Thirty of the fifty clips that its evaluation will ask for, in batches of twenty and ten."""
     monkeypatch.setattr(rungs, "RUNG_CLIPS", 30)
     experiment = changed(prepared[0], {"window.scheme": scheme, "window.length_blocks": 2, "window.stride_tokens": 9})
-    cache, model = prepared[1], build_arm(experiment, prepared[1]).build_model()
+    cache, model = prepared[1], build_scheme(experiment, prepared[1]).build_model()
     asked, tokenizer, reference = (
         torch.from_numpy(asked_labels(experiment, cache)),
         load_tokenizer(cache.tokenizer_path),
@@ -60,7 +60,7 @@ def test_is_the_kernel_distance_of_the_first_clips(
 
 def test_of_all_clips_it_is_the_evaluations(prepared: tuple[Experiment, TokenCache]) -> None:
     experiment = changed(prepared[0], {"evaluation.sampling_seeds": 1, "evaluation.analyses": False})
-    model = build_arm(experiment, prepared[1]).build_model().train()
+    model = build_scheme(experiment, prepared[1]).build_model().train()
     told: list[tuple[int, int]] = []
     found = KernelAtRungs(experiment, prepared[1], [8], progress=lambda done, total, what: told.append((done, total)))(
         8, model

@@ -22,7 +22,7 @@ from reco_tune.evaluation.protocols import sample_labels
 from reco_tune.model import VideoTransformer
 from reco_tune.quantities import STEPS_OF_H
 from reco_tune.settings import Experiment, make_experiment
-from reco_tune.training import build_arm
+from reco_tune.training import build_scheme
 
 TIMES = {"generation_seconds", "evaluation_seconds"}
 
@@ -33,7 +33,7 @@ def changed(experiment: Experiment, overrides: dict[str, object]) -> Experiment:
 
 def model_of(experiment: Experiment, cache: TokenCache) -> VideoTransformer:
     """At its initial weights: as bad a generator as can be, and a quick one."""
-    return build_arm(experiment, cache).build_model()
+    return build_scheme(experiment, cache).build_model()
 
 
 def without_times(result: EvaluationResult) -> dict:
@@ -126,14 +126,14 @@ import torch.distributed as dist
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation import KernelAtRungs, evaluate
 from reco_tune.settings import load_experiment
-from reco_tune.training import Group, build_arm
+from reco_tune.training import Group, build_scheme
 
 rank, size, folder = int(sys.argv[1]), int(sys.argv[2]), Path(sys.argv[3])
 torch.set_num_threads(1)
 dist.init_process_group("gloo", init_method=f"file://{folder / 'meeting'}", rank=rank, world_size=size)
 experiment = load_experiment(folder / "experiment.yaml", [])
 cache = TokenCache.open(Path(sys.argv[4]))
-model = build_arm(experiment, cache).build_model()
+model = build_scheme(experiment, cache).build_model()
 found = evaluate(model, experiment, cache, Group.current(), folder)
 (folder / f"{rank}.json").write_text(json.dumps(asdict(found)))
 measured = KernelAtRungs(experiment, cache, [0], Group.current())(0, model)

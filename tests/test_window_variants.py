@@ -13,13 +13,13 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reco_tune.cost import arm_limit, calibrate, step_flops
+from reco_tune.cost import calibrate, scheme_limit, step_flops
 from reco_tune.cost.timing import span_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Experiment
-from reco_tune.training import Group, build_arm, fit, window_loss
+from reco_tune.training import Group, build_scheme, fit, window_loss
 from reco_tune.training.feed import Feed
 from reco_tune.training.objectives import continuity_term
 from reco_tune.training.step import OptimiserStep
@@ -136,7 +136,7 @@ def test_a_cut_prefix_is_the_reference_with_the_far_tokens_masked_out(start: int
 
 
 def test_a_cut_prefix_costs_what_a_nearer_window_costs(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": "window", "window.prefix_tokens": 8}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "window", "window.prefix_tokens": 8}), toy_cache)
     assert [arm.flops(start) for start in (0, 9, 18, 27)] == [
         step_flops(arm.model_settings, start, 18) for start in (0, 9, 9, 9)
     ]
@@ -190,7 +190,7 @@ def test_memory_settings_keep_less_for_backward(
     monkeypatch.setattr(toy_cache, "num_codes", 2048 if "training.loss_chunk_tokens" in setting else 16)
     kept = []
     for own in ({}, setting):
-        arm = build_arm(toy_experiment({"window.scheme": "window", "model.depth": 4, **own}), toy_cache)
+        arm = build_scheme(toy_experiment({"window.scheme": "window", "model.depth": 4, **own}), toy_cache)
         step = OptimiserStep(arm, torch.device("cpu"))
         kept.append(step.activation_bytes(Feed(arm, toy_cache).next()))
     assert kept[1] < most * kept[0]
@@ -199,7 +199,7 @@ def test_memory_settings_keep_less_for_backward(
 @pytest.mark.parametrize("scheme", ["full", "masked_full", "fewer_frames", "fewer_frames_tokens"])
 def test_memory_settings_change_no_loss_of_any_scheme(scheme: str, toy_cache: TokenCache, toy_experiment: Make) -> None:
     saving = {"training.activation_checkpointing": True, "training.loss_chunk_tokens": 10}
-    arms = [build_arm(toy_experiment({"window.scheme": scheme, **own}), toy_cache) for own in ({}, saving)]
+    arms = [build_scheme(toy_experiment({"window.scheme": scheme, **own}), toy_cache) for own in ({}, saving)]
     model, micro_batch = arms[0].build_model().double(), Feed(arms[0], toy_cache).next()
     whole, parts = (gradients(model, arm.loss(model, micro_batch.batch, micro_batch.span).total) for arm in arms)
     assert_close(parts, whole)
@@ -211,7 +211,7 @@ def test_sites_compare_the_same_place_of_adjacent_frames(toy_cache: TokenCache, 
     hidden = torch.randn(2, 27, 16, dtype=torch.float64)
     by_hand = (hidden[:, 9:] - hidden[:, :18]).square().sum(-1).mean()
     assert continuity_term(hidden, "sum", 9).item() == pytest.approx(by_hand.item(), rel=1e-12)
-    arm = build_arm(
+    arm = build_scheme(
         toy_experiment({"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1}), toy_cache
     )
     model, micro_batch = arm.build_model(), Feed(arm, toy_cache).next()
@@ -224,7 +224,7 @@ def test_corruption_replaces_that_share_of_the_prefix_and_no_target(
 ) -> None:
     shared = {"window.scheme": "window", "window.first_frame_probability": 0.2}
     clean, corrupted = (
-        Feed(build_arm(toy_experiment({**shared, "window.prefix_keep": keep}), toy_cache), toy_cache)
+        Feed(build_scheme(toy_experiment({**shared, "window.prefix_keep": keep}), toy_cache), toy_cache)
         for keep in (1.0, 0.75)
     )
     changed, seen = 0, 0
@@ -242,7 +242,7 @@ def test_corruption_replaces_that_share_of_the_prefix_and_no_target(
 def test_ranks_share_the_corruption_of_one_worker(toy_cache: TokenCache, toy_experiment: Make) -> None:
     experiment = toy_experiment({"window.prefix_keep": 0.5})
     alone, *ranks = (
-        Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
+        Feed(build_scheme(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
     )
     for _ in range(5):
         whole, parts = alone.next(), [feed.next() for feed in ranks]
@@ -279,7 +279,7 @@ def test_a_run_with_everything_resumes_bit_for_bit(toy_cache: TokenCache, toy_ex
 
 def test_the_ledger_of_a_schedule_by_hand(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     experiment = toy_experiment({"window.schedule": "long_to_short", "window.full_fraction": 0.25})
-    arm = build_arm(experiment, toy_cache)
+    arm = build_scheme(experiment, toy_cache)
     drawn = [arm.draw(step) for step in range(12)]
     metrics = fit(experiment, toy_cache, tmp_path).metrics
     assert [span.length for span in drawn] == [45, 45, 36, 36, 27, 27, 18, 18, 18, 45, 45, 45]
@@ -289,15 +289,15 @@ def test_the_ledger_of_a_schedule_by_hand(toy_cache: TokenCache, toy_experiment:
 
 
 def test_the_limit_of_a_schedule_is_that_of_its_whole_course(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    constant = build_arm(toy_experiment(), toy_cache)
+    constant = build_scheme(toy_experiment(), toy_cache)
     full = step_flops(constant.model_settings, 0, 45)
-    last = build_arm(toy_experiment({"window.full_fraction": 0.25}), toy_cache)
-    assert arm_limit(last) == pytest.approx(full / (0.75 * constant.expected_flops() + 0.25 * full), rel=1e-12)
+    last = build_scheme(toy_experiment({"window.full_fraction": 0.25}), toy_cache)
+    assert scheme_limit(last) == pytest.approx(full / (0.75 * constant.expected_flops() + 0.25 * full), rel=1e-12)
     there, back = (
-        build_arm(toy_experiment({"window.schedule": way}), toy_cache) for way in ("short_to_long", "long_to_short")
+        build_scheme(toy_experiment({"window.schedule": way}), toy_cache) for way in ("short_to_long", "long_to_short")
     )
-    assert arm_limit(there) == pytest.approx(arm_limit(back), rel=1e-12)
-    assert 1 < arm_limit(there) < arm_limit(constant)
+    assert scheme_limit(there) == pytest.approx(scheme_limit(back), rel=1e-12)
+    assert 1 < scheme_limit(there) < scheme_limit(constant)
 
 
 def test_strata_hold_every_length_with_its_share() -> None:
@@ -375,7 +375,7 @@ def test_full_sequences_ignore_what_shapes_windows(toy_experiment: Make) -> None
 
 def test_codes_of_a_corrupted_prefix_are_codes(toy_cache: TokenCache, toy_experiment: Make) -> None:
     feed = Feed(
-        build_arm(toy_experiment({"window.prefix_keep": 0.0, "window.first_frame_probability": 0.0}), toy_cache),
+        build_scheme(toy_experiment({"window.prefix_keep": 0.0, "window.first_frame_probability": 0.0}), toy_cache),
         toy_cache,
     )
     tokens = np.concatenate([feed.next().batch.tokens_BT.numpy()[:, :9].ravel() for _ in range(20)])

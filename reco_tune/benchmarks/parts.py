@@ -16,8 +16,8 @@ from torch import Tensor
 
 from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, span_strata
 from reco_tune.model import transformer
-from reco_tune.model.flops import attention_flops, prefix_flops
 from reco_tune.progress import Progress, quiet
+from reco_tune.training import Scheme
 from reco_tune.windows import WindowSpan
 
 JOBS = 4
@@ -47,7 +47,7 @@ class Parts(NamedTuple):
 
 def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet) -> tuple[Parts, Parts]:
     """The parts of the full step and of an arm's, in turn in the same rounds."""
-    strata = span_strata(arm.arm.distribution())
+    strata = span_strata(arm.scheme.distribution())
     cases: list[tuple[TimedStep, WindowSpan | int]] = [(full, 0), *((arm, span) for span in strata)]
     jobs = [job for step, span in cases for job in _jobs(step, span)]
     for _ in range(2):
@@ -61,14 +61,9 @@ def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Pro
     return _parts(full, medians[0]), _parts(arm, expected)
 
 
-def prefix_flop_share(arm: TimedStep) -> float:
-    """Share of the prefix in the FLOPs of a step of windows: what its share of the time would be at the same rate."""
-    if arm.arm.scheme != "window":
-        return 0.0
-    prefix = sum(
-        share * prefix_flops(arm.arm.model_settings, span.start) for span, share in arm.arm.distribution().items()
-    )
-    return prefix / arm.arm.expected_flops()
+def prefix_flop_share(step: TimedStep) -> float:
+    """Share of the prefix in a step's FLOPs: what its share of the time would be at the same rate."""
+    return _expected(step.scheme, step.scheme.prefix_flops) / step.scheme.expected_flops()
 
 
 def attention_and_rest_kept(full: TimedStep, arm: TimedStep) -> tuple[float, float]:
@@ -80,9 +75,11 @@ def attention_and_rest_kept(full: TimedStep, arm: TimedStep) -> tuple[float, flo
 
 def _expected_flops(step: TimedStep) -> tuple[float, float]:
     """All of a clip's, and those of attention."""
-    arm, shape = step.arm, step.arm.model_settings
-    windows = arm.distribution() if arm.scheme == "window" else {WindowSpan(0, shape.num_tokens): 1.0}
-    return arm.expected_flops(), sum(share * attention_flops(shape, *span) for span, share in windows.items())
+    return step.scheme.expected_flops(), _expected(step.scheme, step.scheme.attention_flops)
+
+
+def _expected(scheme: Scheme, flops: Callable[[WindowSpan], int]) -> float:
+    return sum(share * flops(span) for span, share in scheme.distribution().items())
 
 
 def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
@@ -135,12 +132,12 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 
 def _parts(step: TimedStep, seconds_J: np.ndarray) -> Parts:
     whole, optimiser, without_attention, without_prefix = (float(value) for value in seconds_J)
-    count = step.arm.experiment.training.micro_batches
+    count = step.scheme.experiment.training.micro_batches
     data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS))) * count
     return Parts(
         whole,
         optimiser,
         whole - without_attention,
-        whole - without_prefix if step.arm.scheme == "window" else 0.0,
+        whole - without_prefix if prefix_flop_share(step) > 0 else 0.0,
         data,
     )

@@ -1,7 +1,7 @@
 """Other people's full-sequence models of the same shape, driven by this project's own step, so that no baseline is made
 of straw.
 
-Each is an `Arm` that builds another network: batch, precision, compilation, clipping and AdamW are then the same
+Each is a scheme that builds another network: batch, precision, compilation, clipping and AdamW are then the same
 objects that the baseline uses. The networks know nothing of classes; a code takes that place, so that they read as many
 inputs.
 """
@@ -16,8 +16,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.model import ModelSettings
-from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.objectives import LossTerms
+from reco_tune.training.schemes import Batch, Full, Scheme
 from reco_tune.windows import WindowSpan
 
 MISSING = (
@@ -37,10 +37,10 @@ def available() -> list[str]:
     return [name for name in PEERS if name == "plain" or importlib.util.find_spec("transformers") is not None]
 
 
-class PeerArm(Arm):
+class PeerScheme(Full):
     """The full-sequence step of another network."""
 
-    def __init__(self, full: Arm, peer: str) -> None:
+    def __init__(self, full: Scheme, peer: str) -> None:
         super().__init__(full.experiment, full.model_settings.num_codes, full.model_settings.num_classes)
         self.peer = peer
 

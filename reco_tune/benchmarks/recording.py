@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 from reco_tune import quantities as q
-from reco_tune.cost import arm_limit
+from reco_tune.cost import scheme_limit
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.evaluation import evaluate, prepare_evaluation
@@ -23,7 +23,7 @@ from reco_tune.files import LineWriter
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, Sampler, Space
-from reco_tune.training import build_arm, fit
+from reco_tune.training import build_scheme, fit
 
 RUNG_VALUES = (q.VAL_CROSS_ENTROPY.name, q.TRAINING_FLOPS.name, "training_cpu_seconds")
 """Of every rung, in columns `val_cross_entropy@STEP` and so on; cost is counted from the start of the run."""
@@ -122,7 +122,7 @@ def read_table(path: Path) -> list[Recorded]:
 
 def _measured(experiment: Experiment, cache: TokenCache) -> dict[str, float]:
     """One configuration, trained whole and evaluated."""
-    values: dict[str, float] = {q.SPEEDUP_LIMIT.name: arm_limit(build_arm(experiment, cache))}
+    values: dict[str, float] = {q.SPEEDUP_LIMIT.name: scheme_limit(build_scheme(experiment, cache))}
     began = time.process_time()
 
     def keep(step: int, metrics: dict[str, float]) -> bool:

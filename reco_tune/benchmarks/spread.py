@@ -13,8 +13,8 @@ from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table
 from reco_tune.cost import calibrate
 from reco_tune.cost.timing import TimedStep
-from reco_tune.training.arms import build_arm
 from reco_tune.training.distributed import prepare_device
+from reco_tune.training.schemes import build_scheme
 
 _COLUMNS = (
     Column("shape", "shape"),
@@ -74,7 +74,7 @@ def _train(shape: Shape, threads: int, gpu: bool, ready: Event) -> None:
     experiment = Bench(0, threads, gpu).experiment(shape, "full")
     device = prepare_device(experiment)
     with random_tokens(shape) as cache:
-        step = TimedStep(build_arm(experiment, cache), cache, device)
+        step = TimedStep(build_scheme(experiment, cache), cache, device)
     while True:
         step.run(0)
         ready.set()

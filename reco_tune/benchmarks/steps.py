@@ -12,13 +12,13 @@ from functools import partial
 import numpy as np
 
 from reco_tune.benchmarks.parts import Parts, attention_and_rest_kept, measure_parts, prefix_flop_share
-from reco_tune.benchmarks.peers import PEERS, PeerArm, available
+from reco_tune.benchmarks.peers import PEERS, PeerScheme, available
 from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost import calibrate
 from reco_tune.cost.timing import TimedStep, device_clock, in_rounds
-from reco_tune.training.arms import build_arm
 from reco_tune.training.distributed import prepare_device
+from reco_tune.training.schemes import build_scheme
 
 _STEPS = (
     Column("shape", "shape"),
@@ -65,7 +65,8 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> l
                 speed = calibrate(experiment, cache, bench.seconds, bench.progress)
                 device = prepare_device(experiment)
                 full, arm = (
-                    TimedStep(build_arm(bench.experiment(shape, arm), cache), cache, device) for arm in ("full", name)
+                    TimedStep(build_scheme(bench.experiment(shape, arm), cache), cache, device)
+                    for arm in ("full", name)
                 )
                 parts = measure_parts(full, arm, bench.seconds, bench.progress)
                 head: Row = {"shape": shape.name, "arm": name}
@@ -97,9 +98,9 @@ def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
         experiment = bench.experiment(shape, "full")
         device = prepare_device(experiment)
         with random_tokens(shape) as cache:
-            ours = build_arm(experiment, cache)
-            arms = [ours, *(PeerArm(ours, peer) for peer in available())]
-            jobs = [partial(TimedStep(arm, cache, device).run, 0) for arm in arms]
+            ours = build_scheme(experiment, cache)
+            schemes = [ours, *(PeerScheme(ours, peer) for peer in available())]
+            jobs = [partial(TimedStep(scheme, cache, device).run, 0) for scheme in schemes]
             for job in (*jobs, *jobs):
                 job()
             times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, "peers")

@@ -19,21 +19,11 @@ from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress
 from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer, load_tokenizer
-from reco_tune.training import LoadedModel, prepare_device
+from reco_tune.training import LoadedModel, plan_scheme, prepare_device
 
 CHECKED_CLIPS, CHECKED_TOGETHER, CHECKED_SHOWN = 64, 16, 8
 SHOWN_SIDE_PX = 96
 """Clips are enlarged to about this height, so that a person sees 12-pixel digits."""
-
-
-def piece_blocks(experiment: Experiment) -> list[int]:
-    """Lengths of the sub-clips that the scheme trains on, in blocks."""
-    assert experiment.window.length_tokens is not None
-    return (
-        [experiment.window.length_tokens // experiment.grid.tokens_per_block]
-        if experiment.window.scheme == "fewer_frames"
-        else []
-    )
 
 
 def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) -> TokenCache:
@@ -42,7 +32,7 @@ def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) ->
     Raises:
         DataError: where the data or the tokenizer are no longer the same.
     """
-    cache = prepare_tokens(experiment, progress, piece_blocks=piece_blocks(experiment))
+    cache = prepare_tokens(experiment, progress, piece_blocks=plan_scheme(experiment).encoded_piece_blocks)
     if cache.tokenizer_fingerprint != loaded.cache.tokenizer_fingerprint:
         raise DataError(
             f"the codes in {cache.path} are not those the model was trained on (another tokenizer or other data); "

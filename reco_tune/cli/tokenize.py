@@ -46,20 +46,22 @@ def tokenize(
     import torch
 
     from reco_tune.cli.console import progress_bars
-    from reco_tune.cli.single import grid_video, piece_blocks, reconstruction
+    from reco_tune.cli.single import grid_video, reconstruction
     from reco_tune.data.video import write_video
     from reco_tune.preparation import prepare_tokenizer, prepare_tokens
+    from reco_tune.training import plan_scheme
 
+    piece_blocks = plan_scheme(settings).encoded_piece_blocks
     with progress_bars() as progress:
         if fit:
-            print(f"tokenizer: {prepare_tokenizer(settings, progress, piece_blocks(settings))}")
+            print(f"tokenizer: {prepare_tokenizer(settings, progress, piece_blocks)}")
             return
         if address is None:
-            cache = prepare_tokens(settings, progress, piece_blocks(settings))
+            cache = prepare_tokens(settings, progress, piece_blocks)
         else:
             from reco_tune.study.tokenizing import prepare_tokens_on_cluster
 
-            cache = prepare_tokens_on_cluster(settings, address, progress, piece_blocks(settings))
+            cache = prepare_tokens_on_cluster(settings, address, progress, piece_blocks)
     blocks, rows, columns = cache.grid
     print(f"token cache: {cache.path}")
     for split in ("train", "test"):

@@ -30,18 +30,18 @@ def train(
     settings = load_experiment(path, overrides or [])
 
     from reco_tune.cli.console import print_table, progress_bars
-    from reco_tune.cli.single import piece_blocks
     from reco_tune.preparation import prepare_tokens
     from reco_tune.progress import quiet
-    from reco_tune.training import fit, joined
+    from reco_tune.training import fit, joined, plan_scheme
 
+    piece_blocks = plan_scheme(settings).encoded_piece_blocks
     folder = output or Path("runs") / path.stem
     with joined(settings) as group, progress_bars() as bars:
         progress = bars if group.leads else quiet
         if group.leads:
-            prepare_tokens(settings, progress, piece_blocks=piece_blocks(settings))
+            prepare_tokens(settings, progress, piece_blocks)
         group.barrier()
-        cache = prepare_tokens(settings, quiet, piece_blocks=piece_blocks(settings))  # now only opens what is there
+        cache = prepare_tokens(settings, quiet, piece_blocks)  # now only opens what is there
         result = fit(settings, cache, folder, progress=progress, group=group)
     if group.leads:
         print_table(

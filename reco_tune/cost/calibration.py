@@ -21,8 +21,8 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import step_flops
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, make_experiment
-from reco_tune.training.arms import Arm, build_arm
 from reco_tune.training.distributed import prepare_device
+from reco_tune.training.schemes import Scheme, build_scheme
 from reco_tune.windows import WindowSpan
 
 _BASELINE = {
@@ -53,26 +53,26 @@ def calibrate(
     """
     began = time.perf_counter()
     baseline = make_experiment(experiment.model_dump(mode="json"), _BASELINE, where="the baseline")
-    if experiment.window.scheme == "full" and experiment.objective == baseline.objective:
+    if experiment.window.scheme == baseline.window.scheme and experiment.objective == baseline.objective:
         return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
     device = prepare_device(experiment)
-    arms = build_arm(baseline, cache), build_arm(experiment, cache)
-    strata = span_strata(arms[1].distribution())
-    full, arm = (TimedStep(arm, cache, device) for arm in arms)
+    schemes = build_scheme(baseline, cache), build_scheme(experiment, cache)
+    strata = span_strata(schemes[1].distribution())
+    full, arm = (TimedStep(scheme, cache, device) for scheme in schemes)
     peaks = _peak_bytes(full, arm)
     times_full, times_arm = _measure(full, arm, list(strata), seconds, progress)
     weights = np.array(list(strata.values()))
     low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
     speedup = speedup_of(times_full, times_arm, weights)
-    return _result(speedup, low, high, arm_limit(arms[1]), peaks[1] / peaks[0], time.perf_counter() - began)
+    return _result(speedup, low, high, scheme_limit(schemes[1]), peaks[1] / peaks[0], time.perf_counter() - began)
 
 
-def arm_limit(arm: Arm) -> float:
-    """FLOPs of the full step / expected FLOPs of the arm's step: what no implementation can exceed but by doing the
+def scheme_limit(scheme: Scheme) -> float:
+    """FLOPs of the full step / expected FLOPs of the scheme's step: what no implementation can exceed but by doing the
     baseline badly.
     """
-    whole = replace(arm.model_settings, num_tokens=arm.experiment.grid.num_tokens)
-    return step_flops(whole, 0, whole.num_tokens) / arm.expected_flops()
+    whole = replace(scheme.model_settings, num_tokens=scheme.experiment.grid.num_tokens)
+    return step_flops(whole, 0, whole.num_tokens) / scheme.expected_flops()
 
 
 def _measure(
@@ -90,7 +90,7 @@ def _measure(
 
 def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
     """Peak memory of a step of either; the arm's at its worst start."""
-    spans = arm.arm.distribution()
+    spans = arm.scheme.distribution()
     lengths = {span.length for span in spans}
     starts = [end(span for span in spans if span.length == length) for length in sorted(lengths) for end in (min, max)]
     if full.step.device.type == "cpu":

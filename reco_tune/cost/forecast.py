@@ -13,13 +13,13 @@ from typing import NamedTuple
 
 import torch
 
-from reco_tune.cost.calibration import arm_limit
+from reco_tune.cost.calibration import scheme_limit
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.pareto import deciding_rungs
 from reco_tune.settings import BASELINE, RUNG_CLIPS, Experiment, Pruning, Space, arm_experiment
-from reco_tune.training.arms import Arm
 from reco_tune.training.distributed import prepare_device
+from reco_tune.training.schemes import plan_scheme
 
 GENERATION_RATE = 0.4
 """Rate of cached sampling relative to that of training steps (0.46 on a CPU with 128 clips at once; small GPU batches
@@ -141,7 +141,7 @@ def measure_flops_per_second(experiment: Experiment) -> float:
     of a second.
     """
     device = prepare_device(experiment)
-    shape = replace(_arm(experiment).model_settings, depth=min(experiment.model.depth, 2))
+    shape = replace(plan_scheme(experiment).model_settings, depth=min(experiment.model.depth, 2))
     while step_flops(shape, 0, shape.num_tokens) > PROBE_FLOPS and shape.num_tokens > 32:
         shape = replace(shape, num_tokens=shape.num_tokens // 2)
     flops = step_flops(shape, 0, shape.num_tokens)
@@ -172,7 +172,7 @@ def least_memory(experiment: Experiment) -> int:
     """Bytes below which no training step of a worker can stay: the optimiser's state, and each block's input for every
     token.
     """
-    settings, training = _arm(experiment).model_settings, experiment.training
+    settings, training = plan_scheme(experiment).model_settings, experiment.training
     clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
     assert experiment.window.length_tokens is not None
     tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
@@ -195,16 +195,16 @@ def _run(
     calibrated: bool,
     rung_clips: int = 0,
 ) -> RunForecast:
-    arm, training, evaluation = _arm(experiment), experiment.training, experiment.evaluation
-    steps = budget_steps(budget, training.steps, arm_limit(arm))
-    per_clip = arm.expected_flops()
-    whole = replace(arm.model_settings, num_tokens=experiment.grid.num_tokens)
+    scheme, training, evaluation = plan_scheme(experiment), experiment.training, experiment.evaluation
+    steps = budget_steps(budget, training.steps, scheme_limit(scheme))
+    per_clip = scheme.expected_flops()
+    whole = replace(scheme.model_settings, num_tokens=experiment.grid.num_tokens)
     one_clip = forward_flops(whole, 0, whole.num_tokens)
-    validated = 0 if arm.trains_pieces else training.rungs * evaluation.validation_clips
+    validated = 0 if scheme.trains_pieces else training.rungs * evaluation.validation_clips
     flops = steps * training.batch_size * per_clip + validated * one_clip
     sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * one_clip / GENERATION_RATE
     calibration = experiment.resources.calibration_seconds if calibrated and name != BASELINE else 0.0
-    disk = CHECKPOINT_COPIES * 4 * parameter_count(arm.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
+    disk = CHECKPOINT_COPIES * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
     return RunForecast(trial, name, budget, seed, steps, flops, (flops + sampled) / rate + calibration, disk)
 
 
@@ -214,8 +214,3 @@ def _rung_clips(pruning: Pruning, sampled: Experiment) -> int:
         return 0
     deciding = deciding_rungs(sampled.training.rungs, pruning.grace_rungs, pruning.reduction_factor)
     return len(deciding) * min(RUNG_CLIPS, sampled.evaluation.samples)
-
-
-def _arm(experiment: Experiment) -> Arm:
-    """The arm as far as settings tell it: classes are unknown before the data is read, and cost nothing."""
-    return Arm(experiment, experiment.tokenizer.num_codes, num_classes=1)

@@ -14,9 +14,9 @@ import torch
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.progress import Progress, quiet
-from reco_tune.training.arms import Arm
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import Feed, MicroBatch
+from reco_tune.training.schemes import Scheme
 from reco_tune.training.step import OptimiserStep
 from reco_tune.windows import WindowSpan
 
@@ -135,11 +135,11 @@ def bootstrap_interval(
 class TimedStep:
     """An arm's optimiser step with one batch, from any start (or span, where lengths differ)."""
 
-    def __init__(self, arm: Arm, cache: TokenCache, device: torch.device) -> None:
-        experiment = arm.experiment
-        self.feed = Feed(arm, cache, Group(0, experiment.resources.workers))
-        self.step = OptimiserStep(arm, device)
-        self.arm = arm
+    def __init__(self, scheme: Scheme, cache: TokenCache, device: torch.device) -> None:
+        experiment = scheme.experiment
+        self.feed = Feed(scheme, cache, Group(0, experiment.resources.workers))
+        self.step = OptimiserStep(scheme, device)
+        self.scheme = scheme
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 
     def run(self, start: WindowSpan | int) -> None:
@@ -149,4 +149,4 @@ class TimedStep:
         self.step.run(self.micro_batches(start), learning_rate=0.0)
 
     def micro_batches(self, start: WindowSpan | int) -> list[MicroBatch]:
-        return [MicroBatch(micro_batch.batch, self.arm.span(start)) for micro_batch in self._micro_batches]
+        return [MicroBatch(micro_batch.batch, self.scheme.span(start)) for micro_batch in self._micro_batches]

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model import VideoTransformer
-from reco_tune.training import Arm
+from reco_tune.training import Scheme
 
 BATCH_CLIPS = 32
 
@@ -30,22 +30,16 @@ def loss_by_block(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, 
     return (sums / (len(tokens_BT) * tokens_per_block)).tolist()
 
 
-def training_clips(arm: Arm, cache: TokenCache, clips: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] and labels of the first training clips as the arm sees them: whole, or clip i's piece number i
+def training_clips(scheme: Scheme, cache: TokenCache, clips: int) -> tuple[Tensor, Tensor]:
+    """Tokens [B, T] and labels of the first training clips as the scheme sees them: whole, or clip i's piece number i
     modulo P.
     """
-    grid, blocks = cache.grid, arm.piece_blocks
     labels = torch.from_numpy(cache.labels("train")[:clips])
-    if not arm.experiment.data.class_conditional:
+    if not scheme.experiment.data.class_conditional:
         labels = torch.zeros_like(labels)
-    if not arm.trains_pieces:
-        tokens = np.array(cache.tokens("train")[:clips])
-    else:
-        count = min(clips, len(labels))
-        number = np.arange(count) % (grid.blocks - blocks + 1)
-        if arm.scheme == "fewer_frames":
-            tokens = np.array(cache.pieces("train", blocks)[np.arange(count), number])
-        else:
-            columns = number[:, None] * grid.tokens_per_block + np.arange(blocks * grid.tokens_per_block)
-            tokens = np.array(cache.tokens("train")[np.arange(count)[:, None], columns])
-    return torch.from_numpy(tokens).long(), labels
+    tokens = scheme.tokens(cache, "train")[: len(labels)]
+    if scheme.trains_pieces:
+        clip = np.arange(len(labels))
+        columns = scheme.piece_columns(scheme.piece_start(clip % (cache.grid.blocks - scheme.piece_blocks + 1)))
+        tokens = tokens[clip[:, None], columns]
+    return torch.from_numpy(np.array(tokens)).long(), labels

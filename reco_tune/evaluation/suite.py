@@ -36,7 +36,7 @@ from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.tokenizers import load_tokenizer
-from reco_tune.training import Group, build_arm
+from reco_tune.training import Group, build_scheme, scheme_class
 
 SHOWN_CLIPS = 8
 """Clips in samples.npz: the first of the fixed labels and seeds, so that arms can be laid side by side."""
@@ -151,7 +151,7 @@ def _generated(
     tokenizer = load_tokenizer(cache.tokenizer_path)
     labels = asked_labels(experiment, cache)
     device = str(model.position_embedding.device)
-    whole = not experiment.window.scheme.startswith("fewer_frames")
+    whole = not scheme_class(experiment).trains_pieces
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
         "features": [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)],
@@ -265,9 +265,9 @@ def _analyses(
     tokens_AT: Tensor | None,
     labels_N: NDArray[np.int64],
 ) -> _Analyses:
-    arm = build_arm(experiment, cache)
+    scheme = build_scheme(experiment, cache)
     per_block = cache.grid.tokens_per_block
-    tokens, labels = training_clips(arm, cache, ANALYSED_CLIPS)
+    tokens, labels = training_clips(scheme, cache, ANALYSED_CLIPS)
     if tokens_AT is not None:
         sampled, sampled_labels = tokens_AT, torch.from_numpy(labels_N[: len(tokens_AT)])
     else:  # a model of pieces is judged on pieces of its own

@@ -2,11 +2,9 @@
 
 Knows models, tokenizers and the scheme that a model was trained with; refuses to know how single codes are drawn.
 
-    full, window, masked_full    one sequence of all blocks, then decoded
-    fewer_frames                 a piece, decoded; its last pixel frame encoded again is block 0 of the next piece, and
-    so on
-    fewer_frames_tokens          a piece; its last block is given to the next one as it is; all decoded together in the
-    end
+    whole clips             one sequence of all blocks, then decoded
+    continued by a frame    a piece, decoded; its last pixel frame encoded again is block 0 of the next piece, and so on
+    continued by a block    a piece; its last block is given to the next one as it is; all decoded together in the end
 """
 
 from __future__ import annotations
@@ -21,6 +19,7 @@ from torch import Tensor
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer
+from reco_tune.training import scheme_class
 
 Draw = Callable[..., Tensor]
 """(labels_B, prompt_BP=None) -> tokens of one piece or clip."""
@@ -58,12 +57,11 @@ def generate_clips(
         guidance=sampling.guidance,
     )
     labels_B = labels_B.to(device)
-    if experiment.window.scheme == "fewer_frames":
+    continues_by = scheme_class(experiment).continues_by
+    if continues_by == "frame":
         frames = 1 + (grid.blocks - 1) * tokenizer.temporal_stride
         return Generated(_pixel_rollout(draw, tokenizer, grid, labels_B, frames).cpu(), None)
-    tokens_BT = (
-        _token_rollout(draw, grid, labels_B) if experiment.window.scheme == "fewer_frames_tokens" else draw(labels_B)
-    )
+    tokens_BT = _token_rollout(draw, grid, labels_B) if continues_by == "block" else draw(labels_B)
     return Generated(_decode(tokenizer, grid, tokens_BT).cpu(), tokens_BT.cpu())
 
 

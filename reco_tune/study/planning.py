@@ -11,10 +11,10 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 
 from reco_tune import quantities
-from reco_tune.cost import arm_limit, budget_steps
+from reco_tune.cost import budget_steps, scheme_limit
 from reco_tune.errors import SettingsError
 from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
-from reco_tune.training import Arm
+from reco_tune.training import plan_scheme
 
 SEARCH = "search"
 """Arm name of a sampled run."""
@@ -73,10 +73,7 @@ class Plan:
     @property
     def piece_blocks(self) -> tuple[int, ...]:
         """Lengths in blocks of the sub-clips that must be encoded by themselves."""
-        experiments = [run.experiment for run in self.runs]
-        return tuple(
-            sorted({_blocks(experiment) for experiment in experiments if experiment.window.scheme == "fewer_frames"})
-        )
+        return tuple(sorted({n for run in self.runs for n in plan_scheme(run.experiment).encoded_piece_blocks}))
 
 
 def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
@@ -108,7 +105,7 @@ def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
 
 def estimated_speedup(experiment: Experiment) -> float:
     """The FLOP limit: a full-sequence step over the arm's expected step."""
-    return arm_limit(_arm(experiment))
+    return scheme_limit(plan_scheme(experiment))
 
 
 def sampled_name(number: int) -> str:
@@ -149,11 +146,3 @@ def _check(space: Space) -> None:
     for objective in space.objectives:
         if objective not in quantities.ALL:
             raise SettingsError(f"objectives: {objective} is not a metric; known ones are {', '.join(quantities.ALL)}")
-
-
-def _blocks(experiment: Experiment) -> int:
-    return _arm(experiment).piece_blocks
-
-
-def _arm(experiment: Experiment) -> Arm:
-    return Arm(experiment, experiment.tokenizer.num_codes, num_classes=1)  # classes cost no operations

@@ -1,24 +1,27 @@
 """Training: what a step computes, the loop around it, and its checkpoints. Never hears of Ray or MLflow."""
 
-from reco_tune.training.arms import Arm, build_arm
 from reco_tune.training.checkpoint import CacheInfo, LoadedModel, load_model, save_model
 from reco_tune.training.distributed import Group, joined, prepare_device
 from reco_tune.training.loop import FitResult, RungMeasurement, fit
-from reco_tune.training.objectives import LossTerms, window_loss
+from reco_tune.training.objectives import LossOptions, LossTerms, window_loss
+from reco_tune.training.schemes import Scheme, build_scheme, plan_scheme, scheme_class
 
 __all__ = [
-    "Arm",
     "CacheInfo",
     "FitResult",
     "Group",
     "LoadedModel",
+    "LossOptions",
     "LossTerms",
     "RungMeasurement",
-    "build_arm",
+    "Scheme",
+    "build_scheme",
     "fit",
     "joined",
     "load_model",
+    "plan_scheme",
     "prepare_device",
     "save_model",
+    "scheme_class",
     "window_loss",
 ]

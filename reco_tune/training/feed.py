@@ -1,4 +1,4 @@
-"""The endless, seeded sequence of micro-batches of an arm. Knows token caches and the order of clips; refuses to know
+"""The endless, seeded sequence of micro-batches of a scheme. Knows token caches and the order of clips; refuses to know
 models and devices.
 
 Every rank draws the same global micro-batch and takes its slice of it, so that how many ranks there are changes
@@ -15,8 +15,8 @@ import torch
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
-from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.distributed import Group
+from reco_tune.training.schemes import Batch, Scheme
 from reco_tune.windows import WindowSpan
 
 IN_MEMORY_BYTES = 1 << 30
@@ -37,13 +37,13 @@ class MicroBatch(NamedTuple):
 class Feed:
     """Micro-batches of this rank: clips in a new order every epoch, without gaps between epochs."""
 
-    def __init__(self, arm: Arm, cache: TokenCache, group: Group = Group()) -> None:
+    def __init__(self, scheme: Scheme, cache: TokenCache, group: Group = Group()) -> None:
         """
         Raises:
-            DataError: where the cache holds no training clips, or not the pieces that the arm trains on.
+            DataError: where the cache holds no training clips, or not the pieces that the scheme trains on.
         """
-        training = arm.experiment.training
-        self.arm = arm
+        training = scheme.experiment.training
+        self.scheme = scheme
         self.clips_per_micro_batch = training.batch_size // training.micro_batches
         """Over all ranks."""
         self._seed, self._class_dropout, self._micro_batches = (
@@ -51,10 +51,11 @@ class Feed:
             training.class_dropout,
             training.micro_batches,
         )
-        self._prefix_keep = arm.experiment.window.prefix_keep
+        self._prefix_keep = scheme.experiment.window.prefix_keep
         self._share = group.share(self.clips_per_micro_batch)
-        self._tokens = _tokens(arm, cache, "train")
-        self._labels = _labels(arm, cache, "train")
+        tokens = scheme.tokens(cache, "train")
+        self._tokens = np.array(tokens) if tokens.nbytes < IN_MEMORY_BYTES else tokens
+        self._labels = _labels(scheme, cache, "train")
         if not len(self._labels):
             raise DataError(
                 f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips"
@@ -68,9 +69,9 @@ class Feed:
         labels = self._labels[indices]
         if self._class_dropout > 0:
             dropped = self._draws(_DROPOUT, self._position).random(len(indices)) < self._class_dropout
-            labels = np.where(dropped, self.arm.model_settings.num_classes, labels)
-        span = self.arm.draw(self._position // self._micro_batches)
-        columns = self._piece_columns(len(indices), span.start)
+            labels = np.where(dropped, self.scheme.model_settings.num_classes, labels)
+        span = self.scheme.draw(self._position // self._micro_batches)
+        columns = self._piece_columns(len(indices), span)
         mine = indices[self._share]
         tokens = self._tokens[mine] if columns is None else self._tokens[mine[:, None], columns[self._share]]
         if self._prefix_keep < 1 and span.start > 0:
@@ -80,13 +81,16 @@ class Feed:
 
     def state_dict(self) -> dict[str, Any]:
         """Position and state of the starts, as JSON values."""
-        return {"position": self._position, "sampler": self.arm.windows.state_dict() if self.arm.windows else None}
+        return {
+            "position": self._position,
+            "sampler": self.scheme.windows.state_dict() if self.scheme.windows else None,
+        }
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         """Continues exactly where `state_dict` was taken."""
         self._position = state["position"]
-        if self.arm.windows:
-            self.arm.windows.load_state_dict(state["sampler"])
+        if self.scheme.windows:
+            self.scheme.windows.load_state_dict(state["sampler"])
 
     def _clips(self, consumed: int, count: int) -> np.ndarray:
         """int64 [count]: which clips come after `consumed` others."""
@@ -100,22 +104,14 @@ class Feed:
             else np.concatenate([found, self._clips(consumed + len(found), count - len(found))])
         )
 
-    def _piece_columns(self, clips: int, start: int) -> np.ndarray | None:
+    def _piece_columns(self, clips: int, span: WindowSpan) -> np.ndarray | None:
         """Columns [clips, tokens of a piece], in the split's flat tokens, of the piece that each clip gives; None for
         whole clips.
         """
-        if not self.arm.trains_pieces:
+        if not self.scheme.trains_pieces:
             return None
-        grid, length = self.arm.experiment.grid, self.arm.model_settings.num_tokens
-        if (
-            self.arm.scheme == "fewer_frames"
-        ):  # sub-clips lie one after another; any of them opens like a clip, so each clip draws its own
-            offsets = length * self._draws(_PIECES, self._position).integers(
-                grid.blocks - self.arm.piece_blocks + 1, size=clips
-            )
-        else:
-            offsets = np.full(clips, start)
-        return offsets[:, None] + np.arange(length)
+        draws = self._draws(_PIECES, self._position)
+        return self.scheme.piece_columns(self.scheme.piece_starts(clips, span, draws))
 
     def _corrupted(self, tokens: np.ndarray, clips: int, start: int) -> np.ndarray:
         """The rank's clips with random codes instead of some tokens before the window: inputs alone, the window's
@@ -125,7 +121,7 @@ class Feed:
         """
         draws = self._draws(_CORRUPTION, self._position)
         replaced = draws.random((clips, start), dtype=np.float32) >= self._prefix_keep
-        codes = draws.integers(self.arm.model_settings.num_codes, size=(clips, start), dtype=np.int32)
+        codes = draws.integers(self.scheme.model_settings.num_codes, size=(clips, start), dtype=np.int32)
         before = np.where(replaced[self._share], codes[self._share], tokens[:, :start])
         return np.concatenate([before, tokens[:, start:]], axis=1)
 
@@ -133,22 +129,12 @@ class Feed:
         return np.random.default_rng([self._seed, stream, position])
 
 
-def held_out(arm: Arm, cache: TokenCache, clips: int) -> Batch:
+def held_out(scheme: Scheme, cache: TokenCache, clips: int) -> Batch:
     """The first `clips` held-out clips, whole."""
     tokens = np.array(cache.tokens("test")[:clips])
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(_labels(arm, cache, "test")[:clips]))
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(_labels(scheme, cache, "test")[:clips]))
 
 
-def _tokens(arm: Arm, cache: TokenCache, split: Split) -> np.ndarray:
-    """int32 [N, ...]: the clips' tokens, or all pieces of a clip one after another."""
-    if arm.scheme == "fewer_frames":
-        pieces = cache.pieces(split, arm.piece_blocks)
-        tokens = pieces.reshape(len(pieces), -1)
-    else:
-        tokens = cache.tokens(split)
-    return np.array(tokens) if tokens.nbytes < IN_MEMORY_BYTES else tokens
-
-
-def _labels(arm: Arm, cache: TokenCache, split: Split) -> np.ndarray:
+def _labels(scheme: Scheme, cache: TokenCache, split: Split) -> np.ndarray:
     labels = np.array(cache.labels(split), dtype=np.int64)
-    return labels if arm.experiment.data.class_conditional else np.zeros_like(labels)
+    return labels if scheme.experiment.data.class_conditional else np.zeros_like(labels)

@@ -23,7 +23,6 @@ from reco_tune.errors import DataError, RunFailedError
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
-from reco_tune.training.arms import build_arm
 from reco_tune.training.checkpoint import (
     CacheInfo,
     Checkpoint,
@@ -37,6 +36,7 @@ from reco_tune.training.checkpoint import (
 )
 from reco_tune.training.distributed import Group, prepare_device
 from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.schemes import build_scheme
 from reco_tune.training.step import OptimiserStep, learning_rate_at
 from reco_tune.windows import WindowSpan
 
@@ -108,7 +108,7 @@ def fit(
     Raises:
         RunFailedError: where the loss is no longer finite.
         CheckpointError: where the folder's checkpoint is damaged or was trained with other settings.
-        DataError: where the cache does not hold what the arm trains on.
+        DataError: where the cache does not hold what the scheme trains on.
     """
     run = _Run(experiment, cache, folder, group, progress)
     steps = experiment.training.steps
@@ -180,11 +180,13 @@ class _Run:
     ) -> None:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
         self._device = prepare_device(experiment)
-        self._arm = build_arm(experiment, cache)
-        self._feed = Feed(self._arm, cache, group)
-        self._optimiser = OptimiserStep(self._arm, self._device, group)
+        self._scheme = build_scheme(experiment, cache)
+        self._feed = Feed(self._scheme, cache, group)
+        self._optimiser = OptimiserStep(self._scheme, self._device, group)
         self._validation = (
-            None if self._arm.trains_pieces else held_out(self._arm, cache, experiment.evaluation.validation_clips)
+            None
+            if self._scheme.trains_pieces
+            else held_out(self._scheme, cache, experiment.evaluation.validation_clips)
         )
         if self._validation is not None and not len(self._validation.labels_B):
             raise DataError(
@@ -255,7 +257,8 @@ class _Run:
         """Adds one step (counted from 0; the history counts steps done) to the history."""
         if not all(abs(value) < float("inf") for value in row):  # false for NaN too
             raise RunFailedError(
-                f"the loss of this {self._arm.scheme} run was {row[0]:g} (continuity {row[1]:g}) at step {step + 1}; "
+                f"the loss of this {self._scheme.name} run was {row[0]:g} (continuity {row[1]:g}) at step"
+                f" {step + 1}; "
                 f"lower training.learning_rate ({self._training.learning_rate:g}) or objective.continuity_weight, "
                 "or lengthen training.warmup_steps"
             )
@@ -265,10 +268,10 @@ class _Run:
 
     def _book(self, span: WindowSpan) -> None:
         clips = self._feed.clips_per_micro_batch
-        self._ledger.tokens_seen += clips * self._arm.tokens_seen(span)
-        self._ledger.loss_tokens += clips * self._arm.tokens_predicted(span)
-        self._ledger.training_flops += clips * self._arm.flops(span)
-        self._ledger.backward_flops += clips * self._arm.backward_flops(span)
+        self._ledger.tokens_seen += clips * self._scheme.tokens_seen(span)
+        self._ledger.loss_tokens += clips * self._scheme.tokens_predicted(span)
+        self._ledger.training_flops += clips * self._scheme.flops(span)
+        self._ledger.backward_flops += clips * self._scheme.backward_flops(span)
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
         """Measures when a start lies further back than all before it of that length: the longest prefix

@@ -1,9 +1,10 @@
-"""What a training step minimises: cross-entropy of a window and, where asked, the continuity term. Knows no arms,
-optimisers or data.
+"""What a training step minimises: cross-entropy of a window and, where asked, the continuity term. Knows no
+schemes, optimisers or data.
 """
 
 from __future__ import annotations
 
+from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
@@ -30,6 +31,39 @@ class LossTerms(NamedTuple):
     """Mean of ||h_i||²."""
 
 
+@dataclass(frozen=True, kw_only=True)
+class LossOptions:
+    """How a window is computed and judged; the same for every micro-batch of a run."""
+
+    continuity_weight: float = 0.0
+    """λ."""
+    continuity_reduction: Reduction = "mean"
+    """Over the width; "sum" is the formula as printed, "mean" divides it by D."""
+    continuity_state: State = "last_block"
+    """Which h."""
+    norm_weight: float = 0.0
+    """Weight of mean ||h||², same reduction and state."""
+    neighbour_distance: int = 1
+    """h_i is compared with the state so many tokens later; a block's tokens compare the sites of adjacent frames."""
+    chunk_tokens: int | None = None
+    """At most this many tokens have logits at once; all where None."""
+    prefix_tokens: int | None = None
+    """As `VideoTransformer.window`."""
+    activation_checkpointing: bool = False
+    """As `VideoTransformer.window`."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: for a negative weight.
+        """
+        if self.continuity_weight < 0 or self.norm_weight < 0:
+            raise ValueError(
+                f"continuity_weight ({self.continuity_weight}) and norm_weight ({self.norm_weight}) must not be"
+                " negative; 0 leaves a term out"
+            )
+
+
 def window_loss(
     model: VideoTransformer,
     tokens_BT: Tensor,
@@ -37,13 +71,7 @@ def window_loss(
     start: int,
     length: int,
     continuity_weight: float = 0.0,
-    continuity_reduction: Reduction = "mean",
-    continuity_state: State = "last_block",
-    norm_weight: float = 0.0,
-    neighbour_distance: int = 1,
-    chunk_tokens: int | None = None,
-    prefix_tokens: int | None = None,
-    activation_checkpointing: bool = False,
+    **options: Any,
 ) -> LossTerms:
     """CE(window) + λ · 1/(W-1) · Σ ||h_{i+1} - h_i||², over tokens `start` .. `start + length - 1`.
 
@@ -52,87 +80,52 @@ def window_loss(
     effect that is.
 
     Args:
-        continuity_weight: λ.
-        continuity_reduction: over the width; "sum" is the formula as printed, "mean" divides it by D.
-        continuity_state: which h.
-        norm_weight: weight of mean ||h||², same reduction and state.
-        neighbour_distance: h_i is compared with the state so many tokens later; a block's tokens compare the sites of
-            adjacent frames.
-        chunk_tokens: at most this many tokens have logits at once; all where None.
-        prefix_tokens, activation_checkpointing: as `VideoTransformer.window`.
+        continuity_weight: λ. options: the other fields of `LossOptions`.
 
     Raises:
         ValueError: for a window outside the clip, a negative weight, or λ > 0 on a window of one token.
     """
-    output = forward(model, tokens_BT, labels_B, start, length, chunk_tokens, prefix_tokens, activation_checkpointing)
-    return loss_terms(
-        model,
-        output,
-        tokens_BT[:, start : start + length],
-        continuity_weight,
-        continuity_reduction,
-        continuity_state,
-        norm_weight,
-        neighbour_distance,
-        chunk_tokens,
-    )
+    how = LossOptions(continuity_weight=continuity_weight, **options)
+    output = forward(model, tokens_BT, labels_B, start, length, how)
+    return loss_terms(model, output, tokens_BT[:, start : start + length], how)
 
 
 def forward(
-    model: VideoTransformer,
-    tokens_BT: Tensor,
-    labels_B: Tensor,
-    start: int,
-    length: int,
-    chunk_tokens: int | None = None,
-    prefix_tokens: int | None = None,
-    activation_checkpointing: bool = False,
+    model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, options: LossOptions
 ) -> WindowOutput:
     """A window's output for `loss_terms`; where the loss goes chunk by chunk, without logits (their width is 0)."""
-    if chunk_tokens is None:
-        return model.window(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
-    hidden_BWD = model.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
+    how = options.prefix_tokens, options.activation_checkpointing
+    if options.chunk_tokens is None:
+        return model.window(tokens_BT, labels_B, start, length, *how)
+    hidden_BWD = model.hidden(tokens_BT, labels_B, start, length, *how)
     return WindowOutput(hidden_BWD.new_empty(*hidden_BWD.shape[:2], 0), hidden_BWD)
 
 
-def loss_terms(
-    model: VideoTransformer,
-    output: WindowOutput,
-    targets_BW: Tensor,
-    continuity_weight: float = 0.0,
-    continuity_reduction: Reduction = "mean",
-    continuity_state: State = "last_block",
-    norm_weight: float = 0.0,
-    neighbour_distance: int = 1,
-    chunk_tokens: int | None = None,
-) -> LossTerms:
+def loss_terms(model: VideoTransformer, output: WindowOutput, targets_BW: Tensor, options: LossOptions) -> LossTerms:
     """The same from a model's output, whole or sliced, and the tokens that it predicts."""
-    if continuity_weight < 0 or norm_weight < 0:
+    weight, distance = options.continuity_weight, options.neighbour_distance
+    if weight > 0 and targets_BW.shape[1] <= distance:
         raise ValueError(
-            f"continuity_weight ({continuity_weight}) and norm_weight ({norm_weight}) must not be negative"
-        )
-    if continuity_weight > 0 and targets_BW.shape[1] <= neighbour_distance:
-        raise ValueError(
-            f"continuity_weight needs two tokens at distance {neighbour_distance}, but the window's length is"
+            f"continuity_weight needs two tokens at distance {distance}, but the window's length is"
             f" {targets_BW.shape[1]}; lengthen it or set the weight to 0"
         )
-    if chunk_tokens is None:
+    if options.chunk_tokens is None:
         cross_entropy = F.cross_entropy(output.logits_BWV.flatten(0, 1), targets_BW.flatten().long())
     else:
         normed_ND = model.final_norm(output.hidden_BWD).flatten(0, 1)
         cross_entropy = _ChunkedCrossEntropy.apply(
-            normed_ND, model.head.weight, targets_BW.flatten().long(), chunk_tokens
+            normed_ND, model.head.weight, targets_BW.flatten().long(), options.chunk_tokens
         )
     total = cross_entropy
-    hidden_BWD = output.hidden_BWD if continuity_state == "last_block" else model.final_norm(output.hidden_BWD)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and continuity_weight > 0):
-        continuity = continuity_term(hidden_BWD, continuity_reduction, neighbour_distance)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and norm_weight > 0):
-        norm = norm_term(hidden_BWD, continuity_reduction)
-    if continuity_weight > 0:
-        total = total + continuity_weight * continuity
-    if norm_weight > 0:
-        total = total + norm_weight * norm
+    hidden_BWD = output.hidden_BWD if options.continuity_state == "last_block" else model.final_norm(output.hidden_BWD)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
+        continuity = continuity_term(hidden_BWD, options.continuity_reduction, distance)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and options.norm_weight > 0):
+        norm = norm_term(hidden_BWD, options.continuity_reduction)
+    if weight > 0:
+        total = total + weight * continuity
+    if options.norm_weight > 0:
+        total = total + options.norm_weight * norm
     return LossTerms(total, cross_entropy.detach(), continuity.detach(), norm.detach())
 
 

@@ -1,5 +1,5 @@
-"""One optimiser step of an arm: micro-batches forward and backward, one all-reduce, clipping, AdamW. Driven by the loop
-and by calibration.
+"""One optimiser step of a scheme: micro-batches forward and backward, one all-reduce, clipping, AdamW. Driven by the
+loop and by calibration.
 
 Knows one step; refuses to know where batches come from, how many steps there are, and files.
 """
@@ -17,9 +17,9 @@ from torch.optim.adamw import adamw
 from reco_tune.errors import SettingsError
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Training
-from reco_tune.training.arms import Arm, Batch
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import MicroBatch
+from reco_tune.training.schemes import Batch, Scheme
 
 ALIGNMENT = 16
 """Elements; every parameter begins at a multiple of 64 bytes, which vectorised kernels and tensor cores want."""
@@ -55,23 +55,23 @@ class FlatParameters:
 
 
 class OptimiserStep:
-    """An arm's model with its optimiser."""
+    """A scheme's model with its optimiser."""
 
-    def __init__(self, arm: Arm, device: torch.device, group: Group = Group()) -> None:
-        """Builds the arm's model on the device.
+    def __init__(self, scheme: Scheme, device: torch.device, group: Group = Group()) -> None:
+        """Builds the scheme's model on the device.
 
         Raises:
             SettingsError: where `training.compile` would need a graph for each of too many starts.
         """
-        training = arm.experiment.training
-        self.arm, self.device, self._group = arm, device, group
-        self.model: VideoTransformer = arm.build_model().to(device)
+        training = scheme.experiment.training
+        self.scheme, self.device, self._group = scheme, device, group
+        self.model: VideoTransformer = scheme.build_model().to(device)
         self.flat = FlatParameters(self.model)
         self._moments = torch.zeros_like(self.flat.vector), torch.zeros_like(self.flat.vector)
         self._steps = torch.zeros((), device=device)
         self._training = training
         self._autocast = training.precision == "bfloat16"
-        self._loss = _compiled(arm) if training.compile else arm.loss
+        self._loss = _compiled(scheme) if training.compile else scheme.loss
 
     @property
     def fixed_bytes(self) -> int:
@@ -136,7 +136,7 @@ class OptimiserStep:
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(self.device.type, torch.bfloat16, self._autocast),
         ):
-            held = self.arm.loss(
+            held = self.scheme.loss(
                 self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.span
             )
         del held  # only now: a storage freed earlier could lend its address to another
@@ -175,13 +175,13 @@ def learning_rate_at(step: int, training: Training) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _compiled(arm: Arm):  # type: ignore[no-untyped-def]
-    """`arm.loss` compiled, one graph per span of the window."""
-    starts = len(arm.distribution())
+def _compiled(scheme: Scheme):  # type: ignore[no-untyped-def]
+    """`scheme.loss` compiled, one graph per span of the window."""
+    starts = len(scheme.distribution())
     if starts > COMPILED_STARTS:
         raise SettingsError(
             f"training.compile makes a graph for each of the {starts} window starts, at most {COMPILED_STARTS}; "
             "raise window.stride_tokens or set training.compile to false"
         )
     torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * starts + 8)
-    return torch.compile(arm.loss, dynamic=False)
+    return torch.compile(scheme.loss, dynamic=False)

@@ -11,9 +11,9 @@ import torch
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment
-from reco_tune.training import Group, build_arm, window_loss
-from reco_tune.training.arms import Arm, Batch
+from reco_tune.training import Group, build_scheme, plan_scheme, window_loss
 from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.schemes import Batch
 from reco_tune.training.step import FlatParameters, OptimiserStep
 
 Make = Callable[..., Experiment]
@@ -28,8 +28,8 @@ def gradients(arm, loss) -> list[torch.Tensor]:  # type: ignore[no-untyped-def]
 def test_masked_full_is_the_loss_of_the_window_with_gradient_through_everything(
     toy_cache: TokenCache, toy_experiment: Make
 ) -> None:
-    masked = build_arm(toy_experiment({"window.scheme": "masked_full"}), toy_cache)
-    window = build_arm(toy_experiment({"window.scheme": "window"}), toy_cache)
+    masked = build_scheme(toy_experiment({"window.scheme": "masked_full"}), toy_cache)
+    window = build_scheme(toy_experiment({"window.scheme": "window"}), toy_cache)
     batch = held_out(masked, toy_cache, 4)
     model = masked.build_model().double()
     for start in masked.distribution():
@@ -44,8 +44,8 @@ def test_masked_full_is_the_loss_of_the_window_with_gradient_through_everything(
 
 
 def test_masked_full_over_the_whole_clip_is_full(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    full = build_arm(toy_experiment({"window.scheme": "full"}), toy_cache)
-    masked = build_arm(toy_experiment({"window.scheme": "masked_full", "window.length_tokens": 45}), toy_cache)
+    full = build_scheme(toy_experiment({"window.scheme": "full"}), toy_cache)
+    masked = build_scheme(toy_experiment({"window.scheme": "masked_full", "window.length_tokens": 45}), toy_cache)
     batch = held_out(full, toy_cache, 4)
     for a, b in zip(
         gradients(full, lambda m: full.loss(m, batch, 0).total),
@@ -64,9 +64,10 @@ def test_the_loss_is_window_loss_with_the_objective_of_the_settings(
         "objective.continuity_state": "final_norm",
         "objective.norm_weight": 0.2,
     }
-    arm = build_arm(toy_experiment({"window.scheme": "window", **objective}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "window", **objective}), toy_cache)
     batch, model = held_out(arm, toy_cache, 4), arm.build_model()
-    expected = window_loss(model, *batch, 9, 18, 0.3, "sum", "final_norm", 0.2)
+    how = {"continuity_reduction": "sum", "continuity_state": "final_norm", "norm_weight": 0.2}
+    expected = window_loss(model, *batch, 9, 18, 0.3, **how)
     assert all(torch.equal(a, b) for a, b in zip(arm.loss(model, batch, 9), expected, strict=True))
 
 
@@ -89,7 +90,7 @@ def test_shapes_of_a_scheme(
     toy_cache: TokenCache,
     toy_experiment: Make,
 ) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": scheme}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": scheme}), toy_cache)
     assert arm.model_settings.num_tokens == model_tokens
     assert arm.loss_tokens == loss_tokens
     assert arm.tokens_seen(seen_at_start[0]) == seen_at_start[1]
@@ -98,15 +99,15 @@ def test_shapes_of_a_scheme(
 
 
 def test_fewer_frames_gets_pieces_encoded_by_themselves(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 3}), toy_cache)
-    known = {piece.tobytes(): number for clip in toy_cache.pieces("train", 3) for number, piece in enumerate(clip)}
+    arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 3}), toy_cache)
+    known = {piece.tobytes(): span for clip in toy_cache.pieces("train", 3) for span, piece in enumerate(clip)}
     feed = Feed(arm, toy_cache)
-    found = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
-    assert set(found) == {0, 1, 2}
+    spans = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
+    assert set(spans) == {0, 1, 2}
 
 
 def test_fewer_frames_tokens_gets_blocks_of_whole_clips(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": "fewer_frames_tokens", "window.length_blocks": 3}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames_tokens", "window.length_blocks": 3}), toy_cache)
     known = {start: {clip[start : start + 27].tobytes() for clip in toy_cache.tokens("train")} for start in (0, 9, 18)}
     feed = Feed(arm, toy_cache)
     drawn = [feed.next() for _ in range(12)]
@@ -120,7 +121,7 @@ def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(
     """Its block 0 is a later block of the clip: training on it would teach sampling to open a clip with a later block's
     codes.
     """
-    arm = build_arm(toy_experiment({"window.scheme": "fewer_frames_tokens"}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames_tokens"}), toy_cache)
     model, batch = arm.build_model(), Feed(arm, toy_cache).next().batch
     with torch.no_grad():
         logits = model(batch.tokens_BT, batch.labels_B)
@@ -132,7 +133,7 @@ def test_a_piece_inside_the_clip_has_no_loss_on_the_block_it_is_given(
 
 
 def test_every_clip_comes_once_an_epoch(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    feed = Feed(build_arm(toy_experiment({"window.scheme": "full"}), toy_cache), toy_cache)
+    feed = Feed(build_scheme(toy_experiment({"window.scheme": "full"}), toy_cache), toy_cache)
     epochs = [
         np.concatenate([feed.next().batch.tokens_BT.numpy() for _ in range(12)]) for _ in range(2)
     ]  # 96 clips, 8 a batch
@@ -145,7 +146,7 @@ def test_every_clip_comes_once_an_epoch(toy_cache: TokenCache, toy_experiment: M
 def test_ranks_share_the_batch_of_one_worker(scheme: str, toy_cache: TokenCache, toy_experiment: Make) -> None:
     experiment = toy_experiment({"window.scheme": scheme, "training.class_dropout": 0.5})
     alone, *ranks = (
-        Feed(build_arm(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
+        Feed(build_scheme(experiment, toy_cache), toy_cache, group) for group in (Group(), Group(0, 2), Group(1, 2))
     )
     for _ in range(5):
         whole, parts = alone.next(), [feed.next() for feed in ranks]
@@ -155,13 +156,13 @@ def test_ranks_share_the_batch_of_one_worker(scheme: str, toy_cache: TokenCache,
 
 
 def test_class_dropout_drops_that_share(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    feed = Feed(build_arm(toy_experiment({"training.class_dropout": 0.25}), toy_cache), toy_cache)
+    feed = Feed(build_scheme(toy_experiment({"training.class_dropout": 0.25}), toy_cache), toy_cache)
     labels = torch.cat([feed.next().batch.labels_B for _ in range(200)])
     assert float((labels == 3).float().mean()) == pytest.approx(0.25, abs=0.04)  # 3.7 standard deviations of 1600 draws
 
 
 def test_unconditional_has_one_class(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    arm = build_arm(toy_experiment({"data.class_conditional": False}), toy_cache)
+    arm = build_scheme(toy_experiment({"data.class_conditional": False}), toy_cache)
     assert arm.model_settings.num_classes == 1
     assert set(Feed(arm, toy_cache).next().batch.labels_B.tolist()) == {0}
 
@@ -169,7 +170,7 @@ def test_unconditional_has_one_class(toy_cache: TokenCache, toy_experiment: Make
 def test_flat_parameters_change_no_number_and_give_absent_gradients_zeros(
     toy_cache: TokenCache, toy_experiment: Make
 ) -> None:
-    arm = build_arm(toy_experiment({"window.scheme": "window"}), toy_cache)
+    arm = build_scheme(toy_experiment({"window.scheme": "window"}), toy_cache)
     batch: Batch = held_out(arm, toy_cache, 4)
     plain, flat = arm.build_model(), arm.build_model()
     vectors = FlatParameters(flat)
@@ -188,7 +189,7 @@ def test_flat_parameters_change_no_number_and_give_absent_gradients_zeros(
 def test_one_step_is_clip_grad_norm_and_adamw_of_torch(toy_cache: TokenCache, toy_experiment: Make) -> None:
     """Against torch's own, parameter by parameter; float32 rounding: 1e-6."""
     experiment = toy_experiment({"window.scheme": "full", "training.gradient_clip": 0.05, "training.weight_decay": 0.1})
-    arm = build_arm(experiment, toy_cache)
+    arm = build_scheme(experiment, toy_cache)
     ours, theirs = OptimiserStep(arm, torch.device("cpu")), arm.build_model()
     adamw = torch.optim.AdamW(theirs.parameters(), lr=1e-2, betas=(0.9, 0.95), weight_decay=0.1)
     feed = Feed(arm, toy_cache)
@@ -206,4 +207,4 @@ def test_one_step_is_clip_grad_norm_and_adamw_of_torch(toy_cache: TokenCache, to
 def test_compiling_a_graph_for_each_of_many_starts_is_refused(toy_cache: TokenCache, toy_experiment: Make) -> None:
     many = {"data.clip_frames": 65, "window.stride_tokens": 1, "training.compile": True}  # 297 tokens, 280 starts
     with pytest.raises(SettingsError, match=r"each of the 280 window starts, at most 64; raise window\.stride_tokens"):
-        OptimiserStep(Arm(toy_experiment(many), num_codes=16, num_classes=3), torch.device("cpu"))
+        OptimiserStep(plan_scheme(toy_experiment(many)), torch.device("cpu"))

@@ -1,0 +1,62 @@
+"""What one micro-batch of each scheme computes: on which tokens, from which start, with which loss. One class a scheme.
+
+    scheme                 model sees             loss on                 start
+    full                   the clip, T tokens     all T                   0
+    window                 prefix and window      the window, W tokens    drawn (`windows.WindowSchedule`)
+    masked_full            the clip, T tokens     the window, W tokens    drawn; a control: same loss, nothing saved
+    fewer_frames           a piece of k blocks    all of the piece        0; pieces are sub-clips encoded by themselves
+    fewer_frames_tokens    a piece of k blocks    all of a piece at 0,    drawn; the piece is cut out of the clip's own
+                                                  else all but block 0    tokens, so its block 0 may be a later one
+
+A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of a scheme at a
+`WindowSpan` holds for that length.
+"""
+
+from __future__ import annotations
+
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import DataError
+from reco_tune.settings import Experiment
+from reco_tune.training.schemes.base import Batch, Scheme
+from reco_tune.training.schemes.fewer_frames import FewerFrames
+from reco_tune.training.schemes.fewer_frames_tokens import FewerFramesTokens
+from reco_tune.training.schemes.full import Full
+from reco_tune.training.schemes.masked_full import MaskedFull
+from reco_tune.training.schemes.window import Window
+
+__all__ = ["SCHEMES", "Batch", "Full", "Scheme", "build_scheme", "plan_scheme", "scheme_class"]
+
+SCHEMES: dict[str, type[Scheme]] = {
+    "full": Full,
+    "window": Window,
+    "masked_full": MaskedFull,
+    "fewer_frames": FewerFrames,
+    "fewer_frames_tokens": FewerFramesTokens,
+}
+"""By `window.scheme`."""
+
+
+def scheme_class(experiment: Experiment) -> type[Scheme]:
+    """What is the same for all settings of the experiment's scheme."""
+    return SCHEMES[experiment.window.scheme]
+
+
+def plan_scheme(experiment: Experiment) -> Scheme:
+    """The scheme as far as settings tell it: classes are unknown before the data is read, and cost nothing."""
+    return scheme_class(experiment)(experiment, experiment.tokenizer.num_codes, num_classes=1)
+
+
+def build_scheme(experiment: Experiment, cache: TokenCache) -> Scheme:
+    """The scheme of an experiment on a token cache.
+
+    Raises:
+        DataError: where the cache was made for clips of another shape.
+    """
+    if tuple(cache.grid) != tuple(experiment.grid):
+        raise DataError(
+            f"the token cache {cache.path} holds clips of {'x'.join(map(str, cache.grid))} tokens, but data and"
+            f" tokenizer settings give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these"
+            " settings"
+        )
+    num_classes = cache.num_classes if experiment.data.class_conditional else 1
+    return scheme_class(experiment)(experiment, cache.num_codes, num_classes)

@@ -1,0 +1,179 @@
+"""What every scheme is asked, answered as for full sequences. A scheme overrides what it does differently.
+
+The training loop and the calibration drive the same object, so what is timed is what is trained. Knows models, windows
+and losses; refuses to know optimisers, devices and the order of batches.
+"""
+
+from __future__ import annotations
+
+from typing import ClassVar, Literal, NamedTuple
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from reco_tune.data.layouts import Split
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.model import ModelSettings, VideoTransformer, WindowOutput
+from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops, step_flops
+from reco_tune.settings import Experiment
+from reco_tune.training.objectives import LossOptions, LossTerms, forward, loss_terms
+from reco_tune.windows import WindowSchedule, WindowSpan, prefix_inputs
+
+
+class Batch(NamedTuple):
+    """Clips (or pieces) of one micro-batch."""
+
+    tokens_BT: Tensor
+    """int32 codes; T is the scheme's `model_settings.num_tokens`."""
+    labels_B: Tensor
+    """Classes; the null class where dropped."""
+
+
+class Scheme:
+    """A scheme with its settings: the model it trains, the spans it draws and the loss of a micro-batch."""
+
+    trains_pieces: ClassVar[bool] = False
+    """Whether the model sees pieces of clips alone, W tokens long; else whole clips."""
+    continues_by: ClassVar[Literal["frame", "block"] | None] = None
+    """How sampling makes a clip of pieces: the next one opens with the last decoded frame, encoded again, or with the
+    last block as it is. None where the model samples whole clips."""
+
+    def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
+        window, grid, objective = experiment.window, experiment.grid, experiment.objective
+        assert window.length_tokens is not None
+        self.experiment = experiment
+        self.loss_tokens = window.length_tokens
+        """W, the length of the piece, or of the clip; a schedule of lengths may go beyond it."""
+        self.piece_blocks = window.length_tokens // grid.tokens_per_block if self.trains_pieces else grid.blocks
+        """k, the blocks that the model sees."""
+        self.model_settings = ModelSettings(
+            num_codes=num_codes,
+            num_tokens=window.length_tokens if self.trains_pieces else grid.num_tokens,
+            num_classes=num_classes,
+            width=experiment.model.width,
+            depth=experiment.model.depth,
+            heads=experiment.model.heads,
+        )
+        self.windows = self._windows()
+        """Starts and lengths; None where every step is the same, from token 0."""
+        self.options = LossOptions(
+            continuity_weight=objective.continuity_weight,
+            continuity_reduction=objective.continuity_reduction,
+            continuity_state=objective.continuity_state,
+            norm_weight=objective.norm_weight,
+            neighbour_distance=grid.tokens_per_block if objective.continuity_neighbours == "sites" else 1,
+            chunk_tokens=experiment.training.loss_chunk_tokens,
+            prefix_tokens=window.prefix_tokens,
+            activation_checkpointing=experiment.training.activation_checkpointing,
+        )
+
+    @property
+    def name(self) -> str:
+        return self.experiment.window.scheme
+
+    # Where windows lie
+
+    def draw(self, step: int = 0) -> WindowSpan:
+        """Where the next micro-batch lies, which belongs to this step of the run."""
+        return self.windows.draw(step) if self.windows is not None else WindowSpan(0, self.loss_tokens)
+
+    def span(self, span: WindowSpan | int) -> WindowSpan:
+        """The span itself; a start alone, here and below, is a window of W tokens."""
+        return span if isinstance(span, tuple) else WindowSpan(span, self.loss_tokens)
+
+    def distribution(self) -> dict[WindowSpan, float]:
+        """Share of every span in the run."""
+        return self.windows.distribution() if self.windows is not None else {WindowSpan(0, self.loss_tokens): 1.0}
+
+    def computed(self, span: WindowSpan) -> WindowSpan:
+        """The tokens of the model's sequence that a step there computes with gradient."""
+        return WindowSpan(0, self.model_settings.num_tokens)
+
+    def judged(self, span: WindowSpan) -> WindowSpan:
+        """Those of them that have a loss."""
+        return WindowSpan(0, self.model_settings.num_tokens)
+
+    def _windows(self) -> WindowSchedule | None:
+        return None
+
+    # What a step costs
+
+    def tokens_predicted(self, span: WindowSpan | int) -> int:
+        """Tokens of a clip that have a loss in a step there."""
+        return self.judged(self.span(span)).length
+
+    def tokens_seen(self, span: WindowSpan | int) -> int:
+        """Tokens of a clip that a step there reads, with gradient or without."""
+        start, length = self.computed(self.span(span))
+        return prefix_inputs(start, self.options.prefix_tokens) + length
+
+    def flops(self, span: WindowSpan | int) -> int:
+        """Forward and backward of one clip there."""
+        return step_flops(self.model_settings, *self.computed(self.span(span)), self.options.prefix_tokens)
+
+    def backward_flops(self, span: WindowSpan | int) -> int:
+        """The part of `flops` that is backward."""
+        return backward_flops(self.model_settings, *self.computed(self.span(span)), self.options.prefix_tokens)
+
+    def prefix_flops(self, span: WindowSpan | int) -> int:
+        """The part of `flops` that makes keys and values of the prefix."""
+        start = self.computed(self.span(span)).start
+        return prefix_flops(self.model_settings, prefix_inputs(start, self.options.prefix_tokens))
+
+    def attention_flops(self, span: WindowSpan | int) -> int:
+        """The part of `flops` that is attention."""
+        start, length = self.computed(self.span(span))
+        return attention_flops(self.model_settings, prefix_inputs(start, self.options.prefix_tokens), length)
+
+    def expected_flops(self) -> float:
+        """Of one clip, over the spans of the whole run."""
+        return sum(share * self.flops(span) for span, share in self.distribution().items())
+
+    # What it is trained on
+
+    @property
+    def encoded_piece_blocks(self) -> tuple[int, ...]:
+        """Lengths in blocks of the sub-clips that must be encoded by themselves."""
+        return ()
+
+    def tokens(self, cache: TokenCache, split: Split) -> np.ndarray:
+        """int32 [N, ...]: each clip's codes, or all its pieces' one after another."""
+        return cache.tokens(split)
+
+    def piece_columns(self, first_C: np.ndarray) -> np.ndarray:
+        """Columns [C, tokens of a piece] of `tokens` of the pieces that begin there."""
+        return first_C[:, None] + np.arange(self.model_settings.num_tokens)
+
+    def piece_starts(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> np.ndarray:
+        """Columns [clips] of `tokens` in which the pieces of a micro-batch begin."""
+        raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
+
+    def piece_start(self, number: np.ndarray) -> np.ndarray:
+        """The same of a clip's piece number 0, 1, ... of `grid.blocks - piece_blocks + 1`."""
+        raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
+
+    # The step
+
+    def build_model(self) -> VideoTransformer:
+        """A fresh model on the CPU; the same settings and seed give the same weights."""
+        generator = torch.Generator().manual_seed(self.experiment.training.seed)
+        shape = self.model_settings
+        return VideoTransformer(
+            shape.num_codes,
+            shape.num_tokens,
+            shape.num_classes,
+            shape.width,
+            shape.depth,
+            shape.heads,
+            generator=generator,
+        )
+
+    def loss(self, model: VideoTransformer, batch: Batch, span: WindowSpan | int) -> LossTerms:
+        """Loss of one micro-batch whose window lies there."""
+        span = self.span(span)
+        computed, judged = self.computed(span), self.judged(span)
+        output = forward(model, *batch, *computed, self.options)
+        own = slice(judged.start - computed.start, judged.start - computed.start + judged.length)
+        targets_BW = batch.tokens_BT[:, judged.start : judged.start + judged.length]
+        return loss_terms(model, WindowOutput(*(part[:, own] for part in output)), targets_BW, self.options)

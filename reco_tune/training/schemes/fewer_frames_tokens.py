@@ -1,0 +1,30 @@
+"""The milder variant of shorter clips: pieces cut out of the clip's own tokens."""
+
+import numpy as np
+
+from reco_tune.training.schemes.base import Scheme
+from reco_tune.windows import WindowSchedule, WindowSpan
+
+
+class FewerFramesTokens(Scheme):
+    """Pieces of k blocks from a block that is drawn, the same for all clips of a batch."""
+
+    trains_pieces = True
+    continues_by = "block"
+
+    def _windows(self) -> WindowSchedule:
+        grid = self.experiment.grid
+        return WindowSchedule(
+            grid.num_tokens, self.loss_tokens, grid.tokens_per_block, "uniform", self.experiment.training.seed
+        )
+
+    def judged(self, span: WindowSpan) -> WindowSpan:
+        """Block 0 of a piece inside the clip is a later block, which sampling is given: it has no loss."""
+        given = self.experiment.grid.tokens_per_block if span.start else 0
+        return WindowSpan(given, span.length - given)
+
+    def piece_starts(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> np.ndarray:
+        return np.full(clips, span.start)
+
+    def piece_start(self, number: np.ndarray) -> np.ndarray:
+        return number * self.experiment.grid.tokens_per_block
