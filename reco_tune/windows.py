@@ -7,7 +7,7 @@ from typing import Any, Literal, NamedTuple
 
 Schedule = Literal["constant", "short_to_long", "long_to_short"]
 
-STAGES = 4
+MOST_LENGTHS = 4
 """Most lengths of a schedule: each has starts, shapes and compiled graphs of its own."""
 
 
@@ -24,14 +24,14 @@ def start_grid(num_tokens: int, length_tokens: int, stride_tokens: int) -> list[
     return sorted({*range(0, last + 1, stride_tokens), last})
 
 
-def stage_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, schedule: Schedule) -> list[int]:
+def schedule_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, schedule: Schedule) -> list[int]:
     """Window lengths of a run, one after another: from W to T in whole strides (the last may be cut by the clip's end),
     or back.
     """
     if schedule == "constant":
         return [length_tokens]
     strides = (num_tokens - length_tokens) / stride_tokens
-    grown = [length_tokens + stride_tokens * round(i * strides / (STAGES - 1)) for i in range(STAGES - 1)]
+    grown = [length_tokens + stride_tokens * round(i * strides / (MOST_LENGTHS - 1)) for i in range(MOST_LENGTHS - 1)]
     lengths = sorted({min(length, num_tokens) for length in grown} | {num_tokens})
     return lengths if schedule == "short_to_long" else lengths[::-1]
 
@@ -133,14 +133,14 @@ class WindowSchedule:
         """
         Args:
             steps: of the run, which the schedule divides into equal parts.
-            schedule: how lengths follow each other (`stage_lengths`).
+            schedule: how lengths follow each other (`schedule_lengths`).
             full_fraction: the last part of the steps, which trains full sequences.
 
         Raises:
             ValueError: as `WindowSampler`.
         """
         generator = random.Random(seed)
-        lengths = stage_lengths(num_tokens, length_tokens, stride_tokens, schedule)
+        lengths = schedule_lengths(num_tokens, length_tokens, stride_tokens, schedule)
         scheduled = steps - round(full_fraction * steps)
         self._ends = [scheduled * (i + 1) // len(lengths) for i in range(len(lengths))]
         if scheduled < steps:

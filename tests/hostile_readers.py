@@ -44,15 +44,15 @@ def big(length: int) -> np.ndarray:
     return np.arange(length, dtype=np.int64)
 
 
-def facts_of(path: Path) -> reading.Facts:
+def facts_of(path: Path) -> reading.VideoFacts:
     _misbehave(path.name, "open")
     return reading.facts_of(path)
 
 
-def read_stretch(request: reading.Request) -> reading.Stretch:
+def read_frames(request: reading.FrameRequest) -> reading.RequestedFrames:
     if request.indices[0] > 0 or "always" in request.path.name:
         _misbehave(request.path.name, "read")
-    return reading.read_stretch(request)
+    return reading.read_frames(request)
 
 
 def _misbehave(name: str, when: str) -> None:

@@ -16,7 +16,7 @@ import torch
 import torch.nn.functional as F
 
 from reco_tune.benchmarks import (
-    Bench,
+    BenchOptions,
     Shape,
     Table,
     as_json,
@@ -34,7 +34,7 @@ from reco_tune.benchmarks import (
 from reco_tune.benchmarks import peers as peers_module
 from reco_tune.benchmarks.attention import FORMS
 from reco_tune.benchmarks.datarates import VIDEOS, _videos
-from reco_tune.benchmarks.parts import Parts
+from reco_tune.benchmarks.parts import StepParts
 from reco_tune.benchmarks.peers import PeerScheme, available
 from reco_tune.benchmarks.shapes import SHAPES, arms_named, random_tokens, shapes_named
 from reco_tune.benchmarks.steps import _lost
@@ -48,7 +48,7 @@ from reco_tune.settings import ARMS
 from reco_tune.training.schemes import build_scheme
 
 TINY = Shape("tiny-45", 3, width=16, depth=2, heads=2, num_codes=16, batch_size=2)
-SHORT = Bench(seconds=0.0)
+SHORT = BenchOptions(seconds=0.0)
 with_transformers = pytest.mark.skipif("llama" not in available(), reason="the `bench` extra is not installed")
 
 
@@ -107,8 +107,8 @@ def test_what_is_lost_where_everything_goes_as_it_should() -> None:
     """Attention at half the rate of the rest, an optimiser that does not shrink: only they stand between the step and
     its limit.
     """
-    full = Parts(whole=2 * 3 + 6 + 1, optimiser=1, attention=2 * 3, prefix=0, data=0)
-    arm = Parts(whole=2 * 1 + 3 + 1, optimiser=1, attention=2 * 1, prefix=0, data=0)
+    full = StepParts(whole=2 * 3 + 6 + 1, optimiser=1, attention=2 * 3, prefix=0, data=0)
+    arm = StepParts(whole=2 * 1 + 3 + 1, optimiser=1, attention=2 * 1, prefix=0, data=0)
     lost = _lost(full, arm, limit=(3 + 6) / (1 + 3), attention_kept=1 / 3, rest_kept=1 / 2)
     ideal = 13 / 2.25
     assert lost == pytest.approx(

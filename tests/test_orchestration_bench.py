@@ -11,7 +11,16 @@ import numpy as np
 import pytest
 
 from reco_tune import quantities as q
-from reco_tune.benchmarks.orchestration import PARTS, Event, Search, _in_process, _row, _space, beyond_work, moments
+from reco_tune.benchmarks.orchestration import (
+    PARTS,
+    Event,
+    RecordedSearch,
+    _in_process,
+    _row,
+    _space,
+    beyond_work,
+    trial_times,
+)
 from reco_tune.errors import RunFailedError
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
@@ -46,17 +55,17 @@ TWO_AT_ONCE = [
 
 
 def test_the_parts_of_a_recorded_log_by_hand() -> None:
-    parts = beyond_work(moments(TWO_AT_ONCE), at_once=2)
+    parts = beyond_work(trial_times(TWO_AT_ONCE), at_once=2)
     assert np.allclose(parts, [[0.5, 0.5, 0.25, 0.75], [2.0, 0.25, 0.25, 1.5]])
 
 
 def test_one_at_a_time_a_trial_waits_for_the_one_before() -> None:
     log = [*trial("a", 0, 1, 5, 12), *trial("b", 12.5, 12.5, 16, 23.5)]
-    assert np.allclose(beyond_work(moments(log), at_once=1), [[0.5, 0.0, 0.5, 0.5]])
+    assert np.allclose(beyond_work(trial_times(log), at_once=1), [[0.5, 0.0, 0.5, 0.5]])
 
 
 def test_a_row_sums_up_and_its_parts_add_up() -> None:
-    row: dict[str, Any] = _row("ours", Search(TWO_AT_ONCE, 2, began=-5.0, ended=50.0), expected=4)
+    row: dict[str, Any] = _row("ours", RecordedSearch(TWO_AT_ONCE, 2, began=-5.0, ended=50.0), expected=4)
     assert (row["low"], row["median"], row["high"], row["mean"]) == (2.0, 3.0, 4.0, 3.0)
     assert sum(row[part] for part in PARTS) == row["mean"]
     assert (row["work"], row["trials"], row["start_seconds"], row["whole_seconds"]) == (
@@ -69,7 +78,7 @@ def test_a_row_sums_up_and_its_parts_add_up() -> None:
 
 def test_a_lost_trial_is_no_measurement() -> None:
     with pytest.raises(RunFailedError, match="ours ended 4 of 5 trials"):
-        _row("ours", Search(TWO_AT_ONCE, 2, 0.0, 50.0), expected=5)
+        _row("ours", RecordedSearch(TWO_AT_ONCE, 2, 0.0, 50.0), expected=5)
 
 
 def test_bare_trials_are_told_in_the_events_of_a_log(tmp_path: Path) -> None:
@@ -78,7 +87,7 @@ def test_bare_trials_are_told_in_the_events_of_a_log(tmp_path: Path) -> None:
     cache = prepare_tokens(arm_experiment(space, None))
     prepare_evaluation(arm_experiment(space, None), cache)
     search = _in_process(space, cache.path, tmp_path)
-    for one in moments(search.events):
+    for one in trial_times(search.events):
         assert search.began <= one.asked <= one.started <= one.reported <= one.ended <= search.ended
         assert 0 < one.work_to_report < one.work < one.ended - one.started
     assert _row("Optuna", search, expected=2)["at_once"] == 1

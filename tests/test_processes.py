@@ -13,7 +13,7 @@ import hostile_readers as hostile
 import numpy as np
 import pytest
 
-from reco_tune.data.processes import Lost, Processes
+from reco_tune.data.processes import FailedCall, Processes
 from reco_tune.errors import RunFailedError
 
 
@@ -41,9 +41,9 @@ def test_a_crash_costs_one_call() -> None:
     with Processes(60, 2) as processes:
         found = list(processes.map(hostile.obey, ["a", "crash", "b", "refuse", "break", "c"]))
     assert [outcome for outcome in found if isinstance(outcome, str)] == ["a", "b", "c"]
-    assert found[1] == Lost("it crashes the process that reads it (SIGSEGV)", fatal=True)
-    assert found[3] == Lost("a sentence; a way out", fatal=False)
-    assert found[4] == Lost("ZeroDivisionError: by zero", fatal=False)
+    assert found[1] == FailedCall("it crashes the process that reads it (SIGSEGV)", fatal=True)
+    assert found[3] == FailedCall("a sentence; a way out", fatal=False)
+    assert found[4] == FailedCall("ZeroDivisionError: by zero", fatal=False)
 
 
 def test_a_call_whose_process_was_killed_is_made_again(tmp_path: Path) -> None:
@@ -53,7 +53,7 @@ def test_a_call_whose_process_was_killed_is_made_again(tmp_path: Path) -> None:
 
 def test_a_hang_ends_at_its_deadline() -> None:
     with Processes(0.5, 2) as processes:
-        assert list(processes.map(hostile.obey, ["hang"])) == [Lost("it takes longer than 0.5 s", fatal=True)]
+        assert list(processes.map(hostile.obey, ["hang"])) == [FailedCall("it takes longer than 0.5 s", fatal=True)]
 
 
 def test_jobs_are_taken_a_few_ahead_only() -> None:

@@ -8,7 +8,7 @@ import pytest
 from small_study import small_space
 
 from reco_tune.benchmarks.pruning import bench_pruning, in_order, replay
-from reco_tune.benchmarks.recording import SCALE, SHIPPED, SPACE, Recorded, Rung, read_table, record
+from reco_tune.benchmarks.recording import SCALE, SHIPPED, SPACE, RecordedRun, Rung, read_table, record
 from reco_tune.bundled import bundled
 from reco_tune.errors import DataError
 from reco_tune.settings import Pruning, load_space
@@ -16,7 +16,7 @@ from reco_tune.settings import Pruning, load_space
 ASHA = Pruning(kind="pareto_asha", reduction_factor=2)
 
 
-def run(speedup: float, fvd: float, loss: float | None = None) -> Recorded:
+def run(speedup: float, fvd: float, loss: float | None = None) -> RecordedRun:
     """Four rungs of 1 CPU second and 10 FLOPs each, half a second of evaluation; the loss tells the FVD unless it is
     given.
     """
@@ -29,7 +29,7 @@ def run(speedup: float, fvd: float, loss: float | None = None) -> Recorded:
         "kernel_distance": 0.0,
         "evaluation_cpu_seconds": 0.5,
     }
-    return Recorded({}, final, rungs)
+    return RecordedRun({}, final, rungs)
 
 
 WORST, GOOD, BAD, FAST, LATE = run(1, 10), run(2, 4), run(1.5, 5), run(4, 6), run(1.2, 9)

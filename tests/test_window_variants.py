@@ -23,7 +23,7 @@ from reco_tune.training import Group, build_scheme, fit, window_loss
 from reco_tune.training.feed import Feed
 from reco_tune.training.objectives import continuity_term
 from reco_tune.training.step import OptimiserStep
-from reco_tune.windows import WindowSampler, WindowSchedule, WindowSpan, prefix_inputs, stage_lengths
+from reco_tune.windows import WindowSampler, WindowSchedule, WindowSpan, prefix_inputs, schedule_lengths
 
 Make = Callable[..., Experiment]
 EXACT = 1e-12
@@ -62,7 +62,7 @@ def assert_close(ours: list[Tensor], reference: list[Tensor]) -> None:
     ],
 )
 def test_stage_lengths(shape: tuple[int, int, int], schedule: str, lengths: list[int]) -> None:
-    assert stage_lengths(*shape, schedule) == lengths  # type: ignore[arg-type]
+    assert schedule_lengths(*shape, schedule) == lengths  # type: ignore[arg-type]
 
 
 def test_a_constant_schedule_draws_what_its_sampler_draws() -> None:

@@ -9,7 +9,7 @@ from reco_tune.benchmarks.attention import bench_attention
 from reco_tune.benchmarks.datarates import bench_data, bench_reading
 from reco_tune.benchmarks.frechet import bench_frechet
 from reco_tune.benchmarks.sampling import bench_sampling
-from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, Bench, Shape
+from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, BenchOptions, Shape
 from reco_tune.benchmarks.spread import bench_spread
 from reco_tune.benchmarks.steps import bench_peers, bench_steps
 from reco_tune.benchmarks.tables import Column, Table, as_json, as_markdown
@@ -17,7 +17,7 @@ from reco_tune.benchmarks.tables import Column, Table, as_json, as_markdown
 __all__ = [
     "ARM_NAMES",
     "SHAPES",
-    "Bench",
+    "BenchOptions",
     "Column",
     "Shape",
     "Table",

@@ -24,7 +24,7 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
-from reco_tune.benchmarks.shapes import BLOCKS, WINDOW_BLOCKS, Bench, Shape
+from reco_tune.benchmarks.shapes import BLOCKS, WINDOW_BLOCKS, BenchOptions, Shape
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost.timing import device_clock, in_rounds
 from reco_tune.model.attention import KeysValues, _fused, _fused_backward, _mask, _query_gradient, attend
@@ -84,7 +84,7 @@ class _Split(torch.autograd.Function):
 FORMS: dict[str, Form] = {"kept": attend, "masked": masked, "lower right": lower_right, "split": split}
 
 
-def bench_attention(shapes: Sequence[Shape], bench: Bench) -> Table:
+def bench_attention(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
     """Forward and backward of one layer's attention by every form, for every start on whole blocks, in turn."""
     rows: list[Row] = []
     forms = {name: form for name, form in FORMS.items() if not (bench.gpu and name == "split")}
@@ -131,7 +131,9 @@ def _columns(name: str) -> list[Column]:
     ]
 
 
-def _inputs(shape: Shape, start: int, bench: Bench, device: torch.device) -> tuple[list[Tensor], KeysValues | None]:
+def _inputs(
+    shape: Shape, start: int, bench: BenchOptions, device: torch.device
+) -> tuple[list[Tensor], KeysValues | None]:
     """q, k, v (leaves) of a window and the prefix, laid out like the views of one projection."""
     generator = torch.Generator().manual_seed(start)
     length = WINDOW_BLOCKS * shape.side**2

@@ -20,13 +20,13 @@ import numpy as np
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
+from reco_tune.benchmarks.shapes import BenchOptions, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table
 from reco_tune.cost.timing import in_rounds
 from reco_tune.data.clips import PART_CLIPS, Clip, clip_starts, decode, frame_indices, list_facts
 from reco_tune.data.layouts import list_videos
 from reco_tune.data.processes import Processes, usable_cores
-from reco_tune.data.reading import Facts, resize_frames
+from reco_tune.data.reading import VideoFacts, resize_frames
 from reco_tune.data.token_cache import TokenCacheWriter
 from reco_tune.data.video import write_video
 from reco_tune.errors import DataError
@@ -69,7 +69,7 @@ class _Work(NamedTuple):
     run: Callable[[], object]
 
 
-def bench_data(root: Path | None, size_px: int, bench: Bench) -> Table:
+def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
     """Clips a second, and CPU time a clip, of every stage between video files and a token cache.
 
     Args:
@@ -113,7 +113,7 @@ def bench_data(root: Path | None, size_px: int, bench: Bench) -> Table:
     )
 
 
-def bench_reading(shapes: Sequence[Shape], bench: Bench) -> Table:
+def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
     """What the ledger of a training run says of its wait for data, at each shape; small caches lie in memory, large
     ones are mapped.
     """
@@ -168,7 +168,7 @@ def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
     assert data.root is not None
     clips: list[Clip] = []
     for video, facts in zip(videos, list_facts(videos, data.decode_seconds), strict=True):
-        if isinstance(facts, Facts):
+        if isinstance(facts, VideoFacts):
             clips += [Clip(video.path.relative_to(data.root), start, 0) for start in clip_starts(0, facts.frames, data)]
     readable: list[Clip] = []
     for clip in clips:

@@ -13,7 +13,7 @@ from functools import partial
 import numpy as np
 from threadpoolctl import threadpool_limits
 
-from reco_tune.benchmarks.shapes import Bench
+from reco_tune.benchmarks.shapes import BenchOptions
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost.timing import in_rounds
 from reco_tune.evaluation.frechet import FeatureStatistics, statistics_distance
@@ -34,7 +34,7 @@ _COLUMNS = (
 )
 
 
-def bench_frechet(samples: Sequence[int], bench: Bench, dimensions: int = DIMENSIONS) -> Table:
+def bench_frechet(samples: Sequence[int], bench: BenchOptions, dimensions: int = DIMENSIONS) -> Table:
     """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a
     network's.
 
@@ -46,7 +46,7 @@ def bench_frechet(samples: Sequence[int], bench: Bench, dimensions: int = DIMENS
     return Table("fvd", "Fréchet distance of given statistics beside scipy.linalg.sqrtm", _COLUMNS, rows)
 
 
-def _row(count: int, dimensions: int, bench: Bench) -> Row:
+def _row(count: int, dimensions: int, bench: BenchOptions) -> Row:
     first, second = (FeatureStatistics.of(_features(count, dimensions, seed)) for seed in (0, 1))
     jobs = [partial(statistics_distance, first, second), partial(scipy_distance, first, second)]
     values = [job() for job in jobs]

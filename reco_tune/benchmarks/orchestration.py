@@ -81,7 +81,7 @@ Event = dict[str, Any]
 """A line of a study's log; of the bare ways those that tell time."""
 
 
-class Search(NamedTuple):
+class RecordedSearch(NamedTuple):
     """One search, as it went."""
 
     events: list[Event]
@@ -91,7 +91,7 @@ class Search(NamedTuple):
     ended: float
 
 
-class Moments(NamedTuple):
+class TrialTimes(NamedTuple):
     """When a trial was where, in Unix seconds, and the seconds of its ledger."""
 
     asked: float
@@ -144,7 +144,7 @@ def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progres
     return Table("orchestration", title, _COLUMNS, rows)
 
 
-def moments(events: Iterable[Event]) -> list[Moments]:
+def trial_times(events: Iterable[Event]) -> list[TrialTimes]:
     """The evaluated trials of a log in the order in which they were asked for."""
     seen: dict[str, dict[str, float]] = {}
     for event in events:
@@ -161,10 +161,10 @@ def moments(events: Iterable[Event]) -> list[Moments]:
             trial["work_to_report"] += metrics[q.TRAINING_SECONDS.name]
         elif name == "evaluated":
             trial |= {"ended": event["time"], "work": 3600 * metrics[q.GPU_HOURS.name]}
-    return sorted(Moments(**trial) for trial in seen.values() if "work" in trial)
+    return sorted(TrialTimes(**trial) for trial in seen.values() if "work" in trial)
 
 
-def beyond_work(trials: Sequence[Moments], at_once: int) -> NDArray[np.float64]:
+def beyond_work(trials: Sequence[TrialTimes], at_once: int) -> NDArray[np.float64]:
     """Seconds [trials - at_once, parts] from the end of the trial whose place it took to a trial's own end, less its
     work, by `PARTS`.
 
@@ -184,8 +184,8 @@ def beyond_work(trials: Sequence[Moments], at_once: int) -> NDArray[np.float64]:
     )
 
 
-def _row(way: str, search: Search, expected: int) -> Row:
-    trials = moments(search.events)
+def _row(way: str, search: RecordedSearch, expected: int) -> Row:
+    trials = trial_times(search.events)
     if len(trials) < expected:
         raise RunFailedError(
             f"{way} ended {len(trials)} of {expected} trials; run it again, and look at its logs if that repeats itself"
@@ -220,7 +220,7 @@ def _space(cache: Path, trials: int, steps: int) -> Space:
     )
 
 
-def _steps_of(length: float, pilot: Search) -> int:
+def _steps_of(length: float, pilot: RecordedSearch) -> int:
     """Steps that make a trial of so many seconds, as the pilot's trial went."""
     metrics = next(event["metrics"] for event in pilot.events if event["event"] == "evaluated")
     training = metrics[q.TRAINING_SECONDS.name]
@@ -231,7 +231,7 @@ def _steps_of(length: float, pilot: Search) -> int:
 # --- the ways ---
 
 
-class _Told:
+class _RecordingHooks:
     """What a trial says to the bare ways instead of to the dispatcher; `tell` is given each rung's metrics."""
 
     def __init__(self, trial: str, tell: Callable[[dict[str, float]], None]) -> None:
@@ -258,7 +258,7 @@ def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Jo
     return Job("trial", folder.name, settings, experiment.result_hash(), str(tokens), str(folder), sampled=True)
 
 
-def _as_a_study(space: Space, tokens: Path, folder: Path) -> Search:
+def _as_a_study(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     """This project's runner: Ray Tune, warm Ray Train worker groups, dispatcher, log, its own Optuna searcher."""
     from reco_tune.study import Options, run
     from reco_tune.study.cluster import machine, place
@@ -266,10 +266,10 @@ def _as_a_study(space: Space, tokens: Path, folder: Path) -> Search:
     began = time.time()
     run(space, folder, Options(track=False))
     at_once = place(arm_experiment(space, None).resources, [machine()], space.trials).groups
-    return Search(list(read_events(StudyFolder(folder).events)), at_once, began, time.time())
+    return RecordedSearch(list(read_events(StudyFolder(folder).events)), at_once, began, time.time())
 
 
-def _bare_ray(space: Space, tokens: Path, folder: Path) -> Search:
+def _bare_ray(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     """Ray Tune whose function trials each launch a TorchTrainer, with Ray's searcher over Optuna."""
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
@@ -311,7 +311,7 @@ def _bare_ray(space: Space, tokens: Path, folder: Path) -> Search:
         for report in reports
         if "events" in report
     ]
-    return Search([*first, *told], placement.groups, began, time.time())
+    return RecordedSearch([*first, *told], placement.groups, began, time.time())
 
 
 def _launch_trainer(config: dict[str, Any], given: dict[str, Any]) -> None:
@@ -338,12 +338,12 @@ def _train_bare(config: dict[str, Any]) -> None:
 
     folder = config["folder"] / "work" / config["name"]
     unknown = dict.fromkeys(config["space"].objectives, math.nan)  # Tune wants them in every report
-    hooks: Any = _Told(config["name"], lambda metrics: ray.train.report({**unknown, **metrics}))
+    hooks: Any = _RecordingHooks(config["name"], lambda metrics: ray.train.report({**unknown, **metrics}))
     execute(_job(config["space"], config["params"], config["tokens"], folder), hooks)
     ray.train.report({**hooks.events[-1]["metrics"], "events": hooks.events})
 
 
-def _in_process(space: Space, tokens: Path, folder: Path) -> Search:
+def _in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     """Optuna's ask and tell, one trial after another in this process."""
     import optuna
 
@@ -358,14 +358,14 @@ def _in_process(space: Space, tokens: Path, folder: Path) -> Search:
         name = f"trial-{number}"
         events.append({"event": "asked", "time": time.time(), "trial": name})
         trial = study.ask(distributions)
-        hooks: Any = _Told(name, lambda metrics: None)  # Optuna takes reports of one objective only
+        hooks: Any = _RecordingHooks(name, lambda metrics: None)  # Optuna takes reports of one objective only
         execute(_job(space, trial.params, tokens, folder / name), hooks)
         events += hooks.events
         study.tell(trial, [hooks.events[-1]["metrics"][name] for name in space.objectives])
-    return Search(events, 1, began, time.time())
+    return RecordedSearch(events, 1, began, time.time())
 
 
-WAYS: dict[str, Callable[[Space, Path, Path], Search]] = {
+WAYS: dict[str, Callable[[Space, Path, Path], RecordedSearch]] = {
     "this project": _as_a_study,
     "bare Ray Tune + Train": _bare_ray,
     "bare Optuna, one process": _in_process,

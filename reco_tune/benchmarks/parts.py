@@ -26,7 +26,7 @@ DATA_DRAWS = 20
 """Batches whose making is timed."""
 
 
-class Parts(NamedTuple):
+class StepParts(NamedTuple):
     """Seconds of a step, expected over its starts."""
 
     whole: float
@@ -45,7 +45,9 @@ class Parts(NamedTuple):
         return self.whole - self.optimiser - self.attention
 
 
-def measure_parts(full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet) -> tuple[Parts, Parts]:
+def measure_parts(
+    full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet
+) -> tuple[StepParts, StepParts]:
     """The parts of the full step and of an arm's, in turn in the same rounds."""
     strata = span_strata(arm.scheme.distribution())
     cases: list[tuple[TimedStep, WindowSpan | int]] = [(full, 0), *((arm, span) for span in strata)]
@@ -83,7 +85,7 @@ def _expected(scheme: Scheme, flops: Callable[[WindowSpan], int]) -> float:
 
 
 def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
-    model, kept = step.step.model, _Kept()
+    model, kept = step.step.model, _FirstResult()
 
     def optimiser() -> None:
         step.step.flat.gradient.zero_()
@@ -100,7 +102,7 @@ def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
     return [partial(step.run, span), optimiser, without_attention, without_prefix]
 
 
-class _Kept:
+class _FirstResult:
     """What a function returned the first time, for ever."""
 
     def __init__(self) -> None:
@@ -130,11 +132,11 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
             delattr(owner, name)
 
 
-def _parts(step: TimedStep, seconds_J: np.ndarray) -> Parts:
+def _parts(step: TimedStep, seconds_J: np.ndarray) -> StepParts:
     whole, optimiser, without_attention, without_prefix = (float(value) for value in seconds_J)
     count = step.scheme.experiment.training.micro_batches
     data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS))) * count
-    return Parts(
+    return StepParts(
         whole,
         optimiser,
         whole - without_attention,

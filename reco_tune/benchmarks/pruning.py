@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 
 from reco_tune import pareto
 from reco_tune import quantities as q
-from reco_tune.benchmarks.recording import Recorded
+from reco_tune.benchmarks.recording import RecordedRun
 from reco_tune.benchmarks.tables import Column, Row, Table
 from reco_tune.errors import DataError
 from reco_tune.pareto import deciding_rungs, goes_on
@@ -49,7 +49,7 @@ _COLUMNS = (
 )
 
 
-class Found(NamedTuple):
+class SearchCost(NamedTuple):
     """One search over the table, until it had found enough or nothing was left."""
 
     cpu_seconds: float
@@ -59,7 +59,7 @@ class Found(NamedTuple):
     whole: int
 
 
-def bench_pruning(table: Sequence[Recorded], space: Space, seeds: int, progress: Progress = quiet) -> Table:
+def bench_pruning(table: Sequence[RecordedRun], space: Space, seeds: int, progress: Progress = quiet) -> Table:
     """Compute until `SHARE` of the table's hypervolume is found, over its speed-up limits and FVDs; the reference point
     is speed-up 0 and the largest FVD, as in the report.
 
@@ -72,7 +72,7 @@ def bench_pruning(table: Sequence[Recorded], space: Space, seeds: int, progress:
     whole = _cost(table, [len(run.rungs) for run in table])
     rows: list[Row] = []
     for number, (search, pruning) in enumerate(drawn):
-        found: list[Found] = []
+        found: list[SearchCost] = []
         for seed in range(seeds):
             progress(number * seeds + seed, len(drawn) * seeds, "replayed searches")
             found.append(replay(table, _chooser(search, table, space, seed), pruning))
@@ -94,7 +94,7 @@ used up.
 """
 
 
-def replay(table: Sequence[Recorded], choose: Choose, pruning: Pruning) -> Found:
+def replay(table: Sequence[RecordedRun], choose: Choose, pruning: Pruning) -> SearchCost:
     """One search over the table."""
     points_N2, reference = _points(table)
     wanted = SHARE * pareto.hypervolume(points_N2, reference)
@@ -111,9 +111,9 @@ def replay(table: Sequence[Recorded], choose: Choose, pruning: Pruning) -> Found
     spent = (
         _cost([table[row] for row, _ in ended], [rungs for _, rungs in ended])
         if reached
-        else dict.fromkeys(Found._fields[:2], math.inf)
+        else dict.fromkeys(SearchCost._fields[:2], math.inf)
     )
-    return Found(**spent, begun=len(ended), whole=len(whole))
+    return SearchCost(**spent, begun=len(ended), whole=len(whole))
 
 
 def in_order(rows: Sequence[int]) -> Choose:
@@ -122,16 +122,18 @@ def in_order(rows: Sequence[int]) -> Choose:
     return lambda last: next(left, None)
 
 
-def _chooser(search: str, table: Sequence[Recorded], space: Space, seed: int) -> Choose:
+def _chooser(search: str, table: Sequence[RecordedRun], space: Space, seed: int) -> Choose:
     if search == "random":
         return in_order(np.random.default_rng(seed).permutation(len(table)).tolist())
-    return _Searched(table, space.model_copy(update={"trials": len(table), "sampler": Sampler(kind="tpe", seed=seed)}))
+    return _StudySearch(
+        table, space.model_copy(update={"trials": len(table), "sampler": Sampler(kind="tpe", seed=seed)})
+    )
 
 
-class _Searched:
+class _StudySearch:
     """The study's searcher; what it proposes becomes the nearest recorded configuration that is left."""
 
-    def __init__(self, table: Sequence[Recorded], space: Space) -> None:
+    def __init__(self, table: Sequence[RecordedRun], space: Space) -> None:
         from reco_tune.study.searcher import Search  # here: the other searches need no Optuna
 
         self._search, self._ranges, self._table = Search(space), space.search, table
@@ -172,7 +174,7 @@ def _unit(params: Mapping[str, float], ranges: Mapping[str, Range]) -> NDArray[n
     return np.asarray(place)
 
 
-def _rungs(run: Recorded, pruning: Pruning, known: dict[int, list[tuple[float, float]]]) -> int:
+def _rungs(run: RecordedRun, pruning: Pruning, known: dict[int, list[tuple[float, float]]]) -> int:
     """How many rungs a run completes."""
     if pruning.kind == "none":
         return len(run.rungs)
@@ -183,7 +185,7 @@ def _rungs(run: Recorded, pruning: Pruning, known: dict[int, list[tuple[float, f
     return len(run.rungs)
 
 
-def _cost(runs: Sequence[Recorded], rungs: Sequence[int]) -> dict[str, float]:
+def _cost(runs: Sequence[RecordedRun], rungs: Sequence[int]) -> dict[str, float]:
     """What these runs cost when they end at these rungs."""
     last = [run.rungs[done - 1] for run, done in zip(runs, rungs, strict=True)]
     evaluations = sum(
@@ -193,13 +195,13 @@ def _cost(runs: Sequence[Recorded], rungs: Sequence[int]) -> dict[str, float]:
     return {"cpu_seconds": seconds, "training_flops": sum(rung.training_flops for rung in last)}
 
 
-def _points(table: Sequence[Recorded]) -> pareto.SpeedFVD:
+def _points(table: Sequence[RecordedRun]) -> pareto.SpeedFVD:
     return pareto.speed_fvd(
         [run.final[q.SPEEDUP_LIMIT.name] for run in table], [run.final[q.FVD.name] for run in table]
     )
 
 
-def _row(search: str, pruning: Pruning, found: Sequence[Found], cost: str, whole: float) -> Row:
+def _row(search: str, pruning: Pruning, found: Sequence[SearchCost], cost: str, whole: float) -> Row:
     shares = np.array([getattr(one, cost) for one in found]) / whole
     low, middle, high = (float(np.quantile(shares, share, method="higher")) for share in (0.25, 0.5, 0.75))
     told = f"1 in {pruning.reduction_factor} from rung {pruning.grace_rungs}" if pruning.kind != "none" else "none"

@@ -64,7 +64,7 @@ class Rung(NamedTuple):
     training_cpu_seconds: float
 
 
-class Recorded(NamedTuple):
+class RecordedRun(NamedTuple):
     """One configuration of a table."""
 
     params: dict[str, float]
@@ -104,7 +104,7 @@ def record(space: Space, path: Path, configurations: int, progress: Progress = q
     progress(configurations, configurations, "configurations")
 
 
-def read_table(path: Path) -> list[Recorded]:
+def read_table(path: Path) -> list[RecordedRun]:
     """The configurations of a table, in the order in which they were drawn.
 
     Raises:
@@ -152,9 +152,9 @@ def _append(path: Path, row: dict[str, Any]) -> None:
         lines.append(text.getvalue().rstrip("\n"))
 
 
-def _parsed(row: dict[str, str]) -> Recorded:
+def _parsed(row: dict[str, str]) -> RecordedRun:
     values = {name: float(value) for name, value in row.items()}
     steps = [int(name.split("@")[1]) for name in row if name.startswith(f"{q.VAL_CROSS_ENTROPY.name}@")]
     rungs = tuple(Rung(step, *(values[f"{name}@{step}"] for name in RUNG_VALUES)) for step in steps)
     params = {name: value for name, value in values.items() if "@" not in name and name not in FINAL_VALUES}
-    return Recorded(params, {name: values[name] for name in FINAL_VALUES}, rungs)
+    return RecordedRun(params, {name: values[name] for name in FINAL_VALUES}, rungs)

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from reco_tune.benchmarks.peers import MISSING, available, llama
-from reco_tune.benchmarks.shapes import Bench, Shape
+from reco_tune.benchmarks.shapes import BenchOptions, Shape
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost.timing import device_clock, in_rounds
 from reco_tune.errors import SettingsError
@@ -33,7 +33,7 @@ _COLUMNS = (
 )
 
 
-def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool, bench: Bench) -> Table:
+def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool, bench: BenchOptions) -> Table:
     """One row per shape and number of clips; both sides make whole clips, from one first input, drawing from the full
     softmax.
 
@@ -67,7 +67,7 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
     return Table("generate", f"Sampling whole clips beside transformers' generate, {drawn}", _COLUMNS, rows)
 
 
-def _ours(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Callable[[int], torch.Tensor]:
+def _ours(shape: Shape, greedy: bool, bench: BenchOptions, device: torch.device) -> Callable[[int], torch.Tensor]:
     generator = torch.Generator().manual_seed(0)
     model = VideoTransformer(**asdict(shape.model), generator=generator).to(device, bench.dtype)
     return lambda batch: model.generate(
@@ -75,7 +75,7 @@ def _ours(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Cal
     )
 
 
-def _peer(shape: Shape, greedy: bool, bench: Bench, device: torch.device) -> Callable[[int], torch.Tensor]:
+def _peer(shape: Shape, greedy: bool, bench: BenchOptions, device: torch.device) -> Callable[[int], torch.Tensor]:
     model: Any = llama(shape.model, wide=False).to(device, bench.dtype).eval()
     drawing = {"do_sample": False} if greedy else {"do_sample": True, "temperature": 1.0, "top_k": 0, "top_p": 1.0}
 

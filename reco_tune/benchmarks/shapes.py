@@ -85,7 +85,7 @@ SHAPES = {shape.name: shape for shape in (*_CPU, *_GPU)}
 """By name; the name ends with the tokens of a clip."""
 
 
-class Bench(NamedTuple):
+class BenchOptions(NamedTuple):
     """How long and on what everything is measured."""
 
     seconds: float
@@ -170,7 +170,7 @@ def random_tokens(shape: Shape) -> Iterator[TokenCache]:
             data_fingerprint="random",
             tokenizer_fingerprint="random",
             tokenizer_path=Path(folder) / "none",
-            grid=Bench(0).experiment(shape, "full").grid,
+            grid=BenchOptions(0).experiment(shape, "full").grid,
             num_codes=shape.num_codes,
             class_names=[str(label) for label in range(CLASSES)],
             clips=dict.fromkeys(SPLITS, clips),

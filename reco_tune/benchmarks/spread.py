@@ -9,7 +9,7 @@ from multiprocessing.synchronize import Event
 
 import numpy as np
 
-from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
+from reco_tune.benchmarks.shapes import BenchOptions, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table
 from reco_tune.cost import calibrate
 from reco_tune.cost.timing import TimedStep
@@ -29,7 +29,7 @@ _COLUMNS = (
 
 
 def bench_spread(
-    shapes: Sequence[Shape], arms: Sequence[str], repetitions: int, neighbours: int, bench: Bench
+    shapes: Sequence[Shape], arms: Sequence[str], repetitions: int, neighbours: int, bench: BenchOptions
 ) -> Table:
     """Speed-ups that repeated calibrations give, with `neighbours` processes that train the full step all the while."""
     rows: list[Row] = []
@@ -49,7 +49,7 @@ def bench_spread(
 
 
 @contextmanager
-def _training(shape: Shape, neighbours: int, bench: Bench) -> Iterator[None]:
+def _training(shape: Shape, neighbours: int, bench: BenchOptions) -> Iterator[None]:
     """Processes that train until the block ends; none is left behind, whatever happens in it."""
     spawn = multiprocessing.get_context("spawn")
     ready = [spawn.Event() for _ in range(neighbours)]
@@ -71,7 +71,7 @@ def _training(shape: Shape, neighbours: int, bench: Bench) -> Iterator[None]:
 
 def _train(shape: Shape, threads: int, gpu: bool, ready: Event) -> None:
     """Trains the full step for ever."""
-    experiment = Bench(0, threads, gpu).experiment(shape, "full")
+    experiment = BenchOptions(0, threads, gpu).experiment(shape, "full")
     device = prepare_device(experiment)
     with random_tokens(shape) as cache:
         step = TimedStep(build_scheme(experiment, cache), cache, device)

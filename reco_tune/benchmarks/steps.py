@@ -11,9 +11,9 @@ from functools import partial
 
 import numpy as np
 
-from reco_tune.benchmarks.parts import Parts, attention_and_rest_kept, measure_parts, prefix_flop_share
+from reco_tune.benchmarks.parts import StepParts, attention_and_rest_kept, measure_parts, prefix_flop_share
 from reco_tune.benchmarks.peers import PEERS, PeerScheme, available
-from reco_tune.benchmarks.shapes import Bench, Shape, random_tokens
+from reco_tune.benchmarks.shapes import BenchOptions, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost import calibrate
 from reco_tune.cost.timing import TimedStep, device_clock, in_rounds
@@ -54,7 +54,7 @@ _PEERS = (
 )
 
 
-def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> list[Table]:
+def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOptions) -> list[Table]:
     """One row per shape and arm: speed-up, limit and parts; and where the distance to the limit lies."""
     rows: list[Row] = []
     for shape in shapes:
@@ -90,7 +90,7 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: Bench) -> l
     ]
 
 
-def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
+def bench_peers(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
     """The full-sequence step of other people's models, same shape, batch, precision and optimiser, in turn
     with ours."""
     rows: list[Row] = []
@@ -112,7 +112,7 @@ def bench_peers(shapes: Sequence[Shape], bench: Bench) -> Table:
     return Table("peers", "Full-sequence step beside other implementations of the same shape", _PEERS, rows)
 
 
-def _shares(parts: Parts) -> Row:
+def _shares(parts: StepParts) -> Row:
     return {
         "seconds": parts.whole,
         "attention_share": parts.attention / parts.whole,
@@ -122,7 +122,7 @@ def _shares(parts: Parts) -> Row:
     }
 
 
-def _lost(full: Parts, arm: Parts, limit: float, attention_kept: float, rest_kept: float) -> Row:
+def _lost(full: StepParts, arm: StepParts, limit: float, attention_kept: float, rest_kept: float) -> Row:
     """How much longer than the full step / limit the arm's step takes, and by what; the parts add up.
 
     Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step.

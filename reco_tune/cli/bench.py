@@ -12,7 +12,7 @@ import typer
 from reco_tune.errors import SettingsError
 
 if TYPE_CHECKING:
-    from reco_tune.benchmarks import Bench, Shape, Table
+    from reco_tune.benchmarks import BenchOptions, Shape, Table
     from reco_tune.progress import Progress
 
 app = typer.Typer(
@@ -291,7 +291,7 @@ def orchestration(
 
 
 def _carry_out(
-    measure: Callable[[list[Shape], Bench], list[Table]],
+    measure: Callable[[list[Shape], BenchOptions], list[Table]],
     shapes: str | None,
     seconds: float,
     threads: int,
@@ -301,12 +301,12 @@ def _carry_out(
     """Measures, prints and writes."""
     import torch
 
-    from reco_tune.benchmarks import Bench
+    from reco_tune.benchmarks import BenchOptions
     from reco_tune.benchmarks.shapes import shapes_named
 
     wanted = shapes_named(_split(shapes))
     _show(
-        lambda progress: measure(wanted, Bench(seconds, threads, torch.cuda.is_available(), progress)),
+        lambda progress: measure(wanted, BenchOptions(seconds, threads, torch.cuda.is_available(), progress)),
         threads,
         json,
         markdown,

@@ -22,7 +22,7 @@ EVALUATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Outlook:
+class Estimate:
     """Where a study stands."""
 
     ended: int
@@ -42,7 +42,7 @@ class Outlook:
     """Of the reference point (`pareto.speed_fvd`)."""
 
 
-def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Outlook:
+def estimate(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Estimate:
     """
     Args:
         trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of
@@ -65,7 +65,7 @@ def outlook(study: StudyRecord, trials: int, now: float, running: Mapping[str, f
     left = elapsed * (total - done) / done if done > 0 and elapsed > 0 else None
     ended = sum(run.state in ENDED for run in runs)
     left = 0.0 if study.finished else left
-    return Outlook(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
+    return Estimate(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
 
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
@@ -125,7 +125,7 @@ def row(run: RunRecord, now: float) -> list[str]:
     ]
 
 
-def headline(found: Outlook) -> str:
+def headline(found: Estimate) -> str:
     """Where the study stands, in one line."""
     left = (
         ""

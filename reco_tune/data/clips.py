@@ -16,15 +16,15 @@ from typing import NamedTuple
 import numpy as np
 
 from reco_tune.data.layouts import SPLITS, Split, Video, list_videos
-from reco_tune.data.processes import Lost, Processes
-from reco_tune.data.reading import Facts, Request, facts_of, read_stretch
+from reco_tune.data.processes import FailedCall, Processes
+from reco_tune.data.reading import FrameRequest, VideoFacts, facts_of, read_frames
 from reco_tune.errors import TooFewClipsError
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Data
 
 PART_CLIPS = 64
 """Clips that are decoded, encoded and written together."""
-_STRETCH_BYTES = 32 << 20
+_REQUEST_BYTES = 32 << 20
 """Neighbouring clips of one video are decoded together while their (small) frames fit."""
 
 
@@ -80,9 +80,9 @@ class Decoded(NamedTuple):
     """Videos with a suspicious run of equal frames, from first to last."""
 
 
-def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[Facts | Lost]:
+def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[VideoFacts | FailedCall]:
     """What is known of every video without decoding it."""
-    found: list[Facts | Lost] = []
+    found: list[VideoFacts | FailedCall] = []
     with Processes(seconds) as processes:
         for facts in processes.map(facts_of, (video.path for video in videos)):
             assert facts is not None
@@ -96,7 +96,7 @@ def list_clips(
     data: Data,
     videos: list[Video] | None = None,
     progress: Progress = quiet,
-    facts: Sequence[Facts | Lost] | None = None,
+    facts: Sequence[VideoFacts | FailedCall] | None = None,
 ) -> ClipList:
     """The clips of `data`, videos opened to count their frames only (unless `facts` are known); broken ones are listed
     in `skipped`.
@@ -114,7 +114,7 @@ def list_clips(
     suspicious: list[Skipped] = []
     for video, known in zip(videos, facts, strict=True):
         path = video.path.relative_to(data.root)
-        if isinstance(known, Lost):
+        if isinstance(known, FailedCall):
             skipped.append(Skipped(path, known.reason.removeprefix(f"{video.path} ")))
             continue
         if known.suspicion:
@@ -201,17 +201,17 @@ def decode(
     assert root is not None
     wanted = parts(clips) if wanted is None else wanted
     dead = {} if dead is None else dead
-    asked: deque[_Stretch] = deque()
+    asked: deque[_SharedRequest] = deque()
 
-    def requests() -> Iterator[Request | None]:
+    def requests() -> Iterator[FrameRequest | None]:
         for part in wanted:
-            for stretch in _stretches(part, clips, data):
-                asked.append(stretch)
-                path = clips[stretch.rows[0]].path
-                yield None if path in dead else Request(root / path, stretch.indices, data.size_px, data.resize)
+            for shared in _shared_requests(part, clips, data):
+                asked.append(shared)
+                path = clips[shared.rows[0]].path
+                yield None if path in dead else FrameRequest(root / path, shared.indices, data.size_px, data.resize)
 
     with nullcontext(processes) if processes else Processes(data.decode_seconds) as readers:
-        answers = readers.map(read_stretch, requests())
+        answers = readers.map(read_frames, requests())
         for part in wanted:
             found = Decoded(
                 [], np.empty((len(part), data.clip_frames, 3, data.size_px, data.size_px), np.uint8), [], []
@@ -222,13 +222,13 @@ def decode(
                 rows, indices = asked.popleft()
                 left -= len(rows)
                 path = clips[rows[0]].path
-                if isinstance(answer, Lost) and answer.fatal:
+                if isinstance(answer, FailedCall) and answer.fatal:
                     dead[path] = answer.reason
                 if (
                     path in dead
-                ):  # by this stretch or an earlier one, so that it does not matter how far ahead others have read
+                ):  # by this request or an earlier one, so that it does not matter how far ahead others have read
                     found.failed.extend(Failure(row, dead[path], True) for row in rows)
-                elif isinstance(answer, Lost):
+                elif isinstance(answer, FailedCall):
                     reason = answer.reason.removeprefix(f"{root / path} ")
                     found.failed.extend(Failure(row, reason, False) for row in rows)
                 else:
@@ -275,7 +275,7 @@ def _draws(data: Data, path: Path, split: Split, purpose: str) -> np.random.Gene
     return np.random.default_rng(int.from_bytes(hashlib.sha256(name.encode()).digest()[:16], "big"))
 
 
-class _Stretch(NamedTuple):
+class _SharedRequest(NamedTuple):
     """Clips of a part that one request decodes."""
 
     rows: list[int]
@@ -283,17 +283,17 @@ class _Stretch(NamedTuple):
     """The frames that they need, each once, rising."""
 
 
-def _stretches(part: Sequence[int], clips: Sequence[Clip], data: Data) -> Iterator[_Stretch]:
-    room = max(data.clip_frames, _STRETCH_BYTES // (3 * data.size_px**2))
+def _shared_requests(part: Sequence[int], clips: Sequence[Clip], data: Data) -> Iterator[_SharedRequest]:
+    room = max(data.clip_frames, _REQUEST_BYTES // (3 * data.size_px**2))
     rows: list[int] = []
     indices = np.empty(0, np.int64)
     for row in part:
         more = np.unique(frame_indices(clips[row], data))
         joined = np.union1d(indices, more)
         if rows and (clips[rows[0]].path != clips[row].path or len(joined) > room):
-            yield _Stretch(rows, indices)
+            yield _SharedRequest(rows, indices)
             rows, joined = [], more
         rows.append(row)
         indices = joined
     if rows:
-        yield _Stretch(rows, indices)
+        yield _SharedRequest(rows, indices)

@@ -31,7 +31,7 @@ blame.
 _READY = b"ready"
 
 
-class Lost(NamedTuple):
+class FailedCall(NamedTuple):
     """What stands where a call gave no result."""
 
     reason: str
@@ -56,7 +56,9 @@ class Processes:
             process.end()
         self._idle.clear()
 
-    def map(self, function: Callable[[Job], Result], jobs: Iterable[Job | None]) -> Iterator[Result | Lost | None]:
+    def map(
+        self, function: Callable[[Job], Result], jobs: Iterable[Job | None]
+    ) -> Iterator[Result | FailedCall | None]:
         """function(job) of every job, in the order of the jobs whatever finishes first; None stays None and costs
         nothing.
 
@@ -169,9 +171,12 @@ class _Process:
             )
         call.attempts += 1
         if status == -signal.SIGALRM:
-            call.outcome, call.done = Lost(f"it takes longer than {seconds:g} s", fatal=True), True
+            call.outcome, call.done = FailedCall(f"it takes longer than {seconds:g} s", fatal=True), True
         elif call.attempts == _ATTEMPTS:
-            call.outcome, call.done = Lost(f"it crashes the process that reads it ({_cause(status)})", fatal=True), True
+            call.outcome, call.done = (
+                FailedCall(f"it crashes the process that reads it ({_cause(status)})", fatal=True),
+                True,
+            )
         else:
             call.taken = False
 
@@ -197,7 +202,7 @@ def _serve(handle: int) -> None:
             outcome = function(job)
         except Exception as error:
             reason = str(error) if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {error}"
-            outcome = Lost(reason, fatal=False)
+            outcome = FailedCall(reason, fatal=False)
         signal.setitimer(signal.ITIMER_REAL, 0)
         try:
             _send(link, outcome)

@@ -19,7 +19,7 @@ EQUAL_FRAMES = 12
 """So many equal frames in a row are suspicious: decoders repeat the last frame where data are damaged."""
 
 
-class Facts(NamedTuple):
+class VideoFacts(NamedTuple):
     """What is known of a video before any picture is decoded."""
 
     frames: int
@@ -27,7 +27,7 @@ class Facts(NamedTuple):
     """Empty, or what its header and its contents disagree in."""
 
 
-class Request(NamedTuple):
+class FrameRequest(NamedTuple):
     """Some frames of one video at the model's size."""
 
     path: Path
@@ -37,7 +37,7 @@ class Request(NamedTuple):
     resize: str
 
 
-class Stretch(NamedTuple):
+class RequestedFrames(NamedTuple):
     """What a request gives."""
 
     frames_FCHW: np.ndarray
@@ -46,18 +46,20 @@ class Stretch(NamedTuple):
     """First and last frame of the longest run of equal ones, where it is suspicious."""
 
 
-def facts_of(path: Path) -> Facts:
+def facts_of(path: Path) -> VideoFacts:
     """
     Raises:
         DataError: if it is no readable video.
     """
     if path.is_dir() and has_images(path):
-        return Facts(*examine_frames(path))
+        return VideoFacts(*examine_frames(path))
     counted, named = examine(path)
-    return Facts(counted, f"it holds {counted} of the {named} frames that its header names" if counted < named else "")
+    return VideoFacts(
+        counted, f"it holds {counted} of the {named} frames that its header names" if counted < named else ""
+    )
 
 
-def read_stretch(request: Request) -> Stretch:
+def read_frames(request: FrameRequest) -> RequestedFrames:
     """
     Raises:
         DataError: if one of the frames cannot be decoded.
@@ -70,7 +72,7 @@ def read_stretch(request: Request) -> Stretch:
         done += len(chunk_FHWC)
     first, last = runs.longest
     equal = (int(request.indices[first]), int(request.indices[last])) if last - first + 1 >= EQUAL_FRAMES else None
-    return Stretch(small_FCHW, equal)
+    return RequestedFrames(small_FCHW, equal)
 
 
 def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str, out: np.ndarray | None = None) -> np.ndarray:

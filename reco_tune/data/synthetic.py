@@ -30,7 +30,7 @@ _DIGIT_PX = 8
 _STEP_PX = 2
 
 
-class _Plan(NamedTuple):
+class _DigitVideo(NamedTuple):
     """What one file shows."""
 
     file: str
@@ -116,7 +116,7 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
     lists.mkdir(exist_ok=True)
     (lists / "classInd.txt").write_text("".join(f"{label + 1} Digit{label}\n" for label in range(10)), encoding="utf-8")
     order = np.random.default_rng([settings["seed"], 0]).permutation(len(images))
-    plans: list[_Plan] = []
+    plans: list[_DigitVideo] = []
     for number, (split, chosen) in enumerate(
         (("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1
     ):
@@ -129,7 +129,7 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
         (root / "UCF-101" / f"Digit{label}").mkdir(parents=True, exist_ok=True)
     factor = block_factor(data.size_px)
 
-    def render(plan: _Plan) -> None:
+    def render(plan: _DigitVideo) -> None:
         frames = _moving_digit(images[plan.image], plan.motion, data.size_px, settings["frames"])
         enlarged = frames.repeat(factor, axis=1).repeat(factor, axis=2)
         write_video(root / "UCF-101" / plan.file, np.repeat(enlarged[..., None], 3, axis=-1), lossless=True)
@@ -140,7 +140,9 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
                 progress(done, len(plans), "rendering digits")
 
 
-def _plan(chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, random: np.random.Generator) -> list[_Plan]:
+def _plan(
+    chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, random: np.random.Generator
+) -> list[_DigitVideo]:
     """Balanced classes; the group number in a name is the digit image, as UCF101's is the source video."""
     last = size_px - _DIGIT_PX
     positions = range(0, last + 1, _STEP_PX)
@@ -153,7 +155,9 @@ def _plan(chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, rand
         row, column = (int(random.choice(positions)) for _ in range(2))
         down, right = (int(step) for step in random.choice((-_STEP_PX, 0, _STEP_PX), size=2))
         name = f"Digit{label}"
-        plans.append(_Plan(f"{name}/v_{name}_g{image:04d}_c{uses[image]:02d}.avi", image, (row, column, down, right)))
+        plans.append(
+            _DigitVideo(f"{name}/v_{name}_g{image:04d}_c{uses[image]:02d}.avi", image, (row, column, down, right))
+        )
     return plans
 
 

@@ -23,7 +23,7 @@ from torch import Tensor
 
 from reco_tune.errors import DataError
 from reco_tune.evaluation.feature_networks import Clips
-from reco_tune.evaluation.video_features import Described
+from reco_tune.evaluation.video_features import ClipDescription
 from reco_tune.settings.protocols import PublishedProtocol
 
 SIDE_PX = 224
@@ -46,7 +46,7 @@ class I3D:
     quality: dict[str, float] = field(default_factory=dict)
     """Nothing: it was not trained here."""
 
-    def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> Described:
+    def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> ClipDescription:
         """Logits of the first frames of uint8 clips; it names no class of the data set."""
         network, parts = self.network.to(device), [np.empty((0, FEATURES))]
         with torch.no_grad(), _quiet_torchscript():
@@ -56,7 +56,7 @@ class I3D:
                     shown, rescale=self.published.rescale, resize=self.published.resize, return_features=True
                 )
                 parts.append(_checked(logits).double().cpu().numpy())
-        return Described(np.concatenate(parts), None, None)
+        return ClipDescription(np.concatenate(parts), None, None)
 
 
 def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol) -> Tensor:

@@ -32,7 +32,7 @@ from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
 from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, frechet_interval
 from reco_tune.evaluation.i3d import I3D, load_i3d
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.video_features import Described, Extractor, Protocol, fit_extractor, load_extractor
+from reco_tune.evaluation.video_features import ClipDescription, Extractor, Protocol, fit_extractor, load_extractor
 from reco_tune.files import publish
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
@@ -325,8 +325,8 @@ def _describe(
 
 
 def classes_of(
-    video_BFCHW: Tensor, described: Described, extractor: Extractor | I3D, classifier: Extractor, device: str
-) -> Described:
+    video_BFCHW: Tensor, described: ClipDescription, extractor: Extractor | I3D, classifier: Extractor, device: str
+) -> ClipDescription:
     """The clips as the classifier sees them, which may be what the extractor has said already."""
     return described if classifier is extractor else classifier.describe(video_BFCHW, device)
 

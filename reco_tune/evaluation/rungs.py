@@ -17,7 +17,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.kernel import kernel_distance
 from reco_tune.evaluation.protocols import prepare_together
-from reco_tune.evaluation.sampling_plan import asked_labels, batches_of
+from reco_tune.evaluation.sampling_plan import batches_of, requested_labels
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
@@ -67,7 +67,7 @@ class KernelAtRungs:
                 self._experiment, self._cache, self._group
             )  # not kept: between rungs a GPU is training's alone
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
-            labels_N = torch.from_numpy(asked_labels(self._experiment, self._cache)[:RUNG_CLIPS])
+            labels_N = torch.from_numpy(requested_labels(self._experiment, self._cache)[:RUNG_CLIPS])
         device = str(model.position_embedding.device)
         batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
         own = batches[self._group.rank :: self._group.size]

@@ -27,7 +27,7 @@ class SamplingBatch(NamedTuple):
     draw_seed: int
 
 
-def asked_labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]:
+def requested_labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]:
     """Classes to ask for, one list for every sampling seed; every beginning of it has the same mixture."""
     count = experiment.evaluation.samples
     if not experiment.data.class_conditional:

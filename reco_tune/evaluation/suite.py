@@ -29,7 +29,7 @@ from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
 from reco_tune.evaluation.protocols import EvaluationReference, classes_of, prepare_together
-from reco_tune.evaluation.sampling_plan import asked_labels, batches_of, seed_of
+from reco_tune.evaluation.sampling_plan import batches_of, requested_labels, seed_of
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import generate_clips
 from reco_tune.model import VideoTransformer
@@ -81,7 +81,9 @@ def evaluate(
     model.eval()
     try:
         if not cache.has_pixels:
-            curves, scalars, growth = _analysed(model, experiment, cache, None, asked_labels(experiment, cache), group)
+            curves, scalars, growth = _analysed(
+                model, experiment, cache, None, requested_labels(experiment, cache), group
+            )
             return EvaluationResult(
                 scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {})
             )
@@ -121,7 +123,7 @@ def evaluate(
     return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
 
 
-class _Clips(NamedTuple):
+class _GeneratedClips(NamedTuple):
     """All generated clips, described, in their fixed order: sampling seed after sampling seed."""
 
     labels_N: NDArray[np.int64]
@@ -145,11 +147,11 @@ def _generated(
     group: Group,
     clock: Clock,
     progress: Progress,
-) -> _Clips:
+) -> _GeneratedClips:
     """Generates this rank's batches, describes them and gathers what all ranks found."""
     evaluation, data = experiment.evaluation, experiment.data
     tokenizer = load_tokenizer(cache.tokenizer_path)
-    labels = asked_labels(experiment, cache)
+    labels = requested_labels(experiment, cache)
     device = str(model.position_embedding.device)
     whole = not scheme_class(experiment).trains_pieces
     mine: dict[str, list[Tensor]] = {
@@ -193,7 +195,7 @@ def _generated(
         joint = {name: torch.cat(group.gather(torch.cat(parts))) for name, parts in mine.items()}
         order = joint["place"].argsort()
     classes = joint["class"][order].numpy() if reference.classifier is not None else None
-    return _Clips(
+    return _GeneratedClips(
         np.tile(labels, evaluation.sampling_seeds),
         joint["features"][order].numpy(),
         joint["motion"][order].numpy(),
@@ -210,7 +212,7 @@ def _order_below(place_N: Tensor, limit: int) -> Tensor:
     return place_N[place_N < limit].argsort()
 
 
-def _distances(clips: _Clips, reference: EvaluationReference, sampling_seeds: int) -> dict[str, float]:
+def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_seeds: int) -> dict[str, float]:
     """Every distance per sampling seed, then their mean."""
     parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
     fvd = mean_interval(

@@ -48,7 +48,7 @@ FIT_STEPS, FIT_PASSES, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 60, 64, 5e-3
 MOTION_WEIGHT, FRAME_WEIGHT = 0.3, 0.3
 
 
-class Described(NamedTuple):
+class ClipDescription(NamedTuple):
     """What an extractor says about some clips; the classes are None where it was not trained on classes."""
 
     features_BD: NDArray[np.float64]
@@ -67,7 +67,7 @@ class Extractor:
     hash: str
     """SHA-256 of protocol, version and weights."""
 
-    def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> Described:
+    def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> ClipDescription:
         """Features, and for `native` the class of every clip and of every frame, of uint8 clips."""
         self.network.to(device)
         parts = []
@@ -75,7 +75,7 @@ class Extractor:
             for start in range(0, len(video_BFCHW), BATCH_CLIPS):
                 parts.append(self.network.describe(pixels(video_BFCHW[start : start + BATCH_CLIPS]).to(device)))
         features, classes, frame_classes = ([part[i] for part in parts] for i in range(3))
-        return Described(_joined(features), _joined(classes), _joined(frame_classes))
+        return ClipDescription(_joined(features), _joined(classes), _joined(frame_classes))
 
     def save(self, folder: Path) -> None:
         """Writes extractor.safetensors and extractor.json."""

@@ -17,8 +17,8 @@ import torch
 from reco_tune import settings
 from reco_tune.data.clips import PART_CLIPS, Clip, Failure, Skipped, check_enough, decode, list_clips, list_facts, parts
 from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, list_videos
-from reco_tune.data.processes import Lost, Processes
-from reco_tune.data.reading import Facts
+from reco_tune.data.processes import FailedCall, Processes
+from reco_tune.data.reading import VideoFacts
 from reco_tune.data.synthetic import render_digits
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.errors import DataError, TooFewClipsError
@@ -164,7 +164,7 @@ def _make(plan: _CachePlan, writer: TokenCacheWriter, fit_only: bool = False) ->
             "facts", lambda: [[*facts] for facts in list_facts(plan.videos, data.decode_seconds, plan.progress)]
         )
         # A list of two: frames and suspicion, or reason and whether it was fatal.
-        facts = [Facts(*values) if isinstance(values[0], int) else Lost(*values) for values in known]
+        facts = [VideoFacts(*values) if isinstance(values[0], int) else FailedCall(*values) for values in known]
         listed = list_clips(data, plan.videos, plan.progress, facts)
         skipped += listed.skipped
         clips: dict[Split, list[Clip]] = {"train": listed.train, "test": listed.test}

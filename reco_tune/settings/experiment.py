@@ -25,7 +25,7 @@ LocalPath = Annotated[Path, AfterValidator(refuse_address)]
 """A file or folder as every machine sees it."""
 
 
-class Section(BaseModel):
+class SettingsSection(BaseModel):
     """A frozen group of settings that refuses unknown keys."""
 
     model_config = ConfigDict(
@@ -33,7 +33,7 @@ class Section(BaseModel):
     )
 
 
-class Data(Section):
+class Data(SettingsSection):
     """Which clips, cut how."""
 
     layout: Literal[
@@ -123,7 +123,7 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 """
 
 
-class Tokenizer(Section):
+class Tokenizer(SettingsSection):
     """What turns pixels into codes and back."""
 
     kind: Literal["kmeans", "vq", "vidtok", "cosmos", "omnitokenizer", "larp"] = "kmeans"
@@ -202,7 +202,7 @@ class Tokenizer(Section):
         return self
 
 
-class Model(Section):
+class Model(SettingsSection):
     """The autoregressive transformer over the codes of a clip."""
 
     width: int = Field(768, ge=8)
@@ -222,7 +222,7 @@ PRESETS: dict[str, dict[str, int]] = {
 """`model.preset` names of the paper's sizes (and of one for laptops); other `model` keys override them."""
 
 
-class Window(Section):
+class Window(SettingsSection):
     """Which tokens of a clip one training step differentiates through."""
 
     scheme: Literal["window", "full", "masked_full", "fewer_frames", "fewer_frames_tokens"] = "window"
@@ -256,7 +256,7 @@ class Window(Section):
     """
 
 
-class Objective(Section):
+class Objective(SettingsSection):
     """What is minimised beside cross-entropy."""
 
     continuity_weight: float = Field(0.0, ge=0)
@@ -271,7 +271,7 @@ class Objective(Section):
     """Weight of mean h² (same reduction and state), a control without any difference of neighbours."""
 
 
-class Training(Section):
+class Training(SettingsSection):
     """One training loop."""
 
     steps: int = Field(1000, ge=1)
@@ -314,7 +314,7 @@ class Training(Section):
     """Seed of initialisation, batch order and window starts."""
 
 
-class Sampling(Section):
+class Sampling(SettingsSection):
     """How clips are generated."""
 
     temperature: float = Field(1.0, gt=0)
@@ -329,7 +329,7 @@ class Sampling(Section):
     """Clips generated at once."""
 
 
-class Evaluation(Section):
+class Evaluation(SettingsSection):
     """How a trained model is judged."""
 
     protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = (
@@ -366,7 +366,7 @@ class Evaluation(Section):
         return {**protocol_defaults(values.get("protocol")), **values} if isinstance(values, dict) else values
 
 
-class Resources(Section):
+class Resources(SettingsSection):
     """Where a trial runs. None of these changes a result beyond float tolerance."""
 
     workers: int = Field(1, ge=1)
@@ -395,7 +395,7 @@ class Resources(Section):
     """
 
 
-class Experiment(Section):
+class Experiment(SettingsSection):
     """Everything one run depends on; `window` is given in tokens once made."""
 
     data: Data = Data()

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
-from reco_tune.settings.experiment import LocalPath, Section
+from reco_tune.settings.experiment import LocalPath, SettingsSection
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
@@ -67,7 +67,7 @@ _Step = Annotated[float, Field(gt=0)]
 # Named here because the fields `int` and `float` of Range hide the builtins inside it.
 
 
-class Range(Section):
+class Range(SettingsSection):
     """One dimension of the search; exactly one of `int`, `float` and `choice` is given."""
 
     int: _Whole | None = None
@@ -98,7 +98,7 @@ class Range(Section):
         return self
 
 
-class Sampler(Section):
+class Sampler(SettingsSection):
     """Who chooses the next configuration."""
 
     kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
@@ -111,7 +111,7 @@ class Sampler(Section):
     """
 
 
-class Bound(Section):
+class Bound(SettingsSection):
     """What a constraint allows; one end or both."""
 
     min: float | None = None
@@ -137,7 +137,7 @@ class Bound(Section):
         )
 
 
-class Pruning(Section):
+class Pruning(SettingsSection):
     """Which sampled runs end early. Fixed arms never do."""
 
     kind: Literal["none", "pareto_asha"] = "none"
@@ -168,7 +168,7 @@ class Pruning(Section):
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 
-class Space(Section):
+class Space(SettingsSection):
     """One study."""
 
     question: str

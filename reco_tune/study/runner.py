@@ -37,7 +37,7 @@ from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
 from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen, locked
-from reco_tune.study.trial import Proposal, Proposals, Silence, follow
+from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.tracking import Mirror
@@ -189,7 +189,7 @@ class _Driver:
             for done, (name, part) in enumerate(parts.items(), start=1):
                 if not storage.holds(name):
                     storage.put(part, name)
-                self._observer.on_phase(done, len(parts), f"laying the cache into {storage.address}")
+                self._observer.on_phase(done, len(parts), f"copying the cache to {storage.address}")
         self.jobs.inputs = JobInputs(str(cache.path.resolve()), storage, tuple(parts))
 
     # --- with Ray ---
@@ -256,7 +256,7 @@ class _Driver:
                 name=f"tune-{uuid.uuid4().hex[:8]}",
                 storage_path=str(self._folder.ray.resolve()),
                 failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
-                callbacks=[Silence()],
+                callbacks=[NoTrialOutput()],
                 verbose=0,
             ),
         ).fit()
@@ -272,7 +272,7 @@ class _Driver:
         except Exception as error:  # what a scheduler raises, Tune turns into a traceback
             self._give_up(error)
 
-    def _next(self, dispatcher: str) -> Proposal:
+    def _next(self, dispatcher: str) -> Suggestion:
         """The next trial's configuration: the calibrations, then what the log holds unfinished, then what the search
         proposes.
         """

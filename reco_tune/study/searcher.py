@@ -50,14 +50,14 @@ class Proposal:
 
 
 @dataclass
-class Known:
+class KnownConfiguration:
     """A configuration that was asked or planned before."""
 
     metrics: dict[str, float] = field(default_factory=dict)
     """Of its evaluation; empty while there is none."""
 
 
-class Evaluated(NamedTuple):
+class EvaluatedTrial(NamedTuple):
     """A sampled run that was told complete and breaks no constraint."""
 
     number: int
@@ -92,11 +92,11 @@ class Search:
         """What the sampler noted at the study so far."""
         self._numbers: dict[str, int] = {}
         """Optuna's trial number of each sampled run that is not told yet."""
-        self._known: dict[str, Known] = {}
+        self._known: dict[str, KnownConfiguration] = {}
         """By settings hash, fixed runs included."""
         self._hashes: dict[str, str] = {}
         """Settings hash of each run."""
-        self._feasible: dict[str, Evaluated] = {}
+        self._feasible: dict[str, EvaluatedTrial] = {}
         self._repeated: Counter[str] = Counter()
         """How often each finalist was asked again."""
         self.asked = 0
@@ -175,7 +175,7 @@ class Search:
         """Takes in one event of the log; those that do not touch the search are ignored."""
         name, trial = event["event"], event.get("trial", "")
         if name in ("planned", "asked"):
-            self._known.setdefault(event["settings_hash"], Known())
+            self._known.setdefault(event["settings_hash"], KnownConfiguration())
             self._hashes[trial] = event["settings_hash"]
         if name == "asked" and "repeats" in event:
             self._repeated[event["repeats"]] += 1
@@ -194,9 +194,9 @@ class Search:
                     ends = [
                         [event["metrics"].get(name + end, math.nan) for end in ENDS] for name in self._space.objectives
                     ]
-                    self._feasible[trial] = Evaluated(number, ends)
+                    self._feasible[trial] = EvaluatedTrial(number, ends)
         elif name == "known":
-            self._known[event["settings_hash"]] = Known(dict(event["metrics"]))
+            self._known[event["settings_hash"]] = KnownConfiguration(dict(event["metrics"]))
             self._tell(self._add(event["params"], {}), event["metrics"])
             self._earlier += 1
         elif name in ("pruned", "failed") and trial in self._numbers:

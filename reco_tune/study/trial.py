@@ -15,7 +15,7 @@ from ray.exceptions import ActorDiedError
 from ray.tune.progress_reporter import TrialProgressCallback
 from ray.tune.search import Searcher
 
-Proposal = dict[str, Any] | str | None
+Suggestion = dict[str, Any] | str | None
 """A trial's configuration (`dispatcher`, `trial`), `Searcher.FINISHED`, or None: ask again later."""
 
 
@@ -40,7 +40,7 @@ def follow(config: dict[str, Any]) -> None:
     tune.report({"outcome": outcome})
 
 
-class Silence(TrialProgressCallback):
+class NoTrialOutput(TrialProgressCallback):
     """Tune prints that a trial ended without a result, however silent it is told to be; the study's observer says what
     there is to say.
     """
@@ -52,13 +52,13 @@ class Silence(TrialProgressCallback):
 class Proposals(Searcher):
     """Tune's view of the study: asks for the next trial. What came of it is told by the log, not by Tune."""
 
-    def __init__(self, propose: Callable[[], Proposal] | None = None) -> None:
+    def __init__(self, propose: Callable[[], Suggestion] | None = None) -> None:
         super().__init__()
         self._propose = propose
         self._live: set[str] = set()
         """Tune's trials that have not ended."""
 
-    def suggest(self, trial_id: str) -> Proposal:
+    def suggest(self, trial_id: str) -> Suggestion:
         proposal = self._propose() if self._propose is not None else Searcher.FINISHED
         if proposal is None and not self._live:
             return Searcher.FINISHED  # nobody is at work: what the study waits for was lost with its trial

@@ -81,7 +81,7 @@ def fingerprint(kind: str, settings: dict[str, Any], weights: dict[str, torch.Te
     return digest.hexdigest()
 
 
-class Parts(NamedTuple):
+class SavedParts(NamedTuple):
     """What a saved tokenizer consists of."""
 
     kind: str
@@ -113,7 +113,7 @@ def save_parts(
     (path / _JSON).write_text(json.dumps(text, indent=1), encoding="utf-8")
 
 
-def load_parts(path: Path) -> Parts:
+def load_parts(path: Path) -> SavedParts:
     """A saved tokenizer's parts.
 
     Raises:
@@ -134,4 +134,4 @@ def load_parts(path: Path) -> Parts:
         raise DataError(f"the tokenizer {path} is damaged and cannot be read; {way_out}") from error
     if fingerprint(kind, settings, weights) != text.get("fingerprint"):
         raise DataError(f"the tokenizer {path} is damaged (its weights are not those of its fingerprint); {way_out}")
-    return Parts(kind, settings, weights, None if code is None else Path(code))
+    return SavedParts(kind, settings, weights, None if code is None else Path(code))

@@ -18,7 +18,7 @@ import torch
 
 from reco_tune import settings
 from reco_tune.errors import DataError, SettingsError
-from reco_tune.tokenizers.base import Parts, PixelRange, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, fingerprint, save_parts
 from reco_tune.tokenizers.pretrained import Pretrained, given
 
 KIND = "cosmos"
@@ -68,7 +68,7 @@ class CosmosTokenizer(Pretrained):
         return cls(programs, values | {"offset": made._measured_offset()})
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> CosmosTokenizer:
+    def from_parts(cls, parts: SavedParts) -> CosmosTokenizer:
         return cls(parts.weights, parts.settings)
 
     def save(self, path: Path) -> None:

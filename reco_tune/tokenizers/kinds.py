@@ -10,7 +10,7 @@ import numpy as np
 from reco_tune import settings
 from reco_tune.errors import DataError
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.base import Parts, Tokenizer, load_parts
+from reco_tune.tokenizers.base import SavedParts, Tokenizer, load_parts
 from reco_tune.tokenizers.cosmos import CosmosTokenizer
 from reco_tune.tokenizers.kmeans import KMeansTokenizer, fit_kmeans
 from reco_tune.tokenizers.larp import LarpTokenizer
@@ -19,7 +19,7 @@ from reco_tune.tokenizers.pretrained import Pretrained, same_as_settings
 from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, fit_vector_quantized
 from reco_tune.tokenizers.vidtok import VidTokTokenizer
 
-_SAVED: dict[str, Callable[[Parts], Tokenizer]] = {
+_SAVED: dict[str, Callable[[SavedParts], Tokenizer]] = {
     "kmeans": KMeansTokenizer.from_parts,
     "vq": VectorQuantizedTokenizer.from_parts,
     "vidtok": VidTokTokenizer.from_parts,

@@ -14,7 +14,7 @@ import torch
 
 from reco_tune import settings
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.base import Parts, PixelRange, check_frames, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, check_frames, fingerprint, save_parts
 
 KIND = "kmeans"
 _MOST_VECTORS = 1 << 16
@@ -66,7 +66,7 @@ class KMeansTokenizer:
         save_parts(path, KIND, self._settings(), self._weights(), self.pixels)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> KMeansTokenizer:
+    def from_parts(cls, parts: SavedParts) -> KMeansTokenizer:
         return cls(
             parts.weights["first"],
             parts.weights["later"],

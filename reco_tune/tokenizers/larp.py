@@ -17,7 +17,7 @@ from safetensors.torch import load_file
 from reco_tune import settings
 from reco_tune.errors import DataError
 from reco_tune.settings import HOLISTIC, TokenGrid
-from reco_tune.tokenizers.base import Parts, PixelRange, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, fingerprint, save_parts
 from reco_tune.tokenizers.pretrained import Pretrained, authors_module, extra, given, is_hub_name, load_checkpoint
 
 KIND = "larp"
@@ -100,7 +100,7 @@ class LarpTokenizer(Pretrained):
         return cls(config, {name: value for name, value in weights.items() if not name.startswith(_PRIOR)}, code)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> LarpTokenizer:
+    def from_parts(cls, parts: SavedParts) -> LarpTokenizer:
         assert parts.code is not None
         return cls(parts.settings, parts.weights, parts.code)
 

@@ -17,7 +17,7 @@ from torch import nn
 
 from reco_tune import settings
 from reco_tune.errors import DataError, SettingsError
-from reco_tune.tokenizers.base import Parts, PixelRange, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, fingerprint, save_parts
 from reco_tune.tokenizers.pretrained import Pretrained, authors_module, given, load_checkpoint
 
 KIND = "omnitokenizer"
@@ -89,7 +89,7 @@ class OmniTokenizer(Pretrained):
         return cls(arguments, weights, code)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> OmniTokenizer:
+    def from_parts(cls, parts: SavedParts) -> OmniTokenizer:
         assert parts.code is not None
         return cls(parts.settings, parts.weights, parts.code)
 

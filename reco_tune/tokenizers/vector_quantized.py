@@ -24,7 +24,7 @@ from reco_tune import settings
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import FSQ_LEVELS
 from reco_tune.threads import one_thread
-from reco_tune.tokenizers.base import Parts, PixelRange, check_frames, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, check_frames, fingerprint, save_parts
 
 KIND = "vq"
 _CODE_WIDTH = 16
@@ -71,7 +71,7 @@ class VectorQuantizedTokenizer:
         save_parts(path, KIND, self._network.settings(), self._network.state_dict(), self.pixels)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> VectorQuantizedTokenizer:
+    def from_parts(cls, parts: SavedParts) -> VectorQuantizedTokenizer:
         network = VideoAutoencoder(**parts.settings)
         network.load_state_dict(parts.weights)
         return cls(network)

@@ -14,7 +14,7 @@ import torch
 
 from reco_tune import settings
 from reco_tune.errors import SettingsError
-from reco_tune.tokenizers.base import Parts, PixelRange, fingerprint, save_parts
+from reco_tune.tokenizers.base import PixelRange, SavedParts, fingerprint, save_parts
 from reco_tune.tokenizers.pretrained import Pretrained, extra, given, is_hub_name
 
 KIND = "vidtok"
@@ -78,7 +78,7 @@ class VidTokTokenizer(Pretrained):
         return cls(network, config)
 
     @classmethod
-    def from_parts(cls, parts: Parts) -> VidTokTokenizer:
+    def from_parts(cls, parts: SavedParts) -> VidTokTokenizer:
         with extra(KIND):
             from diffusers import AutoencoderVidTok
         network = AutoencoderVidTok(**parts.settings)
