@@ -7,7 +7,6 @@ evaluated (finished) or pruned or failed. `retried` precedes a further `started`
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import json
 import threading
@@ -21,6 +20,7 @@ from pydantic_core import from_json
 
 from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
+from reco_tune.locks import holder
 
 EventName = Literal[
     "study",
@@ -65,21 +65,23 @@ class StudyFolder:
 
     @property
     def live(self) -> bool:
-        """Whether a driver holds the study at this moment, on this machine or on one that shares the folder."""
-        try:
-            with self.lock.open() as file:
-                fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-        except OSError:
-            return False
-        return False
+        """Whether a driver holds the study at this moment."""
+        return bool(self.driver)
+
+    @property
+    def driver(self) -> str:
+        """The process that drives the study at this moment, on this machine or on one that shares the folder, in words;
+        empty where none does.
+        """
+        return holder(self.lock)
 
     @property
     def identity(self) -> str:
-        """Tells studies of one name apart, wherever their folders are moved: a hash of the log's first line."""
+        """Tells studies of one name apart, wherever their folders are moved: a hash of the log's first line, whatever a
+        copy has made of its end.
+        """
         with self.events.open("rb") as log:
-            return hashlib.sha256(log.readline()).hexdigest()[:16]
+            return hashlib.sha256(log.readline().rstrip(b"\r\n") + b"\n").hexdigest()[:16]
 
     @property
     def mlflow_uri(self) -> str:
@@ -141,7 +143,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
     """Every whole event of a log, in order; a torn last line (a writer is at work, or was killed) is left out.
 
     Raises:
-        StudyError: where the file is missing or a line inside it is damaged.
+        StudyError: where the file is missing, or a line is damaged or the first one lost.
     """
     if not path.exists():
         raise StudyError(
@@ -152,11 +154,14 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
             if not line.endswith(b"\n"):
                 return
             try:
-                yield _parse(line)
+                event = _parse(line)
             except ValueError as error:
                 raise StudyError(
                     f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out"
                 ) from error
+            if number == 1:
+                _check_first(event, path)
+            yield event
 
 
 @dataclass
@@ -245,7 +250,7 @@ class Follower:
         """The events since the last call, in order, already part of `study`; none while the log does not exist.
 
         Raises:
-            StudyError: where a line is damaged.
+            StudyError: where a line is damaged or the first one lost.
         """
         if not self.path.exists():
             return []
@@ -259,10 +264,25 @@ class Follower:
             raise StudyError(
                 f"{self.path} is damaged; restore the file from a backup or cut the damaged line out"
             ) from error
+        if events and not self._offset:
+            _check_first(events[0], self.path)
         self._offset += len(new)
         for event in events:
             _apply(self.study, event)
         return events
+
+
+def _check_first(event: Any, path: Path) -> None:
+    """
+    Raises:
+        StudyError: where a log does not begin as every log does; what it means without its arms nobody knows.
+    """
+    name = event.get("event") if isinstance(event, dict) else None
+    if name != "study":
+        raise StudyError(
+            f"{path} does not begin with the event `study`, but with {f'`{name}`' if name else str(event)[:60]}: its"
+            " first line is lost, or another program wrote it; restore the file from a backup"
+        )
 
 
 def _parse(line: bytes) -> Any:

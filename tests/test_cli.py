@@ -304,22 +304,25 @@ def test_status_of_a_study_that_stopped_stands_still_and_names_the_way_on(toy: P
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "; running" in say("status", str(tmp_path)).out
-        refused(say("sync", str(tmp_path)), "is running and keeps MLflow up to date by itself")
+        refused(say("sync", str(tmp_path)), r"is running \(process \?\) and keeps MLflow up to date by itself")
 
 
 @pytest.mark.parametrize("verb", ["status", "report", "sync"])
 @pytest.mark.parametrize(
     ("log", "sentence"),
     [
-        (b'{"event":"planned","x":1}\n', "holds an event that is none"),
-        (b"5\n", "holds an event that is none"),
+        (b'STUDY{"event":"planned","x":1}\n', "holds an event that is none"),
+        (b"STUDY5\n", "holds an event that is none"),
+        (b'{"event":"planned","x":1}\n', "begin with the event `study`, but with `planned`: its first line is lost"),
+        (b"5\n", "does not begin with the event `study`, but with 5"),
         (b"{\n", "line 1, is damaged|is damaged"),
     ],
-    ids=["foreign", "a number", "torn inside"],
+    ids=["foreign", "a number", "without its first line", "another program's", "torn inside"],
 )
 def test_a_log_that_is_none(toy: Path, tmp_path: Path, verb: str, log: bytes, sentence: str) -> None:
     (tmp_path / "settings.yaml").write_bytes((toy / "settings.yaml").read_bytes())
-    (tmp_path / "events.jsonl").write_bytes(log)
+    first = (toy / "events.jsonl").read_bytes().splitlines(keepends=True)[0]
+    (tmp_path / "events.jsonl").write_bytes(log.replace(b"STUDY", first))
     refused(say(verb, str(tmp_path)), sentence)
     assert sorted(path.name for path in tmp_path.iterdir()) == ["events.jsonl", "settings.yaml"]
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import socket
 import subprocess
 import sys
 from itertools import pairwise
@@ -131,7 +132,7 @@ def test_a_live_study_is_not_resumed(finished_study: WatchedStudy) -> None:
         text=True,
     ) as process:
         assert process.stdout is not None and process.stdout.readline() == "held\n"
-        with pytest.raises(StudyError, match=f"is running \\(process {process.pid}\\)"):
+        with pytest.raises(StudyError, match=f"is running \\(process {process.pid} on {socket.gethostname()}\\)"):
             resume(finished_study.folder)
 
 

@@ -1,5 +1,6 @@
 """The event log survives a killed writer, says where it is damaged, and replays into the state it recorded."""
 
+import hashlib
 import json
 
 import pytest
@@ -14,9 +15,13 @@ def planned(trial, **more):
     return {"event": "planned", "time": 1.0, "trial": trial, **common, **more}
 
 
+OPENED = {"name": "toy", "question": "?", "arms": [], "provenance": {}}
+
+
 def test_what_is_appended_is_read_back(tmp_path):
     log = EventLog(tmp_path / "events.jsonl")
     written = [
+        log.append("study", **OPENED),
         log.append("started", trial="a", attempt=1),
         log.append("reported", trial="a", step=3, metrics={"fvd": 0.1}),
     ]
@@ -27,21 +32,21 @@ def test_a_name_that_is_no_unicode_is_read_back(tmp_path):
     """File names of other encodings come to Python with lone surrogates, which are no text to most parsers of JSON."""
     name = b"caf\xe9.avi".decode("utf-8", "surrogateescape")
     path = tmp_path / "events.jsonl"
-    written = EventLog(path).append("study", name=name, question="?", arms=[], provenance={})
+    written = EventLog(path).append("study", **{**OPENED, "name": name})
     follower = Follower(path)
     assert list(read_events(path)) == [written] and follower.poll() == [written]
 
 
 def test_a_torn_last_line_is_left_out_by_readers_and_cut_off_by_the_next_writer(tmp_path):
     path = tmp_path / "events.jsonl"
-    EventLog(path).append("started", trial="a", attempt=1)
+    EventLog(path).append("study", **OPENED)
     whole = path.read_bytes()
     path.write_bytes(whole + b'{"event":"repor')
     assert len(list(read_events(path))) == 1
     log = EventLog(path)
     assert log.repaired == '{"event":"repor'
     log.append("finished")
-    assert [event["event"] for event in read_events(path)] == ["started", "finished"]
+    assert [event["event"] for event in read_events(path)] == ["study", "finished"]
 
 
 def test_an_undamaged_log_is_not_repaired(tmp_path):
@@ -51,9 +56,37 @@ def test_an_undamaged_log_is_not_repaired(tmp_path):
 
 def test_a_damaged_line_inside_is_named_by_its_number(tmp_path):
     path = tmp_path / "events.jsonl"
-    path.write_text('{"event":"finished","time":1}\nnot json\n{"event":"finished","time":2}\n')
+    path.write_text('{"event":"study","time":1}\nnot json\n{"event":"finished","time":2}\n')
     with pytest.raises(StudyError, match="line 2, is damaged"):
         list(read_events(path))
+
+
+@pytest.mark.parametrize(
+    ("first", "named"),
+    [('{"event":"started","trial":"a","attempt":1,"time":1}', "`started`"), ('["a", "list"]', r"\['a', 'list'\]")],
+    ids=["its first line is lost", "another program's"],
+)
+def test_a_log_without_its_first_line_is_not_empty(tmp_path, first, named):
+    """`sync` called it empty, and `resume` opened a study in its middle."""
+    path = tmp_path / "events.jsonl"
+    path.write_text(f"{first}\n")
+    for read in (lambda: list(read_events(path)), Follower(path).poll):
+        with pytest.raises(StudyError, match=f"events.jsonl does not begin with the event `study`, but with {named}"):
+            read()
+
+
+def test_a_study_is_the_same_whatever_a_copy_makes_of_line_ends(tmp_path):
+    """Its identity was that of the bytes, so MLflow held another study once a copy had passed a Windows share."""
+    folder = StudyFolder(tmp_path)
+    EventLog(folder.events).append("study", **OPENED)
+    identity, line = folder.identity, folder.events.read_bytes()
+    assert identity == hashlib.sha256(line).hexdigest()[:16], "as ever"
+    for end in (b"\r\n", b""):
+        folder.events.write_bytes(line.rstrip(b"\n") + end)
+        assert folder.identity == identity
+    other = StudyFolder(tmp_path / "other")
+    EventLog(other.events).append("study", **{**OPENED, "name": "other"})
+    assert other.identity != identity
 
 
 def test_a_folder_without_a_log_is_no_study(tmp_path):

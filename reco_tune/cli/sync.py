@@ -19,9 +19,10 @@ def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
     from reco_tune.study_log import StudyFolder
 
     folder = StudyFolder(study_folder(study_dir))
-    if folder.live:
+    if driver := folder.driver:
         raise StudyError(
-            f"the study in {study_dir} is running and keeps MLflow up to date by itself; wait until it has ended"
+            f"the study in {study_dir} is running ({driver}) and keeps MLflow up to date by itself; wait until it has"
+            " ended"
         )
     with progress_bars() as progress:
         done = tracking.sync(folder, tracking_uri, progress)

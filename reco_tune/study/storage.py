@@ -9,7 +9,6 @@ An object store knows neither renaming nor locks, and whoever is killed may leav
 
 from __future__ import annotations
 
-import fcntl
 import hashlib
 import os
 import re
@@ -27,6 +26,7 @@ from urllib.parse import urlsplit
 from pyarrow.fs import FileSelector, FileSystem, FileType
 
 from reco_tune.errors import StudyError, no_space
+from reco_tune.locks import lock
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import PUBLISHED
 from reco_tune.study.dispatcher import Job
@@ -269,6 +269,5 @@ def _extractor_name(experiment: Experiment) -> str:
 def _held(folder: Path) -> Iterator[None]:
     """One process of this machine at a time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
-    with folder.with_name(f".{folder.name}.lock").open("w") as file:
-        fcntl.flock(file, fcntl.LOCK_EX)
+    with lock(folder.with_name(f".{folder.name}.lock"), seconds=-1):
         yield

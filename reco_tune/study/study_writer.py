@@ -5,23 +5,19 @@ Knows the log, the search and whoever listens; knows nothing of Ray.
 
 from __future__ import annotations
 
-import fcntl
-import os
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from typing import Any
 
 from reco_tune.errors import StudyError
+from reco_tune.locks import HeldError, lock
 from reco_tune.settings import Space, flatten, load_space, save_space
 from reco_tune.settings.files import merge
 from reco_tune.study.planning import plan
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, StudyRecord
 from reco_tune.tracking import Mirror
-
-LOCK = ".lock"
-"""File in a study folder that its driver holds locked."""
 
 
 class Observer:
@@ -79,7 +75,7 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
     """
     if folder.settings.exists():
         _check_same(space, folder)
-    elif folder.path.exists() and any(entry.name != LOCK for entry in folder.path.iterdir()):
+    elif folder.path.exists() and any(not entry.name.startswith(folder.lock.name) for entry in folder.path.iterdir()):
         raise StudyError(f"{folder.path} is not empty and holds no study; give another --output")
     with locked(folder):
         if not folder.settings.exists():
@@ -109,17 +105,11 @@ def frozen(space: Space) -> Space:
 def locked(folder: StudyFolder) -> Iterator[None]:
     """One driver a study; the system frees the lock when the process ends, however it ends."""
     folder.path.mkdir(parents=True, exist_ok=True)
-    with (folder.path / LOCK).open("a+") as file:
+    with ExitStack() as stack:
         try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except OSError as error:
-            file.seek(0)
-            raise StudyError(
-                f"the study in {folder.path} is running (process {file.read().strip() or '?'}); wait for it or stop it"
-            ) from error
-        file.truncate(0)
-        file.write(str(os.getpid()))
-        file.flush()
+            stack.enter_context(lock(folder.lock))
+        except HeldError as error:
+            raise StudyError(f"the study in {folder.path} is running ({error}); wait for it or stop it") from error
         yield
 
 

@@ -1,0 +1,98 @@
+"""Locks between processes, on any file system, that tell who holds them.
+
+The system frees a lock (flock) when its process ends, however it ends. Where a file system knows none (Lustre without
+`-o flock`, NFS without its lock daemon) a marker file beside it is the lock: what a killed process of this machine left
+is taken over, but nobody here can know whether a process of another machine still is.
+"""
+
+from __future__ import annotations
+
+import errno
+import fcntl
+import os
+import socket
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from filelock import BaseFileLock, SoftFileLock, Timeout, UnixFileLock
+
+NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
+"""How file systems say that they know no locks."""
+TAKEOVER_SECONDS = 0.2
+"""A marker that was left behind is removed by one attempt and made anew by the next."""
+
+
+class HeldError(Exception):
+    """Another process holds the lock; says which."""
+
+
+@contextmanager
+def lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
+    """Keeps every other process out while the block runs.
+
+    Args:
+        path: of the lock file, which stays and names the last owner; its folder must exist.
+        seconds: how long to wait; below 0 for ever.
+
+    Raises:
+        HeldError: where another process holds it.
+        OSError: where the file cannot be written.
+    """
+    held = _acquired(path, seconds)
+    try:
+        path.write_text(f"{os.getpid()}\n{socket.gethostname()}\n")
+        yield
+    finally:
+        held.release()
+
+
+def holder(path: Path) -> str:
+    """Who holds the lock at this moment, in words; empty where nobody does."""
+    try:
+        with path.open() as file:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return _owner(path)
+    except OSError as error:
+        if error.errno in NO_FLOCK and marker(path).exists():
+            try:
+                _marked(path, 0.0).release()
+            except HeldError as held:
+                return str(held)
+    return ""
+
+
+def marker(path: Path) -> Path:
+    """The file that is the lock where the file system knows no other."""
+    return path.with_name(f"{path.name}.marker")
+
+
+def _acquired(path: Path, seconds: float) -> BaseFileLock:
+    held = UnixFileLock(path, fallback_to_soft=False)  # its own fall-back takes the lock file itself for the marker
+    try:
+        held.acquire(timeout=seconds)
+    except Timeout as error:
+        raise HeldError(_owner(path)) from error
+    except OSError as error:
+        if error.errno not in NO_FLOCK:
+            raise
+        return _marked(path, seconds)
+    return held
+
+
+def _marked(path: Path, seconds: float) -> BaseFileLock:
+    held = SoftFileLock(marker(path))
+    try:
+        held.acquire(timeout=max(seconds, TAKEOVER_SECONDS) if seconds >= 0 else seconds)
+    except Timeout as error:
+        raise HeldError(
+            f"{_owner(path)}; the file system there has no locks that end with their process, so if that one is gone,"
+            f" remove {marker(path)}"
+        ) from error
+    return held
+
+
+def _owner(path: Path) -> str:
+    pid, host = (*path.read_text(errors="replace").split("\n"), "")[:2]
+    return f"process {pid or '?'}" + (f" on {host}" if host else "")
