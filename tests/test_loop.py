@@ -9,6 +9,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pyarrow.parquet as pq
 import pytest
@@ -16,10 +17,11 @@ import torch
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, DataError, RunFailedError
+from reco_tune.model import VideoTransformer
 from reco_tune.model.flops import prefix_flops, step_flops
 from reco_tune.settings import Experiment
-from reco_tune.training import build_scheme, fit, load_model
-from reco_tune.training.loop import rung_steps
+from reco_tune.training import build_scheme, fit, load_model, loop
+from reco_tune.training.loop import RungMeasurement, rung_steps
 from reco_tune.training.step import learning_rate_at
 
 Make = Callable[..., Experiment]
@@ -181,6 +183,45 @@ def test_a_window_needs_less_memory_than_the_full_graph(
     }
     assert peak["window"] < 0.7 * peak["full"]
     assert peak["masked_full"] > 0.9 * peak["full"], "a mask on the loss saves no memory"
+
+
+@pytest.mark.parametrize("scheme", ["full", "window", "fewer_frames"])
+def test_the_peak_of_training_is_that_of_its_steps(
+    scheme: str, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Validation once counted as training on a GPU, for the arms that validate alone: arms did not compare."""
+    allocator = Allocator()
+    monkeypatch.setattr(loop, "peak_bytes", lambda device: allocator.peak)
+    monkeypatch.setattr(loop, "reset_peak_bytes", allocator.reset)
+    monkeypatch.setattr(VideoTransformer, "hidden", allocator.watching(VideoTransformer.hidden))
+
+    def measure(step: int, model: VideoTransformer) -> RungMeasurement:
+        allocator.use(10**12)
+        return RungMeasurement()
+
+    found = fit(toy_experiment({"window.scheme": scheme}), toy_cache, tmp_path, measure=measure)
+    assert found.metrics["peak_memory_bytes"] == 10**9
+    assert all(parameter.grad is None for parameter in found.model.parameters()), "evaluation has no use for gradients"
+
+
+class Allocator:
+    """A count like a GPU's: a step's forward pass takes 1 GB, one without gradient a thousand times that."""
+
+    def __init__(self) -> None:
+        self.peak = 0
+
+    def reset(self, device: torch.device) -> None:
+        self.peak = 0
+
+    def use(self, amount: int) -> None:
+        self.peak = max(self.peak, amount)
+
+    def watching(self, hidden: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+        def watched(*args: Any, **kwargs: Any) -> torch.Tensor:
+            self.use(10**9 if torch.is_grad_enabled() else 10**12)
+            return hidden(*args, **kwargs)
+
+        return watched
 
 
 def test_a_run_leaves_no_tensors_behind(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:

@@ -29,9 +29,7 @@ def test_by_hand(case, monkeypatch) -> None:
     """h_i = i in every one of 16 coordinates: steps of 4 along tokens, of 16 over a frame of 4 tokens."""
     model, tokens, labels = case
     line = torch.arange(20.0)[None, :, None].expand(40, 20, 16)
-    monkeypatch.setattr(
-        model, "window", lambda tokens, labels, start, length: type("Out", (), {"hidden_BWD": line[: len(tokens)]})
-    )
+    monkeypatch.setattr(model, "hidden", lambda tokens, labels, start, length: line[: len(tokens)])
     found = smoothness(model, tokens, labels, 4)
     size = 4 * math.sqrt(sum(i * i for i in range(20)) / 20)
     assert tuple(found) == pytest.approx((4, 4 / size, 16, 16 / size))
@@ -41,8 +39,8 @@ def test_scale_alone_moves_the_raw_ones_only(case) -> None:
     """A tenth of h everywhere: it has shrunk and turned nowhere."""
     model, tokens, labels = case
     before = smoothness(model, tokens, labels, 4)
-    original = model.window
-    model.window = lambda *arguments: original(*arguments)._replace(hidden_BWD=original(*arguments).hidden_BWD / 10)  # type: ignore[method-assign]
+    original = model.hidden
+    model.hidden = lambda *arguments: original(*arguments) / 10  # type: ignore[method-assign]
     after = smoothness(model, tokens, labels, 4)
     assert (after.tokens, after.frames) == pytest.approx((before.tokens / 10, before.frames / 10))
     assert (after.tokens_relative, after.frames_relative) == pytest.approx(

@@ -17,6 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.model import VideoTransformer
+from reco_tune.model.teacher_forcing import clips_at_once
 from reco_tune.quantities import RESOLVED_AIC
 
 NOISE_SHARE = 0.01
@@ -69,20 +70,22 @@ def error_growth(
     disturbed, size = torch.zeros(blocks, dtype=torch.float64), torch.zeros(blocks, dtype=torch.float64)
     noise = [torch.randn(tokens_per_block, model.settings.width, generator=generator).to(device) for _ in range(DRAWS)]
     positions = slice(1, tokens_per_block + 1)  # position 0 reads the class
-    for tokens, labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
-        tokens, labels = tokens.to(device).long(), labels.to(device)
-        clean_BTD = hidden(tokens, labels)
-        inputs = F.embedding(tokens[:, :tokens_per_block], model.token_embedding)
+    at_once = clips_at_once(model.settings, BATCH_CLIPS)
+    for group, group_labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
+        group, group_labels = group.to(device).long(), group_labels.to(device)
+        inputs = F.embedding(group[:, :tokens_per_block], model.token_embedding)
         inputs = inputs[:, : model.settings.num_tokens - 1] + model.position_embedding[positions][: inputs.shape[1]]
-        scale = noise_share * inputs.square().mean().sqrt()
-        size += len(noise) * _energy_by_block(clean_BTD, tokens_per_block, blocks)
-        for draw in noise:
-            # Noise on the position vectors is the same sum as noise on the tokens' vectors, and needs no look inside
-            # the model.
-            rows = model.position_embedding.clone()
-            rows[positions] += scale * draw[: len(rows[positions])]
-            moved_BTD = torch.func.functional_call(hidden, {"model.position_embedding": rows}, (tokens, labels))
-            disturbed += _energy_by_block(moved_BTD - clean_BTD, tokens_per_block, blocks)
+        scale = noise_share * inputs.square().mean().sqrt()  # of the whole group, however few clips fit at once
+        for tokens, labels in zip(group.split(at_once), group_labels.split(at_once), strict=True):
+            clean_BTD = hidden(tokens, labels)
+            size += len(noise) * _energy_by_block(clean_BTD, tokens_per_block, blocks)
+            for draw in noise:
+                # Noise on the position vectors is the same sum as noise on the tokens' vectors, and needs no look
+                # inside the model.
+                rows = model.position_embedding.clone()
+                rows[positions] += scale * draw[: len(rows[positions])]
+                moved_BTD = torch.func.functional_call(hidden, {"model.position_embedding": rows}, (tokens, labels))
+                disturbed += _energy_by_block(moved_BTD - clean_BTD, tokens_per_block, blocks)
     return (disturbed / size.clamp_min(1e-300)).sqrt().tolist()
 
 
@@ -124,7 +127,7 @@ class _Hidden(nn.Module):
         self.model = model
 
     def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
-        return self.model.window(tokens_BT, labels_B, 0, self.model.settings.num_tokens).hidden_BWD
+        return self.model.hidden(tokens_BT, labels_B, 0, self.model.settings.num_tokens)
 
 
 def _energy_by_block(hidden_BTD: Tensor, tokens_per_block: int, blocks: int) -> Tensor:

@@ -13,6 +13,7 @@ from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model import VideoTransformer
+from reco_tune.model.teacher_forcing import clips_at_once, logits_of_clips
 from reco_tune.training import Scheme
 
 BATCH_CLIPS = 32
@@ -23,10 +24,11 @@ def loss_by_block(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, 
     """Teacher-forced cross-entropy in nats per token of every block; its mean over blocks is that of the clips."""
     device = model.position_embedding.device
     sums = torch.zeros(model.settings.num_tokens // tokens_per_block, dtype=torch.float64)
-    for tokens, labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
-        tokens, labels = tokens.to(device).long(), labels.to(device)
-        losses_BT = F.cross_entropy(model(tokens, labels).float().transpose(1, 2), tokens, reduction="none")
-        sums += losses_BT.unflatten(1, (-1, tokens_per_block)).double().sum(dim=(0, 2)).cpu()
+    at_once = clips_at_once(model.settings, BATCH_CLIPS)
+    for tokens, labels in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
+        parts = logits_of_clips(model, tokens.to(device), labels.to(device))
+        losses_N = torch.cat([F.cross_entropy(logits.float(), codes, reduction="none") for logits, codes in parts])
+        sums += losses_N.view(len(tokens), -1, tokens_per_block).double().sum(dim=(0, 2)).cpu()
     return (sums / (len(tokens_BT) * tokens_per_block)).tolist()
 
 

@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reco_tune.model import VideoTransformer
+from reco_tune.model.teacher_forcing import clips_at_once
 
 BATCH_CLIPS = 32
 
@@ -34,10 +35,9 @@ def smoothness(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tok
     """Of teacher-forced clips."""
     device = model.position_embedding.device
     sums = {"size": 0.0, "tokens": 0.0, "frames": 0.0}
-    for tokens, labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
-        hidden_BTD = model.window(
-            tokens.to(device).long(), labels.to(device), 0, model.settings.num_tokens
-        ).hidden_BWD.double()
+    at_once = clips_at_once(model.settings, BATCH_CLIPS)
+    for tokens, labels in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
+        hidden_BTD = model.hidden(tokens.to(device).long(), labels.to(device), 0, model.settings.num_tokens).double()
         sums["size"] += float(hidden_BTD.square().sum())
         for name, lag in (("tokens", 1), ("frames", tokens_per_block)):
             sums[name] += float((hidden_BTD[:, lag:] - hidden_BTD[:, :-lag]).square().sum())

@@ -19,8 +19,10 @@ import torch.nn.functional as F
 
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.device import peak_bytes, reset_peak_bytes
 from reco_tune.errors import DataError, RunFailedError
 from reco_tune.model import VideoTransformer
+from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.training.checkpoint import (
@@ -124,6 +126,7 @@ def fit(
     if run.step == steps and group.leads:
         save_model(folder / "model", run.model, experiment, CacheInfo.of(cache), run.step)
     group.barrier()
+    run.model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
     return FitResult(run.model, run.step, dict(run.metrics), stopped=run.step < steps)
 
 
@@ -202,17 +205,17 @@ class _Run:
         self.step = 0
         self.metrics: dict[str, float] = {}
         self._resume()
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
 
     @property
     def model(self) -> VideoTransformer:
         return self._optimiser.model
 
     def train_until(self, end: int) -> None:
-        """Optimiser steps up to `end`."""
+        """Optimiser steps up to `end`; their memory alone is the run's peak, not that of what happens between rungs."""
+        reset_peak_bytes(self._device)
         while self.step < end:
             self._train_some(min(end, self.step + STEPS_BETWEEN_LOOKS))
+        self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak_bytes(self._device))
 
     def close_rung(self, measure: Measure) -> None:
         """Measures, validates, and writes history and checkpoint."""
@@ -294,13 +297,10 @@ class _Run:
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
     def _found_by(self, measure: Measure) -> dict[str, float]:
-        """What it finds; its seconds are booked by its own names, and its memory is not training's."""
-        self._book_peak_memory()
+        """What it finds; its seconds are booked by its own names."""
         found = measure(self.step, self.model)
         spent = self._ledger.measuring_seconds
         spent.update({name: spent.get(name, 0.0) + seconds for name, seconds in found.seconds.items()})
-        if self._device.type == "cuda":
-            torch.cuda.reset_peak_memory_stats(self._device)
         return found.metrics
 
     @torch.no_grad()
@@ -314,20 +314,13 @@ class _Run:
         total = torch.zeros(2, dtype=torch.float64)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
             for part, label in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
-                logits = self.model(part, label).flatten(0, 1)
-                total[0] += float(F.cross_entropy(logits, part.flatten().long(), reduction="sum"))
+                for logits, codes in logits_of_clips(self.model, part, label):
+                    total[0] += float(F.cross_entropy(logits, codes, reduction="sum"))
                 total[1] += part.numel()
         self._group.sum_(total)
         return float(total[0] / total[1])
 
-    def _book_peak_memory(self) -> None:
-        """A GPU's peak since the last reset; on a CPU it is known from the steps."""
-        if self._device.type == "cuda":
-            peak = torch.cuda.max_memory_allocated(self._device)
-            self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak)
-
     def _write(self) -> None:
-        self._book_peak_memory()
         if self._group.leads:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
             state = {
