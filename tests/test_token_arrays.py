@@ -4,15 +4,19 @@ sentence.
 
 from __future__ import annotations
 
+import json
+import tracemalloc
 from collections.abc import Callable
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
 import pytest
 from safetensors.numpy import save_file
 
+from reco_tune.data.token_arrays import read_coded_clips
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.errors import DataError, SettingsError
+from reco_tune.errors import DataError, SettingsError, TooFewClipsError
 from reco_tune.evaluation import evaluate, prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.quantities import STEPS_OF_H
@@ -92,51 +96,184 @@ def test_other_codes_are_another_cache(tmp_path: Path) -> None:
     assert TokenCache.open(before.path).fingerprint == before.fingerprint
 
 
-def _replace(name: str, array: np.ndarray) -> Callable[[Path], None]:
+@pytest.mark.parametrize("kind", ["columns first", "big-endian"])
+def test_codes_in_another_order_of_memory_are_the_same_codes(tmp_path: Path, kind: str) -> None:
+    as_npy(tmp_path)
+    plain = prepare_tokens(make(tmp_path))
+    for split in SPLITS:
+        tokens, labels = codes(split)
+        np.save(
+            tmp_path / f"{split}.npy", np.asfortranarray(tokens) if kind == "columns first" else tokens.astype(">i4")
+        )
+        np.save(tmp_path / f"{split}.labels.npy", labels.astype(">u2"))
+    other = prepare_tokens(make(tmp_path))
+    assert other.path != plain.path
+    for split in SPLITS:
+        assert np.array_equal(other.tokens(split), plain.tokens(split))
+        assert np.array_equal(other.labels(split), plain.labels(split))
+
+
+Damage = Callable[[Path], None]
+
+
+def _replace(name: str, array: np.ndarray) -> Damage:
     return lambda root: np.save(root / name, array)
 
 
-@pytest.mark.parametrize(
-    ("damage", "message"),
-    [
-        (lambda root: (root / "test.npy").unlink(), r"needs one of test\.npy and test\.safetensors, it has 0"),
-        (as_safetensors, r"needs one of train\.npy and train\.safetensors, it has 2"),
-        (lambda root: (root / "train.npy").write_bytes(b"no array"), r"train\.npy or its labels cannot be read"),
-        (
-            lambda root: np.save(root / "train.npy", np.array([{}, 1], object), allow_pickle=True),
-            r"train\.npy or its labels cannot be read",
-        ),
-        (_replace("train.npy", np.zeros((30, 5, 3, 3))), "codes of type float64; codes are integers"),
-        (
-            _replace("train.npy", np.zeros((30, 4, 3, 3), int)),
-            r"clips of shape \(4, 3, 3\), but .* make 5 x 3 x 3 = 45 tokens",
-        ),
-        (_replace("train.npy", np.full((30, 45), 16)), r"holds the code 16, but tokenizer\.num_codes is 16"),
-        (_replace("test.npy", np.full((12, 45), -1)), "holds the code -1"),
-        (_replace("train.labels.npy", np.zeros(7, int)), r"has 30 clips, but its labels have shape \(7,\)"),
-        (_replace("train.labels.npy", np.full(30, -1)), "begin at -1"),
-        (_replace("train.npy", np.zeros((0, 45), int)), "labels have shape"),
-    ],
-    ids=[
-        "no test",
-        "both kinds",
-        "no array",
-        "pickle",
-        "floats",
-        "other grid",
-        "code too high",
-        "code below 0",
-        "labels",
-        "label -1",
-        "empty",
-    ],
-)
-def test_arrays_that_cannot_be_are_one_sentence(tmp_path: Path, damage: Callable[[Path], None], message: str) -> None:
+def _object_array(root: Path) -> None:
+    np.save(root / "train.npy", np.array([{}, 1], object), allow_pickle=True)
+
+
+def _npz(name: str) -> Damage:
+    """As `numpy.savez` wrote it, and somebody renamed it."""
+
+    def damage(root: Path) -> None:
+        np.savez(root / "all.npz", codes("train")[0])
+        (root / "all.npz").rename(root / name)
+
+    return damage
+
+
+def _npy_header(shape: tuple[int, ...]) -> Damage:
+    """A file of 1 kB whose header promises an array of any size."""
+
+    def damage(root: Path) -> None:
+        with (root / "train.npy").open("wb") as file:
+            header = {"descr": "<i8", "fortran_order": False, "shape": shape}
+            np.lib.format.write_array_header_1_0(file, header)
+            file.write(bytes(1000))
+
+    return damage
+
+
+def _safetensors(header: object, length: int | None = None) -> Damage:
+    """A file whose header says whatever is given, before 1 kB of zeros."""
+
+    def damage(root: Path) -> None:
+        for path in root.glob("train.*"):
+            path.unlink()
+        text = json.dumps(header).encode()
+        length_bytes = (len(text) if length is None else length).to_bytes(8, "little")
+        (root / "train.safetensors").write_bytes(length_bytes + text + bytes(1000))
+
+    return damage
+
+
+def _tensor(dtype: str, shape: list[int], start: float, end: float) -> dict[str, object]:
+    return {"tokens": {"dtype": dtype, "shape": shape, "data_offsets": [start, end]}}
+
+
+def _labels_beside_safetensors(root: Path) -> None:
+    (root / "train.npy").unlink()
+    save_file({"tokens": codes("train")[0]}, root / "train.safetensors")
+
+
+ARRAYS_THAT_CANNOT_BE: dict[str, tuple[Damage, str]] = {
+    "no test": (lambda root: (root / "test.npy").unlink(), r"needs one of test\.npy and test\.safetensors, it has 0"),
+    "both kinds": (as_safetensors, r"needs one of train\.npy and train\.safetensors, it has 2"),
+    "no array": (lambda root: (root / "train.npy").write_bytes(b"no array"), r"train\.npy is no \.npy file"),
+    "empty file": (lambda root: (root / "train.npy").write_bytes(b""), r"train\.npy is no \.npy file"),
+    "pickle": (_object_array, "codes of type object; codes are integers"),
+    "archive": (_npz("train.npy"), r"train\.npy is an archive of arrays \(\.npz\) .*numpy\.save"),
+    "archive of labels": (_npz("test.labels.npy"), r"test\.labels\.npy is an archive of arrays"),
+    "floats": (_replace("train.npy", np.zeros((30, 5, 3, 3))), "codes of type float64; codes are integers"),
+    "time spans": (_replace("train.npy", np.zeros((30, 45), "m8[s]")), "codes are integers"),
+    "truth values": (_replace("train.npy", np.zeros((30, 45), bool)), "codes of type bool"),
+    "one number": (_replace("train.npy", np.int64(3)), r"clips of shape \(\)"),
+    "other grid": (
+        _replace("train.npy", np.zeros((30, 4, 3, 3), int)),
+        r"clips of shape \(4, 3, 3\), but .* make 5 x 3 x 3 = 45 tokens",
+    ),
+    "code too high": (
+        _replace("train.npy", np.full((30, 45), 16)),
+        r"holds the code 16, but tokenizer\.num_codes is 16",
+    ),
+    "code far too high": (
+        _replace("train.npy", np.full((30, 45), 2**64 - 1, np.uint64)),
+        f"holds the code {2**64 - 1}",
+    ),
+    "code below 0": (_replace("test.npy", np.full((12, 45), -1)), "holds the code -1"),
+    "huge": (_npy_header((2**40, 45)), r"train\.npy has \d+ bytes, but an array of shape .*cut off or damaged"),
+    "beyond 64 bits": (_npy_header((2**62, 4, 2**62)), "bytes, but an array of shape"),
+    "negative shape": (_npy_header((-1, -45)), "bytes, but an array of shape"),
+    "many clips of nothing": (_npy_header((10**12, 0)), r"clips of shape \(0,\)"),
+    "another number of labels": (
+        _replace("train.labels.npy", np.zeros(7, int)),
+        r"labels of shape \(7,\) for 30 clips",
+    ),
+    "labels in a column": (_replace("train.labels.npy", np.zeros((30, 1), int)), r"labels of shape \(30, 1\) for 30"),
+    "no clips": (_replace("train.npy", np.zeros((0, 45), int)), r"labels of shape \(30,\) for 0 clips"),
+    "label -1": (_replace("train.labels.npy", np.full(30, -1)), "has the label -1; labels count the classes from 0"),
+    "label of a hundred million": (
+        _replace("train.labels.npy", np.full(30, 100_000_000)),
+        "has the label 100000000; labels count .* at most 65,536",
+    ),
+    "label beyond int64": (_replace("train.labels.npy", np.full(30, 2**63, np.uint64)), f"has the label {2**63};"),
+    "labels of floats": (_replace("train.labels.npy", np.zeros(30)), "labels of type float64; labels are integers"),
+    "labels of one split": (lambda root: (root / "test.labels.npy").unlink(), "labels for train alone"),
+    "labels beside safetensors": (_labels_beside_safetensors, r"labels beside it in train\.labels\.npy"),
+    "no tensor": (_safetensors({"codes": _tensor("I64", [1], 0, 8)["tokens"]}), "holds no tensor `tokens`"),
+    "tensor of floats": (_safetensors(_tensor("F32", [1, 45], 0, 180)), "codes of type F32; codes are integers"),
+    "tensor beyond the file": (
+        _safetensors(_tensor("I32", [2**40, 45], 0, 2**42 * 45)),
+        "bytes, but an array of shape",
+    ),
+    "tensor of another size": (_safetensors(_tensor("I32", [1, 45], 0, 8)), r"no \.safetensors file"),
+    "tensor before the file": (_safetensors(_tensor("I32", [1, 45], -180, 0)), r"no \.safetensors file"),
+    "offsets of fractions": (_safetensors(_tensor("I32", [1, 45], 0.5, 180.5)), r"no \.safetensors file"),
+    "header of another kind": (_safetensors([1, 2]), "holds no tensor"),
+    "endless header": (_safetensors({}, 2**63), r"its header would take 9223372036854775808 bytes"),
+    "header of no JSON": (_safetensors({}, 900), r"no \.safetensors file"),
+}
+
+
+@pytest.mark.parametrize(("damage", "message"), ARRAYS_THAT_CANNOT_BE.values(), ids=ARRAYS_THAT_CANNOT_BE)
+def test_arrays_that_cannot_be_are_one_sentence_before_memory_is_taken(
+    tmp_path: Path, damage: Damage, message: str
+) -> None:
     as_npy(tmp_path)
     damage(tmp_path)
+    tracemalloc.start()
     with pytest.raises(DataError, match=message) as error:
         prepare_tokens(make(tmp_path))
+    taken = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
     assert "\n" not in str(error.value)
+    assert taken < 4_000_000, "a label of 100,000,000 once took 12.7 GB"
+
+
+@pytest.mark.parametrize("split", ["lists", "time"])
+def test_no_clips_at_all_are_too_few(tmp_path: Path, split: str) -> None:
+    for name in SPLITS:
+        np.save(tmp_path / f"{name}.npy", np.zeros((0, 45), int))
+    with pytest.raises(TooFewClipsError, match="no clip for train"):
+        prepare_tokens(make(tmp_path, {"data.split": split}))
+
+
+def test_headers_with_damaged_bytes_are_refused_or_read(tmp_path: Path) -> None:
+    """Whatever a flipped byte makes of a header, it is one of ours that says so."""
+    as_npy(tmp_path)
+    data, grid = make(tmp_path).data, make(tmp_path).grid
+    generator = np.random.default_rng(0)
+    for write, name in ((as_npy, "train.npy"), (as_safetensors, "train.safetensors")):
+        for path in tmp_path.glob("t*"):
+            path.unlink()
+        write(tmp_path)
+        whole = (tmp_path / name).read_bytes()
+        for _ in range(300):
+            damaged = bytearray(whole)
+            damaged[generator.integers(128)] = generator.integers(256)
+            (tmp_path / name).write_bytes(damaged)
+            with suppress(DataError):
+                read_coded_clips(data, grid, 16)
+
+
+def test_labels_of_a_model_without_classes_are_left_alone(tmp_path: Path) -> None:
+    as_npy(tmp_path)
+    np.save(tmp_path / "train.labels.npy", np.full(30, 100_000_000))
+    (tmp_path / "test.labels.npy").unlink()
+    cache = prepare_tokens(make(tmp_path, {"data.class_conditional": False}))
+    assert cache.class_names == ("all",) and not cache.labels("train").any()
 
 
 def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> None:

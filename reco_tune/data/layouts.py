@@ -108,7 +108,8 @@ def data_fingerprint(videos: list[Video], data: Data) -> str:
             digest.update(f"{'' if path == video.path else ' ' + path.name} {size} ".encode())
             if size > 0 and (whole or number == 0):
                 with path.open("rb") as file:
-                    digest.update(hashlib.sha256(file.read() if whole else file.read(_HEAD_BYTES)).digest())
+                    content = hashlib.file_digest(file, "sha256") if whole else hashlib.sha256(file.read(_HEAD_BYTES))
+                digest.update(content.digest())
     return digest.hexdigest()
 
 

@@ -5,12 +5,17 @@
     ROOT/train.safetensors, ROOT/test.safetensors    or these, with the tensors `tokens` and `labels`
 
 `data.split: time` takes the last `data.test_fraction` of the training clips for test; then only train is needed.
+
+Headers are checked against the settings and the size of the file before anything is read; arrays stay on disk.
 """
 
 from __future__ import annotations
 
+import json
+import math
+from operator import index
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import numpy as np
 
@@ -18,7 +23,13 @@ from reco_tune.data.layouts import SPLITS, Split, Video
 from reco_tune.errors import DataError
 from reco_tune.settings import Data, TokenGrid
 
+MOST_CLASSES = 65_536
+"""A model has a vector for every class up to the highest label, and names it in its checkpoints."""
 _CHUNK_CLIPS = 4096
+_MOST_HEADER_BYTES = 1 << 20
+"""Of a .safetensors file."""
+_INTEGERS = {f"{kind.upper()}{8 * size}": np.dtype(f"<{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
+"""Types as safetensors names them."""
 
 
 class CodedClips(NamedTuple):
@@ -26,7 +37,7 @@ class CodedClips(NamedTuple):
 
     path: Path
     tokens: np.ndarray
-    """Integers [N, ...], memory-mapped where they are `.npy`."""
+    """Integers [N, ...], memory-mapped."""
     labels: np.ndarray
     """int64 [N]."""
 
@@ -59,72 +70,162 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
     Raises:
         DataError: for files that cannot be read, or do not hold codes of that grid below `num_codes`.
     """
-    read = {
-        video.split: _read(data, video) for video in token_files(data) if not video.path.name.endswith(".labels.npy")
-    }
-    for clips in read.values():
-        _check(clips, grid, num_codes)
-    if "test" not in read:
-        train = read["train"]
+    files = {video.split: video.path for video in token_files(data) if not video.path.name.endswith(".labels.npy")}
+    headers = {split: _headers(files[split]) for split in SPLITS if split in files}
+    for codes, labels in headers.values():
+        _check_shapes(codes, labels, grid)
+    labelled = [split for split, (_, labels) in headers.items() if labels is not None]
+    if data.class_conditional and 0 < len(labelled) < len(headers):
+        raise DataError(
+            f"{data.root} has labels for {labelled[0]} alone; add the other ones, or set data.class_conditional=false"
+        )
+    found: dict[Split, CodedClips] = {}
+    for split, (codes, labels) in headers.items():
+        tokens = _mapped(codes)
+        _check_codes(tokens, codes.path, num_codes)
+        used = labels if data.class_conditional else None
+        found[split] = CodedClips(
+            codes.path, tokens, np.zeros(len(tokens), np.int64) if used is None else _labels(used)
+        )
+    if "test" not in found:
+        train = found["train"]
         cut = len(train.labels) - max(1, round(len(train.labels) * data.test_fraction))
-        read = {
+        found = {
             "train": train._replace(tokens=train.tokens[:cut], labels=train.labels[:cut]),
             "test": train._replace(tokens=train.tokens[cut:], labels=train.labels[cut:]),
         }
-    found: dict[Split, CodedClips] = {split: read[split] for split in SPLITS}
-    labelled = data.class_conditional and any(clips.labels.any() for clips in found.values())
     classes = 1 + max(int(clips.labels.max(initial=0)) for clips in found.values())
-    return found, tuple(map(str, range(classes))) if labelled else ("all",)
+    return found, tuple(map(str, range(classes))) if classes > 1 else ("all",)
 
 
-def _read(data: Data, video: Video) -> CodedClips:
-    path = video.path
-    assert data.root is not None
-    labels: np.ndarray | None = None
+class _Header(NamedTuple):
+    """An array in a file, before any of it is read."""
+
+    path: Path
+    dtype: np.dtype
+    shape: tuple[int, ...]
+    order: Literal["C", "F"]
+    offset: int
+
+
+def _headers(path: Path) -> tuple[_Header, _Header | None]:
+    """Of the codes, and of the labels where there are some."""
+    beside = path.with_name(f"{path.stem}.labels.npy")
+    if path.suffix == ".npy":
+        return _npy_header(path, "codes"), _npy_header(beside, "labels") if beside.is_file() else None
+    if beside.is_file():
+        raise DataError(f"{path} has labels beside it in {beside.name}; save them in it, as the tensor `labels`")
+    return _safetensors_headers(path)
+
+
+def _npy_header(path: Path, what: str) -> _Header:
     try:
-        if path.suffix == ".npy":
-            tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-            beside = data.root / f"{video.split}.labels.npy"
-            labels = np.load(beside, allow_pickle=False) if beside.is_file() else None
-        else:
-            from safetensors.numpy import load_file
+        with path.open("rb") as file:
+            if file.read(2) == b"PK":
+                raise DataError(f"{path} is an archive of arrays (.npz) under another name; save {what} by numpy.save")
+            file.seek(0)
+            version = np.lib.format.read_magic(file)
+            read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
+            shape, in_columns, dtype = read(file)
+            header = _Header(path, dtype, shape, "F" if in_columns else "C", file.tell())
+    except DataError:
+        raise
+    except Exception as error:  # numpy reads the header as Python, which fails in many ways
+        raise DataError(f"{path} is no .npy file that can be read ({_first_line(error)}); write it anew") from error
+    if dtype.kind not in "iu":
+        raise DataError(f"{path} has {what} of type {dtype}; {what} are integers")
+    return _whole(header)
 
-            tensors = load_file(path)
-            tokens, labels = tensors["tokens"], tensors.get("labels")
-    except KeyError as error:
-        raise DataError(f"{path} holds no tensor {error}; save the codes under that name") from error
-    except Exception as error:  # numpy and safetensors raise many kinds
+
+def _safetensors_headers(path: Path) -> tuple[_Header, _Header | None]:
+    """The format is a length of 8 bytes, a header in JSON of that length, and the arrays."""
+    try:
+        with path.open("rb") as file:
+            length = int.from_bytes(file.read(8), "little")
+            if length > _MOST_HEADER_BYTES:
+                raise ValueError(f"its header would take {length} bytes")
+            entries = json.loads(file.read(length))
+        found: dict[str, _Header] = {}
+        for name, what in (("tokens", "codes"), ("labels", "labels")):
+            if name not in entries:
+                continue
+            kind, shape, (start, end) = (entries[name][key] for key in ("dtype", "shape", "data_offsets"))
+            if kind not in _INTEGERS:
+                raise DataError(f"{path} has {what} of type {kind}; {what} are integers")
+            header = _Header(path, _INTEGERS[kind], tuple(map(index, shape)), "C", 8 + length + index(start))
+            if start < 0 or index(end) - start != _size_bytes(header):
+                raise ValueError(
+                    f"its header gives {name} {end - start} bytes where shape and type make another number"
+                )
+            found[name] = _whole(header)
+    except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
-            f"{path} or its labels cannot be read ({str(error).splitlines()[0][:120]}); write them anew"
+            f"{path} is no .safetensors file that can be read ({_first_line(error)}); write it anew"
         ) from error
-    if labels is None:
-        labels = np.zeros(len(tokens), np.int64)
-    for name, array in (("codes", tokens), ("labels", labels)):
-        if not np.issubdtype(array.dtype, np.integer):
-            raise DataError(f"{path} has {name} of type {array.dtype}; {name} are integers")
-    if labels.shape != tokens.shape[:1] or labels.min(initial=0) < 0:
+    if "tokens" not in found:
+        raise DataError(f"{path} holds no tensor `tokens`; save the codes under that name")
+    return found["tokens"], found.get("labels")
+
+
+def _size_bytes(header: _Header) -> int:
+    return math.prod(header.shape) * header.dtype.itemsize
+
+
+def _whole(header: _Header) -> _Header:
+    """
+    Raises:
+        DataError: if the file is smaller than its header says.
+    """
+    needed, size = header.offset + _size_bytes(header), header.path.stat().st_size
+    if min(header.shape, default=0) < 0 or needed > size:
         raise DataError(
-            f"{path} has {len(tokens)} clips, but its labels have shape {labels.shape} and begin at"
-            f" {labels.min(initial=0)}"
+            f"{header.path} has {size} bytes, but an array of shape {header.shape} makes {needed}; it is cut off or"
+            " damaged: write it anew"
         )
-    labels = labels.astype(np.int64) if data.class_conditional else np.zeros(len(tokens), np.int64)
-    return CodedClips(path, tokens, labels)
+    return header
 
 
-def _check(clips: CodedClips, grid: TokenGrid, num_codes: int) -> None:
-    shape = clips.tokens.shape
-    if shape[1:] not in (tuple(grid), (grid.num_tokens,)):
+def _mapped(header: _Header) -> np.ndarray:
+    if 0 in header.shape:
+        return np.empty(header.shape, header.dtype)
+    return np.memmap(header.path, header.dtype, "r", header.offset, header.shape, header.order)
+
+
+def _check_shapes(codes: _Header, labels: _Header | None, grid: TokenGrid) -> None:
+    if codes.shape[1:] not in (tuple(grid), (grid.num_tokens,)):
         raise DataError(
-            f"{clips.path} has clips of shape {shape[1:]}, but data.clip_frames, data.size_px and the tokenizer's"
+            f"{codes.path} has clips of shape {codes.shape[1:]}, but data.clip_frames, data.size_px and the tokenizer's"
             f" strides make {grid.blocks} x {grid.rows} x {grid.columns} = {grid.num_tokens} tokens; change these"
             " settings"
         )
-    for start in range(0, len(clips.tokens), _CHUNK_CLIPS):
-        chunk = clips.tokens[start : start + _CHUNK_CLIPS]
+    if labels is not None and labels.shape != codes.shape[:1]:
+        raise DataError(
+            f"{labels.path} has labels of shape {labels.shape} for {codes.shape[0]} clips; give every clip one label"
+        )
+
+
+def _check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
+    for start in range(0, len(tokens), _CHUNK_CLIPS):
+        chunk = tokens[start : start + _CHUNK_CLIPS]
         low, high = int(chunk.min()), int(chunk.max())
         if low < 0 or high >= num_codes:
-            wrong = low if low < 0 else high
             raise DataError(
-                f"{clips.path} holds the code {wrong}, but tokenizer.num_codes is {num_codes}; set it to the codebook's"
-                " size"
+                f"{path} holds the code {low if low < 0 else high}, but tokenizer.num_codes is {num_codes}; set it to"
+                " the codebook's size"
             )
+
+
+def _labels(header: _Header) -> np.ndarray:
+    """int64 [N]."""
+    labels = _mapped(header)
+    low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
+    if low < 0 or high >= MOST_CLASSES:
+        raise DataError(
+            f"{header.path} has the label {low if low < 0 else high}; labels count the classes from 0, at most"
+            f" {MOST_CLASSES:,} of them: number them anew"
+        )
+    return labels.astype(np.int64)
+
+
+def _first_line(error: Exception) -> str:
+    return (str(error) or type(error).__name__).splitlines()[0][:120]
