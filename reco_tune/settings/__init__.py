@@ -1,21 +1,6 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
-from reco_tune.settings.experiment import (
-    FSQ_LEVELS,
-    PRESETS,
-    PRETRAINED,
-    Data,
-    Evaluation,
-    Experiment,
-    Model,
-    Objective,
-    Resources,
-    Sampling,
-    Tokenizer,
-    Training,
-    Window,
-    flatten,
-)
+from reco_tune.settings.experiments import Experiment, flatten
 from reco_tune.settings.files import (
     arm_experiment,
     load_experiment,
@@ -26,6 +11,20 @@ from reco_tune.settings.files import (
     save_space,
 )
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
+from reco_tune.settings.sections import (
+    FSQ_LEVELS,
+    PRESETS,
+    PRETRAINED,
+    Data,
+    Evaluation,
+    Model,
+    Objective,
+    Resources,
+    Sampling,
+    Tokenizer,
+    Training,
+    Window,
+)
 from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, Bound, Pruning, Range, Sampler, Space
 
 __all__ = [

@@ -4,20 +4,16 @@ field.
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 from reco_tune.errors import SettingsError
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import PUBLISHED
-
-if TYPE_CHECKING:
-    from reco_tune.settings.experiment import Experiment, Window
+from reco_tune.settings.sections import Sections, Window
 
 ALTERNATIVES = (("window.length_tokens", "window.length_blocks"), ("window.stride_tokens", "window.stride_fraction"))
 """Pairs of keys that give the same thing two ways; overriding one clears the other."""
 
 
-def check_shapes(experiment: Experiment) -> None:
+def check_shapes(experiment: Sections) -> None:
     """What a clip's tokens and the model's layers must be before a window can be given in tokens.
 
     Raises:
@@ -44,7 +40,7 @@ def check_shapes(experiment: Experiment) -> None:
     _check_holistic(experiment)
 
 
-def _check_holistic(experiment: Experiment) -> None:
+def _check_holistic(experiment: Sections) -> None:
     """Whatever speaks of frames is refused where the codes have none."""
     data, window, kind = experiment.data, experiment.window, experiment.tokenizer.kind
     if kind not in HOLISTIC:
@@ -114,7 +110,7 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     )
 
 
-def _check_data(experiment: Experiment) -> None:
+def _check_data(experiment: Sections) -> None:
     data, scheme = experiment.data, experiment.window.scheme
     if data.clip_stride is not None and data.clips_per_video is not None:
         raise SettingsError(
@@ -133,7 +129,7 @@ def _check_data(experiment: Experiment) -> None:
         )
 
 
-def check_combinations(experiment: Experiment) -> None:
+def check_combinations(experiment: Sections) -> None:
     """Everything else that two sections must agree on.
 
     Raises:
@@ -179,7 +175,7 @@ def check_combinations(experiment: Experiment) -> None:
         )
 
 
-def _check_protocol(experiment: Experiment) -> None:
+def _check_protocol(experiment: Sections) -> None:
     evaluation, frames = experiment.evaluation, experiment.data.clip_frames
     published = PUBLISHED.get(evaluation.protocol)
     if published is None:
@@ -216,7 +212,7 @@ def _check_window_variants(window: Window) -> None:
         )
 
 
-def _check_sites(experiment: Experiment) -> None:
+def _check_sites(experiment: Sections) -> None:
     window, objective, per_block = experiment.window, experiment.objective, experiment.grid.tokens_per_block
     assert window.length_tokens is not None
     blocks = (

@@ -9,7 +9,7 @@ from pydantic import Field, model_validator
 
 from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
-from reco_tune.settings.experiment import LocalPath, SettingsSection
+from reco_tune.settings.sections import LocalPath, SettingsSection
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},

@@ -1,14 +1,11 @@
-"""One experiment: everything that a single training run and its evaluation depend on.
+"""The settings of one experiment, section by section: meaning, type, default and range of each.
 
-Settings are frozen and checked here, at the door; builders below read them and hand plain numbers to the maths. The
-dotted name of a field (`window.length_tokens`) is its name everywhere: file, command line, search space, MLflow
+The dotted name of a field (`window.length_tokens`) is its name everywhere: file, command line, search space, MLflow
 parameter, table column.
 """
 
 from __future__ import annotations
 
-import hashlib
-import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -17,7 +14,6 @@ from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validat
 
 from reco_tune.errors import SettingsError
 from reco_tune.files import refuse_address
-from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import I3D_SHA256, protocol_defaults
 
@@ -395,8 +391,8 @@ class Resources(SettingsSection):
     """
 
 
-class Experiment(SettingsSection):
-    """Everything one run depends on; `window` is given in tokens once made."""
+class Sections(SettingsSection):
+    """Everything one run depends on, each section for itself; `Experiment` is this with its sections in agreement."""
 
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
@@ -431,43 +427,3 @@ class Experiment(SettingsSection):
     @property
     def device_type(self) -> str:
         return "cuda" if self.resources.gpus_per_worker > 0 else "cpu"
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, values: Any) -> Any:
-        model = values.get("model") if isinstance(values, dict) else None
-        if isinstance(model, dict) and "preset" in model:
-            model = dict(model)
-            preset = model.pop("preset")
-            if preset not in PRESETS:
-                raise SettingsError(f"model.preset ({preset}) is not known; take one of {', '.join(PRESETS)}")
-            values = {**values, "model": {**PRESETS[preset], **model}}
-        return values
-
-    @model_validator(mode="after")
-    def _check(self) -> Experiment:
-        check_shapes(self)
-        object.__setattr__(self, "window", window_in_tokens(self.window, self.grid))
-        check_combinations(self)
-        return self
-
-    def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted key, as plain JSON values."""
-        return flatten(self.model_dump(mode="json"))
-
-    def result_hash(self) -> str:
-        """Hash of the settings that a result depends on: where it runs and where files lie are left out."""
-        ignored = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
-        kept = {key: value for key, value in self.flat().items() if not key.startswith(ignored)}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
-
-
-def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:
-    """{"a": {"b": 1}} -> {"a.b": 1}."""
-    flat: dict[str, Any] = {}
-    for key, value in nested.items():
-        if isinstance(value, dict):
-            flat.update(flatten(value, f"{prefix}{key}."))
-        else:
-            flat[prefix + key] = value
-    return flat
