@@ -41,7 +41,7 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | N
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     keys, values = torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
-    if queries.device.type == "cpu":
+    if queries.device.type != "cuda":
         return F.scaled_dot_product_attention(queries, keys, values, attn_mask=_mask(length, keys.shape[2], queries))
     from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used
 
@@ -127,4 +127,5 @@ def _mask(rows: int, columns: int, like: Tensor) -> Tensor:
     """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows +
     i.
     """
-    return torch.full((rows, columns), -torch.inf, dtype=like.dtype).triu_(columns - rows + 1)
+    mask = torch.full((rows, columns), -torch.inf, dtype=like.dtype, device=like.device)
+    return mask.triu_(columns - rows + 1)

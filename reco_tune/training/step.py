@@ -154,7 +154,7 @@ class OptimiserStep:
             [second],
             [],
             [self._steps],
-            fused=self.device.type in ("cpu", "cuda"),
+            fused=True,
             amsgrad=False,
             beta1=self._training.beta1,
             beta2=self._training.beta2,
