@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from reco_tune.cost import forecast, measure_flops_per_second
+from reco_tune.cost import forecast, measure_flops_per_second, plan
 from reco_tune.cost.forecast import GENERATION_RATE, parameter_count
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import forward_flops
@@ -29,25 +29,21 @@ def shared(toy_experiment: Make) -> Experiment:
 
 
 def test_runs_and_steps_by_hand(toy_experiment: Make) -> None:
-    plan = forecast(
+    planned = plan(
         space(
             shared(toy_experiment),
             budgets=("equal_steps", "equal_compute"),
             seeds=(0, 1),
             trials=3,
             search={"training.seed": {"int": [0, 9]}},
-        ),
-        flops_per_second=1e9,
+        )
     )
-    names = [run.trial for run in plan.runs]
-    assert names[:4] == [
-        "full-s0",
-        "full-s1",
-        "reco-equal_steps-s0",
-        "reco-equal_steps-s1",
-    ], "the baseline runs once for both budgets"
+    cost = forecast(planned, flops_per_second=1e9)
+    names = [run.trial for run in cost.runs]
+    assert names[:3] == ["full-s0", "reco-equal_steps-s0", "fewer_frames-equal_steps-s0"]
+    assert names.count("full-s0") == 1, "the baseline runs once for both budgets"
     assert len(names) == len(set(names)) == 2 + 4 + 4 + 3 and names[-1] == "search-0002"
-    steps = {run.trial: run.steps for run in plan.runs}
+    steps = {run.trial: run.steps for run in cost.runs}
     assert steps["full-s0"] == steps["reco-equal_steps-s0"] == steps["search-0000"] == 12
     assert (
         steps["reco-equal_compute-s0"] > 1.8 * 12
@@ -59,8 +55,8 @@ def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
     experiment = toy_experiment(
         {"window.length_tokens": 18, "window.stride_tokens": 9, "training.steps": 1000, "training.rungs": 1}
     )
-    plan = forecast(space(experiment, budgets=("equal_compute",)), flops_per_second=1e9)
-    full, *others = [run.training_flops for run in plan.runs]
+    cost = forecast(plan(space(experiment, budgets=("equal_compute",))), flops_per_second=1e9)
+    full, *others = [run.training_flops for run in cost.runs]
     assert others == pytest.approx([full] * len(others), rel=2e-3)  # steps are whole, pieces are not validated
 
 
@@ -68,7 +64,7 @@ def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
     """Two of three rungs decide, with 256 clips each."""
     search = {"trials": 1, "search": {"training.seed": {"int": [0, 9]}}}
     by_loss, by_clips = (
-        forecast(space(shared(toy_experiment), **search, pruning=pruning), flops_per_second=1e9)
+        forecast(plan(space(shared(toy_experiment), **search, pruning=pruning)), flops_per_second=1e9)
         for pruning in (
             {"kind": "pareto_asha", "reduction_factor": 2},
             {"kind": "pareto_asha", "reduction_factor": 2, "metric": "kernel_distance"},
@@ -81,11 +77,11 @@ def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
 
 
 def test_flops_are_those_of_the_ledger(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
-    plan = forecast(space(shared(toy_experiment)), flops_per_second=1e9)
+    cost = forecast(plan(space(shared(toy_experiment))), flops_per_second=1e9)
     experiment = toy_experiment({"window.scheme": "full"})
     arm = build_scheme(experiment, toy_cache)
     validation = 3 * 16 * forward_flops(arm.model_settings, 0, 45)
-    assert plan.runs[0].training_flops == fit(experiment, toy_cache, tmp_path).metrics["training_flops"] + validation
+    assert cost.runs[0].training_flops == fit(experiment, toy_cache, tmp_path).metrics["training_flops"] + validation
 
 
 def test_disk_holds_the_run_at_its_fullest(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
@@ -97,7 +93,7 @@ def test_disk_holds_the_run_at_its_fullest(toy_cache: TokenCache, toy_experiment
         return False
 
     fit(experiment, toy_cache, tmp_path, measure)
-    assert max(used) < forecast(space(experiment), flops_per_second=1e9).runs[0].disk_bytes < 4 * max(used)
+    assert max(used) < forecast(plan(space(experiment)), flops_per_second=1e9).runs[0].disk_bytes < 4 * max(used)
 
 
 def test_parameter_count(toy_cache: TokenCache, toy_experiment: Make) -> None:
@@ -106,10 +102,10 @@ def test_parameter_count(toy_cache: TokenCache, toy_experiment: Make) -> None:
 
 
 def test_wall_clock_is_no_shorter_than_the_longest_run(toy_experiment: Make) -> None:
-    plan = forecast(space(shared(toy_experiment)), flops_per_second=1e9)
-    assert plan.wall_seconds(1) == pytest.approx(plan.device_seconds)
-    assert plan.wall_seconds(1000) == max(run.device_seconds for run in plan.runs)
-    assert plan.wall_seconds(2) == pytest.approx(max(plan.device_seconds / 2, plan.wall_seconds(1000)))
+    cost = forecast(plan(space(shared(toy_experiment))), flops_per_second=1e9)
+    assert cost.wall_seconds(1) == pytest.approx(cost.device_seconds)
+    assert cost.wall_seconds(1000) == max(run.device_seconds for run in cost.runs)
+    assert cost.wall_seconds(2) == pytest.approx(max(cost.device_seconds / 2, cost.wall_seconds(1000)))
 
 
 @pytest.mark.parametrize("overrides", [{}, {"model.preset": "770M"}], ids=["toy", "large"])

@@ -9,7 +9,7 @@ import pytest
 from small_study import small_space
 from toy_study import record_study
 
-from reco_tune.cost import budget_steps, forecast
+from reco_tune.cost import budget_steps, forecast, plan
 from reco_tune.errors import SettingsError
 from reco_tune.reporting import load_runs, write_report
 from reco_tune.reporting.ablation import ablation_table, caption
@@ -17,7 +17,6 @@ from reco_tune.reporting.frontier import frontier
 from reco_tune.reporting.runs import WHOLE
 from reco_tune.reporting.verdicts import Verdict, verdicts
 from reco_tune.settings import Space
-from reco_tune.study import plan
 
 ARMS = ("full", "local_balanced", "reco")
 
@@ -44,11 +43,11 @@ def scaled(runs: pd.DataFrame, arm: str, factor: float) -> pd.DataFrame:
 
 def test_the_baseline_runs_whole_and_at_half(tmp_path: Path) -> None:
     space = small_space(tmp_path, "budgets=[half_compute]", "trials=0")
-    planned = plan(space, {"full": 1.0, "reco": 1.73})
+    planned = plan(space).at_speeds({"full": 1.0, "reco": 1.73})
     steps = {run.trial: run.steps for run in planned.runs}
     assert steps == {"full-s0": 60, "full-half_compute-s0": 30, "reco-half_compute-s0": round(0.5 * 60 * 1.73)}
     assert [run.budget for run in planned.runs] == ["both", "half_compute", "half_compute"]
-    assert [run.trial for run in forecast(space, flops_per_second=1e9).runs] == list(steps)
+    assert [run.trial for run in forecast(plan(space), flops_per_second=1e9).runs] == list(steps)
 
 
 def test_beside_other_budgets_the_whole_run_is_still_one(tmp_path: Path) -> None:

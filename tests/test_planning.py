@@ -5,9 +5,9 @@ from pathlib import Path
 import pytest
 from small_study import small_space
 
+from reco_tune.cost import estimated_speedup, plan
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Space, load_space
-from reco_tune.study import estimated_speedup, plan
 
 DEMO = Path(__file__).parents[1] / "search_spaces" / "demo.yaml"
 
@@ -25,7 +25,7 @@ def test_the_baseline_runs_once_and_stands_under_both_budgets(tmp_path: Path) ->
 
 
 def test_equal_compute_gives_the_steps_that_the_baselines_cost_buys(tmp_path: Path) -> None:
-    planned = plan(small_space(tmp_path), {"full": 1.0, "reco": 1.73})
+    planned = plan(small_space(tmp_path)).at_speeds({"full": 1.0, "reco": 1.73})
     assert {run.trial: run.steps for run in planned.runs} == {
         "full-s0": 60,
         "reco-equal_steps-s0": 60,
@@ -42,7 +42,7 @@ def test_a_plan_before_calibration_counts_on_the_flop_limit(tmp_path: Path) -> N
 
 
 def test_seeds_and_steps_reach_the_settings(tmp_path: Path) -> None:
-    run = plan(small_space(tmp_path, "seeds=[7]"), {"full": 1.0, "reco": 2.0}).runs[-1]
+    run = plan(small_space(tmp_path, "seeds=[7]")).at_speeds({"full": 1.0, "reco": 2.0}).runs[-1]
     assert (run.experiment.training.seed, run.experiment.training.steps, run.seed) == (7, 120, 7)
 
 

@@ -14,11 +14,11 @@ import pytest
 import torch
 from small_study import small_space
 
-from reco_tune.cost import least_memory
+from reco_tune.cost import least_memory, plan
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError, StudyError, TrackingError
 from reco_tune.preparation.cache_paths import tokenizer_path
 from reco_tune.settings import make_experiment
-from reco_tune.study import Options, plan, run
+from reco_tune.study import Options, run
 from reco_tune.study.preflight import (
     Machine,
     check_address,

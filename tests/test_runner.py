@@ -10,12 +10,13 @@ import pytest
 from ray.tune.search import Searcher
 from small_study import small_space
 
+from reco_tune.cost import plan
 from reco_tune.errors import RunFailedError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
-from reco_tune.study import Observer, Options, plan
+from reco_tune.study import Observer, Options
 from reco_tune.study.job_source import CALIBRATION
-from reco_tune.study.runner import _Driver
+from reco_tune.study.runner import Driver
 from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.study_writer import frozen
 from reco_tune.study.trial import Proposals
@@ -24,22 +25,24 @@ from reco_tune.study_log import StudyFolder, read_events
 REASON = "the speed of arm `reco` could not be measured: it ran out of memory"
 
 
-def driver(folder: Path, *overrides: str) -> _Driver:
+def driver(folder: Path, *overrides: str) -> Driver:
     """Of the small study with two seeds."""
     space = frozen(small_space(folder, "seeds=[0,1]", *overrides))
-    return _Driver(space, StudyFolder(folder / "study"), Options(track=False), Observer())
+    one = Driver(plan(space), StudyFolder(folder / "study"), Options(track=False), Observer())
+    one.begin()
+    return one
 
 
-def calibrated(one: _Driver, arm: str) -> None:
+def calibrated(one: Driver, arm: str) -> None:
     hear(one, "calibrated", arm, metrics={"speedup": 1.0})
 
 
-def hear(one: _Driver, event: str, arm: str, **fields: Any) -> None:
+def hear(one: Driver, event: str, arm: str, **fields: Any) -> None:
     """What the dispatcher tells of a calibration."""
-    one._take_in({"event": event, "key": CALIBRATION + arm, "kind": "calibration", **fields})
+    one.take_in({"event": event, "key": CALIBRATION + arm, "kind": "calibration", **fields})
 
 
-def asked_for(one: _Driver) -> list[str]:
+def asked_for(one: Driver) -> list[str]:
     """Jobs that the driver gives out, calibrations that it has to wait for left out."""
     keys = []
     while (job := one.jobs.next()) is not None:
@@ -100,7 +103,7 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
     assert not one.study.runs  # a resumed study measures again
 
 
-def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
+def ended(one: Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
     """What the dispatcher tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},
@@ -110,7 +113,7 @@ def ended(one: _Driver, trial: str, fvd: float, speed: dict[str, float]) -> None
             "provenance": {},
         },
     }.items():
-        one._take_in({"event": event, "key": trial, "kind": "trial", **fields})
+        one.take_in({"event": event, "key": trial, "kind": "trial", **fields})
 
 
 def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Path) -> None:
@@ -133,8 +136,8 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     assert job is not None and (job.key, job.sampled, job.judged) == ("search-0001-s1", False, False)
     assert one.study.runs[job.key].metrics == speed
     assert asked_for(one) == [] and one.jobs.exhausted
-    one._take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
-    one._take_in(
+    one.take_in({"event": "started", "key": job.key, "kind": "trial", "attempt": 1})
+    one.take_in(
         {"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}}
     )
     assert prune_reason(one._space, one.study, job.key, 10) == ""

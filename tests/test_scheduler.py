@@ -14,6 +14,7 @@ import pytest
 from optuna.trial import TrialState
 from small_study import WatchedStudy, run_small_study, small_space
 
+from reco_tune.cost import plan
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import deciding_rungs, goes_on
 from reco_tune.reporting import frontier, load_runs
@@ -21,7 +22,7 @@ from reco_tune.reporting.runs import runs_table
 from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import PROXIES, Space, load_space
 from reco_tune.settings.files import save_space
-from reco_tune.study import Options, plan, resume
+from reco_tune.study import Options, resume
 from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import StudyFolder, StudyRecord, read_events, replay

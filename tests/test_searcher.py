@@ -9,9 +9,9 @@ import pytest
 from optuna.trial import TrialState
 from small_study import small_space
 
+from reco_tune.cost import plan
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Bound, Range, Sampler, Space
-from reco_tune.study import plan
 from reco_tune.study.searcher import Proposal, Search, broken_constraints
 from reco_tune.study_log import replay
 

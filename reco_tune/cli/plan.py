@@ -39,14 +39,12 @@ def plan(
 
     from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import duration
-    from reco_tune.cost import forecast, least_memory
-    from reco_tune.study import plan
+    from reco_tune.cost import forecast, least_memory, plan
 
     planned = plan(loaded)
-    shared = next(iter(planned.arms.values()), planned.sampled)
-    assert shared is not None  # a space has arms or sampled trials
+    shared = planned.shared
     rate, source = _rate(shared)
-    cost = forecast(loaded, rate)
+    cost = forecast(planned, rate)
     rows, memory = [], {arm: size(least_memory(experiment)) for arm, experiment in planned.kinds.items()}
     for run in cost.runs[: len(planned.runs) + 1]:
         sampled = run.arm == "search"

@@ -13,7 +13,7 @@ from typing import NamedTuple
 
 import torch
 
-from reco_tune.cost.calibration import scheme_limit
+from reco_tune.cost.planning import SEARCH, Plan, PlannedRun, sampled_name
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.pareto import deciding_rungs
@@ -41,10 +41,10 @@ _HISTORY_BYTES_PER_STEP = 6 * 8
 
 
 class RunForecast(NamedTuple):
-    """One run, or one kind of sampled run."""
+    """One run."""
 
     trial: str
-    """Name of the run: `reco-equal_steps-s0`; `search` stands for one sampled run."""
+    """Name of the run: `reco-equal_steps-s0`, `search-0000`."""
     arm: str
     budget: str
     seed: int
@@ -87,53 +87,22 @@ class Forecast:
         return max(self.device_seconds / concurrent_runs, longest) / workers
 
 
-def forecast(space: Space, flops_per_second: float | None = None) -> Forecast:
-    """What a study of this space costs.
+def forecast(plan: Plan, flops_per_second: float | None = None) -> Forecast:
+    """What a study costs that runs this plan.
 
     Args:
         flops_per_second: of one worker on the step's own FLOPs; measured on this machine in about a second where None.
     """
-    baseline = arm_experiment(space, BASELINE if BASELINE in space.arms else None, {"window.scheme": "full"})
-    rate = flops_per_second or measure_flops_per_second(baseline)
-    runs = []
-    for name in space.arms:
-        for budget in _baseline_budgets(space) if name == BASELINE else space.budgets:
-            for seed in space.seeds:
-                experiment = arm_experiment(space, name, {"training.seed": seed})
-                trial = f"{name}-s{seed}" if budget == "both" else f"{name}-{budget}-s{seed}"
-                runs.append(
-                    _run(
-                        trial,
-                        name,
-                        budget,
-                        seed,
-                        experiment,
-                        rate,
-                        calibrated=seed == space.seeds[0] and budget == space.budgets[0],
-                    )
-                )
-    sampled = arm_experiment(space, None)  # ranges of the search vary around these settings
-    rung_clips = _rung_clips(space.pruning, sampled)
-    runs += [
-        _run(
-            f"search-{i:04d}",
-            "search",
-            "equal_steps",
-            space.sampler.seed,
-            sampled,
-            rate,
-            calibrated=True,
-            rung_clips=rung_clips,
-        )
-        for i in range(space.trials)
-    ]
+    rate = flops_per_second or measure_flops_per_second(_full_sequences(plan.space))
+    runs, calibrated = [], {BASELINE}
+    for run in plan.runs:
+        runs.append(_run(run, rate, run.arm not in calibrated))
+        calibrated.add(run.arm)
+    if plan.sampled is not None:  # ranges of the search vary around these settings
+        one = PlannedRun(SEARCH, SEARCH, "equal_steps", plan.space.sampler.seed, plan.sampled)
+        cost = _run(one, rate, calibrated=True, rung_clips=_rung_clips(plan.space.pruning, plan.sampled))
+        runs += [cost._replace(trial=sampled_name(number)) for number in range(plan.trials)]
     return Forecast(runs, rate)
-
-
-def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
-    """Optimiser steps of an arm under a budget, at its speed; `both` is the baseline at its whole budget."""
-    shares = {"equal_compute": 1.0, "half_compute": 0.5}
-    return max(1, round(shares[budget] * baseline_steps * speedup)) if budget in shares else baseline_steps
 
 
 def measure_flops_per_second(experiment: Experiment) -> float:
@@ -180,32 +149,28 @@ def least_memory(experiment: Experiment) -> int:
     return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
 
 
-def _baseline_budgets(space: Space) -> tuple[str, ...]:
-    """One run under the whole budgets, and one of its own at half."""
-    return ("both", *(budget for budget in space.budgets if budget == "half_compute"))
+def _full_sequences(space: Space) -> Experiment:
+    return arm_experiment(space, BASELINE if BASELINE in space.arms else None, {"window.scheme": "full"})
 
 
-def _run(
-    trial: str,
-    name: str,
-    budget: str,
-    seed: int,
-    experiment: Experiment,
-    rate: float,
-    calibrated: bool,
-    rung_clips: int = 0,
-) -> RunForecast:
+def _run(run: PlannedRun, rate: float, calibrated: bool, rung_clips: int = 0) -> RunForecast:
+    """
+    Args:
+        calibrated: whether the run pays for the calibration of its settings.
+        rung_clips: generated before the evaluation.
+    """
+    experiment, steps = run.experiment, run.steps
     scheme, training, evaluation = plan_scheme(experiment), experiment.training, experiment.evaluation
-    steps = budget_steps(budget, training.steps, scheme_limit(scheme))
     per_clip = scheme.expected_flops()
     whole = replace(scheme.model_settings, num_tokens=experiment.grid.num_tokens)
     one_clip = forward_flops(whole, 0, whole.num_tokens)
     validated = 0 if scheme.trains_pieces else training.rungs * evaluation.validation_clips
     flops = steps * training.batch_size * per_clip + validated * one_clip
     sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * one_clip / GENERATION_RATE
-    calibration = experiment.resources.calibration_seconds if calibrated and name != BASELINE else 0.0
+    calibration = experiment.resources.calibration_seconds if calibrated else 0.0
     disk = CHECKPOINT_COPIES * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
-    return RunForecast(trial, name, budget, seed, steps, flops, (flops + sampled) / rate + calibration, disk)
+    seconds = (flops + sampled) / rate + calibration
+    return RunForecast(run.trial, run.arm, run.budget, run.seed, steps, flops, seconds, disk)
 
 
 def _rung_clips(pruning: Pruning, sampled: Experiment) -> int:

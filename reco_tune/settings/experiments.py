@@ -11,25 +11,12 @@ from typing import Any
 
 from pydantic import model_validator
 
-from reco_tune.errors import SettingsError
 from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
-from reco_tune.settings.sections import PRESETS, Sections
+from reco_tune.settings.sections import Sections
 
 
 class Experiment(Sections):
     """Everything one run depends on; its sections go together, and `window` is given in tokens once made."""
-
-    @model_validator(mode="before")
-    @classmethod
-    def _expand_preset(cls, values: Any) -> Any:
-        model = values.get("model") if isinstance(values, dict) else None
-        if isinstance(model, dict) and "preset" in model:
-            model = dict(model)
-            preset = model.pop("preset")
-            if preset not in PRESETS:
-                raise SettingsError(f"model.preset ({preset}) is not known; take one of {', '.join(PRESETS)}")
-            values = {**values, "model": {**PRESETS[preset], **model}}
-        return values
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:

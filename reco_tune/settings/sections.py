@@ -427,3 +427,15 @@ class Sections(SettingsSection):
     @property
     def device_type(self) -> str:
         return "cuda" if self.resources.gpus_per_worker > 0 else "cpu"
+
+    @model_validator(mode="before")
+    @classmethod
+    def _expand_preset(cls, values: Any) -> Any:
+        model = values.get("model") if isinstance(values, dict) else None
+        if isinstance(model, dict) and "preset" in model:
+            model = dict(model)
+            preset = model.pop("preset")
+            if preset not in PRESETS:
+                raise SettingsError(f"model.preset ({preset}) is not known; take one of {', '.join(PRESETS)}")
+            values = {**values, "model": {**PRESETS[preset], **model}}
+        return values

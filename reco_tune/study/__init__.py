@@ -10,15 +10,12 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reco_tune.study.planning import Plan, PlannedRun, estimated_speedup, plan
     from reco_tune.study.runner import Observer, Options, StudyResult, resume, run
 
-__all__ = ["Observer", "Options", "Plan", "PlannedRun", "StudyResult", "estimated_speedup", "plan", "resume", "run"]
-
-_PLANNING = ("Plan", "PlannedRun", "estimated_speedup", "plan")
+__all__ = ["Observer", "Options", "StudyResult", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.{'planning' if name in _PLANNING else 'runner'}"), name)
+    return getattr(importlib.import_module(f"{__name__}.runner"), name)

@@ -9,9 +9,9 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from reco_tune.settings import BASELINE, Space, make_experiment
+from reco_tune.cost.planning import SEARCH, Plan
+from reco_tune.settings import BASELINE, make_experiment
 from reco_tune.study.dispatcher import Job
-from reco_tune.study.planning import SEARCH, Plan, plan
 from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search
 from reco_tune.study.storage import Storage, holds_run, store_run
@@ -43,9 +43,8 @@ class JobInputs:
 class JobSource:
     """The jobs of a study, one after another; every one is given out once, and written to the log where it is new."""
 
-    def __init__(self, space: Space, folder: StudyFolder, writer: StudyWriter, search: Search) -> None:
-        self._space, self._folder, self._writer, self._search = space, folder, writer, search
-        self.plan: Plan = plan(space)
+    def __init__(self, plan: Plan, folder: StudyFolder, writer: StudyWriter, search: Search) -> None:
+        self.plan, self._folder, self._writer, self._search = plan, folder, writer, search
         self.inputs = JobInputs()
         self._unmeasurable = {
             run.arm: run.reason
@@ -62,7 +61,7 @@ class JobSource:
     def obstacles(self) -> list[str]:
         """Why nothing can go on: calibrations that failed of the baseline, or of an arm whose steps its
         speed decides."""
-        counted = set(self._space.budgets) - {"equal_steps"}
+        counted = set(self.plan.space.budgets) - {"equal_steps"}
         return [reason for arm, reason in self._unmeasurable.items() if arm == BASELINE or counted]
 
     @property
@@ -124,7 +123,9 @@ class JobSource:
     def _freeze(self) -> None:
         """Writes the runs of the fixed arms, whose steps follow from the measured speeds."""
         known = self._study.calibrations
-        self.plan = plan(self._space, {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms})
+        self.plan = self.plan.at_speeds(
+            {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms}
+        )
         for run in self.plan.runs:
             if run.trial not in self._study.runs:
                 self._writer.write(
@@ -159,7 +160,7 @@ class JobSource:
         if record.state != "planned":
             attempt = record.attempt + 1
             self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
-        pruning, sampled = self._space.pruning, record.arm == SEARCH and not record.repeats
+        pruning, sampled = self.plan.space.pruning, record.arm == SEARCH and not record.repeats
         judged = sampled and pruning.kind != "none"
         return Job(
             kind="trial",

@@ -23,11 +23,11 @@ from ray._private.services import get_ray_address_from_environment
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reco_tune.cost import least_memory
+from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError, StudyError, TrackingError
 from reco_tune.evaluation import check_extractor
 from reco_tune.preparation import check_weights
 from reco_tune.settings import Experiment
-from reco_tune.study.planning import Plan
 from reco_tune.study.storage import Storage, StorageError
 
 ANSWER_SECONDS = 5.0

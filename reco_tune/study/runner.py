@@ -23,6 +23,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
+from reco_tune.cost.planning import Plan, plan
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
@@ -31,7 +32,6 @@ from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
 from reco_tune.study.dispatcher import Dispatcher
 from reco_tune.study.job_source import CALIBRATION, DONE, JobInputs, JobSource
-from reco_tune.study.planning import Plan, plan
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
@@ -82,12 +82,13 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     """
     space = frozen(space)
     target = StudyFolder(Path(folder))
-    _check(plan(space), options)
+    planned = plan(space)
+    _check(planned, options)
     if not target.events.exists():
         for earlier in space.warm_start:
             read_study(earlier)
     with claimed(space, target):
-        return _Driver(space, target, options, observer).drive()
+        return Driver(planned, target, options, observer).drive()
 
 
 def resume(folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
@@ -103,7 +104,7 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
             " named"
         )
     with locked(target):
-        driver = _Driver(load_space(target.settings), target, options, observer)
+        driver = Driver(plan(load_space(target.settings)), target, options, observer)
         if not driver.study.finished:
             _check(driver.jobs.plan, options)
         return driver.drive()
@@ -123,14 +124,14 @@ def _check(planned: Plan, options: Options) -> None:
         preflight.check_tracking(options.tracking_uri)
 
 
-class _Driver:
+class Driver:
     """One call of `run` or `resume`."""
 
-    def __init__(self, space: Space, folder: StudyFolder, options: Options, observer: Observer) -> None:
-        self._space, self._folder, self._options, self._observer = space, folder, options, observer
-        self._search = Search(space)
+    def __init__(self, plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> None:
+        self._space, self._folder, self._options, self._observer = plan.space, folder, options, observer
+        self._search = Search(plan.space)
         self._writer = StudyWriter(folder, self._search, observer)
-        self.jobs = JobSource(space, folder, self._writer, self._search)
+        self.jobs = JobSource(plan, folder, self._writer, self._search)
         self._dispatcher: Any = None
         self._stopping = threading.Event()
         self._broken = ""
@@ -150,20 +151,7 @@ class _Driver:
         with ExitStack() as stack:
             stack.callback(self._writer.close)
             stack.enter_context(self._interruptible())
-            if not self.study.name:
-                self._writer.write(
-                    "study",
-                    name=self._options.name or self._folder.path.resolve().name,
-                    question=self._space.question,
-                    arms=list(self._space.arms),
-                    constraints={
-                        metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
-                    },
-                    provenance=study_provenance(self._options.command),
-                )
-                for earlier in self._space.warm_start:
-                    for known in self._search.known_from(read_study(earlier)):
-                        self._writer.write("known", **known)
+            self.begin()
             if self._options.track:
                 self._writer.mirror = Mirror(self._folder, self._options.tracking_uri)
                 self._writer.mirror.notify()
@@ -175,6 +163,24 @@ class _Driver:
         return StudyResult(self._folder, self.study, interrupted=self._stopping.is_set())
 
     # --- before Ray ---
+
+    def begin(self) -> None:
+        """The first lines of a new log: what the study is, and what an earlier one has found."""
+        if self.study.name:
+            return
+        self._writer.write(
+            "study",
+            name=self._options.name or self._folder.path.resolve().name,
+            question=self._space.question,
+            arms=list(self._space.arms),
+            constraints={
+                metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
+            },
+            provenance=study_provenance(self._options.command),
+        )
+        for earlier in self._space.warm_start:
+            for known in self._search.known_from(read_study(earlier)):
+                self._writer.write("known", **known)
 
     def _prepare(self) -> None:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
@@ -320,7 +326,7 @@ class _Driver:
         with self._writer.lock:
             events, progress = ray.get(self._dispatcher.drain.remote())
             for event in events:
-                self._take_in(event)
+                self.take_in(event)
             if events:
                 self._dispatcher.wrote.remote(len(events))
         progress.pop("", None)
@@ -344,7 +350,8 @@ class _Driver:
         if dispatcher is not None:
             dispatcher.abandon.remote()  # raises nothing here where the dispatcher is gone
 
-    def _take_in(self, event: dict[str, Any]) -> None:
+    def take_in(self, event: dict[str, Any]) -> None:
+        """Writes an event of the dispatcher to the log, with what follows from it."""
         name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
         if name == "halted":
             raise RunFailedError(event["reason"])

@@ -26,10 +26,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
+from reco_tune.cost.planning import SEARCH, sampled_name
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import contested, non_dominated
 from reco_tune.settings import Experiment, Range, Space, arm_experiment
-from reco_tune.study.planning import SEARCH, sampled_name
 from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100

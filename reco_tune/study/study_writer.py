@@ -13,8 +13,8 @@ from typing import Any
 from reco_tune.errors import StudyError
 from reco_tune.locks import HeldError, lock
 from reco_tune.settings import Space, flatten, load_space, save_space
-from reco_tune.settings.files import merge
-from reco_tune.study.planning import plan
+from reco_tune.settings.files import make, merge
+from reco_tune.settings.sections import Sections
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, StudyRecord
 from reco_tune.tracking import Mirror
@@ -89,7 +89,7 @@ def frozen(space: Space) -> Space:
     """The space with absolute paths, so that a study can be resumed from anywhere, and `resources` as part of the
     experiment alone: what was given on top of the file's must hold when it is resumed.
     """
-    experiment = plan(space).shared
+    experiment = make(Sections, space.experiment, where="experiment")
     paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
     if experiment.data.root is not None:
         paths["data.root"] = str(experiment.data.root.resolve())

@@ -8,13 +8,13 @@ compute `full` has a run of its own beside the whole one, which the others are c
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from reco_tune import quantities
-from reco_tune.cost import budget_steps, scheme_limit
+from reco_tune.cost.calibration import scheme_limit
 from reco_tune.errors import SettingsError
 from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
-from reco_tune.training import plan_scheme
+from reco_tune.training.schemes import plan_scheme
 
 SEARCH = "search"
 """Arm name of a sampled run."""
@@ -44,15 +44,19 @@ class PlannedRun:
 class Plan:
     """Everything a study will run, as far as it is known before the first trial."""
 
+    space: Space
     arms: dict[str, Experiment]
     """Each fixed arm's settings as the space file gives them; the key of its calibration is its name."""
     runs: tuple[PlannedRun, ...]
-    trials: int
-    """Sampled runs."""
     sampled: Experiment | None
     """Settings of a sampled run before anything is sampled: its steps and cost stand for all of them."""
     estimated: bool
     """Whether the steps of compute budgets come from FLOP limits and not from calibrations."""
+
+    @property
+    def trials(self) -> int:
+        """Sampled runs."""
+        return self.space.trials
 
     @property
     def total(self) -> int:
@@ -75,32 +79,29 @@ class Plan:
         """Lengths in blocks of the sub-clips that must be encoded by themselves."""
         return tuple(sorted({n for run in self.runs for n in plan_scheme(run.experiment).encoded_piece_blocks}))
 
+    def at_speeds(self, speedups: Mapping[str, float]) -> Plan:
+        """The same plan with the steps that calibrated speed-ups, by arm, give under compute budgets."""
+        return replace(self, runs=_runs(self.space, self.arms, speedups), estimated=False)
 
-def plan(space: Space, speedups: Mapping[str, float] | None = None) -> Plan:
+
+def plan(space: Space) -> Plan:
     """The runs of a space, in the order in which they start: the arms of the file, budget by budget, seed by seed.
-
-    Args:
-        speedups: calibrated speed-up by arm; the arms' FLOP limits where it is left out.
+    Steps under a compute budget follow from the arms' FLOP limits; `Plan.at_speeds` knows better once they are
+    calibrated.
 
     Raises:
         SettingsError: for a search or an arm that would make the runs of one study incomparable.
     """
     _check(space)
     arms = {name: arm_experiment(space, name) for name in space.arms}
-    runs: dict[str, PlannedRun] = {}
-    for budget in space.budgets:
-        for seed in space.seeds:
-            for arm, experiment in arms.items():
-                for own in _budgets(arm, budget):
-                    run = _run(space, arm, experiment, own, seed, speedups)
-                    runs.setdefault(run.trial, run)
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
     if sampled is not None and space.pruning.kind != "none" and space.pruning.grace_rungs >= sampled.training.rungs:
         raise SettingsError(
             f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
             " training.rungs to prune at; lower it or raise training.rungs"
         )
-    return Plan(arms, tuple(runs.values()), space.trials, sampled, estimated=speedups is None)
+    limits = {name: estimated_speedup(experiment) for name, experiment in arms.items()}
+    return Plan(space, arms, _runs(space, arms, limits), sampled, estimated=True)
 
 
 def estimated_speedup(experiment: Experiment) -> float:
@@ -113,22 +114,32 @@ def sampled_name(number: int) -> str:
     return f"{SEARCH}-{number:04d}"
 
 
+def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
+    """Optimiser steps of an arm under a budget, at its speed; `both` is the baseline at its whole budget."""
+    shares = {"equal_compute": 1.0, "half_compute": 0.5}
+    return max(1, round(shares[budget] * baseline_steps * speedup)) if budget in shares else baseline_steps
+
+
+def _runs(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, float]) -> tuple[PlannedRun, ...]:
+    runs: dict[str, PlannedRun] = {}
+    for budget in space.budgets:
+        for seed in space.seeds:
+            for arm, experiment in arms.items():
+                for own in _budgets(arm, budget):
+                    name = f"{arm}-s{seed}" if own == "both" else f"{arm}-{own}-s{seed}"
+                    if name not in runs:
+                        speedup = 1.0 if own in ("both", "equal_steps") else speedups[arm]
+                        steps = budget_steps(own, experiment.training.steps, speedup)
+                        overrides = {"training.seed": seed, "training.steps": steps}
+                        runs[name] = PlannedRun(name, arm, own, seed, arm_experiment(space, arm, overrides))
+    return tuple(runs.values())
+
+
 def _budgets(arm: str, budget: str) -> tuple[str, ...]:
     """What an arm runs for a budget of the space."""
     if arm != BASELINE:
         return (budget,)
     return ("both", budget) if budget == "half_compute" else ("both",)
-
-
-def _run(
-    space: Space, arm: str, experiment: Experiment, budget: str, seed: int, speedups: Mapping[str, float] | None
-) -> PlannedRun:
-    if budget == "both":
-        return PlannedRun(f"{arm}-s{seed}", arm, budget, seed, arm_experiment(space, arm, {"training.seed": seed}))
-    speedup = 1.0 if budget == "equal_steps" else estimated_speedup(experiment) if speedups is None else speedups[arm]
-    steps = budget_steps(budget, experiment.training.steps, speedup)
-    overrides = {"training.seed": seed, "training.steps": steps}
-    return PlannedRun(f"{arm}-{budget}-s{seed}", arm, budget, seed, arm_experiment(space, arm, overrides))
 
 
 def _check(space: Space) -> None:
