@@ -14,6 +14,8 @@ from pathlib import Path
 
 import pytest
 
+import reco_tune
+
 ROOT = Path(__file__).resolve().parent.parent
 
 
@@ -59,11 +61,51 @@ print(path)
 
 def test_importing_the_package_is_instant_and_silent() -> None:
     program = (
-        "import sys; import reco_tune; heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pydantic'} & set(sys.modules);"
-        " print(sorted(heavy))"
+        "import sys; import reco_tune; heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pydantic', 'importlib.metadata'};"
+        " print(sorted(heavy & set(sys.modules)))"
     )
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (done.stdout, done.stderr) == ("[]\n", "")
+
+
+def test_there_is_one_version(wheel: Path, tmp_path: Path) -> None:
+    """It stands in pyproject.toml; the package has it from the metadata that it was installed with."""
+    version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]
+    zipfile.ZipFile(wheel).extractall(tmp_path)
+    done = subprocess.run(
+        [sys.executable, "-c", "import reco_tune; print(reco_tune.__version__)"],
+        env={**os.environ, "PYTHONPATH": str(tmp_path)},
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.strip() == version, done.stderr
+    source = "\n".join(path.read_text() for path in (ROOT / "reco_tune").rglob("*.py"))
+    assert f'"{version}"' not in source
+    with pytest.raises(AttributeError, match="no_such_name"):
+        reco_tune.no_such_name  # noqa: B018
+
+
+def test_the_wheel_carries_the_licence(wheel: Path) -> None:
+    archive = zipfile.ZipFile(wheel)
+    (name,) = [name for name in archive.namelist() if name.endswith("dist-info/licenses/LICENSE")]
+    assert archive.read(name).decode() == (ROOT / "LICENSE").read_text()
+    (metadata,) = [name for name in archive.namelist() if name.endswith("dist-info/METADATA")]
+    assert "License-Expression: Apache-2.0\n" in archive.read(metadata).decode()
+
+
+def test_the_changelog_has_the_sections_and_lines_that_people_and_programs_expect() -> None:
+    lines = (ROOT / "CHANGELOG.md").read_text().splitlines()
+    assert [line for line in lines if len(line) > 100] == []
+    releases = [line for line in lines if line.startswith("## ")]
+    assert releases[0] == "## [Unreleased]"
+    assert all(re.fullmatch(r"## \[\d+\.\d+\.\d+\] - \d{4}-\d\d-\d\d", line) for line in releases[1:])
+    sections = {line.removeprefix("### ") for line in lines if line.startswith("### ")}
+    assert sections <= {"Added", "Changed", "Deprecated", "Removed", "Fixed", "Security"}
+    entries = re.split(r"\n(?=- )", "\n".join(lines))[1:]
+    assert [entry for entry in entries if not re.search(r"\.(\n\n|\n?$)", entry)] == [], (
+        "sentences end with a full stop"
+    )
 
 
 def test_the_lock_pins_every_package_and_names_no_machine() -> None:
