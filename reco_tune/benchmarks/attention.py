@@ -55,7 +55,7 @@ def split(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | No
     """Prefix and window apart, merged by their log-sum-exp. CPU only."""
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    merged: Tensor = _Split.apply(queries, keys, values, *prefix)
+    merged: Tensor = _Split.apply(queries, keys, values, *prefix)  # type: ignore[no-untyped-call]
     return merged
 
 

@@ -37,7 +37,9 @@ def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | N
         and queries.dtype in (torch.float32, torch.float64)
         and length > LONGEST_IN_ONE_CALL
     ):
-        return _RowBlocks.apply(queries, keys, values, *(prefix or (keys[:, :, :0], values[:, :, :0])), ROWS)
+        before = prefix or (keys[:, :, :0], values[:, :, :0])
+        attended: Tensor = _RowBlocks.apply(queries, keys, values, *before, ROWS)  # type: ignore[no-untyped-call]
+        return attended
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     keys, values = torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
