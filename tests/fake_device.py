@@ -13,7 +13,6 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from functools import cache
 from typing import Any
 from unittest.mock import patch
 
@@ -35,7 +34,6 @@ FLOAT32 += ("sum", "pow.Tensor_Scalar")
 @contextmanager
 def fake_device() -> Iterator[torch.device]:
     """The device; inside, every tensor is fake, and tensors of the CPU become so where they are used."""
-    _register()
     with (
         FakeTensorMode(allow_non_fake_inputs=True),
         patch.object(nn.Module, "_apply", _apply),
@@ -50,10 +48,15 @@ class _Backend(_DummyBackendModule):
     def get_amp_supported_dtype(self) -> list[torch.dtype]:
         return [torch.bfloat16]
 
+    def get_rng_state(self, device: object = None) -> Tensor:
+        return torch.get_rng_state()
 
-@cache
+    def set_rng_state(self, state: Tensor, device: object = None) -> None:
+        pass
+
+
 def _register() -> list[torch.library.Library]:
-    """Once a process; the libraries must stay alive."""
+    """Adds the device to this process; the libraries must stay alive."""
     _setup_privateuseone_for_python_backend(NAME, backend_module=_Backend())
     rest = torch.library.Library("_", "IMPL", "AutocastPrivateUse1")
     rest.fallback(torch.library.fallthrough_kernel)
@@ -100,3 +103,7 @@ _Generator = torch.Generator
 def _generator(device: torch.device | str = "cpu") -> torch.Generator:
     """Nothing is drawn on the device, so any generator will do."""
     return _Generator("cpu" if torch.device(device).type == NAME else device)
+
+
+_REGISTERED = _register()
+"""At import, so before any test: torch counts devices at the first backward of a process and never again."""

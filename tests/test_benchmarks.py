@@ -32,7 +32,7 @@ from reco_tune.benchmarks import (
     datarates,
 )
 from reco_tune.benchmarks import peers as peers_module
-from reco_tune.benchmarks.attention import FORMS
+from reco_tune.benchmarks.attention import CPU_FORMS
 from reco_tune.benchmarks.datarates import VIDEOS, _videos
 from reco_tune.benchmarks.parts import StepParts
 from reco_tune.benchmarks.peers import PeerScheme, available
@@ -89,8 +89,7 @@ def test_rows_of_the_step_and_where_the_distance_to_the_limit_lies() -> None:
     assert [row["arm"] for row in steps.rows] == ["full", "masked_full", "fewer_frames", "local", "reco"]
     assert [row["arm"] for row in losses.rows] == ["fewer_frames", "local", "reco"]
     with random_tokens(TINY) as cache:
-        arms = {arm: build_scheme(SHORT.experiment(TINY, arm), cache) for arm in ARMS}
-    limits = {name: scheme_limit(arm, arms["full"]) for name, arm in arms.items()}
+        limits = {arm: scheme_limit(build_scheme(SHORT.experiment(TINY, arm), cache)) for arm in ARMS}
     for row in steps.rows:
         assert row["speedup_limit"] == limits[str(row["arm"])]
         assert row["limit_fraction"] == pytest.approx(row["speedup"] / row["speedup_limit"])  # type: ignore[operator]
@@ -150,11 +149,11 @@ def test_every_form_of_attention_computes_the_same() -> None:
     )
     prefix = KeysValues(*(torch.randn(2, 2, 30, 8, generator=generator, dtype=torch.float64) for _ in range(2)))
     for before in (None, prefix):
-        found = {name: form(queries, keys, values, before) for name, form in FORMS.items()}
+        found = {name: form(queries, keys, values, before) for name, form in CPU_FORMS.items()}
         gradients = {
             name: torch.autograd.grad(output.square().sum(), (queries, keys, values)) for name, output in found.items()
         }
-        for name in FORMS:
+        for name in CPU_FORMS:
             torch.testing.assert_close(
                 found[name], found["masked"], rtol=0, atol=1e-12
             )  # float64; another order of sums

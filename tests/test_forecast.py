@@ -35,7 +35,7 @@ def test_runs_and_steps_by_hand(toy_experiment: Make) -> None:
             budgets=("equal_steps", "equal_compute"),
             seeds=(0, 1),
             trials=3,
-            search={"objective.continuity_weight": {"float": [0, 1]}},
+            search={"training.seed": {"int": [0, 9]}},
         )
     )
     cost = forecast(planned, flops_per_second=1e9)
@@ -62,7 +62,7 @@ def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
 
 def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
     """Two of three rungs decide, with 256 clips each."""
-    search = {"trials": 1, "search": {"objective.continuity_weight": {"float": [0, 1]}}}
+    search = {"trials": 1, "search": {"training.seed": {"int": [0, 9]}}}
     by_loss, by_clips = (
         forecast(plan(space(shared(toy_experiment), **search, pruning=pruning)), flops_per_second=1e9)
         for pruning in (

@@ -67,6 +67,9 @@ def test_an_arm_that_cannot_be_measured_fails_alone(tmp_path: Path) -> None:
 
 def test_a_log_opens_with_what_the_search_is_allowed(tmp_path: Path) -> None:
     one = driver(tmp_path, "constraints={peak_memory_ratio: {max: 0.7}}")
+    one._stopping.set()
+    one._prepare = lambda: None  # type: ignore[method-assign]
+    one.drive()
     assert one.study.constraints == {"peak_memory_ratio": {"max": 0.7}}
 
 

@@ -26,7 +26,7 @@ from reco_tune.errors import RunFailedError, SettingsError
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import BASELINE, Space, arm_experiment
+from reco_tune.settings import Space, arm_experiment
 from reco_tune.study_log import StudyFolder, read_events
 
 if TYPE_CHECKING:
@@ -223,8 +223,8 @@ def _space(cache: Path, trials: int, steps: int) -> Space:
 def _steps_of(length: float, pilot: RecordedSearch) -> int:
     """Steps that make a trial of so many seconds, as the pilot's trial went."""
     metrics = next(event["metrics"] for event in pilot.events if event["event"] == "evaluated")
-    training: float = metrics[q.TRAINING_SECONDS.name]
-    besides: float = 3600 * metrics[q.GPU_HOURS.name] - training
+    training = metrics[q.TRAINING_SECONDS.name]
+    besides = 3600 * metrics[q.GPU_HOURS.name] - training
     return max(PILOT_STEPS, math.ceil((length - besides) * PILOT_STEPS / training))
 
 
@@ -255,17 +255,7 @@ def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Jo
 
     experiment = arm_experiment(space, None, params)
     settings = experiment.model_dump(mode="json")
-    baseline = arm_experiment(space, BASELINE).model_dump(mode="json")
-    return Job(
-        "trial",
-        folder.name,
-        settings,
-        experiment.result_hash(),
-        str(tokens),
-        str(folder),
-        sampled=True,
-        baseline=baseline,
-    )
+    return Job("trial", folder.name, settings, experiment.result_hash(), str(tokens), str(folder), sampled=True)
 
 
 def _as_a_study(space: Space, tokens: Path, folder: Path) -> RecordedSearch:

@@ -114,7 +114,7 @@ class _FirstResult:
         return self._found
 
 
-def _no_attention(queries: Tensor, keys: Tensor, values: Tensor, prefix: object = None) -> Tensor:
+def _no_attention(queries: Tensor, keys: Tensor, values: Tensor, prefix: object = None, form: str = "") -> Tensor:
     return values
 
 

@@ -61,10 +61,13 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOption
         with random_tokens(shape) as cache:
             for name in arms:
                 bench.progress(len(rows), len(shapes) * len(arms), "arms")
-                experiment, baseline = bench.pair(shape, name)
-                speed = calibrate(experiment, baseline, cache, bench.seconds, bench.progress)
+                experiment = bench.experiment(shape, name)
+                speed = calibrate(experiment, cache, bench.seconds, bench.progress)
                 device = prepare_device(experiment)
-                full, arm = (TimedStep(build_scheme(own, cache), cache, device) for own in (baseline, experiment))
+                full, arm = (
+                    TimedStep(build_scheme(bench.experiment(shape, arm), cache), cache, device)
+                    for arm in ("full", name)
+                )
                 parts = measure_parts(full, arm, bench.seconds, bench.progress)
                 head: Row = {"shape": shape.name, "arm": name}
                 rows.append(

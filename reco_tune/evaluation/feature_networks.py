@@ -59,13 +59,11 @@ class VideoNetwork(nn.Module):
 
     def features(self, pixels_BCFHW: Tensor) -> Tensor:
         """Unscaled features [B, D]."""
-        maps_BCFHW: Tensor = self.trunk(pixels_BCFHW)
-        return maps_BCFHW.mean(dim=(2, 3, 4))
+        return self.trunk(pixels_BCFHW).mean(dim=(2, 3, 4))
 
     def frame_logits(self, frames_NCHW: Tensor) -> Tensor:
         """Class logits of single frames."""
-        logits: Tensor = self.frame_head(self.frame_trunk(frames_NCHW).mean(dim=(2, 3)))
-        return logits
+        return self.frame_head(self.frame_trunk(frames_NCHW).mean(dim=(2, 3)))
 
     def describe(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.features(pixels_BCFHW)

@@ -5,12 +5,15 @@ All forms compute the same numbers up to rounding; which one runs is a matter of
 
 from __future__ import annotations
 
+from functools import cache
 from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
+
+from reco_tune.model.split_attention import aten, split_attention
 
 LONGEST_IN_ONE_CALL = 128
 """Inputs of a window up to which blocks of rows cost more than they save on the CPU."""
@@ -26,30 +29,80 @@ class KeysValues(NamedTuple):
     values: Tensor
 
 
-def attend(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
+def attend(
+    queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None, form: str = "auto"
+) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V, each query seeing the whole prefix and the window up to itself; all [B, H, W, K].
 
-    The prefix gets no gradient on the CPU's row-block form whatever it requires, so it must come without a graph.
+    The prefix gets no gradient whatever it requires, so it must come without a graph.
+
+    Args:
+        form: how it is computed where that is not on the CPU, or is compiled: "auto" is `split_attention` with the
+            kernel that a full sequence gets; a name of `split_attention.KERNELS` is that with this kernel, for full
+            sequences too; "lower_right" and "flex" are single calls on prefix and window joined.
     """
+    if form == "auto" and queries.device.type == "cpu" and not torch.compiler.is_compiling():
+        return _on_cpu(queries, keys, values, prefix)
+    if form in SINGLE_CALLS:
+        return SINGLE_CALLS[form](queries, keys, values, prefix)
+    if form == "auto" and prefix is None:
+        return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
+    output: Tensor = split_attention(queries, keys, values, *(prefix or (None, None)), form)[0]
+    return output
+
+
+def _on_cpu(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None) -> Tensor:
     length = queries.shape[2]
-    if (
-        queries.device.type == "cpu"
-        and queries.dtype in (torch.float32, torch.float64)
-        and length > LONGEST_IN_ONE_CALL
-    ):
-        before = prefix or (keys[:, :, :0], values[:, :, :0])
-        attended: Tensor = _RowBlocks.apply(queries, keys, values, *before, ROWS)  # type: ignore[no-untyped-call]
-        return attended
+    if queries.dtype in (torch.float32, torch.float64) and length > LONGEST_IN_ONE_CALL:
+        return _RowBlocks.apply(queries, keys, values, *(prefix or (keys[:, :, :0], values[:, :, :0])), ROWS)
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
-    keys, values = torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2)
-    if queries.device.type != "cuda":
-        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=_mask(length, keys.shape[2], queries))
+    keys, values = joined(keys, values, prefix)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_mask(length, keys.shape[2], queries))
+
+
+def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
+    """One call on keys joined, with torch's bias object, which unlike a mask keeps the flash kernel."""
     from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used
 
-    # On a GPU the bias object, unlike a mask, keeps the flash kernel; on the CPU it would be turned into a mask every
-    # time.
-    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_lower_right(length, keys.shape[2]))
+    keys, values = joined(keys, values, prefix)
+    bias = causal_lower_right(queries.shape[2], keys.shape[2])
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=bias)
+
+
+def flex(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
+    """One call of torch's generated kernel on keys joined, which leaves out the blocks that nobody sees."""
+    keys, values = joined(keys, values, prefix)
+    mask = _flex_mask(queries.shape[2], keys.shape[2], str(queries.device))
+    output: Tensor = _compiled_flex()(queries, keys, values, block_mask=mask)
+    return output
+
+
+SINGLE_CALLS = {"lower_right": lower_right, "flex": flex}
+
+
+@cache
+def _compiled_flex() -> Any:
+    from torch.nn.attention.flex_attention import flex_attention
+
+    return torch.compile(flex_attention, dynamic=False)
+
+
+@cache
+def _flex_mask(rows: int, columns: int, device: str) -> Any:
+    from torch.nn.attention.flex_attention import create_block_mask
+
+    def visible(_: Tensor, __: Tensor, row: Tensor, column: Tensor) -> Tensor:
+        return column <= row + columns - rows
+
+    return create_block_mask(visible, None, None, rows, columns, device)
+
+
+def joined(keys: Tensor, values: Tensor, prefix: KeysValues | None) -> KeysValues:
+    """The prefix's and the window's, one after the other."""
+    if prefix is None:
+        return KeysValues(keys, values)
+    return KeysValues(torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2))
 
 
 class _RowBlocks(torch.autograd.Function):
@@ -68,7 +121,7 @@ class _RowBlocks(torch.autograd.Function):
         length, before = queries.shape[2], prefix_keys.shape[2]
         if before:
             keys, values = torch.cat([prefix_keys, keys], dim=2), torch.cat([prefix_values, values], dim=2)
-        mask = _mask(rows, before + length, queries)
+        mask = causal_mask(rows, before + length, queries)
         outputs, log_sums = [], []
         for begin in range(0, length, rows):
             end = min(begin + rows, length)
@@ -106,18 +159,18 @@ class _RowBlocks(torch.autograd.Function):
                 dropout_p=0.0, is_causal=False, attn_mask=mask[begin - end :, before + length - end :],
             )  # fmt: skip
             if before:
-                dq += _query_gradient(*part, prefix)
+                dq += query_gradient(*part, prefix)
             grad_queries.append(dq.transpose(1, 2))
             grad_keys[:, :, :end] += dk
             grad_values[:, :, :end] += dv
         return torch.cat(grad_queries, dim=1).transpose(1, 2), grad_keys, grad_values, None, None, None
 
 
-_fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu.default
-_fused_backward = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+_fused = aten._scaled_dot_product_flash_attention_for_cpu.default
+_fused_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
 
-def _query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tensor, part: KeysValues) -> Tensor:
+def query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tensor, part: KeysValues) -> Tensor:
     """dQ of some of the keys alone: P ∘ (dO V^T - <dO, O>) K / sqrt(K), P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
     scale = queries.shape[-1] ** -0.5
     weights = torch.matmul(queries * scale, part.keys.transpose(-1, -2)).sub_(log_sum[..., None]).exp_()
@@ -125,9 +178,8 @@ def _query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tens
     return torch.matmul(weights, part.keys).mul_(scale)
 
 
-def _mask(rows: int, columns: int, like: Tensor) -> Tensor:
+def causal_mask(rows: int, columns: int, like: Tensor) -> Tensor:
     """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows +
     i.
     """
-    mask = torch.full((rows, columns), -torch.inf, dtype=like.dtype, device=like.device)
-    return mask.triu_(columns - rows + 1)
+    return like.new_full((rows, columns), -torch.inf).triu_(columns - rows + 1)

@@ -77,10 +77,12 @@ class VideoTransformer(nn.Module):
         depth: int,
         heads: int,
         generator: torch.Generator | None = None,
+        attention: str = "auto",
     ) -> None:
         """
         Args:
             generator: of the initial weights; torch's global one where None.
+            attention: `form` of `attention.attend`; no matter of a trained model.
 
         Raises:
             ValueError: for a shape that cannot be.
@@ -100,7 +102,7 @@ class VideoTransformer(nn.Module):
         self.class_embedding = nn.Parameter(torch.empty(num_classes + 1, width))
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
         # A ModuleList hides the type of its modules.
-        self.blocks: list[Block] = nn.ModuleList(Block(width, heads) for _ in range(depth))  # type: ignore[assignment]
+        self.blocks: list[Block] = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))  # type: ignore[assignment]
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.head = _Linear(width, num_codes)
         self._initialise(generator)
@@ -264,9 +266,9 @@ class VideoTransformer(nn.Module):
 class Block(nn.Module):
     """x + attention(norm(x)), then x + mlp(norm(x))."""
 
-    def __init__(self, width: int, heads: int) -> None:
+    def __init__(self, width: int, heads: int, attention: str = "auto") -> None:
         super().__init__()
-        self.heads = heads
+        self.heads, self.attention = heads, attention
         self.attention_norm = nn.LayerNorm(width, bias=False)
         self.qkv = _Linear(width, 3 * width)
         self.attention_out = _Linear(width, width)
@@ -277,7 +279,7 @@ class Block(nn.Module):
     def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
         """The next hidden states, and the keys and values of these inputs for whoever comes after them."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, attend(queries, keys, values, prefix)), KeysValues(keys, values)
+        return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention)), KeysValues(keys, values)
 
     def keys_values(self, hidden_BSD: Tensor) -> KeysValues:
         """Only what later inputs read of these: no queries, attention or MLP."""
@@ -298,8 +300,7 @@ class Block(nn.Module):
 
     def _finish(self, hidden_BSD: Tensor, attended_BHSK: Tensor) -> Tensor:
         hidden_BSD = hidden_BSD + self.attention_out(attended_BHSK.transpose(1, 2).flatten(2))
-        change_BSD: Tensor = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BSD))))
-        return hidden_BSD + change_BSD
+        return hidden_BSD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BSD))))
 
 
 def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -> Tensor:

@@ -161,6 +161,11 @@ def check_combinations(experiment: Sections) -> None:
             f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so"
             " are worth little; give 1, or set resources.calibrate_on_shared_gpus to true"
         )
+    if resources.attention != "auto" and resources.gpus_per_worker == 0:
+        raise SettingsError(
+            f"resources.attention ({resources.attention}) is a form for GPUs, but resources.gpus_per_worker is 0; leave"
+            " it out"
+        )
     _check_protocol(experiment)
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:

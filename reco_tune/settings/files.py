@@ -39,7 +39,11 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
     """
     values = read_yaml(path)
     if not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields):
-        values = _one_run(path, values, overrides)
+        values = {
+            "question": f"What is one run of {path.stem}?",
+            "experiment": values,
+            "arms": {path.stem: {"training.seed": 0}},
+        }
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():
@@ -137,7 +141,7 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
     Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it.
     """
-    merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
+    merged = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
     for key, value in overrides.items():
         _put(merged, key, value)
@@ -157,20 +161,8 @@ def save_space(space: Space, path: Path) -> None:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    message: str = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    message = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
     return message[0].lower() + message[1:]
-
-
-def _one_run(path: Path, experiment: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
-    """The space of an experiment file: one arm, which adds nothing to it, at its own seed."""
-    given = load_experiment(path, [item for item in overrides if item.partition(".")[0] in Experiment.model_fields])
-    name = path.stem if _ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
-    return {
-        "question": f"What is one run of {path.stem}?",
-        "experiment": experiment,
-        "arms": {name: {"window.scheme": given.window.scheme}},
-        "seeds": [given.training.seed],
-    }
 
 
 def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:

@@ -371,6 +371,10 @@ class Resources(SettingsSection):
     """CPUs, and threads, of a worker."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of a worker; 0 trains on the CPU."""
+    attention: Literal["auto", "cudnn", "flash", "flash3", "efficient", "lower_right", "flex"] = "auto"
+    """How attention is computed on a GPU: `auto` with the kernel that torch gives full sequences; the others are there
+    to be compared (`reco-tune bench attention`).
+    """
     concurrent_trials: int | None = Field(None, ge=1)
     """Trials at once; by default as many as the resources hold."""
     max_failures: int = Field(2, ge=0)

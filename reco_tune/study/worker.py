@@ -125,7 +125,7 @@ def execute(job: Job, hooks: Hooks) -> None:
     here = fetch_cache(job, storage) if storage else LocalFolders(experiment, Path(job.tokens), Path(job.folder))
     cache = TokenCache.open(here.tokens)
     if job.kind == "calibration":
-        hooks.event("calibrated", metrics=_calibrated(job, experiment, cache, group, hooks))
+        hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
         return
     store: Store = _shared
     if group.leads:
@@ -168,7 +168,7 @@ def _run(
 
     metrics: dict[str, float] = {}
     if job.sampled:
-        metrics |= job.calibration or _calibrated(job, experiment, cache, group, hooks)
+        metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
     measure = KernelAtRungs(here.experiment, cache, job.generates_at, group, hooks.progress)
@@ -192,13 +192,12 @@ def _run(
     return result
 
 
-def _calibrated(job: Job, experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
+def _calibrated(experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
     """Rank 0's measurement, on all ranks; the others wait, so that nothing else runs on their cores."""
     measured: dict[str, float] = {}
     if group.leads:
         hooks.progress(0, 1, "calibrating")
-        baseline, seconds = Experiment.model_validate(job.baseline), experiment.resources.calibration_seconds
-        measured = finite(calibrate(experiment, baseline, cache, seconds))
+        measured = finite(calibrate(experiment, cache, experiment.resources.calibration_seconds))
     return group.broadcast_json(measured)
 
 

@@ -97,12 +97,10 @@ class OmniTokenizer(Pretrained):
         save_parts(path, KIND, self._arguments, self._weights, self.pixels, self._code)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        codes_Btrc: torch.Tensor = self._network.to(video_BCFHW.device).encode(video_BCFHW, is_image=False)
-        return codes_Btrc
+        return self._network.to(video_BCFHW.device).encode(video_BCFHW, is_image=False)
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        video_BCFHW: torch.Tensor = self._network.to(codes_Btrc.device).decode(codes_Btrc, is_image=False)
-        return video_BCFHW
+        return self._network.to(codes_Btrc.device).decode(codes_Btrc, is_image=False)
 
 
 def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Path) -> Any:

@@ -272,8 +272,7 @@ class _ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        normed_BtrcC: torch.Tensor = self.norm(x_BCtrc.movedim(1, -1))
-        return normed_BtrcC.movedim(-1, 1)
+        return self.norm(x_BCtrc.movedim(1, -1)).movedim(-1, 1)
 
 
 class _CausalConv(nn.Module):
@@ -284,8 +283,7 @@ class _CausalConv(nn.Module):
         self.conv = nn.Conv3d(channels_in, channels_out, (2, 3, 3), stride=(1, stride, stride))
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        convolved: torch.Tensor = self.conv(functional.pad(x_BCtrc, (1, 1, 1, 1, 1, 0)))
-        return convolved
+        return self.conv(functional.pad(x_BCtrc, (1, 1, 1, 1, 1, 0)))
 
 
 class _Residual(nn.Module):
@@ -296,8 +294,7 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        change: torch.Tensor = self.body(x_BCtrc)
-        return x_BCtrc + change
+        return x_BCtrc + self.body(x_BCtrc)
 
 
 def _to_float(video: torch.Tensor) -> torch.Tensor:

@@ -89,12 +89,10 @@ class VidTokTokenizer(Pretrained):
         save_parts(path, KIND, self._config, self._network.state_dict(), self.pixels)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        codes_Btrc: torch.Tensor = self._network.to(video_BCFHW.device)(video_BCFHW, encoder_mode=True)[1]
-        return codes_Btrc
+        return self._network.to(video_BCFHW.device)(video_BCFHW, encoder_mode=True)[1]
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        video_BCFHW: torch.Tensor = self._network.to(codes_Btrc.device).decode(codes_Btrc, decode_from_indices=True)
-        return video_BCFHW
+        return self._network.to(codes_Btrc.device).decode(codes_Btrc, decode_from_indices=True)
 
 
 def _first_line(error: BaseException) -> str:

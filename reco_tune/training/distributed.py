@@ -26,6 +26,7 @@ from torch import Tensor
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment
+from reco_tune.training.numerics import set_numerics
 
 T = TypeVar("T")
 
@@ -149,6 +150,7 @@ def prepare_device(experiment: Experiment) -> torch.device:
             f"resources.gpus_per_worker is {experiment.resources.gpus_per_worker:g}, but this process sees no CUDA"
             " device; set it to 0 to train on the CPU"
         )
+    set_numerics(experiment.resources)
     return torch.device("cuda", torch.cuda.current_device())
 
 

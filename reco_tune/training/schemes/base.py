@@ -167,6 +167,7 @@ class Scheme:
             shape.depth,
             shape.heads,
             generator=generator,
+            attention=self.experiment.resources.attention,
         )
 
     def loss(self, model: VideoTransformer, batch: Batch, span: WindowSpan | int) -> LossTerms:
