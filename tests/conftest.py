@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
+import pickle
+import tempfile
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any, TypeVar
 
 import numpy as np
 import pytest
 import torch
 from small_study import WatchedStudy, run_small_study
-from xdist.scheduler import LoadFileScheduling
 
 from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
@@ -28,21 +31,43 @@ CLUSTERS = ("test_placement.py", "test_scheduler.py", "test_study.py", "test_tok
 GRID, NUM_CODES, CLASSES = TokenGrid(5, 3, 3), 16, ("left", "right", "still")
 
 
-class _Schedule(LoadFileScheduling):  # type: ignore[misc]
+Made = TypeVar("Made")
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> Any:
     """Under `-n 2` a file's tests stay in one process; those that start Ray clusters stay in one too, and
-    begin first."""
+    begin first.
+    """
+    from xdist.scheduler import LoadFileScheduling  # here: tests run without xdist too
 
-    def _split_scope(self, nodeid: str) -> str:
-        file = super()._split_scope(nodeid)
-        return "ray" if file.endswith(CLUSTERS) else str(file)
+    class Schedule(LoadFileScheduling):  # type: ignore[misc]
+        def _split_scope(self, nodeid: str) -> str:
+            file = super()._split_scope(nodeid)
+            return "ray" if file.endswith(CLUSTERS) else str(file)
 
-
-def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> _Schedule:
-    return _Schedule(config, log)
+    return Schedule(config, log)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=lambda item: item.path.name not in CLUSTERS)
+
+
+def once_a_run(temporary: pytest.TempPathFactory, name: str, make: Callable[[Path], Made]) -> Made:
+    """`make(an empty folder)`, called by the first process of a test run that asks; the others wait for what it gave
+    and find the folder as it left it.
+    """
+    base = temporary.getbasetemp()
+    shared = (base.parent if "PYTEST_XDIST_WORKER" in os.environ else base) / f"once-{name}"
+    shared.mkdir(exist_ok=True)
+    with (shared / "lock").open("w") as lock:
+        fcntl.flock(lock, fcntl.LOCK_EX)
+        made = shared / "made.pickle"
+        if not made.exists():
+            value = make(Path(tempfile.mkdtemp(dir=shared)))
+            made.write_bytes(pickle.dumps(value))
+        found: Made = pickle.loads(made.read_bytes())
+        return found
 
 
 @pytest.fixture(autouse=True, scope="session")
@@ -126,28 +151,39 @@ def digits(tmp_path_factory: pytest.TempPathFactory) -> tuple[Experiment, TokenC
     """400 training and 160 held-out clips of real moving digits, with a fitted tokenizer of 64 codes, and their
     experiment.
     """
-    nested = {
-        "data": {"layout": "digits", "cache_dir": tmp_path_factory.mktemp("digits"), "clip_frames": 9, "size_px": 12},
-        "tokenizer": {"num_codes": 64, "first_frame_codes": 24},
-        "model": {"width": 16, "depth": 2, "heads": 2},
-        "sampling": {"batch_size": 20},
-        "evaluation": {"samples": 50, "sampling_seeds": 2, "reference_clips": 400, "validation_clips": 16},
-    }
-    overrides = {"data.train_clips": 400, "data.test_clips": 160, "tokenizer.fit_clips": 128, "window.scheme": "full"}
-    experiment = make_experiment(nested, overrides, where="digits")
-    return experiment, prepare_tokens(experiment, piece_blocks=(2,))
+
+    def make(folder: Path) -> tuple[Experiment, Path]:
+        nested = {
+            "data": {"layout": "digits", "cache_dir": folder, "clip_frames": 9, "size_px": 12},
+            "tokenizer": {"num_codes": 64, "first_frame_codes": 24},
+            "model": {"width": 16, "depth": 2, "heads": 2},
+            "sampling": {"batch_size": 20},
+            "evaluation": {"samples": 50, "sampling_seeds": 2, "reference_clips": 400, "validation_clips": 16},
+        }
+        counts = {"data.train_clips": 400, "data.test_clips": 160, "tokenizer.fit_clips": 128}
+        experiment = make_experiment(nested, {**counts, "window.scheme": "full"}, where="digits")
+        return experiment, prepare_tokens(experiment, piece_blocks=(2,)).path
+
+    experiment, cache = once_a_run(tmp_path_factory, "digits", make)
+    return experiment, TokenCache.open(cache)
 
 
 @pytest.fixture(scope="session")
-def prepared(digits: tuple[Experiment, TokenCache]) -> tuple[Experiment, TokenCache]:
+def prepared(
+    digits: tuple[Experiment, TokenCache], tmp_path_factory: pytest.TempPathFactory
+) -> tuple[Experiment, TokenCache]:
     """The digits with a quickly fitted extractor in their cache folder."""
-    with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(video_features, "FIT_STEPS", 80)
-        prepare_evaluation(*digits)
+
+    def make(folder: Path) -> None:
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(video_features, "FIT_STEPS", 80)
+            prepare_evaluation(*digits)
+
+    once_a_run(tmp_path_factory, "extractor", make)
     return digits
 
 
 @pytest.fixture(scope="session")
 def finished_study(tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
     """The small study, run once on a Ray cluster of its own (about 30 s on two quiet cores)."""
-    return run_small_study(tmp_path_factory.mktemp("study"))
+    return once_a_run(tmp_path_factory, "study", run_small_study)
