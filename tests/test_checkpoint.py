@@ -41,7 +41,7 @@ def test_round_trip_is_exact_and_the_newest_counts(tmp_path: Path) -> None:
     assert [folder.name for folder in (tmp_path / "checkpoint").iterdir()] == ["step-00000012"]
 
 
-@pytest.mark.parametrize("crash_in", ["save_file", "write_history", "_publish"])
+@pytest.mark.parametrize("crash_in", ["save_file", "write_history", "put_in_place"])
 def test_a_crash_while_writing_leaves_the_last_whole_one(
     crash_in: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

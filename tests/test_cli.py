@@ -15,13 +15,14 @@ from collections.abc import Iterator
 from contextlib import contextmanager, redirect_stderr, redirect_stdout
 from dataclasses import replace
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import pytest
+import typer.main
 from toy_study import record_study
 
 from reco_tune.bundled import bundled
-from reco_tune.cli import main
+from reco_tune.cli import app, main
 from reco_tune.cli.console import Lines, size
 from reco_tune.cli.demo import free_folder
 from reco_tune.cli.estimate import estimate
@@ -30,7 +31,16 @@ from reco_tune.data.video import read_frames
 from reco_tune.settings import arm_experiment, load_space
 from reco_tune.study_log import read_study
 
-VERBS = ["demo", "run", "resume", "status", "sync", "plan", "report", "tokenize", "train", "generate", "evaluate"]
+
+def commands(group: Any, *path: str) -> Iterator[list[str]]:
+    """Every verb that there is, groups of verbs before their own."""
+    for name, command in group.commands.items():
+        yield [*path, name]
+        if hasattr(command, "commands"):
+            yield from commands(command, *path, name)
+
+
+COMMANDS = list(commands(typer.main.get_command(app)))
 
 
 class Said(NamedTuple):
@@ -86,14 +96,10 @@ def test_python_dash_m_is_the_same_command() -> None:
     done = subprocess.run([sys.executable, "-m", "reco_tune", "--help"], capture_output=True, text=True)
     assert done.returncode == 0
     assert done.stdout == say("--help").out
-    assert all(f"\n  {verb}" in done.stdout for verb in [*VERBS, "spaces"])
+    assert all(f"\n  {verb}" in done.stdout for verb, *deeper in COMMANDS if not deeper)
 
 
-@pytest.mark.parametrize(
-    "command",
-    [*([verb] for verb in VERBS), ["spaces"], *(["spaces", verb] for verb in ("ls", "show", "cp"))],
-    ids=" ".join,
-)
+@pytest.mark.parametrize("command", COMMANDS, ids=" ".join)
 def test_every_help_has_an_example(command: list[str]) -> None:
     said = say(*command, "--help")
     assert said.code == 0
@@ -181,7 +187,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no study to sync": (["sync", "nowhere"], "nowhere is not a study folder"),
     "a bucket for a study": (
         ["run", "demo", "--output", "s3://bucket/study"],
-        "s3://bucket/study is an address; .* give a path",
+        "s3://bucket/study is an address; .*give a path",
     ),
     "a bucket to report": (["report", "gs://bucket/study"], "gs://bucket/study is an address"),
     "a bucket of videos": (
@@ -392,7 +398,6 @@ def trained(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 
 def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
-    began = time.monotonic()
     said = say("tokenize", str(trained / "tiny.yaml"), "--check")
     assert said.code == 0, said.err
     assert "train: 128 clips of 5 x 3 x 3 tokens" in said.out
@@ -404,8 +409,7 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
     assert read_frames(clip, [0])[0].shape[1] > read_frames(clip, [0])[0].shape[0], (
         "8 clips, each beside its reconstruction"
     )
-    assert "encoding" not in said.err
-    assert time.monotonic() - began < 10
+    assert "decoding" not in said.err and "fitting" not in said.err and "encoding" not in said.err
 
 
 def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:

@@ -263,7 +263,7 @@ def test_a_decoder_that_crashes_or_hangs_costs_its_video_alone(numbered: Data, m
         _numbered(numbered.root / "A" / f"{name}.avi", 60)
     monkeypatch.setattr("reco_tune.data.clips.facts_of", hostile_readers.facts_of)
     monkeypatch.setattr("reco_tune.data.clips.read_frames", hostile_readers.read_frames)
-    monkeypatch.setattr("reco_tune.data.clips._REQUEST_BYTES", 3 * 16**2 * 20)  # 20 frames
+    monkeypatch.setattr("reco_tune.data.clips.REQUEST_BYTES", 3 * 16**2 * 20)  # 20 frames
     listed = list_clips(numbered)
     reasons = {path.name: reason for path, reason in listed.skipped}
     assert set(reasons) == {"crash-open.avi", "hang-open.avi"}

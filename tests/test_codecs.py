@@ -116,7 +116,7 @@ def test_decord_alone_and_pyav_alone_see_the_same(tmp_path: Path, name: str) -> 
     encode(tmp_path / file, picture(), codec, pixels)
     wanted = [[0, 1, 2, 9], [17, 39]]
     ours, other = (
-        np.concatenate(list(read(tmp_path / file, wanted))) for read in (video._decord_chunks, video._pyav_chunks)
+        np.concatenate(list(read(tmp_path / file, wanted))) for read in (video.decord_chunks, video.pyav_chunks)
     )
     assert np.abs(ours.astype(int) - other).mean() < 1.5
 
@@ -168,7 +168,7 @@ def test_telephones_turn_their_films(tmp_path: Path, degrees: int, cosine: int, 
         ">9i", cosine << 16, sine << 16, 0, -sine << 16, cosine << 16, 0, 0, 0, 1 << 30
     )
     path.write_bytes(content)
-    read: Callable[..., Any] = video._decord_chunks if reader == "decord" else video._pyav_chunks
+    read: Callable[..., Any] = video.decord_chunks if reader == "decord" else video.pyav_chunks
     found = next(read(path, [[0, 5, 30]])).astype(int)
     expected = np.rot90(picture()[[0, 5, 30]], -degrees // 90, axes=(1, 2))
     assert found.shape == expected.shape and np.abs(found - expected).mean() < 3

@@ -281,7 +281,7 @@ def test_a_job_that_finds_the_disk_full_ends_the_study_and_not_itself() -> None:
     run(story())
 
 
-def test_a_judged_job_waits_for_its_verdict_and_for_nothing_longer_than_the_study() -> None:
+def test_a_judged_job_waits_until_it_is_judged_and_no_longer_than_the_study() -> None:
     async def story() -> None:
         dispatcher = Driven(workers=1, max_failures=0)
         await dispatcher.submit(replace(job("a"), judged=True))

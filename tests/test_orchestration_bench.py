@@ -15,10 +15,10 @@ from reco_tune.benchmarks.orchestration import (
     PARTS,
     Event,
     RecordedSearch,
-    _in_process,
-    _row,
-    _space,
+    bench_space,
     beyond_work,
+    row_of,
+    search_in_process,
     trial_times,
 )
 from reco_tune.errors import RunFailedError
@@ -65,7 +65,7 @@ def test_one_at_a_time_a_trial_waits_for_the_one_before() -> None:
 
 
 def test_a_row_sums_up_and_its_parts_add_up() -> None:
-    row: dict[str, Any] = _row("ours", RecordedSearch(TWO_AT_ONCE, 2, began=-5.0, ended=50.0), expected=4)
+    row: dict[str, Any] = row_of("ours", RecordedSearch(TWO_AT_ONCE, 2, began=-5.0, ended=50.0), expected=4)
     assert (row["low"], row["median"], row["high"], row["mean"]) == (2.0, 3.0, 4.0, 3.0)
     assert sum(row[part] for part in PARTS) == row["mean"]
     assert (row["work"], row["trials"], row["start_seconds"], row["whole_seconds"]) == (
@@ -78,16 +78,16 @@ def test_a_row_sums_up_and_its_parts_add_up() -> None:
 
 def test_a_lost_trial_is_no_measurement() -> None:
     with pytest.raises(RunFailedError, match="ours ended 4 of 5 trials"):
-        _row("ours", RecordedSearch(TWO_AT_ONCE, 2, 0.0, 50.0), expected=5)
+        row_of("ours", RecordedSearch(TWO_AT_ONCE, 2, 0.0, 50.0), expected=5)
 
 
 def test_bare_trials_are_told_in_the_events_of_a_log(tmp_path: Path) -> None:
     """Real trials outside Ray: every moment is there, in order, and the ledger's work fits between them."""
-    space = _space(tmp_path / "cache", trials=2, steps=5)
+    space = bench_space(tmp_path / "cache", trials=2, steps=5)
     cache = prepare_tokens(arm_experiment(space, None))
     prepare_evaluation(arm_experiment(space, None), cache)
-    search = _in_process(space, cache.path, tmp_path)
+    search = search_in_process(space, cache.path, tmp_path)
     for one in trial_times(search.events):
         assert search.began <= one.asked <= one.started <= one.reported <= one.ended <= search.ended
         assert 0 < one.work_to_report < one.work < one.ended - one.started
-    assert _row("Optuna", search, expected=2)["at_once"] == 1
+    assert row_of("Optuna", search, expected=2)["at_once"] == 1

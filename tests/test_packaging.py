@@ -59,15 +59,6 @@ print(path)
     assert found.stdout.strip() == str(site / "reco_tune" / "_bundled" / "search_spaces" / "demo.yaml"), found.stderr
 
 
-def test_importing_the_package_is_instant_and_silent() -> None:
-    program = (
-        "import sys; import reco_tune; heavy = {'torch', 'ray', 'mlflow', 'optuna', 'pydantic', 'importlib.metadata'};"
-        " print(sorted(heavy & set(sys.modules)))"
-    )
-    done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
-    assert (done.stdout, done.stderr) == ("[]\n", "")
-
-
 def test_there_is_one_version(wheel: Path, tmp_path: Path) -> None:
     """It stands in pyproject.toml; the package has it from the metadata that it was installed with."""
     version = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]["version"]

@@ -7,6 +7,7 @@ import re
 import socket
 import subprocess
 import sys
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -20,6 +21,7 @@ from reco_tune.preparation.cache_paths import tokenizer_path
 from reco_tune.settings import make_experiment
 from reco_tune.study import Options, run
 from reco_tune.study.preflight import (
+    ANSWER_SECONDS,
     Machine,
     check_address,
     check_files,
@@ -66,9 +68,12 @@ def test_addresses_that_cannot_be(address: str, sentence: str) -> None:
 
 
 def test_auto_without_a_cluster_is_told_at_once(closed_port: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray itself tries for minutes."""
     monkeypatch.setenv("RAY_ADDRESS", f"127.0.0.1:{closed_port}")
+    began = time.monotonic()
     with pytest.raises(StudyError, match=r"no Ray cluster answers at 127\.0\.0\.1"):
         check_address("auto")
+    assert time.monotonic() - began < 2 * ANSWER_SECONDS
 
 
 def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path) -> None:
@@ -177,13 +182,8 @@ def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> N
     done = subprocess.run(
         [*command, "--address", f"127.0.0.1:{closed_port}"], capture_output=True, text=True, env={**os.environ}
     )
-    assert done.returncode == 2 and done.stdout == ""
-    assert (
-        done.stderr
-        == f"reco-tune: no Ray cluster answers at 127.0.0.1:{closed_port}; start one with `ray start --head`, or leave"
-        " --address out\n"
-    )
-    assert issubclass(StudyError, ReCoTuneError)
+    assert done.returncode == 2 and done.stdout == "" and done.stderr.count("\n") == 1
+    assert re.match(rf"reco-tune: .* 127\.0\.0\.1:{closed_port};.*`ray start --head`.*--address", done.stderr)
 
 
 @pytest.mark.parametrize(

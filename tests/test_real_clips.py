@@ -31,7 +31,7 @@ def test_decord_and_pyav_see_the_same_frames(path: Path) -> None:
     assert frames >= 32
     wanted = [0, 7, frames // 2]
     ours = read_frames(path, wanted).astype(int)
-    other = np.concatenate(list(video._pyav_chunks(path, [wanted]))).astype(int)
+    other = np.concatenate(list(video.pyav_chunks(path, [wanted]))).astype(int)
     assert np.abs(ours - other).mean(axis=(1, 2, 3)).max() < 3
 
 

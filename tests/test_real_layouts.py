@@ -165,7 +165,7 @@ def test_clips_are_the_frames_of_the_users_files_in_time(tree: tuple[Tree, Data]
 def test_all_films_are_read_by_decord(tree: tuple[Tree, Data], monkeypatch: pytest.MonkeyPatch) -> None:
     for found in list_videos(tree[1]):
         if found.path.is_file():
-            assert len(next(video._decord_chunks(found.path, [[0, 5]]))) == 2
+            assert len(next(video.decord_chunks(found.path, [[0, 5]]))) == 2
 
 
 def test_without_lists_every_video_is_divided_by_time(tree: tuple[Tree, Data]) -> None:

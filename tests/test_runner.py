@@ -67,9 +67,6 @@ def test_an_arm_that_cannot_be_measured_fails_alone(tmp_path: Path) -> None:
 
 def test_a_log_opens_with_what_the_search_is_allowed(tmp_path: Path) -> None:
     one = driver(tmp_path, "constraints={peak_memory_ratio: {max: 0.7}}")
-    one._stopping.set()
-    one._prepare = lambda: None  # type: ignore[method-assign]
-    one.drive()
     assert one.study.constraints == {"peak_memory_ratio": {"max": 0.7}}
 
 
@@ -99,7 +96,7 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
     asked_for(one)
     hear(one, "failed", arm, reason="it ran out of memory")
     with pytest.raises(RunFailedError, match=f"the speed of arm `{arm}` could not be measured: it ran out of memory"):
-        one._conclude()
+        one.conclude()
     assert not one.study.runs  # a resumed study measures again
 
 
@@ -140,7 +137,7 @@ def test_a_finalist_runs_again_at_its_own_speed_and_is_never_judged(tmp_path: Pa
     one.take_in(
         {"event": "reported", "key": job.key, "kind": "trial", "step": 10, "metrics": {"val_cross_entropy": 99.0}}
     )
-    assert prune_reason(one._space, one.study, job.key, 10) == ""
+    assert prune_reason(one.jobs.plan.space, one.study, job.key, 10) == ""
     again = driver(tmp_path, *overrides)
     assert asked_for(again) == ["full-s0", "search-0001-s1"] and again.study.runs[job.key].metrics["speedup"] == 1.5
 

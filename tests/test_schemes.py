@@ -100,10 +100,10 @@ def test_shapes_of_a_scheme(
 
 def test_fewer_frames_gets_pieces_encoded_by_themselves(toy_cache: TokenCache, toy_experiment: Make) -> None:
     arm = build_scheme(toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": 3}), toy_cache)
-    known = {piece.tobytes(): span for clip in toy_cache.pieces("train", 3) for span, piece in enumerate(clip)}
+    known = {piece.tobytes(): number for clip in toy_cache.pieces("train", 3) for number, piece in enumerate(clip)}
     feed = Feed(arm, toy_cache)
-    spans = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
-    assert set(spans) == {0, 1, 2}
+    found = [known[row.tobytes()] for _ in range(12) for row in feed.next().batch.tokens_BT.numpy()]
+    assert set(found) == {0, 1, 2}
 
 
 def test_fewer_frames_tokens_gets_blocks_of_whole_clips(toy_cache: TokenCache, toy_experiment: Make) -> None:

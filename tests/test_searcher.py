@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 import random
+import time
 from pathlib import Path
 from typing import Any
 
@@ -158,8 +159,8 @@ def test_constraints_are_told_and_what_breaks_them_is_marked(tmp_path: Path) -> 
     ]
     assert search.trials[2].state == TrialState.FAIL, "nobody can say whether it keeps them"
     assert broken_constraints(space, {"fvd": 8.0, "speedup": 2.0}) == ""
-    broken = "infeasible: fvd is 12, not at most 10, speedup is 1, not at least 1.5"
-    assert broken_constraints(space, {"fvd": 12.0, "speedup": 1.0}) == broken
+    broken = broken_constraints(space, {"fvd": 12.0, "speedup": 1.0})
+    assert "fvd is 12, not at most 10" in broken and "speedup is 1, not at least 1.5" in broken
 
 
 @pytest.mark.parametrize(
@@ -397,16 +398,21 @@ def test_a_finalist_takes_the_next_seed_that_has_not_run(tmp_path: Path) -> None
     assert again is not None and (again.trial, again.experiment.training.seed) == ("search-0000-s2", 2)
 
 
-def test_ten_thousand_trials_are_rebuilt_quickly(tmp_path: Path) -> None:
-    """A quadratic rebuild would take minutes; the test's own time-out is the bound that matters."""
+def test_the_time_of_a_rebuild_grows_with_the_log_and_not_with_its_square(tmp_path: Path) -> None:
+    """Ten thousand trials; four times as many as a quarter of them would take sixteen times as long."""
     space = make_space(tmp_path, "random", trials=10_001)
-    search = Search(space)
-    proposal = search.ask()
+    proposal = Search(space).ask()
     assert proposal is not None
-    rebuilt = Search(space)
-    for number in range(10_000):
-        name = f"search-{number:04d}"
-        rebuilt.apply({**proposal.event, "event": "asked", "trial": name, "settings_hash": str(number)})
-        rebuilt.apply({"event": "evaluated", "trial": name, "metrics": {"speedup": 1.0, "fvd": float(number)}})
-    last = rebuilt.ask()
+
+    def rebuilt(trials: int) -> tuple[Search, float]:
+        search, began = Search(space), time.process_time()
+        for number in range(trials):
+            name = f"search-{number:04d}"
+            search.apply({**proposal.event, "event": "asked", "trial": name, "settings_hash": str(number)})
+            search.apply({"event": "evaluated", "trial": name, "metrics": {"speedup": 1.0, "fvd": float(number)}})
+        return search, time.process_time() - began
+
+    (_, quarter), (search, whole) = rebuilt(2_500), rebuilt(10_000)
+    assert whole < 8 * quarter
+    last = search.ask()
     assert last is not None and last.trial == "search-10000"

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings import ARMS, TokenGrid, arm_experiment, load_experiment, load_space, make_experiment
+from reco_tune.settings import TokenGrid, arm_experiment, load_experiment, load_space, make_experiment
 
 MINI: dict[str, Any] = {"data": {"layout": "digits", "clip_frames": 9, "size_px": 12}, "model": {"preset": "debug"}}
 SPACE = """
@@ -120,8 +120,32 @@ def test_arms_are_settings_on_top_of_the_shared_ones(tmp_path: Path) -> None:
     assert arm_experiment(space, "full").window.scheme == "full"
     assert arm_experiment(space, "reco").objective.continuity_weight == 0.2
     assert arm_experiment(space, None, {"objective.continuity_weight": 0.3}).objective.continuity_weight == 0.3
-    for arm in ARMS:
-        assert arm_experiment(space, arm).window.scheme == ARMS[arm]["window.scheme"]
+
+
+@pytest.mark.parametrize(
+    ("arm", "scheme", "first", "continuity", "norm"),
+    [
+        ("full", "full", None, 0.0, 0.0),
+        ("masked_full", "masked_full", 0.5, 0.0, 0.0),
+        ("full_continuity", "full", None, 0.1, 0.0),
+        ("fewer_frames", "fewer_frames", None, 0.0, 0.0),
+        ("fewer_frames_tokens", "fewer_frames_tokens", None, 0.0, 0.0),
+        ("local", "window", 0.0, 0.0, 0.0),
+        ("local_first", "window", "uniform", 0.0, 0.0),
+        ("local_balanced", "window", 0.5, 0.0, 0.0),
+        ("reco", "window", 0.5, 0.1, 0.0),
+        ("norm_penalty", "window", 0.5, 0.0, 0.1),
+    ],
+    ids=str,
+)
+def test_an_arms_name_says_what_it_trains(
+    arm: str, scheme: str, first: object, continuity: float, norm: float, tmp_path: Path
+) -> None:
+    """First: the probability of a window at the first frame, where the scheme draws one."""
+    experiment = arm_experiment(load_space(space_file(tmp_path, SPACE.replace("0.2", "0.1"))), arm)
+    assert experiment.window.scheme == scheme
+    assert first is None or experiment.window.first_frame_probability == first
+    assert (experiment.objective.continuity_weight, experiment.objective.norm_weight) == (continuity, norm)
 
 
 @pytest.mark.parametrize(

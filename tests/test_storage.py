@@ -96,15 +96,15 @@ def test_an_archive_that_is_replaced_while_it_is_fetched(tmp_path: Path, monkeyp
     """The one that took its place comes; it was "there is nothing", and a run began anew."""
     storage = Storage(f"file://{tmp_path}/storage")
     storage.put(folder_of(tmp_path / "first", one="1"), "trials/a")
-    second, listed = folder_of(tmp_path / "second", one="2"), Storage._newest
+    second, listed = folder_of(tmp_path / "second", one="2"), Storage.newest
 
     def newest(self: Storage, name: str) -> str | None:
         found = listed(self, name)
-        monkeypatch.setattr(Storage, "_newest", listed)
+        monkeypatch.setattr(Storage, "newest", listed)
         self.put(second, name)
         return found
 
-    monkeypatch.setattr(Storage, "_newest", newest)
+    monkeypatch.setattr(Storage, "newest", newest)
     assert storage.get("trials/a", tmp_path / "here") and contents(tmp_path / "here") == {"inner/one": "2"}
 
 
@@ -296,7 +296,7 @@ def test_a_rank_that_is_told_of_a_result_trains_nothing(tmp_path: Path, monkeypa
     monkeypatch.setattr(
         worker_module.TokenCache, "open", lambda path: SimpleNamespace(data_fingerprint="", tokenizer_fingerprint="")
     )
-    monkeypatch.setattr(worker_module, "_run", lambda *_: pytest.fail("it began to train"))
+    monkeypatch.setattr(worker_module, "fit", lambda *_, **__: pytest.fail("it began to train"))
     worker_module.execute(
         job_of(storage, experiment, ["tokens/abc"]), worker_module.Hooks(None, job_of(storage, experiment, []), rank=1)
     )

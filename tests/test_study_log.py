@@ -143,7 +143,15 @@ def test_runs_keep_the_order_in_which_they_were_planned(tmp_path):
 
 
 def test_every_prefix_of_a_log_replays(tmp_path):
+    """To a state that only grows: a run that is known stays, and one that is done stays done."""
     folder = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=1, files=False))
-    lines = folder.events.read_text().splitlines()
-    for count in range(len(lines) + 1):
-        replay([json.loads(line) for line in lines[:count]])
+    events = [json.loads(line) for line in folder.events.read_text().splitlines()]
+    known, done = [], set()
+    for count in range(len(events) + 1):
+        study = replay(events[:count])
+        assert list(study.runs)[: len(known)] == known and study.finished == (count == len(events))
+        known = list(study.runs)
+        ended = {trial for trial, run in study.runs.items() if run.state in ("evaluated", "pruned")}
+        assert done <= ended
+        done = ended
+    assert done == {"full-s0", "search-0000"}

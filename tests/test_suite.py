@@ -216,9 +216,7 @@ def test_fewer_samples_than_features_are_said(prepared: tuple[Experiment, TokenC
     assert evaluate(model_of(experiment, prepared[1]), experiment, prepared[1]).provenance["rank_deficient"] is True
 
 
-def test_a_second_preparation_reads_what_the_first_left(
-    prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_a_second_preparation_reads_what_the_first_left(prepared: tuple[Experiment, TokenCache]) -> None:
     calls: list[str] = []
     prepare_evaluation(*prepared, progress=lambda done, total, what: calls.append(what))
     assert calls == []

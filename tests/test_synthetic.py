@@ -43,7 +43,7 @@ def test_decord_reads_the_stored_size(tmp_path: Path, size_px: int) -> None:
     side = size_px * block_factor(size_px)
     frames = np.random.default_rng(0).integers(0, 256, (3, side, side, 3), dtype=np.uint8)
     video.write_video(tmp_path / "a.avi", frames, lossless=True)
-    assert np.array_equal(next(video._decord_chunks(tmp_path / "a.avi", [[0, 1, 2]])), frames)
+    assert np.array_equal(next(video.decord_chunks(tmp_path / "a.avi", [[0, 1, 2]])), frames)
 
 
 def test_every_frame_is_a_real_digit_moved_by_the_same_step_or_bounced(rendered: Data) -> None:
@@ -139,4 +139,4 @@ def test_folders_of_others_are_refused(rendered: Data, tmp_path: Path) -> None:
     ids=["from the edge", "into the edge", "backwards", "still"],
 )
 def test_bouncing_by_hand(start: tuple[int, int], expected: list[int]) -> None:
-    assert synthetic._bounce(*start, last=4, frames=5) == expected
+    assert synthetic.bounce(*start, last=4, frames=5) == expected

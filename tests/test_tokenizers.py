@@ -15,10 +15,10 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.tokenizers import Tokenizer, fit_tokenizer, load_tokenizer
 from reco_tune.tokenizers.base import check_frames
-from reco_tune.tokenizers.kmeans import KMeansTokenizer, _nearest, _patches, _pixels
+from reco_tune.tokenizers.kmeans import KMeansTokenizer, nearest, to_patches, to_pixels
 from reco_tune.tokenizers.vector_quantized import (
+    CodebookFit,
     VideoAutoencoder,
-    _Codebook,
     bounded,
     level_codes,
     level_grid,
@@ -135,9 +135,9 @@ def test_the_same_fit_gives_the_same_bits_and_leaves_global_randomness_alone(
 
 def test_patches_and_pixels_are_inverse() -> None:
     video = torch.randint(0, 256, (2, 8, 3, 12, 8), dtype=torch.uint8)
-    patches = _patches(video, side=4, frames=2)
+    patches = to_patches(video, side=4, frames=2)
     assert patches.shape == (2, 4, 3, 2, 2 * 4 * 4 * 3)
-    assert torch.equal(_pixels(patches, side=4, frames=2), video)
+    assert torch.equal(to_pixels(patches, side=4, frames=2), video)
     assert torch.equal(patches[1, 2, 1, 0].reshape(2, 4, 4, 3), video[1, 4:6, :, 4:8, 0:4].permute(0, 2, 3, 1))
 
 
@@ -157,7 +157,7 @@ def test_kmeans_takes_the_nearest_centroid_exactly() -> None:
         vectors = torch.randint(0, 256, (200, width), dtype=torch.uint8, generator=random)
         centroids = torch.randint(0, 256, (50, width), dtype=torch.uint8, generator=random)
         distances = (vectors[:, None].long() - centroids[None].long()).square().sum(-1)
-        assert torch.equal(_nearest(vectors, centroids), distances.argmin(1))
+        assert torch.equal(nearest(vectors, centroids), distances.argmin(1))
 
 
 def test_kmeans_codes_do_not_depend_on_the_batch(fitted: Callable[[str], Tokenizer]) -> None:
@@ -244,7 +244,7 @@ def test_vq_fits_in_any_number_of_steps(steps: int) -> None:
 def test_codes_that_nothing_uses_move_to_where_vectors_are() -> None:
     """Without this a codebook collapses: a code far from every vector is never chosen, so it never moves."""
     network = VideoAutoencoder(num_codes=8, spatial_stride=4, temporal_stride=2, width=4)
-    codebook = _Codebook(network.codebook, torch.Generator().manual_seed(0))
+    codebook = CodebookFit(network.codebook, torch.Generator().manual_seed(0))
     vectors = torch.randn(4, 3, 3, 3, 16, generator=torch.Generator().manual_seed(1))
     network.codebook.fill_(1e3)
     for _ in range(3):

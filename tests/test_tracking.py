@@ -20,7 +20,7 @@ from reco_tune.errors import StudyError, TrackingError
 from reco_tune.reporting import ablation_table, load_runs
 from reco_tune.study_log import EventLog, RunRecord, State, StudyFolder
 from reco_tune.tracking import Mirror, read_study, store, sync
-from reco_tune.tracking.mirror import _points
+from reco_tune.tracking.mirror import points_of
 
 
 @pytest.fixture(scope="module")
@@ -133,7 +133,7 @@ def test_what_one_rung_alone_has_told_stays_at_that_rung(state: State, step: int
     reports = [{"step": 10, "kernel_distance": 0.5, "val_cross_entropy": 2.0}, {"step": 30, "val_cross_entropy": 1.0}]
     metrics = {"kernel_distance": 0.5, "val_cross_entropy": 1.0, "speedup": 1.5}
     run = RunRecord("search-0000", 0, "search", "equal_steps", 0, state, reports=reports, metrics=metrics)
-    points = {(point.name, point.step) for point in _points(run, tmp_path / "none", mirrored=0)}
+    points = {(point.name, point.step) for point in points_of(run, tmp_path / "none", mirrored=0)}
     told = {("kernel_distance", 10), ("val_cross_entropy", 10), ("val_cross_entropy", 30)}
     assert points == told | {("kernel_distance", step), ("speedup", 30)}
 

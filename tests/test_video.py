@@ -34,8 +34,8 @@ def test_frames_decord_refuses_are_read_by_pyav(tmp_path: Path) -> None:
     """decord gives up on 12 x 12 px with a DECORDError, which is no RuntimeError."""
     frames = _noise(9, 12, 12)
     write_video(tmp_path / "small.avi", frames, lossless=True)
-    with pytest.raises(video._DecordFailed):
-        list(video._decord_chunks(tmp_path / "small.avi", [[0, 1]]))
+    with pytest.raises(video.DecordFailedError):
+        list(video.decord_chunks(tmp_path / "small.avi", [[0, 1]]))
     assert np.array_equal(read_frames(tmp_path / "small.avi", [1, 4, 8]), frames[[1, 4, 8]])
 
 
@@ -44,7 +44,7 @@ def test_decord_and_pyav_agree_and_either_is_enough(tmp_path: Path, monkeypatch:
     path = tmp_path / "a.avi"
     write_video(path, frames, lossless=True)
     wanted = [0, 3, 17, 18, 39]
-    assert np.array_equal(next(video._decord_chunks(path, [wanted])), frames[wanted])
+    assert np.array_equal(next(video.decord_chunks(path, [wanted])), frames[wanted])
     monkeypatch.setitem(sys.modules, "decord", None)  # an import now raises ImportError
     assert np.array_equal(read_frames(path, wanted), frames[wanted])
 

@@ -83,7 +83,7 @@ def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
         import decord  # noqa: F401
     except ImportError as error:
         raise DataError("decord is not installed, and it is what decoding is compared with; install it") from error
-    with _videos(root, size_px) as data, TemporaryDirectory(prefix="reco-bench-") as folder:
+    with videos_or_rendered(root, size_px) as data, TemporaryDirectory(prefix="reco-bench-") as folder:
         clips, pixels_NFCHW = _readable_clips(data)
         with Processes(data.decode_seconds, 1) as one, Processes(data.decode_seconds) as all_cores:
             work = [
@@ -141,7 +141,7 @@ def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
 
 
 @contextmanager
-def _videos(root: Path | None, size_px: int) -> Iterator[Data]:
+def videos_or_rendered(root: Path | None, size_px: int) -> Iterator[Data]:
     """How clips are cut: from the videos under `root`, or from some that are rendered for the while."""
     wanted: dict[str, Any] = {"layout": "flat", "split": "time", "clip_frames": 17, "size_px": size_px}
     if root is not None:

@@ -126,16 +126,16 @@ def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progres
     rows: list[Row] = []
     with TemporaryDirectory(prefix="reco-bench-") as place:
         progress(0, 1, "preparing data")
-        space = _space(Path(place) / "cache", trials, steps=PILOT_STEPS)
+        space = bench_space(Path(place) / "cache", trials, steps=PILOT_STEPS)
         experiment = arm_experiment(space, None)
         tokens = prepare_tokens(experiment)
         prepare_evaluation(experiment, tokens)
-        pilot = _in_process(space.model_copy(update={"trials": 1}), tokens.path, Path(place) / "pilot")
+        pilot = search_in_process(space.model_copy(update={"trials": 1}), tokens.path, Path(place) / "pilot")
         for length in lengths:
-            space = _space(Path(place) / "cache", trials, steps=_steps_of(length, pilot))
+            space = bench_space(Path(place) / "cache", trials, steps=_steps_of(length, pilot))
             for name, way in WAYS.items():
                 progress(len(rows), len(lengths) * len(WAYS), f"trials of {length:g} s: {name}")
-                rows.append(_row(name, way(space, tokens.path, Path(place) / f"search-{len(rows)}"), trials))
+                rows.append(row_of(name, way(space, tokens.path, Path(place) / f"search-{len(rows)}"), trials))
         progress(len(rows), len(rows), "searches")
     title = (
         "Seconds of a trial beyond the work in its ledger (calibration, training, generation, evaluation), and where"
@@ -184,7 +184,7 @@ def beyond_work(trials: Sequence[TrialTimes], at_once: int) -> NDArray[np.float6
     )
 
 
-def _row(way: str, search: RecordedSearch, expected: int) -> Row:
+def row_of(way: str, search: RecordedSearch, expected: int) -> Row:
     trials = trial_times(search.events)
     if len(trials) < expected:
         raise RunFailedError(
@@ -207,7 +207,7 @@ def _row(way: str, search: RecordedSearch, expected: int) -> Row:
     }
 
 
-def _space(cache: Path, trials: int, steps: int) -> Space:
+def bench_space(cache: Path, trials: int, steps: int) -> Space:
     experiment = {
         **EXPERIMENT,
         "data": {**EXPERIMENT["data"], "cache_dir": str(cache)},
@@ -343,7 +343,7 @@ def _train_bare(config: dict[str, Any]) -> None:
     ray.train.report({**hooks.events[-1]["metrics"], "events": hooks.events})
 
 
-def _in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
+def search_in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     """Optuna's ask and tell, one trial after another in this process."""
     import optuna
 
@@ -368,5 +368,5 @@ def _in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
 WAYS: dict[str, Callable[[Space, Path, Path], RecordedSearch]] = {
     "this project": _as_a_study,
     "bare Ray Tune + Train": _bare_ray,
-    "bare Optuna, one process": _in_process,
+    "bare Optuna, one process": search_in_process,
 }

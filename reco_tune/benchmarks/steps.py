@@ -74,7 +74,7 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOption
                     head
                     | speed
                     | _shares(parts[1])
-                    | _lost(*parts, speed["speedup_limit"], *attention_and_rest_kept(full, arm))
+                    | lost_shares(*parts, speed["speedup_limit"], *attention_and_rest_kept(full, arm))
                     | {"prefix_flop_share": prefix_flop_share(arm)}
                 )
     bench.progress(len(rows), len(rows), "arms")
@@ -122,7 +122,7 @@ def _shares(parts: StepParts) -> Row:
     }
 
 
-def _lost(full: StepParts, arm: StepParts, limit: float, attention_kept: float, rest_kept: float) -> Row:
+def lost_shares(full: StepParts, arm: StepParts, limit: float, attention_kept: float, rest_kept: float) -> Row:
     """How much longer than the full step / limit the arm's step takes, and by what; the parts add up.
 
     Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step.

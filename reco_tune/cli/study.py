@@ -57,7 +57,7 @@ def conclude(
     print_report(report, str(source) if isinstance(source, Path) else "STUDY_DIR")
     print(f"\nreport: {report.index}")
     if isinstance(source, Path):
-        print(f"MLflow: {_mirrored(StudyFolder(source), tracking_uri)}")
+        print(f"MLflow: {mirror_sentence(StudyFolder(source), tracking_uri)}")
 
 
 def command_line() -> str:
@@ -79,7 +79,7 @@ def sampled_trials(path: Path) -> int:
     return int(read_yaml(settings).get("trials", 0))
 
 
-def _mirrored(folder: StudyFolder, tracking_uri: str | None) -> str:
+def mirror_sentence(folder: StudyFolder, tracking_uri: str | None) -> str:
     """Sends what MLflow lacks, unless a running study does so itself; the address, or the command that opens it."""
     if folder.live:
         return "the running study keeps it up to date"

@@ -24,7 +24,7 @@ from reco_tune.settings import Data
 
 PART_CLIPS = 64
 """Clips that are decoded, encoded and written together."""
-_REQUEST_BYTES = 32 << 20
+REQUEST_BYTES = 32 << 20
 """Neighbouring clips of one video are decoded together while their (small) frames fit."""
 
 
@@ -284,7 +284,7 @@ class _SharedRequest(NamedTuple):
 
 
 def _shared_requests(part: Sequence[int], clips: Sequence[Clip], data: Data) -> Iterator[_SharedRequest]:
-    room = max(data.clip_frames, _REQUEST_BYTES // (3 * data.size_px**2))
+    room = max(data.clip_frames, REQUEST_BYTES // (3 * data.size_px**2))
     rows: list[int] = []
     indices = np.empty(0, np.int64)
     for row in part:

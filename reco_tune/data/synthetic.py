@@ -164,13 +164,13 @@ def _plan(
 def _moving_digit(image: np.ndarray, motion: tuple[int, int, int, int], size_px: int, frames: int) -> np.ndarray:
     """uint8 [F, H, W]: the image on a black canvas; a step that would leave the canvas turns round."""
     clip = np.zeros((frames, size_px, size_px), np.uint8)
-    rows, columns = (_bounce(motion[axis], motion[2 + axis], size_px - _DIGIT_PX, frames) for axis in range(2))
+    rows, columns = (bounce(motion[axis], motion[2 + axis], size_px - _DIGIT_PX, frames) for axis in range(2))
     for frame, (row, column) in enumerate(zip(rows, columns, strict=True)):
         clip[frame, row : row + _DIGIT_PX, column : column + _DIGIT_PX] = image
     return clip
 
 
-def _bounce(position: int, step: int, last: int, frames: int) -> list[int]:
+def bounce(position: int, step: int, last: int, frames: int) -> list[int]:
     path = [position]
     while len(path) < frames:
         if not 0 <= path[-1] + step <= last:

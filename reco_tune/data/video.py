@@ -72,13 +72,13 @@ def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
     chunks = [list(indices[start : start + CHUNK_FRAMES]) for start in range(0, len(indices), CHUNK_FRAMES)]
     done = 0
     try:
-        for frames in _decord_chunks(path, chunks):
+        for frames in decord_chunks(path, chunks):
             yield frames
             done += 1
-    except _DecordFailed:
+    except DecordFailedError:
         try:
-            yield from _pyav_chunks(path, chunks[done:])
-        except _PyAVFailed as error:
+            yield from pyav_chunks(path, chunks[done:])
+        except PyAVFailedError as error:
             raise DataError(f"{path} cannot be decoded by decord or PyAV ({error}); replace or remove it") from error
 
 
@@ -110,33 +110,35 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool 
         container.mux(stream.encode())
 
 
-class _DecordFailed(Exception):
+class DecordFailedError(Exception):
     """decord is absent or gave up; PyAV is next."""
 
 
-class _PyAVFailed(Exception):
+class PyAVFailedError(Exception):
     """PyAV gave up too."""
 
 
-def _decord_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+def decord_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    """Frames of each chunk of rising numbers by decord alone."""
     if path.suffix.lower() in _WITHOUT_INDEX:
-        raise _DecordFailed("no index")
+        raise DecordFailedError("no index")
     try:
         import decord
     except (ImportError, OSError) as error:
-        raise _DecordFailed("not installed") from error
+        raise DecordFailedError("not installed") from error
     decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg writes to stderr about every damaged frame
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         for chunk in chunks:
             if chunk[-1] >= len(reader):
-                raise _DecordFailed(f"frame {chunk[-1]} lies behind the last of {len(reader)}")
+                raise DecordFailedError(f"frame {chunk[-1]} lies behind the last of {len(reader)}")
             yield reader.get_batch(list(chunk)).asnumpy()
     except (decord.DECORDError, RuntimeError, OSError, IndexError) as error:  # DECORDError is not a RuntimeError
-        raise _DecordFailed(_first_line(error)) from error
+        raise DecordFailedError(_first_line(error)) from error
 
 
-def _pyav_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+def pyav_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.ndarray]:
+    """The same by PyAV alone."""
     import av
 
     try:
@@ -148,12 +150,12 @@ def _pyav_chunks(path: Path, chunks: Sequence[Sequence[int]]) -> Iterator[np.nda
                 while len(found) < len(wanted):
                     number, frame = next(decoded, (-1, None))
                     if frame is None:
-                        raise _PyAVFailed(f"it ends before frame {chunk[-1]}")
+                        raise PyAVFailedError(f"it ends before frame {chunk[-1]}")
                     if number in wanted:
                         found[number] = _upright(frame)
                 yield np.stack([found[number] for number in chunk])
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise _PyAVFailed(_first_line(error)) from error
+        raise PyAVFailedError(_first_line(error)) from error
 
 
 def _upright(frame: Any) -> np.ndarray:

@@ -243,7 +243,7 @@ class Driver:
                 self._give_up(error)
             finally:
                 self._dispatcher = None
-        self._conclude()
+        self.conclude()
 
     def _tune(self, dispatcher: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
@@ -376,7 +376,7 @@ class Driver:
 
     # --- the end ---
 
-    def _conclude(self) -> None:
+    def conclude(self) -> None:
         for obstacle in self.jobs.obstacles:
             raise RunFailedError(obstacle)
         unfinished = [record for record in self.study.runs.values() if record.state not in DONE]

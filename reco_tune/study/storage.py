@@ -77,7 +77,7 @@ class Storage:
 
     def holds(self, name: str) -> bool:
         """Whether something whole lies under the name."""
-        return self._newest(name) is not None
+        return self.newest(name) is not None
 
     def put(self, source: Path, name: str, without: str | None = None) -> None:
         """Lays a folder, but for one entry of it, or a single file under a name, in place of what lay there.
@@ -112,7 +112,7 @@ class Storage:
             OSError: where the folder's own disk is full.
         """
         staging, tried = folder.with_name(f".fetching-{uuid.uuid4().hex[:12]}"), None
-        while (newest := self._newest(name)) not in (None, tried):
+        while (newest := self.newest(name)) not in (None, tried):
             tried = newest
             folder.parent.mkdir(parents=True, exist_ok=True)
             try:
@@ -138,7 +138,7 @@ class Storage:
         with suppress(Exception):
             self._files.delete_dir(f"{self._root}/{name}")
 
-    def _newest(self, name: str) -> str | None:
+    def newest(self, name: str) -> str | None:
         with self._told():
             return max(self._archives(name, "whole"), default=None)
 

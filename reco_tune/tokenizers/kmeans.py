@@ -44,10 +44,10 @@ class KMeansTokenizer:
     def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
         """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]: the nearest centroid, the first of equals."""
         check_frames(video_BFCHW.shape[1], self.temporal_stride)
-        first = _nearest(_patches(video_BFCHW[:, :1], self.spatial_stride, 1), self.first_AP)
+        first = nearest(to_patches(video_BFCHW[:, :1], self.spatial_stride, 1), self.first_AP)
         if video_BFCHW.shape[1] == 1:
             return first
-        later = _nearest(_patches(video_BFCHW[:, 1:], self.spatial_stride, self.temporal_stride), self.later_KQ)
+        later = nearest(to_patches(video_BFCHW[:, 1:], self.spatial_stride, self.temporal_stride), self.later_KQ)
         return torch.cat([first, later + len(self.first_AP)], dim=1)
 
     def decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
@@ -59,7 +59,8 @@ class KMeansTokenizer:
         first = self.first_AP.to(codes_Btrc.device)[codes_Btrc[:, :1].clamp(max=split - 1)]
         later = self.later_KQ.to(codes_Btrc.device)[codes_Btrc[:, 1:].clamp(min=split) - split]
         return torch.cat(
-            [_pixels(first, self.spatial_stride, 1), _pixels(later, self.spatial_stride, self.temporal_stride)], dim=1
+            [to_pixels(first, self.spatial_stride, 1), to_pixels(later, self.spatial_stride, self.temporal_stride)],
+            dim=1,
         )
 
     def save(self, path: Path) -> None:
@@ -85,8 +86,8 @@ def fit_kmeans(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progr
     """Fits both vocabularies to uint8 `clips` [N, F, 3, H, W]; one thread, so the same bits every time."""
     video = torch.from_numpy(np.array(clips))  # a copy: memory-mapped clips are read only
     spatial, temporal = tokenizer.spatial_stride, tokenizer.temporal_stride
-    first = _patches(video[:, :1], spatial, 1).flatten(0, -2).numpy()
-    later = _patches(video[:, 1:], spatial, temporal).flatten(0, -2).numpy()
+    first = to_patches(video[:, :1], spatial, 1).flatten(0, -2).numpy()
+    later = to_patches(video[:, 1:], spatial, temporal).flatten(0, -2).numpy()
     progress(0, 2, "fitting the vocabulary")
     first_centroids = _centroids(first, tokenizer.first_frame_codes, tokenizer.seed)
     progress(1, 2, "fitting the vocabulary")
@@ -117,21 +118,21 @@ def _centroids(vectors: np.ndarray, codes: int, seed: int) -> torch.Tensor:
     return torch.from_numpy(np.rint(centers).clip(0, 255).astype(np.uint8))
 
 
-def _patches(video_BFCHW: torch.Tensor, side: int, frames: int) -> torch.Tensor:
+def to_patches(video_BFCHW: torch.Tensor, side: int, frames: int) -> torch.Tensor:
     """[B, F, C, H, W] -> [B, F / frames, H / side, W / side, frames * side * side * C]."""
     batch, length, channels, height, width = video_BFCHW.shape
     cut = video_BFCHW.reshape(batch, length // frames, frames, channels, height // side, side, width // side, side)
     return cut.permute(0, 1, 4, 6, 2, 5, 7, 3).flatten(4)
 
 
-def _pixels(patches_BtrcP: torch.Tensor, side: int, frames: int) -> torch.Tensor:
-    """The inverse of `_patches`."""
+def to_pixels(patches_BtrcP: torch.Tensor, side: int, frames: int) -> torch.Tensor:
+    """The inverse of `to_patches`."""
     batch, blocks, rows, columns, _ = patches_BtrcP.shape
     cut = patches_BtrcP.reshape(batch, blocks, rows, columns, frames, side, side, 3)
     return cut.permute(0, 1, 4, 7, 2, 5, 3, 6).reshape(batch, blocks * frames, 3, rows * side, columns * side)
 
 
-def _nearest(vectors: torch.Tensor, centroids_KP: torch.Tensor) -> torch.Tensor:
+def nearest(vectors: torch.Tensor, centroids_KP: torch.Tensor) -> torch.Tensor:
     """argmin |x - c|² = argmin |c|² - 2 x·c, in a type that holds every intermediate whole number exactly."""
     exact = torch.float32 if 2 * 255**2 * centroids_KP.shape[1] < 2**24 else torch.float64
     centroids = centroids_KP.to(vectors.device, exact)

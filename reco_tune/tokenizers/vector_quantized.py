@@ -185,7 +185,7 @@ def fit_vector_quantized(
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise
     )
-    codebook = None if network.levels else _Codebook(network.codebook, random)
+    codebook = None if network.levels else CodebookFit(network.codebook, random)
     for step in range(tokenizer.fit_steps):
         rows = torch.randint(len(clips), (tokenizer.fit_batch_size,), generator=random)
         video = _to_float(torch.from_numpy(clips[np.sort(rows.numpy())]).to(device))
@@ -236,7 +236,7 @@ def _place_values(count_E: torch.Tensor) -> torch.Tensor:
     return count_E.cumprod(0) // count_E
 
 
-class _Codebook:
+class CodebookFit:
     """Moving averages of what each code stands for; codes that nothing uses are moved to where vectors are."""
 
     def __init__(self, codebook: torch.Tensor, random: torch.Generator) -> None:

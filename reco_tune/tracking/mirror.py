@@ -237,7 +237,7 @@ class _Replay:
         params = {} if store.RECORD in known else {key: json.dumps(value) for key, value in settings.items()}
         before = store.from_tags(store.FILES, known) or {}
         mirrored = int(known.get(store.MIRRORED_STEP, 0)) if before else 0
-        points = list(_points(run, history, mirrored)) if run.started is not None else []
+        points = list(points_of(run, history, mirrored)) if run.started is not None else []
         self._log(identity, points, params, {})
         if samples.name in files and before.get(samples.name) != files[samples.name]:
             self._log_samples(identity, samples)
@@ -346,7 +346,7 @@ class _Point:
     step: int
 
 
-def _points(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
+def points_of(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
     """Metrics of a run over its steps, its scalars at the last step, and its curves with the frame as the step.
 
     Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for

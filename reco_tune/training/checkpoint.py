@@ -60,7 +60,7 @@ def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     save_file(checkpoint.tensors, staging / "tensors.safetensors")
     (staging / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": checkpoint.step, **checkpoint.state}))
     write_history(staging / "history.parquet", checkpoint.history)
-    _publish(staging, final)
+    put_in_place(staging, final)
     write_history(run / "history.parquet", checkpoint.history)
     for other in parent.iterdir():
         if other != final:
@@ -163,7 +163,7 @@ def save_model(folder: Path, model: VideoTransformer, experiment: Experiment, ca
     )
     description = {"schema": SCHEMA, "step": step, "model": asdict(model.settings), "cache": asdict(cache)}
     (staging / "model.json").write_text(json.dumps(description, indent=1))
-    _publish(staging, folder)
+    put_in_place(staging, folder)
 
 
 def load_model(path: Path) -> LoadedModel:
@@ -220,7 +220,7 @@ def _staging(final: Path) -> Path:
     return staging
 
 
-def _publish(staging: Path, final: Path) -> None:
+def put_in_place(staging: Path, final: Path) -> None:
     """Puts a finished folder in its place, on disk before its name is."""
     for file in staging.iterdir():
         with file.open("rb") as handle:

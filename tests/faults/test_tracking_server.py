@@ -11,7 +11,7 @@ from small_study import WatchedStudy, begun
 from struck import Struck, assert_nothing_lost, lines_about
 
 from reco_tune import study_log, tracking
-from reco_tune.cli.study import _mirrored
+from reco_tune.cli.study import mirror_sentence
 from reco_tune.study import Options, resume
 
 pytestmark = [pytest.mark.faults, pytest.mark.timeout(600)]
@@ -55,7 +55,7 @@ def test_a_server_that_is_gone_for_good(
 
         result = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
         assert_nothing_lost(result.study, folder, finished_study)
-        sentence = _mirrored(folder, server.uri)
+        sentence = mirror_sentence(folder, server.uri)
         assert "does not take the study" in sentence and sentence.endswith(
             f"`reco-tune sync {folder.path}` sends it later"
         )
