@@ -8,7 +8,7 @@ from pathlib import PurePath
 
 import pytest
 
-from reco_tune.data.frame_names import order_frames
+from reco_tune.data.frame_names import order_frames, order_is_new
 from reco_tune.errors import DataError
 
 FOLDER = PurePath("data") / "film"
@@ -56,6 +56,19 @@ IN_TIME = {
 def test_frames_are_ordered_by_all_numbers_of_their_names(names: list[str]) -> None:
     shuffled = random.Random(0).sample(names, len(names))
     assert order_frames(shuffled, FOLDER).names == names
+
+
+@pytest.mark.parametrize(
+    ("kind", "new"),
+    [("FaceForensics", False), ("SkyTimelapse", False), ("one image", False), ("dates", True), ("in brackets", True)],
+)
+def test_orders_that_caches_of_earlier_versions_cannot_have_are_known(kind: str, new: bool) -> None:
+    """Only the number at the end of names counted then: of dates the seconds, whatever the minute."""
+    assert order_is_new(IN_TIME[kind][::-1], FOLDER) is new
+
+
+def test_a_folder_that_is_refused_now_was_read_before() -> None:
+    assert order_is_new(["1.jpg", "2.jpg", "thumb.jpg"], FOLDER)
 
 
 REFUSED = {

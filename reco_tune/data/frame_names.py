@@ -61,6 +61,17 @@ def order_frames(names: Sequence[str], folder: PurePath) -> Order:
     return Order(ordered, _suspicion(moving, ordered))
 
 
+def order_is_new(names: Sequence[str], folder: PurePath) -> bool:
+    """Whether these frames were read in another order, or at all, while only numbers at the end of names counted."""
+    ends = [re.search(r"\d+$", PurePath(name).stem) for name in names]
+    numbers = [int(end.group()) for end in ends if end is not None]
+    earlier = [name for _, name in sorted(zip(numbers, names, strict=True))] if all(ends) else sorted(names)
+    try:
+        return order_frames(names, folder).names != earlier
+    except DataError:
+        return True
+
+
 class _Number(NamedTuple):
     """A number as it stands in a name."""
 

@@ -27,6 +27,7 @@ from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
 from reco_tune.data.frame_folders import is_image
+from reco_tune.data.frame_names import order_is_new
 from reco_tune.data.video import EXTENSIONS
 from reco_tune.errors import DataError
 from reco_tune.settings import Data
@@ -37,7 +38,7 @@ LIST_FILE = "videos.csv"
 SCALING = "pillow bilinear"
 """How frames become small; part of the fingerprint."""
 FRAME_ORDER = "by all numbers"
-"""How the images of a folder are ordered; part of the fingerprint, so that caches of another order are not used."""
+"""How the images of a folder are ordered; part of the fingerprint where caches can hold them in another order."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
@@ -102,7 +103,8 @@ def data_fingerprint(videos: list[Video], data: Data) -> str:
         if not video.path.is_dir():
             members = members or [(video.path, -1)]
         else:
-            head += f" folder {FRAME_ORDER}"
+            names = [path.name for path, _ in members]
+            head += f" folder {FRAME_ORDER}" if names and order_is_new(names, video.path) else " folder"
         digest.update(head.encode())
         for number, (path, size) in enumerate(members):
             digest.update(f"{'' if path == video.path else ' ' + path.name} {size} ".encode())
