@@ -7,21 +7,19 @@ Writes ablation.csv, ablation.md and ablation.tex; prints the table and a verdic
 
 from pathlib import Path
 
-from reco_tune.reporting import load_runs, verdicts
-from reco_tune.reporting.ablation import COLUMNS, ablation_rows, caption, left_out
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.sections.ablation import build
+from reco_tune.reporting.sections.claims import claims
 
 
 def work(sources: list[str], output: Path) -> str:
-    runs = load_runs(sources[0])
-    table, words, missing = ablation_rows(runs), caption(runs), left_out(runs)
-    write(output, "ablation.csv", csv_text(table[list(COLUMNS)]))
-    write(output, "ablation.tex", ablation_latex(table, words, missing))
-    markdown = ablation_markdown(table, words, missing)
-    write(output, "ablation.md", markdown)
-    claims = [f"- {verdict.claim} ({verdict.budget}): {verdict.outcome}. {verdict.words}" for verdict in verdicts(runs)]
-    return "\n".join([markdown, *claims])
+    evidence = Evidence.read(sources[0])
+    section = build(evidence)
+    save(section, output)
+    told = [f"- {one.claim} ({one.budget}): {one.verdict}. {one.words}" for one in claims(evidence)]
+    return "\n".join([markdown(section.tables), *told])
 
 
 if __name__ == "__main__":

@@ -9,9 +9,10 @@ training seeds differ. Studies of different protocols are refused.
 from pathlib import Path
 
 from reco_tune.reporting import load_runs
-from reco_tune.reporting.analyses import comparison_table, study_names
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text, interval, number
+from reco_tune.reporting.analysis_cli import run_script, write
+from reco_tune.reporting.numbers import interval, number
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.studies import comparison_table, study_names
 
 
 def work(sources: list[str], output: Path) -> str:

@@ -10,32 +10,31 @@ by, where one is told from the other.
 from pathlib import Path
 
 from reco_tune import quantities
-from reco_tune.reporting import figures, load_study
-from reco_tune.reporting.analyses import curve_table
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save_figure, write
 from reco_tune.reporting.curves import arm_curves
-from reco_tune.reporting.measures import blocks, measures_table
-from reco_tune.reporting.runs import runs_table
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text, measure_cell
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.sections.curves import curve_table, draw_error_growth
+from reco_tune.reporting.sections.measures import growth_law, measure_cell, measures_table
 
 GROWTH = quantities.ERROR_GROWTH
 
 
 def work(sources: list[str], output: Path) -> str:
-    study = load_study(sources[0])
-    table = curve_table(study, [GROWTH])
+    evidence = Evidence.read(sources[0])
+    table = curve_table(evidence.study, [GROWTH])
     write(output, "error_growth.csv", csv_text(table))
-    laws = blocks(measures_table(runs_table(study)), (quantities.ERROR_GROWTH_RATE, quantities.ERROR_GROWTH_AIC))
-    told = {
-        (block.budget, arm): f"; rate {measure_cell(rate)}, law {block.laws[arm]}"
-        for block in laws
-        for arm, (rate,) in block.rows.items()
-        if rate
-    }
+    rows = measures_table(evidence.results).to_dict("records")
+    measured = {(row["measure"], row["budget"], row["arm"]): row for row in rows}
+    told = {}
+    for (measure, *place), rate in measured.items():
+        if measure == quantities.ERROR_GROWTH_RATE.name:
+            aic = measured[quantities.ERROR_GROWTH_AIC.name, *place]
+            law = growth_law(aic["value"], aic["low"], aic["high"])
+            told[tuple(place)] = f"; rate {measure_cell(rate)}, law {law}"
     lines = []
     for budget in dict.fromkeys(table["budget"]):
-        if figure := figures.draw_error_growth(arm_curves(study, budget), budget):
-            figures.save(figure, output / f"error_growth_{budget}")
+        save_figure(output / f"error_growth_{budget}", draw_error_growth, arm_curves(evidence.study, budget), budget)
         for arm, rows in table[table["budget"] == budget].groupby("arm", sort=False):
             values = rows[GROWTH].to_numpy()
             found = "too few blocks after block 0 to grow over"

@@ -8,21 +8,16 @@ and finalists as means over seeds, other sampled runs one by one) and how probab
 
 from pathlib import Path
 
-from reco_tune.reporting import ablation_table, figures, frontier, load_study
-from reco_tune.reporting.runs import SEARCH, arm_order, bounds, runs_table
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text
-from reco_tune.reporting.uncertainty import frontier_uncertainty
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.reporting.sections.frontier import build
 
 
 def work(sources: list[str], output: Path) -> str:
-    study = load_study(sources[0])
-    runs = runs_table(study)
-    found, sure = frontier(runs), frontier_uncertainty(runs)
-    write(output, "frontier.csv", csv_text(found.points))
-    write(output, "frontier_probability.csv", csv_text(sure.points))
-    if figure := figures.draw_frontier(sure, ablation_table(runs), arm_order(runs), bounds(study)):
-        figures.save(figure, output / "frontier")
+    evidence = Evidence.read(sources[0])
+    found, sure = evidence.frontier, evidence.uncertainty
+    save(build(evidence), output)
     lines = []
     for budget, volume in found.hypervolume.items():
         lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} runs")

@@ -8,20 +8,15 @@ first.
 
 from pathlib import Path
 
-from reco_tune.reporting import effort_figures, load_study
-from reco_tune.reporting.importance import LEAST_RUNS, importance_table
-from reco_tune.reporting.runs import runs_table
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.style import save
-from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save
+from reco_tune.reporting.sections.importance import LEAST_RUNS, build
 
 
 def work(sources: list[str], output: Path) -> str:
-    study = load_study(sources[0])
-    table = importance_table(study, runs_table(study))
-    write(output, "importance.csv", csv_text(table))
-    if figure := effort_figures.draw_importance(table):
-        save(figure, output / "importance")
+    section = build(Evidence.read(sources[0]))
+    save(section, output)
+    table = section.tables[0].data
     lines = []
     for objective, rows in table.groupby("objective", sort=False):
         lines.append(f"{objective} ({rows['runs'].iloc[0]} sampled runs)")

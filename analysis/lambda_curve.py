@@ -2,26 +2,21 @@
 
     python analysis/lambda_curve.py studies/lambda [--output DIR]
 
-Writes lambda.csv, lambda.png and lambda.pdf; prints the lowest mean FVD of each budget: over how many runs of which
+Writes lambda.csv, .md, .tex, .png and .pdf; prints the lowest mean FVD of each budget: over how many runs of which
 arm, and at which λ with its reduction over the width.
 """
 
 from pathlib import Path
 
-from reco_tune.reporting import figures, load_runs
-from reco_tune.reporting.analyses import lambda_groups, lambda_table, lowest_by_weight
-from reco_tune.reporting.runs import arm_order
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save
+from reco_tune.reporting.sections.continuity_weight import build, lambda_groups, lambda_table, lowest_by_weight
 
 
 def work(sources: list[str], output: Path) -> str:
-    runs = load_runs(sources[0])
-    table = lambda_table(runs)
-    write(output, "lambda.csv", csv_text(table))
-    if figure := figures.draw_lambda(table, arm_order(runs)):
-        figures.save(figure, output / "lambda")
-    return "\n".join(lowest_by_weight(lambda_groups(table))) or "no windowed run has been evaluated"
+    evidence = Evidence.read(sources[0])
+    save(build(evidence), output)
+    return "\n".join(lowest_by_weight(lambda_groups(lambda_table(evidence)))) or "no windowed run has been evaluated"
 
 
 if __name__ == "__main__":

@@ -9,27 +9,26 @@ with its interval over seeds and whether it differs from the baseline's, and ove
 from pathlib import Path
 
 from reco_tune import quantities
-from reco_tune.reporting import figures, load_study
-from reco_tune.reporting.analyses import curve_table
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save_figure, write
 from reco_tune.reporting.curves import arm_curves
-from reco_tune.reporting.measures import blocks, measures_table
-from reco_tune.reporting.runs import runs_table
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text, measure_cell
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.sections.curves import curve_table, draw_loss_by_frame
+from reco_tune.reporting.sections.measures import measure_cell, measures_table
 
 TRAIN, GENERATED = quantities.LOSS_BY_FRAME_TRAIN, quantities.LOSS_BY_FRAME_GENERATED
 
 
 def work(sources: list[str], output: Path) -> str:
-    study = load_study(sources[0])
-    table = curve_table(study, [TRAIN, GENERATED])
+    evidence = Evidence.read(sources[0])
+    table = curve_table(evidence.study, [TRAIN, GENERATED])
     write(output, "loss_by_frame.csv", csv_text(table))
-    gaps = blocks(measures_table(runs_table(study)), (quantities.FIRST_FRAME_GAP,))
-    first = {(block.budget, arm): measure_cell(gap) for block in gaps for arm, (gap,) in block.rows.items()}
+    measured = measures_table(evidence.results)
+    gaps = measured[measured["measure"] == quantities.FIRST_FRAME_GAP.name].to_dict("records")
+    first = {(gap["budget"], gap["arm"]): measure_cell(gap) for gap in gaps}
     lines = []
     for budget in dict.fromkeys(table["budget"]):
-        if figure := figures.draw_loss_by_frame(arm_curves(study, budget), budget):
-            figures.save(figure, output / f"loss_by_frame_{budget}")
+        save_figure(output / f"loss_by_frame_{budget}", draw_loss_by_frame, arm_curves(evidence.study, budget), budget)
         for arm, rows in table[table["budget"] == budget].groupby("arm", sort=False):
             gap = (rows[GENERATED] - rows[TRAIN]).to_numpy()
             block_0 = first.get((str(budget), str(arm)), f"{gap[0]:.3g}")

@@ -7,21 +7,19 @@ Writes window_stride_BUDGET.csv for every budget, .png and .pdf where runs make 
 
 from pathlib import Path
 
-from reco_tune.reporting import figures, load_runs
-from reco_tune.reporting.analyses import window_stride_cells, window_stride_table
-from reco_tune.reporting.runs import budget_order
-from reco_tune.reporting.script import run_script, write
-from reco_tune.reporting.tables import csv_text
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.analysis_cli import run_script, save_figure, write
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.sections.window_stride import draw_window_stride, window_stride_cells, window_stride_table
 
 
 def work(sources: list[str], output: Path) -> str:
-    runs = load_runs(sources[0])
+    evidence = Evidence.read(sources[0])
     lines = []
-    for budget in budget_order(runs):
-        table = window_stride_table(runs, budget)
+    for budget in evidence.budgets:
+        table = window_stride_table(evidence, budget)
         write(output, f"window_stride_{budget}.csv", csv_text(table))
-        if figure := figures.draw_window_stride(window_stride_cells(table), budget):
-            figures.save(figure, output / f"window_stride_{budget}")
+        save_figure(output / f"window_stride_{budget}", draw_window_stride, window_stride_cells(table), budget)
         lines.append(budget)
         for row in table.to_dict("records"):
             place = f"window {row['window.length_tokens']:5d}  stride {row['window.stride_tokens']:5d}"

@@ -77,6 +77,10 @@ ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values
 
 STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
+STAGE_SECONDS = (CALIBRATION_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)
+"""What a run costs, stage by stage."""
+SIGNED = {KERNEL_DISTANCE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
+"""May lie below 0."""
 RESOLVED_AIC = 2.0
 """Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits
 either.

@@ -8,20 +8,14 @@ import pandas as pd
 import pytest
 from toy_study import PROTOCOL, record_study
 
-from reco_tune.reporting import load_runs, tables
-from reco_tune.reporting.ablation import caption
-from reco_tune.reporting.analyses import (
-    PLACE,
-    lambda_caption,
-    lambda_groups,
-    lambda_table,
-    lowest_by_weight,
-    window_stride_caption,
-    window_stride_cells,
-    window_stride_table,
-    window_stride_tables,
-)
-from reco_tune.reporting.runs import BUDGETS, differing
+from reco_tune.reporting import Evidence, load_runs
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.runs import differing
+from reco_tune.reporting.sections import build
+from reco_tune.reporting.sections.continuity_weight import lambda_groups, lambda_table, lowest_by_weight
+from reco_tune.reporting.sections.window_stride import window_stride_cells, window_stride_table
+from reco_tune.reporting.windowed import PLACE
 
 SEEDS = (0, 1, 2)
 
@@ -31,7 +25,7 @@ def rungs(tmp_path_factory):
     """Two arms that differ in λ alone, and the control with a penalty on h²."""
     arms = ("full", "local_balanced", "norm_penalty", "reco")
     return load_runs(
-        record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, BUDGETS, SEEDS, searched=0, files=False)
+        record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, tuple(BUDGETS), SEEDS, searched=0, files=False)
     )
 
 
@@ -40,8 +34,12 @@ def ladder(tmp_path_factory):
     return load_runs(record_study(tmp_path_factory.mktemp("ladder") / "toy", seeds=SEEDS, files=False))
 
 
+def text(section, runs):
+    return markdown(build(section, Evidence(runs)).tables)
+
+
 def test_a_penalty_on_h_is_no_run_at_lambda_0(rungs):
-    groups = lambda_groups(lambda_table(rungs))
+    groups = lambda_groups(lambda_table(Evidence(rungs)))
     assert (
         list(zip(groups["arm"], groups["lowest"], groups["runs"], strict=True))
         == [("local_balanced", 0, 3), ("reco", 0.1, 3)] * 3
@@ -51,50 +49,51 @@ def test_a_penalty_on_h_is_no_run_at_lambda_0(rungs):
 
 
 def test_budgets_stand_in_the_order_of_every_table(rungs):
-    assert list(dict.fromkeys(lambda_table(rungs)["budget"])) == list(BUDGETS)
-    assert tables.lambda_markdown(lambda_groups(lambda_table(rungs)), "").startswith("### Equal steps")
+    assert list(dict.fromkeys(lambda_table(Evidence(rungs))["budget"])) == list(BUDGETS)
+    assert text("continuity_weight", rungs).startswith("### Equal steps")
 
 
 def test_the_best_is_bold_where_rows_differ_in_what_is_asked_alone(rungs, ladder):
-    assert tables.lambda_markdown(lambda_groups(lambda_table(rungs)), "").count("**") == 2 * len(BUDGETS)
-    assert "**" not in tables.lambda_markdown(lambda_groups(lambda_table(ladder)), "")
-    assert "**" not in tables.window_stride_markdown(window_stride_tables(ladder), "")
-    assert "here in `objective.continuity_weight`, `objective.norm_weight`, no best is marked" in window_stride_caption(
-        rungs
+    assert text("continuity_weight", rungs).count("**") == 2 * len(BUDGETS)
+    assert "**" not in text("continuity_weight", ladder)
+    assert "**" not in text("window_stride", ladder)
+    assert "here in `objective.continuity_weight`, `objective.norm_weight`, no best is marked" in text(
+        "window_stride", rungs
     )
-    assert "no best" not in lambda_caption(rungs)
+    assert "no best" not in text("continuity_weight", rungs)
 
 
 def test_arms_of_one_lambda_are_rows_of_their_own(ladder):
-    groups = lambda_groups(lambda_table(ladder))
+    groups = lambda_groups(lambda_table(Evidence(ladder)))
     at_steps = groups[groups["budget"] == "equal_steps"].groupby("arm", sort=False)["runs"].sum()
     assert at_steps.to_dict() == {"local": 3, "local_first": 3, "local_balanced": 3, "search": 7, "reco": 3}
 
 
-@pytest.mark.parametrize(
-    "words", [lambda_caption, window_stride_caption, caption], ids=["lambda", "window-stride", "ablation"]
-)
-def test_every_caption_ends_with_where_its_numbers_come_from(ladder, words):
-    assert words(ladder).endswith(f" Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.")
+@pytest.mark.parametrize("section", ["continuity_weight", "window_stride", "ablation"])
+def test_every_caption_ends_with_where_its_numbers_come_from(ladder, section):
+    (table,) = build(section, Evidence(ladder)).tables
+    assert table.caption.endswith(f" Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.")
 
 
 def test_the_map_of_windows_holds_no_place_twice(rungs, ladder):
-    cells = window_stride_cells(window_stride_table(ladder, "equal_steps"))
+    cells = window_stride_cells(window_stride_table(Evidence(ladder), "equal_steps"))
     assert set(cells["arm"]) == {"search"} and not cells.duplicated(list(PLACE)).any()
-    assert window_stride_cells(window_stride_table(rungs, "equal_steps")).empty, "arms that differ in λ make no map"
+    assert window_stride_cells(window_stride_table(Evidence(rungs), "equal_steps")).empty, (
+        "arms that differ in λ make no map"
+    )
     lengths = [rungs[rungs["arm"] == "reco"].assign(arm=f"reco_{n}").assign(**{PLACE[0]: n}) for n in (9, 27)]
-    assert list(window_stride_cells(window_stride_table(pd.concat(lengths), "equal_steps"))["arm"]) == [
+    assert list(window_stride_cells(window_stride_table(Evidence(pd.concat(lengths)), "equal_steps"))["arm"]) == [
         "reco_9",
         "reco_27",
     ]
 
 
 def test_the_lowest_is_a_mean_with_its_runs_and_its_reduction(rungs, ladder):
-    steps, *_ = lowest_by_weight(lambda_groups(lambda_table(rungs)))
+    steps, *_ = lowest_by_weight(lambda_groups(lambda_table(Evidence(rungs))))
     assert steps.startswith("equal steps: lowest mean FVD 5.94 [") and steps.endswith(
         "] at λ = 0.1 (mean), 3 runs of reco"
     )
-    assert lowest_by_weight(lambda_groups(lambda_table(ladder)))[0].endswith(
+    assert lowest_by_weight(lambda_groups(lambda_table(Evidence(ladder))))[0].endswith(
         "1 run of search; rows differ in more than λ"
     )
 

@@ -10,7 +10,7 @@ import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.bundled import bundled
-from reco_tune.reporting.analyses import study_names
+from reco_tune.reporting.studies import study_names
 from reco_tune.settings import Experiment
 from reco_tune.study_log import EventLog, StudyFolder, read_study
 from reco_tune.tracking import sync

@@ -12,7 +12,9 @@ import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
 
-from reco_tune.reporting.figures import draw_error_growth, draw_lambda, draw_window_stride
+from reco_tune.reporting.sections.continuity_weight import draw_lambda
+from reco_tune.reporting.sections.curves import draw_error_growth
+from reco_tune.reporting.sections.window_stride import draw_window_stride
 from reco_tune.reporting.style import _SPARE, COLOURS, lay_out, luminance, text_on, text_tone
 
 

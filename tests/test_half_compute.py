@@ -11,11 +11,10 @@ from toy_study import record_study
 
 from reco_tune.cost import budget_steps, forecast, plan
 from reco_tune.errors import SettingsError
-from reco_tune.reporting import load_runs, write_report
-from reco_tune.reporting.ablation import ablation_table, caption
-from reco_tune.reporting.frontier import frontier
-from reco_tune.reporting.runs import WHOLE
-from reco_tune.reporting.verdicts import Verdict, verdicts
+from reco_tune.reporting import Evidence, ablation_table, frontier, load_runs, write_report
+from reco_tune.reporting.budgets import WHOLE
+from reco_tune.reporting.sections.ablation import caption
+from reco_tune.reporting.sections.claims import Claim, claims
 from reco_tune.settings import Space
 
 ARMS = ("full", "local_balanced", "reco")
@@ -29,8 +28,8 @@ def runs(tmp_path_factory: pytest.TempPathFactory) -> pd.DataFrame:
     )
 
 
-def half(runs: pd.DataFrame) -> Verdict:
-    (found,) = [verdict for verdict in verdicts(runs) if verdict.budget == "half_compute"]
+def half(runs: pd.DataFrame) -> Claim:
+    (found,) = [claim for claim in claims(Evidence(runs)) if claim.budget == "half_compute"]
     return found
 
 
@@ -80,7 +79,7 @@ def test_differences_are_taken_to_the_whole_baseline(runs: pd.DataFrame) -> None
     assert table.loc[WHOLE, "fvd_delta"] == 0
     for arm in ARMS:
         assert table.loc[arm, "fvd_delta"] == pytest.approx(table.loc[arm, "fvd"] - table.loc[WHOLE, "fvd"])
-    assert "At half the compute, differences are taken to `full` at its whole budget" in caption(runs)
+    assert "At half the compute, differences are taken to `full` at its whole budget" in caption(Evidence(runs))
 
 
 def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame) -> None:
@@ -88,7 +87,7 @@ def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame)
 
 
 @pytest.mark.parametrize(
-    ("factor", "outcome", "words"),
+    ("factor", "verdict", "words"),
     [
         pytest.param(0.75, "contradicted", "Every arm is worse", id="all-worse"),
         pytest.param(0.2, "supported", "Better than the baseline at its whole budget: `reco`", id="one-clearly-better"),
@@ -97,14 +96,14 @@ def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame)
         ),
     ],
 )
-def test_the_verdict_follows_the_best_arm(runs: pd.DataFrame, factor: float, outcome: str, words: str) -> None:
-    verdict = half(scaled(runs, "reco", factor))
-    assert verdict.outcome == outcome and words in verdict.words
-    assert "Best of 3 arms" in verdict.words and "(`reco`)" in verdict.words and "Holm" in verdict.words
+def test_the_verdict_follows_the_best_arm(runs: pd.DataFrame, factor: float, verdict: str, words: str) -> None:
+    claim = half(scaled(runs, "reco", factor))
+    assert claim.verdict == verdict and words in claim.words
+    assert "Best of 3 arms" in claim.words and "(`reco`)" in claim.words and "Holm" in claim.words
 
 
 def test_no_baseline_no_verdict(runs: pd.DataFrame) -> None:
-    assert half(runs[runs["budget"] != "both"]).outcome == "not tested"
+    assert half(runs[runs["budget"] != "both"]).verdict == "not tested"
 
 
 def test_a_whole_report(tmp_path: Path) -> None:

@@ -7,15 +7,14 @@ import pytest
 from toy_study import record_study
 
 import reco_tune.reporting
-from reco_tune.reporting import load_study
-from reco_tune.reporting.importance import LEAST_RUNS, importance_table
-from reco_tune.reporting.runs import runs_table
+from reco_tune.reporting import Evidence, load_study
+from reco_tune.reporting.sections.importance import LEAST_RUNS, importance_table
 
 
 def made(tmp_path, searched, change=lambda study: None):
     study = load_study(record_study(tmp_path / "toy", arms=("full",), searched=searched, files=False))
     change(study)
-    return importance_table(study, runs_table(study))
+    return importance_table(Evidence.read(study))
 
 
 def test_the_window_decides_the_toy_study(tmp_path):
@@ -50,7 +49,7 @@ def test_only_this_module_of_the_reports_imports_optuna():
     folder = Path(reco_tune.reporting.__file__).parent
     named = {
         path.name
-        for path in folder.glob("*.py")
+        for path in folder.rglob("*.py")
         for node in ast.walk(ast.parse(path.read_text()))
         if (isinstance(node, ast.ImportFrom) and (node.module or "").startswith("optuna"))
         or (isinstance(node, ast.Import) and any(name.name.startswith("optuna") for name in node.names))

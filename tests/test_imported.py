@@ -8,14 +8,16 @@ import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting import ablation_table, frontier, load_runs, verdicts, write_report
-from reco_tune.reporting.ablation import ablation_rows, caption, left_out
-from reco_tune.reporting.figures import draw_frontier
+from reco_tune.reporting import Evidence, ablation_table, frontier, load_runs, write_report
 from reco_tune.reporting.imported import file_names, with_imports
 from reco_tune.reporting.paper import paper_reference
-from reco_tune.reporting.runs import arm_order
-from reco_tune.reporting.tables import ablation_latex, ablation_markdown, csv_text
-from reco_tune.reporting.uncertainty import frontier_uncertainty
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.render.latex import latex
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.sections import ablation
+from reco_tune.reporting.sections.claims import claims
+from reco_tune.reporting.sections.frontier import draw_frontier
+from reco_tune.reporting.sections.hypervolume import hypervolume_history
 
 
 @pytest.fixture(scope="module")
@@ -40,13 +42,13 @@ def test_a_published_row_stands_marked_in_the_table(runs, tmp_path):
     row = table[table["arm"] == "Theirs (imported)"].iloc[0]
     assert (row["budget"], row["seeds"], row["fvd"], row["fvd_low"], row["speedup"]) == ("equal_steps", 1, 5.5, 5, 2.8)
     assert math.isnan(row["fvd_delta"]) and math.isnan(row["fvd_p_value"])
-    assert left_out(together) == []
+    assert ablation.left_out(together) == []
 
 
 def test_the_study_itself_does_not_change(runs, tmp_path):
     together = with_imports(runs, [write(tmp_path / "published.csv", f"reco,0.1,0.1,0.1,2.8,{PROTOCOL}")])
     assert csv_text(together.head(len(runs))) == csv_text(runs)
-    assert verdicts(together) == verdicts(runs)
+    assert claims(Evidence(together)) == claims(Evidence(runs))
     own = ablation_table(together)
     assert csv_text(own[~own["arm"].str.endswith("(imported)")]) == csv_text(ablation_table(runs))
 
@@ -188,9 +190,9 @@ def test_the_frontier_is_the_studys_own(runs, tmp_path):
     together = with_imports(runs, [write(tmp_path / "published.csv", f"Theirs,0.1,,,9,{PROTOCOL}")])
     assert csv_text(frontier(together).points) == csv_text(frontier(runs).points)
     assert frontier(together).hypervolume == frontier(runs).hypervolume
-    found = frontier_uncertainty(together)
-    assert csv_text(found.points) == csv_text(frontier_uncertainty(runs).points)
-    figure = draw_frontier(found, ablation_table(together), arm_order(together))
+    found = Evidence(together)
+    assert csv_text(found.uncertainty.points) == csv_text(Evidence(runs).uncertainty.points)
+    figure = draw_frontier(found.uncertainty, found.ablation, found.arms)
     hollow = [points for points in figure.axes[0].collections if points.get_offsets().tolist() == [[9, 0.1]]]
     assert hollow and (hollow[0].get_facecolor()[0] == 1).all()  # white
     assert figure.axes[0].get_xlim()[1] > 9
@@ -233,8 +235,9 @@ def test_the_report_names_the_files(report, name):
 def test_the_page_tells_facts_of_the_study_alone(report):
     text = report.index.read_text()
     assert '<p class="note">3 runs.' in text and "<dt>seeds</dt><dd>0</dd>" in text
-    for budget, covered in report.frontier.hypervolume.items():
-        grown = report.hypervolume[report.hypervolume["budget"] == budget]["hypervolume"]
+    history = hypervolume_history(report.evidence)
+    for budget, covered in report.evidence.frontier.hypervolume.items():
+        grown = history[history["budget"] == budget]["hypervolume"]
         assert covered == pytest.approx(grown.iloc[-1], rel=1e-12)  # float64 sums
 
 
@@ -269,13 +272,13 @@ def test_the_papers_numbers_stand_only_beside_their_like(runs, protocol, layout,
 
 def test_the_reference_columns_are_cited(runs):
     measured = alike(runs, LARP)
-    table, paper = ablation_rows(measured), paper_reference(measured)
-    text = ablation_markdown(table, caption(measured), [], paper)
+    table = ablation.ablation_table(Evidence(measured))
+    text = markdown([table])
     assert "FVD, paper" in text and "arXiv 2604.07402" in text
     rows = [line for line in text.splitlines() if line.startswith("| reco ")]
     assert rows[0].endswith("| 56.1 |  |") and rows[1].endswith("|  |  |")  # the paper has one budget
-    assert "arXiv 2604.07402" in ablation_latex(table, "", [], paper)
-    assert "paper" not in ablation_markdown(table, "", [])
+    assert "arXiv 2604.07402" in latex(table) and "{FVD, paper}" in latex(table)
+    assert "paper" not in markdown([ablation.ablation_table(Evidence(runs))])
 
 
 @pytest.mark.parametrize(
@@ -288,16 +291,17 @@ def test_the_reference_columns_are_cited(runs):
 )
 def test_the_papers_numbers_are_stars_of_the_frontier_at_equal_steps(runs, protocol, clip, names, kept):
     measured = alike(runs, protocol, clip=clip)
-    found, table = frontier_uncertainty(measured), ablation_rows(measured)
-    figure = draw_frontier(found, table, arm_order(measured), paper=paper_reference(measured))
+    evidence = Evidence(measured)
+    given = evidence.uncertainty, evidence.ablation, evidence.arms
+    figure = draw_frontier(*given, paper=evidence.paper)
     steps, compute = figure.axes
     stars = [[line for line in axes.lines if line.get_marker() == "*"] for axes in (steps, compute)]
-    assert len(stars[0]) == len(paper_reference(measured)) and not stars[1]
+    assert len(stars[0]) == len(evidence.paper) and not stars[1]
     assert (
         names <= {text.get_text() for text in steps.texts}
         and "the paper's own" in figure.legends[0].get_texts()[0].get_text()
     )
-    without = draw_frontier(found, table, arm_order(measured))
+    without = draw_frontier(*given)
     assert not without.legends
     assert [getattr(axes, f"get_{kept}")() for axes in without.axes] == [
         getattr(axes, f"get_{kept}")() for axes in figure.axes

@@ -6,27 +6,23 @@ import subprocess
 import pytest
 from toy_study import record_study
 
-from reco_tune.reporting import latex, load_runs, tables
-from reco_tune.reporting.ablation import ablation_rows, caption, left_out
-from reco_tune.reporting.analyses import (
-    lambda_caption,
-    lambda_groups,
-    lambda_table,
-    window_stride_caption,
-    window_stride_tables,
-)
-from reco_tune.reporting.latex import BOLD, PREAMBLE, Column, escape, latex_table
+from reco_tune.reporting import Evidence
+from reco_tune.reporting.render import latex as renderer
+from reco_tune.reporting.render.latex import PREAMBLE, escape, latex
+from reco_tune.reporting.section import RowGroup, Table, number_column, text_column
+from reco_tune.reporting.sections import SECTIONS, build
 
 
 def test_a_small_table_by_hand():
-    columns = [Column("Arm", "l"), Column("FVD", "number"), Column("$p$", "r")]
-    text = latex_table(columns, {"Equal steps": [["a_b", BOLD + "12.50", "<0.001"], ["c", "-3.1", ""]]}, "See `full`.")
+    columns = (text_column("arm", "arm"), number_column("fvd", "FVD"), text_column("p", "p", "count", latex="$p$"))
+    rows = [{"arm": "a_b", "fvd": 12.5, "p": "<0.001"}, {"arm": "c", "fvd": -3.1, "p": ""}]
+    text = latex(Table("made", "", columns, [RowGroup("Equal steps", rows, best=0)], "See `full`."))
     lines = [line.strip() for line in text.splitlines()]
     assert r"\begin{tabular}{l S[table-format=-2.2] r}" in lines
     assert r"Arm & {FVD} & $p$ \\" in lines
     assert r"\multicolumn{3}{l}{\emph{Equal steps}} \\" in lines
     assert r"a\_b & \bfseries 12.50 & $<$0.001 \\" in lines
-    assert r"c & -3.1 & {--} \\" in lines
+    assert r"c & -3.10 & {--} \\" in lines
     assert r"\caption{See \texttt{full}.}" in lines
 
 
@@ -74,20 +70,18 @@ def typeset(folder, texts):
 
 @pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
 def test_every_table_of_a_report_goes_through_pdflatex(tmp_path):
-    runs = load_runs(
+    evidence = Evidence.read(
         record_study(tmp_path / "toy", seeds=(0, 1), searched=20, failing=["local-equal_steps-s0"], files=False)
     )
-    texts = [
-        tables.ablation_latex(ablation_rows(runs), caption(runs), left_out(runs), {}),
-        tables.lambda_latex(lambda_groups(lambda_table(runs)), lambda_caption(runs)),
-        tables.window_stride_latex(window_stride_tables(runs), window_stride_caption(runs)),
-    ]
-    said = typeset(tmp_path, texts)
+    tables = [table for name in SECTIONS for table in build(name, evidence).tables if "tex" in table.files]
+    assert {table.name for table in tables} >= {"ablation", "lambda", "window_stride"}
+    said = typeset(tmp_path, map(latex, tables))
     assert "Warning" not in said and "Overfull" not in said
 
 
 @pytest.mark.skipif(not _installed(), reason="no pdflatex with siunitx, booktabs and etoolbox is installed")
 def test_no_character_stops_pdflatex(tmp_path):
-    every = "漢字 Ελλάδα 🙂\u200b" + "".join(sorted(latex._SET | set(latex._SPECIAL)))
+    every = "漢字 Ελλάδα 🙂\u200b" + "".join(sorted(renderer._SET | set(renderer._SPECIAL)))
     lines = [every[at : at + 8] for at in range(0, len(every), 8)]
-    typeset(tmp_path, [latex_table([Column("Arm", "l")], {line: [[line], [f"`{line}`"]] for line in lines}, every)])
+    groups = [RowGroup(line, [{"arm": line}, {"arm": f"`{line}`"}]) for line in lines]
+    typeset(tmp_path, [latex(Table("made", "", [text_column("arm", "arm")], groups, every))])

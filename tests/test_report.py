@@ -7,6 +7,8 @@ import os
 import re
 import shutil
 import subprocess
+import sys
+from collections import Counter
 from dataclasses import replace
 from html.parser import HTMLParser
 from pathlib import Path
@@ -17,18 +19,21 @@ import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.errors import ComparisonError, StudyError
-from reco_tune.reporting import write_report
-from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.figures import draw_frontier, draw_loss_by_frame, draw_window_stride
+from reco_tune.reporting import Evidence, sections, write_report
+from reco_tune.reporting import evidence as evidence_module
 from reco_tune.reporting.labels import _overlap, _push_apart
-from reco_tune.reporting.ledger import ledger
-from reco_tune.reporting.page import MOST_SETTINGS, _Settings, render
-from reco_tune.reporting.runs import arm_order, bounds, load_study, runs_table
-from reco_tune.reporting.samples import GAP_PX, LEAST_SIDE_PX, grid
-from reco_tune.reporting.scatter import scatter
+from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.render.page import page
+from reco_tune.reporting.render.scatter import scatter
+from reco_tune.reporting.report import write_files
+from reco_tune.reporting.runs import bounds, load_study, runs_table
+from reco_tune.reporting.sections import SECTIONS, build, frontier
+from reco_tune.reporting.sections.claims import claims
+from reco_tune.reporting.sections.cost import ledger
+from reco_tune.reporting.sections.curves import draw_loss_by_frame
+from reco_tune.reporting.sections.samples import GAP_PX, LEAST_SIDE_PX, grid
+from reco_tune.reporting.sections.window_stride import draw_window_stride, window_stride_tables
 from reco_tune.reporting.style import lay_out
-from reco_tune.reporting.tables import csv_text
-from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import Experiment
 from reco_tune.study_log import EventLog, StudyFolder, read_study
 
@@ -112,8 +117,8 @@ def test_a_record_without_a_folder_needs_to_know_where_to_write(study):
 
 def test_written_tables_are_those_of_the_report(report):
     written = pd.read_csv(report.folder / "ablation.csv")
-    assert list(written["fvd"]) == list(report.ablation["fvd"])
-    assert len(pd.read_csv(report.folder / "frontier.csv")) == len(report.frontier.points)
+    assert list(written["fvd"]) == list(report.evidence.ablation["fvd"])
+    assert len(pd.read_csv(report.folder / "frontier.csv")) == len(report.evidence.frontier.points)
 
 
 def test_provenance_names_what_the_tables_rest_on(report):
@@ -147,15 +152,15 @@ def test_every_figure_has_words_for_those_who_cannot_see_it(report):
 
 def test_the_page_lists_verdicts_failures_and_settings_on_hover(report):
     text = report.index.read_text()
-    assert all(verdict.claim in text for verdict in report.verdicts)
+    assert all(one.claim in text for one in claims(report.evidence))
     assert "the loss is not finite at step 412" in text
     assert "window.first_frame_probability = 0.5" in text
     assert "on the frontier with probability 0." in text
 
 
 def test_text_of_a_person_is_escaped(report):
-    asked = replace(report.study, question="Is <script>alert(1)</script> & 'this' safe?")
-    text = render(replace(report, study=asked), {}, {})
+    asked = replace(report.evidence.study, question="Is <script>alert(1)</script> & 'this' safe?")
+    text = page(replace(report.evidence, study=asked), report.sections, {})
     assert "<script>alert" not in text and "&lt;script&gt;alert" in text
 
 
@@ -168,7 +173,7 @@ def test_text_of_a_person_is_escaped(report):
     ],
 )
 def test_untrained_features_are_called_illustrative(report, protocol, illustrative):
-    text = render(replace(report, ablation=report.ablation.assign(protocol=protocol)), {}, {})
+    text = page(Evidence(report.evidence.runs.assign(protocol=protocol), report.evidence.study), [], {})
     assert ("Illustrative" in text) == illustrative
     assert "compares with nothing published" in text or "compare with nothing published" in text
 
@@ -228,13 +233,13 @@ def test_a_study_that_has_just_begun_has_a_report(tmp_path, planned):
             settings_hash="h",
         )
     report = write_report(folder.path)
-    assert report.ablation.empty and report.frontier.points.empty
+    assert report.evidence.ablation.empty and report.evidence.frontier.points.empty
     assert "the study is not finished" in report.index.read_text()
-    assert {verdict.outcome for verdict in report.verdicts} == {"not tested"}
+    assert {one.verdict for one in claims(report.evidence)} == {"not tested"}
 
 
 def test_progress_ends_where_it_said(report, heard):
-    assert heard == [(step, 6) for step in range(7)]
+    assert heard == [(step, 4) for step in range(5)]
 
 
 def test_a_shared_calibration_is_paid_once(tmp_path):
@@ -287,6 +292,78 @@ def test_ten_thousand_runs_become_a_table_in_seconds(study):
     assert len(table) == 500 * len(runs) and csv_text(table).count("\n") == len(table) + 1
 
 
+def test_everything_is_compared_once(study, tmp_path, monkeypatch):
+    """Three results that each compared the runs again could differ from each other, and took three times as long."""
+    calls = Counter()
+
+    def counted(name):
+        function = getattr(evidence_module, name)
+
+        def call(*given):
+            calls[name] += 1
+            return function(*given)
+
+        return call
+
+    for name in ("comparable", "arm_results", "comparisons"):
+        monkeypatch.setattr(evidence_module, name, counted(name))
+    write_report(study, tmp_path)
+    assert calls == {"comparable": 1, "arm_results": 1, "comparisons": 1}
+
+
+@pytest.fixture(scope="module")
+def tables_alone(report):
+    """The evidence without the folder, and so without sample videos, which take longest."""
+    return replace(report.evidence, folder=None)
+
+
+@pytest.mark.parametrize("name", SECTIONS)
+def test_a_section_less_is_one_file_and_one_line_less(report, tables_alone, tmp_path, monkeypatch, name):
+    """Nothing but the list knows a section: without its file the others write what they wrote before."""
+    for module in [one for one in sys.modules if one.startswith(f"{sections.__name__}.")]:
+        monkeypatch.delitem(sys.modules, module)
+    monkeypatch.setitem(sys.modules, f"{sections.__name__}.{name}", None)  # its import fails
+    others = [build(other, tables_alone) for other in SECTIONS if other != name]
+    for section in others:
+        write_files(section, tmp_path)
+    assert [path for path in tmp_path.iterdir() if path.read_bytes() != (report.folder / path.name).read_bytes()] == []
+    keys = re.findall(r'<section id="([^"]+)">', page(tables_alone, others, {}))
+    assert set(keys) <= {section.key for section in others}
+
+
+STRANGER = """
+import pandas as pd
+from reco_tune.reporting.section import Figure, RowGroup, Section, Table, number_column, text_column
+
+
+def build(evidence):
+    rows = [{"arm": arm, "fvd": 1.0} for arm in evidence.arms]
+    columns = [text_column("arm", "arm"), number_column("fvd", "FVD")]
+    table = Table("own", "Own", columns, [RowGroup("", rows)], data=pd.DataFrame(rows), files=("csv", "md", "tex"))
+    return Section("own", "A result of one's own", tables=[table], figures=[Figure("own", "Own", "Made.", draw, (3,))])
+
+
+def draw(number):
+    from reco_tune.reporting.style import new_figure
+
+    figure = new_figure(2, 2)
+    figure.subplots().plot(range(number))
+    return figure
+"""
+
+
+def test_a_section_more_is_one_file_and_one_line_more(study, tmp_path, monkeypatch):
+    (tmp_path / "strangers").mkdir()
+    (tmp_path / "strangers" / "own.py").write_text(STRANGER)
+    monkeypatch.syspath_prepend(tmp_path)
+    monkeypatch.setattr("reco_tune.reporting.report.SECTIONS", ["strangers.own"])
+    made = write_report(study, tmp_path / "out")
+    names = {f"own.{kind}" for kind in ("csv", "md", "tex", "png", "pdf")} | {"index.html", "provenance.json"}
+    assert {path.name for path in made.folder.iterdir()} == names
+    text = made.index.read_text()
+    assert '<section id="own">' in text and "reco</td><td>1.00</td>" in text and 'alt="Own. Made.' in text
+
+
 CHROMIUM = shutil.which("chromium") or shutil.which("chromium-browser") or shutil.which("google-chrome")
 
 
@@ -327,13 +404,15 @@ def test_a_browser_shows_the_page_without_an_error(report, tmp_path):
     errors = [line for line in done.stderr.splitlines() if "CONSOLE" in line and ("rror" in line or "Refused" in line)]
     assert errors == []
     table = done.stdout.split('id="ablation"')[1].split("</table>")[0]
-    sorted_arms = re.findall(r"<tr[^>]*><td>(\w+)</td>", table)
-    at_steps = report.ablation[report.ablation["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
+    sorted_arms = re.findall(r'<tr[^>]*><td class="left">(\w+)</td>', table)
+    rows = report.evidence.ablation
+    at_steps = rows[rows["budget"] == "equal_steps"].sort_values("fvd", kind="stable")
     assert sorted_arms == list(at_steps["arm"])
     assert 'aria-sort="ascending"' in table
     costs = done.stdout.split('id="cost"')[1].split("</table>")[0]
-    shown = re.findall(r"<tr[^>]*><td>(\w+)</td>(?:<td>.*?</td>){6}<td data-value=[^>]*>(.*?)</td>", costs)
-    spent = report.ledger[:-1].sort_values("tokens_seen", kind="stable")  # the last row is the total and stays there
+    shown = re.findall(r'<tr[^>]*><td class="left">(\w+)</td>(?:<td>.*?</td>){6}<td data-value=[^>]*>(.*?)</td>', costs)
+    costs_of = ledger(report.evidence.study, report.evidence.own)
+    spent = costs_of[:-1].sort_values("tokens_seen", kind="stable")  # the last row is the total and stays there
     assert [arm for arm, _ in shown] == [*spent["arm"], "total"]
     numbers = [float(text.split()[0]) for _, text in shown[:-1]]
     assert numbers != sorted(numbers), "864 k is less than 2.52 M"
@@ -392,8 +471,9 @@ def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path) -> None:
     record = load_study(study)
     assert bounds(record)["fvd"].max == 30
     record.constraints = {"fvd": {"max": 5.0}, "speedup": {"min": 1.5}, "peak_memory_ratio": {"max": 0.7}}
-    runs = runs_table(record)
-    figure = draw_frontier(frontier_uncertainty(runs), ablation_table(runs), arm_order(runs), bounds(record))
+    evidence = Evidence.read(record)
+    given = evidence.uncertainty, evidence.ablation, evidence.arms, bounds(record)
+    figure = frontier.draw_frontier(*given)
     assert figure is not None
     for axes in figure.axes:
         drawn = [line.get_xydata() for line in axes.lines if line.get_color() == "#b22222"]
@@ -422,19 +502,23 @@ def test_a_point_tells_every_setting_that_differs(study, report):
     for run in record.runs.values():
         run.settings["objective.continuity_reduction"] = "sum" if run.trial == "search-0001" else "mean"
         run.settings["window.prefix_keep"] = 0.9 if run.trial == "search-0001" else 1.0
-    mixed = replace(report, runs=runs_table(record))
-    words = _Settings(mixed).hover(mixed.uncertainty.at("equal_steps"))("search-0001").splitlines()
+    mixed = Evidence.read(record)
+    words = hover(mixed)
     weight = record.runs["search-0001"].settings["objective.continuity_weight"]
     assert words[3] == f"objective.continuity_weight = {weight} (sum)"
     assert "window.prefix_keep = 0.9" in words and not any(
         "reduction =" in line or "model.width" in line for line in words
     )
-    assert f"<td>{weight} (sum)</td>" in render(mixed, {}, {})
+    table = frontier.build(mixed).tables[-1]
+    assert f"{weight} (sum)" in [table.columns[-1].text(row) for row in table.groups[0].rows]
     many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
-    words = (
-        _Settings(replace(report, runs=many)).hover(report.uncertainty.at("equal_steps"))("search-0001").splitlines()
-    )
-    assert len(words) == MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
+    words = hover(Evidence(many))
+    assert len(words) == frontier.MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
+
+
+def hover(evidence):
+    """Lines that the point of a sampled run tells."""
+    return frontier._Settings(evidence.runs).hover(evidence.uncertainty.at("equal_steps"))("search-0001").splitlines()
 
 
 def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
@@ -443,7 +527,8 @@ def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):
         for attributes in Outline(report.index.read_text()).all("img")
         if attributes["alt"].startswith("Window")
     )
-    own = report.windows[(report.windows["budget"] == "equal_steps") & (report.windows["arm"] == "search")]
+    windows = window_stride_tables(report.evidence)
+    own = windows[(windows["budget"] == "equal_steps") & (windows["arm"] == "search")]
     assert f"At equal steps the lowest mean FVD is {own['fvd'].min():.2f}, at a window of 27" in alt
     figure = draw_window_stride(own, "equal_steps")
     assert figure is not None and figure.axes[0].get_title() == "Equal steps"

@@ -10,8 +10,8 @@ from toy_study import PROTOCOL, record_study
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import load_runs, load_study
+from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.runs import comparable, exclusions
-from reco_tune.reporting.tables import csv_text
 from reco_tune.study_log import read_study
 
 

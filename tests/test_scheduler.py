@@ -17,9 +17,8 @@ from small_study import WatchedStudy, run_small_study, small_space
 from reco_tune.cost import plan
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import deciding_rungs, goes_on
-from reco_tune.reporting import frontier, load_runs
+from reco_tune.reporting import Evidence, frontier, load_runs
 from reco_tune.reporting.runs import runs_table
-from reco_tune.reporting.uncertainty import frontier_uncertainty
 from reco_tune.settings import PROXIES, Space, load_space
 from reco_tune.settings.files import save_space
 from reco_tune.study import Options, resume
@@ -272,7 +271,7 @@ def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study:
         assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), (
             "what calibration cost stands with the first run"
         )
-    found = frontier_uncertainty(runs_table(resumed_study)).at("equal_steps").set_index("trial")
+    found = Evidence(runs_table(resumed_study)).uncertainty.at("equal_steps").set_index("trial")
     assert dict(found.loc[[run.repeats for run in again], "runs"]) == {run.repeats: 2 for run in again}
 
 

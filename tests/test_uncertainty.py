@@ -10,16 +10,18 @@ import pytest
 from scipy import stats
 from toy_study import record_study
 
-from reco_tune.reporting import frontier, load_runs, uncertainty
-from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.figures import draw_frontier
-from reco_tune.reporting.runs import arm_order
-from reco_tune.reporting.uncertainty import frontier_uncertainty
+from reco_tune.reporting import Evidence, frontier, load_runs
+from reco_tune.reporting.frontier import DRAWS, Uncertainty
+from reco_tune.reporting.sections.frontier import draw_frontier
 
 
 @pytest.fixture(scope="module")
 def runs(tmp_path_factory):
     return load_runs(record_study(tmp_path_factory.mktemp("uncertainty") / "toy", searched=30, files=False))
+
+
+def frontier_uncertainty(runs) -> Uncertainty:
+    return Evidence(runs).uncertainty
 
 
 def two(runs, fvd, half_width, speedup=(2.0, 2.0)):
@@ -40,7 +42,7 @@ def test_without_noise_the_probability_says_who_is_on_the_frontier(runs):
     still = runs.assign(
         fvd_low=runs["fvd"], fvd_high=runs["fvd"], speedup_low=runs["speedup"], speedup_high=runs["speedup"]
     )
-    points = frontier_uncertainty(still, draws=3).points
+    points = frontier_uncertainty(still).points
     assert list(points["probability"]) == [float(on) for on in points["on_frontier"]]
     known = frontier(runs).points  # one seed: configurations are runs
     assert list(points["on_frontier"]) == list(known["on_frontier"])
@@ -51,7 +53,7 @@ def test_two_normals_at_one_speed(runs, distance, half_width):
     points = frontier_uncertainty(two(runs, [10, 10 + distance], half_width)).points
     expected = stats.norm.cdf(distance / (math.sqrt(2) * half_width / stats.norm.ppf(0.975)))
     assert points["probability"].iloc[0] == pytest.approx(
-        expected, abs=4 * math.sqrt(0.25 / uncertainty.DRAWS)
+        expected, abs=4 * math.sqrt(0.25 / DRAWS)
     )  # 4 sigma of the draws
     assert points["probability"].sum() == pytest.approx(1)
 
@@ -63,9 +65,11 @@ def test_an_interval_that_is_missing_is_no_noise(runs):
 
 def test_far_points_are_left_out_of_the_draws_and_nothing_changes(runs, monkeypatch):
     short = frontier_uncertainty(runs).points["probability"]
-    monkeypatch.setattr(uncertainty, "_possible", lambda best_speed, *_: np.ones(len(best_speed), dtype=bool))
+    monkeypatch.setattr(
+        "reco_tune.reporting.frontier._possible", lambda best_speed, *_: np.ones(len(best_speed), dtype=bool)
+    )
     whole = frontier_uncertainty(runs).points["probability"]
-    assert (short - whole).abs().max() < 4 * math.sqrt(0.5 / uncertainty.DRAWS)  # two independent sets of draws
+    assert (short - whole).abs().max() < 4 * math.sqrt(0.5 / DRAWS)  # two independent sets of draws
 
 
 def test_seeds_of_an_arm_are_one_configuration_and_a_lucky_one_is_none(tmp_path):
@@ -126,7 +130,7 @@ def test_the_figure_shows_the_points_of_both_budgets(runs):
     far = runs.assign(fvd=runs["fvd"].where(runs["budget"] != "equal_compute", runs["fvd"] / 5))
     far = far.assign(fvd_low=0.95 * far["fvd"], fvd_high=1.05 * far["fvd"])
     found = frontier_uncertainty(far)
-    figure = draw_frontier(found, ablation_table(far), arm_order(far))
+    figure = draw_frontier(found, Evidence(far).ablation, Evidence(far).arms)
     for axes, budget in zip(figure.axes, ("equal_steps", "equal_compute"), strict=True):
         low, high = axes.get_ylim()
         assert found.at(budget)["fvd"].between(low, high).all(), budget

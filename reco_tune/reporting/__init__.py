@@ -1,19 +1,8 @@
 """What a study found: run records in, tables, verdicts, figures and a page out. Never touches models or Ray."""
 
-from reco_tune.reporting.ablation import ablation_table
-from reco_tune.reporting.frontier import Frontier, frontier
+from reco_tune.reporting.evidence import Evidence, ablation_table, frontier
+from reco_tune.reporting.frontier import Frontier
 from reco_tune.reporting.report import Report, write_report
 from reco_tune.reporting.runs import load_runs, load_study
-from reco_tune.reporting.verdicts import Verdict, verdicts
 
-__all__ = [
-    "Frontier",
-    "Report",
-    "Verdict",
-    "ablation_table",
-    "frontier",
-    "load_runs",
-    "load_study",
-    "verdicts",
-    "write_report",
-]
+__all__ = ["Evidence", "Frontier", "Report", "ablation_table", "frontier", "load_runs", "load_study", "write_report"]

@@ -26,7 +26,7 @@ POWER = 0.8
 _Z = float(ndtri(0.5 + CONFIDENCE / 2))
 
 
-class Measured(NamedTuple):
+class Estimate(NamedTuple):
     """One run's FVD with its own 95% sampling interval."""
 
     value: float
@@ -73,7 +73,7 @@ class Ratio(NamedTuple):
     seeds: int
 
 
-def mean_interval(runs: Sequence[Measured], floor: float = 0.0, ceiling: float = math.inf) -> Measured:
+def mean_interval(runs: Sequence[Estimate], floor: float = 0.0, ceiling: float = math.inf) -> Estimate:
     """Mean over training seeds with its 95% interval, of which no end lies below `floor` or above `ceiling`.
 
     One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at
@@ -81,15 +81,15 @@ def mean_interval(runs: Sequence[Measured], floor: float = 0.0, ceiling: float =
     """
     if len(runs) == 1:
         value, low, high = runs[0]
-        return Measured(value, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan)
+        return Estimate(value, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan)
     values = np.array([run.value for run in runs])
     variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
     half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values))
     mean = float(values.mean())
-    return Measured(mean, max(floor, mean - half), min(ceiling, mean + half))
+    return Estimate(mean, max(floor, mean - half), min(ceiling, mean + half))
 
 
-def paired_difference(a: Mapping[int, Measured], b: Mapping[int, Measured]) -> Difference | None:
+def paired_difference(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> Difference | None:
     """a minus b over the training seeds that both have; None where they share none.
 
     One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds'

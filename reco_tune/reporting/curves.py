@@ -7,7 +7,8 @@ from collections.abc import Sequence
 import numpy as np
 
 from reco_tune import quantities
-from reco_tune.reporting.runs import BUDGETS, SEARCH, at_budget
+from reco_tune.reporting.budgets import BUDGETS, at_budget
+from reco_tune.reporting.runs import SEARCH
 from reco_tune.study_log import RunRecord, StudyRecord
 
 

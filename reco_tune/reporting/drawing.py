@@ -12,7 +12,6 @@ import pickle
 import subprocess
 import sys
 import threading
-from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -21,146 +20,117 @@ from typing import Any, NamedTuple, Self
 
 from reco_tune.data.processes import interpreter
 from reco_tune.errors import RunFailedError
+from reco_tune.reporting.section import Figure
 
-DPI = 160
-"""Of the PNG files."""
-DRAWN_BY = {
-    "frontier": "figures.draw_frontier",
-    "compute": "effort_figures.draw_compute",
-    "hypervolume": "effort_figures.draw_hypervolume",
-    "importance": "effort_figures.draw_importance",
-    "lambda": "figures.draw_lambda",
-    "window_stride": "figures.draw_window_stride",
-    "frame_accuracy": "figures.draw_frame_accuracy",
-    "loss_by_frame": "figures.draw_loss_by_frame",
-    "error_growth": "figures.draw_error_growth",
-    "fvd_by_samples": "figures.draw_bias",
-    "learning_curves": "figures.draw_learning",
-}
-"""Name of each figure, in the order of the page, and the function of this package that draws it."""
-_SLOW = frozenset({"importance", "window_stride", "hypervolume", "fvd_by_samples"})
-"""Figures of the second process. What the first two need (Optuna's importance, seaborn) takes as long to import as four
-of the others to draw, and most of it is SciPy's distributions for both.
-"""
+PROCESSES = 2
 
 
-class Drawn(NamedTuple):
-    """What became of the figures."""
+class _Job(NamedTuple):
+    """A figure and the folder that it is drawn into; its words stay here."""
 
-    files: dict[str, Path]
-    """PNG file by name of all that were asked for, in the order of the page, those left out for which there was nothing
-    to draw.
-    """
-    computed: dict[str, Any]
-    """What `Painter.compute_and_draw` had computed, by name of the figure."""
+    name: str
+    folder: Path
+    draw: Any
+    given: tuple[Any, ...]
 
 
 class Painter:
-    """The processes; they start with the block and end with it."""
+    """The processes; they start with the block and end with it. Each takes the next figure when it has drawn one."""
 
     def __enter__(self) -> Self:
-        self._processes = (_Process(), _Process())
+        self._jobs: SimpleQueue[_Job | None] = SimpleQueue()
+        self._answers: dict[str, bool | Exception] = {}
+        self._processes = [_Process(self._jobs, self._answers) for _ in range(PROCESSES)]
         return self
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         for process in self._processes:
+            process.popen.kill()
+            self._jobs.put(None)
+        for process in self._processes:
             process.end()
 
-    def draw(self, name: str, folder: Path, *given: Any) -> None:
-        """Has the figure of that name drawn from what its function takes, as `folder/name.png` and `.pdf`; returns at
-        once.
-        """
-        self._ask(name, folder, None, given)
+    def draw(self, figure: Figure, folder: Path) -> None:
+        """Has a figure drawn as `folder/name.png` and `.pdf`; returns at once."""
+        self._jobs.put(_Job(figure.name, folder.absolute(), figure.draw, figure.given))
 
-    def compute_and_draw(self, name: str, folder: Path, function: Callable[..., Any], *given: Any) -> None:
-        """The same of function(*given), computed there too; `finish` brings it back."""
-        self._ask(name, folder, function, given)
-
-    def finish(self) -> Drawn:
-        """Waits for all that were asked for.
+    def finish(self) -> set[str]:
+        """Waits for all that were asked for; the names of those for which there was something to draw.
 
         Raises:
             RunFailedError: where a process was lost.
             Exception: what kept a figure from being drawn or written.
         """
+        for _ in self._processes:
+            self._jobs.put(None)
         for process in self._processes:
-            process.jobs.put(None)
-        first, second = (process.answer() for process in self._processes)
-        files = first.files | second.files
-        return Drawn({name: files[name] for name in DRAWN_BY if name in files}, first.computed | second.computed)
-
-    def _ask(self, name: str, folder: Path, function: Callable[..., Any] | None, given: tuple[Any, ...]) -> None:
-        self._processes[name in _SLOW].jobs.put((name, folder.absolute(), function, given))
+            process.thread.join()
+        for answer in self._answers.values():
+            if isinstance(answer, Exception):
+                raise answer
+        return {name for name, drawn in self._answers.items() if drawn}
 
 
 class _Process:
-    """This side of one process."""
+    """This side of one process: a thread that hands it jobs and takes its answers."""
 
-    def __init__(self) -> None:
+    def __init__(self, jobs: SimpleQueue[_Job | None], answers: dict[str, bool | Exception]) -> None:
         command = interpreter(
             "import gc; gc.disable(); from reco_tune.reporting.drawing import _serve; _serve()"
         )  # it lives for seconds
         self.popen = subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE)
-        self.jobs: SimpleQueue[tuple[str, Path, Callable[..., Any] | None, tuple[Any, ...]] | None] = SimpleQueue()
-        threading.Thread(
-            target=self._send, daemon=True
-        ).start()  # a process takes its next job when it has drawn the one before
-
-    def _send(self) -> None:
-        assert self.popen.stdin is not None
-        with suppress(BrokenPipeError), self.popen.stdin as stdin:  # `answer` says why the other end is gone
-            for job in iter(self.jobs.get, None):
-                pickle.dump(job, stdin, protocol=5)
-                stdin.flush()
-
-    def answer(self) -> Drawn:
-        assert self.popen.stdout is not None
-        output = self.popen.stdout.read()
-        if not output:
-            raise RunFailedError(
-                f"a process that draws figures ended with status {self.popen.wait()}; "
-                f"run `{sys.executable} -c 'import reco_tune.reporting.figures'` to see why"
-            )
-        answer = pickle.loads(output)
-        if isinstance(answer, Exception):
-            raise answer
-        drawn: Drawn = answer
-        return drawn
+        self.thread = threading.Thread(target=self._hand_out, args=(jobs, answers), daemon=True)
+        self.thread.start()
 
     def end(self) -> None:
-        self.popen.kill()
-        self.jobs.put(None)
+        self.thread.join()
         self.popen.wait()
-        assert self.popen.stdout is not None
-        self.popen.stdout.close()
+        for pipe in (self.popen.stdin, self.popen.stdout):
+            assert pipe is not None
+            with suppress(BrokenPipeError):  # of what a lost process never read
+                pipe.close()
+
+    def _hand_out(self, jobs: SimpleQueue[_Job | None], answers: dict[str, bool | Exception]) -> None:
+        for job in iter(jobs.get, None):
+            try:
+                answers[job.name] = self._drawn(job)
+            except Exception as error:
+                answers[job.name] = error
+
+    def _drawn(self, job: _Job) -> bool | Exception:
+        assert self.popen.stdin is not None and self.popen.stdout is not None
+        try:
+            pickle.dump(job, self.popen.stdin, protocol=5)
+            self.popen.stdin.flush()
+            answer: bool | Exception = pickle.load(self.popen.stdout)
+        except (BrokenPipeError, EOFError) as error:
+            raise RunFailedError(
+                f"a process that draws figures ended with status {self.popen.wait()}; "
+                f"run `{sys.executable} -c 'import reco_tune.reporting.style'` to see why"
+            ) from error
+        return answer
 
 
 def _serve() -> None:
-    """The life of a process: figures until the other end is closed, then what became of them."""
-    answer = os.fdopen(os.dup(1), "wb")
+    """The life of a process: figures until the other end is closed, an answer each."""
+    answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
-    drawn = Drawn({}, {})
-    result: Drawn | Exception = drawn
-    try:
-        from reco_tune.reporting import effort_figures, figures, style
+    from reco_tune.reporting import style  # while the first figure is computed
 
-        modules = {"figures": figures, "effort_figures": effort_figures}
-        while True:
-            try:
-                name, folder, compute, given = pickle.load(sys.stdin.buffer)
-            except EOFError:
-                break
-            if compute is not None:
-                drawn.computed[name] = compute(*given)
-                given = (drawn.computed[name],)
-            module, function = DRAWN_BY[name].split(".")
-            figure = getattr(modules[module], function)(*given)
+    while True:
+        try:
+            job: _Job = pickle.load(sys.stdin.buffer)
+        except EOFError:
+            break
+        answer: bool | Exception
+        try:
+            figure = job.draw(*job.given)
             if figure is not None:
-                style.save(figure, folder / name)
-                drawn.files[name] = folder / f"{name}.png"
-    except Exception as error:
-        result = error
-    pickle.dump(result, answer)
-    answer.close()
+                style.save(figure, job.folder / job.name)
+            answer = figure is not None
+        except Exception as error:
+            answer = error
+        pickle.dump(answer, answers)
+        answers.flush()

@@ -23,8 +23,8 @@ import pandas as pd
 
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.measures import SIGNED
-from reco_tune.reporting.runs import BUDGETS, IMPORTED, SEARCH, told_apart
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.runs import IMPORTED, SEARCH, told_apart
 from reco_tune.study_log import State
 
 NEEDED = ("arm", "fvd", "protocol")
@@ -191,7 +191,7 @@ def _number(where: str, name: str, text: str) -> float:
         name == quantities.SPEEDUP.name,
         quantities.ALL[name.removesuffix("_low").removesuffix("_high")],
     )
-    if (value < 0 and quantity not in SIGNED) or (value == 0 and positive):
+    if (value < 0 and quantity not in quantities.SIGNED) or (value == 0 and positive):
         raise ComparisonError(
             f"{where}: {name} is `{text}`, but must be {'above' if positive else 'at least'} 0; correct it or leave it"
             " empty"

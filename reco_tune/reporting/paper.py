@@ -12,8 +12,6 @@ from typing import NamedTuple
 
 import pandas as pd
 
-from reco_tune.reporting.runs import comparable
-
 SOURCE = "arXiv 2604.07402"
 CLIP = (17, 256)
 """The paper's clip: frames, and their height and width in pixels."""
@@ -36,12 +34,14 @@ class Reference(NamedTuple):
     speedup: float
 
 
-def paper_reference(runs: pd.DataFrame) -> dict[str, Reference]:
+def paper_reference(kept: pd.DataFrame) -> dict[str, Reference]:
     """arm -> the paper's values, for arms that the paper has and conditions that match; empty for any other study.
 
     The paper trains every arm for the same number of epochs, so its numbers stand under `equal_steps` only.
+
+    Args:
+        kept: the study's own runs that may be compared.
     """
-    kept = comparable(runs)
     if kept.empty or "data.layout" not in kept:
         return {}
     layout, protocol = kept["data.layout"].iloc[0], str(kept["protocol"].iloc[0]).split("/")

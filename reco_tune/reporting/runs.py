@@ -27,11 +27,6 @@ Source = Path | str | StudyRecord
 
 SEARCH = "search"
 """The arm of sampled runs."""
-TITLES = {"equal_steps": "Equal steps", "equal_compute": "Equal compute", "half_compute": "Half the compute"}
-"""What the budgets are called, in the order of every table."""
-BUDGETS = tuple(TITLES)
-WHOLE = f"{BASELINE} (whole budget)"
-"""What the baseline's whole run is called under `half_compute`, where `full` is its run at half."""
 IMPORTED = " (imported)"
 """Ends the arm of a run that was not of the study (`imported`)."""
 IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
@@ -206,25 +201,6 @@ def configurations(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def budget_order(runs: pd.DataFrame) -> list[str]:
-    """Budgets of the study; `both` is none of its own."""
-    budgets = set(runs["budget"]) - {"both"}
-    return [budget for budget in BUDGETS if budget in budgets] or ["equal_steps"]
-
-
-def at_budget(run_budget: Any, budget: str) -> Any:
-    """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget,
-    not under half.
-    """
-    whole = run_budget == budget
-    return whole if budget == "half_compute" else whole | (run_budget == "both")
-
-
-def reference(budget: str, baseline: str = BASELINE) -> str:
-    """What the arms of a budget are compared with: the baseline, at half the compute its whole run."""
-    return WHOLE if budget == "half_compute" and baseline == BASELINE else baseline
-
-
 def _exclusion(state: str, reason: str, fvd: float, speedup: float, steps: float, asked: Any) -> str:
     """In words, for a run that may not stand in a table."""
     if state == "failed":
@@ -307,10 +283,7 @@ def _device_hours(run: RunRecord) -> float:
     recorded = _number(run.metrics.get(quantities.GPU_HOURS.name))
     if math.isfinite(recorded):
         return recorded
-    stages = [
-        run.metrics.get(stage.name)
-        for stage in (quantities.TRAINING_SECONDS, quantities.GENERATION_SECONDS, quantities.EVALUATION_SECONDS)
-    ]
+    stages = [run.metrics.get(stage.name) for stage in quantities.STAGE_SECONDS[1:]]
     spent = [seconds for seconds in stages if seconds is not None]
     return sum(spent) / 3600 if spent else math.nan
 

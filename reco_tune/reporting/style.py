@@ -20,8 +20,9 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
-from reco_tune.reporting.drawing import DPI
-from reco_tune.reporting.runs import SEARCH, WHOLE
+from reco_tune.reporting.budgets import WHOLE
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.reporting.section import DPI
 
 COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
     "full": "#000000",
@@ -134,6 +135,12 @@ def plain_log(axes: Any, log: bool) -> None:
         axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def many_points(runs: int) -> dict[str, Any]:
+    """Look of sampled runs: thousands are a cloud, in print as pixels."""
+    many = runs > 500
+    return {"s": 6 if many else 16, "alpha": 0.3 if many else 0.75, "linewidth": 0, "rasterized": many}
 
 
 def half_widths(value: float, low: float, high: float) -> list[list[float]] | None:

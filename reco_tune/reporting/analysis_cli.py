@@ -7,8 +7,11 @@ import argparse
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 from reco_tune.errors import ReCoTuneError
+from reco_tune.reporting.report import write_files
+from reco_tune.reporting.section import Section
 
 
 def run_script(work: Callable[[list[str], Path], str], description: str, several: bool = False) -> None:
@@ -46,6 +49,22 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
         print(f"{place} cannot be used ({reason}); {other}see to its permissions and its space", file=sys.stderr)
         sys.exit(2)
     print(text)
+
+
+def save(section: Section, output: Path) -> None:
+    """The files of a section in the output folder, which is made where it is missing."""
+    output.mkdir(parents=True, exist_ok=True)
+    write_files(section, output)
+    for figure in section.figures:
+        save_figure(output / figure.name, figure.draw, *figure.given)
+
+
+def save_figure(path: Path, draw: Callable[..., Any], *given: Any) -> None:
+    """What `draw(*given)` draws as .png and .pdf; nothing where there is nothing to draw."""
+    from reco_tune.reporting import style
+
+    if figure := draw(*given):
+        style.save(figure, path)
 
 
 def write(output: Path, name: str, text: str) -> Path:

@@ -9,69 +9,83 @@ round.
 from __future__ import annotations
 
 import math
-from collections.abc import Mapping, Set
+from collections.abc import Sequence, Set
 from typing import Literal, NamedTuple
 
-import pandas as pd
+from markupsafe import Markup
 
 from reco_tune import quantities
-from reco_tune.reporting.ablation import ArmResult, arm_results
 from reco_tune.reporting.aggregate import Difference, Ratio, holm, paired_difference, paired_ratio
-from reco_tune.reporting.runs import WHOLE, at_budget, budget_order, comparable
-from reco_tune.reporting.tables import number, p_value, signed
+from reco_tune.reporting.budgets import BUDGETS, WHOLE
+from reco_tune.reporting.comparisons import ArmResult, Results
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import number, p_value, signed
+from reco_tune.reporting.render.text import with_code
+from reco_tune.reporting.section import Column, RowGroup, Section, Table
 from reco_tune.settings import BASELINE
 
-Outcome = Literal["supported", "contradicted", "not resolved", "not tested"]
+Verdict = Literal["supported", "contradicted", "not resolved", "not tested"]
 MARGIN = 0.25
 """How much of the baseline's FVD an arm may lose and still count as having recovered it: the whole interval must lie
 below.
 """
 PAPER_SPEEDUP = 2.0
 """The paper's speed-up per step of balanced windows."""
-BUDGET_WORDS = {
-    "equal_steps": "at equal steps",
-    "equal_compute": "at equal compute",
-    "half_compute": "at half the compute",
-}
 _ANY_BUDGET = "per step"
 _ONE_SEED = {
     "supported": "One training seed: this run supports the claim",
     "contradicted": "One training seed: this run contradicts the claim",
     "not resolved": "One training seed: this run does not settle the claim",
 }
-Results = Mapping[tuple[str, str], ArmResult]
+_SIGNS = {"supported": "✓", "contradicted": "✕", "not resolved": "?", "not tested": "–"}
+_NOTE = (
+    "Read off 95% intervals of paired FVD differences (lower FVD is better), claim by claim: neither they nor their"
+    " p-values are corrected for how many claims there are (those of the ablation table are). An interval that holds"
+    " zero resolves nothing."
+)
 
 
-class Verdict(NamedTuple):
+class Claim(NamedTuple):
     """One claim at one budget."""
 
     claim: str
     budget: str
     """`equal_steps`, `equal_compute`, `half_compute`, or `per step` for the speed-up, which no budget changes."""
-    outcome: Outcome
+    verdict: Verdict
     words: str
 
 
-class _Part(NamedTuple):
-    outcome: Outcome
+class _Finding(NamedTuple):
+    verdict: Verdict
     words: str
     seeds: int = 0
     """Fewest training seeds that a comparison in it rests on; 0 where nothing was compared by seed."""
 
 
-def verdicts(runs: pd.DataFrame) -> list[Verdict]:
+def build(evidence: Evidence) -> Section:
+    found = claims(evidence)
+    columns = (
+        Column("verdict", "verdict", lambda row: str(row["verdict"]), "count"),
+        Column("claim", "claim", lambda row: f"{row['claim']} ({_when(row['budget'])})", "text"),
+    )
+    rows = [one._asdict() for one in found]
+    table = Table("claims", "", columns, [RowGroup("", rows)], files=(), terminal=("verdict", "claim"))
+    return Section("verdicts", "What this study says", _NOTE, [table], markup=_chips(found))
+
+
+def claims(evidence: Evidence) -> list[Claim]:
     """One verdict a claim and budget, in the order of the paper's ladder; the control of the continuity term is one of
     them.
 
     Half the compute is no budget of the paper: the one question there is whether any arm reaches the baseline all the
     same.
     """
-    results = arm_results(runs)
+    results = evidence.results
     found = []
-    for budget in budget_order(runs):
+    for budget in evidence.budgets:
         if budget == "half_compute":
             found.append(
-                _verdict("Half of the baseline's compute is enough to reach its FVD", budget, [_reached(results)])
+                _claim("Half of the baseline's compute is enough to reach its FVD", budget, [_reached(results)])
             )
             continue
         for claim, parts in (
@@ -83,37 +97,39 @@ def verdicts(runs: pd.DataFrame) -> list[Verdict]:
             ("The continuity term improves on balanced windows", [_worse(results, budget, "local_balanced", "reco")]),
             ("Windows with the continuity term recover the baseline", [_recovers(results, budget, "reco", BASELINE)]),
             ("The gain needs continuity: a plain norm penalty does worse", [_control(results, budget)]),
-            ("The continuity term makes h smoother, not only smaller", [_smoother(runs, budget)]),
+            ("The continuity term makes h smoother, not only smaller", [_smoother(results, budget)]),
         ):
-            found.append(_verdict(claim, budget, parts))
+            found.append(_claim(claim, budget, parts))
     speed = _speed(results)
-    found.append(Verdict(f"Windowed steps are {PAPER_SPEEDUP:g}x as fast", _ANY_BUDGET, speed.outcome, speed.words))
+    found.append(Claim(f"Windowed steps are {PAPER_SPEEDUP:g}x as fast", _ANY_BUDGET, speed.verdict, speed.words))
     return found
 
 
-def _verdict(claim: str, budget: str, parts: list[_Part]) -> Verdict:
-    outcomes = {part.outcome for part in parts}
-    order: tuple[Outcome, ...] = ("contradicted", "not resolved", "not tested", "supported")
-    outcome = next(kind for kind in order if kind in outcomes)
+def _claim(claim: str, budget: str, parts: list[_Finding]) -> Claim:
+    verdicts = {part.verdict for part in parts}
+    order: tuple[Verdict, ...] = ("contradicted", "not resolved", "not tested", "supported")
+    verdict = next(kind for kind in order if kind in verdicts)
     words = " ".join(part.words for part in parts)
-    if outcome != "not tested" and any(part.seeds == 1 for part in parts):
-        words += f" {_ONE_SEED[outcome]}, and the noise of the training seed is not in these intervals."
-    return Verdict(claim, budget, outcome, words)
+    if verdict != "not tested" and any(part.seeds == 1 for part in parts):
+        words += f" {_ONE_SEED[verdict]}, and the noise of the training seed is not in these intervals."
+    return Claim(claim, budget, verdict, words)
 
 
-def _worse(results: Results, budget: str, worse: str, better: str) -> _Part:
+def _worse(results: Results, budget: str, worse: str, better: str) -> _Finding:
     """Whether `worse` has the larger FVD."""
     difference = _difference(results, budget, worse, better)
     if difference is None:
         return _missing(results, budget, worse, better)
-    outcome: Outcome = (
+    verdict: Verdict = (
         "not resolved" if not difference.resolved else "supported" if difference.delta > 0 else "contradicted"
     )
-    tail = _undetected(difference) if outcome == "not resolved" else ""
-    return _Part(outcome, f"{_means(results, budget, worse, better)}: {_numbers(difference)}.{tail}", difference.seeds)
+    tail = _undetected(difference) if verdict == "not resolved" else ""
+    return _Finding(
+        verdict, f"{_means(results, budget, worse, better)}: {_numbers(difference)}.{tail}", difference.seeds
+    )
 
 
-def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Part:
+def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Finding:
     """Whether `arm` is not worse than the baseline by more than `MARGIN` of it."""
     difference = _difference(results, budget, arm, baseline)
     if difference is None:
@@ -121,54 +137,57 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Part:
     margin = MARGIN * _mean(results[budget, baseline])
     words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference)}."
     loss = f"{number(margin)} ({MARGIN:.0%} of the baseline)"
-    outcome: Outcome = (
+    verdict: Verdict = (
         "supported" if difference.high < margin else "contradicted" if difference.low > margin else "not resolved"
     )
     if difference.high < 0:
         told = f"`{arm}` is better"
-    elif outcome == "contradicted":
+    elif verdict == "contradicted":
         told = f"`{arm}` is worse than `{baseline}` by more than {loss}"
     elif difference.low > 0:
         told = (
             f"`{arm}` is worse,"
-            f" {'but by less than' if outcome == 'supported' else 'and it is open whether by more than'} {loss}"
+            f" {'but by less than' if verdict == 'supported' else 'and it is open whether by more than'} {loss}"
         )
-    elif outcome == "supported":
+    elif verdict == "supported":
         told = f"`{arm}` is not worse by {loss} or more"
     else:
         told = f"No difference is resolved, but a loss above {loss} is not ruled out"
-    tail = _undetected(difference) if outcome == "not resolved" else ""
-    return _Part(outcome, f"{words} {told}.{tail}", difference.seeds)
+    tail = _undetected(difference) if verdict == "not resolved" else ""
+    return _Finding(verdict, f"{words} {told}.{tail}", difference.seeds)
 
 
-def _control(results: Results, budget: str) -> _Part:
+def _control(results: Results, budget: str) -> _Finding:
     part = _worse(results, budget, "norm_penalty", "reco")
-    if part.outcome == "supported":
+    if part.verdict == "supported":
         return part
-    if part.outcome == "not tested":
+    if part.verdict == "not tested":
         return part._replace(words=f"{part.words} Without this control nothing can be said about continuity itself.")
     return part._replace(
         words=f"{part.words} The control does no worse as far as this study can see: no claim about continuity itself."
     )
 
 
-def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "local_balanced") -> _Part:
+def _smoother(results: Results, budget: str, arm: str = "reco", plain: str = "local_balanced") -> _Finding:
     """Whether the steps of h shrink relative to |h|, along tokens: the raw ones can be shrunk by scale alone."""
-    kept = comparable(runs[runs["arm"].isin([arm, plain])])
-    kept = kept[at_budget(kept["budget"], budget)]
 
-    def by_seed(name: str, values: pd.Series) -> dict[int, float]:
-        own = (kept["arm"] == name).to_numpy()
-        return dict(zip(kept["seed"][own].astype(int), values[own], strict=True))
+    def ratio(quantity: quantities.Quantity, over: quantities.Quantity | None = None) -> Ratio | None:
+        """Of both arms' values of a quantity, or of one quantity over another."""
+        sides = []
+        for name in (arm, plain):
+            if (budget, name) not in results:
+                return None
+            own = results[budget, name].runs
+            values = own[quantity.name].astype(float)
+            values = values / own[over.name].astype(float) if over else values
+            sides.append(dict(zip(own["seed"].astype(int), values, strict=True)))
+        return paired_ratio(*sides)
 
-    steps = {quantity: kept[quantity.name].astype(float) for quantity in quantities.STEPS_OF_H}
-    sizes = steps[quantities.LIPSCHITZ_TOKENS] / steps[quantities.LIPSCHITZ_TOKENS_RELATIVE]
-    raw, relative, frames, frames_relative, scale = (
-        paired_ratio(by_seed(arm, values), by_seed(plain, values)) for values in (*steps.values(), sizes)
-    )
+    raw, relative, frames, frames_relative = map(ratio, quantities.STEPS_OF_H)
+    scale = ratio(quantities.LIPSCHITZ_TOKENS, quantities.LIPSCHITZ_TOKENS_RELATIVE)
     if raw is None or relative is None or scale is None:
-        return _Part(
-            "not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGET_WORDS[budget]}."
+        return _Finding(
+            "not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGETS[budget].words}."
         )
     words = (
         f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative"
@@ -176,7 +195,7 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
     )
     if frames is not None and frames_relative is not None:
         words += f"; across frames {_times(frames)} and {_times(frames_relative)}"
-    outcome: Outcome = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
+    verdict: Verdict = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
     moved = {
         name: abs(math.log(ratio.value))
         for name, ratio in (("scale", scale), ("smoothness", relative))
@@ -187,7 +206,7 @@ def _smoother(runs: pd.DataFrame, budget: str, arm: str = "reco", plain: str = "
         if moved
         else "Neither is told from no change"
     )
-    return _Part(outcome, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
+    return _Finding(verdict, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
 
 
 def _times(ratio: Ratio) -> str:
@@ -196,7 +215,7 @@ def _times(ratio: Ratio) -> str:
     )
 
 
-def _reached(results: Results) -> _Part:
+def _reached(results: Results) -> _Finding:
     """Whether any arm at half the compute has at most the whole baseline's FVD: yes for one, no for all, or not
     resolved.
 
@@ -209,9 +228,9 @@ def _reached(results: Results) -> _Part:
     }
     known = {arm: difference for arm, difference in differences.items() if difference is not None}
     if not known:
-        return _Part(
+        return _Finding(
             "not tested",
-            f"The study has no arm {BUDGET_WORDS[budget]} and `{BASELINE}` at its whole budget with a common seed.",
+            f"The study has no arm {BUDGETS[budget].words} and `{BASELINE}` at its whole budget with a common seed.",
         )
     p_values = dict(zip(known, holm([difference.p_value for difference in known.values()]), strict=True))
     clear = {arm: known[arm].resolved and (p_values[arm] < 0.05 or math.isnan(p_values[arm])) for arm in known}
@@ -221,7 +240,7 @@ def _reached(results: Results) -> _Part:
     seeds = min(difference.seeds for difference in known.values())
     better = [arm for arm in known if clear[arm] and known[arm].delta < 0]
     if better:
-        return _Part(
+        return _Finding(
             "supported",
             f"{words} Better than the baseline at its whole budget: {', '.join(f'`{arm}`' for arm in better)}.",
             seeds,
@@ -231,29 +250,29 @@ def _reached(results: Results) -> _Part:
             "Every arm is worse than the baseline at its whole budget (each interval by itself, which a no to all of"
             " them asks for)."
         )
-        return _Part("contradicted", f"{words} {tail}", seeds)
+        return _Finding("contradicted", f"{words} {tail}", seeds)
     open_ = ", ".join(f"`{arm}`" for arm, difference in known.items() if difference.low <= 0)
-    return _Part(
+    return _Finding(
         "not resolved",
         f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best])}",
         seeds,
     )
 
 
-def _speed(results: Results) -> _Part:
+def _speed(results: Results) -> _Finding:
     arm = next((result for (_, name), result in results.items() if name == "reco"), None)
     if arm is None:
-        return _Part("not tested", "The study has no evaluated run of `reco`.")
+        return _Finding("not tested", "The study has no evaluated run of `reco`.")
     low, high, limit = (arm.means[name] for name in ("speedup_low", "speedup_high", "speedup_limit"))
     words = f"`reco` takes {number(arm.means['speedup'])}x as many steps per second as `full`"
     words += f" (95% interval [{number(low, 3)}, {number(high, 3)}]"
     words += f"; its arithmetic allows {number(limit)}x)." if number(limit) else ")."
     if not (number(low) and number(high)):
-        return _Part("not resolved", f"{words} The speed-up has no interval.")
-    outcome: Outcome = (
+        return _Finding("not resolved", f"{words} The speed-up has no interval.")
+    verdict: Verdict = (
         "supported" if low >= PAPER_SPEEDUP else "contradicted" if high < PAPER_SPEEDUP else "not resolved"
     )
-    return _Part(outcome, f"{words} This is speed alone; what it costs in quality stands in the other verdicts.")
+    return _Finding(verdict, f"{words} This is speed alone; what it costs in quality stands in the other verdicts.")
 
 
 def _difference(results: Results, budget: str, a: str, b: str) -> Difference | None:
@@ -262,11 +281,13 @@ def _difference(results: Results, budget: str, a: str, b: str) -> Difference | N
     return paired_difference(results[budget, a].fvd, results[budget, b].fvd)
 
 
-def _missing(results: Results, budget: str, *arms: str) -> _Part:
+def _missing(results: Results, budget: str, *arms: str) -> _Finding:
     absent = [f"`{arm}`" for arm in arms if (budget, arm) not in results]
     if absent:
-        return _Part("not tested", f"The study has no evaluated run of {' or '.join(absent)} {BUDGET_WORDS[budget]}.")
-    return _Part("not tested", f"`{arms[0]}` and `{arms[1]}` share no training seed.")
+        return _Finding(
+            "not tested", f"The study has no evaluated run of {' or '.join(absent)} {BUDGETS[budget].words}."
+        )
+    return _Finding("not tested", f"`{arms[0]}` and `{arms[1]}` share no training seed.")
 
 
 def _means(results: Results, budget: str, a: str, b: str) -> str:
@@ -296,3 +317,22 @@ def _undetected(difference: Difference) -> str:
         if number(difference.detectable)
         else ""
     )
+
+
+def _when(budget: str) -> str:
+    return BUDGETS[budget].words if budget in BUDGETS else budget
+
+
+def _chips(found: Sequence[Claim]) -> Markup:
+    """Each claim once, its verdicts beside each other."""
+    parts = []
+    for claim in dict.fromkeys(one.claim for one in found):
+        parts.append(Markup('<div class="claim"><h3>{}</h3><div class="budgets">').format(claim))
+        for one in found:
+            if one.claim == claim:
+                chip = Markup('<span class="chip {}">{} {}</span><span class="when">{}</span>').format(
+                    one.verdict.replace(" ", "-"), _SIGNS[one.verdict], one.verdict, one.budget.replace("_", " ")
+                )
+                parts.append(Markup("<div>{}<p>{}</p></div>").format(chip, with_code(one.words)))
+        parts.append(Markup("</div></div>"))
+    return Markup("").join(parts)

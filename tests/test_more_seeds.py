@@ -13,17 +13,18 @@ from toy_study import record_study
 
 from reco_tune.cli.options import only_arms
 from reco_tune.errors import ComparisonError, SettingsError
-from reco_tune.reporting import ablation_table, load_runs
-from reco_tune.reporting.ablation import caption
+from reco_tune.reporting import Evidence, ablation_table, load_runs
 from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_ratio, sign_flip_floor
-from reco_tune.reporting.analyses import comparison_table
-from reco_tune.reporting.top_up import MOST_SEEDS, TopUp, pooled, top_up, top_up_commands, top_up_words
+from reco_tune.reporting.section import STUDY_DIR
+from reco_tune.reporting.sections.ablation import caption
+from reco_tune.reporting.sections.more_seeds import MOST_SEEDS, Unresolved, in_words, seeds_commands, unresolved
+from reco_tune.reporting.studies import comparison_table, pooled
 from reco_tune.settings import load_space
 
 
 @pytest.fixture(scope="module")
 def study(tmp_path_factory):
-    return record_study(tmp_path_factory.mktemp("top") / "toy", seeds=(0, 1, 2), searched=2, files=False)
+    return record_study(tmp_path_factory.mktemp("seeds") / "toy", seeds=(0, 1, 2), searched=2, files=False)
 
 
 @pytest.fixture(scope="module")
@@ -60,7 +61,7 @@ def test_edges(delta, spread, seeds, expected):
 
 def test_only_unresolved_arms_are_named(runs):
     table = ablation_table(runs).set_index(["budget", "arm"])
-    found = {(one.budget, one.arm): one for one in top_up(runs)}
+    found = {(one.budget, one.arm): one for one in unresolved(Evidence(runs))}
     assert ("equal_steps", "full_continuity") in found and ("equal_steps", "fewer_frames") not in found
     assert set(found) == {place for place in table.index if table.loc[place, "fvd_p_value"] >= 0.05}
     assert (
@@ -74,8 +75,9 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     reco = (near["arm"] == "reco") & (near["budget"] == "equal_compute")
     baseline = near[near["arm"] == "full"].sort_values("seed")["fvd"].to_numpy()
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
-    found = top_up(near)
-    lines, (command, together) = top_up_words(found), top_up_commands(found, near, str(study))
+    found = unresolved(Evidence(near))
+    lines, commands = in_words(found), seeds_commands(found, near)
+    command, together = (command.replace(STUDY_DIR, str(study)) for command in commands)
     assert any(
         line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines
     )
@@ -99,11 +101,10 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
 
 def test_a_shell_takes_both_commands_as_they_stand(runs):
     """Brackets are a pattern to zsh, a blank in a folder's name parts words; here each command is an echo."""
-    found = [TopUp("equal_steps", "reco", 5, difference(1.0, 0.6, 3))]
+    found = [Unresolved("equal_steps", "reco", 5, difference(1.0, 0.6, 3))]
+    commands = [command.replace(STUDY_DIR, shlex.quote("my study")) for command in seeds_commands(found, runs)]
     script = "set -e; reco-tune() { printf '%s\n' \"$@\"; }; python() { printf '%s\n' \"$@\"; }; shopt -s failglob\n"
-    done = subprocess.run(
-        ["bash"], input=script + "\n".join(top_up_commands(found, runs, "my study")), capture_output=True, text=True
-    )
+    done = subprocess.run(["bash"], input=script + "\n".join(commands), capture_output=True, text=True)
     assert done.returncode == 0 and done.stderr == ""
     words = done.stdout.splitlines()
     assert "my study/settings.yaml" in words and "budgets=[equal_steps]" in words
@@ -118,7 +119,7 @@ def test_an_arm_that_is_not_there_is_one_sentence(study):
 
 def test_resolved_studies_need_nothing(runs):
     apart = runs[runs["arm"].isin(["full", "fewer_frames", "search"])]
-    assert top_up(apart) == [] and top_up_commands([], apart, "studies/toy") == []
+    assert unresolved(Evidence(apart)) == [] and seeds_commands([], apart) == []
 
 
 def test_two_studies_of_other_seeds_are_one(tmp_path_factory):
@@ -150,4 +151,4 @@ def test_the_smallest_p_of_a_sign_flip_test(seeds, floor, runs):
     """Counted: all sign patterns of differences that all point one way."""
     patterns = np.array(np.meshgrid(*[[-1, 1]] * seeds)).reshape(seeds, -1)
     assert sign_flip_floor(seeds) == floor == np.mean(np.abs(patterns.sum(axis=0)) >= seeds)
-    assert "could not give less than 0.25 here" in caption(runs)
+    assert "could not give less than 0.25 here" in caption(Evidence(runs))

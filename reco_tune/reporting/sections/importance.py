@@ -1,20 +1,24 @@
-"""Which of the searched settings decides each objective: PED-ANOVA over the sampled runs. Of the reports, only this
-imports optuna.
+"""Which of the searched settings decides each objective: PED-ANOVA over the sampled runs. Of the sections, only
+this imports optuna.
 """
 
 from __future__ import annotations
 
 import warnings
 from collections.abc import Mapping, Sequence
-from typing import Any, NamedTuple
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
 from numpy.typing import NDArray
 
 from reco_tune import quantities
-from reco_tune.reporting.runs import SEARCH, comparable
-from reco_tune.study_log import StudyRecord
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.reporting.section import Figure, Section, Table
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
 
 LEAST_RUNS = 10
 """Fewer sampled runs say nothing about importance."""
@@ -31,57 +35,79 @@ LOG_RATIO = 30
 """A setting whose largest value is more than this many times its smallest, both above 0, is taken on a log scale."""
 
 
-class Searched(NamedTuple):
-    """Sampled runs that tell of importance: what was chosen for each, and what came of it."""
+def build(evidence: Evidence) -> Section:
+    table = importance_table(evidence)
+    first = table.drop_duplicates("objective")  # the most important setting of each stands first
+    told = zip(first["objective"], first["setting"], first["importance"], strict=True)
+    figure = Figure(
+        "importance",
+        "What decides",
+        "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares"
+        " add up to 100%.",
+        draw_importance,
+        (table,),
+        " ".join(f"{setting} decides {objective} most ({share:.0%})." for objective, setting, share in told),
+    )
+    return Section("importance", "What decides", tables=[Table("importance", data=table)], figures=[figure])
 
-    params: list[Mapping[str, Any]]
-    settings: list[str]
-    """Those that every run chose and that took several values."""
-    objectives: list[str]
-    values_NM: NDArray[np.float64]
-    """Every objective of every run."""
 
-
-def importance_table(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
+def importance_table(evidence: Evidence) -> pd.DataFrame:
     """Importance of every searched setting for every objective (shares that add up to 1), by Optuna's PED-ANOVA (arXiv
     2304.10255).
 
-    It measures how far the best runs' values of a setting lie from those of all runs that may be compared. Empty below
-    `LEAST_RUNS`.
+    It measures how far the best runs' values of a setting lie from those of all sampled runs that may be compared, of
+    which it takes at most `MOST_RUNS`, without finalists' further seeds: the best once more would pass for what
+    sampling found. Empty below `LEAST_RUNS`.
     """
-    return importance_of(searched(study, runs))
-
-
-def searched(study: StudyRecord, runs: pd.DataFrame) -> Searched:
-    """The sampled runs that may be compared, at most `MOST_RUNS` of them, without finalists' further seeds."""
-    kept = comparable(runs)
-    kept = kept[kept["arm"] == SEARCH]
-    again = [
-        trial for trial, run in study.runs.items() if run.repeats
-    ]  # the best once more: they would pass for what sampling found
-    kept = kept[~kept["trial"].isin(again)]
-    params = [study.runs[trial].params for trial in kept["trial"]]
+    kept, runs = evidence.own_comparable, evidence.study.runs
+    again = [trial for trial, run in runs.items() if run.repeats]
+    kept = kept[(kept["arm"] == SEARCH) & ~kept["trial"].isin(again)]
+    params = [runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
     names = [name for name in names if len({str(own[name]) for own in params}) > 1]
     values = kept[list(OBJECTIVES)].astype(float)
     told = [name for name in OBJECTIVES if np.isfinite(values[name]).sum() >= LEAST_RUNS and values[name].nunique() > 1]
     known = np.flatnonzero(np.isfinite(values[told]).all(axis=1)) if told and names else np.array([], dtype=int)
-    used = known[np.linspace(0, len(known) - 1, min(len(known), MOST_RUNS)).astype(int)]
-    return Searched([params[place] for place in used], names, told, values[told].to_numpy()[used])
-
-
-def importance_of(runs: Searched) -> pd.DataFrame:
-    """`importance_table` of what was picked for it."""
-    if len(runs.params) < LEAST_RUNS:
+    if len(known) < LEAST_RUNS:
         return pd.DataFrame([], columns=list(COLUMNS))
-    signs = [-1.0 if quantities.ALL[name].better == "higher" else 1.0 for name in runs.objectives]
-    shares = _shares(runs.params, runs.values_NM * signs, runs.settings)
+    used = known[np.linspace(0, len(known) - 1, min(len(known), MOST_RUNS)).astype(int)]
+    signs = [-1.0 if quantities.ALL[name].better == "higher" else 1.0 for name in told]
+    shares = _shares([params[place] for place in used], values[told].to_numpy()[used] * signs, names)
     rows = [
-        [objective, name, share, len(runs.params)]
-        for objective, own in zip(runs.objectives, shares, strict=True)
+        [objective, name, share, len(used)]
+        for objective, own in zip(told, shares, strict=True)
         for name, share in sorted(own.items(), key=lambda item: -item[1])
     ]
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def draw_importance(table: pd.DataFrame) -> Drawing | None:
+    """Importance of every searched setting, a panel an objective."""
+    from reco_tune.reporting.style import new_figure, style
+
+    if table.empty:
+        return None
+    objectives = list(dict.fromkeys(table["objective"]))
+    settings = list(table.groupby("setting")["importance"].mean().sort_values(kind="stable").index)
+    with style():
+        figure = new_figure(2.6 + 2.5 * len(objectives), 0.9 + 0.34 * max(3, len(settings)))
+        panels = np.atleast_1d(figure.subplots(1, len(objectives), sharey=True))
+        for axes, objective in zip(panels, objectives, strict=True):
+            shares = (
+                table[table["objective"] == objective].set_index("setting")["importance"].reindex(settings).fillna(0)
+            )
+            axes.barh(settings, shares, color="#0072b2", height=0.62)
+            for place, share in enumerate(shares):
+                axes.annotate(
+                    f"{share:.0%}", (share, place), xytext=(3, 0), textcoords="offset points", va="center", fontsize=8
+                )
+            axes.set_title(quantities.ALL[objective].label)
+            axes.set_xlim(0, 1.18)
+            axes.set_xticks([0, 0.5, 1], ["0", "50%", "100%"])
+            axes.grid(axis="y", visible=False)
+            axes.tick_params(axis="y", length=0)
+        figure.supxlabel("importance (PED-ANOVA)", fontsize=9.5)
+    return figure
 
 
 def _shares(

@@ -5,21 +5,37 @@ from __future__ import annotations
 import numpy as np
 import pandas as pd
 
+from reco_tune import quantities
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import thousands
 from reco_tune.reporting.runs import SEARCH, arm_order
+from reco_tune.reporting.section import Column, RowGroup, Section, Table, number_column, records, text_column
 from reco_tune.study_log import StudyRecord
 
-STAGES = ("calibration_seconds", "training_seconds", "generation_seconds", "evaluation_seconds")
-COLUMNS = (
-    "arm",
-    "runs",
-    *STAGES,
-    "device_hours",
-    "tokens_seen",
-    "loss_tokens",
-    "training_flops",
-    "forward_flops",
-    "backward_flops",
-)
+STAGES = [stage.name for stage in quantities.STAGE_SECONDS]
+COUNTS = ("tokens_seen", "loss_tokens", "training_flops")
+COLUMNS = ("arm", "runs", *STAGES, "device_hours", *COUNTS, "forward_flops", "backward_flops")
+
+
+def build(evidence: Evidence) -> Section:
+    columns = (
+        text_column("arm", "arm"),
+        text_column("runs", "runs", "count"),
+        *(number_column(stage, f"{stage.removesuffix('_seconds')} s", 1) for stage in STAGES),
+        number_column("device_hours", "device h", 3),
+        *(_count_column(name) for name in COUNTS),
+    )
+    table = Table(
+        "cost",
+        "Cost ledger",
+        columns,
+        [RowGroup("", records(ledger(evidence.study, evidence.own)))],
+        "Device seconds of the stages, summed over the runs of an arm; a calibration that several runs share counts"
+        " once.",
+        files=(),
+        mark=lambda row: "total" if row["arm"] == "total" else "",
+    )
+    return Section("cost", "What it cost", tables=[table])
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
@@ -37,9 +53,14 @@ def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
             }
             rows.append({"arm": arm, "runs": int(own.sum()), **sums, STAGES[0]: calibrated.get(arm, 0.0)})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
-    table["device_hours"] = table[list(STAGES)].sum(axis=1) / 3600
+    table["device_hours"] = table[STAGES].sum(axis=1) / 3600
     total = {name: table[name].sum() for name in COLUMNS if name != "arm"}
     return pd.concat([table, pd.DataFrame([{"arm": "total", **total}])], ignore_index=True)
+
+
+def _count_column(name: str) -> Column:
+    heading = name.replace("_", " ").replace("flops", "FLOPs")
+    return Column(name, heading, lambda row: thousands(row[name]), value=lambda row: float(row[name]))
 
 
 def _calibration_seconds(study: StudyRecord) -> dict[str, float]:

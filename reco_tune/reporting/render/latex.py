@@ -1,19 +1,19 @@
-"""LaTeX tables for a paper: booktabs rules, numbers aligned at their point by siunitx. Knows cells and captions, not
-what they mean.
-"""
+"""Tables as LaTeX for a paper: booktabs rules, numbers aligned at their point by siunitx."""
 
 from __future__ import annotations
 
 import re
 import unicodedata
-from collections.abc import Mapping, Sequence
-from typing import NamedTuple
+from collections.abc import Sequence
+
+from reco_tune.reporting.section import Column, RowGroup, Table
 
 PREAMBLE = "\\usepackage{booktabs,siunitx,etoolbox}"
 """What a document needs for these tables."""
 BOLD = "\\bfseries "
 """Before a cell that stands out."""
 _MISSING = "{--}"
+_ALIGNED = {"text": "l", "count": "r", "interval": "c"}
 _SPECIAL = {
     "\\": r"\textbackslash{}",
     **{character: f"\\{character}" for character in "_%&#${}"},
@@ -37,29 +37,17 @@ and punctuation.
 """
 
 
-class Column(NamedTuple):
-    """One column."""
-
-    heading: str
-    """As LaTeX."""
-    kind: str
-    """`number`, aligned at its point, or how text is aligned: `l`, `c` or `r`."""
-
-
-def latex_table(columns: Sequence[Column], blocks: Mapping[str, Sequence[Sequence[str]]], caption: str) -> str:
-    """A table environment: one block of rows under each title; text is escaped, `names` in it become typewriter.
-
-    Args:
-        columns: one for each cell of a row.
-        blocks: title -> rows; an empty title is not written. Empty cells become a dash; `BOLD` may stand before a cell.
-        caption: plain text.
+def latex(table: Table) -> str:
+    """A table environment: one block of rows under each title; text is escaped, `names` in it become typewriter. Empty
+    cells become a dash.
     """
-    cells = [row for rows in blocks.values() for row in rows]
+    columns = table.picked(table.latex)
+    blocks = [[_cells(group, columns, row) for row in range(len(group.rows))] for group in table.groups]
+    everything = [cells for block in blocks for cells in block]
     formats = " ".join(
-        _number_format([row[place] for row in cells]) if column.kind == "number" else column.kind
+        _number_format([cells[place] for cells in everything]) if column.kind == "number" else _ALIGNED[column.kind]
         for place, column in enumerate(columns)
     )
-    headings = [f"{{{column.heading}}}" if column.kind == "number" else column.heading for column in columns]
     lines = [
         f"% Needs {PREAMBLE}. Made by `reco-tune report`.",
         "\\begin{table}",
@@ -68,17 +56,16 @@ def latex_table(columns: Sequence[Column], blocks: Mapping[str, Sequence[Sequenc
         "  \\sisetup{detect-weight=true, mode=text, table-align-text-post=false}",
         f"  \\begin{{tabular}}{{{formats}}}",
         "    \\toprule",
-        f"    {' & '.join(headings)} \\\\",
+        f"    {' & '.join(map(_heading, columns))} \\\\",
     ]
-    for title, rows in blocks.items():
+    for group, block in zip(table.groups, blocks, strict=True):
         lines.append("    \\midrule")
-        if title:
-            lines.append(f"    \\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(title)}}}}} \\\\")
-        lines += [
-            "    " + " & ".join(_cell(cell, column) for cell, column in zip(row, columns, strict=True)) + " \\\\"
-            for row in rows
-        ]
-    lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{escape(caption)}}}", "\\end{table}"]
+        if group.title:
+            lines.append(f"    \\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(group.title)}}}}} \\\\")
+        for cells in block:
+            shown = (_cell(cell, column) for cell, column in zip(cells, columns, strict=True))
+            lines.append("    " + " & ".join(shown) + " \\\\")
+    lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{escape(_said(table))}}}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
 
@@ -95,6 +82,27 @@ def _character(character: str) -> str:
     return (
         character if character in _SET else f"{{[U+{ord(character):04X}]}}"
     )  # in braces: a bare \\[ is a space between rows
+
+
+def _said(table: Table) -> str:
+    """The caption and what else is said of a table."""
+    left_out = "; ".join(f"{trial} ({why})" for trial, why in table.left_out)
+    return " ".join([table.caption, *table.remarks, *([f"Left out: {left_out}."] if left_out else [])])
+
+
+def _heading(column: Column) -> str:
+    text = column.latex or escape(column.heading[:1].upper() + column.heading[1:]).replace("\\%", "\\,\\%")
+    return f"{{{text}}}" if column.kind == "number" else text
+
+
+def _cells(group: RowGroup, columns: Sequence[Column], row: int) -> list[str]:
+    """Plain cells of a row; numbers as siunitx reads them."""
+    cells = []
+    for column in columns:
+        text = column.text(group.rows[row])
+        text = text.removeprefix("+").replace("−", "-") if column.kind == "number" else text
+        cells.append(BOLD + text if row == group.best and column.key == "fvd" else text)
+    return cells
 
 
 def _cell(cell: str, column: Column) -> str:

@@ -3,8 +3,8 @@
 import pytest
 from toy_study import record_study
 
-from reco_tune.reporting import load_runs
-from reco_tune.reporting.verdicts import verdicts
+from reco_tune.reporting import Evidence, load_runs
+from reco_tune.reporting.sections.claims import claims
 
 
 @pytest.fixture(scope="module")
@@ -19,8 +19,12 @@ def three_seeds(tmp_path_factory):
     )
 
 
+def claims_of(runs):
+    return claims(Evidence(runs))
+
+
 def verdict(runs, claim, budget="equal_steps"):
-    (found,) = [one for one in verdicts(runs) if claim in one.claim and one.budget == budget]
+    (found,) = [one for one in claims_of(runs) if claim in one.claim and one.budget == budget]
     return found
 
 
@@ -31,14 +35,14 @@ def with_fvd(runs, trial, fvd, half=0.1):
 
 
 def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
-    found = verdicts(one_seed)
+    found = claims_of(one_seed)
     assert len(found) == 13
     assert [one.budget for one in found].count("equal_compute") == 6
     assert found[-1].budget == "per step"
 
 
 @pytest.mark.parametrize(
-    ("claim", "trial", "fvd", "half", "outcome"),
+    ("claim", "trial", "fvd", "half", "expected"),
     [
         ("fewer frames", "fewer_frames-equal_steps-s0", 20, 1, "supported"),
         ("fewer frames", "fewer_frames-equal_steps-s0", 1.0, 0.1, "contradicted"),
@@ -58,8 +62,8 @@ def test_every_claim_at_every_budget_and_the_speed_once(one_seed):
         ("Balancing", "local_first-equal_steps-s0", 9.1, 2, "not resolved"),
     ],
 )
-def test_outcome_follows_the_interval(one_seed, claim, trial, fvd, half, outcome):
-    assert verdict(with_fvd(one_seed, trial, fvd, half), claim).outcome == outcome
+def test_outcome_follows_the_interval(one_seed, claim, trial, fvd, half, expected):
+    assert verdict(with_fvd(one_seed, trial, fvd, half), claim).verdict == expected
 
 
 def test_a_resolved_loss_below_the_margin_is_a_recovery(three_seeds):
@@ -71,14 +75,14 @@ def test_a_resolved_loss_below_the_margin_is_a_recovery(three_seeds):
             baseline[f"full-s{seed}"] + loss
         )
     found = verdict(exact, "recover the baseline")
-    assert found.outcome == "supported" and "`reco` is worse, but by less than" in found.words
+    assert found.verdict == "supported" and "`reco` is worse, but by less than" in found.words
     assert "p <0.001 by itself" in found.words
 
 
 def test_one_seed_says_that_training_noise_is_not_in_it_and_three_do_not(one_seed, three_seeds):
     assert "One training seed" in verdict(one_seed, "fewer frames").words
     assert "One training seed" not in verdict(three_seeds, "fewer frames").words
-    assert verdict(three_seeds, "fewer frames").outcome == "supported"
+    assert verdict(three_seeds, "fewer frames").verdict == "supported"
 
 
 def test_a_comparison_that_shares_one_seed_says_so_and_tells_the_means_of_that_seed(three_seeds):
@@ -96,12 +100,12 @@ def test_a_comparison_that_shares_one_seed_says_so_and_tells_the_means_of_that_s
 def test_no_claim_about_continuity_stands_without_its_control(one_seed):
     without = one_seed[one_seed["arm"] != "norm_penalty"]
     found = verdict(without, "needs continuity")
-    assert found.outcome == "not tested" and "`norm_penalty`" in found.words and "nothing can be said" in found.words
+    assert found.verdict == "not tested" and "`norm_penalty`" in found.words and "nothing can be said" in found.words
     assert "no claim about continuity itself" in verdict(one_seed, "needs continuity").words
 
 
 @pytest.mark.parametrize(
-    ("low", "high", "outcome"),
+    ("low", "high", "expected"),
     [
         (1.8, 1.99, "contradicted"),
         (1.9, 2.1, "not resolved"),
@@ -109,10 +113,10 @@ def test_no_claim_about_continuity_stands_without_its_control(one_seed):
         (float("nan"), float("nan"), "not resolved"),
     ],
 )
-def test_speed_is_judged_by_its_interval(one_seed, low, high, outcome):
+def test_speed_is_judged_by_its_interval(one_seed, low, high, expected):
     changed = one_seed.copy()
     changed.loc[changed["arm"] == "reco", ["speedup_low", "speedup_high"]] = [low, high]
-    assert verdict(changed, "as fast", "per step").outcome == outcome
+    assert verdict(changed, "as fast", "per step").verdict == expected
 
 
 def test_an_unresolved_verdict_says_what_could_have_been_seen(one_seed):
@@ -123,7 +127,7 @@ def test_an_unresolved_verdict_says_what_could_have_been_seen(one_seed):
 
 
 def test_a_study_of_a_search_alone_tests_no_claim(one_seed):
-    assert {one.outcome for one in verdicts(one_seed[one_seed["arm"] == "search"])} == {"not tested"}
+    assert {one.verdict for one in claims_of(one_seed[one_seed["arm"] == "search"])} == {"not tested"}
 
 
 def with_steps(runs, raw, relative, noise=0.0):
@@ -139,19 +143,19 @@ def with_steps(runs, raw, relative, noise=0.0):
 
 
 @pytest.mark.parametrize(
-    ("raw", "relative", "outcome", "moved"),
+    ("raw", "relative", "expected", "moved"),
     [(0.3, 0.99, "not resolved", "scale"), (0.5, 0.52, "supported", "smoothness"), (0.4, 1.3, "contradicted", "scale")],
     ids=["scale alone", "smoother", "smaller but rougher"],
 )
-def test_shrinking_h_is_not_smoothness(three_seeds, raw, relative, outcome, moved):
+def test_shrinking_h_is_not_smoothness(three_seeds, raw, relative, expected, moved):
     found = verdict(with_steps(three_seeds, raw, relative, noise=0.02), "smoother, not only smaller")
-    assert found.outcome == outcome and f"What moved most is the {moved}" in found.words
+    assert found.verdict == expected and f"What moved most is the {moved}" in found.words
 
 
 def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_seed):
     found = verdict(with_steps(one_seed, 0.3, 0.5), "smoother, not only smaller")
     assert (
-        found.outcome == "not resolved"
+        found.verdict == "not resolved"
         and "0.30x raw and 0.50x relative" in found.words
         and "One training seed" in found.words
     )
@@ -159,7 +163,7 @@ def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_s
     unmeasured[["lipschitz_tokens", "lipschitz_tokens_relative", "lipschitz_frames", "lipschitz_frames_relative"]] = (
         float("nan")
     )
-    assert verdict(unmeasured, "smoother, not only smaller").outcome == "not tested"
+    assert verdict(unmeasured, "smoother, not only smaller").verdict == "not tested"
 
 
 def test_the_toy_ladder_shrinks_h_and_smooths_nothing(one_seed):

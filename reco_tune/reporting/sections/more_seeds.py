@@ -8,16 +8,17 @@ from __future__ import annotations
 
 import shlex
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import pandas as pd
 
-from reco_tune.errors import ComparisonError
-from reco_tune.reporting.ablation import comparisons
 from reco_tune.reporting.aggregate import Difference, needed_seeds
-from reco_tune.reporting.runs import IMPORTED, arm_order, comparable, reference
-from reco_tune.reporting.tables import signed
+from reco_tune.reporting.budgets import reference
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import signed
+from reco_tune.reporting.runs import arm_order
+from reco_tune.reporting.section import STUDY_DIR, Section
 from reco_tune.settings import BASELINE
 
 MOST_SEEDS = 12
@@ -29,7 +30,7 @@ PEEKING = (
 """Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
 
 
-class TopUp(NamedTuple):
+class Unresolved(NamedTuple):
     """An arm that is not resolved against the baseline at one budget."""
 
     budget: str
@@ -41,19 +42,31 @@ class TopUp(NamedTuple):
     difference: Difference
 
 
-def top_up(runs: pd.DataFrame) -> list[TopUp]:
+def build(evidence: Evidence) -> Section:
+    found = unresolved(evidence)
+    return Section(
+        "more-seeds", "More training seeds", words=in_words(found), commands=seeds_commands(found, evidence.own)
+    )
+
+
+def unresolved(evidence: Evidence) -> list[Unresolved]:
     """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is
     resolved."""
-    compared, found = [one for one in comparisons(runs) if one.difference], []
+    compared = [one for one in evidence.comparisons if one.difference]
     beside = Counter(one.result.budget for one in compared)
-    for one in compared:
-        budget, arm = one.result.budget, one.result.arm
-        if one.difference and one.verdict == "not resolved" and not arm.endswith(IMPORTED):
-            found.append(TopUp(budget, arm, needed_seeds(one.difference, MOST_SEEDS, beside[budget]), one.difference))
-    return found
+    return [
+        Unresolved(
+            one.result.budget,
+            one.result.arm,
+            needed_seeds(one.difference, MOST_SEEDS, beside[one.result.budget]),
+            one.difference,
+        )
+        for one in compared
+        if one.difference and one.standing == "not resolved" and not one.imported
+    ]
 
 
-def top_up_words(found: Sequence[TopUp]) -> list[str]:
+def in_words(found: Sequence[Unresolved]) -> list[str]:
     """What more seeds would settle and what they would not, a sentence an arm and budget."""
     lines = []
     for one in found:
@@ -73,13 +86,12 @@ def top_up_words(found: Sequence[TopUp]) -> list[str]:
     return lines
 
 
-def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> list[str]:
+def seeds_commands(found: Sequence[Unresolved], runs: pd.DataFrame) -> list[str]:
     """The commands that run the seeds which would settle something and put both studies together; empty where none
     would.
 
     Args:
         runs: of the study.
-        folder: of the study, as the commands will name it.
     """
     wanted = [one for one in found if one.needed is not None]
     if not wanted:
@@ -90,40 +102,7 @@ def top_up_commands(found: Sequence[TopUp], runs: pd.DataFrame, folder: str) -> 
     seeds = ",".join(str(first + number) for number in range(more))
     budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
     name = f"{runs['study'].iloc[0]}-more"
-    run = [
-        "reco-tune",
-        "run",
-        f"{folder}/settings.yaml",
-        "--name",
-        name,
-        "--arms",
-        ",".join(arms),
-        "--seeds",
-        seeds,
-        "--trials",
-        "0",
-    ]
-    return [
-        shlex.join([*run, "--set", f"budgets=[{budgets}]"]),
-        shlex.join(["python", "analysis/compare_studies.py", folder, f"studies/{name}"]) + "  # both studies together",
-    ]
-
-
-def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The runs of several studies as those of one: the same arms under other training seeds.
-
-    Raises:
-        ComparisonError: where protocols or data differ, or two studies hold the same arm, budget and seed.
-    """
-    together = pd.concat(studies.values(), ignore_index=True)
-    together.attrs["arms"] = list(dict.fromkeys(arm for runs in studies.values() for arm in arm_order(runs)))
-    kept = comparable(together)
-    keys = ["budget", "arm", "seed"]
-    twice = kept[(kept["arm"] != "search") & kept.duplicated(keys)]
-    if len(twice):
-        budget, arm, seed = twice.iloc[0][keys]
-        raise ComparisonError(
-            f"two studies hold the arm `{arm}` at {str(budget).replace('_', ' ')} with seed {seed}; pool studies of"
-            " different --seeds"
-        )
-    return together
+    run = ["reco-tune", "run", f"{STUDY_DIR}/settings.yaml", "--name", name]
+    run += ["--arms", ",".join(arms), "--seeds", seeds, "--trials", "0", "--set", f"budgets=[{budgets}]"]
+    compare = ["python", "analysis/compare_studies.py", STUDY_DIR, f"studies/{name}"]
+    return [shlex.join(run), shlex.join(compare) + "  # both studies together"]

@@ -1,0 +1,212 @@
+"""Every arm beside the baseline of its budget: means over training seeds, paired differences, and in a word what became
+of each.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import pandas as pd
+
+from reco_tune.errors import ComparisonError
+from reco_tune.reporting.aggregate import LEVEL, Difference, Estimate, holm, mean_interval, paired_difference
+from reco_tune.reporting.budgets import WHOLE, at_budget, reference
+from reco_tune.reporting.runs import IMPORTED, SEARCH, arm_order
+from reco_tune.settings import BASELINE
+
+COLUMNS = (
+    "budget",
+    "arm",
+    "seeds",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "fvd_delta",
+    "fvd_p_value",
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_limit",
+    "limit_fraction",
+    "peak_memory_ratio",
+    "gpu_hours",
+    "val_cross_entropy",
+    "protocol",
+)
+"""Columns of ablation.csv."""
+DETAILS = ("pairs", "verdict")
+"""What tables for people say beside them: seeds that a row shares with the baseline, and the comparison's
+`standing`.
+"""
+ONE_SEED = " (1 seed)"
+"""Ends a word that holds for one training seed: another may turn it round."""
+_MEANS = (
+    "speedup",
+    "speedup_low",
+    "speedup_high",
+    "speedup_limit",
+    "limit_fraction",
+    "peak_memory_ratio",
+    "gpu_hours",
+    "val_cross_entropy",
+)
+
+
+@dataclass(frozen=True)
+class ArmResult:
+    """One arm at one budget."""
+
+    budget: str
+    arm: str
+    runs: pd.DataFrame
+    fvd: dict[int, Estimate]
+    """By training seed."""
+    means: dict[str, float]
+    """Means over the runs of what needs no interval of its own."""
+
+    @property
+    def protocol(self) -> str:
+        return str(self.runs["protocol"].iloc[0])
+
+
+Results = Mapping[tuple[str, str], ArmResult]
+"""By (budget, arm)."""
+
+
+class Comparison(NamedTuple):
+    """One arm at one budget beside what it is compared with."""
+
+    result: ArmResult
+    difference: Difference | None
+    """To the baseline; None for the baseline itself, and where the two share no seed."""
+    p_value: float
+    """Of it, with Holm's correction over the arms of the budget; NaN at one seed."""
+    baseline: str
+
+    @property
+    def pairs(self) -> int:
+        """Seeds that both have."""
+        return self.difference.seeds if self.difference else 0
+
+    @property
+    def imported(self) -> bool:
+        return self.result.arm.endswith(IMPORTED)
+
+    @property
+    def standing(self) -> str:
+        return standing(self.difference, self.p_value)
+
+
+def arm_results(kept: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, str], ArmResult]:
+    """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no
+    arm.
+
+    Args:
+        kept: the comparable runs (`runs.comparable`).
+        budgets: of the study.
+    """
+    results = {}
+    fixed = kept[kept["arm"] != SEARCH]
+    for budget in budgets:
+        rows = fixed[at_budget(fixed["budget"], budget)]
+        groups = {arm: rows[rows["arm"] == arm] for arm in arm_order(kept)}
+        if reference(budget) == WHOLE:
+            groups = {WHOLE: fixed[(fixed["arm"] == BASELINE) & (fixed["budget"] == "both")], **groups}
+        for arm, runs in groups.items():
+            if len(runs):
+                results[budget, arm] = _result(budget, arm, runs)
+    return results
+
+
+def comparisons(results: Results, runs: pd.DataFrame, baseline: str = BASELINE) -> list[Comparison]:
+    """Every arm beside the baseline of its budget, in the order of the results.
+
+    Raises:
+        ComparisonError: where none of the runs is of the baseline that was asked for.
+    """
+    if baseline != BASELINE and baseline not in set(runs["arm"]):
+        raise ComparisonError(
+            f"no run is of the arm `{baseline}`, so it cannot be the baseline; take one of {', '.join(arm_order(runs))}"
+        )
+    found: list[Comparison] = []
+    for budget in dict.fromkeys(budget for budget, _ in results):
+        group = [result for result in results.values() if result.budget == budget]
+        compared = reference(budget, baseline)
+        against = results[budget, compared].fvd if (budget, compared) in results else {}
+        differences = [None if result.arm == compared else paired_difference(result.fvd, against) for result in group]
+        p_values = holm([difference.p_value if difference else math.nan for difference in differences])
+        found += [Comparison(*one, compared) for one in zip(group, differences, p_values, strict=True)]
+    return found
+
+
+def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:
+    """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty
+    without a difference.
+
+    Args:
+        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the
+        word says so.
+    """
+    if difference is None:
+        return ""
+    known = math.isfinite(p_value)
+    if not (p_value < LEVEL if known else difference.resolved):
+        return "not resolved"
+    return (worse if difference.delta > 0 else better) + ("" if known else ONE_SEED)
+
+
+def ablation_rows(compared: Sequence[Comparison]) -> pd.DataFrame:
+    """One row an arm and budget with `COLUMNS` and `DETAILS`; the baseline stands under every budget, under
+    `half_compute` with its run at half and its whole run (`budgets.WHOLE`), which the differences of that budget are
+    taken to.
+
+    `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval
+    over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is
+    its t test with Holm's correction over the arms of the budget, empty at one seed; `verdict` (better, worse, not
+    resolved) is what that p-value says, at one seed the interval. The other columns are means over the runs.
+    """
+    table = pd.DataFrame([_row(one) for one in compared], columns=[*COLUMNS, *DETAILS])
+    return table.astype({"seeds": int, "pairs": int})
+
+
+def best_row(rows: pd.DataFrame) -> int | None:
+    """Position of the lowest FVD where its interval is clear of every other row's; None where the best is not
+    resolved.
+    """
+    if len(rows) < 2:
+        return None
+    order = rows["fvd"].to_numpy().argsort(kind="stable")
+    others = rows["fvd_low"].to_numpy()[order[1:]]
+    return int(order[0]) if bool((rows["fvd_high"].to_numpy()[order[0]] < others).all()) else None
+
+
+def _result(budget: str, arm: str, runs: pd.DataFrame) -> ArmResult:
+    columns = (runs[name] for name in ("seed", "fvd", "fvd_low", "fvd_high"))
+    fvd = {
+        int(seed): Estimate(float(value), float(low), float(high))
+        for seed, value, low, high in zip(*columns, strict=True)
+    }
+    return ArmResult(budget, arm, runs, fvd, {name: float(runs[name].mean()) for name in _MEANS})
+
+
+def _row(one: Comparison) -> dict[str, object]:
+    result, difference = one.result, one.difference
+    fvd = mean_interval(list(result.fvd.values()))
+    own = 0.0 if result.arm == one.baseline else math.nan
+    return {
+        "budget": result.budget,
+        "arm": result.arm,
+        "seeds": len(result.fvd),
+        "fvd": fvd.value,
+        "fvd_low": fvd.low,
+        "fvd_high": fvd.high,
+        "fvd_delta": difference.delta if difference else own,
+        "fvd_p_value": one.p_value,
+        **result.means,
+        "protocol": result.protocol,
+        "pairs": one.pairs,
+        "verdict": one.standing,
+    }

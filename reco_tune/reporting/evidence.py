@@ -1,0 +1,138 @@
+"""What every result of a report rests on: the study, its runs, and the comparisons between them, each made once."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import cached_property
+from pathlib import Path
+
+import pandas as pd
+
+from reco_tune.reporting.budgets import budget_order
+from reco_tune.reporting.comparisons import (
+    COLUMNS,
+    ArmResult,
+    Comparison,
+    ablation_rows,
+    arm_results,
+    comparisons,
+)
+from reco_tune.reporting.frontier import Frontier, Uncertainty, frontier_of, frontier_uncertainty
+from reco_tune.reporting.imported import with_imports
+from reco_tune.reporting.paper import Reference, paper_reference
+from reco_tune.reporting.runs import Source, arm_order, comparable, load_study, measured_with, own_runs, runs_table
+from reco_tune.settings import BASELINE
+from reco_tune.study_log import StudyFolder, StudyRecord
+
+
+@dataclass(frozen=True, eq=False)
+class Evidence:
+    """A study and what may be compared in it. Every property is computed when it is first asked for.
+
+    Raises, whichever property is the first to compare:
+        ComparisonError: where runs of different protocols meet, or none is of the baseline that was asked for.
+    """
+
+    runs: pd.DataFrame
+    """Of the study, then those from elsewhere."""
+    study: StudyRecord = field(default_factory=StudyRecord)
+    folder: StudyFolder | None = None
+    """Of the study, where it lies in one."""
+    imports: Sequence[Path] = ()
+    """Files of the runs from elsewhere."""
+    baseline: str = BASELINE
+
+    @classmethod
+    def read(cls, source: Source, imports: Sequence[Path] = ()) -> Evidence:
+        """The evidence of a study, with CSV files of runs from elsewhere (`imported`).
+
+        Raises:
+            StudyError: where there is no study, or its log is damaged.
+            TrackingError: where MLflow cannot be read.
+            ComparisonError: where an imported file is not as it must be.
+        """
+        study = load_study(source)
+        tracked = isinstance(source, StudyRecord) or str(source).startswith("mlflow:")
+        folder = None if tracked else StudyFolder(Path(str(source)))
+        return cls(with_imports(runs_table(study), imports), study, folder, tuple(imports))
+
+    @cached_property
+    def own(self) -> pd.DataFrame:
+        """The runs of the study itself."""
+        return own_runs(self.runs)
+
+    @cached_property
+    def comparable(self) -> pd.DataFrame:
+        """The runs that may stand in one table."""
+        return comparable(self.runs)
+
+    @cached_property
+    def own_comparable(self) -> pd.DataFrame:
+        return own_runs(self.comparable)
+
+    @cached_property
+    def budgets(self) -> list[str]:
+        """Of the study itself; rows from elsewhere may stand under another."""
+        return budget_order(self.own)
+
+    @cached_property
+    def arms(self) -> list[str]:
+        """In the order of the space file, those from elsewhere last; sampled runs are no arm."""
+        return arm_order(self.runs)
+
+    @cached_property
+    def results(self) -> Mapping[tuple[str, str], ArmResult]:
+        """By (budget, arm)."""
+        return arm_results(self.comparable, budget_order(self.runs))
+
+    @cached_property
+    def comparisons(self) -> list[Comparison]:
+        return comparisons(self.results, self.runs, self.baseline)
+
+    @cached_property
+    def own_comparisons(self) -> list[Comparison]:
+        """Those of the study's own arms at its own budgets."""
+        return [one for one in self.comparisons if not one.imported and one.result.budget in self.budgets]
+
+    @cached_property
+    def ablation(self) -> pd.DataFrame:
+        """`comparisons.ablation_rows`."""
+        return ablation_rows(self.comparisons)
+
+    @cached_property
+    def frontier(self) -> Frontier:
+        return frontier_of(self.own_comparable, self.budgets)
+
+    @cached_property
+    def uncertainty(self) -> Uncertainty:
+        return frontier_uncertainty(self.own_comparable, self.budgets)
+
+    @cached_property
+    def paper(self) -> dict[str, Reference]:
+        """The paper's own values by arm, where conditions match."""
+        return paper_reference(self.own_comparable)
+
+    @cached_property
+    def origin(self) -> str:
+        """Where the numbers of the study come from, for the end of a caption."""
+        return measured_with(self.own_comparable)
+
+
+def frontier(runs: pd.DataFrame) -> Frontier:
+    """The frontier of the runs of `load_runs`.
+
+    Raises:
+        ComparisonError: where the runs were not evaluated under one protocol.
+    """
+    return Evidence(runs).frontier
+
+
+def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
+    """The rows of ablation.csv (`comparisons.ablation_rows`) of the runs of `load_runs`.
+
+    Raises:
+        ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
+        for.
+    """
+    return Evidence(runs, baseline=baseline).ablation[list(COLUMNS)]

@@ -1,0 +1,50 @@
+"""A figure of named lines, a panel a group of them."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
+
+from reco_tune.reporting.labels import label_line_ends
+from reco_tune.reporting.style import colours, lay_out, new_figure, plain_log, style
+
+
+def line_figure(
+    lines: Mapping[str, Sequence[tuple[float, float]]],
+    x_label: str,
+    y_label: str,
+    panels: Mapping[str, Sequence[str]],
+    log: bool = False,
+) -> Figure | None:
+    """Lines of (x, y) by name, each named at its end; None where there is none.
+
+    Args:
+        lines: by name; what stands before a slash is of the panel, not of the name.
+        panels: title -> names.
+        log: whether y is on a log scale.
+    """
+    if not lines:
+        return None
+    palette = colours([name.split("/")[-1] for name in lines])
+    with style():
+        figure = new_figure(5.2 * len(panels) + 1.0, 4.2)
+        grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+        for axes, (title, names) in zip(grid, panels.items(), strict=True):
+            for name in names:
+                x, y = zip(*lines[name], strict=True)
+                axes.plot(x, y, color=palette[name.split("/")[-1]], marker="o", markersize=3.5)
+            axes.set_title(title)
+            axes.set_xlabel(x_label)
+            axes.xaxis.set_major_locator(MaxNLocator(integer=True))
+        grid[0].set_ylabel(y_label)
+        if log:
+            grid[0].set_yscale("log")
+        plain_log(grid[0], log)
+        lay_out(figure)
+        for axes, names in zip(grid, panels.values(), strict=True):
+            ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
+            label_line_ends(axes, ends)
+    return figure

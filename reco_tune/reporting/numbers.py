@@ -1,0 +1,54 @@
+"""Numbers as people read them: one spelling, whichever table they stand in."""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+
+def number(value: float, digits: int = 2) -> str:
+    """Fixed digits; empty where there is no number; no minus before a zero."""
+    if value is None or not math.isfinite(value):
+        return ""
+    text = f"{value:.{digits}f}"
+    return text.removeprefix("-") if float(text) == 0 else text
+
+
+def signed(value: float, digits: int = 2) -> str:
+    """As `number`, with a plus before what is above zero."""
+    text = number(value, digits)
+    return f"+{text}" if text and float(text) > 0 else text.replace("-", "−")
+
+
+def interval(low: float, high: float, digits: int = 2) -> str:
+    """[low, high], or nothing."""
+    return f"[{number(low, digits)}, {number(high, digits)}]" if number(low) and number(high) else ""
+
+
+def p_value(value: float) -> str:
+    """Three digits, or `<0.001`."""
+    return "" if not math.isfinite(value) else "<0.001" if value < 0.001 else f"{value:.3f}"
+
+
+def hours(value: float) -> str:
+    """Device hours: more digits where runs are short."""
+    if 0 < value < 1e-3:
+        return f"{value:.1g}"
+    return number(value, 4 if math.isfinite(value) and value < 1 else 1)
+
+
+def thousands(value: float) -> str:
+    """1.3e12 as 1.3 T; whole numbers below a thousand."""
+    if value is None or not math.isfinite(value) or value == 0:
+        return ""
+    for unit, size in (("E", 1e18), ("P", 1e15), ("T", 1e12), ("G", 1e9), ("M", 1e6), ("k", 1e3)):
+        if abs(value) >= size:
+            return f"{value / size:.3g} {unit}"
+    return f"{value:.0f}"
+
+
+def setting(value: Any) -> str:
+    """A setting's value in four digits, or nothing."""
+    if value is None or (isinstance(value, float) and math.isnan(value)):
+        return ""
+    return f"{value:.4g}" if isinstance(value, float) else str(value)

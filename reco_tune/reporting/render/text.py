@@ -1,0 +1,24 @@
+"""Text as HTML."""
+
+from __future__ import annotations
+
+import base64
+import re
+from pathlib import Path
+
+from markupsafe import Markup, escape
+
+
+def with_code(text: str) -> Markup:
+    """Escaped text with `names` set as code."""
+    return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
+
+
+def breakable(name: str) -> Markup:
+    """A name that may break after its underscores."""
+    return Markup(str(escape(name)).replace("_", "_<wbr>"))
+
+
+def data_uri(path: Path, kind: str) -> str:
+    """A file as an address that holds it."""
+    return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"

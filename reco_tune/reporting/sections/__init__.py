@@ -1,0 +1,32 @@
+"""One module a result: it computes the tables, draws the figures and finds the words. None knows another."""
+
+from __future__ import annotations
+
+from importlib import import_module
+
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.section import Section
+
+SECTIONS = [
+    "claims",
+    "more_seeds",
+    "ablation",
+    "measures",
+    "frontier",
+    "hypervolume",
+    "compute",
+    "samples",
+    "importance",
+    "continuity_weight",
+    "window_stride",
+    "curves",
+    "cost",
+    "provenance",
+]
+"""Modules of this package in the order of the page."""
+
+
+def build(name: str, evidence: Evidence) -> Section:
+    """The section of that module, which has a function `build(evidence) -> Section`."""
+    section: Section = import_module(f"{__name__}.{name}" if "." not in name else name).build(evidence)
+    return section

@@ -1,0 +1,262 @@
+"""How much training compute each arm needs for a quality.
+
+Training compute is counted in the baseline's whole training: steps divided by the measured speed-up, over the
+baseline's steps. So every arm stands at 1 under equal compute, and at 1 / speed-up under equal steps.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from reco_tune.reporting.aggregate import mean_interval
+from reco_tune.reporting.budgets import BUDGETS, WHOLE
+from reco_tune.reporting.curves import learning_curves
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import number
+from reco_tune.reporting.section import Column, Figure, Row, RowGroup, Section, Table, text_column
+from reco_tune.settings import BASELINE
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
+"""budget -> arm -> (training compute, validation cross-entropy)."""
+COMPUTE_COLUMNS = (
+    "budget",
+    "arm",
+    "seeds",
+    "compute",
+    "training_flops",
+    "fvd",
+    "fvd_low",
+    "fvd_high",
+    "val_cross_entropy",
+)
+"""Columns of compute.csv."""
+QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_ratio")
+"""Columns of compute_to_quality.csv."""
+
+NOTE = (
+    "How many times less training compute than the baseline an arm needed to reach the validation cross-entropy that"
+    " the baseline had at each rung; below 1x it needed more. Where the arm's first report is already below a level,"
+    " the true factor may be larger."
+)
+
+
+def build(evidence: Evidence) -> Section:
+    table, curves = compute_table(evidence), compute_curves(evidence)
+    quality = compute_to_quality(curves)
+    figure = Figure(
+        "compute",
+        "Training compute to reach a quality",
+        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left: FVD at the"
+        " end. Right: validation cross-entropy on the way; dashed are the levels that the baseline reached.",
+        draw_compute,
+        (table, curves),
+    )
+    tables = [Table("compute", data=table), Table("compute_to_quality", data=quality), *_tables(quality)]
+    return Section("compute", "Compute to reach a quality", tables=tables, figures=[figure])
+
+
+def compute_table(evidence: Evidence) -> pd.DataFrame:
+    """Final quality of every arm and budget beside its training compute and FLOPs, means over seeds."""
+    whole = _whole_steps(evidence.own)
+    rows = []
+    for result in (one.result for one in evidence.own_comparisons):
+        own = result.runs
+        compute = [_compute(steps, speedup, whole) for steps, speedup in zip(own["steps"], own["speedup"], strict=True)]
+        fvd = mean_interval(list(result.fvd.values()))
+        flops, loss = _mean(own["training_flops"]), result.means["val_cross_entropy"]
+        rows.append([result.budget, result.arm, len(result.fvd), _mean(compute), flops, *fvd, loss])
+    return pd.DataFrame(rows, columns=list(COMPUTE_COLUMNS))
+
+
+def compute_to_quality(curves: Curves) -> pd.DataFrame:
+    """Training compute at which each arm first reached the baseline's validation cross-entropies at its rungs.
+
+    Curves are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that
+    is below already (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is
+    cheaper.
+
+    Args:
+        curves: of `compute_curves`.
+    """
+    rows = []
+    for budget, arms in curves.items():
+        for spent, level in arms.get(BASELINE, []):
+            for arm, curve in arms.items():
+                compute = _reached(curve, level)
+                rows.append([budget, arm, level, compute, spent / compute])
+    return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
+
+
+def compute_curves(evidence: Evidence) -> Curves:
+    """budget -> arm -> (training compute, validation cross-entropy) at every rung, means over seeds."""
+    whole = _whole_steps(evidence.own)
+    speed = {place: result.means["speedup"] for place, result in evidence.results.items()}
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for budget, arms in learning_curves(evidence.study).items():
+        for arm, points in arms.items():
+            pace = speed.get((budget, arm), math.nan)
+            if math.isfinite(pace) and math.isfinite(whole):
+                found.setdefault(budget, {})[arm] = [(_compute(step, pace, whole), value) for step, value in points]
+    return found
+
+
+def _reached(curve: Sequence[tuple[float, float]], level: float) -> float:
+    """The compute at which a curve first lies at or below a level; NaN where it never does."""
+    before: tuple[float, float] | None = None
+    for compute, value in curve:
+        if value <= level:
+            if before is None:
+                return compute
+            share = (before[1] - level) / (before[1] - value) if before[1] > value else 1.0
+            return before[0] + share * (compute - before[0])
+        before = (compute, value)
+    return math.nan
+
+
+def _whole_steps(runs: pd.DataFrame) -> float:
+    own = runs[(runs["arm"] == BASELINE) & (runs["budget"] == "both") & (runs["state"] == "evaluated")]
+    return _mean(own["steps"])
+
+
+def _compute(steps: float, speedup: float, whole_steps: float) -> float:
+    return float(steps / speedup / whole_steps) if speedup > 0 and whole_steps > 0 else math.nan
+
+
+def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
+    """Left: FVD of every arm and budget against its training compute. Right: validation cross-entropy along the way,
+    equal compute first.
+
+    Args:
+        table: of `compute_table`.
+        curves: of `compute_curves`; one budget is drawn.
+    """
+    from reco_tune.reporting.labels import label_line_ends
+    from reco_tune.reporting.style import (
+        MARKERS,
+        colours,
+        dot,
+        half_widths,
+        lay_out,
+        new_figure,
+        plain_log,
+        spread,
+        style,
+    )
+
+    rows = table[np.isfinite(table["compute"].astype(float)) & (table["arm"] != WHOLE)]
+    rows = rows.drop_duplicates(["arm", "compute", "fvd"])  # the baseline stands under several budgets
+    if rows.empty:
+        return None
+    palette = colours(list(dict.fromkeys(rows["arm"])))
+    budget = next((name for name in ("equal_compute", "equal_steps", "half_compute") if name in curves), "")
+    with style():
+        figure = new_figure(11.4, 4.3)
+        left, right = figure.subplots(1, 2)
+        log = spread(rows["fvd"]) > 10
+        for arm, own in rows.sort_values("compute", kind="stable").groupby("arm", sort=False):
+            colour = palette[str(arm)]
+            left.plot(own["compute"], own["fvd"], color=colour, linewidth=0.9, alpha=0.7, zorder=1)
+            for row in own.to_dict("records"):
+                along = half_widths(row["fvd"], row["fvd_low"], row["fvd_high"])
+                left.errorbar(
+                    row["compute"],
+                    row["fvd"],
+                    yerr=along,
+                    fmt="none",
+                    ecolor=colour,
+                    elinewidth=1.0,
+                    zorder=2,
+                    alpha=0.6,
+                )
+                left.scatter(
+                    row["compute"],
+                    row["fvd"],
+                    s=46,
+                    marker=MARKERS[row["budget"]],
+                    color=colour,
+                    edgecolor="white",
+                    zorder=3,
+                )
+        if log:
+            left.set_yscale("log")
+        left.margins(x=0.08, y=0.06)
+        left.set(
+            xlabel="training compute (share of the baseline's)",
+            ylabel="FVD (lower is better)",
+            title="Quality at the end",
+        )
+        plain_log(left, log)
+        shown = [dot("#666666", MARKERS[name], BUDGETS[name].title.lower()) for name in dict.fromkeys(rows["budget"])]
+        left.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+        _learning_panel(right, curves.get(budget, {}), budget)
+        lay_out(figure)
+        last = rows.sort_values("compute", kind="stable").drop_duplicates("arm", keep="last")
+        label_line_ends(
+            left, [(row["compute"], row["fvd"], row["arm"], palette[row["arm"]]) for row in last.to_dict("records")]
+        )
+        ends = [(*points[-1], arm, palette.get(arm, "#444444")) for arm, points in curves.get(budget, {}).items()]
+        label_line_ends(right, ends)
+    return figure
+
+
+def _learning_panel(axes: Any, arms: Mapping[str, Sequence[tuple[float, float]]], budget: str) -> None:
+    from matplotlib.lines import Line2D
+
+    from reco_tune.reporting.style import colours
+
+    palette = colours(list(arms))
+    for arm, points in arms.items():
+        compute, values = zip(*points, strict=True)
+        axes.plot(compute, values, color=palette[arm], marker="o", markersize=3.5)
+    if BASELINE in arms:
+        for _, level in arms[BASELINE]:
+            axes.axhline(level, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        handles = [
+            Line2D(
+                [], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="levels that the baseline reached"
+            )
+        ]
+        axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
+    axes.set(xlabel="training compute (share of the baseline's)", ylabel="validation cross-entropy (nats/token)")
+    axes.set_title(f"Compute to reach a quality{f', {BUDGETS[budget].title.lower()}' if budget else ''}")
+
+
+def _tables(quality: pd.DataFrame) -> list[Table]:
+    """A table a budget, for people: how much cheaper each arm reached each of the baseline's levels."""
+    found: list[Table] = []
+    for budget, own in quality.groupby("budget", sort=False):
+        levels = list(dict.fromkeys(own["val_cross_entropy"]))
+        rows: list[dict[str, Any]] = [
+            {"arm": arm, **dict(zip(map(str, part["val_cross_entropy"]), part["compute_ratio"], strict=True))}
+            for arm, part in own.groupby("arm", sort=False)
+        ]
+        columns = [text_column("arm", "arm"), *map(_level_column, levels)]
+        if len(rows) > 1:
+            found.append(
+                Table("compute_to_quality", "", columns, [RowGroup(BUDGETS[str(budget)].title, rows)], files=())
+            )
+    if found:
+        found[-1] = replace(found[-1], caption=NOTE)
+    return found
+
+
+def _level_column(level: float) -> Column:
+    def text(row: Row) -> str:
+        ratio = row[str(level)]
+        return f"{number(ratio)}x" if math.isfinite(ratio) else "never"
+
+    return Column(str(level), f"to val CE {number(level, 3)}", text)
+
+
+def _mean(values: Sequence[float] | pd.Series) -> float:
+    known = [float(value) for value in values if math.isfinite(value)]
+    return float(np.mean(known)) if known else math.nan

@@ -1,0 +1,225 @@
+"""The continuity weight λ: FVD and cross-entropy of windowed runs against it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import pandas as pd
+
+from reco_tune import quantities
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import interval, number
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.reporting.section import (
+    Column,
+    Figure,
+    Section,
+    Table,
+    interval_column,
+    number_column,
+    records,
+    text_column,
+)
+from reco_tune.reporting.windowed import NORM_WEIGHT, REDUCTION, WEIGHT, beside, caption, mean_fvd, row_groups, windowed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+ASKED = (WEIGHT, REDUCTION)
+MOST_WEIGHTS = 24
+"""Values of λ that stand one by one in the table for people."""
+MEANS = ("val_cross_entropy", "continuity", "hidden_norm")
+
+
+def build(evidence: Evidence) -> Section:
+    runs = lambda_table(evidence)
+    groups = lambda_groups(runs)
+    columns = (
+        text_column("arm", "arm"),
+        Column("weight", "λ", weight_span, "text", latex="$\\lambda$"),
+        text_column("reduction", "reduction"),
+        text_column("runs", "runs", "count"),
+        number_column("fvd", "FVD"),
+        interval_column("fvd"),
+        number_column("val_cross_entropy", "val CE", 3, latex="Val.\\ CE"),
+        number_column("continuity", "continuity term", 3, latex="Continuity"),
+        number_column("hidden_norm", "mean h²", latex="$h^2$"),
+    )
+    table = Table(
+        "lambda",
+        "Table by λ",
+        columns,
+        row_groups(groups),
+        caption(_weighted(evidence), ASKED),
+        data=runs,
+        files=("csv", "md", "tex"),
+        folded=True,
+    )
+    figure = Figure(
+        "lambda",
+        "The continuity weight",
+        "FVD and validation cross-entropy against λ, λ = 0 at the left end, of windowed runs without a penalty on h².",
+        draw_lambda,
+        (runs, evidence.arms),
+        " ".join(f"At {words}." for words in lowest_by_weight(groups)),
+    )
+    return Section("lambda", "The continuity weight", tables=[table], figures=[figure])
+
+
+def lambda_table(evidence: Evidence) -> pd.DataFrame:
+    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, FVD with interval, validation
+    cross-entropy, raw continuity term, mean h², and whether the runs of that budget differ in λ, its reduction and the
+    training seed alone.
+    """
+    rows = _weighted(evidence)
+    keys = ["budget", *ASKED, "arm", "trial", "seed"]
+    values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm", "comparable"]
+    rows = rows.iloc[rows[WEIGHT].astype(float).to_numpy().argsort(kind="stable")]
+    parts = [
+        own.assign(comparable=not beside(own, ASKED))
+        for own in (rows[rows["budget"] == budget] for budget in evidence.budgets)
+    ]
+    return pd.concat(parts)[[*keys, *values]].reset_index(drop=True)
+
+
+def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
+    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean FVD with its interval, means of
+    the other values.
+
+    Where an arm (or the search) has more than `MOST_WEIGHTS` values of λ, they are put together by half decades from
+    `lowest` to `highest`.
+    """
+    columns = [
+        "budget",
+        "arm",
+        "reduction",
+        "lowest",
+        "highest",
+        "runs",
+        "fvd",
+        "fvd_low",
+        "fvd_high",
+        *MEANS,
+        "comparable",
+    ]
+    rows: list[list[object]] = []
+    for (budget, arm, reduction), own in table.groupby(["budget", "arm", REDUCTION], sort=False):
+        weights = own[WEIGHT].astype(float)
+        few = weights.nunique() <= MOST_WEIGHTS
+        group = weights if few else np.floor(2 * np.log10(weights.where(weights > 0, 1e-99)))
+        for _, members in own.groupby(group, sort=True):
+            fvd, inside = mean_fvd(members), weights[members.index]
+            means = [float(members[name].mean()) for name in MEANS]
+            rows.append(
+                [
+                    budget,
+                    arm,
+                    reduction,
+                    inside.min(),
+                    inside.max(),
+                    len(members),
+                    *fvd,
+                    *means,
+                    own["comparable"].iloc[0],
+                ]
+            )
+    return pd.DataFrame(rows, columns=columns)
+
+
+def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
+    """Of `lambda_groups`, by budget in words: the lowest mean FVD, over how many runs of which arm, and its λ with the
+    reduction.
+    """
+    lines = []
+    for budget, rows in groups.groupby("budget", sort=False):
+        best = records(rows.iloc[[int(rows["fvd"].argmin())]])[0]
+        runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''} of {best['arm']}"
+        place = f"at λ = {weight_span(best)} ({best['reduction']})"
+        title, fvd = (
+            BUDGETS[str(budget)].title.lower(),
+            f"{number(best['fvd'])} {interval(best['fvd_low'], best['fvd_high'])}",
+        )
+        mixed = "" if best["comparable"] else "; rows differ in more than λ"
+        lines.append(f"{title}: lowest mean FVD {fvd.strip()} {place}, {runs}{mixed}")
+    return lines
+
+
+def weight_span(row: Mapping[str, Any]) -> str:
+    """λ of a row of `lambda_groups`, or from its lowest to its highest."""
+    low, high = (f"{row[end]:.3g}" for end in ("lowest", "highest"))
+    return low if low == high else f"{low}–{high}"
+
+
+def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
+    """FVD and validation cross-entropy against λ: sampled runs and the windowed arms, λ = 0 at the left end.
+
+    Args:
+        rows: of `lambda_table`.
+        order: of the study's arms.
+    """
+    from matplotlib.lines import Line2D
+    from matplotlib.ticker import FuncFormatter
+
+    from reco_tune.reporting.style import MARKERS, colours, dot, many_points, new_figure, plain_log, spread, style
+
+    if rows.empty:
+        return None
+    palette = colours(order)
+    weights = rows[WEIGHT].astype(float).to_numpy()
+    reductions = list(dict.fromkeys(map(str, rows[REDUCTION])))  # points of the first are filled
+    smallest = min((weight for weight in weights if weight > 0), default=0.01)
+    linear = 10.0 ** math.floor(math.log10(smallest))  # a decade: the ticks begin there, none stands between it and 0
+    with style():
+        figure = new_figure(9.6, 4.0)
+        panels = figure.subplots(1, 2)
+        for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
+            quantity = quantities.ALL[name]
+            log = name == "fvd" and spread(rows[name]) > 10
+            for (budget, arm, reduction), own in rows.groupby(["budget", "arm", REDUCTION], sort=False):
+                x, y, colour = own[WEIGHT].astype(float), own[name], palette[str(arm)]
+                look = many_points(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
+                if reduction != reductions[0]:
+                    look |= {"facecolor": "none", "edgecolor": colour, "linewidth": 1.0}
+                marker, depth = MARKERS[str(budget)], 2 if arm == SEARCH else 3
+                axes.scatter(x, y, marker=marker, zorder=depth, **({"facecolor": colour} | look))
+            axes.set_xscale("symlog", linthresh=linear, linscale=0.5)
+            axes.set_xlim(-0.35 * linear, max(1.5 * weights.max(), 2 * linear))
+            axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
+            axes.set_xlabel(f"continuity weight λ (reduction: {' and '.join(reductions)})")
+            axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
+            if log:
+                axes.set_yscale("log")
+            plain_log(axes, log)
+        handles = [dot(palette[arm], "o", arm) for arm in [*order, SEARCH] if arm in set(rows["arm"])]
+        shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
+        handles += [dot("#666666", MARKERS[budget], BUDGETS[budget].title.lower()) for budget in shown]
+        if len(reductions) > 1:
+            hollow = Line2D(
+                [],
+                [],
+                color="#666666",
+                marker="o",
+                linestyle="none",
+                fillstyle="none",
+                label=f"reduction: {reductions[1]}",
+            )
+            handles += [dot("#666666", "o", f"reduction: {reductions[0]}"), hollow]
+        figure.legend(
+            handles=handles,
+            loc="outside lower center",
+            ncols=len(handles) if len(handles) <= 8 else math.ceil(len(handles) / 2),
+            frameon=False,
+        )
+    return figure
+
+
+def _weighted(evidence: Evidence) -> pd.DataFrame:
+    """Windowed runs without a penalty on h²: that is a control with a weight of its own, which λ = 0 says nothing
+    of.
+    """
+    rows = windowed(evidence.own_comparable)
+    return rows[rows[NORM_WEIGHT].astype(float).fillna(0) == 0]

@@ -1,0 +1,175 @@
+"""What is measured beside FVD, by arm: means over training seeds with their intervals, and how they differ from the
+baseline's.
+
+FVD hardly sees damaged motion and says nothing of why a model fails: no claim rests on it alone.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import pandas as pd
+from markupsafe import Markup
+
+from reco_tune import quantities as q
+from reco_tune.reporting.aggregate import Estimate, holm, mean_interval, paired_difference
+from reco_tune.reporting.budgets import BUDGETS, reference
+from reco_tune.reporting.comparisons import ONE_SEED, Results, standing
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.section import Column, RowGroup, Section, Table, records, text_column
+
+BESIDE_FVD = (
+    q.KERNEL_DISTANCE,
+    q.MOTION_DISTANCE,
+    q.FLOW_UNEXPLAINED,
+    q.CLASS_ACCURACY,
+    q.LAST_FRAME_ACCURACY,
+    q.VAL_CROSS_ENTROPY,
+)
+"""Of the generated clips, and of the model on real ones."""
+ANALYSES = (
+    q.FIRST_FRAME_GAP,
+    q.ERROR_GROWTH_RATE,
+    q.ERROR_GROWTH_SLOPE,
+    q.ERROR_GROWTH_AIC,
+    *q.STEPS_OF_H,
+)
+"""Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
+COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
+"""Columns of measures.csv."""
+_SHARES = {q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
+"""Never above 1."""
+NOTE = (
+    "Means over training seeds with 95% t intervals (at one seed only the kernel distance has one, of its sampling"
+    " noise). Words compare with the baseline, paired by seed, by t tests with Holm's correction over the arms of a"
+    " budget, measure by measure; without a word nothing is resolved."
+)
+NOTE_OF_LAWS = (
+    "The law of error growth is the one whose AIC is lower by 2 or more, from two seeds on with an interval that"
+    " excludes 0. Steps of h are root mean squares of the differences between neighbouring tokens, or the same site of"
+    " adjacent frames, raw and relative to |h|: scale alone shrinks the raw ones."
+)
+
+
+def build(evidence: Evidence) -> Section:
+    table = measures_table(evidence.results)
+    beside = _table("Beside FVD", table, BESIDE_FVD, NOTE)
+    analyses = _table("First-frame gap, growth of errors and steps of h", table, ANALYSES, NOTE_OF_LAWS)
+    return Section(
+        "beside",
+        "Beside FVD",
+        "FVD hardly sees damaged motion and says nothing of single frames." if len(table) else "",
+        [Table("measures", data=table), beside, analyses, Table("measures", remarks=[evidence.origin], files=("md",))],
+    )
+
+
+def measures_table(results: Results) -> pd.DataFrame:
+    """One row a budget, measure and arm that was measured; `delta` is to the baseline of the budget, `verdict` what it
+    says in words.
+    """
+    rows: list[list[object]] = []
+    for budget in dict.fromkeys(budget for budget, _ in results):
+        arms = {result.arm: result.runs for result in results.values() if result.budget == budget}
+        for quantity in (*BESIDE_FVD, *ANALYSES):
+            known = {arm: values for arm, own in arms.items() if (values := _by_seed(own, quantity))}
+            rows += [[budget, arm, quantity.name, *row] for arm, row in _rows(known, reference(budget), quantity)]
+    return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def growth_law(value: float, low: float, high: float) -> str:
+    """Which law errors grow by, from the mean difference of AIC (`quantities.ERROR_GROWTH_AIC`) and its interval over
+    seeds, if any.
+    """
+    if abs(value) < q.RESOLVED_AIC or low <= 0 <= high:
+        return "not resolved"
+    return ("exponential" if value > 0 else "linear") + ("" if math.isfinite(low) else ONE_SEED)
+
+
+def _rows(
+    arms: Mapping[str, Mapping[int, Estimate]], baseline: str, quantity: q.Quantity
+) -> Iterator[tuple[str, list[object]]]:
+    differences = {
+        arm: None if arm == baseline else paired_difference(values, arms.get(baseline, {}))
+        for arm, values in arms.items()
+    }
+    p_values = holm([one.p_value if one else math.nan for one in differences.values()])
+    words = {"lower": ("better", "worse"), "higher": ("worse", "better"), "neither": ("lower", "higher")}[
+        quantity.better
+    ]
+    for (arm, difference), p_value in zip(differences.items(), p_values, strict=True):
+        mean = mean_interval(
+            list(arms[arm].values()),
+            -math.inf if quantity in q.SIGNED else 0.0,
+            1.0 if quantity in _SHARES else math.inf,
+        )
+        ends = (difference.delta, difference.low, difference.high) if difference else (math.nan,) * 3
+        told = [end if math.isfinite(end) else math.nan for end in ends]
+        yield arm, [len(arms[arm]), *mean, *told, standing(difference, p_value, *words)]
+
+
+def _by_seed(runs: pd.DataFrame, quantity: q.Quantity) -> dict[int, Estimate]:
+    """Values that were measured, with their sampling interval where the quantity has one."""
+    names = [
+        quantity.name,
+        *(f"{quantity.name}_{end}" if f"{quantity.name}_{end}" in runs else None for end in ("low", "high")),
+    ]
+    columns = [runs[name].astype(float) if name else [math.nan] * len(runs) for name in names]
+    return {
+        int(seed): Estimate(*values)
+        for seed, *values in zip(runs["seed"], *columns, strict=True)
+        if math.isfinite(values[0])
+    }
+
+
+def _table(title: str, table: pd.DataFrame, kind: Sequence[q.Quantity], note: str) -> Table:
+    """The rows of one kind for people: a group a budget, an arm a row, a measure a column."""
+    groups, own = [], table[table["measure"].isin([quantity.name for quantity in kind])]
+    for budget, part in own.groupby("budget", sort=False):
+        cells = {(row["arm"], row["measure"]): row for row in records(part)}
+        rows: list[dict[str, Any]] = []
+        for arm in dict.fromkeys(part["arm"]):
+            aic = cells.get((arm, q.ERROR_GROWTH_AIC.name))
+            law = growth_law(aic["value"], aic["low"], aic["high"]) if aic else ""
+            rows.append({"arm": arm, "law": law, **{one.name: cells.get((arm, one.name)) for one in kind}})
+        groups.append(RowGroup(BUDGETS[str(budget)].title, rows))
+    columns = [text_column("arm", "arm")]
+    columns += [_measure_column(quantity) for quantity in kind if quantity is not q.ERROR_GROWTH_AIC]
+    columns += [Column("law", "law of error growth", lambda row: str(row["law"]), "text", optional=True)]
+    return Table("measures", title, columns, groups, note if groups else "", files=("md",))
+
+
+def _measure_column(quantity: q.Quantity) -> Column:
+    name = quantity.name
+    return Column(
+        name,
+        quantity.label,
+        lambda row: measure_cell(row[name]),
+        optional=True,
+        markup=lambda row: _measure_markup(row[name]),
+    )
+
+
+def measure_cell(row: Mapping[str, Any] | None) -> str:
+    """A value, its interval and its word in one line; empty where it was not measured."""
+    return " ".join(part for part in _parts(row) if part)
+
+
+def _measure_markup(row: Mapping[str, Any] | None) -> Markup:
+    value, ends, word = _parts(row)
+    told = Markup(' <span class="when">{}</span>').format(word) if word else ""
+    return Markup("{}{}{}").format(
+        value, told, Markup('<br><span class="range">{}</span>').format(ends) if ends else ""
+    )
+
+
+def _parts(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
+    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is
+    none.
+    """
+    if row is None:
+        return "", "", ""
+    value, low, high = (f"{row[name]:.3g}" for name in ("value", "low", "high"))
+    ends = f"[{low}, {high}]" if math.isfinite(row["low"]) else ""
+    return value, ends, "" if row["verdict"] == "not resolved" else row["verdict"]

@@ -1,0 +1,50 @@
+"""What a study's tables rest on: every run, where it came from, and how to make the report again."""
+
+from __future__ import annotations
+
+from markupsafe import Markup
+
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.render.text import with_code
+from reco_tune.reporting.section import STUDY_DIR, Section, Table
+
+_FACTS = ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
+
+
+def build(evidence: Evidence) -> Section:
+    study = evidence.study
+    command = f"; `{study.provenance['command']}` made it" if "command" in study.provenance else ""
+    facts = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, text) for name, text in _facts(evidence))
+    commands = [
+        f"reco-tune report {STUDY_DIR}                        # this page, from the event log",
+        f"reco-tune report mlflow:{study.name} --output DIR   # the same tables, from MLflow",
+        f"reco-tune resume {STUDY_DIR}                        # finish what is not finished, then report",
+    ]
+    return Section(
+        "provenance",
+        "Provenance",
+        tables=[Table("runs", data=evidence.runs)],
+        markup=Markup(
+            "<dl>{}</dl><h3>Rebuild it</h3><pre tabindex='0' role='region' aria-label='Commands that rebuild"
+            " this report'><code>{}</code></pre><p class='note'>{}</p>"
+        ).format(
+            Markup("").join(facts),
+            "\n".join(commands),
+            with_code(f"`{STUDY_DIR}` is the study's folder{command}."),
+        ),
+    )
+
+
+def _facts(evidence: Evidence) -> list[tuple[str, str]]:
+    runs = evidence.own
+    found = [
+        (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
+        for name in _FACTS
+    ]
+    found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
+    for key, value in evidence.study.provenance.items():
+        text = (
+            ", ".join(f"{name} {version}" for name, version in value.items()) if isinstance(value, dict) else str(value)
+        )
+        found.append((key.replace("_", " "), text))
+    return [(name, text) for name, text in found if text]

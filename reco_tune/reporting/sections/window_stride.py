@@ -1,0 +1,141 @@
+"""Window length and stride: FVD and speed-up of windowed runs by both."""
+
+from __future__ import annotations
+
+import math
+from typing import TYPE_CHECKING
+
+import pandas as pd
+
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import number
+from reco_tune.reporting.runs import SEARCH
+from reco_tune.reporting.section import Figure, Section, Table, interval_column, number_column, records, text_column
+from reco_tune.reporting.windowed import PLACE, beside, caption, mean_fvd, row_groups, windowed
+
+if TYPE_CHECKING:
+    from matplotlib.figure import Figure as Drawing
+
+
+def build(evidence: Evidence) -> Section:
+    rows, budget = window_stride_tables(evidence), evidence.budgets[0]
+    cells = window_stride_cells(rows[rows["budget"] == budget])
+    columns = (
+        text_column("arm", "arm"),
+        text_column("window.length_tokens", "window (tokens)", "count"),
+        text_column("window.stride_tokens", "stride (tokens)", "count"),
+        text_column("runs", "runs", "count"),
+        number_column("fvd", "FVD"),
+        interval_column("fvd"),
+        number_column("speedup", "speed-up"),
+    )
+    table = Table(
+        "window_stride",
+        "Table by window and stride",
+        columns,
+        row_groups(rows),
+        caption(windowed(evidence.own_comparable), PLACE),
+        data=rows,
+        files=("csv", "md", "tex"),
+        folded=True,
+    )
+    figure = Figure(
+        "window_stride",
+        "Window and stride",
+        "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other"
+        " settings; without any, of arms that differ in nothing else.",
+        draw_window_stride,
+        (cells, budget),
+        _lowest(cells, budget),
+    )
+    return Section("window-stride", "Window and stride", tables=[table], figures=[figure])
+
+
+def window_stride_table(evidence: Evidence, budget: str) -> pd.DataFrame:
+    """Windowed runs by arm, window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval
+    of that FVD.
+
+    The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which
+    may differ in other settings. `comparable` says whether all runs of the budget differ in window, stride and training
+    seed alone.
+    """
+    rows = windowed(evidence.own_comparable)
+    rows = rows[rows["budget"] == budget]
+    rows, alike = rows.astype(dict.fromkeys(PLACE, int)), not beside(rows, PLACE)
+    cells = []
+    for arm in dict.fromkeys(rows["arm"]):
+        for place, group in rows[rows["arm"] == arm].groupby(list(PLACE), sort=True):
+            fvd = mean_fvd(group)
+            cells.append([arm, *place, len(group), fvd.value, float(group["speedup"].mean()), fvd.low, fvd.high, alike])
+    return pd.DataFrame(cells, columns=["arm", *PLACE, "runs", "fvd", "speedup", "fvd_low", "fvd_high", "comparable"])
+
+
+def window_stride_tables(evidence: Evidence) -> pd.DataFrame:
+    """`window_stride_table` of every budget below each other, the budget in the first column."""
+    parts = [window_stride_table(evidence, budget) for budget in evidence.budgets]
+    for budget, part in zip(evidence.budgets, parts, strict=True):
+        part.insert(0, "budget", budget)
+    return pd.concat(parts, ignore_index=True)
+
+
+def window_stride_cells(table: pd.DataFrame) -> pd.DataFrame:
+    """The rows of a `window_stride_table` that make one map, a place once: of sampled runs; without any, of comparable
+    arms.
+    """
+    sampled = table[table["arm"] == SEARCH]
+    return sampled if len(sampled) else table[table["comparable"].astype(bool)].drop_duplicates(list(PLACE))
+
+
+def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
+    """FVD (colour and number) and speed-up (below it) by window length and stride; `window_stride_cells`
+    chooses them.
+    """
+    if table.empty:
+        return None
+    import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
+    from matplotlib.colors import LogNorm
+
+    from reco_tune.reporting.style import new_figure, spread, style, text_on
+
+    fvd, speed = (
+        table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name)
+        for name in ("fvd", "speedup")
+    )
+    written = fvd.map(number) + speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
+    with style():
+        figure = new_figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
+        axes = figure.subplots()
+        scale = LogNorm() if spread(table["fvd"]) > 10 else None
+        bar = {"label": "FVD (lower is better)"}
+        sns.heatmap(
+            fvd,
+            ax=axes,
+            annot=written,
+            fmt="",
+            cmap="cividis_r",
+            norm=scale,
+            cbar_kws=bar,
+            linewidths=1,
+            annot_kws={"size": 8.5},
+        )
+        cells = axes.collections[0]
+        for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
+            column, row = map(int, text.get_position())
+            text.set_color(text_on(cells.to_rgba(fvd.to_numpy()[row, column])))
+        axes.set_title(BUDGETS[budget].title)
+        axes.set_xlabel("window length (tokens)")
+        axes.set_ylabel("stride (tokens)")
+        axes.invert_yaxis()
+        axes.tick_params(length=0, rotation=0)
+        axes.grid(False)
+    return figure
+
+
+def _lowest(cells: pd.DataFrame, budget: str) -> str:
+    """In words, for those who cannot see the map."""
+    if cells.empty:
+        return ""
+    best = min(records(cells), key=lambda row: float(row["fvd"]))
+    place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
+    return f"{BUDGETS[budget].words.capitalize()} the lowest mean FVD is {number(best['fvd'])}, at {place}."

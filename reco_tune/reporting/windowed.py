@@ -1,0 +1,70 @@
+"""Windowed runs as rows of a table that asks about some of their settings: what else they differ in, and what that
+means for who is best.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import pandas as pd
+
+from reco_tune.reporting.aggregate import Estimate, mean_interval
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.comparisons import best_row
+from reco_tune.reporting.runs import differing, measured_with
+from reco_tune.reporting.section import RowGroup, records
+
+WEIGHT, REDUCTION, NORM_WEIGHT = (
+    "objective.continuity_weight",
+    "objective.continuity_reduction",
+    "objective.norm_weight",
+)
+PLACE = ("window.length_tokens", "window.stride_tokens")
+MOST_ROWS = 200
+"""Longest group of rows of a table for people; the CSV holds every row."""
+NOTE = (
+    "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other"
+    " settings; 95% intervals hold sampling noise at one run and are t intervals over the runs from two on."
+)
+
+
+def windowed(kept: pd.DataFrame) -> pd.DataFrame:
+    """Comparable runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
+    settings = ["window.scheme", *PLACE, WEIGHT, REDUCTION, NORM_WEIGHT]
+    return (
+        kept[kept["window.scheme"] == "window"]
+        if "window.scheme" in kept
+        else kept.iloc[:0].assign(**dict.fromkeys(settings, ""))
+    )
+
+
+def beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
+    """What runs of one budget differ in beside what is asked about and the seed; the steps that a compute budget gives
+    are no choice.
+    """
+    given = ["training.steps"] if set(rows["budget"]) - {"equal_steps"} else []
+    return [key for key in differing(rows) if key not in (*asked, "training.seed", *given)]
+
+
+def caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
+    """What the rows of a table are, why no best may be marked, and where they come from."""
+    also = {key for budget in dict.fromkeys(rows["budget"]) for key in beside(rows[rows["budget"] == budget], asked)}
+    names = ", ".join(f"`{key}`" for key in rows.columns if key in also)
+    mixed = f" Where rows of a budget differ in more, here in {names}, no best is marked." if also else ""
+    return f"{NOTE}{mixed} {measured_with(rows)}".rstrip()
+
+
+def mean_fvd(rows: pd.DataFrame) -> Estimate:
+    return mean_interval(
+        [Estimate(*map(float, one)) for one in zip(rows["fvd"], rows["fvd_low"], rows["fvd_high"], strict=True)]
+    )
+
+
+def row_groups(table: pd.DataFrame) -> list[RowGroup]:
+    """Rows under the title of their budget; the best FVD stands out where rows are comparable."""
+    groups = []
+    for budget, rows in table.groupby("budget", sort=False):
+        best = best_row(rows) if rows["comparable"].all() else None
+        shown = records(rows.head(MOST_ROWS))
+        groups.append(RowGroup(BUDGETS[str(budget)].title, shown, best=best if best in range(len(shown)) else None))
+    return groups
