@@ -148,7 +148,7 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
     Args:
         p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the
-        word says so.
+            word says so.
     """
     if difference is None:
         return ""

@@ -133,6 +133,6 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
 
     Raises:
         ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
-        for.
+            for.
     """
     return Evidence(runs, baseline=baseline).ablation[list(COLUMNS)]

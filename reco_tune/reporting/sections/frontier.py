@@ -189,10 +189,12 @@ def draw_frontier(
     frontier with its band and knee, what it must beat.
 
     Args:
-        found: the configurations and their noise. table: of `comparisons.ablation_rows`, for the arms' means. order: of
-        the study's arms. constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in
-        the legend. paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis
-        where it gives that value alone.
+        found: the configurations and their noise.
+        table: of `comparisons.ablation_rows`, for the arms' means.
+        order: of the study's arms.
+        constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
+        paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis where it gives
+            that value alone.
     """
     from reco_tune.reporting.labels import label_points
     from reco_tune.reporting.style import colours, freeze, new_figure, plain_log, spread, style
