@@ -49,7 +49,7 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
         part["arm"] = [
             f"{arm.removesuffix(IMPORTED)} from {name}{IMPORTED}" if files[arm] > 1 else arm for arm in part["arm"]
         ]
-    together = pd.concat([part for part in (runs, *parts.values()) if len(part)] or [runs], ignore_index=True)
+    together = pd.concat([part for part in (runs, *parts.values()) if len(part)] or [runs], ignore_index=True).copy()
     together.loc[len(runs) :, "seed"] = -1 - np.arange(len(together) - len(runs))
     together.attrs = runs.attrs
     return together
