@@ -42,6 +42,8 @@ search starts with; `finished` says that nothing is left to do.
 """
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
+ENDED: tuple[State, ...] = ("evaluated", "pruned", "failed")
+"""States in which nothing is left to do for a run; events of these names bring it there."""
 
 
 @dataclass(frozen=True)

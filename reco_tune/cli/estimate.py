@@ -12,9 +12,8 @@ from functools import lru_cache
 
 from reco_tune import pareto
 from reco_tune.settings import BASELINE
-from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.study_log import ENDED, RunRecord, StudyRecord
 
-ENDED = ("evaluated", "pruned", "failed")
 HEADER = ["run", "state", "step", "val CE", "speed-up", "FVD", "seconds"]
 """Of `row`."""
 EVALUATION_SHARE = 0.1

@@ -13,10 +13,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reco_tune.cli.console import Bars, Lines, watched
-from reco_tune.cli.estimate import ENDED, EVALUATION_SHARE, HEADER, estimate, headline, row
+from reco_tune.cli.estimate import EVALUATION_SHARE, HEADER, estimate, headline, row
 from reco_tune.settings import BASELINE
 from reco_tune.study import Observer
-from reco_tune.study_log import Follower, RunRecord, StudyFolder
+from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder
 
 if TYPE_CHECKING:
     from rich.console import Group

@@ -16,10 +16,8 @@ from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search
 from reco_tune.study.storage import Storage, holds_run, store_run
 from reco_tune.study.study_writer import StudyWriter
-from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
+from reco_tune.study_log import ENDED, RunRecord, StudyFolder, StudyRecord
 
-DONE = ("evaluated", "pruned", "failed")
-"""States in which nothing is left to do for a run."""
 CALIBRATION = "calibration."
 """Before an arm's name: the key of its calibration at the dispatcher."""
 
@@ -76,7 +74,7 @@ class JobSource:
         """
         runs = self._study.runs
         unplanned = sum(run.trial not in runs for run in self.plan.runs)
-        return unplanned + sum(record.state not in DONE for record in runs.values()) + self._search.left
+        return unplanned + sum(record.state not in ENDED for record in runs.values()) + self._search.left
 
     def next(self) -> Job | None:
         """None where nothing is left, or where what comes next depends on jobs that have not ended
@@ -138,9 +136,9 @@ class JobSource:
                     settings_hash=run.experiment.result_hash(),
                     metrics=known.get(run.arm, {}),
                 )
-            if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in DONE:
+            if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in ENDED:
                 self._writer.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
-        self._todo = [record.trial for record in self._study.runs.values() if record.state not in DONE]
+        self._todo = [record.trial for record in self._study.runs.values() if record.state not in ENDED]
 
     def _next_run(self) -> Job | None:
         """A run of the log that is not done, or a new one of the search."""

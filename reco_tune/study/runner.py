@@ -31,7 +31,7 @@ from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
 from reco_tune.study.dispatcher import Dispatcher
-from reco_tune.study.job_source import CALIBRATION, DONE, JobInputs, JobSource
+from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
@@ -39,7 +39,7 @@ from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_r
 from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen, locked
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
 from reco_tune.study.worker_pool import WorkerPool
-from reco_tune.study_log import StudyFolder, StudyRecord, read_study
+from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
 from reco_tune.tracking import Mirror
 
 TRIAL_RETRIES = 3
@@ -358,7 +358,7 @@ class Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
-            storage = self.jobs.inputs.storage if name in DONE else None
+            storage = self.jobs.inputs.storage if name in ENDED else None
             if storage:
                 fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
                 if name == "evaluated" and not fetched:
@@ -379,7 +379,7 @@ class Driver:
     def conclude(self) -> None:
         for obstacle in self.jobs.obstacles:
             raise RunFailedError(obstacle)
-        unfinished = [record for record in self.study.runs.values() if record.state not in DONE]
+        unfinished = [record for record in self.study.runs.values() if record.state not in ENDED]
         if not unfinished and self._search.exhausted and self.study.runs:
             self._writer.write("finished")
         elif not self._stopping.is_set():
