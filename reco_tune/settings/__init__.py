@@ -1,6 +1,6 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
-from reco_tune.settings.experiments import Experiment, flatten
+from reco_tune.settings.experiment import Experiment, flatten
 from reco_tune.settings.files import (
     arm_experiment,
     load_experiment,

@@ -14,7 +14,7 @@ from pydantic import BaseModel, ValidationError
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings.checks import ALTERNATIVES
-from reco_tune.settings.experiments import Experiment, flatten
+from reco_tune.settings.experiment import Experiment, flatten
 from reco_tune.settings.protocols import protocol_defaults
 from reco_tune.settings.space import ARMS, Space
 
