@@ -162,7 +162,7 @@ def test_clips_are_the_frames_of_the_users_files_in_time(tree: tuple[Tree, Data]
     assert {video.path.name for video in list_videos(data)}.isdisjoint({"classInd.txt", "videos.csv"})
 
 
-def test_all_films_are_read_by_decord(tree: tuple[Tree, Data], monkeypatch: pytest.MonkeyPatch) -> None:
+def test_all_films_are_read_by_decord(tree: tuple[Tree, Data]) -> None:
     for found in list_videos(tree[1]):
         if found.path.is_file():
             assert len(next(video.decord_chunks(found.path, [[0, 5]]))) == 2

@@ -49,7 +49,7 @@ def test_the_same_clips_give_the_same_bits(protocol, fitted, clips):
     np.testing.assert_array_equal(again.describe(clips[0]).features_BD, fitted[protocol].describe(clips[0]).features_BD)
 
 
-def test_few_clips_are_not_learnt_by_heart_for_minutes(monkeypatch):
+def test_few_clips_are_fitted_in_few_steps(monkeypatch):
     monkeypatch.setattr(video_features, "FIT_STEPS", 640)
     assert [fit_steps(clips) for clips in (2, 64, 65, 400, 2048, 10**6)] == [60, 60, 120, 420, 640, 640]
 

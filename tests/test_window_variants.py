@@ -61,7 +61,7 @@ def assert_close(ours: list[Tensor], reference: list[Tensor]) -> None:
         pytest.param((45, 45, 9), "short_to_long", [45], id="nothing to grow"),
     ],
 )
-def test_stage_lengths(shape: tuple[int, int, int], schedule: str, lengths: list[int]) -> None:
+def test_lengths_of_a_schedule(shape: tuple[int, int, int], schedule: str, lengths: list[int]) -> None:
     assert schedule_lengths(*shape, schedule) == lengths  # type: ignore[arg-type]
 
 

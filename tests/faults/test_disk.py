@@ -25,6 +25,8 @@ from reco_tune.settings import arm_experiment
 from reco_tune.study import Options, resume
 from reco_tune.study_log import EventLog, read_events
 
+OPENED: dict[str, Any] = {"name": "toy", "question": "?", "arms": [], "provenance": {}}
+
 
 @pytest.fixture
 def small_disk(tmp_path: Path) -> Iterator[Path]:
@@ -43,6 +45,7 @@ def small_disk(tmp_path: Path) -> Iterator[Path]:
 def test_a_full_disk_leaves_a_whole_log(small_disk: Path) -> None:
     """A write that found room for a part of its line looked like a success."""
     log = EventLog(small_disk / "study" / "events.jsonl")
+    log.append("study", **OPENED)
     fields: dict[str, Any] = {
         "trial": "full-s0",
         "step": 1,
@@ -57,8 +60,8 @@ def test_a_full_disk_leaves_a_whole_log(small_disk: Path) -> None:
     assert log.path.read_bytes().endswith(b"\n")
     ballast.unlink()
     written = log.append("reported", **fields)
-    assert [event["event"] for event in read_events(log.path)] == ["started", "reported"]
-    assert list(read_events(log.path))[1] == written
+    assert [event["event"] for event in read_events(log.path)] == ["study", "started", "reported"]
+    assert list(read_events(log.path))[2] == written
 
 
 PREPARE = """
@@ -177,7 +180,7 @@ from reco_tune.errors import StudyError
 from reco_tune.study_log import EventLog
 signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
 log = EventLog(Path(sys.argv[1]))
-log.append("started", trial="a", attempt=1)
+log.append("study", name="toy", question="?", arms=[], provenance={})
 resource.setrlimit(resource.RLIMIT_FSIZE, (log.path.stat().st_size + 20, resource.RLIM_INFINITY))
 try:
     log.append("reported", trial="a", step=1, metrics={})
@@ -189,5 +192,5 @@ log.append("finished")
     assert resource.getrlimit(resource.RLIMIT_FSIZE)[1] == resource.RLIM_INFINITY or os.getuid() == 0
     path = tmp_path / "events.jsonl"
     said = subprocess.run([sys.executable, "-c", code, str(path)], capture_output=True, text=True, check=True).stdout
-    assert said == f"{path} cannot be written to (file too large), see to its disk\n"
-    assert [event["event"] for event in read_events(path)] == ["started", "finished"]
+    assert said.startswith(f"{path} cannot be written to (file too large)") and "disk" in said
+    assert [event["event"] for event in read_events(path)] == ["study", "finished"]

@@ -23,12 +23,12 @@ import os, signal, sys
 from pathlib import Path
 from reco_tune.study import Observer, Options, resume
 
-class Suicidal(Observer):
+class KillsItself(Observer):
     def on_event(self, event):
         if event["event"] == "reported" and event["step"] >= 20:
             os.kill(os.getpid(), signal.SIGKILL)
 
-resume(Path(sys.argv[1]), Options(track=False), Suicidal())
+resume(Path(sys.argv[1]), Options(track=False), KillsItself())
 """
 
 
