@@ -51,7 +51,7 @@ def test_a_full_disk_leaves_a_whole_log(small_disk: Path) -> None:
         "step": 1,
         "metrics": {f"metric_{number}": 0.5 for number in range(300)},
     }
-    ballast = fill(small_disk, leave=4096)  # less than a line
+    ballast = fill(small_disk)  # what is left is the rest of the log's own page, less than a long line
     log.append("started", trial="full-s0", attempt=1)
     with pytest.raises(
         StudyError, match=r"events.jsonl cannot be written to \(no space left on device\), see to its disk"
