@@ -25,7 +25,7 @@ from reco_tune.bundled import bundled
 from reco_tune.cli import app, main
 from reco_tune.cli.console import Lines, size
 from reco_tune.cli.demo import free_folder
-from reco_tune.cli.estimate import estimate
+from reco_tune.cli.estimate import standing
 from reco_tune.cost import least_memory
 from reco_tune.data.video import read_frames
 from reco_tune.settings import arm_experiment, load_space
@@ -531,7 +531,7 @@ def test_a_second_demo_takes_the_next_name(tmp_path: Path) -> None:
 
 def test_time_left_follows_from_the_work_that_is_done(toy: Path) -> None:
     study = read_study(toy)
-    finished = estimate(study, trials=3, now=0)
+    finished = standing(study, trials=3, now=0)
     assert (finished.ended, finished.total, finished.done_share, finished.left_seconds) == (8, 8, 1.0, 0.0)
     study.finished = False
     for run in study.runs.values():
@@ -544,7 +544,7 @@ def test_time_left_follows_from_the_work_that_is_done(toy: Path) -> None:
         1060.0,
         [{"step": 300}],
     )  # of 600, and the evaluation is a tenth
-    found = estimate(study, trials=3, now=1087.0)
+    found = standing(study, trials=3, now=1087.0)
     assert found.elapsed_seconds == 87
     assert found.done_share == pytest.approx(1.45 / 8)
     assert found.left_seconds == pytest.approx(87 * (8 - 1.45) / 1.45)

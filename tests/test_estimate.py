@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reco_tune.cli.estimate import estimate, headline
+from reco_tune.cli.estimate import headline, standing
 from reco_tune.study_log import RunRecord, StudyRecord
 
 
@@ -38,7 +38,7 @@ FULL, FAST, SLOW = run("full-s0", 2.0, None, budget="both"), run("search-0000", 
     ],
 )
 def test_hypervolume_so_far(runs: list[RunRecord], volume: float | None, worst: float) -> None:
-    found = estimate(StudyRecord(runs={run.trial: run for run in runs}), trials=0, now=0)
+    found = standing(StudyRecord(runs={run.trial: run for run in runs}), trials=0, now=0)
     assert (found.hypervolume, found.worst_fvd) == (volume, worst)
     assert ("hypervolume 10 (to speed-up 0 and FVD 8)" in headline(found)) is (volume == 10.0)
 
@@ -48,5 +48,5 @@ def test_a_sampled_run_that_is_not_calibrated_yet_counts_as_those_that_are() -> 
     started = run("search-0002", 0.0, None, state="running")
     started.metrics = {}
     before, after = ({told.trial: told for told in runs} for runs in ([FULL, FAST], [FULL, FAST, started]))
-    shares = [estimate(StudyRecord(runs=runs), trials=4, now=0).done_share for runs in (before, after)]
+    shares = [standing(StudyRecord(runs=runs), trials=4, now=0).done_share for runs in (before, after)]
     assert shares[0] == shares[1] == pytest.approx((1 + 1 / 3) / (1 + 4 / 3))

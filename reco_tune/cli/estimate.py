@@ -21,7 +21,7 @@ EVALUATION_SHARE = 0.1
 
 
 @dataclass(frozen=True)
-class Estimate:
+class Standing:
     """Where a study stands."""
 
     ended: int
@@ -41,7 +41,7 @@ class Estimate:
     """Of the reference point (`pareto.speed_fvd`)."""
 
 
-def estimate(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Estimate:
+def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Standing:
     """
     Args:
         trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of
@@ -64,7 +64,7 @@ def estimate(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
     left = elapsed * (total - done) / done if done > 0 and elapsed > 0 else None
     ended = sum(run.state in ENDED for run in runs)
     left = 0.0 if study.finished else left
-    return Estimate(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
+    return Standing(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
 
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
@@ -124,7 +124,7 @@ def row(run: RunRecord, now: float) -> list[str]:
     ]
 
 
-def headline(found: Estimate) -> str:
+def headline(found: Standing) -> str:
     """Where the study stands, in one line."""
     left = (
         ""

@@ -15,7 +15,7 @@ def status(study_dir: StudyDir) -> None:
     import time
 
     from reco_tune.cli.console import print_table
-    from reco_tune.cli.estimate import HEADER, device_seconds, duration, estimate, headline, row
+    from reco_tune.cli.estimate import HEADER, device_seconds, duration, headline, row, standing
     from reco_tune.cli.study import sampled_trials
     from reco_tune.study_log import StudyFolder, read_events, replay
 
@@ -36,7 +36,7 @@ def status(study_dir: StudyDir) -> None:
         if live
         else f"not running, `reco-tune resume {study_dir}` goes on with it"
     )
-    print(f"{headline(estimate(study, trials, now))}; {state}")
+    print(f"{headline(standing(study, trials, now))}; {state}")
     print(
         f"spent so far: {duration(device_seconds(study))} of device time on calibration, training, generation and"
         " evaluation"

@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reco_tune.cli.console import Bars, Lines, watched
-from reco_tune.cli.estimate import EVALUATION_SHARE, HEADER, estimate, headline, row
+from reco_tune.cli.estimate import EVALUATION_SHARE, HEADER, headline, row, standing
 from reco_tune.settings import BASELINE
 from reco_tune.study import Observer
 from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder
@@ -74,7 +74,7 @@ class PlainLines(Observer):
             )
         if name not in (*ENDED, "retried"):
             return ""
-        found = estimate(study, self._trials, time.time())
+        found = standing(study, self._trials, time.time())
         trial, _, steps, loss, speedup, fvd, _ = row(study.runs[event["trial"]], time.time())
         told = [
             f"step {steps}",
@@ -120,7 +120,7 @@ class LiveTable(Observer):
             done, total, what = self._running.get(run.trial, (0, 0, ""))
             doing = f"{what} {done}/{total}" if run.state in ("running", "completed") and total else ""
             table.add_row(*row(run, now), doing, style=styles.get(run.state, ""))
-        found = estimate(study, self._trials, now, self._trained())
+        found = standing(study, self._trials, now, self._trained())
         return Group(table, ProgressBar(total=1.0, completed=found.done_share, width=60), Text(headline(found)))
 
     def _trained(self) -> dict[str, float]:
