@@ -11,6 +11,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -20,8 +21,10 @@ from safetensors.torch import load_file
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment
-from reco_tune.training import Group, fit, prepare_device
+from reco_tune.training import Group, build_scheme, fit, gradient_mean, prepare_device
 from reco_tune.training.distributed import backend_for
+from reco_tune.training.feed import Feed, MicroBatch
+from reco_tune.training.step import OptimiserStep
 
 Make = Callable[..., Experiment]
 
@@ -34,14 +37,18 @@ SETTINGS = {
 }
 
 WORKER = """
-import json, sys
+import json, sys, time
 from pathlib import Path
+from unittest.mock import patch
 import torch
 from safetensors.torch import save_file
+from reco_tune.cost import calibrate
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import RunFailedError
 from reco_tune.settings import make_experiment
-from reco_tune.training import fit, joined
+from reco_tune.training import Group, fit, joined
+sys.path.insert(0, sys.argv[4])
+from test_distributed import train_in_float64
 
 root, cache = Path(sys.argv[1]), TokenCache.open(Path(sys.argv[2]))
 nested = json.loads(sys.argv[3])
@@ -66,11 +73,47 @@ with joined(experiment) as group:
         run("broken", make_experiment(nested, {"training.learning_rate": 1e30, "window.scheme": "full"}, where="test"))
     except RunFailedError as error:
         results["broken"] = str(error)
+    begun, begin = [], Group.begin_sum_
+    with patch.object(Group, "begin_sum_", lambda *sum: begun.append(len(sum[1])) or begin(*sum)):
+        weights, during = train_in_float64(experiment, cache, group, lambda: len(begun))
+    save_file(weights, root / f"float64-{group.rank}.safetensors")
+    results["sums"], results["sums while backward ran"] = begun, during
+
+    def slowly(*sum):
+        finish = begin(*sum)
+        return lambda: (finish(), time.sleep(0.05))
+
+    with patch.object(Group, "begin_sum_", slowly):
+        results["calibration"] = calibrate(experiment, cache, seconds=0.0, group=group)
     results["gather"] = [part.tolist() for part in group.gather(torch.arange(group.rank + 1))]
     results["json"] = group.broadcast_json({"from": group.rank, "text": "λ"})
     group.barrier()
 (root / f"{group.rank}.json").write_text(json.dumps(results))
 """
+
+
+def train_in_float64(
+    experiment: Experiment, cache: TokenCache, group: Group, begun: Callable[[], int]
+) -> tuple[dict[str, torch.Tensor], list[int]]:
+    """Weights after three steps; and how many sums had begun when each step's last backward ended."""
+    scheme = build_scheme(experiment, cache)
+    build, during = scheme.build_model, []
+    with (
+        patch.object(scheme, "build_model", lambda: build().double()),
+        patch.object(gradient_mean, "BUCKET_BYTES", 4096),
+    ):
+        feed, step = Feed(scheme, cache, group), OptimiserStep(scheme, torch.device("cpu"), group)
+    backward = step.backward
+
+    def watched(micro_batch: MicroBatch, parts: int = 1) -> torch.Tensor:
+        terms = backward(micro_batch, parts)
+        during.append(begun())
+        return terms
+
+    with patch.object(step, "backward", watched):
+        for _ in range(3):
+            step.run([feed.next(), feed.next()], learning_rate=1e-3)
+    return {name: tensor.clone() for name, tensor in step.model.state_dict().items()}, during
 
 
 class TwoWorkers:
@@ -91,7 +134,7 @@ def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: p
     script.write_text(WORKER)
     nested = toy_experiment(SETTINGS).model_dump(mode="json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(script), str(root), str(toy_cache.path), json.dumps(nested)]
+    command = [*launcher, str(script), str(root), str(toy_cache.path), json.dumps(nested), str(Path(__file__).parent)]
     ended = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
@@ -114,10 +157,45 @@ def test_two_workers_are_one_worker(
         assert metrics[name] == alone.metrics[name], name
 
 
+def test_in_float64_two_workers_are_one_worker(
+    two_workers: TwoWorkers, toy_cache: TokenCache, toy_experiment: Make
+) -> None:
+    """Three steps of two micro-batches, some of whose windows leave the class embedding without a gradient."""
+    alone, _ = train_in_float64(toy_experiment(SETTINGS), toy_cache, Group(), lambda: 0)
+    weights = two_workers.weights("float64", 0)
+    for name, tensor in alone.items():
+        assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-12), name
+    assert max((alone[name] - fresh).abs().max() for name, fresh in _fresh(toy_experiment, toy_cache).items()) > 1e-4
+
+
+def test_buckets_are_summed_while_backward_runs(two_workers: TwoWorkers) -> None:
+    """Backward of the first micro-batch of two begins no sum; that of the last begins nearly all of them: only what
+    waits for the class embedding may be left."""
+    for rank in two_workers.ranks:
+        buckets = len(rank["sums"]) // 3
+        assert buckets > 4 and rank["sums"] == rank["sums"][:buckets] * 3
+        begun = rank["sums while backward ran"]
+        for number in range(3):
+            assert begun[2 * number] == number * buckets
+            assert begun[2 * number + 1] >= (number + 1) * buckets - 1
+
+
+def test_a_calibration_measures_all_workers_with_their_communication(two_workers: TwoWorkers) -> None:
+    """Over a network so slow that steps are nothing but waiting for it, no arm is faster than the baseline."""
+    first, second = (rank["calibration"] for rank in two_workers.ranks)
+    assert first == second
+    assert first["speedup_limit"] > 1.5 and first["speedup"] < 1.3
+    assert first["calibration_seconds"] > 2 * 0.05 * 12, "both workers' seconds, of twelve steps at the least"
+
+
 @pytest.mark.parametrize("run", ["whole", "stopped", "stopped again"])
 def test_ranks_hold_the_same_weights(run: str, two_workers: TwoWorkers) -> None:
     first, second = (two_workers.weights(run, rank) for rank in (0, 1))
     assert all(torch.equal(first[name], second[name]) for name in first)
+
+
+def _fresh(toy_experiment: Make, toy_cache: TokenCache) -> dict[str, torch.Tensor]:
+    return build_scheme(toy_experiment(SETTINGS), toy_cache).build_model().double().state_dict()
 
 
 def test_all_ranks_stop_together(two_workers: TwoWorkers) -> None:

@@ -21,7 +21,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.model.flops import step_flops
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, make_experiment
-from reco_tune.training.distributed import prepare_device
+from reco_tune.training.distributed import Group, prepare_device
 from reco_tune.training.schemes import Scheme, build_scheme
 from reco_tune.windows import WindowSpan
 
@@ -35,7 +35,7 @@ _BASELINE = {
 
 
 def calibrate(
-    experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet
+    experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet, group: Group = Group()
 ) -> dict[str, float]:
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
@@ -44,12 +44,15 @@ def calibrate(
     (`timing.speedup_of`); steps so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not
     measured: it is 1. Also gives the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak
     memory: on CUDA of the allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward
-    pass keeps for backward (deterministic; short-lived buffers are not in it). With several workers the step is that of
-    one worker's share of the batch, without communication.
+    pass keeps for backward (deterministic; short-lived buffers are not in it).
+
+    Args:
+        group: the run's workers, all of which call this: what is measured is their step together, communication
+            included. A process alone measures one worker's share of the batch.
 
     Returns:
         speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds
-        (`quantities` names).
+        (`quantities` names; the last in device seconds), the same on all ranks.
     """
     began = time.perf_counter()
     baseline = make_experiment(experiment.model_dump(mode="json"), _BASELINE, where="the baseline")
@@ -58,13 +61,15 @@ def calibrate(
     device = prepare_device(experiment)
     schemes = build_scheme(baseline, cache), build_scheme(experiment, cache)
     strata = span_strata(schemes[1].distribution())
-    full, arm = (TimedStep(scheme, cache, device) for scheme in schemes)
+    full, arm = (TimedStep(scheme, cache, device, group) for scheme in schemes)
     peaks = _peak_bytes(full, arm)
-    times_full, times_arm = _measure(full, arm, list(strata), seconds, progress)
+    times_full, times_arm = _measure(full, arm, list(strata), seconds, progress, group)
     weights = np.array(list(strata.values()))
     low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
     speedup = speedup_of(times_full, times_arm, weights)
-    return _result(speedup, low, high, scheme_limit(schemes[1]), peaks[1] / peaks[0], time.perf_counter() - began)
+    spent = (time.perf_counter() - began) * group.size
+    measured = _result(speedup, low, high, scheme_limit(schemes[1]), peaks[1] / peaks[0], spent)
+    return group.broadcast_json(measured)  # one that counts: clocks of ranks differ by a little
 
 
 def scheme_limit(scheme: Scheme) -> float:
@@ -76,7 +81,7 @@ def scheme_limit(scheme: Scheme) -> float:
 
 
 def _measure(
-    full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress
+    full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress, group: Group
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
     for start in starts:  # allocator, caches and compiled graphs: not part of a step
@@ -84,7 +89,8 @@ def _measure(
             full.run(0)
             arm.run(start)
     jobs = [partial(step.run, start) for own in starts for step, start in ((full, 0), (arm, own))]
-    times_RJ = in_rounds(jobs, device_clock(full.step.device), seconds, progress, "calibration")
+    clock = device_clock(full.step.device, group.size)
+    times_RJ = in_rounds(jobs, clock, seconds, progress, "calibration", group=group)
     return times_RJ[:, 0::2], times_RJ[:, 1::2]
 
 

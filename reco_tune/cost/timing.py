@@ -33,11 +33,12 @@ RESAMPLES = 1000
 """Of the bootstrap."""
 
 
-def device_clock(device: torch.device) -> Callable[[], float]:
+def device_clock(device: torch.device, workers: int = 1) -> Callable[[], float]:
     """Seconds spent so far, once the device has done all it was given.
 
     On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the
-    core away for a while adds nothing. With more threads only the wall clock knows when the slowest is done.
+    core away for a while adds nothing. With more threads only the wall clock knows when the slowest is done, and with
+    more workers only it knows how long one waited for the others.
     """
     if device.type == "cuda":
 
@@ -46,7 +47,7 @@ def device_clock(device: torch.device) -> Callable[[], float]:
             return time.perf_counter()
 
         return now
-    return time.thread_time if torch.get_num_threads() == 1 else time.perf_counter
+    return time.thread_time if torch.get_num_threads() == workers == 1 else time.perf_counter
 
 
 def in_rounds(
@@ -57,6 +58,7 @@ def in_rounds(
     what: str = "measuring",
     fewest: int = FEWEST_ROUNDS,
     shuffled: bool = False,
+    group: Group = Group(),
 ) -> np.ndarray:
     """Seconds [rounds, jobs] that each job takes, all of them in turn, for `seconds` or `fewest` rounds, whichever is
     longer.
@@ -64,12 +66,13 @@ def in_rounds(
     Args:
         shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower
             by what ran before.
+        group: workers that do the same jobs together: all of them do as many rounds as its first.
     """
     order = np.random.default_rng(0)
     rounds: list[list[float]] = []
     began = time.perf_counter()
     elapsed = 0.0
-    while len(rounds) < fewest or elapsed * (1 + 1 / len(rounds)) < seconds:
+    while len(rounds) < fewest or group.broadcast_json(elapsed * (1 + 1 / len(rounds)) < seconds):
         times = [0.0] * len(jobs)
         for number in order.permutation(len(jobs)) if shuffled else range(len(jobs)):
             before = clock()
@@ -135,10 +138,14 @@ def bootstrap_interval(
 class TimedStep:
     """An arm's optimiser step with one batch, from any start (or span, where lengths differ)."""
 
-    def __init__(self, scheme: Scheme, cache: TokenCache, device: torch.device) -> None:
+    def __init__(self, scheme: Scheme, cache: TokenCache, device: torch.device, group: Group = Group()) -> None:
+        """
+        Args:
+            group: the run's workers, each of which takes part; a process alone does one worker's share without them.
+        """
         experiment = scheme.experiment
-        self.feed = Feed(scheme, cache, Group(0, experiment.resources.workers))
-        self.step = OptimiserStep(scheme, device)
+        self.feed = Feed(scheme, cache, group if group.size > 1 else Group(0, experiment.resources.workers))
+        self.step = OptimiserStep(scheme, device, group)
         self.scheme = scheme
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 

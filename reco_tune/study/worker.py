@@ -193,12 +193,9 @@ def _run(
 
 
 def _calibrated(experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
-    """Rank 0's measurement, on all ranks; the others wait, so that nothing else runs on their cores."""
-    measured: dict[str, float] = {}
-    if group.leads:
-        hooks.progress(0, 1, "calibrating")
-        measured = finite(calibrate(experiment, cache, experiment.resources.calibration_seconds))
-    return group.broadcast_json(measured)
+    """The measurement of all ranks together, the same on each."""
+    hooks.progress(0, 1, "calibrating")
+    return finite(calibrate(experiment, cache, experiment.resources.calibration_seconds, group=group))
 
 
 def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:

@@ -2,12 +2,10 @@
 
 Knows torch.distributed; refuses to know who started the processes (torchrun, Ray Train, a test) and what is trained.
 
-Gradients are averaged by one all-reduce of one flat vector per optimiser step (`step.FlatParameters`), not by
-DistributedDataParallel. DDP counts which parameters' gradients arrive during backward; here the class embedding has
-none whenever a window starts after token 0, and part of the weights run twice, once without a graph (the prefix), so
-DDP would need `find_unused_parameters` and a walk of the graph at every step. One flat all-reduce is exact by
-construction, also with several micro-batches. The price: communication does not overlap with backward, so a slow
-network costs the full time of one all-reduce per step.
+Gradients are averaged in slices of one flat vector (`gradient_mean`), not by DistributedDataParallel. DDP counts which
+parameters' gradients arrive during backward; here the class embedding has none whenever a window starts after token 0,
+and part of the weights run twice, once without a graph (the prefix), so DDP would need `find_unused_parameters` and a
+walk of the graph at every step.
 """
 
 from __future__ import annotations
@@ -15,7 +13,7 @@ from __future__ import annotations
 import ctypes
 import json
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any, TypeVar
@@ -68,6 +66,21 @@ class Group:
             if moved is not tensor:
                 tensor.copy_(moved)
         return tensor
+
+    def begin_sum_(self, tensor: Tensor) -> Callable[[], None]:
+        """Begins `sum_`; call what it returns before the tensor is read. It makes a GPU's stream wait, not the host.
+
+        Of a group of more than one; all ranks begin the same sums in the same order.
+        """
+        moved = _on_backend(tensor)
+        work = dist.all_reduce(moved, async_op=True)
+
+        def finish() -> None:
+            work.wait()
+            if moved is not tensor:
+                tensor.copy_(moved)
+
+        return finish
 
     def mean_(self, tensor: Tensor) -> Tensor:
         """Mean over ranks, in place; returns the tensor."""

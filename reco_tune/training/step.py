@@ -1,5 +1,5 @@
-"""One optimiser step of a scheme: micro-batches forward and backward, one all-reduce, clipping, AdamW. Driven by the
-loop and by calibration.
+"""One optimiser step of a scheme: micro-batches forward and backward, the mean over workers, clipping, AdamW. Driven by
+the loop and by calibration.
 
 Knows one step; refuses to know where batches come from, how many steps there are, and files.
 """
@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor, nn
@@ -19,6 +20,7 @@ from reco_tune.model import VideoTransformer
 from reco_tune.settings import Training
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import MicroBatch
+from reco_tune.training.gradient_mean import GradientMean
 from reco_tune.training.schemes import Batch, Scheme
 
 ALIGNMENT = 16
@@ -29,7 +31,7 @@ COMPILED_STARTS = 64
 
 
 class FlatParameters:
-    """All weights as views of one vector, all gradients of another: one all-reduce, one norm, one AdamW kernel per
+    """All weights as views of one vector, all gradients of another: sums of long slices, one norm, one AdamW kernel per
     step.
 
     Gradients are accumulated in place, so a parameter without one in this step (the class embedding, when the window
@@ -52,6 +54,11 @@ class FlatParameters:
             view.copy_(parameter.data)
             parameter.data = view
             parameter.grad = self.gradient[begin:end].view_as(parameter)
+        self._parameters = parameters
+
+    def mean_over(self, group: Group) -> GradientMean:
+        """What averages the gradient over the workers."""
+        return GradientMean(self._parameters, self.spans, self.gradient, group)
 
 
 class OptimiserStep:
@@ -67,6 +74,7 @@ class OptimiserStep:
         self.scheme, self.device, self._group = scheme, device, group
         self.model: VideoTransformer = scheme.build_model().to(device)
         self.flat = FlatParameters(self.model)
+        self._mean = self.flat.mean_over(group) if group.size > 1 else None
         self._moments = torch.zeros_like(self.flat.vector), torch.zeros_like(self.flat.vector)
         self._steps = torch.zeros((), device=device)
         self._training = training
@@ -83,8 +91,10 @@ class OptimiserStep:
         waits for a GPU.
         """
         self.flat.gradient.zero_()
-        terms = [self.backward(micro_batch, len(micro_batches)) for micro_batch in micro_batches]
-        self._group.mean_(self.flat.gradient)
+        *earlier, last = micro_batches
+        terms = [self.backward(micro_batch, len(micro_batches)) for micro_batch in earlier]
+        with self._mean.taken() if self._mean is not None else nullcontext():
+            terms.append(self.backward(last, len(micro_batches)))
         self.update(learning_rate)
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
 
