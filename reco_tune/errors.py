@@ -1,7 +1,9 @@
 """Errors that a person can cause or must hear of: one sentence that names the thing and the way out."""
 
 import errno
+import shlex
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
@@ -59,6 +61,11 @@ class StoppedError(ReCoTuneError):
     """A person stopped the work."""
 
     exit_code = 130
+
+
+def command(verb: str, *words: str | Path) -> str:
+    """A command of this program as a message prints it: a shell takes it back as it is."""
+    return shlex.join(["reco-tune", verb, *map(str, words)])
 
 
 def no_space(error: BaseException) -> bool:

@@ -21,19 +21,18 @@ from reco_tune.preparation.cache_paths import tokenizer_path
 from reco_tune.settings import make_experiment
 from reco_tune.study import Options, run
 from reco_tune.study.preflight import (
-    ANSWER_SECONDS,
     Machine,
     check_address,
     check_files,
     check_folder,
     check_memory,
-    check_tracking,
     compare,
     look,
     versions,
 )
 from reco_tune.study.storage import Storage
 from reco_tune.study.worker import sentence
+from reco_tune.tracking.address import ANSWER_SECONDS
 
 
 @pytest.fixture
@@ -83,8 +82,33 @@ def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path
     ):
         run(small_space(tmp_path), tmp_path / "study", Options(tracking_uri=uri))
     assert not (tmp_path / "study").exists()
-    check_tracking("sqlite:///mlflow.db")
-    check_tracking(None)
+
+
+@pytest.mark.parametrize(
+    ("uri", "sentence"),
+    [
+        ("ftp://x", "ftp://x is no address of MLflow; give an http address"),
+        ("mlruns", "mlruns is no address of MLflow"),
+        ("file:///mlruns", "file:///mlruns is no address of MLflow"),
+        ("http://", "http:// names no server"),
+        ("http://mlflow:port", "http://mlflow:port is no address"),
+        ("sqlite://", "sqlite:// names no file"),
+        ("sqlite:///:memory:", "names no file"),
+        (
+            "postgresql://me:secret@127.0.0.1:{port}/db",
+            r"MLflow at postgresql://me:\*\*\*@127.0.0.1:\d+/db cannot be used",
+        ),
+        ("sqlite:///{folder}/text.db", "MLflow at sqlite:.*text.db cannot be used .*file is not a database"),
+    ],
+    ids=lambda value: value.partition(" ")[0] if ":" in value or value == "mlruns" else "",
+)
+def test_an_address_that_is_none_of_mlflow(uri: str, sentence: str, closed_port: int, tmp_path: Path) -> None:
+    """They reached the start of the workers, or ended as an unexpected error after the study."""
+    (tmp_path / "text.db").write_text("no database\n" * 100)
+    options = Options(tracking_uri=uri.format(port=closed_port, folder=tmp_path))
+    with pytest.raises(TrackingError, match=sentence):
+        run(small_space(tmp_path), tmp_path / "study", options)
+    assert not (tmp_path / "study").exists()
 
 
 def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:

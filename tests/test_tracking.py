@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import os
+import shlex
 import shutil
 import socket
 import subprocess
@@ -12,6 +14,7 @@ from pathlib import Path
 
 import pytest
 from mlflow import MlflowClient
+from mlflow.exceptions import MlflowException
 from mlflow_server import MlflowServer
 from toy_study import record_study
 
@@ -19,8 +22,8 @@ from reco_tune import study_log
 from reco_tune.errors import StudyError, TrackingError
 from reco_tune.reporting import ablation_table, load_runs
 from reco_tune.study_log import EventLog, RunRecord, State, StudyFolder
-from reco_tune.tracking import Mirror, read_study, store, sync
-from reco_tune.tracking.mirror import points_of
+from reco_tune.tracking import Mirror, check_name, read_study, store, sync
+from reco_tune.tracking.mirror import Replay, points_of
 
 
 @pytest.fixture(scope="module")
@@ -258,10 +261,160 @@ def test_a_server_that_asks_for_a_password(tmp_path: Path, monkeypatch: pytest.M
         assert read_study(record.name, server.uri) == record
 
 
-def test_another_study_of_the_same_name_is_refused(synced: StudyFolder, tmp_path: Path) -> None:
-    other = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
-    with pytest.raises(TrackingError, match=r"holds another study under the name `toy`.*--name"):
-        sync(other, synced.mlflow_uri)
+def named(folder: Path, name: str, source: StudyFolder) -> StudyFolder:
+    """A study of another name with the same runs."""
+    folder.mkdir(parents=True)
+    study = StudyFolder(folder)
+    study.events.write_text(source.events.read_text().replace('"name":"toy"', f'"name":"{name}"', 1))
+    return study
+
+
+def printed_command(error: pytest.ExceptionInfo[TrackingError], containing: str) -> str:
+    """What a message tells a person to type."""
+    (command,) = [part for part in str(error.value).split("`")[1::2] if containing in part]
+    return command
+
+
+def test_another_study_of_the_same_name_is_refused_and_goes_elsewhere(
+    recorded: StudyFolder, server: str, tmp_path: Path
+) -> None:
+    """It was told after the study, with the advice to run it again under another name."""
+    first, second = (named(tmp_path / folder, "taken", recorded) for folder in ("first", "second"))
+    second.events.write_text(second.events.read_text().replace("0123abc", "9876fed"))
+    sync(first, server)
+    check_name(server, "taken", first)
+    for folder in (second, StudyFolder(tmp_path / "not yet")):
+        with pytest.raises(TrackingError, match="holds another study named `taken`; give another --name"):
+            check_name(server, "taken", folder)
+    with pytest.raises(TrackingError, match="holds another study named `taken`") as refused:
+        sync(second, server)
+    assert printed_command(refused, "sync") == f"reco-tune sync {second.path} --tracking-uri {server} --name NAME"
+    assert sync(second, server, experiment="free").sent == len(study_log.read_study(second.path).runs)
+    assert read_study("free", server) == study_log.read_study(second.path)
+    again = sync(second, server)
+    assert (again.experiment, again.sent) == ("free", 0), "where it went is known from then on"
+    check_name(server, "taken", second)
+    client = MlflowClient(server)
+    client.rename_experiment(client.get_experiment_by_name("free").experiment_id, "renamed")
+    assert sync(second, server).experiment == "renamed"
+
+
+def test_a_deleted_experiment_is_brought_back_or_left_alone(recorded: StudyFolder, server: str, tmp_path: Path) -> None:
+    """`already exists ..., repeat the command`, for ever."""
+    study, client = named(tmp_path / "a study", "gone", recorded), MlflowClient(server)
+    sync(study, server)
+    client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
+    for ask in (lambda: check_name(server, "gone", study), lambda: read_study("gone", server)):
+        with pytest.raises(
+            TrackingError, match=r"the experiment `gone` was deleted in MLflow at .*; bring it back with"
+        ):
+            ask()
+    with pytest.raises(TrackingError, match="`gone` was deleted") as refused:
+        sync(study, server)
+    elsewhere = shlex.split(printed_command(refused, "sync"))
+    assert elsewhere == ["reco-tune", "sync", str(study.path), "--tracking-uri", server, "--name", "NAME"]
+    sync(study, server, experiment="gone elsewhere")
+    assert read_study("gone elsewhere", server) == study_log.read_study(study.path)
+    restore = printed_command(refused, "restore").replace(" mlflow ", f" {sys.executable} -m mlflow ")
+    subprocess.run(restore, shell=True, check=True, capture_output=True)
+    sync(study, server, experiment="gone")
+    assert read_study("gone", server) == study_log.read_study(study.path)
+
+
+def test_what_was_deleted_inside_an_experiment_is_sent_again(
+    recorded: StudyFolder, server: str, tmp_path: Path
+) -> None:
+    """Without their parent the runs were orphans, and a sync said that nothing was missing."""
+    study, client = named(tmp_path / "study", "orphans", recorded), MlflowClient(server)
+    sync(study, server)
+    experiment = client.get_experiment_by_name("orphans")
+    runs = len(study_log.read_study(study.path).runs)
+    client.delete_run(store.all_runs(client, experiment, "study")[0].info.run_id)
+    assert sync(study, server).sent == runs
+    (parent,) = store.all_runs(client, experiment, "study")
+    trials = store.all_runs(client, experiment, "trial")
+    assert {run.data.tags["mlflow.parentRunId"] for run in trials} == {parent.info.run_id} and len(trials) == runs
+    client.delete_run(trials[0].info.run_id)
+    assert (sync(study, server).sent, sync(study, server).sent) == (1, 0)
+    assert read_study("orphans", server) == study_log.read_study(study.path)
+
+
+def test_what_is_deleted_under_a_mirror_is_made_again(recorded: StudyFolder, server: str, tmp_path: Path) -> None:
+    study, client = named(tmp_path / "study", "underneath", recorded), MlflowClient(server)
+    lines = study.events.read_bytes().splitlines(keepends=True)
+    study.events.write_bytes(b"".join(lines[:-4]))
+    replay = Replay(study, server)
+    replay.send_news()
+    experiment = client.get_experiment_by_name("underneath")
+    for run in (store.all_runs(client, experiment, "study")[0], *store.all_runs(client, experiment, "trial")):
+        client.delete_run(run.info.run_id)
+    with study.events.open("ab") as log:
+        log.write(b"".join(lines[-4:]))
+    with pytest.raises(MlflowException, match="active"):
+        replay.send_news()
+    replay.send_news()
+    assert read_study("underneath", server) == study_log.read_study(study.path)
+
+
+def test_two_first_reports_at_once_make_one_database(recorded: StudyFolder, tmp_path: Path) -> None:
+    """They raced for the schema: `table alembic_version already exists`."""
+    study = named(tmp_path / "study", "hasty", recorded)
+    command = [sys.executable, "-m", "reco_tune", "sync", str(study.path)]
+    at_once = [subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) for _ in range(2)]
+    said = [process.communicate()[0] for process in at_once]
+    runs = len(study_log.read_study(study.path).runs)
+    assert [process.returncode for process in at_once] == [0, 0], said
+    assert sorted(line.split(" of ")[0] for line in said) == ["0", str(runs)]
+    assert read_study("hasty", study.mlflow_uri) == study_log.read_study(study.path)
+
+
+WITHOUT_POWER = ["setpriv", "--bounding-set", "-dac_override,-dac_read_search", "--inh-caps", "-all"]
+"""root, to whom permissions mean as much as to anybody."""
+
+
+@pytest.mark.skipif(shutil.which("setpriv") is None, reason="nobody here can be denied anything")
+@pytest.mark.parametrize("sent", [True, False], ids=["sent before", "never sent"])
+def test_a_report_of_a_study_that_only_can_be_read_is_whole(tmp_path: Path, sent: bool) -> None:
+    """It wrote its report, and then ended with an unexpected error of its database."""
+    study = StudyFolder(record_study(tmp_path / "toy", arms=("full",), searched=0, files=False))
+    if sent:
+        sync(study)
+    everything = [study.path, *study.path.rglob("*")]
+    for path in everything:
+        path.chmod(0o555 if path.is_dir() else 0o444)
+    command = [*WITHOUT_POWER, sys.executable, "-m", "reco_tune", "report", str(study.path), "--output", "report"]
+    done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True)
+    assert (done.returncode, (tmp_path / "report" / "index.html").is_file()) == (0, True), done.stderr
+    (said,) = [line for line in done.stdout.splitlines() if line.startswith("MLflow: ")]
+    database = study.path / "mlflow.db"
+    told = f"mlflow ui --backend-store-uri sqlite:///{database}" if sent else f"{database} cannot be made"
+    assert said.startswith(f"MLflow: {told}")
+    for path in everything:
+        path.chmod(0o755)
+
+
+def test_a_place_without_mlflow_is_told_before_anything_heavy_is_imported(tmp_path: Path) -> None:
+    """`report mlflow:none` took minutes to say that there is nothing."""
+    program = (
+        "import sys\nfrom reco_tune.cli import main\ntry: main(['report', 'mlflow:none', *sys.argv[1:]])\n"
+        "finally: print(sorted({'pandas', 'mlflow', 'torch'} & set(sys.modules)))"
+    )
+    addresses = [], ["--tracking-uri", "ftp://x"], ["--tracking-uri", f"http://127.0.0.1:{_free_port()}"]
+    for address in addresses:
+        command = [sys.executable, "-c", program, *address]
+        environment = {name: value for name, value in os.environ.items() if name != "MLFLOW_TRACKING_URI"}
+        done = subprocess.run(command, capture_output=True, text=True, env=environment, cwd=tmp_path)
+        assert (done.returncode, done.stdout) == (2, "[]\n"), done.stderr
+        assert done.stderr.startswith("reco-tune: ") and len(done.stderr.splitlines()) == 1
+
+
+def test_a_command_is_printed_as_a_shell_takes_it(tmp_path: Path) -> None:
+    study = StudyFolder(tmp_path / "it's $HOME & more")
+    study.path.mkdir()
+    study.events.touch()
+    with pytest.raises(StudyError, match="has not begun, its log is empty") as refused:
+        sync(study)
+    assert shlex.split(str(refused.value).split("`")[1]) == ["reco-tune", "resume", str(study.path)]
 
 
 @pytest.mark.parametrize(

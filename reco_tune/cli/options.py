@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reco_tune.bundled import bundled
-from reco_tune.errors import SettingsError, StudyError
+from reco_tune.errors import SettingsError, StudyError, command
 from reco_tune.files import refuse_address
 
 if TYPE_CHECKING:
@@ -126,7 +126,9 @@ def refuse_used_folder(folder: Path, way_out: str) -> None:
     """
     _refuse_address(folder)
     if (folder / "events.jsonl").exists():
-        raise StudyError(f"{folder} already holds a study; continue it with `reco-tune resume {folder}`, or {way_out}")
+        raise StudyError(
+            f"{folder} already holds a study; continue it with `{command('resume', folder)}`, or {way_out}"
+        )
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise StudyError(f"{folder} exists and is not an empty folder; {way_out}")
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())

@@ -17,6 +17,7 @@ def status(study_dir: StudyDir) -> None:
     from reco_tune.cli.console import print_table
     from reco_tune.cli.estimate import HEADER, device_seconds, duration, headline, row, standing
     from reco_tune.cli.study import sampled_trials
+    from reco_tune.errors import command
     from reco_tune.study_log import StudyFolder, read_events, replay
 
     folder = StudyFolder(study_folder(study_dir))
@@ -34,7 +35,7 @@ def status(study_dir: StudyDir) -> None:
         if study.finished
         else "running"
         if live
-        else f"not running, `reco-tune resume {study_dir}` goes on with it"
+        else f"not running, `{command('resume', study_dir)}` goes on with it"
     )
     print(f"{headline(standing(study, trials, now))}; {state}")
     print(

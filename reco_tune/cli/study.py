@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from reco_tune.cli.console import progress_bars
-from reco_tune.errors import RunFailedError, StoppedError, StudyError, TrackingError
+from reco_tune.errors import RunFailedError, StoppedError, StudyError, TrackingError, command
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
@@ -38,7 +38,7 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
     except KeyboardInterrupt:
         result = None  # twice, or before anything ran
     if result is None or result.interrupted:
-        raise StoppedError(f"stopped; what is finished is kept, `reco-tune resume {path}` continues the study")
+        raise StoppedError(f"stopped; what is finished is kept, `{command('resume', path)}` continues the study")
     conclude(path, None, tracking_uri)
     _refuse_failures(result.study)
 
@@ -46,7 +46,15 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
 def conclude(
     source: Path | str, output: Path | None, tracking_uri: str | None = None, imports: Sequence[Path] = ()
 ) -> None:
-    """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow."""
+    """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow.
+
+    Args:
+        source: folder of the study, or `mlflow:EXPERIMENT` of the server of MLFLOW_TRACKING_URI.
+    """
+    if isinstance(source, str):
+        from reco_tune.tracking import reading_address
+
+        reading_address(source.removeprefix("mlflow:"), None)  # before pandas and MLflow, which take seconds to import
     from reco_tune.cli.tables import print_report
     from reco_tune.reporting import write_report
 
@@ -88,9 +96,9 @@ def mirror_sentence(folder: StudyFolder, tracking_uri: str | None) -> str:
     try:
         tracking.sync(folder, tracking_uri)
     except TrackingError as error:  # the study and its report are whole all the same
-        return f"{error}; `reco-tune sync {folder.path}` sends it later"
-    where = tracking_uri or folder.mlflow_uri
-    return where if where.startswith("http") else f"mlflow ui --backend-store-uri {where}"
+        return str(error)
+    where = tracking.shown(tracking_uri or folder.mlflow_uri)
+    return where if where.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", where])
 
 
 def _refuse_failures(study: StudyRecord) -> None:

@@ -2,16 +2,28 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from reco_tune.cli.options import StudyDir, TrackingUri, study_folder
 
 
-def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
-    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, or into a database that
-    was deleted.
+def sync(
+    study_dir: StudyDir,
+    tracking_uri: TrackingUri = None,
+    name: Annotated[
+        str | None,
+        typer.Option(help="MLflow experiment; by default the one that holds the study, or the study's name."),
+    ] = None,
+) -> None:
+    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, under another name, or
+    into a database that was deleted.
 
     \b
-    Example:
+    Examples:
       reco-tune sync studies/evidence --tracking-uri http://mlflow:5000
+      reco-tune sync studies/evidence --tracking-uri http://mlflow:5000 --name evidence-2
     """
     from reco_tune import tracking
     from reco_tune.cli.console import progress_bars
@@ -25,5 +37,5 @@ def sync(study_dir: StudyDir, tracking_uri: TrackingUri = None) -> None:
             " ended"
         )
     with progress_bars() as progress:
-        done = tracking.sync(folder, tracking_uri, progress)
-    print(f"{done.sent} of {done.runs} runs sent to experiment {done.experiment} at {done.uri}")
+        done = tracking.sync(folder, tracking_uri, progress, name)
+    print(f"{done.sent} of {done.runs} runs sent to experiment {done.experiment} at {tracking.shown(done.uri)}")

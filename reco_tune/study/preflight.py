@@ -15,7 +15,6 @@ from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlsplit
 
 import ray
 import torch
@@ -24,14 +23,13 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reco_tune.cost import least_memory
 from reco_tune.cost.planning import Plan
-from reco_tune.errors import SettingsError, StudyError, TrackingError
+from reco_tune.errors import SettingsError, StudyError
 from reco_tune.evaluation import check_extractor
 from reco_tune.preparation import check_weights
 from reco_tune.settings import Experiment
 from reco_tune.study.storage import Storage, StorageError
+from reco_tune.tracking import listens
 
-ANSWER_SECONDS = 5.0
-"""How long a server may take to answer."""
 PACKAGES = ("ray", "torch", "reco-tune")
 """Packages of which every machine must have the same version: jobs travel between them."""
 
@@ -88,21 +86,6 @@ def check_storage(address: str | None) -> None:
         storage.forget(storage.probe())
 
 
-def check_tracking(uri: str | None) -> None:
-    """
-    Raises:
-        TrackingError: where a tracking server does not answer.
-    """
-    parts = urlsplit(uri or "")
-    if parts.scheme not in ("http", "https"):
-        return
-    port = parts.port or (443 if parts.scheme == "https" else 80)
-    if not listens(parts.hostname or "", port):
-        raise TrackingError(
-            f"the tracking server {uri} does not answer; start it, or leave --tracking-uri out and `sync` to it later"
-        )
-
-
 def check_files(experiment: Experiment) -> None:
     """
     Raises:
@@ -110,15 +93,6 @@ def check_files(experiment: Experiment) -> None:
     """
     check_weights(experiment)
     check_extractor(experiment)
-
-
-def listens(host: str, port: int) -> bool:
-    """Whether somebody takes connections there."""
-    try:
-        with socket.create_connection((host, port), ANSWER_SECONDS):
-            return True
-    except OSError:
-        return False
 
 
 def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:

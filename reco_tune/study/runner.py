@@ -24,7 +24,7 @@ from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from reco_tune.cost.planning import Plan, plan
-from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, no_space
+from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Space, load_space
@@ -40,7 +40,7 @@ from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen,
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
-from reco_tune.tracking import Mirror
+from reco_tune.tracking import Mirror, check_name
 
 TRIAL_RETRIES = 3
 """How often Tune starts a trial's light process again; the work itself is not lost with it."""
@@ -83,7 +83,7 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     space = frozen(space)
     target = StudyFolder(Path(folder))
     planned = plan(space)
-    _check(planned, options)
+    _check(planned, target, options)
     if not target.events.exists():
         for earlier in space.warm_start:
             read_study(earlier)
@@ -106,11 +106,11 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
     with locked(target):
         driver = Driver(plan(load_space(target.settings)), target, options, observer)
         if not driver.study.finished:
-            _check(driver.jobs.plan, options)
+            _check(driver.jobs.plan, target, options)
         return driver.drive()
 
 
-def _check(planned: Plan, options: Options) -> None:
+def _check(planned: Plan, folder: StudyFolder, options: Options) -> None:
     """Refuses what can never run, before anything is written."""
     resources = planned.shared.resources
     if options.address is None:
@@ -120,8 +120,14 @@ def _check(planned: Plan, options: Options) -> None:
     preflight.check_address(options.address)
     preflight.check_storage(resources.storage)
     preflight.check_files(planned.shared)
-    if options.track:
-        preflight.check_tracking(options.tracking_uri)
+    if options.track and options.tracking_uri is not None:
+        check_name(options.tracking_uri, _name(folder, options), folder)
+
+
+def _name(folder: StudyFolder, options: Options) -> str:
+    """Under which a study is opened, or was."""
+    opened = read_study(folder.path).name if folder.events.is_file() else ""
+    return opened or options.name or folder.path.resolve().name
 
 
 class Driver:
@@ -170,7 +176,7 @@ class Driver:
             return
         self._writer.write(
             "study",
-            name=self._options.name or self._folder.path.resolve().name,
+            name=_name(self._folder, self._options),
             question=self._space.question,
             arms=list(self._space.arms),
             constraints={
@@ -390,7 +396,7 @@ class Driver:
             )
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self.jobs.left} run(s) are left over ({why}); `reco-tune resume {self._folder.path}` goes on"
+                f"{most}{self.jobs.left} run(s) are left over ({why}); `{command('resume', self._folder.path)}` goes on"
                 " with them"
             )
 

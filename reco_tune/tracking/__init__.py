@@ -6,12 +6,13 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from reco_tune.tracking.mirror import Mirror, SyncResult, sync
+from reco_tune.tracking.address import listens, reading_address, shown
+from reco_tune.tracking.mirror import Mirror, SyncResult, check_name, sync
 
 if TYPE_CHECKING:
     from reco_tune.study_log import StudyRecord
 
-__all__ = ["Mirror", "SyncResult", "read_study", "sync"]
+__all__ = ["Mirror", "SyncResult", "check_name", "listens", "read_study", "reading_address", "shown", "sync"]
 
 
 def read_study(experiment: str, uri: str | None = None) -> StudyRecord:

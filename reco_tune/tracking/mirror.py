@@ -11,6 +11,7 @@ import json
 import tempfile
 import threading
 from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -19,9 +20,11 @@ import numpy as np
 import pyarrow.parquet as pq
 
 from reco_tune.data.video import write_video
-from reco_tune.errors import StudyError, TrackingError
+from reco_tune.errors import StudyError, TrackingError, command
+from reco_tune.locks import lock
 from reco_tune.progress import Progress, quiet
 from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_events, read_study
+from reco_tune.tracking.address import check_address, database, shown
 
 if TYPE_CHECKING:
     from mlflow.entities import Dataset
@@ -74,7 +77,7 @@ class Mirror:
         return not self.error
 
     def _run(self) -> None:
-        replay: _Replay | None = None
+        replay: Replay | None = None
         pause = PAUSE_SECONDS
         while True:
             self._news.wait()
@@ -82,7 +85,7 @@ class Mirror:
             last = self._closing.is_set()
             try:
                 if replay is None:
-                    replay = _Replay(self._folder, self._uri)
+                    replay = Replay(self._folder, self._uri)
                 replay.send_news()
                 self.error, pause = "", PAUSE_SECONDS
             except Exception as error:  # a mirror must not end a study, whatever MLflow, the network or the disk do
@@ -95,8 +98,13 @@ class Mirror:
             self._closing.wait(pause)
 
 
-def sync(folder: StudyFolder, uri: str | None = None, progress: Progress = quiet) -> SyncResult:
+def sync(
+    folder: StudyFolder, uri: str | None = None, progress: Progress = quiet, experiment: str | None = None
+) -> SyncResult:
     """Sends whatever MLflow lacks of a study; a second call sends nothing.
+
+    Args:
+        experiment: name under which MLflow holds it; by default the one under which it does, or else the study's.
 
     Raises:
         StudyError: where the folder holds no study.
@@ -104,36 +112,60 @@ def sync(folder: StudyFolder, uri: str | None = None, progress: Progress = quiet
     """
     if not read_study(folder.path).name:
         raise StudyError(
-            f"the study in {folder.path} has not begun, its log is empty; `reco-tune resume {folder.path}` begins it"
+            f"the study in {folder.path} has not begun, its log is empty; `{command('resume', folder.path)}` begins it"
         )
-    from mlflow.exceptions import MlflowException
+    where = uri or folder.mlflow_uri
+    check_address(where)
+    from reco_tune.tracking import store  # imports MLflow, which takes seconds
 
-    from reco_tune.tracking.store import first_line
-
-    try:
-        replay = _Replay(folder, uri)
+    again = f"see that it runs and can be written to, then `{command('sync', folder.path, *_uri_option(uri))}` sends it"
+    with store.telling(where, "does not take the study", again), ExitStack() as stack:
+        with suppress(OSError):  # a folder that only can be read has nobody else who sends
+            stack.enter_context(lock(folder.path / ".sync.lock", seconds=-1))
+        replay = Replay(folder, uri, experiment)
         sent = replay.send_news(progress)
-    except (MlflowException, OSError) as error:
-        where = uri or folder.mlflow_uri
-        raise TrackingError(
-            f"MLflow at {where} does not take the study ({first_line(error)}); see that it runs and repeat the command"
-        ) from error
-    return SyncResult(replay.study.name, replay.uri, sent, len(replay.study.runs))
+    return SyncResult(replay.experiment, where, sent, len(replay.study.runs))
 
 
-class _Replay:
+def check_name(uri: str, name: str, folder: StudyFolder) -> None:
+    """Whether a study that is about to start or to go on can be mirrored; MLflow is asked, nothing is written.
+
+    Raises:
+        TrackingError: where MLflow cannot be used, or holds another study under this name.
+    """
+    check_address(uri)
+    file = database(uri)
+    if file is not None and not file.is_file():
+        return
+    from reco_tune.tracking import store
+
+    with store.telling(uri, "cannot be used", "see that it runs, or leave --tracking-uri out and `sync` to it later"):
+        client = store.connect(uri)
+        identity = folder.identity if folder.events.is_file() else ""
+        if identity and store.experiment_of(client, identity):
+            return
+        found = store.find_experiment(client, name, ", or give another --name")
+        if found and (taken := store.all_runs(client, found, "study")) and not store.is_of(taken[0], identity):
+            raise TrackingError(f"MLflow at {shown(uri)} holds another study named `{name}`; give another --name")
+
+
+class Replay:
     """Sends the log of one study, run by run; remembers what MLflow already holds."""
 
-    def __init__(self, folder: StudyFolder, uri: str | None) -> None:
+    def __init__(self, folder: StudyFolder, uri: str | None, experiment: str | None = None) -> None:
         from reco_tune.tracking import store  # imports MLflow, which takes seconds: here it costs nobody anything
 
         self._store = store
         self._folder = folder
         self.uri = uri or folder.mlflow_uri
+        self._again = command("sync", folder.path, *_uri_option(uri))
         self._local = not self.uri.startswith(("http:", "https:", "databricks"))
         self._client = store.connect(self.uri)
         self._follower = Follower(folder.events)
         self._waiting: dict[str, None] = {}
+        self._asked_for = experiment
+        self.experiment = ""
+        """Its name."""
         self._experiment = self._parent = ""
         self._ids: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = {}
@@ -150,17 +182,19 @@ class _Replay:
         self._waiting.update({event["trial"]: None for event in events if event.get("trial") in self.study.runs})
         if not self.study.name:
             return 0
-        sent, total = 0, len(self._waiting)
+        sent = 0
         try:
             if not self._parent:
                 self._open()
+            total = len(self._waiting)
             for done, trial in enumerate(list(self._waiting)):
                 progress(done, total, "runs to MLflow")
                 sent += self._send_run(self.study.runs[trial])
                 del self._waiting[trial]
             self._send_study()
         except Exception:
-            # a request that failed may have been served all the same: look again before anything is made twice
+            # a request that failed may have been served all the same, or somebody deleted what was there: look again,
+            # before anything is made twice
             self._parent = ""
             raise
         progress(total, total, "runs to MLflow")
@@ -168,18 +202,14 @@ class _Replay:
 
     def _open(self) -> None:
         """Finds or makes the experiment and its parent run, and reads which runs are there already."""
-        client, store, name = self._client, self._store, self.study.name
+        client, store = self._client, self._store
         identity, began = self._folder.identity, _milliseconds(next(iter(read_events(self._folder.events)))["time"])
-        found = store.find_experiment(client, name)
-        artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
-        training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
-        self._experiment = (
-            found.experiment_id if found else client.create_experiment(name, artifact_location=artifacts, tags=training)
-        )
+        self._experiment, self.experiment = self._find_experiment(identity)
         parents = store.all_runs(client, self._experiment, "study")
-        if parents and parents[0].data.tags[store.STUDY_ID] != identity:
+        if parents and not store.is_of(parents[0], identity):
             raise TrackingError(
-                f"MLflow at {self.uri} holds another study under the name `{name}`; run this one under another --name"
+                f"MLflow at {shown(self.uri)} holds another study named `{self.experiment}`; `{self._again} --name"
+                " NAME` sends this one under another name"
             )
         if parents:
             parent, self._tags[""] = parents[0].info.run_id, parents[0].data.tags
@@ -190,12 +220,27 @@ class _Replay:
                 "mlflow.note.content": self.study.question,
                 "mlflow.source.name": "reco-tune",
             }
-            created = client.create_run(self._experiment, start_time=began, run_name=name, tags=tags)
+            created = client.create_run(self._experiment, start_time=began, run_name=self.study.name, tags=tags)
             parent, self._tags[""] = created.info.run_id, {}
-        for run in store.all_runs(client, self._experiment, "trial"):
-            trial = run.data.tags["reco_tune.trial"]
-            self._ids[trial], self._tags[trial] = run.info.run_id, run.data.tags
+            client.set_experiment_tag(self._experiment, store.STUDY_ID, identity)  # whoever made the experiment
+        trials = {run.data.tags["reco_tune.trial"]: run for run in store.all_runs(client, self._experiment, "trial")}
+        self._ids = {trial: run.info.run_id for trial, run in trials.items()}
+        self._tags = {"": self._tags[""], **{trial: run.data.tags for trial, run in trials.items()}}
+        self._waiting = dict.fromkeys(self.study.runs)  # what was sent once may have been deleted since
         self._parent = parent
+
+    def _find_experiment(self, identity: str) -> tuple[str, str]:
+        """Its identity and its name: the one asked for, else the one that holds the study, else one of its name."""
+        client, store, name = self._client, self._store, self._asked_for or self.study.name
+        found = None if self._asked_for else store.experiment_of(client, identity)
+        if found is None:
+            otherwise = f", or `{self._again} --name NAME` sends the study under another name"
+            found = store.find_experiment(client, name, otherwise)
+        if found is not None:
+            return found.experiment_id, found.name
+        artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
+        training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
+        return client.create_experiment(name, artifact_location=artifacts, tags=training), name
 
     def _send_run(self, run: RunRecord) -> bool:
         if _waits(run):
@@ -210,6 +255,7 @@ class _Replay:
         tags = {
             **store.to_tags(store.RECORD, record),
             **store.to_tags(store.FILES, files),
+            "mlflow.parentRunId": self._parent,  # not always the one that it was made under: somebody may delete that
             **{
                 f"reco_tune.{key}": str(record[key])
                 for key in ("trial", "index", "arm", "budget", "seed", "state", "attempt", "settings_hash")
@@ -318,6 +364,11 @@ class _Replay:
             self._client.update_run(identity, status=status)
         else:
             self._client.set_terminated(identity, status, _milliseconds(ended))
+
+
+def _uri_option(uri: str | None) -> tuple[str, ...]:
+    """What a command says of an address that is not the study folder's own."""
+    return () if uri is None else ("--tracking-uri", shown(uri))
 
 
 def _waits(run: RunRecord) -> bool:

@@ -3,16 +3,15 @@
 from __future__ import annotations
 
 import json
-import os
-from pathlib import Path
-from typing import Any
-
-from mlflow.entities import Run
-from mlflow.exceptions import MlflowException
+from typing import TYPE_CHECKING, Any
 
 from reco_tune.errors import TrackingError
 from reco_tune.study_log import RunRecord, StudyRecord
 from reco_tune.tracking import store
+from reco_tune.tracking.address import reading_address, shown
+
+if TYPE_CHECKING:
+    from mlflow.entities import Run
 
 
 def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
@@ -21,35 +20,22 @@ def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
     Raises:
         TrackingError: where MLflow cannot be reached, or holds no (whole) study of that name.
     """
-    where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
-    if not where:
-        raise TrackingError(
-            f"mlflow:{experiment} needs the address of MLflow; set MLFLOW_TRACKING_URI, for example to"
-            " sqlite:///STUDY_DIR/mlflow.db"
-        )
-    database = Path(where.removeprefix("sqlite:///").partition("?")[0])
-    if where.startswith("sqlite:///") and not database.is_file():  # MLflow would make an empty one
-        raise TrackingError(
-            f"mlflow:{experiment}: the database {database} does not exist; give the mlflow.db of a study folder"
-        )
-    try:
+    where = reading_address(experiment, uri)
+    with store.telling(where, "does not answer", "see that it runs"):
         client = store.connect(where)
         found = store.find_experiment(client, experiment)
         parents = store.all_runs(client, found, "study") if found else []
         trials = store.all_runs(client, found, "trial") if found else []
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"MLflow at {where} does not answer ({store.first_line(error)}); see that it runs"
-        ) from error
     if not parents:
         raise TrackingError(
-            f"MLflow at {where} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one"
+            f"MLflow at {shown(where)} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one"
         )
     try:
         return _record(parents[0], trials)
     except (KeyError, ValueError, TypeError) as error:
         raise TrackingError(
-            f"MLflow at {where} holds only a part of study `{experiment}`; `reco-tune sync STUDY_DIR` sends the rest"
+            f"MLflow at {shown(where)} holds only a part of study `{experiment}`; `reco-tune sync STUDY_DIR` sends the"
+            " rest"
         ) from error
 
 

@@ -10,7 +10,8 @@ import hashlib
 import json
 import logging
 import os
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ QUIET = {
 for _name, _value in QUIET.items():  # read by MLflow when it is imported
     os.environ.setdefault(_name, _value)
 
+from alembic.util import CommandError  # noqa: E402
 from mlflow import MlflowClient  # noqa: E402
 from mlflow.entities import (  # noqa: E402
     Dataset,
@@ -36,11 +38,19 @@ from mlflow.entities import (  # noqa: E402
     Run,
 )
 from mlflow.exceptions import MlflowException  # noqa: E402
+from sqlalchemy.exc import SQLAlchemyError  # noqa: E402
 
 from reco_tune.errors import TrackingError  # noqa: E402
+from reco_tune.locks import HeldError, lock  # noqa: E402
+from reco_tune.tracking.address import check_address, database, restore_command, shown  # noqa: E402
+
+FAILURES = (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError)
+"""What MLflow raises where it cannot do its work: its own, its database's, of a driver that is not installed, the
+network's.
+"""
 
 STUDY_ID = "reco_tune.study_id"
-"""Which study a run belongs to."""
+"""Which study an experiment holds, and a parent run belongs to."""
 KIND = "reco_tune.kind"
 """`study` (the parent run) or `trial`."""
 RECORD = "reco_tune.record"
@@ -54,29 +64,76 @@ MIRRORED_STEP = "reco_tune.mirrored_step"
 PART_CHARACTERS = 5000
 """MLflow cuts a tag off at 8,000 characters."""
 PAGE_RUNS = 1000
+LONGEST_REASON = 200
+"""Characters of what MLflow says."""
+LONGEST_MAKING_SECONDS = 60.0
+"""Of a database by another process."""
 
 for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils", "urllib3.connectionpool"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; makes the database where `uri` is a sqlite file that does not exist yet (one process only may do that).
+    """A client; makes the database where `uri` is a sqlite file that does not exist yet, one process at a time.
 
     Raises:
-        TrackingError: where the address is none.
+        TrackingError: where the address is none, nobody answers there, or the database is not MLflow's.
+    """
+    check_address(uri)
+    file = database(uri)
+    if file is not None and not file.exists():  # MLflow itself tries for two minutes
+        above = next(folder for folder in file.absolute().parents if folder.exists())
+        if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
+            raise TrackingError(f"{file} cannot be made, because {above} cannot be written to; give a --tracking-uri")
+    with telling(uri, "cannot be used", "give another --tracking-uri"), ExitStack() as stack:
+        if file is not None:
+            with suppress(OSError, HeldError):  # in a folder that only can be read nobody makes one
+                file.parent.mkdir(parents=True, exist_ok=True)
+                stack.enter_context(lock(file.with_name(f".{file.name}.lock"), LONGEST_MAKING_SECONDS))
+        return MlflowClient(tracking_uri=uri)
+
+
+@contextmanager
+def telling(uri: str, what: str, way_out: str) -> Iterator[None]:
+    """What MLflow raises while the block runs, as one sentence.
+
+    Raises:
+        TrackingError: `MLflow at URI WHAT (reason); WAY_OUT`.
     """
     try:
-        return MlflowClient(tracking_uri=uri)
-    except (MlflowException, OSError) as error:
-        raise TrackingError(
-            f"MLflow cannot use {uri} ({first_line(error)}); give an http address or sqlite:///FILE"
-        ) from error
+        yield
+    except FAILURES as error:
+        raise TrackingError(f"MLflow at {shown(uri)} {what} ({first_line(error)}); {way_out}") from error
 
 
-def find_experiment(client: MlflowClient, name: str) -> Experiment | None:
-    """The experiment of that name, where it exists and was not deleted."""
+def find_experiment(client: MlflowClient, name: str, otherwise: str = "") -> Experiment | None:
+    """The experiment of that name, where there is one.
+
+    Args:
+        otherwise: what else a person can do where it was deleted.
+
+    Raises:
+        TrackingError: where it was deleted, which keeps its name from everybody else.
+    """
     found = client.get_experiment_by_name(name)
-    return found if found is not None and found.lifecycle_stage == "active" else None
+    if found is not None and found.lifecycle_stage != "active":
+        uri = client.tracking_uri
+        raise TrackingError(
+            f"the experiment `{name}` was deleted in MLflow at {shown(uri)}; bring it back with"
+            f" `{restore_command(uri, found.experiment_id)}`{otherwise}"
+        )
+    return found
+
+
+def experiment_of(client: MlflowClient, identity: str) -> Experiment | None:
+    """The experiment that holds a study, whatever its name."""
+    found = client.search_experiments(filter_string=f"tags.`{STUDY_ID}` = '{identity}'", max_results=1)
+    return found[0] if found else None
+
+
+def is_of(parent: Run, identity: str) -> bool:
+    """Whether a parent run is a study's."""
+    return bool(parent.data.tags[STUDY_ID] == identity)
 
 
 def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> list[Run]:
@@ -143,4 +200,5 @@ def digest(path: Path) -> str:
 
 def first_line(error: BaseException) -> str:
     """An error without its stack of causes."""
-    return (str(error).strip().splitlines() or [type(error).__name__])[0][:300]
+    text = (str(error).strip().splitlines() or [type(error).__name__])[0]
+    return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rsplit(' ', 1)[0]} ..."

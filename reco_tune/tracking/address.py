@@ -1,0 +1,103 @@
+"""Addresses of MLflow: what can be one, and whether anybody is there. Imports no MLflow, so that a mistake is told at
+once.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import socket
+import urllib.request
+from pathlib import Path
+from urllib.parse import urlsplit
+
+from reco_tune.errors import TrackingError
+
+SERVERS, DATABASES, MANAGED = ("http", "https"), ("sqlite", "postgresql", "mysql", "mssql"), ("databricks",)
+"""Schemes that MLflow takes; its file store is closed to writers."""
+ANSWER_SECONDS = 5.0
+"""How long a server may take to answer."""
+
+
+def check_address(uri: str) -> None:
+    """
+    Raises:
+        TrackingError: for what cannot be an address of MLflow, and where no server answers.
+    """
+    try:
+        parts = urlsplit(uri)
+        host, port = parts.hostname, parts.port
+    except ValueError as error:
+        raise TrackingError(f"{uri} is no address ({error}); {_EXAMPLES}") from error
+    scheme = parts.scheme.partition("+")[0] or uri
+    if scheme not in (*SERVERS, *DATABASES, *MANAGED):
+        raise TrackingError(f"{shown(uri)} is no address of MLflow; {_EXAMPLES}")
+    if database(uri) in (Path(), Path(":memory:")):
+        raise TrackingError(f"{uri} names no file; {_EXAMPLES}")
+    if scheme in SERVERS:
+        if not host:
+            raise TrackingError(f"{uri} names no server; {_EXAMPLES}")
+        if not (_proxy(scheme, host) or listens(host, port or (443 if scheme == "https" else 80))):
+            raise TrackingError(
+                f"the tracking server {shown(uri)} does not answer; start it, or leave --tracking-uri out and `sync` to"
+                " it later"
+            )
+
+
+def reading_address(experiment: str, uri: str | None) -> str:
+    """Where to read an experiment: `uri`, or that of MLFLOW_TRACKING_URI.
+
+    Raises:
+        TrackingError: where nothing can be read there.
+    """
+    where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
+    if not where:
+        raise TrackingError(
+            f"mlflow:{experiment} needs the address of MLflow; give --tracking-uri or set MLFLOW_TRACKING_URI, for"
+            " example to sqlite:///STUDY_DIR/mlflow.db"
+        )
+    check_address(where)
+    file = database(where)
+    if file is not None and not file.is_file():  # MLflow would make an empty one
+        raise TrackingError(
+            f"mlflow:{experiment}: the database {file} does not exist; give the mlflow.db of a study folder"
+        )
+    return where
+
+
+def database(uri: str) -> Path | None:
+    """File of a sqlite address, `.` where it names none; None for other addresses."""
+    if not uri.startswith("sqlite:"):
+        return None
+    return Path(uri.partition("://")[2].partition("?")[0].removeprefix("/"))
+
+
+def shown(uri: str) -> str:
+    """The address without its password, for messages."""
+    try:
+        password = urlsplit(uri).password
+    except ValueError:
+        password = None
+    return uri.replace(f":{password}@", ":***@") if password else uri
+
+
+def restore_command(uri: str, experiment: str) -> str:
+    """The command that brings an experiment back that was deleted."""
+    return f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))} mlflow experiments restore --experiment-id {experiment}"
+
+
+def listens(host: str, port: int) -> bool:
+    """Whether somebody takes connections there."""
+    try:
+        with socket.create_connection((host, port), ANSWER_SECONDS):
+            return True
+    except OSError:
+        return False
+
+
+def _proxy(scheme: str, host: str) -> bool:
+    """Whether requests go through a proxy, which alone knows who answers."""
+    return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
+
+
+_EXAMPLES = "give an http address such as http://mlflow:5000, or a file as sqlite:////folder/mlflow.db"
