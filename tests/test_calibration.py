@@ -22,7 +22,8 @@ BIG_ENOUGH = {"model.width": 64, "training.batch_size": 16}
 
 
 def test_the_baseline_is_one_without_measuring(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    result = calibrate(toy_experiment({"window.scheme": "full"}), toy_cache, seconds=1000)
+    full = toy_experiment({"window.scheme": "full"})
+    result = calibrate(toy_experiment({"window.scheme": "full", "training.learning_rate": 1}), full, toy_cache, 1000)
     assert result.pop(q.CALIBRATION_SECONDS.name) == 0
     assert set(result.values()) == {1.0}
 
@@ -89,17 +90,17 @@ def test_limits(toy_cache: TokenCache, toy_experiment: Make) -> None:
         scheme: build_scheme(toy_experiment({"window.scheme": scheme}), toy_cache)
         for scheme in ("full", "window", "masked_full", "fewer_frames")
     }
-    whole = arms["full"].model_settings
-    assert scheme_limit(arms["full"]) == scheme_limit(arms["masked_full"]) == 1
-    assert scheme_limit(arms["window"]) == pytest.approx(
+    whole, full = arms["full"].model_settings, arms["full"]
+    assert scheme_limit(full, full) == scheme_limit(arms["masked_full"], full) == 1
+    assert scheme_limit(arms["window"], full) == pytest.approx(
         speedup_limit(whole, WindowSampler(45, 18, 9, 0.5, seed=0)), rel=1e-12
     )
-    assert scheme_limit(arms["fewer_frames"]) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
+    assert scheme_limit(arms["fewer_frames"], full) == step_flops(whole, 0, 45) / step_flops(whole, 0, 18)
 
 
 def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    experiment = toy_experiment({"window.scheme": "window", **BIG_ENOUGH})
-    first, second = (calibrate(experiment, toy_cache, seconds=1.5) for _ in range(2))
+    experiment, full = (toy_experiment({"window.scheme": scheme, **BIG_ENOUGH}) for scheme in ("window", "full"))
+    first, second = (calibrate(experiment, full, toy_cache, seconds=1.5) for _ in range(2))
     assert first["speedup_low"] <= first["speedup"] <= first["speedup_high"]
     assert 1.3 < first["speedup"] < 1.2 * first["speedup_limit"]
     assert first["limit_fraction"] == first["speedup"] / first["speedup_limit"]
@@ -120,9 +121,36 @@ def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None
 
 
 def test_a_mask_on_the_loss_buys_nothing(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    result = calibrate(toy_experiment({"window.scheme": "masked_full", **BIG_ENOUGH}), toy_cache, seconds=1.5)
+    masked, full = (toy_experiment({"window.scheme": scheme, **BIG_ENOUGH}) for scheme in ("masked_full", "full"))
+    result = calibrate(masked, full, toy_cache, seconds=1.5)
     assert result["speedup_limit"] == 1
     assert result["speedup"] < 1.2 and result["peak_memory_ratio"] > 0.9
+
+
+@pytest.mark.parametrize(
+    ("own", "limit", "fastest_above", "memory"),
+    [
+        pytest.param({"model.depth": 2}, None, 1.5, (0.2, 0.9), id="a-smaller-model"),
+        pytest.param({"training.batch_size": 8}, 2.0, 1.3, (0.3, 0.9), id="half-the-batch"),
+        pytest.param({"training.activation_checkpointing": True}, 1.0, 0.4, (0.2, 0.9), id="blocks-computed-again"),
+    ],
+)
+def test_speed_and_memory_are_relative_to_the_studys_baseline(
+    own: dict[str, object],
+    limit: float | None,
+    fastest_above: float,
+    memory: tuple[float, float],
+    toy_cache: TokenCache,
+    toy_experiment: Make,
+) -> None:
+    """An arm with a model or a batch of its own was measured against a baseline with the same: it stood at 1."""
+    full = toy_experiment({"window.scheme": "full", "model.depth": 4, **BIG_ENOUGH})
+    arm = toy_experiment({"window.scheme": "full", "model.depth": 4, **BIG_ENOUGH, **own})
+    result = calibrate(arm, full, toy_cache, seconds=1.0)
+    arms = build_scheme(full, toy_cache), build_scheme(arm, toy_cache)
+    assert result["speedup_limit"] == pytest.approx(limit or arms[0].expected_flops() / arms[1].expected_flops())
+    assert fastest_above < result["speedup"] and (result["speedup"] < 1.1) == (limit == 1)
+    assert memory[0] < result["peak_memory_ratio"] < memory[1]
 
 
 def test_measuring_leaves_the_weights_alone(toy_cache: TokenCache, toy_experiment: Make) -> None:

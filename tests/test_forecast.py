@@ -36,7 +36,7 @@ def test_runs_and_steps_by_hand(toy_experiment: Make) -> None:
             budgets=("equal_steps", "equal_compute"),
             seeds=(0, 1),
             trials=3,
-            search={"training.seed": {"int": [0, 9]}},
+            search={"objective.continuity_weight": {"float": [0, 1]}},
         )
     )
     cost = forecast(planned, flops_per_second=1e9)
@@ -63,7 +63,7 @@ def test_equal_compute_costs_the_baseline(toy_experiment: Make) -> None:
 
 def test_clips_at_deciding_rungs_are_sampled_too(toy_experiment: Make) -> None:
     """Two of three rungs decide, with 256 clips each."""
-    search = {"trials": 1, "search": {"training.seed": {"int": [0, 9]}}}
+    search = {"trials": 1, "search": {"objective.continuity_weight": {"float": [0, 1]}}}
     by_loss, by_clips = (
         forecast(plan(space(shared(toy_experiment), **search, pruning=pruning)), flops_per_second=1e9)
         for pruning in (

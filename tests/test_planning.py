@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_study import small_space
 
-from reco_tune.cost import estimated_speedup, plan
+from reco_tune.cost import estimated_speedup, forecast, plan
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Space, load_space
 
@@ -37,8 +37,30 @@ def test_equal_compute_gives_the_steps_that_the_baselines_cost_buys(tmp_path: Pa
 def test_a_plan_before_calibration_counts_on_the_flop_limit(tmp_path: Path) -> None:
     planned = plan(small_space(tmp_path))
     steps = {run.trial: run.steps for run in planned.runs}
-    assert planned.estimated and steps["reco-equal_compute-s0"] == round(60 * estimated_speedup(planned.arms["reco"]))
-    assert estimated_speedup(planned.arms["full"]) == 1.0
+    assert planned.estimated and steps["reco-equal_compute-s0"] == round(
+        60 * estimated_speedup(planned.arms["reco"], planned.baseline)
+    )
+    assert estimated_speedup(planned.arms["full"], planned.baseline) == 1.0
+
+
+def test_a_budget_is_counted_in_the_studys_baseline(tmp_path: Path) -> None:
+    """An arm with half the model and half the batch got the baseline's number of equal-compute steps."""
+    arms = "arms={full: null, small: {model.depth: 1, training.batch_size: 4}}"
+    planned = plan(small_space(tmp_path, arms))
+    limit = estimated_speedup(planned.arms["small"], planned.baseline)
+    assert limit > 2 and {run.trial: run.steps for run in planned.runs} == {
+        "full-s0": 60,
+        "small-equal_steps-s0": 60,
+        "small-equal_compute-s0": round(60 * limit),
+    }
+    assert [run.steps for run in forecast(planned, 1e9).runs[:3]] == [60, 60, round(60 * limit)]
+
+
+def test_the_baseline_is_full_as_it_is_defined_also_where_it_does_not_run(tmp_path: Path) -> None:
+    own = plan(small_space(tmp_path, "arms={full: {model.depth: 1, objective.norm_weight: 0.1}, reco: null}"))
+    assert own.baseline == own.arms["full"] and own.baseline.model.depth == 1
+    none = plan(small_space(tmp_path, "arms={}", "budgets=[equal_steps]"))
+    assert none.baseline.window.scheme == "full" and none.baseline.model == none.sampled.model  # type: ignore[union-attr]
 
 
 def test_seeds_and_steps_reach_the_settings(tmp_path: Path) -> None:
@@ -63,6 +85,26 @@ def test_pieces_are_prepared_for_the_arm_that_trains_on_sub_clips_alone() -> Non
             {"arms": {"full": {"evaluation.samples": 3}, "reco": {}}},
             "evaluation.samples",
             id="an arm judged otherwise",
+        ),
+        pytest.param(
+            {"arms": {"full": {}, "reco": {"training.steps": 5}}},
+            "training.steps is what budgets count in",
+            id="an arm with steps of its own",
+        ),
+        pytest.param(
+            {"search": {"training.steps": {"int": [5, 9]}}},
+            "training.steps is what budgets count in",
+            id="searching the steps",
+        ),
+        pytest.param(
+            {"arms": {"full": {}, "reco": {"training.seed": 5}}},
+            "training.seed is what `seeds`",
+            id="an arm's own seed",
+        ),
+        pytest.param(
+            {"arms": {"full": {"window.scheme": "window"}, "reco": {}}},
+            "`full` is the baseline, .* window.scheme is window",
+            id="a baseline of windows",
         ),
         pytest.param({"arms": {"full": {}, "search": {}}}, "search", id="an arm with the name of sampled runs"),
         pytest.param({"objectives": {"fdv": "minimize"}}, "fdv", id="an objective that nobody measures"),

@@ -292,12 +292,15 @@ def test_the_limit_of_a_schedule_is_that_of_its_whole_course(toy_cache: TokenCac
     constant = build_scheme(toy_experiment(), toy_cache)
     full = step_flops(constant.model_settings, 0, 45)
     last = build_scheme(toy_experiment({"window.full_fraction": 0.25}), toy_cache)
-    assert scheme_limit(last) == pytest.approx(full / (0.75 * constant.expected_flops() + 0.25 * full), rel=1e-12)
+    baseline = build_scheme(toy_experiment({"window.scheme": "full"}), toy_cache)
+    assert scheme_limit(last, baseline) == pytest.approx(
+        full / (0.75 * constant.expected_flops() + 0.25 * full), rel=1e-12
+    )
     there, back = (
         build_scheme(toy_experiment({"window.schedule": way}), toy_cache) for way in ("short_to_long", "long_to_short")
     )
-    assert scheme_limit(there) == pytest.approx(scheme_limit(back), rel=1e-12)
-    assert 1 < scheme_limit(there) < scheme_limit(constant)
+    assert scheme_limit(there, baseline) == pytest.approx(scheme_limit(back, baseline), rel=1e-12)
+    assert 1 < scheme_limit(there, baseline) < scheme_limit(constant, baseline)
 
 
 def test_strata_hold_every_length_with_its_share() -> None:
@@ -313,7 +316,8 @@ def test_strata_hold_every_length_with_its_share() -> None:
 
 def test_a_schedule_is_calibrated_over_its_lengths(toy_cache: TokenCache, toy_experiment: Make) -> None:
     own = {"window.schedule": "short_to_long", "model.width": 64, "training.batch_size": 16}
-    result = calibrate(toy_experiment(own), toy_cache, seconds=1.0)
+    full = toy_experiment(own | {"window.scheme": "full"})
+    result = calibrate(toy_experiment(own), full, toy_cache, seconds=1.0)
     assert 1.2 < result["speedup_limit"] < 1.5
     assert 0.8 < result["limit_fraction"] < 1.2
 

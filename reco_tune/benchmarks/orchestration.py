@@ -26,7 +26,7 @@ from reco_tune.errors import RunFailedError, SettingsError
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import Space, arm_experiment
+from reco_tune.settings import BASELINE, Space, arm_experiment
 from reco_tune.study_log import StudyFolder, read_events
 
 if TYPE_CHECKING:
@@ -255,7 +255,17 @@ def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Jo
 
     experiment = arm_experiment(space, None, params)
     settings = experiment.model_dump(mode="json")
-    return Job("trial", folder.name, settings, experiment.result_hash(), str(tokens), str(folder), sampled=True)
+    baseline = arm_experiment(space, BASELINE).model_dump(mode="json")
+    return Job(
+        "trial",
+        folder.name,
+        settings,
+        experiment.result_hash(),
+        str(tokens),
+        str(folder),
+        sampled=True,
+        baseline=baseline,
+    )
 
 
 def _as_a_study(space: Space, tokens: Path, folder: Path) -> RecordedSearch:

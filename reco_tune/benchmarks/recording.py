@@ -22,7 +22,7 @@ from reco_tune.evaluation import evaluate, prepare_evaluation
 from reco_tune.files import LineWriter
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import Experiment, Sampler, Space
+from reco_tune.settings import BASELINE, Experiment, Sampler, Space, arm_experiment
 from reco_tune.training import build_scheme, fit
 
 RUNG_VALUES = (q.VAL_CROSS_ENTROPY.name, q.TRAINING_FLOPS.name, "training_cpu_seconds")
@@ -91,7 +91,7 @@ def record(space: Space, path: Path, configurations: int, progress: Progress = q
         update={"sampler": Sampler(kind="random", seed=space.sampler.seed), "trials": configurations}
     )
     done = len(read_table(path)) if path.exists() else 0
-    search, cache = Search(space), None
+    search, cache, baseline = Search(space), None, arm_experiment(space, BASELINE)
     while (proposal := search.ask()) is not None:
         search.apply({"event": "asked", **proposal.event})
         if search.asked <= done:
@@ -100,7 +100,7 @@ def record(space: Space, path: Path, configurations: int, progress: Progress = q
             cache = prepare_tokens(proposal.experiment, progress)
             prepare_evaluation(proposal.experiment, cache, progress)
         progress(search.asked - 1, configurations, "configurations")
-        _append(path, proposal.event["params"] | _measured(proposal.experiment, cache))
+        _append(path, proposal.event["params"] | _measured(proposal.experiment, baseline, cache))
     progress(configurations, configurations, "configurations")
 
 
@@ -120,9 +120,10 @@ def read_table(path: Path) -> list[RecordedRun]:
         ) from error
 
 
-def _measured(experiment: Experiment, cache: TokenCache) -> dict[str, float]:
+def _measured(experiment: Experiment, baseline: Experiment, cache: TokenCache) -> dict[str, float]:
     """One configuration, trained whole and evaluated."""
-    values: dict[str, float] = {q.SPEEDUP_LIMIT.name: scheme_limit(build_scheme(experiment, cache))}
+    limit = scheme_limit(build_scheme(experiment, cache), build_scheme(baseline, cache))
+    values: dict[str, float] = {q.SPEEDUP_LIMIT.name: limit}
     began = time.process_time()
 
     def keep(step: int, metrics: dict[str, float]) -> bool:

@@ -19,7 +19,7 @@ from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
 from reco_tune.errors import SettingsError
 from reco_tune.model import ModelSettings
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import ARMS, PRESETS, Experiment, make_experiment
+from reco_tune.settings import ARMS, BASELINE, PRESETS, Experiment, make_experiment
 
 BLOCKS, WINDOW_BLOCKS = 5, 2
 """Latent frames of a clip and of a window, the paper's; starts lie on whole blocks but for `local`, which may start
@@ -97,6 +97,10 @@ class BenchOptions(NamedTuple):
 
     def experiment(self, shape: Shape, arm: str) -> Experiment:
         """An arm at a shape."""
+        return self.pair(shape, arm)[0]
+
+    def pair(self, shape: Shape, arm: str) -> tuple[Experiment, Experiment]:
+        """An arm at a shape, and the baseline that its speed is relative to."""
         nested: dict[str, Any] = {
             "data": {"layout": "digits", "clip_frames": 1 + (BLOCKS - 1) * _FRAMES, "size_px": _PIXELS * shape.side},
             "tokenizer": {
@@ -115,7 +119,8 @@ class BenchOptions(NamedTuple):
                 "precision": "bfloat16",
                 "compile": arm != "local",
             }  # it may start anywhere: a graph each is too many
-        return make_experiment(nested, ARMS[arm], where=f"arm `{arm}`")
+        one, other = (make_experiment(nested, ARMS[name], where=f"arm `{name}`") for name in (arm, BASELINE))
+        return one, other
 
     @property
     def dtype(self) -> torch.dtype:

@@ -40,7 +40,7 @@ def bench_spread(
                 found = []
                 for repetition in range(repetitions):
                     bench.progress(len(rows) * repetitions + repetition, total, "calibrations")
-                    found.append(calibrate(bench.experiment(shape, arm), cache, bench.seconds)["speedup"])
+                    found.append(calibrate(*bench.pair(shape, arm), cache, bench.seconds)["speedup"])
                 low, middle, high = float(np.min(found)), float(np.median(found)), float(np.max(found))
                 head: Row = {"shape": shape.name, "arm": arm, "repetitions": repetitions, "neighbours": neighbours}
                 rows.append(head | {"lowest": low, "median": middle, "highest": high, "spread": (high - low) / middle})

@@ -61,13 +61,10 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOption
         with random_tokens(shape) as cache:
             for name in arms:
                 bench.progress(len(rows), len(shapes) * len(arms), "arms")
-                experiment = bench.experiment(shape, name)
-                speed = calibrate(experiment, cache, bench.seconds, bench.progress)
+                experiment, baseline = bench.pair(shape, name)
+                speed = calibrate(experiment, baseline, cache, bench.seconds, bench.progress)
                 device = prepare_device(experiment)
-                full, arm = (
-                    TimedStep(build_scheme(bench.experiment(shape, arm), cache), cache, device)
-                    for arm in ("full", name)
-                )
+                full, arm = (TimedStep(build_scheme(own, cache), cache, device) for own in (baseline, experiment))
                 parts = measure_parts(full, arm, bench.seconds, bench.progress)
                 head: Row = {"shape": shape.name, "arm": name}
                 rows.append(

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from dataclasses import replace
 from functools import partial
 
 import numpy as np
@@ -18,35 +17,33 @@ import torch
 from reco_tune import quantities as q
 from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, span_strata, speedup_of
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.model.flops import step_flops
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import Experiment, make_experiment
+from reco_tune.settings import Experiment
 from reco_tune.training.distributed import Group, prepare_device
 from reco_tune.training.schemes import Scheme, build_scheme
 from reco_tune.windows import WindowSpan
 
-_BASELINE = {
-    "window.scheme": "full",
-    "window.length_tokens": None,
-    "window.stride_tokens": None,
-    "objective.continuity_weight": 0.0,
-    "objective.norm_weight": 0.0,
-}
-
 
 def calibrate(
-    experiment: Experiment, cache: TokenCache, seconds: float, progress: Progress = quiet, group: Group = Group()
+    experiment: Experiment,
+    baseline: Experiment,
+    cache: TokenCache,
+    seconds: float,
+    progress: Progress = quiet,
+    group: Group = Group(),
 ) -> dict[str, float]:
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
-    s is a span (start and length) of the window, p(s) its share of the run: a schedule of lengths counts with its
-    whole course. Rounds of (full step, arm's step) for every measured span are repeated for `seconds` after a warm-up
-    (`timing.speedup_of`); steps so slow that `timing.FEWEST_ROUNDS` take longer overrun it. The baseline itself is not
-    measured: it is 1. Also gives the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak
-    memory: on CUDA of the allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward
-    pass keeps for backward (deterministic; short-lived buffers are not in it).
+    Each step is whole: with its own model, batch and precision. s is a span (start and length) of the window, p(s) its
+    share of the run: a schedule of lengths counts with its whole course. Rounds of (full step, arm's step) for every
+    measured span are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps so slow that
+    `timing.FEWEST_ROUNDS` take longer overrun it. A step that is the baseline's is not measured: it is 1. Also gives
+    the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the
+    allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward pass keeps for backward
+    (deterministic; short-lived buffers are not in it).
 
     Args:
+        baseline: what speed and memory are relative to: the study's `full`, as its settings define it.
         group: the run's workers, all of which call this: what is measured is their step together, communication
             included. A process alone measures one worker's share of the batch.
 
@@ -55,8 +52,7 @@ def calibrate(
         (`quantities` names; the last in device seconds), the same on all ranks.
     """
     began = time.perf_counter()
-    baseline = make_experiment(experiment.model_dump(mode="json"), _BASELINE, where="the baseline")
-    if experiment.window.scheme == baseline.window.scheme and experiment.objective == baseline.objective:
+    if experiment.step_settings() == baseline.step_settings():
         return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
     device = prepare_device(experiment)
     schemes = build_scheme(baseline, cache), build_scheme(experiment, cache)
@@ -67,17 +63,17 @@ def calibrate(
     weights = np.array(list(strata.values()))
     low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
     speedup = speedup_of(times_full, times_arm, weights)
-    spent = (time.perf_counter() - began) * group.size
-    measured = _result(speedup, low, high, scheme_limit(schemes[1]), peaks[1] / peaks[0], spent)
+    spent, limit = (time.perf_counter() - began) * group.size, scheme_limit(schemes[1], schemes[0])
+    measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent)
     return group.broadcast_json(measured)  # one that counts: clocks of ranks differ by a little
 
 
-def scheme_limit(scheme: Scheme) -> float:
-    """FLOPs of the full step / expected FLOPs of the scheme's step: what no implementation can exceed but by doing the
+def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
+    """FLOPs of the baseline's step / expected FLOPs of the scheme's: what no implementation can exceed but by doing the
     baseline badly.
     """
-    whole = replace(scheme.model_settings, num_tokens=scheme.experiment.grid.num_tokens)
-    return step_flops(whole, 0, whole.num_tokens) / scheme.expected_flops()
+    clips = baseline.experiment.training.batch_size / scheme.experiment.training.batch_size
+    return clips * baseline.expected_flops() / scheme.expected_flops()
 
 
 def _measure(

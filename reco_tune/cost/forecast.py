@@ -17,7 +17,7 @@ from reco_tune.cost.planning import SEARCH, Plan, PlannedRun, sampled_name
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.pareto import deciding_rungs
-from reco_tune.settings import BASELINE, RUNG_CLIPS, Experiment, Pruning, Space, arm_experiment
+from reco_tune.settings import BASELINE, RUNG_CLIPS, Experiment, Pruning
 from reco_tune.training.distributed import prepare_device
 from reco_tune.training.schemes import plan_scheme
 
@@ -93,7 +93,7 @@ def forecast(plan: Plan, flops_per_second: float | None = None) -> Forecast:
     Args:
         flops_per_second: of one worker on the step's own FLOPs; measured on this machine in about a second where None.
     """
-    rate = flops_per_second or measure_flops_per_second(_full_sequences(plan.space))
+    rate = flops_per_second or measure_flops_per_second(plan.baseline)
     runs, calibrated = [], {BASELINE}
     for run in plan.runs:
         runs.append(_run(run, rate, run.arm not in calibrated))
@@ -147,10 +147,6 @@ def least_memory(experiment: Experiment) -> int:
     tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
     activation = 2 if training.precision == "bfloat16" else 4
     return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
-
-
-def _full_sequences(space: Space) -> Experiment:
-    return arm_experiment(space, BASELINE if BASELINE in space.arms else None, {"window.scheme": "full"})
 
 
 def _run(run: PlannedRun, rate: float, calibrated: bool, rung_clips: int = 0) -> RunForecast:

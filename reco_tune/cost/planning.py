@@ -1,8 +1,9 @@
 """What a study runs: fixed arms times budgets times seeds, then the sampled trials. Pure settings; launches nothing.
 
-`full` runs once and stands under both budgets. An equal-compute arm gets the steps that the baseline's cost buys at the
-arm's speed: calibrated when the study runs and frozen in its log, estimated by the FLOP limit before. At half the
-compute `full` has a run of its own beside the whole one, which the others are compared with.
+`full` is the baseline, as its settings define it, whether it runs or not: steps are counted in its own, speeds are
+relative to its step. It runs once and stands under both budgets. An equal-compute arm gets the steps that the
+baseline's cost buys at the arm's speed: calibrated when the study runs and frozen in its log, estimated by the FLOP
+limit before. At half the compute `full` has a run of its own beside the whole one, which the others are compared with.
 """
 
 from __future__ import annotations
@@ -19,8 +20,12 @@ from reco_tune.training.schemes import plan_scheme
 SEARCH = "search"
 """Arm name of a sampled run."""
 FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
-"""Sections that one study shares, because its runs would not compare otherwise; `window.scheme` is what arms are for.
-"""
+"""Sections that one study shares, because its runs would not compare otherwise."""
+DECIDED = {
+    "training.steps": "is what budgets count in, so all runs share it; set it under `experiment`",
+    "training.seed": "is what `seeds` decides; set those",
+}
+"""Settings that neither an arm nor the search may choose, and what to do instead."""
 
 
 @dataclass(frozen=True)
@@ -47,6 +52,8 @@ class Plan:
     space: Space
     arms: dict[str, Experiment]
     """Each fixed arm's settings as the space file gives them; the key of its calibration is its name."""
+    baseline: Experiment
+    """Settings of `full`, also where no arm of that name runs: what speed, memory and budgets are relative to."""
     runs: tuple[PlannedRun, ...]
     sampled: Experiment | None
     """Settings of a sampled run before anything is sampled: its steps and cost stand for all of them."""
@@ -93,20 +100,25 @@ def plan(space: Space) -> Plan:
         SettingsError: for a search or an arm that would make the runs of one study incomparable.
     """
     _check(space)
-    arms = {name: arm_experiment(space, name) for name in space.arms}
+    arms, baseline = {name: arm_experiment(space, name) for name in space.arms}, arm_experiment(space, BASELINE)
+    if baseline.window.scheme != "full":
+        raise SettingsError(
+            f"arm `{BASELINE}` is the baseline, which trains full sequences, but its window.scheme is"
+            f" {baseline.window.scheme}; call that arm something else"
+        )
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
     if sampled is not None and space.pruning.kind != "none" and space.pruning.grace_rungs >= sampled.training.rungs:
         raise SettingsError(
             f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
             " training.rungs to prune at; lower it or raise training.rungs"
         )
-    limits = {name: estimated_speedup(experiment) for name, experiment in arms.items()}
-    return Plan(space, arms, _runs(space, arms, limits), sampled, estimated=True)
+    limits = {name: estimated_speedup(experiment, baseline) for name, experiment in arms.items()}
+    return Plan(space, arms, baseline, _runs(space, arms, limits), sampled, estimated=True)
 
 
-def estimated_speedup(experiment: Experiment) -> float:
-    """The FLOP limit: a full-sequence step over the arm's expected step."""
-    return scheme_limit(plan_scheme(experiment))
+def estimated_speedup(experiment: Experiment, baseline: Experiment) -> float:
+    """The FLOP limit: the baseline's step over the arm's expected step."""
+    return scheme_limit(plan_scheme(experiment), plan_scheme(baseline))
 
 
 def sampled_name(number: int) -> str:
@@ -149,6 +161,8 @@ def _check(space: Space) -> None:
         for key in keys:
             if key.split(".")[0] in FROZEN_SECTIONS:
                 raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
+            if key in DECIDED:
+                raise SettingsError(f"{where}: {key} {DECIDED[key]}")
     for metric in space.constraints:
         if metric not in quantities.ALL:
             raise SettingsError(f"constraints: {metric} is not a metric; known ones are {', '.join(quantities.ALL)}")

@@ -1,8 +1,9 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
-from reco_tune.settings.experiment import Experiment, flatten
+from reco_tune.settings.experiment import COSTLESS, WHERE, Experiment, flatten
 from reco_tune.settings.files import (
     arm_experiment,
+    known_keys,
     load_experiment,
     load_space,
     make_experiment,
@@ -30,12 +31,14 @@ from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, Bound,
 __all__ = [
     "ARMS",
     "BASELINE",
+    "COSTLESS",
     "FSQ_LEVELS",
     "HOLISTIC",
     "PRESETS",
     "PRETRAINED",
     "PROXIES",
     "RUNG_CLIPS",
+    "WHERE",
     "Bound",
     "Data",
     "Evaluation",
@@ -54,6 +57,7 @@ __all__ = [
     "Window",
     "arm_experiment",
     "flatten",
+    "known_keys",
     "load_experiment",
     "load_space",
     "make_experiment",

@@ -14,6 +14,26 @@ from pydantic import model_validator
 from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
 from reco_tune.settings.sections import Sections
 
+WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
+"""Beginnings of the keys that say where a run works and where its files lie; no result depends on them."""
+COSTLESS = frozenset(
+    f"training.{key}"
+    for key in (
+        "steps",
+        "learning_rate",
+        "schedule",
+        "warmup_steps",
+        "weight_decay",
+        "beta1",
+        "beta2",
+        "gradient_clip",
+        "class_dropout",
+        "rungs",
+        "seed",
+    )
+)
+"""Settings of training that change no optimiser step's cost; every other one may."""
+
 
 class Experiment(Sections):
     """Everything one run depends on; its sections go together, and `window` is given in tokens once made."""
@@ -29,11 +49,23 @@ class Experiment(Sections):
         """Every setting under its dotted key, as plain JSON values."""
         return flatten(self.model_dump(mode="json"))
 
+    def result_settings(self) -> dict[str, Any]:
+        """The settings that a result depends on, by dotted key: all but `WHERE`."""
+        return {key: value for key, value in self.flat().items() if not key.startswith(WHERE)}
+
+    def step_settings(self) -> dict[str, Any]:
+        """The settings that the cost of an optimiser step may depend on, by dotted key, of those that two runs of one
+        study may differ in.
+        """
+        return {
+            key: value
+            for key, value in self.flat().items()
+            if key.startswith(("model.", "window.", "objective.", "training.")) and key not in COSTLESS
+        }
+
     def result_hash(self) -> str:
-        """Hash of the settings that a result depends on: where it runs and where files lie are left out."""
-        ignored = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
-        kept = {key: value for key, value in self.flat().items() if not key.startswith(ignored)}
-        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+        """Hash of the settings that a result depends on."""
+        return hashlib.sha256(json.dumps(self.result_settings(), sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -39,11 +39,7 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
     """
     values = read_yaml(path)
     if not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields):
-        values = {
-            "question": f"What is one run of {path.stem}?",
-            "experiment": values,
-            "arms": {path.stem: {"training.seed": 0}},
-        }
+        values = _one_run(path, values, overrides)
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
     for key, value in parse_overrides(overrides).items():
@@ -163,6 +159,18 @@ def save_space(space: Space, path: Path) -> None:
 def _sentence(error: Mapping[str, Any]) -> str:
     message = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
     return message[0].lower() + message[1:]
+
+
+def _one_run(path: Path, experiment: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+    """The space of an experiment file: one arm, which adds nothing to it, at its own seed."""
+    given = load_experiment(path, [item for item in overrides if item.partition(".")[0] in Experiment.model_fields])
+    name = path.stem if _ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
+    return {
+        "question": f"What is one run of {path.stem}?",
+        "experiment": experiment,
+        "arms": {name: {"window.scheme": given.window.scheme}},
+        "seeds": [given.training.seed],
+    }
 
 
 def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:

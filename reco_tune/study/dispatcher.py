@@ -47,6 +47,8 @@ class Job:
     attempt: int = 1
     sampled: bool = False
     """Whether the run calibrates its own settings first."""
+    baseline: dict[str, Any] | None = None
+    """The experiment that speed and memory are relative to, nested; None where nothing is calibrated."""
     calibration: dict[str, float] | None = None
     """Speed metrics that are known already."""
     judged: bool = False

@@ -8,9 +8,10 @@ does the work.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import Any
 
 from reco_tune.cost.planning import SEARCH, Plan
-from reco_tune.settings import BASELINE, make_experiment
+from reco_tune.settings import BASELINE, WHERE, make_experiment
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search
@@ -90,6 +91,15 @@ class JobSource:
         return f"studies/{self._folder.identity}/{trial}"
 
     @property
+    def _baseline(self) -> dict[str, Any]:
+        return self.plan.baseline.model_dump(mode="json")
+
+    @property
+    def _where(self) -> dict[str, Any]:
+        """Where runs work and where files lie: as it is now, not as it was when they were planned."""
+        return {key: value for key, value in self.plan.shared.flat().items() if key.startswith(WHERE)}
+
+    @property
     def _study(self) -> StudyRecord:
         return self._writer.study
 
@@ -108,6 +118,7 @@ class JobSource:
                 key=CALIBRATION + arm,
                 settings=experiment.model_dump(mode="json"),
                 settings_hash=experiment.result_hash(),
+                baseline=self._baseline,
                 tokens=self.inputs.tokens,
                 folder="",
                 storage=self.inputs.address,
@@ -163,8 +174,9 @@ class JobSource:
         return Job(
             kind="trial",
             key=record.trial,
-            settings=make_experiment({}, record.settings, where=record.trial).model_dump(mode="json"),
+            settings=make_experiment({}, record.settings | self._where, where=record.trial).model_dump(mode="json"),
             settings_hash=record.settings_hash,
+            baseline=self._baseline,
             tokens=self.inputs.tokens,
             folder=str(folder.resolve()),
             attempt=attempt,

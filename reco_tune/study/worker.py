@@ -125,7 +125,7 @@ def execute(job: Job, hooks: Hooks) -> None:
     here = fetch_cache(job, storage) if storage else LocalFolders(experiment, Path(job.tokens), Path(job.folder))
     cache = TokenCache.open(here.tokens)
     if job.kind == "calibration":
-        hooks.event("calibrated", metrics=_calibrated(experiment, cache, group, hooks))
+        hooks.event("calibrated", metrics=_calibrated(job, experiment, cache, group, hooks))
         return
     store: Store = _shared
     if group.leads:
@@ -168,7 +168,7 @@ def _run(
 
     metrics: dict[str, float] = {}
     if job.sampled:
-        metrics |= job.calibration or _calibrated(experiment, cache, group, hooks)
+        metrics |= job.calibration or _calibrated(job, experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
     measure = KernelAtRungs(here.experiment, cache, job.generates_at, group, hooks.progress)
@@ -192,10 +192,11 @@ def _run(
     return result
 
 
-def _calibrated(experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
+def _calibrated(job: Job, experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
     """The measurement of all ranks together, the same on each."""
     hooks.progress(0, 1, "calibrating")
-    return finite(calibrate(experiment, cache, experiment.resources.calibration_seconds, group=group))
+    baseline, seconds = Experiment.model_validate(job.baseline), experiment.resources.calibration_seconds
+    return finite(calibrate(experiment, baseline, cache, seconds, group=group))
 
 
 def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:
