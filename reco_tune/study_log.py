@@ -37,8 +37,8 @@ EventName = Literal[
     "evaluated",
     "finished",
 ]
-"""`study` opens a log (name, question, arms, constraints, provenance); `known` is a run of an earlier study that the
-search starts with; `finished` says that nothing is left to do.
+"""`study` opens a log (name, question, arms, settings, constraints, provenance); `known` is a run of an earlier study
+that the search starts with; `finished` says that nothing is left to do.
 """
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
@@ -216,6 +216,10 @@ class StudyRecord:
     """Speed metrics by calibration key (an arm's name, or a sampled run's)."""
     arms: list[str] = field(default_factory=list)
     """Arms in the order of the space file."""
+    settings: dict[str, Any] = field(default_factory=dict)
+    """The space that it was begun with; empty where an earlier version began it, which also measured the speed of an
+    arm with a model or a batch of its own against a baseline with the same.
+    """
     constraints: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> the `min` and `max` that the search is allowed."""
     finished: bool = False
@@ -312,6 +316,7 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
     if name == "study":
         study.name, study.question, study.arms = event["name"], event["question"], event["arms"]
         study.provenance, study.constraints = event["provenance"], event.get("constraints", {})
+        study.settings = event.get("settings", {})
     elif name == "calibrated":
         study.calibrations[event["key"]] = event["metrics"]
         if event.get("trial") in study.runs:

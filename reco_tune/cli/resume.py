@@ -2,15 +2,29 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from reco_tune.cli.options import Address, StudyDir, TrackingUri, study_folder
 
 
-def resume(study_dir: StudyDir, address: Address = None, tracking_uri: TrackingUri = None) -> None:
-    """Goes on with a study that was stopped or whose process died; what is finished is never repeated.
+def resume(
+    study_dir: StudyDir,
+    changes: Annotated[
+        list[str] | None,
+        typer.Option("--set", metavar="KEY=VALUE", help="Changes where it runs: resources.*, or where data lies."),
+    ] = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+) -> None:
+    """Goes on with a study that was stopped or whose process died; what is finished is never repeated. Refused where a
+    setting was changed that its runs depend on.
 
     \b
-    Example:
+    Examples:
       reco-tune resume studies/evidence
+      reco-tune resume studies/evidence --address auto --set resources.gpus_per_worker=1
     """
     folder = study_folder(study_dir)
 
@@ -18,4 +32,9 @@ def resume(study_dir: StudyDir, address: Address = None, tracking_uri: TrackingU
     from reco_tune.study import Options, resume
 
     options = Options(address=address, tracking_uri=tracking_uri, command=command_line())
-    carry_out(folder, sampled_trials(folder), lambda observer: resume(folder, options, observer), tracking_uri)
+    carry_out(
+        folder,
+        sampled_trials(folder),
+        lambda observer: resume(folder, options, observer, changes or ()),
+        tracking_uri,
+    )

@@ -10,7 +10,7 @@ from __future__ import annotations
 import signal
 import threading
 import uuid
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -27,7 +27,7 @@ from reco_tune.cost.planning import Plan, plan
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
-from reco_tune.settings import Space, load_space
+from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
 from reco_tune.study.dispatcher import Dispatcher
@@ -36,8 +36,9 @@ from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
-from reco_tune.study.study_writer import Observer, StudyWriter, claimed, frozen, locked
+from reco_tune.study.study_writer import Observer, StudyWriter, claimed, freeze, frozen, locked
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
+from reco_tune.study.unchanged import check_unchanged
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
 from reco_tune.tracking import Mirror, check_name
@@ -88,14 +89,19 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
         for earlier in space.warm_start:
             read_study(earlier)
     with claimed(space, target):
-        return Driver(planned, target, options, observer).drive()
+        return _driver(planned, target, options, observer).drive()
 
 
-def resume(folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
+def resume(
+    folder: Path, options: Options = Options(), observer: Observer = Observer(), changes: Sequence[str] = ()
+) -> StudyResult:
     """Goes on with the study in a folder, after any crash; what is finished is not repeated.
 
+    Args:
+        changes: `key=value` of settings that say where it runs (`WHERE`); they hold from here on.
+
     Raises:
-        StudyError: where the folder holds no study, or a live one.
+        StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
     """
     target = StudyFolder(Path(folder))
     if not target.settings.exists():
@@ -103,8 +109,17 @@ def resume(folder: Path, options: Options = Options(), observer: Observer = Obse
             f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
             " named"
         )
+    for key in parse_overrides(changes):
+        if not key.startswith(WHERE):
+            raise StudyError(
+                f"--set {key}: only settings that say where a study runs ({', '.join(f'{key}*' for key in WHERE)}) may"
+                " change under it; begin a new study for another value"
+            )
     with locked(target):
-        driver = Driver(plan(load_space(target.settings)), target, options, observer)
+        planned = plan(load_space(target.settings, changes))
+        driver = _driver(planned, target, options, observer)
+        if changes:
+            freeze(planned.space, target)
         if not driver.study.finished:
             _check(driver.jobs.plan, target, options)
         return driver.drive()
@@ -128,6 +143,16 @@ def _name(folder: StudyFolder, options: Options) -> str:
     """Under which a study is opened, or was."""
     opened = read_study(folder.path).name if folder.events.is_file() else ""
     return opened or options.name or folder.path.resolve().name
+
+
+def _driver(plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> Driver:
+    """
+    Raises:
+        StudyError: where the settings are no longer those that the study's runs depend on.
+    """
+    if folder.events.exists():
+        check_unchanged(plan.space, read_study(folder.path), folder)
+    return Driver(plan, folder, options, observer)
 
 
 class Driver:
@@ -179,6 +204,7 @@ class Driver:
             name=_name(self._folder, self._options),
             question=self._space.question,
             arms=list(self._space.arms),
+            settings=self._space.model_dump(mode="json", exclude={"source"}),
             constraints={
                 metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
             },

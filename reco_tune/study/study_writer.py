@@ -12,7 +12,7 @@ from typing import Any
 
 from reco_tune.errors import StudyError
 from reco_tune.locks import HeldError, lock
-from reco_tune.settings import Space, flatten, load_space, save_space
+from reco_tune.settings import WHERE, Space, flatten, load_space, save_space
 from reco_tune.settings.files import make, merge
 from reco_tune.settings.sections import Sections
 from reco_tune.study.searcher import Search
@@ -79,10 +79,15 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
         raise StudyError(f"{folder.path} is not empty and holds no study; give another --output")
     with locked(folder):
         if not folder.settings.exists():
-            staging = folder.path / ".settings.yaml"
-            save_space(space, staging)
-            staging.replace(folder.settings)
+            freeze(space, folder)
         yield
+
+
+def freeze(space: Space, folder: StudyFolder) -> None:
+    """Writes the settings of a study, which are whole or those before whatever happens."""
+    staging = folder.path / ".settings.yaml"
+    save_space(frozen(space), staging)
+    staging.replace(folder.settings)
 
 
 def frozen(space: Space) -> Space:
@@ -118,7 +123,7 @@ def _check_same(space: Space, folder: StudyFolder) -> None:
 
     def essence(of: Space) -> dict[str, Any]:
         values = flatten({**of.model_dump(mode="json", exclude={"source", "resources"})})
-        elsewhere = ("experiment.resources.", "experiment.data.root", "experiment.data.cache_dir")
+        elsewhere = tuple(f"experiment.{key}" for key in WHERE)
         return {key: value for key, value in values.items() if not key.startswith(elsewhere)}
 
     theirs, ours = essence(load_space(folder.settings)), essence(space)

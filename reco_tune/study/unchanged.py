@@ -1,0 +1,126 @@
+"""What may not change under a study: every setting that a result depends on. Runs that differ in one would stand in one
+row of a table as if they were seeds of one arm.
+
+Compares the settings in a study's folder with those that its log was begun with, and with those of the runs in it; only
+knows settings and the log, and changes nothing. What a study may grow by (arms, seeds, budgets, trials) and where it
+runs (`WHERE`) is free.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+from pydantic import BaseModel
+
+from reco_tune.cost.planning import SEARCH
+from reco_tune.errors import StudyError
+from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment, known_keys, make_experiment
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
+
+OF_THE_SEARCH = ("search", "objectives", "constraints", "sampler", "pruning", "repeats", "warm_start")
+"""Keys of a space by which one proposal follows from those before it."""
+
+
+class Change(NamedTuple):
+    """A setting whose value is another one now."""
+
+    key: str
+    before: Any
+    now: Any
+
+
+def check_unchanged(space: Space, study: StudyRecord, folder: StudyFolder) -> None:
+    """
+    Args:
+        space: of the folder's settings, as they are now.
+        study: of its log.
+
+    Raises:
+        StudyError: where a setting changed that may not; it names the first, both values and the way out.
+    """
+    if not study.name:
+        return  # nothing was begun
+    for change in _changes(space, study):
+        raise StudyError(
+            f"{folder.settings}: {change.key} is {_word(change.now)}, but the study runs with {_word(change.before)};"
+            " put it back, or make the change an arm of its own or a new study: runs of both would not compare"
+        )
+    if not (study.settings or study.finished):
+        for whose, key in _own_steps(space):
+            raise StudyError(
+                f"the study in {folder.path} was begun by a version that measured the speed of {whose}, {key} of its"
+                f" own included, against a baseline with the same, not against `{BASELINE}`; begin a new study"
+            )
+
+
+def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
+    begun = Space.model_validate(study.settings) if study.settings else None
+    if begun is not None:
+        for name in OF_THE_SEARCH if begun.trials else ():
+            yield from _differing(name, getattr(begun, name), getattr(space, name))
+        for arm in begun.arms:
+            if arm not in space.arms:
+                yield Change(f"arms.{arm}", begun.arms[arm], None)
+        for arm in dict.fromkeys([BASELINE, *begun.arms]):
+            yield from _compared(arm, arm_experiment(begun, arm), arm_experiment(space, arm))
+        if begun.trials:
+            yield from _compared(SEARCH, *(arm_experiment(of, None, _first_seed(of)) for of in (begun, space)))
+    known = known_keys()
+    for run in _telling(study):
+        before = {key: value for key, value in run.settings.items() if key in known}  # of an earlier version, too
+        if run.arm == SEARCH:
+            now = arm_experiment(space, None, {"training.seed": run.seed, **run.params})
+        elif run.arm in space.arms:
+            steps = {} if run.budget in ("both", "equal_steps") else {"training.steps": before["training.steps"]}
+            now = arm_experiment(space, run.arm, {"training.seed": run.seed, **steps})
+        else:
+            continue
+        yield from _compared(run.arm, make_experiment({}, before, where=run.trial), now)
+
+
+def _telling(study: StudyRecord) -> Iterator[RunRecord]:
+    """Runs whose settings tell those of all: each of a fixed arm, and the first and last sampled one."""
+    sampled = [run for run in study.runs.values() if run.arm == SEARCH]
+    yield from (run for run in study.runs.values() if run.arm != SEARCH)
+    yield from sampled[:1] + sampled[-1:]
+
+
+def _first_seed(space: Space) -> dict[str, int]:
+    """Sampled runs have the first of the seeds."""
+    return {"training.seed": space.seeds[0]}
+
+
+def _compared(arm: str, before: Experiment, now: Experiment) -> Iterator[Change]:
+    whose = "sampled runs" if arm == SEARCH else f"arm `{arm}`"
+    for change in _differing("", before.result_settings(), now.result_settings()):
+        yield change._replace(key=f"{change.key} of {whose}")
+
+
+def _differing(name: str, before: Any, now: Any) -> Iterator[Change]:
+    if isinstance(before, dict) and isinstance(now, dict):
+        for key in dict.fromkeys([*before, *now]):
+            yield from _differing(f"{name}.{key}".lstrip("."), before.get(key), now.get(key))
+    elif before != now:
+        yield Change(name, before, now)
+
+
+def _word(value: Any) -> str:
+    """A value as a settings file has it."""
+    if value is None:
+        return "left out"
+    plain = value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
+    return json.dumps(plain, default=str)
+
+
+def _own_steps(space: Space) -> Iterator[tuple[str, str]]:
+    """Arms and searches with a setting of model or training that makes their steps cost another thing than the
+    baseline's, each with that setting.
+    """
+    baseline = arm_experiment(space, BASELINE).step_settings()
+    costly = [key for key in baseline if key.startswith(("model.", "training."))]
+    for arm in space.arms:
+        own = arm_experiment(space, arm).step_settings()
+        yield from ((f"arm `{arm}`", key) for key in costly if own[key] != baseline[key])
+    yield from (("sampled runs", key) for key in space.search if key in [*costly, "model.preset"])
