@@ -84,7 +84,8 @@ with joined(experiment) as group:
         return lambda: (finish(), time.sleep(0.05))
 
     with patch.object(Group, "begin_sum_", slowly):
-        results["calibration"] = calibrate(experiment, cache, seconds=0.0, group=group)
+        full = make_experiment(nested, {"window.scheme": "full"}, where="test")
+        results["calibration"] = calibrate(experiment, full, cache, seconds=0.0, group=group)
     results["gather"] = [part.tolist() for part in group.gather(torch.arange(group.rank + 1))]
     results["json"] = group.broadcast_json({"from": group.rank, "text": "λ"})
     group.barrier()

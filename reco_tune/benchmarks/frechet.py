@@ -76,4 +76,5 @@ def _features(count: int, dimensions: int, seed: int) -> np.ndarray:
     generator = np.random.default_rng(seed)
     mixing = np.linalg.qr(np.random.default_rng(2).normal(size=(dimensions, dimensions)))[0]
     spread = (1 + np.arange(dimensions)) ** -0.5
-    return generator.normal(size=(count, dimensions)) * spread @ mixing + 0.1 * seed
+    features: np.ndarray = generator.normal(size=(count, dimensions)) * spread @ mixing + 0.1 * seed
+    return features

@@ -223,8 +223,8 @@ def bench_space(cache: Path, trials: int, steps: int) -> Space:
 def _steps_of(length: float, pilot: RecordedSearch) -> int:
     """Steps that make a trial of so many seconds, as the pilot's trial went."""
     metrics = next(event["metrics"] for event in pilot.events if event["event"] == "evaluated")
-    training = metrics[q.TRAINING_SECONDS.name]
-    besides = 3600 * metrics[q.GPU_HOURS.name] - training
+    training: float = metrics[q.TRAINING_SECONDS.name]
+    besides: float = 3600 * metrics[q.GPU_HOURS.name] - training
     return max(PILOT_STEPS, math.ceil((length - besides) * PILOT_STEPS / training))
 
 

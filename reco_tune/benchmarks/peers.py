@@ -123,4 +123,5 @@ class _PlainBlock(nn.Module):
         )
         attended = F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
         hidden_BTD = hidden_BTD + self.out(attended.transpose(1, 2).reshape(batch, length, width))
-        return hidden_BTD + self.mlp(self.norm_2(hidden_BTD))
+        change_BTD: Tensor = self.mlp(self.norm_2(hidden_BTD))
+        return hidden_BTD + change_BTD

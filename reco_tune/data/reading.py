@@ -99,7 +99,8 @@ def _averaged(frame_HWC: np.ndarray, size_px: int) -> np.ndarray:
     if factor == 1:
         return frame_HWC
     blocks = frame_HWC.reshape(size_px, factor, size_px, factor, 3)
-    return np.rint(blocks.sum(axis=(1, 3), dtype=np.float32) / np.float32(factor**2)).astype(np.uint8)
+    averaged: np.ndarray = np.rint(blocks.sum(axis=(1, 3), dtype=np.float32) / np.float32(factor**2))
+    return averaged.astype(np.uint8)
 
 
 def _filtered(frame_HWC: np.ndarray, size_px: int) -> np.ndarray:

@@ -181,7 +181,7 @@ class TokenCache:
 
     def _array(self, name: str, shape: tuple[int, ...]) -> np.ndarray:
         try:
-            array = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
+            array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
             raise DataError(_damaged(self.path, f"{name}.npy is missing or cut off")) from error
         if array.shape != shape:

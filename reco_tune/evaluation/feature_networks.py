@@ -59,11 +59,13 @@ class VideoNetwork(nn.Module):
 
     def features(self, pixels_BCFHW: Tensor) -> Tensor:
         """Unscaled features [B, D]."""
-        return self.trunk(pixels_BCFHW).mean(dim=(2, 3, 4))
+        maps_BCFHW: Tensor = self.trunk(pixels_BCFHW)
+        return maps_BCFHW.mean(dim=(2, 3, 4))
 
     def frame_logits(self, frames_NCHW: Tensor) -> Tensor:
         """Class logits of single frames."""
-        return self.frame_head(self.frame_trunk(frames_NCHW).mean(dim=(2, 3)))
+        logits: Tensor = self.frame_head(self.frame_trunk(frames_NCHW).mean(dim=(2, 3)))
+        return logits
 
     def describe(self, pixels_BCFHW: Tensor) -> tuple[Tensor, Tensor | None, Tensor | None]:
         features = self.features(pixels_BCFHW)

@@ -54,7 +54,9 @@ def attend(
 def _on_cpu(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None) -> Tensor:
     length = queries.shape[2]
     if queries.dtype in (torch.float32, torch.float64) and length > LONGEST_IN_ONE_CALL:
-        return _RowBlocks.apply(queries, keys, values, *(prefix or (keys[:, :, :0], values[:, :, :0])), ROWS)
+        before = prefix or (keys[:, :, :0], values[:, :, :0])
+        attended: Tensor = _RowBlocks.apply(queries, keys, values, *before, ROWS)  # type: ignore[no-untyped-call]
+        return attended
     if prefix is None:
         return F.scaled_dot_product_attention(queries, keys, values, is_causal=True)
     keys, values = joined(keys, values, prefix)

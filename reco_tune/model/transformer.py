@@ -300,7 +300,8 @@ class Block(nn.Module):
 
     def _finish(self, hidden_BSD: Tensor, attended_BHSK: Tensor) -> Tensor:
         hidden_BSD = hidden_BSD + self.attention_out(attended_BHSK.transpose(1, 2).flatten(2))
-        return hidden_BSD + self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BSD))))
+        change_BSD: Tensor = self.mlp_out(F.gelu(self.mlp_in(self.mlp_norm(hidden_BSD))))
+        return hidden_BSD + change_BSD
 
 
 def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -> Tensor:

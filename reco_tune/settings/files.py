@@ -137,7 +137,7 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
     Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it.
     """
-    merged = json.loads(json.dumps(dict(nested), default=str))
+    merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
     for key, value in overrides.items():
         _put(merged, key, value)
@@ -157,7 +157,7 @@ def save_space(space: Space, path: Path) -> None:
 
 
 def _sentence(error: Mapping[str, Any]) -> str:
-    message = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    message: str = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
     return message[0].lower() + message[1:]
 
 

@@ -75,11 +75,13 @@ class CosmosTokenizer(Pretrained):
         save_parts(path, KIND, self._values, self._programs, self.pixels)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        return self._run(self._encoder, video_BCFHW)[0] - self._offset
+        codes_Btrc: torch.Tensor = self._run(self._encoder, video_BCFHW)[0] - self._offset
+        return codes_Btrc
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
         video = self._decoder.to(codes_Btrc.device)((codes_Btrc + self._offset).to(torch.int32))
-        return video[0] if isinstance(video, tuple) else video
+        video_BCFHW: torch.Tensor = video[0] if isinstance(video, tuple) else video
+        return video_BCFHW
 
     def _run(self, program: torch.jit.ScriptModule, video_BCFHW: torch.Tensor) -> Any:
         """In the number type of the program's weights, bfloat16 as published."""
@@ -116,6 +118,7 @@ class CosmosTokenizer(Pretrained):
 
 def _loaded(program: torch.Tensor) -> torch.jit.ScriptModule:
     try:
-        return torch.jit.load(io.BytesIO(program.numpy().tobytes()), map_location="cpu").eval()
+        loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(program.numpy().tobytes()), map_location="cpu")
+        return loaded.eval()
     except RuntimeError as error:
         raise DataError(f"{' or '.join(_FILES)} is no TorchScript program; download it again") from error

@@ -108,11 +108,12 @@ class LarpTokenizer(Pretrained):
         save_parts(path, KIND, self._config, self._weights, self.pixels, self._code)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        codes_BT = self._network.to(video_BCFHW.device).encode(video_BCFHW)["bottleneck_rep"]
+        codes_BT: torch.Tensor = self._network.to(video_BCFHW.device).encode(video_BCFHW)["bottleneck_rep"]
         return codes_BT[:, None, None, :]
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        return self._network.to(codes_Btrc.device).decode_from_bottleneck(codes_Btrc.flatten(1))
+        video_BCFHW: torch.Tensor = self._network.to(codes_Btrc.device).decode_from_bottleneck(codes_Btrc.flatten(1))
+        return video_BCFHW
 
 
 def _downloaded(name: str) -> Path:

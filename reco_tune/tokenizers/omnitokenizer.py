@@ -97,10 +97,12 @@ class OmniTokenizer(Pretrained):
         save_parts(path, KIND, self._arguments, self._weights, self.pixels, self._code)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        return self._network.to(video_BCFHW.device).encode(video_BCFHW, is_image=False)
+        codes_Btrc: torch.Tensor = self._network.to(video_BCFHW.device).encode(video_BCFHW, is_image=False)
+        return codes_Btrc
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        return self._network.to(codes_Btrc.device).decode(codes_Btrc, is_image=False)
+        video_BCFHW: torch.Tensor = self._network.to(codes_Btrc.device).decode(codes_Btrc, is_image=False)
+        return video_BCFHW
 
 
 def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Path) -> Any:

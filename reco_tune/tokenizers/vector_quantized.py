@@ -272,7 +272,8 @@ class _ChannelNorm(nn.Module):
         self.norm = nn.LayerNorm(channels)
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        return self.norm(x_BCtrc.movedim(1, -1)).movedim(-1, 1)
+        normed_BtrcC: torch.Tensor = self.norm(x_BCtrc.movedim(1, -1))
+        return normed_BtrcC.movedim(-1, 1)
 
 
 class _CausalConv(nn.Module):
@@ -283,7 +284,8 @@ class _CausalConv(nn.Module):
         self.conv = nn.Conv3d(channels_in, channels_out, (2, 3, 3), stride=(1, stride, stride))
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        return self.conv(functional.pad(x_BCtrc, (1, 1, 1, 1, 1, 0)))
+        convolved: torch.Tensor = self.conv(functional.pad(x_BCtrc, (1, 1, 1, 1, 1, 0)))
+        return convolved
 
 
 class _Residual(nn.Module):
@@ -294,7 +296,8 @@ class _Residual(nn.Module):
         )
 
     def forward(self, x_BCtrc: torch.Tensor) -> torch.Tensor:
-        return x_BCtrc + self.body(x_BCtrc)
+        change: torch.Tensor = self.body(x_BCtrc)
+        return x_BCtrc + change
 
 
 def _to_float(video: torch.Tensor) -> torch.Tensor:

@@ -89,10 +89,12 @@ class VidTokTokenizer(Pretrained):
         save_parts(path, KIND, self._config, self._network.state_dict(), self.pixels)
 
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        return self._network.to(video_BCFHW.device)(video_BCFHW, encoder_mode=True)[1]
+        codes_Btrc: torch.Tensor = self._network.to(video_BCFHW.device)(video_BCFHW, encoder_mode=True)[1]
+        return codes_Btrc
 
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        return self._network.to(codes_Btrc.device).decode(codes_Btrc, decode_from_indices=True)
+        video_BCFHW: torch.Tensor = self._network.to(codes_Btrc.device).decode(codes_Btrc, decode_from_indices=True)
+        return video_BCFHW
 
 
 def _first_line(error: BaseException) -> str:

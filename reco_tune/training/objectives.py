@@ -113,7 +113,7 @@ def loss_terms(model: VideoTransformer, output: WindowOutput, targets_BW: Tensor
         cross_entropy = F.cross_entropy(output.logits_BWV.flatten(0, 1), targets_BW.flatten().long())
     else:
         normed_ND = model.final_norm(output.hidden_BWD).flatten(0, 1)
-        cross_entropy = _ChunkedCrossEntropy.apply(
+        cross_entropy = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             normed_ND, model.head.weight, targets_BW.flatten().long(), options.chunk_tokens
         )
     total = cross_entropy
