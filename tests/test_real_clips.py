@@ -6,11 +6,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import av
 import numpy as np
 import pytest
 import torch
 
-from reco_tune.data import video
 from reco_tune.data.clips import decode, list_clips
 from reco_tune.data.video import EXTENSIONS, count_frames, read_frames
 from reco_tune.preparation import prepare_tokens
@@ -23,16 +23,12 @@ FILES = sorted(path for path in ROOT.rglob("*") if path.suffix in EXTENSIONS) if
 
 
 @pytest.mark.parametrize("path", FILES, ids=lambda path: path.parent.name)
-def test_decord_and_pyav_see_the_same_frames(path: Path) -> None:
-    """Colour conversions differ by rounding, so frames are compared in gray levels; a frame off by one would differ by
-    far more.
-    """
-    frames = count_frames(path)
-    assert frames >= 32
-    wanted = [0, 7, frames // 2]
-    ours = read_frames(path, wanted).astype(int)
-    other = np.concatenate(list(video.pyav_chunks(path, [wanted]))).astype(int)
-    assert np.abs(ours - other).mean(axis=(1, 2, 3)).max() < 3
+def test_any_frame_is_the_frame_of_a_plain_loop(path: Path) -> None:
+    with av.open(str(path)) as container:
+        frames = [frame.to_ndarray(format="rgb24") for frame in container.decode(video=0)]
+    assert count_frames(path) == len(frames) >= 32
+    for start in (len(frames) // 2, len(frames) - 5, 7, 0):
+        assert np.array_equal(read_frames(path, range(start, start + 5)), frames[start : start + 5])
 
 
 def test_clips_of_all_videos_and_no_shared_frames() -> None:

@@ -8,17 +8,20 @@ import json
 import shutil
 import subprocess
 import sys
+from functools import partial
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from numbered_videos import copy_packets, write_numbered
 
 from reco_tune.data.clips import decode, list_clips
+from reco_tune.data.layouts import data_fingerprint
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter
 from reco_tune.data.video import write_video
 from reco_tune.errors import DataError, TooFewClipsError
-from reco_tune.preparation import prepare_tokens
+from reco_tune.preparation import prepare, prepare_tokens
 from reco_tune.settings import Data, Evaluation, Experiment, TokenGrid, Tokenizer
 from reco_tune.tokenizers import load_tokenizer
 
@@ -277,17 +280,13 @@ def test_the_first_to_finish_wins(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("reference_clips", [8, 500], ids=["most decoded after the fit", "all pixels kept"])
 def test_videos_that_break_while_decoding_are_left_out_and_listed(tmp_path: Path, reference_clips: int) -> None:
-    for name in range(6):
+    for name in (0, 1, 2, 4, 5):
         (tmp_path / "videos" / "A").mkdir(parents=True, exist_ok=True)
         frames = np.random.default_rng(name).integers(0, 256, (40, 32, 32, 3), dtype=np.uint8)
         write_video(tmp_path / "videos" / "A" / f"{name}.mp4", frames)
     (tmp_path / "videos" / "A" / "text.mp4").write_text("no video")
-    broken = tmp_path / "videos" / "A" / "3.mp4"
-    content = bytearray(broken.read_bytes())
-    begin = content.index(b"mdat") + 4
-    length = int.from_bytes(content[begin - 8 : begin - 4], "big") - 8
-    content[begin : begin + length] = bytes(length)
-    broken.write_bytes(content)
+    whole = write_numbered(tmp_path / "whole.webm", 40, "libvpx-vp9")
+    copy_packets(whole, tmp_path / "videos/A/3.webm", lambda number, content: content[: 3 if number else None])
     experiment = Experiment(
         data=Data(
             layout="class_folders", root=tmp_path / "videos", split="time", clip_frames=5, size_px=16, clip_stride=2
@@ -296,20 +295,41 @@ def test_videos_that_break_while_decoding_are_left_out_and_listed(tmp_path: Path
         evaluation=Evaluation(reference_clips=reference_clips, validation_clips=4),
     )
     cache = prepare_tokens(experiment, piece_blocks=(2,))
-    assert {path.as_posix() for path, _ in cache.skipped} == {"A/3.mp4", "A/text.mp4"}
+    assert {path.as_posix() for path, _ in cache.skipped} == {"A/3.webm", "A/text.mp4"}
     assert {
         line.split(",")[0].rsplit("/", 1)[-1] for line in (cache.path / "skipped.csv").read_text().splitlines()[1:]
     } == {
-        "3.mp4",
+        "3.webm",
         "text.mp4",
     }
     assert cache.path.is_relative_to(tmp_path / ".cache" / "reco-tune")
     listed = list_clips(experiment.data)
     for split, clips in (("train", listed.train), ("test", listed.test)):
-        assert cache.sources(split) == [clip for clip in clips if clip.path != Path("A/3.mp4")], "order kept"
+        assert cache.sources(split) == [clip for clip in clips if clip.path != Path("A/3.webm")], "order kept"
         codes = load_tokenizer(cache.tokenizer_path).encode(_all_pixels(experiment, cache, split))
         assert np.array_equal(cache.tokens(split), codes.flatten(1))
         assert np.array_equal(cache.pieces(split, 2)[:, 0], codes[:, :2].flatten(1))
+
+
+def test_a_cache_that_may_hold_wrong_frames_is_not_used_on(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Earlier versions took wrong frames of some videos, without a word; now one sentence says why all is read anew."""
+    for name in range(2):
+        write_numbered(tmp_path / f"{name}.mp4", 40, "mpeg4")
+    experiment = Experiment(
+        data=Data(layout="flat", root=tmp_path, split="time", clip_frames=5, size_px=16),
+        tokenizer=Tokenizer(num_codes=24, first_frame_codes=8, fit_clips=4),
+        evaluation=Evaluation(reference_clips=4, validation_clips=2),
+    )
+    with monkeypatch.context() as before:
+        before.setattr(prepare, "data_fingerprint", partial(data_fingerprint, earlier=True))
+        old = prepare_tokens(experiment)
+    said: list[str] = []
+    new = prepare_tokens(experiment, lambda done, total, what: said.append(what))
+    assert new.path != old.path and new.data_fingerprint != old.data_fingerprint
+    assert old.path.name in said[0] and "wrong frames" in said[0]
+    assert not any("wrong frames" in sentence for sentence in said[1:])
+    said.clear()
+    assert prepare_tokens(experiment, lambda done, total, what: said.append(what)).path == new.path and not said
 
 
 def test_an_empty_folder_writes_nothing(tmp_path: Path) -> None:

@@ -13,6 +13,7 @@ import pytest
 
 from reco_tune.data import video
 from reco_tune.data.video import count_frames, iterate_frames, read_frames, write_video
+from reco_tune.data.video_index import index_video
 from reco_tune.errors import DataError
 
 
@@ -35,7 +36,7 @@ def test_frames_decord_refuses_are_read_by_pyav(tmp_path: Path) -> None:
     frames = _noise(9, 12, 12)
     write_video(tmp_path / "small.avi", frames, lossless=True)
     with pytest.raises(video.DecordFailedError):
-        list(video.decord_chunks(tmp_path / "small.avi", [[0, 1]]))
+        list(video.decord_frames(tmp_path / "small.avi", index_video(tmp_path / "small.avi"), [0, 1]))
     assert np.array_equal(read_frames(tmp_path / "small.avi", [1, 4, 8]), frames[[1, 4, 8]])
 
 
@@ -44,17 +45,28 @@ def test_decord_and_pyav_agree_and_either_is_enough(tmp_path: Path, monkeypatch:
     path = tmp_path / "a.avi"
     write_video(path, frames, lossless=True)
     wanted = [0, 3, 17, 18, 39]
-    assert np.array_equal(next(video.decord_chunks(path, [wanted])), frames[wanted])
+    assert np.array_equal(np.stack(list(video.decord_frames(path, index_video(path), wanted))), frames[wanted])
     monkeypatch.setitem(sys.modules, "decord", None)  # an import now raises ImportError
     assert np.array_equal(read_frames(path, wanted), frames[wanted])
 
 
-def test_long_reads_come_in_bounded_pieces(tmp_path: Path) -> None:
+def test_frames_come_one_by_one(tmp_path: Path) -> None:
+    """A long video never lies in memory as a whole, and one that is left in its middle is read on or anew."""
     frames = _noise(40, 32, 32)
     write_video(tmp_path / "a.avi", frames, lossless=True)
-    pieces = list(iterate_frames(tmp_path / "a.avi", range(40)))
-    assert [len(piece) for piece in pieces] == [16, 16, 8]
-    assert np.array_equal(np.concatenate(pieces), frames)
+    coming = iterate_frames(tmp_path / "a.avi", range(40))
+    assert np.array_equal(next(coming), frames[0]) and np.array_equal(next(coming), frames[1])
+    coming.close()
+    assert np.array_equal(np.stack(list(iterate_frames(tmp_path / "a.avi", range(3, 40)))), frames[3:])
+
+
+def test_a_file_that_is_written_anew_is_read_anew(tmp_path: Path) -> None:
+    """One video stays open for whoever reads on; it is not the one that stood there before."""
+    for seed in range(2):
+        frames = _noise(9, 32, 48, seed=seed)
+        write_video(tmp_path / "a.avi", frames, lossless=True)
+        assert np.array_equal(read_frames(tmp_path / "a.avi", range(4)), frames[:4])
+    assert np.array_equal(read_frames(tmp_path / "a.avi", range(4, 9)), frames[4:])
 
 
 @pytest.mark.parametrize(("height", "width"), [(64, 48), (33, 47)], ids=["even", "odd sides are padded"])

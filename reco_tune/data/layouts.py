@@ -28,7 +28,7 @@ from typing import Literal, NamedTuple
 
 from reco_tune.data.frame_folders import is_image
 from reco_tune.data.frame_names import order_is_new
-from reco_tune.data.video import EXTENSIONS
+from reco_tune.data.video import EXTENSIONS, READER
 from reco_tune.errors import DataError
 from reco_tune.settings import Data
 
@@ -85,11 +85,14 @@ def list_videos(data: Data) -> list[Video]:
     return videos
 
 
-def data_fingerprint(videos: list[Video], data: Data) -> str:
+def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> str:
     """Hash of what the clips are cut from and of how: relative names, splits, contents and settings.
 
     Above 2 GiB not all bytes are read: the sizes of all files, and the first bytes of every video file and of every
     folder's first image.
+
+    Args:
+        earlier: as it was before frames were read and ordered as they are now.
     """
     assert data.root is not None
     left_out = _NOT_HASHED | {name for name in _HASHED_IF_SET if getattr(data, name) == Data.model_fields[name].default}
@@ -100,11 +103,14 @@ def data_fingerprint(videos: list[Video], data: Data) -> str:
         digest.update(SCALING.encode())
     for video, members in zip(videos, files, strict=True):
         head = f"\n{video.path.relative_to(data.root).as_posix()} {video.class_name} {video.split}"
-        if not video.path.is_dir():
-            members = members or [(video.path, -1)]
-        else:
+        if video.path.is_dir():
             names = [path.name for path, _ in members]
-            head += f" folder {FRAME_ORDER}" if names and order_is_new(names, video.path) else " folder"
+            new = names and not earlier and order_is_new(names, video.path)
+            head += f" folder {FRAME_ORDER}" if new else " folder"
+        else:
+            members = members or [(video.path, -1)]
+            if data.layout != "digits" and not earlier:  # whose frames always came right
+                head += f" {READER}"
         digest.update(head.encode())
         for number, (path, size) in enumerate(members):
             digest.update(f"{'' if path == video.path else ' ' + path.name} {size} ".encode())

@@ -13,18 +13,20 @@ from typing import NamedTuple
 import numpy as np
 
 from reco_tune.data.frame_folders import examine_frames, has_images, list_frames, read_images
-from reco_tune.data.video import CHUNK_FRAMES, examine, iterate_frames
+from reco_tune.data.video import examine, iterate_frames
 
+_IMAGES = 16
+"""Images of a folder that are opened at once."""
 EQUAL_FRAMES = 12
 """So many equal frames in a row are suspicious: decoders repeat the last frame where data are damaged."""
 
 
 class VideoFacts(NamedTuple):
-    """What is known of a video before any picture is decoded."""
+    """What is known of a video before its clips are cut."""
 
     frames: int
     suspicion: str
-    """Empty, or what its header and its contents disagree in."""
+    """Empty, or what looks damaged: its header and its contents disagree, or its time jumps."""
 
 
 class FrameRequest(NamedTuple):
@@ -53,10 +55,7 @@ def facts_of(path: Path) -> VideoFacts:
     """
     if path.is_dir() and has_images(path):
         return VideoFacts(*examine_frames(path))
-    counted, named = examine(path)
-    return VideoFacts(
-        counted, f"it holds {counted} of the {named} frames that its header names" if counted < named else ""
-    )
+    return VideoFacts(*examine(path))
 
 
 def read_frames(request: FrameRequest) -> RequestedFrames:
@@ -65,11 +64,10 @@ def read_frames(request: FrameRequest) -> RequestedFrames:
         DataError: if one of the frames cannot be decoded.
     """
     small_FCHW = np.empty((len(request.indices), 3, request.size_px, request.size_px), np.uint8)
-    runs, done = _EqualRuns(), 0
-    for chunk_FHWC in _chunks(request.path, request.indices.tolist()):
-        small = resize_frames(chunk_FHWC, request.size_px, request.resize, small_FCHW[done : done + len(chunk_FHWC)])
-        runs.add(small, chunk_FHWC)
-        done += len(chunk_FHWC)
+    runs = _EqualRuns()
+    for small_CHW, frame_HWC in zip(small_FCHW, _frames(request.path, request.indices.tolist()), strict=True):
+        resize_frames(frame_HWC[None], request.size_px, request.resize, small_CHW[None])
+        runs.add(small_CHW, frame_HWC)
     first, last = runs.longest
     equal = (int(request.indices[first]), int(request.indices[last])) if last - first + 1 >= EQUAL_FRAMES else None
     return RequestedFrames(small_FCHW, equal)
@@ -110,17 +108,17 @@ def _filtered(frame_HWC: np.ndarray, size_px: int) -> np.ndarray:
     return np.asarray(image.resize((size_px, size_px), Image.Resampling.BILINEAR))
 
 
-def _chunks(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
+def _frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
     if not path.is_dir():
         yield from iterate_frames(path, indices)
         return
-    frames = list_frames(path)
-    for start in range(0, len(indices), CHUNK_FRAMES):
-        yield read_images([frames[index] for index in indices[start : start + CHUNK_FRAMES]])
+    images = list_frames(path)
+    for start in range(0, len(indices), _IMAGES):
+        yield from read_images([images[index] for index in indices[start : start + _IMAGES]])
 
 
 class _EqualRuns:
-    """The longest run of equal neighbours among frames that come in chunks."""
+    """The longest run of equal neighbours among frames that come one by one."""
 
     def __init__(self) -> None:
         self.longest = (0, 0)
@@ -129,11 +127,10 @@ class _EqualRuns:
 
     def add(self, small: np.ndarray, full: np.ndarray) -> None:
         """The scaled frames are compared first, because they are cheap; only where they agree are the full ones."""
-        for pair in zip(small, full, strict=True):
-            same = self._last is not None and all(np.array_equal(a, b) for a, b in zip(self._last, pair, strict=True))
-            if not same:
-                self._start = self._count
-            if self._count - self._start > self.longest[1] - self.longest[0]:
-                self.longest = (self._start, self._count)
-            self._last = pair
-            self._count += 1
+        pair = small, full
+        if self._last is None or not all(np.array_equal(a, b) for a, b in zip(self._last, pair, strict=True)):
+            self._start = self._count
+        if self._count - self._start > self.longest[1] - self.longest[0]:
+            self.longest = (self._start, self._count)
+        self._last = pair
+        self._count += 1

@@ -75,6 +75,9 @@ def prepare_tokens(
     plan = _plan(experiment, progress, piece_blocks)._replace(spread=spread)
     cache = _existing(plan)
     if cache is None:
+        if (earlier := _earlier_cache(plan)) is not None:
+            what = f"the token cache {earlier.name} may hold wrong frames, as earlier versions read some videos; all is"
+            progress(1, 1, f"{what} read anew, and that folder can be deleted")
         with plan.writer() as writer:
             cache = _existing(plan)  # another process may have made it while this one waited
             if cache is None:
@@ -153,6 +156,18 @@ def _existing(plan: _CachePlan) -> TokenCache | None:
     tokenizer = load_tokenizer(plan.tokenizer_path)
     path = plan.path(tokenizer)
     return _opened(path, plan.source, tokenizer) if path.exists() else None
+
+
+def _earlier_cache(plan: _CachePlan) -> Path | None:
+    """What another order or reading of the frames left behind."""
+    if not (plan.experiment.cache_dir / "tokens").is_dir():
+        return None
+    source = data_fingerprint(plan.videos, plan.data, earlier=True)
+    tokenizer = tokenizer_path(plan.experiment, source)
+    if source == plan.source or not tokenizer.exists():
+        return None
+    path = token_cache_path(plan.experiment, source, load_tokenizer(tokenizer).fingerprint)
+    return path if path.exists() else None
 
 
 def _make(plan: _CachePlan, writer: TokenCacheWriter, fit_only: bool = False) -> TokenCache | None:
