@@ -10,23 +10,24 @@ from pathlib import Path
 
 from reco_tune.reporting import Evidence
 from reco_tune.reporting.analysis_cli import run_script, save
+from reco_tune.reporting.numbers import number
 from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.sections.frontier import build
 
 
 def work(sources: list[str], output: Path) -> str:
     evidence = Evidence.read(sources[0])
-    found, sure = evidence.frontier, evidence.uncertainty
+    found = evidence.frontier
     save(build(evidence), output)
     lines = []
     for budget, volume in found.hypervolume.items():
-        lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} runs")
-        rows = sure.at(budget)
-        for row in rows[rows["on_frontier"].astype(bool)].sort_values("speedup", kind="stable").to_dict("records"):
+        lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} configurations")
+        for row in found.non_dominated(budget).to_dict("records"):
             name = row["trial"] if row["arm"] == SEARCH else row["arm"]
             knee = ", the knee" if row["knee"] else ""
             lines.append(
-                f"  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  probability {row['probability']:.2f}  {name}{knee}"
+                f"  {row['speedup']:5.2f}x  FVD {number(row['fvd']):>7s}"
+                f"  probability {row['probability']:.2f}  {name}{knee}"
             )
     return "\n".join(lines)
 

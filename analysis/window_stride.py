@@ -9,6 +9,7 @@ from pathlib import Path
 
 from reco_tune.reporting import Evidence
 from reco_tune.reporting.analysis_cli import run_script, save_figure, write
+from reco_tune.reporting.numbers import number
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.sections.window_stride import draw_window_stride, window_stride_cells, window_stride_table
 
@@ -24,7 +25,7 @@ def work(sources: list[str], output: Path) -> str:
         for row in table.to_dict("records"):
             place = f"window {row['window.length_tokens']:5d}  stride {row['window.stride_tokens']:5d}"
             lines.append(
-                f"  {place}  {row['speedup']:5.2f}x  FVD {row['fvd']:7.2f}  ({row['runs']} runs of {row['arm']})"
+                f"  {place}  {row['speedup']:5.2f}x  FVD {number(row['fvd']):>7s}  ({row['runs']} runs of {row['arm']})"
             )
     return "\n".join(lines)
 

@@ -8,7 +8,7 @@ from scipy import stats
 from toy_study import FVD, record_study
 
 from reco_tune.reporting import Evidence, ablation_table, load_runs
-from reco_tune.reporting.aggregate import Difference, Estimate, holm, mean_interval, paired_difference
+from reco_tune.reporting.aggregate import Difference, Estimate, holm, mean_interval, paired_difference, paired_ratio
 from reco_tune.reporting.comparisons import standing
 from reco_tune.reporting.numbers import number, signed
 from reco_tune.reporting.render.latex import latex
@@ -112,6 +112,22 @@ def test_another_baseline(three_seeds):
 )
 def test_holm(p_values, expected):
     assert holm(p_values) == pytest.approx(expected, nan_ok=True)
+
+
+@pytest.mark.parametrize("power", [1000, -900])
+def test_no_size_of_a_value_changes_a_statistic(power):
+    """FVDs of 1e300 over several seeds ended in an overflow: squares do not fit where values do."""
+    a, b = [Estimate(3.0, 2.5, 3.6), Estimate(5.0, 4.0, 6.5)], [Estimate(2.0, 1.7, 2.2), Estimate(2.5, 2.0, 3.5)]
+    scale = 2.0**power
+    big_a, big_b = ([Estimate(*(scale * end for end in run)) for run in runs] for runs in (a, b))
+    assert mean_interval(big_a) == tuple(scale * end for end in mean_interval(a))
+    small, big = (paired_difference(dict(enumerate(x)), dict(enumerate(y))) for x, y in ((a, b), (big_a, big_b)))
+    assert small is not None and big is not None
+    assert big == small._replace(
+        **{name: scale * getattr(small, name) for name in ("delta", "low", "high", "detectable")}
+    )
+    ratio = paired_ratio({0: 1e300, 1: 1e290}, {0: 1e-300, 1: 1e-290})
+    assert ratio is not None and ratio.seeds == 2 and ratio.high == math.inf
 
 
 def test_seeds_that_agree_by_accident_do_not_shrink_the_interval_below_sampling_noise():

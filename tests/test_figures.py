@@ -11,7 +11,12 @@ import pandas as pd
 import pytest
 from matplotlib import colormaps
 from matplotlib.colors import to_rgb
+from toy_study import record_study
 
+from reco_tune.reporting import Evidence, load_study
+from reco_tune.reporting.render.latex import latex
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.sections import SECTIONS, build
 from reco_tune.reporting.sections.continuity_weight import draw_lambda
 from reco_tune.reporting.sections.curves import draw_error_growth
 from reco_tune.reporting.sections.window_stride import draw_window_stride
@@ -81,3 +86,31 @@ def test_what_leads_to_a_name_is_no_curve():
     assert all(
         line.is_dashed() and line.get_color() not in COLOURS.values() and line.get_xdata()[0] > last for line in leaders
     )
+
+
+def test_a_value_that_leaves_no_room_for_others_is_left_out_and_said(tmp_path):
+    """Axes up to 1e300 cannot be laid out, and a figure that lost a point in silence would be wrong."""
+    record = load_study(
+        record_study(tmp_path / "toy", arms=("full", "local_balanced", "reco"), seeds=(0, 1), files=False)
+    )
+    for name, run in record.runs.items():
+        if run.arm == "reco" or name == "search-0001":
+            run.metrics |= {"fvd": 1e300, "fvd_low": 9e299, "fvd_high": 1.1e300}
+            run.curves["fvd_by_samples"] = [1e300, 1e300]
+    evidence = Evidence.read(record)
+    told = {}
+    for name in SECTIONS:
+        for figure in build(name, evidence).figures:
+            if drawn := figure.draw(*figure.given):
+                drawn.canvas.draw()
+                told[figure.name] = [text.get_text() for text in drawn.texts if "left out" in text.get_text()]
+    assert {name for name, words in told.items() if words} == {
+        "frontier",
+        "compute",
+        "lambda",
+        "window_stride",
+        "fvd_by_samples",
+    }
+    assert told["frontier"] == ["3 values above 1e+12 left out"], "reco under two budgets, and the run"
+    assert "| 1.00e300 |" in markdown(build("ablation", evidence).tables)
+    assert "S[table-format=1.2e3]" in latex(build("ablation", evidence).tables[0])

@@ -191,8 +191,8 @@ def test_the_frontier_is_the_studys_own(runs, tmp_path):
     assert csv_text(frontier(together).points) == csv_text(frontier(runs).points)
     assert frontier(together).hypervolume == frontier(runs).hypervolume
     found = Evidence(together)
-    assert csv_text(found.uncertainty.points) == csv_text(Evidence(runs).uncertainty.points)
-    figure = draw_frontier(found.uncertainty, found.ablation, found.arms)
+    assert csv_text(found.frontier.points) == csv_text(Evidence(runs).frontier.points)
+    figure = draw_frontier(found.frontier, found.ablation, found.arms)
     hollow = [points for points in figure.axes[0].collections if points.get_offsets().tolist() == [[9, 0.1]]]
     assert hollow and (hollow[0].get_facecolor()[0] == 1).all()  # white
     assert figure.axes[0].get_xlim()[1] > 9
@@ -292,7 +292,7 @@ def test_the_reference_columns_are_cited(runs):
 def test_the_papers_numbers_are_stars_of_the_frontier_at_equal_steps(runs, protocol, clip, names, kept):
     measured = alike(runs, protocol, clip=clip)
     evidence = Evidence(measured)
-    given = evidence.uncertainty, evidence.ablation, evidence.arms
+    given = evidence.frontier, evidence.ablation, evidence.arms
     figure = draw_frontier(*given, paper=evidence.paper)
     steps, compute = figure.axes
     stars = [[line for line in axes.lines if line.get_marker() == "*"] for axes in (steps, compute)]

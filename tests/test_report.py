@@ -280,8 +280,8 @@ def test_a_long_search_is_cut_on_the_page_and_says_so():
         {"trial": [f"search-{i}" for i in range(count)], "arm": "search", "speedup": np.linspace(1, 3, count)}
     )
     points = points.assign(fvd=np.linspace(2, 30, count), on_frontier=[i < 5 for i in range(count)])
-    drawn = scatter(points, str)
-    assert drawn.count('class="dot"') == 600 and "300 further runs" in drawn and drawn.count("point search on") == 5
+    drawn = scatter(points.assign(runs=1, infeasible=""), points[:0], str)
+    assert drawn.count('class="dot"') == 600 and "300 further ones" in drawn and drawn.count("point search on") == 5
 
 
 def test_ten_thousand_runs_become_a_table_in_seconds(study):
@@ -469,10 +469,10 @@ def test_the_page_is_used_by_keyboard_alone(report, tmp_path):
 
 def test_what_a_search_is_allowed_is_shown_on_its_frontier(study: Path) -> None:
     record = load_study(study)
-    assert bounds(record)["fvd"].max == 30
+    assert bounds(runs_table(record))["fvd"].max == 30
     record.constraints = {"fvd": {"max": 5.0}, "speedup": {"min": 1.5}, "peak_memory_ratio": {"max": 0.7}}
     evidence = Evidence.read(record)
-    given = evidence.uncertainty, evidence.ablation, evidence.arms, bounds(record)
+    given = evidence.frontier, evidence.ablation, evidence.arms, bounds(evidence.runs)
     figure = frontier.draw_frontier(*given)
     assert figure is not None
     for axes in figure.axes:
@@ -518,7 +518,7 @@ def test_a_point_tells_every_setting_that_differs(study, report):
 
 def hover(evidence):
     """Lines that the point of a sampled run tells."""
-    return frontier._Settings(evidence.runs).hover(evidence.uncertainty.at("equal_steps"))("search-0001").splitlines()
+    return frontier._Settings(evidence.runs).hover(evidence.frontier.at("equal_steps"))("search-0001").splitlines()
 
 
 def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):

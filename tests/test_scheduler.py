@@ -271,7 +271,7 @@ def test_finalists_run_again_whole_and_at_the_speed_that_is_known(resumed_study:
         assert run.metrics["gpu_hours"] == pytest.approx(sum(stages) / 3600), (
             "what calibration cost stands with the first run"
         )
-    found = Evidence(runs_table(resumed_study)).uncertainty.at("equal_steps").set_index("trial")
+    found = Evidence(runs_table(resumed_study)).frontier.at("equal_steps").set_index("trial")
     assert dict(found.loc[[run.repeats for run in again], "runs"]) == {run.repeats: 2 for run in again}
 
 

@@ -8,6 +8,7 @@ the sampling noise of each.
 from __future__ import annotations
 
 import math
+import sys
 from collections.abc import Mapping, Sequence
 from typing import NamedTuple
 
@@ -23,6 +24,7 @@ CONFIDENCE = 0.95
 LEVEL = 0.05
 """Of tests, two-sided."""
 POWER = 0.8
+_LARGEST_LOG = math.log(sys.float_info.max)
 _Z = float(ndtri(0.5 + CONFIDENCE / 2))
 
 
@@ -32,6 +34,9 @@ class Estimate(NamedTuple):
     value: float
     low: float
     high: float
+
+    def over(self, scale: float) -> Estimate:
+        return Estimate(self.value / scale, self.low / scale, self.high / scale)
 
     @property
     def variance(self) -> float:
@@ -82,10 +87,12 @@ def mean_interval(runs: Sequence[Estimate], floor: float = 0.0, ceiling: float =
     if len(runs) == 1:
         value, low, high = runs[0]
         return Estimate(value, low if math.isfinite(low) else math.nan, high if math.isfinite(high) else math.nan)
+    scale = _scale(runs)
+    runs = [run.over(scale) for run in runs]
     values = np.array([run.value for run in runs])
     variance = max(float(values.var(ddof=1)), float(np.mean([run.variance for run in runs])))
-    half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values))
-    mean = float(values.mean())
+    half = float(stdtrit(len(values) - 1, 0.5 + CONFIDENCE / 2)) * math.sqrt(variance / len(values)) * scale
+    mean = float(values.mean()) * scale
     return Estimate(mean, max(floor, mean - half), min(ceiling, mean + half))
 
 
@@ -99,30 +106,31 @@ def paired_difference(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> D
     seeds = sorted(set(a) & set(b))
     if not seeds:
         return None
-    deltas = np.array([a[seed].value - b[seed].value for seed in seeds])
-    sampling = float(np.mean([a[seed].variance + b[seed].variance for seed in seeds]))
-    delta, count = float(deltas.mean()), len(seeds)
+    scale = _scale([run[seed] for run in (a, b) for seed in seeds])
+    pairs = [(a[seed].over(scale), b[seed].over(scale)) for seed in seeds]
+    deltas = np.array([one.value - other.value for one, other in pairs])
+    sampling = float(np.mean([one.variance + other.variance for one, other in pairs]))
+    mean, count = float(deltas.mean()), len(seeds)
+    delta = mean * scale
     if count == 1:
-        known = sampling > 0
-        error = math.sqrt(sampling) if known else math.inf
+        error = math.sqrt(sampling) * scale if sampling > 0 else math.inf
         return Difference(
             delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1
         )
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
     if spread == 0 and delta:  # seeds that agree to the last digit, as shares of few clips may, tell of no spread
         return Difference(delta, -math.inf, math.inf, math.nan, math.nan, count)
-    quantile = float(stdtrit(count - 1, 1 - LEVEL / 2))
-    p_value = float(2 * stdtr(count - 1, -abs(delta) / spread)) if spread else 1.0
-    return Difference(
-        delta, delta - quantile * spread, delta + quantile * spread, p_value, _shift(count, LEVEL) * spread, count
-    )
+    half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * spread * scale
+    p_value = float(2 * stdtr(count - 1, -abs(mean) / spread)) if spread else 1.0
+    return Difference(delta, delta - half, delta + half, p_value, _shift(count, LEVEL) * spread * scale, count)
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None:
     """a over b by a t interval over the seeds' logarithms; None where no seed has both above 0. At one seed the
     interval is unbounded.
     """
-    logs = np.array([math.log(a[seed] / b[seed]) for seed in sorted(set(a) & set(b)) if a[seed] > 0 and b[seed] > 0])
+    seeds = [seed for seed in sorted(set(a) & set(b)) if a[seed] > 0 and b[seed] > 0]
+    logs = np.array([math.log(a[seed]) - math.log(b[seed]) for seed in seeds])
     if not len(logs):
         return None
     mean, count = float(logs.mean()), len(logs)
@@ -131,7 +139,8 @@ def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None
         if count == 1
         else float(stdtrit(count - 1, 0.5 + CONFIDENCE / 2) * logs.std(ddof=1)) / math.sqrt(count)
     )
-    return Ratio(math.exp(mean), math.exp(mean - half), math.exp(mean + half), count)
+    value, low, high = (math.exp(end) if end < _LARGEST_LOG else math.inf for end in (mean, mean - half, mean + half))
+    return Ratio(value, low, high, count)
 
 
 def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int | None:
@@ -170,6 +179,12 @@ def holm(p_values: Sequence[float]) -> list[float]:
         largest = max(largest, min(1.0, (len(known) - rank) * p))
         adjusted[position] = largest
     return adjusted
+
+
+def _scale(runs: Sequence[Estimate]) -> float:
+    """A power of two near the largest value: dividing by it changes no digit, and squares of 1e300 fit into a float."""
+    largest = max((abs(end) for run in runs for end in run if math.isfinite(end)), default=0.0)
+    return 2.0 ** (math.frexp(largest)[1] - 1)
 
 
 def _shift(seeds: int, level: float) -> float:

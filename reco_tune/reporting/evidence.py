@@ -18,10 +18,19 @@ from reco_tune.reporting.comparisons import (
     arm_results,
     comparisons,
 )
-from reco_tune.reporting.frontier import Frontier, Uncertainty, frontier_of, frontier_uncertainty
+from reco_tune.reporting.frontier import Frontier, find_frontier
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.paper import Reference, paper_reference
-from reco_tune.reporting.runs import Source, arm_order, comparable, load_study, measured_with, own_runs, runs_table
+from reco_tune.reporting.runs import (
+    Source,
+    arm_order,
+    bounds,
+    comparable,
+    load_study,
+    measured_with,
+    own_runs,
+    runs_table,
+)
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import StudyFolder, StudyRecord
 
@@ -102,11 +111,7 @@ class Evidence:
 
     @cached_property
     def frontier(self) -> Frontier:
-        return frontier_of(self.own_comparable, self.budgets)
-
-    @cached_property
-    def uncertainty(self) -> Uncertainty:
-        return frontier_uncertainty(self.own_comparable, self.budgets)
+        return find_frontier(self.own_comparable, self.budgets, bounds(self.runs))
 
     @cached_property
     def paper(self) -> dict[str, Reference]:

@@ -1,8 +1,8 @@
-"""The speed/FVD frontier: which runs no other run beats in both, and how sure that is. Computes, never draws.
+"""The speed/FVD frontier: which configurations nothing else beats in both, and how sure that is. Computes, never draws.
 
 A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration. The run
 that made a configuration a finalist is one of its seeds: its luck still flatters their mean, the less the more there
-are.
+are. What breaks a constraint of the search stands on no frontier and beats nothing, but is listed and says so.
 """
 
 from __future__ import annotations
@@ -20,7 +20,8 @@ from scipy.special import ndtri, stdtrit
 from reco_tune.pareto import hypervolume, knee, non_dominated, speed_fvd
 from reco_tune.reporting.aggregate import CONFIDENCE, Estimate, mean_interval
 from reco_tune.reporting.budgets import at_budget
-from reco_tune.reporting.runs import configurations
+from reco_tune.reporting.runs import broken_constraints, configurations
+from reco_tune.settings import Bound
 
 SETTINGS = (
     "window.length_tokens",
@@ -28,19 +29,9 @@ SETTINGS = (
     "window.first_frame_probability",
     "objective.continuity_weight",
 )
-COLUMNS = (
-    "trial",
-    "arm",
-    "budget",
-    "seed",
-    *SETTINGS,
-    "speedup",
-    "fvd",
-    "fvd_low",
-    "fvd_high",
-    "on_frontier",
-    "protocol",
-)
+FVD = ("fvd", "fvd_low", "fvd_high")
+SPEEDUP = ("speedup", "speedup_low", "speedup_high")
+COLUMNS = ("trial", "arm", "budget", "seed", *SETTINGS, "speedup", *FVD, "on_frontier", "protocol")
 """Columns of frontier.csv."""
 PROBABILITY_COLUMNS = (
     "budget",
@@ -49,16 +40,13 @@ PROBABILITY_COLUMNS = (
     "runs",
     *SETTINGS,
     "speedup",
-    "fvd",
-    "fvd_low",
-    "fvd_high",
+    *FVD,
     "on_frontier",
     "knee",
     "probability",
+    "infeasible",
 )
 """Columns of frontier_probability.csv."""
-FVD = ("fvd", "fvd_low", "fvd_high")
-SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 DRAWS = 1000
 """Of the parametric bootstrap: a probability is known to about 0.03."""
 SPEEDS = 80
@@ -71,18 +59,25 @@ Array = NDArray[np.float64]
 
 @dataclass(frozen=True)
 class Frontier:
-    """Every run of the study that may be compared, and whether it is non-dominated within its budget."""
+    """The configurations of a study that may be compared, and which of them nothing beats within their budget.
+
+    The speed frontier is that of `equal_steps`, the compute frontiers those of `equal_compute` and `half_compute`; the
+    baseline stands under every whole budget.
+    """
 
     points: pd.DataFrame
-    """One row a run with `COLUMNS`; the baseline stands under every whole budget. The speed frontier is the rows at
-    `equal_steps`, the compute frontiers those at `equal_compute` and `half_compute`. A point is a run, not a mean over
-    seeds.
+    """One row a configuration, in planned order within a budget, with the columns of both files. `trial` is its first
+    run, `seed` lists its training seeds, `fvd` and `speedup` are means over them; `on_frontier` and `knee` are of these
+    means, `probability` is the share of draws in which it stands on the frontier; `infeasible` says which constraint it
+    breaks.
     """
-    hypervolume: dict[str, float]
+    hypervolume: Mapping[str, float]
     """By budget: area in speed-up x FVD units between the frontier, speed-up 0 and the largest FVD of that budget."""
+    bands: Mapping[str, pd.DataFrame]
+    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best FVD among what is at least as fast."""
 
     def at(self, budget: str) -> pd.DataFrame:
-        """Points of one budget, in planned order."""
+        """Configurations of one budget."""
         return self.points[self.points["budget"] == budget]
 
     def non_dominated(self, budget: str) -> pd.DataFrame:
@@ -91,90 +86,71 @@ class Frontier:
         return points[points["on_frontier"].astype(bool)].sort_values(["speedup", "fvd", "trial"], kind="stable")
 
 
-@dataclass(frozen=True)
-class Uncertainty:
-    """The frontier of the configurations of each budget, with its noise."""
-
-    points: pd.DataFrame
-    """One row a configuration with `PROBABILITY_COLUMNS`, in planned order within a budget; `on_frontier` and `knee`
-    are of the means themselves.
-    """
-    bands: Mapping[str, pd.DataFrame]
-    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best FVD among what is at least as fast."""
-
-    def at(self, budget: str) -> pd.DataFrame:
-        """Configurations of one budget."""
-        return self.points[self.points["budget"] == budget]
-
-
-def frontier_of(kept: pd.DataFrame, budgets: Sequence[str]) -> Frontier:
-    """The non-dominated runs: no other run of the budget is at least as fast and as good, and better in one.
-
-    Pruned, failed and unfinished runs are never points, nor are runs from elsewhere.
-
-    Args:
-        kept: the study's own runs that may be compared.
-        budgets: of the study.
-    """
-    parts, volumes = [], {}
-    for budget in budgets:
-        rows = kept[at_budget(kept["budget"], budget)]
-        points, reference = speed_fvd(rows["speedup"].to_numpy(float), rows["fvd"].to_numpy(float))
-        columns: dict[str, Any] = {
-            name: _column(rows, name) for name in COLUMNS if name not in ("budget", "on_frontier")
-        }
-        columns |= {"budget": [budget] * len(rows), "on_frontier": non_dominated(points)}
-        parts.append(pd.DataFrame({name: columns[name] for name in COLUMNS}))
-        volumes[budget] = hypervolume(points, reference)
-    return Frontier(pd.concat(parts, ignore_index=True), volumes)
-
-
-def frontier_uncertainty(kept: pd.DataFrame, budgets: Sequence[str], draws: int = DRAWS, seed: int = 0) -> Uncertainty:
-    """How probable it is that each configuration stands on the frontier of its budget, and where that frontier lies.
+def find_frontier(
+    kept: pd.DataFrame,
+    budgets: Sequence[str],
+    constraints: Mapping[str, Bound],
+    draws: int = DRAWS,
+    seed: int = 0,
+) -> Frontier:
+    """The non-dominated configurations of each budget (no other is at least as fast and as good, and better in one),
+    how probable that is of each, and where the frontier lies.
 
     Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one
     seed, Student's t over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a
     configuration's seeds share. The probability is the share of draws in which nothing beats the configuration in both.
-    Runs from elsewhere, whose speed and noise were not measured here, take no part.
 
     Args:
-        kept: the study's own runs that may be compared.
+        kept: the study's own runs that may be compared; runs from elsewhere, whose speed and noise were not measured
+            here, take no part.
         budgets: of the study.
+        constraints: metric -> what is allowed, of the means.
     """
-    parts, bands = [pd.DataFrame([], columns=list(PROBABILITY_COLUMNS))], {}
+    parts, volumes, bands = [pd.DataFrame([], columns=list(dict.fromkeys(COLUMNS + PROBABILITY_COLUMNS)))], {}, {}
     for budget in budgets:
-        own = _configurations(kept[at_budget(kept["budget"], budget)])
-        if own.empty:
-            continue
-        costs = own[["speedup", "fvd"]].to_numpy() * (-1, 1)
-        chances, bands[budget] = _draw(own, draws, np.random.default_rng(seed))
-        bends = np.arange(len(own)) == knee(costs)
-        parts.append(
-            own.assign(budget=budget, on_frontier=non_dominated(costs), knee=bends, probability=chances)[
-                list(PROBABILITY_COLUMNS)
-            ]
-        )
-    return Uncertainty(pd.concat(parts[1:] or parts, ignore_index=True), bands)
+        own = _configurations(kept[at_budget(kept["budget"], budget)], constraints).assign(budget=budget)
+        costs = own[["speedup", "fvd"]].to_numpy(np.float64) * (-1, 1)
+        costs[(own["infeasible"] != "").to_numpy(dtype=bool)] = np.nan  # no point: it beats nothing
+        feasible = np.flatnonzero(np.isfinite(costs).all(axis=1))
+        volumes[budget] = hypervolume(*speed_fvd(-costs[feasible, 0], costs[feasible, 1]))
+        chances = np.zeros(len(own))
+        if len(feasible):
+            chances[feasible], bands[budget] = _draw(own.iloc[feasible], draws, np.random.default_rng(seed))
+        own = own.assign(on_frontier=non_dominated(costs), knee=np.arange(len(own)) == knee(costs), probability=chances)
+        parts.append(own[list(parts[0])])
+    return Frontier(pd.concat(parts[1:] if any(map(len, parts)) else parts, ignore_index=True), volumes, bands)
 
 
-def _configurations(rows: pd.DataFrame) -> pd.DataFrame:
+def _configurations(rows: pd.DataFrame, constraints: Mapping[str, Bound]) -> pd.DataFrame:
     """Identity, settings, means and intervals of every configuration."""
     members: dict[str, list[int]] = {}
     for place, key in enumerate(configurations(rows)):
         members.setdefault(key, []).append(place)
-    known = {
-        name: rows[name].to_numpy() if name in rows else np.full(len(rows), None)
-        for name in ("arm", "trial", *SETTINGS)
+    groups, first = list(members.values()), [own[0] for own in members.values()]
+    words = ("arm", "trial", "protocol", *SETTINGS)
+    found: dict[str, Any] = {
+        name: (rows[name].to_numpy() if name in rows else np.full(len(rows), None))[first] for name in words
     }
-    known |= {name: rows[name].to_numpy(np.float64) for name in (*FVD, *SPEEDUP)}
-    found = {name: values[[own[0] for own in members.values()]] for name, values in known.items()}
-    for row, own in enumerate(members.values()):
+    values = {name: rows[name].to_numpy(np.float64) for name in dict.fromkeys((*FVD, *SPEEDUP, *constraints))}
+    means = {name: column[first] for name, column in values.items()}
+    for row, own in enumerate(groups):
         if len(own) > 1:
-            fvd = mean_interval([Estimate(*(known[name][place] for name in FVD)) for place in own])
-            means = dict(zip(FVD, fvd, strict=True)) | {name: fmean(known[name][own]) for name in SPEEDUP}
-            for name, value in means.items():
-                found[name][row] = value
-    return pd.DataFrame(found | {"runs": [len(own) for own in members.values()]})
+            fvd = mean_interval([Estimate(*(values[name][place] for name in FVD)) for place in own])
+            for name in means:
+                means[name][row] = dict(zip(FVD, fvd, strict=True)).get(name, fmean(values[name][own]))
+    seeds = [[int(seed) for seed in rows["seed"].to_numpy()[own]] for own in groups]
+    found |= means | {
+        "runs": [len(own) for own in groups],
+        "seed": pd.Series([own[0] if len(own) == 1 else " ".join(map(str, own)) for own in seeds], dtype=object),
+        "infeasible": pd.Series(
+            [
+                broken_constraints({name: float(means[name][row]) for name in constraints}, constraints)
+                for row in range(len(groups))
+            ],
+            dtype=object,
+        ),
+    }
+    return pd.DataFrame(found)
 
 
 def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tuple[Array, pd.DataFrame]:
@@ -227,7 +203,3 @@ def _possible(best_speed: Array, best_fvd: Array, worst_speed: Array, worst_fvd:
 
 def _width(width: Array) -> Array:
     return np.where(np.isfinite(width), np.maximum(width, 0), 0)
-
-
-def _column(rows: pd.DataFrame, name: str) -> Any:
-    return rows[name].to_numpy() if name in rows else np.full(len(rows), None, dtype=object)

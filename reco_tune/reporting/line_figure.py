@@ -9,7 +9,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reco_tune.reporting.labels import label_line_ends
-from reco_tune.reporting.style import colours, lay_out, new_figure, plain_log, style
+from reco_tune.reporting.style import LARGEST, colours, lay_out, new_figure, plain_log, say_left_out, style
 
 
 def line_figure(
@@ -26,8 +26,12 @@ def line_figure(
         panels: title -> names.
         log: whether y is on a log scale.
     """
+    whole = lines
+    lines = {name: [(x, y) for x, y in points if abs(y) <= LARGEST] for name, points in whole.items()}
+    lines = {name: points for name, points in lines.items() if points}
     if not lines:
         return None
+    panels = {title: [name for name in names if name in lines] for title, names in panels.items()}
     palette = colours([name.split("/")[-1] for name in lines])
     with style():
         figure = new_figure(5.2 * len(panels) + 1.0, 4.2)
@@ -47,4 +51,5 @@ def line_figure(
         for axes, names in zip(grid, panels.values(), strict=True):
             ends = [(*lines[name][-1], name.split("/")[-1], palette[name.split("/")[-1]]) for name in names]
             label_line_ends(axes, ends)
+        say_left_out(figure, sum(map(len, whole.values())) - sum(map(len, lines.values())))
     return figure

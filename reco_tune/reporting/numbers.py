@@ -7,9 +7,13 @@ from typing import Any
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Fixed digits; empty where there is no number; no minus before a zero."""
+    """Fixed digits, from a thousand million on in powers of ten; empty where there is no number; no minus before a
+    zero.
+    """
     if value is None or not math.isfinite(value):
         return ""
+    if abs(value) >= 1e9:
+        return f"{value:.{digits}e}".replace("e+", "e")
     text = f"{value:.{digits}f}"
     return text.removeprefix("-") if float(text) == 0 else text
 

@@ -9,7 +9,7 @@ import json
 import math
 import re
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -29,6 +29,8 @@ SEARCH = "search"
 """The arm of sampled runs."""
 IMPORTED = " (imported)"
 """Ends the arm of a run that was not of the study (`imported`)."""
+INFEASIBLE = "infeasible"
+"""Begins the reason of an evaluated run that breaks a constraint."""
 IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
 PROVENANCE = ("protocol", "extractor", "rank_deficient", "data_fingerprint", "tokenizer_fingerprint", "device")
 STUDY_PROVENANCE = ("commit", "version", "hardware")
@@ -73,14 +75,25 @@ def load_runs(source: Source) -> pd.DataFrame:
     Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key;
     every scalar of `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances
     lacked rank, fingerprints, device; commit, version, hardware. `attrs["arms"]` holds the order of the arms,
-    `attrs["repeats"]` by trial the sampled run whose configuration it runs again.
+    `attrs["repeats"]` by trial the sampled run whose configuration it runs again, `attrs["constraints"]` by metric what
+    the search is allowed; `reason` says of an evaluated run which of that it breaks.
     """
     return runs_table(load_study(source))
 
 
-def bounds(study: StudyRecord) -> dict[str, Bound]:
-    """Metric -> what the study's search is allowed, for lines in the figure."""
-    return {metric: Bound.model_validate(bound) for metric, bound in study.constraints.items()}
+def bounds(runs: pd.DataFrame) -> dict[str, Bound]:
+    """Metric -> what the study's search is allowed."""
+    constraints: dict[str, Bound] = runs.attrs.get("constraints", {})
+    return constraints
+
+
+def broken_constraints(metrics: Mapping[str, float], constraints: Mapping[str, Bound]) -> str:
+    """Which constraints these metrics break, in words; empty where they break none."""
+    return ", ".join(
+        f"{name} is {metrics[name]:g}, not {bound}"
+        for name, bound in constraints.items()
+        if bound.violation(metrics.get(name, math.nan)) > 0
+    )
 
 
 def runs_table(study: StudyRecord) -> pd.DataFrame:
@@ -88,6 +101,7 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
     Python's own.
     """
     runs = sorted(study.runs.values(), key=lambda run: run.index)
+    constraints = {metric: Bound.model_validate(bound) for metric, bound in study.constraints.items()}
     columns: dict[str, Any] = {
         name: [study.name] * len(runs) if name == "study" else [getattr(run, name) for run in runs] for name in IDENTITY
     }
@@ -110,7 +124,14 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
         {name: pd.Series(own, dtype=object) if _words(own) else own for name, own in columns.items()}
     ).copy()
     _baseline_speed(table)
+    if constraints:
+        measured = {name: table[name].tolist() for name in constraints}
+        for row, run in enumerate(runs):
+            broken = broken_constraints({name: values[row] for name, values in measured.items()}, constraints)
+            if broken and run.state == "evaluated":
+                table.loc[row, "reason"] = f"{INFEASIBLE}: {broken}"
     table.attrs["arms"] = list(study.arms)
+    table.attrs["constraints"] = constraints
     table.attrs["repeats"] = {run.trial: run.repeats for run in runs if run.repeats}
     return table
 

@@ -39,6 +39,8 @@ COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand be
     SEARCH: "#9a9a9a",
 }
 _SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
+LARGEST = 1e12
+"""An axis that reaches farther has no room for anything else, and matplotlib cannot lay it out."""
 MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
 
 
@@ -147,6 +149,18 @@ def half_widths(value: float, low: float, high: float) -> list[list[float]] | No
     if not (math.isfinite(low) and math.isfinite(high)):
         return None
     return [[max(0.0, value - low)], [max(0.0, high - value)]]
+
+
+def drawable(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
+    """Rows in which none of these columns lies beyond `LARGEST`."""
+    return rows[~(rows[list(names)].astype(float).abs() > LARGEST).any(axis=1)]
+
+
+def say_left_out(figure: Figure, count: int) -> None:
+    """Tells of values that `drawable` kept out."""
+    if count:
+        words = f"{count} value{'s' if count > 1 else ''} above {LARGEST:.0e} left out"
+        figure.text(0.995, 0.995, words, ha="right", va="top", fontsize=7.5, color="#b22222")
 
 
 def spread(values: pd.Series) -> float:

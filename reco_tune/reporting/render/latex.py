@@ -112,8 +112,10 @@ def _cell(cell: str, column: Column) -> str:
 
 def _number_format(cells: Sequence[str]) -> str:
     """siunitx's `S` with room for the widest number of the column."""
-    parts = [re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?", cell.removeprefix(BOLD)) for cell in cells]
+    parts = [re.fullmatch(r"(-?)(\d+)(?:\.(\d+))?(?:e(\d+))?", cell.removeprefix(BOLD)) for cell in cells]
     known = [part for part in parts if part]
     sign = "-" if any(part[1] for part in known) else ""
     whole = max((len(part[2]) for part in known), default=1)
-    return f"S[table-format={sign}{whole}.{max((len(part[3] or '') for part in known), default=0)}]"
+    digits = max((len(part[3] or "") for part in known), default=0)
+    power = max((len(part[4] or "") for part in known), default=0)
+    return f"S[table-format={sign}{whole}.{digits}{f'e{power}' if power else ''}]"

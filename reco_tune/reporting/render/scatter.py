@@ -10,30 +10,38 @@ import numpy as np
 import pandas as pd
 from markupsafe import Markup, escape
 
+from reco_tune.reporting.numbers import number
 from reco_tune.reporting.runs import SEARCH
 from reco_tune.settings import BASELINE
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
 MOST_POINTS = 600
-"""Runs drawn; where there are more, those on the frontier and of arms come first."""
+"""Configurations drawn; where there are more, those on the frontier and arms come first."""
+MOST_TICKS = 8
 
 
-def scatter(points: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
-    """Speed-up against FVD: every run a point that can be hovered and focused, with its settings; on the frontier
-    filled and joined.
+def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
+    """Speed-up against FVD: every configuration a point that can be hovered and focused, with its settings; on the
+    frontier filled and joined; crossed out where it breaks a constraint.
 
-    The points are one stop for the Tab key, the arrow keys go from slow to fast runs (the page's script).
+    The points are one stop for the Tab key, the arrow keys go from slow to fast ones (the page's script).
+
+    Args:
+        points: of `frontier.Frontier`.
+        singles: runs (`trial`, `speedup`, `fvd`) that stand behind them, small: the seeds of which points are means.
+        settings: what a point tells of its trial.
     """
-    points = points[points["fvd"] > 0]
+    points, singles = points[points["fvd"] > 0], singles[singles["fvd"] > 0]
     if points.empty:
         return Markup("<p>No run has been evaluated yet.</p>")
     first = np.lexsort((points["arm"] == SEARCH, ~points["on_frontier"].astype(bool)))
     rows, dropped = points.iloc[first[:MOST_POINTS]].to_dict("records"), max(0, len(points) - MOST_POINTS)
-    log = max(row["fvd"] for row in rows) > 10 * min(row["fvd"] for row in rows)
-    across = _Axis([row["speedup"] for row in rows], LEFT, WIDTH - RIGHT, False)
-    along = _Axis([row["fvd"] for row in rows], HEIGHT - BOTTOM, TOP, log)
-    words = f"Speed-up against FVD, {len(rows)} runs, arrow keys go from run to run"
+    behind = singles.head(MOST_POINTS).to_dict("records")
+    levels = [row["fvd"] for row in rows + behind]
+    across = _Axis([row["speedup"] for row in rows + behind], LEFT, WIDTH - RIGHT, False)
+    along = _Axis(levels, HEIGHT - BOTTOM, TOP, max(levels) / 10 > min(levels))
+    words = f"Speed-up against FVD, {len(rows)} configurations, arrow keys go from one to the next"
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="group" aria-label="{words}">']
     for value in along.ticks():
         y = along(value)
@@ -52,21 +60,31 @@ def scatter(points: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
         path = f"M{across(front[0]['speedup']):.1f} {along(front[0]['fvd']):.1f}"
         path += "".join(f"V{along(row['fvd']):.1f}H{across(row['speedup']):.1f}" for row in front[1:])
         parts.append(f'<path class="front" d="{path}"/>')
+    for row in behind:
+        words = escape(f"{row['trial']}, one seed: {row['speedup']:.2f}x, FVD {number(row['fvd'])}")
+        centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
+        parts.append(f'<circle class="single" {centre} r="2"><title>{words}</title></circle>')
     for place, row in enumerate(sorted(rows, key=lambda row: (row["speedup"], row["fvd"]))):
         kind = "search" if row["arm"] == SEARCH else "baseline" if row["arm"] == BASELINE else "arm"
-        words = (
-            f"{row['trial']}: {row['speedup']:.2f}x, FVD"
-            f" {row['fvd']:.2f}{', on the frontier' if row['on_frontier'] else ''}"
-        )
+        name = row["trial"] if row["arm"] == SEARCH else row["arm"]
+        words = f"{name}, mean of {row['runs']} seeds" if row["runs"] > 1 else name
+        words += f": {row['speedup']:.2f}x, FVD {number(row['fvd'])}{', on the frontier' if row['on_frontier'] else ''}"
+        words += f", infeasible: {row['infeasible']}" if row["infeasible"] else ""
         label, more = escape(words), escape(settings(row["trial"]))
-        centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
-        on = " on" if row["on_frontier"] else ""
-        dot = f'<circle class="dot" {centre} r="{4 if kind == "search" else 5.5}"/>'
+        x, y, reach = across(row["speedup"]), along(row["fvd"]), 4 if kind == "search" else 5.5
+        centre, on = f'cx="{x:.1f}" cy="{y:.1f}"', " on" if row["on_frontier"] else ""
+        dot = f'<circle class="dot" {centre} r="{reach}"/>'
+        if row["infeasible"]:
+            low, high = (
+                f"{x - reach:.1f} {y - reach:.1f}L{x + reach:.1f}",
+                f"{x - reach:.1f} {y + reach:.1f}L{x + reach:.1f}",
+            )
+            dot += f'<path class="cross" d="M{low} {y + reach:.1f}M{high} {y - reach:.1f}"/>'
         parts.append(f'<g tabindex="{-1 if place else 0}" role="img" aria-label="{label}" class="point {kind}{on}">')
         parts.append(f'<title>{label}\n{more}</title><circle class="halo" {centre} r="9"/>{dot}</g>')
     parts.append("</svg>")
     if dropped:
-        parts.append(f"<p class='note'>{dropped} further runs are in frontier.csv.</p>")
+        parts.append(f"<p class='note'>{dropped} further ones are in frontier_probability.csv.</p>")
     return Markup("".join(parts))
 
 
@@ -101,6 +119,8 @@ class _Axis:
         """Round values inside the axis: 1, 2, 5 times powers of ten, or about six equal steps."""
         if self.log:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
+            if len(powers) > MOST_TICKS:  # decades enough
+                return [10.0**power for power in powers[1 :: len(powers) // MOST_TICKS + 1]]
             values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
             return [value for value in values if self.low <= math.log10(value) <= self.high]
         rough = (self.high - self.low) / 6

@@ -98,7 +98,7 @@ def ablation_table(evidence: Evidence) -> Table:
         columns,
         _groups(evidence.ablation),
         caption(evidence) + origin_note(file_names(evidence.imports)),
-        [f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else (),
+        [*_refused(evidence), *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else [])],
         left_out(evidence.runs),
         evidence.ablation[list(COLUMNS)],
         ("csv", "md", "tex"),
@@ -106,6 +106,14 @@ def ablation_table(evidence: Evidence) -> Table:
         TERMINAL,
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
+
+
+def _refused(evidence: Evidence) -> list[str]:
+    """Arms that break a constraint of the search, in a sentence."""
+    points = evidence.frontier.points
+    rows = records(points[(points["infeasible"] != "") & (points["arm"] != SEARCH)])
+    named = [f"`{row['arm']}` {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows]
+    return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -175,7 +183,7 @@ def _detectable(found: Sequence[Comparison]) -> str:
     for alone, noise in ((False, ""), (True, ", before training-seed noise,")):
         known = [one.difference.detectable for one in found if one.difference and (one.pairs == 1) == alone]
         if values := [value for value in known if math.isfinite(value)]:
-            reach = f"{min(values):.2f} to {max(values):.2f}, by arm" if len(values) > 1 else f"{values[0]:.2f}"
+            reach = f"{number(min(values))} to {number(max(values))}, by arm" if len(values) > 1 else number(values[0])
             budget, baseline = found[0].result.budget.replace("_", " "), found[0].baseline
             text += (
                 f" At {budget} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds"

@@ -144,15 +144,18 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
         MARKERS,
         colours,
         dot,
+        drawable,
         half_widths,
         lay_out,
         new_figure,
         plain_log,
+        say_left_out,
         spread,
         style,
     )
 
-    rows = table[np.isfinite(table["compute"].astype(float)) & (table["arm"] != WHOLE)]
+    shown = drawable(table, "fvd", "fvd_high")
+    rows = shown[np.isfinite(shown["compute"].astype(float)) & (shown["arm"] != WHOLE)]
     rows = rows.drop_duplicates(["arm", "compute", "fvd"])  # the baseline stands under several budgets
     if rows.empty:
         return None
@@ -195,8 +198,8 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
             title="Quality at the end",
         )
         plain_log(left, log)
-        shown = [dot("#666666", MARKERS[name], BUDGETS[name].title.lower()) for name in dict.fromkeys(rows["budget"])]
-        left.legend(handles=shown, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
+        handles = [dot("#666666", MARKERS[name], BUDGETS[name].title.lower()) for name in dict.fromkeys(rows["budget"])]
+        left.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
         _learning_panel(right, curves.get(budget, {}), budget)
         lay_out(figure)
         last = rows.sort_values("compute", kind="stable").drop_duplicates("arm", keep="last")
@@ -205,6 +208,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
         )
         ends = [(*points[-1], arm, palette.get(arm, "#444444")) for arm, points in curves.get(budget, {}).items()]
         label_line_ends(right, ends)
+        say_left_out(figure, len(table) - len(shown))
     return figure
 
 

@@ -164,8 +164,21 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import FuncFormatter
 
-    from reco_tune.reporting.style import MARKERS, colours, dot, many_points, new_figure, plain_log, spread, style
+    from reco_tune.reporting.style import (
+        MARKERS,
+        colours,
+        dot,
+        drawable,
+        many_points,
+        new_figure,
+        plain_log,
+        say_left_out,
+        spread,
+        style,
+    )
 
+    whole = len(rows)
+    rows = drawable(rows, "fvd", "val_cross_entropy")
     if rows.empty:
         return None
     palette = colours(order)
@@ -214,6 +227,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
             ncols=len(handles) if len(handles) <= 8 else math.ceil(len(handles) / 2),
             frameon=False,
         )
+        say_left_out(figure, whole - len(rows))
     return figure
 
 

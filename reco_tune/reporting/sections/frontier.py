@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 import math
 from collections.abc import Callable, Mapping, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
@@ -12,9 +13,9 @@ import pandas as pd
 from markupsafe import Markup
 
 from reco_tune import quantities
-from reco_tune.reporting.budgets import BUDGETS, WHOLE, reference
+from reco_tune.reporting.budgets import BUDGETS, WHOLE, at_budget, reference
 from reco_tune.reporting.evidence import Evidence
-from reco_tune.reporting.frontier import SETTINGS, Uncertainty
+from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, SETTINGS, Frontier
 from reco_tune.reporting.numbers import number, setting
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.render.scatter import scatter
@@ -40,6 +41,8 @@ WEIGHT, REDUCTION = "objective.continuity_weight", "objective.continuity_reducti
 MOST_SETTINGS = 16
 """Settings that a point tells when it is hovered."""
 MOST_ROWS = 200
+MOST_INFEASIBLE = 6
+"""Configurations that break a constraint and are named."""
 LEAST_CHANCE = 0.05
 """Configurations that stand on the frontier with at least this probability are listed with it."""
 FEWER_FRAMES = "fewer_frames"
@@ -52,12 +55,12 @@ def build(evidence: Evidence) -> Section:
         "frontier",
         "Frontier",
         tables=[
-            Table("frontier", data=found.points),
-            Table("frontier_probability", data=evidence.uncertainty.points),
+            Table("frontier", data=found.points.loc[found.points["infeasible"] == "", list(COLUMNS)]),
+            Table("frontier_probability", data=found.points[list(PROBABILITY_COLUMNS)]),
             _table(evidence, settings),
         ],
         figures=[_figure(evidence)],
-        markup=Markup("").join(_every_run(evidence, budget, settings) for budget in evidence.budgets),
+        markup=Markup("").join(_scatter(evidence, budget, settings) for budget in evidence.budgets),
     )
 
 
@@ -86,7 +89,7 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
     )
     groups = []
     for budget in evidence.budgets:
-        points = evidence.uncertainty.at(budget)
+        points = evidence.frontier.at(budget)
         shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
         shown = shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS)
         rows = records(shown.assign(**{WEIGHT: shown["trial"].map(settings.weight)}))
@@ -100,24 +103,41 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         "Arms and finalists of the search as means over their seeds, other sampled runs one by one. The probability is"
         " the share of 1,000 draws from the intervals of FVD and speed-up in which nothing is both as fast and as good;"
         " rows in grey are not on the frontier of the means but in at least one draw of twenty.",
+        infeasible(evidence.frontier.points),
         files=(),
         terminal=("trial", "probability", "speedup", "fvd", "fvd_interval", *SETTINGS),
         mark=lambda row: "" if row["on_frontier"] else "near",
     )
 
 
-def _every_run(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
-    """Runs as points with their settings."""
+def infeasible(points: pd.DataFrame) -> list[str]:
+    """What breaks a constraint of the search, in a sentence; no sentence where nothing does."""
+    rows = records(points[points["infeasible"] != ""])
+    named = [
+        f"`{row['trial'] if row['arm'] == SEARCH else row['arm']}` {BUDGETS[row['budget']].words} ({row['infeasible']})"
+        for row in rows[:MOST_INFEASIBLE]
+    ]
+    more = len(rows) - MOST_INFEASIBLE
+    named += [f"{more} more, in `frontier_probability.csv`"] if more > 0 else []
+    return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
+
+
+def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
+    """Configurations as points with their settings, the runs of those at several seeds small behind them."""
+    points, kept = evidence.frontier.at(budget), evidence.own_comparable
+    several = set(configurations(points[points["runs"] > 1]))
+    singles = kept[at_budget(kept["budget"], budget) & np.isin(configurations(kept), list(several))]
     volume = number(evidence.frontier.hypervolume.get(budget, math.nan))
     covers = f", which covers {volume} speed-up × FVD units" if volume and float(volume) else ""
     return Markup(
-        '<h3>Every run, {}</h3><p class="note">Filled points are on the frontier{}.</p><div class="plot"><div>{}</div>'
-        '<p class="readout" aria-live="polite">Hover or focus a point for its settings; the arrow keys go from run to'
-        " run.</p></div>"
+        '<h3>Every configuration, {}</h3><p class="note">Filled points are on the frontier{}; the smallest are single'
+        ' seeds.</p><div class="plot"><div>{}</div>'
+        '<p class="readout" aria-live="polite">Hover or focus a point for its settings; the arrow keys go from one to'
+        " the next.</p></div>"
     ).format(
         BUDGETS[budget].title.lower(),
         covers,
-        scatter(evidence.frontier.at(budget), settings.hover(evidence.uncertainty.at(budget))),
+        scatter(points, singles, settings.hover(points)),
     )
 
 
@@ -173,13 +193,13 @@ def _figure(evidence: Evidence) -> Figure:
         "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins what nothing else beats in"
         " both, the band holds where that line lies in 95% of draws from the intervals, the ring marks its knee.",
         draw_frontier,
-        (evidence.uncertainty, evidence.ablation, evidence.arms, bounds(evidence.study), evidence.paper),
+        (evidence.frontier, evidence.ablation, evidence.arms, bounds(evidence.runs), evidence.paper),
         f"{words}.",
     )
 
 
 def draw_frontier(
-    found: Uncertainty,
+    found: Frontier,
     table: pd.DataFrame,
     order: Sequence[str],
     constraints: Mapping[str, Bound] | None = None,
@@ -197,8 +217,11 @@ def draw_frontier(
             that value alone.
     """
     from reco_tune.reporting.labels import label_points
-    from reco_tune.reporting.style import colours, freeze, new_figure, plain_log, spread, style
+    from reco_tune.reporting.style import colours, drawable, freeze, new_figure, plain_log, say_left_out, spread, style
 
+    whole = len(found.points)
+    found = replace(found, points=drawable(found.points, "fvd", "fvd_high"))
+    table = drawable(table, "fvd", "fvd_high")
     if found.points.empty:
         return None
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
@@ -224,6 +247,7 @@ def draw_frontier(
             _draw_band(axes, found.bands.get(budget))
         if shared:
             figure.legend(handles=list(shared.values()), loc="outside lower center", ncols=len(budgets), frameon=False)
+        say_left_out(figure, whole - len(found.points))
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[table["budget"] == budget]
@@ -245,14 +269,18 @@ def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
     """
     if band is None:
         return
+    from reco_tune.reporting.style import drawable
+
     limits = axes.get_xlim(), axes.get_ylim()
-    known = band[np.isfinite(band["high"])]  # where nothing may be as fast, the best FVD has no upper end
+    known = drawable(
+        band[np.isfinite(band["high"])], "high"
+    )  # where nothing may be as fast, the best FVD has no upper end
     axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
     axes.set(xlim=limits[0], ylim=limits[1])
 
 
 def _frontier_panel(
-    axes: Any, found: Uncertainty, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool
+    axes: Any, found: Frontier, budget: str, arms: pd.DataFrame, palette: dict[str, str], log: bool
 ) -> None:
     from matplotlib.lines import Line2D
     from matplotlib.patches import Patch
@@ -281,6 +309,8 @@ def _frontier_panel(
         axes.scatter(
             x, y, s=44, marker=_marker(row["arm"], compared), color=face, edgecolor=edge, linewidth=0.9, zorder=4
         )
+    refused = points[points["infeasible"] != ""]
+    axes.scatter(refused["speedup"], refused["fvd"], s=46, marker="x", color="#b22222", linewidth=1.1, zorder=5)
     bend = points[points["knee"].astype(bool)]
     axes.scatter(bend["speedup"], bend["fvd"], s=150, facecolor="none", edgecolor="#444444", linewidth=1.1, zorder=3)
     baseline = arms[arms["arm"] == compared]
@@ -299,6 +329,8 @@ def _frontier_panel(
         )
     if len(searched):
         handles.append(dot(palette[SEARCH], "o", "sampled runs"))
+    if len(refused):
+        handles.append(dot("#b22222", "x", "breaks a constraint"))
     if any(arm.startswith(FEWER_FRAMES) for arm in arms["arm"]):
         handles.append(dot(palette["fewer_frames"], "s", "fewer-frames baselines"))
     if any(arm.endswith(IMPORTED) for arm in arms["arm"]):

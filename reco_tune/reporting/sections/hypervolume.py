@@ -2,15 +2,15 @@
 
 from __future__ import annotations
 
-import math
-from collections.abc import Sequence
+from collections.abc import Sequence, Set
 from typing import TYPE_CHECKING
 
 import numpy as np
 import pandas as pd
+from numpy.typing import NDArray
 
 from reco_tune import quantities
-from reco_tune.pareto import hypervolume, speed_fvd
+from reco_tune.pareto import hypervolume, non_dominated, speed_fvd
 from reco_tune.reporting.budgets import BUDGETS, at_budget
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.runs import configurations
@@ -29,8 +29,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "hypervolume",
         "How the frontier grew",
-        "Hypervolume of the non-dominated runs against the device hours of all runs that had ended, pruned and failed"
-        " ones included.",
+        "Hypervolume of the frontier against the device hours of all runs that had ended, pruned and failed ones"
+        " included. Arms and finalists count as means over the seeds that had ended.",
         draw_hypervolume,
         (history,),
     )
@@ -38,35 +38,53 @@ def build(evidence: Evidence) -> Section:
 
 
 def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
-    """The hypervolume of each budget's frontier after so many device hours; a row where it grew, and one at the end.
+    """The hypervolume of each budget's frontier after so many device hours; a row where it changed, and one at the end.
 
     Runs count in the order in which they ended, what they cost whether or not they gave a point; a calibration that
-    runs share counts with the first of them. The reference point is the frontier's own: speed-up 0 and the largest FVD
-    of the budget.
+    runs share counts with the first of them. As on the frontier a point is a configuration, the mean of its runs so
+    far, and the reference is speed-up 0 and the largest FVD of the budget: a further seed may make it shrink.
     """
-    kept = evidence.own_comparable
-    ended = sorted(
-        (run for run in evidence.study.runs.values() if run.ended is not None), key=lambda run: (run.ended, run.index)
-    )
+    runs = evidence.study.runs.values()
+    ended = sorted((run for run in runs if run.ended is not None), key=lambda run: (run.ended, run.index))
     spent = np.cumsum(_device_hours(evidence.own, [run.trial for run in ended]))
     rows = []
     for budget in evidence.budgets:
-        own = kept[at_budget(kept["budget"], budget)]
-        own_points, reference = speed_fvd(own["speedup"], own["fvd"])
-        points = dict(zip(own["trial"], map(tuple, own_points.tolist()), strict=True))
-        front: list[tuple[float, float]] = []
-        volume = 0.0
+        allowed = evidence.frontier.at(budget)
+        allowed = allowed[allowed["infeasible"] == ""]
+        reference = speed_fvd(allowed["speedup"], allowed["fvd"]).reference
+        points, names = _points(evidence, budget, set(configurations(allowed)))
+        sums: dict[str, NDArray[np.float64]] = {}
+        front, volume = np.zeros((0, 2)), 0.0
         for number, (run, hours) in enumerate(zip(ended, spent, strict=True), 1):
-            point = points.get(run.trial, (math.nan, math.nan))
-            if math.isfinite(point[0]) and not any(other[0] <= point[0] and other[1] <= point[1] for other in front):
-                front = [other for other in front if not (point[0] <= other[0] and point[1] <= other[1])] + [point]
-                grown = hypervolume(front, reference)
-                if grown > volume:
-                    rows.append((budget, number, float(hours), grown, run.trial))
-                    volume = grown
+            if run.trial not in points:
+                continue
+            new, name = points[run.trial], names[run.trial]
+            again = name in sums
+            sums[name] = sums.get(name, np.zeros(3)) + np.array([*new, 1])
+            if not again and (front <= new).all(axis=1).any():
+                continue
+            front = (
+                np.array([(x / count, y / count) for x, y, count in sums.values()])
+                if again
+                else np.vstack([front, new])
+            )
+            front = front[non_dominated(front)]
+            if (grown := hypervolume(front, reference)) != volume:
+                rows.append((budget, number, float(hours), grown, run.trial))
+                volume = grown
         if len(ended) and volume:
             rows.append((budget, len(ended), float(spent[-1]), volume, ""))
     return pd.DataFrame(rows, columns=list(COLUMNS))
+
+
+def _points(
+    evidence: Evidence, budget: str, allowed: Set[str]
+) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
+    """(-speed-up, FVD) by run of the configurations that break no constraint, and the configuration of each."""
+    own = evidence.own_comparable[at_budget(evidence.own_comparable["budget"], budget)]
+    names = dict(zip(own["trial"], configurations(own), strict=True))
+    points = zip(own["trial"], (-own["speedup"]).tolist(), own["fvd"].tolist(), strict=True)
+    return {trial: (x, y) for trial, x, y in points if names[trial] in allowed}, names
 
 
 def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
@@ -78,11 +96,13 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
     with style():
         figure = new_figure(6.2, 3.6)
         axes = figure.subplots()
+        top = 1.0
         for budget, rows in history.groupby("budget", sort=False):
             hours, share = (
                 rows["device_hours"].to_numpy(),
                 rows["hypervolume"].to_numpy() / rows["hypervolume"].iloc[-1],
             )
+            top = max(top, *share)
             colour = _BUDGET_COLOURS[str(budget)]
             axes.step([0, *hours], [0, *share], where="post", color=colour, label=BUDGETS[str(budget)].title.lower())
             axes.plot(
@@ -93,7 +113,9 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
                 markersize=3.5,
                 color=colour,
             )
-        axes.set(xlabel="device hours spent by the study", ylabel="hypervolume (share of the last)", ylim=(0, 1.04))
+        axes.set(
+            xlabel="device hours spent by the study", ylabel="hypervolume (share of the last)", ylim=(0, 1.04 * top)
+        )
         axes.set_xlim(left=0)
         axes.legend(loc="lower right", frameon=False)
     return figure

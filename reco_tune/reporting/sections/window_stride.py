@@ -91,12 +91,15 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
     """FVD (colour and number) and speed-up (below it) by window length and stride; `window_stride_cells`
     chooses them.
     """
+    from matplotlib.colors import LogNorm
+
+    from reco_tune.reporting.style import drawable, new_figure, say_left_out, spread, style, text_on
+
+    whole = len(table)
+    table = drawable(table, "fvd")
     if table.empty:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
-    from matplotlib.colors import LogNorm
-
-    from reco_tune.reporting.style import new_figure, spread, style, text_on
 
     fvd, speed = (
         table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name)
@@ -129,6 +132,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
         axes.invert_yaxis()
         axes.tick_params(length=0, rotation=0)
         axes.grid(False)
+        say_left_out(figure, whole - len(table))
     return figure
 
 
