@@ -83,7 +83,7 @@ def test_differences_are_taken_to_the_whole_baseline(runs: pd.DataFrame) -> None
 
 
 def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame) -> None:
-    assert set(frontier(runs).at("half_compute")["trial"]) == set(runs[runs["budget"] == "half_compute"]["trial"])
+    assert set(frontier(runs).at("half_compute")["trial"]) == {f"{arm}-half_compute-s0" for arm in ARMS}
 
 
 @pytest.mark.parametrize(
