@@ -81,6 +81,8 @@ STAGE_SECONDS = (CALIBRATION_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVAL
 """What a run costs, stage by stage."""
 SIGNED = {KERNEL_DISTANCE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
 """May lie below 0."""
+FEWEST_GROWTH_BLOCKS = 4
+"""Of a clip whose errors' growth has a law: the disturbed block and three after it."""
 RESOLVED_AIC = 2.0
 """Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits
 either.

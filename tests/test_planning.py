@@ -106,8 +106,17 @@ def test_pieces_are_prepared_for_the_arm_that_trains_on_sub_clips_alone() -> Non
             "`full` is the baseline, .* window.scheme is window",
             id="a baseline of windows",
         ),
-        pytest.param({"arms": {"full": {}, "search": {}}}, "search", id="an arm with the name of sampled runs"),
-        pytest.param({"objectives": {"fdv": "minimize"}}, "fdv", id="an objective that nobody measures"),
+        pytest.param({"objectives": {"fdv": "minimize"}}, "did you mean fvd", id="no metric"),
+        pytest.param({"objectives": {"fvd": "maximize"}}, "write minimize", id="the wrong direction"),
+        pytest.param(
+            {"objectives": {"flow_unexplained": "minimize"}}, "evaluation.flow is false", id="flow that is not measured"
+        ),
+        pytest.param(
+            {"constraints": {"flow_unexplained": {"max": 1}}}, "evaluation.flow is false", id="a constraint on it"
+        ),
+        pytest.param(
+            {"objectives": {"error_growth_rate": "minimize"}}, "needs clips of 4 blocks", id="too few blocks for a law"
+        ),
     ],
 )
 def test_what_would_make_runs_incomparable_is_refused_by_name(

@@ -183,6 +183,154 @@ def test_space_files_that_cannot_be(tmp_path: Path, text: str, words: str) -> No
     assert "\n" not in str(caught.value)
 
 
+SEARCHED = SPACE + "trials: 2\n"
+
+
+@pytest.mark.parametrize(
+    ("ranges", "words"),
+    [
+        pytest.param("window.length_tokens: {choice: [[9, 18]]}", r"window.length_tokens \(\[9, 18\]\)", id="a-list"),
+        pytest.param("training.schedule: {choice: [{a: 1}]}", r"training.schedule \(\{'a': 1\}\)", id="a-mapping"),
+        pytest.param("training.learning_rate: {choice: [2024-01-31]}", "training.learning_rate .*number", id="a-date"),
+        pytest.param("training.learning_rate: {choice: [.nan]}", "training.learning_rate .*finite", id="nan"),
+        pytest.param("objective.continuity_weight: {float: [0, .inf]}", "float.* finite", id="infinite"),
+        pytest.param("training.learning_rate: {choice: [low, high]}", r"\('low'\): .*number", id="words-for-numbers"),
+        pytest.param("window.length_tokens: {choice: [true]}", "true and false are no numbers", id="true-for-a-number"),
+        pytest.param("window.length_tokens: {choice: [9, 9.0]}", "choice 9 is given twice", id="twice-the-same"),
+        pytest.param(
+            "training.schedule: {int: [0, 1]}", r"training.schedule \(0\): .*'cosine'", id="numbers-for-words"
+        ),
+        pytest.param(
+            "training.compile: {int: [0, 1]}", "training.compile: a range of numbers", id="numbers-for-yes-no"
+        ),
+        pytest.param(
+            "window.length_tokens: {float: [9, 18]}", "window.length_tokens .*integer", id="fractions-of-tokens"
+        ),
+        pytest.param(
+            "training.learning_rate: {float: [0, 1]}", r"training.learning_rate \(0.0\)", id="an-end-that-cannot-be"
+        ),
+        pytest.param(
+            "window.length_tokens: {int: [9, 18], step: 4}", "steps of 4.*; end it at 17", id="a-step-too-far"
+        ),
+        pytest.param("window.length_tokens: {int: [9, 18], step: 1.5}", "a step of 1.5; give a whole", id="half-steps"),
+        pytest.param(
+            "window.stride_fraction: {float: [0.1, 1], step: 0.25}", "; end it at 0.85", id="a-real-step-too-far"
+        ),
+        pytest.param("model.preset: {choice: [debug, 120M]}", "model.preset .*'debug'", id="no-preset"),
+        pytest.param("window.lenght_tokens: {int: [9, 18]}", "did you mean window.length_tokens", id="no-setting"),
+    ],
+)
+def test_what_cannot_be_drawn_is_refused_at_the_door(tmp_path: Path, ranges: str, words: str) -> None:
+    """It was found out after the fixed arms had trained, or told by a library with its source lines."""
+    with pytest.raises(SettingsError, match=words) as caught:
+        load_space(space_file(tmp_path, SEARCHED + f"search: {{{ranges}}}\n"))
+    assert "\n" not in str(caught.value)
+
+
+def test_what_can_be_drawn(tmp_path: Path) -> None:
+    ranges = """search:
+  window.stride_fraction: {float: [0.1, 1.0], step: 0.1}
+  window.first_frame_probability: {choice: [uniform, 0.5]}
+  training.learning_rate: {choice: [1e-3, 3.0e-3]}
+  window.prefix_tokens: {choice: [null, 9]}
+"""
+    space = load_space(space_file(tmp_path, SEARCHED + ranges))
+    assert space.search["training.learning_rate"].choice == (0.001, 0.003), "1e-3 is a word to YAML"
+    assert space.search["window.prefix_tokens"].choice == (None, 9)
+
+
+@pytest.mark.parametrize(
+    ("text", "words"),
+    [
+        pytest.param(
+            "constraints: {speedup: {min: 3, max: 2}}", r"min \(3\) must not exceed its max \(2\)", id="min>max"
+        ),
+        pytest.param("constraints: {speedup: {max: .nan}}", "finite", id="no-bound"),
+        pytest.param("objectives: {}", "objectives is empty", id="no-objective"),
+        pytest.param("seeds: [-1]", r"seeds.0 \(-1\)", id="a-seed-below-0"),
+        pytest.param("seeds: [4294967296]", r"seeds.0 \(4294967296\)", id="a-seed-too-large"),
+        pytest.param("trials: 2\ntrials: 3", "line .* gives trials for the second time", id="a-key-twice"),
+    ],
+)
+def test_spaces_that_cannot_be_meant(tmp_path: Path, text: str, words: str) -> None:
+    with pytest.raises(SettingsError, match=words):
+        load_space(space_file(tmp_path, SPACE + text + "\n"))
+
+
+@pytest.mark.parametrize(
+    ("arm", "words"),
+    [
+        ("a" * 300, "at most 100"),
+        ("search-0000", "`search-0000` has the name of sampled runs"),
+        ("search-0001-s2", "has the name of sampled runs"),
+        ("search", "has the name of sampled runs"),
+        ("Reco", "differ in capitals alone"),
+        ("reco", "gives reco for the second time"),
+    ],
+)
+def test_names_that_an_arm_cannot_have(tmp_path: Path, arm: str, words: str) -> None:
+    text = SPACE.replace("{full: {}", f"{{full: {{}}, {arm}: {{window.scheme: full}}")
+    with pytest.raises(SettingsError, match=words):
+        load_space(space_file(tmp_path, text))
+
+
+@pytest.mark.parametrize(
+    ("override", "words"),
+    [
+        ("model.widht=3", "--set: model.widht is not a setting; did you mean model.width?"),
+        ("widht=3", "--set: widht is not a setting"),
+        ("model.width=many", r"--set: model.width \('many'\)"),
+        ("objective.continuity_weight=0.3", "no run would change; .* --set arms.reco.objective.continuity_weight=0.3"),
+        ("training.seed=3", "give them by --seeds 3"),
+    ],
+)
+def test_a_mistake_of_the_command_line_is_told_as_one(tmp_path: Path, override: str, words: str) -> None:
+    """It was told as a mistake of the first arm, or changed nothing without a word."""
+    with pytest.raises(SettingsError, match=words):
+        load_space(space_file(tmp_path, SPACE), [override])
+
+
+def test_a_mistake_of_the_shared_settings_is_told_as_one(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"space.yaml: experiment: model.widht is not a setting"):
+        load_space(space_file(tmp_path, SPACE.replace("model.preset: debug", "model.widht: 3")))
+    with pytest.raises(SettingsError, match=r"space.yaml: experiment: model.width \('x'\)"):
+        load_space(space_file(tmp_path, SPACE.replace("model.preset: debug", "model.width: x")))
+
+
+def test_an_arms_own_setting_can_be_set_from_the_command_line(tmp_path: Path) -> None:
+    space = load_space(space_file(tmp_path, SPACE), ["arms.reco.objective.continuity_weight=0.3"])
+    assert arm_experiment(space, "reco").objective.continuity_weight == 0.3
+
+
+def test_an_arm_of_another_preset_has_its_sizes(tmp_path: Path) -> None:
+    """Sizes that the shared settings give won over the arm's preset: it was the baseline's model under another name."""
+    text = SPACE.replace("model.preset: debug", "model: {width: 32, depth: 2, heads: 2}")
+    space = load_space(space_file(tmp_path, text.replace("{objective", "{model.preset: debug, objective")))
+    assert arm_experiment(space, "full").model.width == 32
+    assert arm_experiment(space, "reco").model == make_experiment({"model": {"preset": "debug"}}, {}, "test").model
+
+
+def test_hashes_are_those_of_the_studies_that_there_are() -> None:
+    """A setting that comes later is named in `experiments.LATER`, or no search knows its earlier runs again.
+
+    The number is what `Experiment().result_hash()` gave at commit 8f65a46.
+    """
+    assert make_experiment({}, {}, "test").result_hash() == "9bf3110d1c4d7aab"
+    grid = {"data.layout": "tokens", "data.grid": [5, 3, 3]}
+    assert (
+        make_experiment({}, grid, "test").result_hash()
+        != make_experiment({}, {"data.layout": "tokens"}, "test").result_hash()
+    )
+
+
+def test_a_grid_of_codes_needs_no_made_up_pixels() -> None:
+    own = {"data.layout": "tokens", "data.grid": [3, 8, 16], "tokenizer.num_codes": 64}
+    experiment = make_experiment({}, own, "test")
+    assert experiment.grid == TokenGrid(3, 8, 16), "neither first_frame_codes nor pixels stand in the way"
+    with pytest.raises(SettingsError, match=r"data.grid \(\[3, 8, 16\]\) .* data.layout is digits"):
+        make_experiment({}, {**own, "data.layout": "digits"}, "test")
+
+
 def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match="does not exist"):
         load_experiment(tmp_path / "nowhere.yaml")
@@ -209,7 +357,7 @@ def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
         ),
         pytest.param(
             SPACE.replace("{full: {}", "{1: {window.scheme: full}"),
-            "the arm 1 must be called by letters",
+            "the arm 1 must be called by a word",
             id="a numbered arm",
         ),
         pytest.param(SPACE + "budgets: []\n", "budgets is empty", id="no budget"),

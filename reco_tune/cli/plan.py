@@ -42,6 +42,10 @@ def plan(
     from reco_tune.cost import forecast, least_memory, plan
 
     planned = plan(loaded)
+    if loaded.trials:
+        from reco_tune.study.searcher import rehearse  # Optuna takes a second to import
+
+        rehearse(loaded)
     shared = planned.shared
     rate, source = _rate(shared)
     cost = forecast(planned, rate)

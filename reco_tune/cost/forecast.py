@@ -13,11 +13,11 @@ from typing import NamedTuple
 
 import torch
 
-from reco_tune.cost.planning import SEARCH, Plan, PlannedRun, sampled_name
+from reco_tune.cost.planning import Plan, PlannedRun, sampled_name
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.pareto import deciding_rungs
-from reco_tune.settings import BASELINE, RUNG_CLIPS, Experiment, Pruning
+from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, Experiment, Pruning
 from reco_tune.training.distributed import prepare_device
 from reco_tune.training.schemes import plan_scheme
 

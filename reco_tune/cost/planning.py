@@ -14,11 +14,11 @@ from dataclasses import dataclass, replace
 from reco_tune import quantities
 from reco_tune.cost.calibration import scheme_limit
 from reco_tune.errors import SettingsError
-from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment
+from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment
+from reco_tune.settings.fields import nearest
+from reco_tune.settings.measured import unmeasured
 from reco_tune.training.schemes import plan_scheme
 
-SEARCH = "search"
-"""Arm name of a sampled run."""
 FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
 """Sections that one study shares, because its runs would not compare otherwise."""
 DECIDED = {
@@ -112,6 +112,7 @@ def plan(space: Space) -> Plan:
             f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
             " training.rungs to prune at; lower it or raise training.rungs"
         )
+    check_measured(space, baseline)
     limits = {name: estimated_speedup(experiment, baseline) for name, experiment in arms.items()}
     return Plan(space, arms, baseline, _runs(space, arms, limits), sampled, estimated=True)
 
@@ -155,19 +156,36 @@ def _budgets(arm: str, budget: str) -> tuple[str, ...]:
 
 
 def _check(space: Space) -> None:
-    if SEARCH in space.arms:
-        raise SettingsError(f"arms: `{SEARCH}` is the name of sampled runs; call the arm something else")
     for where, keys in [("search", space.search), *((f"arm `{name}`", own) for name, own in space.arms.items())]:
         for key in keys:
             if key.split(".")[0] in FROZEN_SECTIONS:
                 raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
             if key in DECIDED:
                 raise SettingsError(f"{where}: {key} {DECIDED[key]}")
-    for metric in space.constraints:
-        if metric not in quantities.ALL:
-            raise SettingsError(f"constraints: {metric} is not a metric; known ones are {', '.join(quantities.ALL)}")
     if "window.scheme" in space.search:
         raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
-    for objective in space.objectives:
-        if objective not in quantities.ALL:
-            raise SettingsError(f"objectives: {objective} is not a metric; known ones are {', '.join(quantities.ALL)}")
+    for where, metrics in (("objectives", space.objectives), ("constraints", space.constraints)):
+        for metric in metrics:
+            if metric not in quantities.ALL:
+                raise SettingsError(f"{where}: {metric} is not a metric; {nearest(metric, quantities.ALL)}")
+    for objective, direction in space.objectives.items():
+        better = {"lower": "minimize", "higher": "maximize"}.get(quantities.ALL[objective].better, direction)
+        if direction != better:
+            raise SettingsError(
+                f"objectives: {objective} is better where it is {quantities.ALL[objective].better}; write {better}"
+            )
+
+
+def check_measured(space: Space, experiment: Experiment, classes: bool | None = None) -> None:
+    """What the search is told of a run must be measured, or every run fails; a constraint must bind.
+
+    Args:
+        classes: whether the data have any, once that is known.
+
+    Raises:
+        SettingsError: if the runs of the study do not measure something.
+    """
+    asked = [("objectives", metric) for metric in (space.objectives if space.trials else {})]
+    for where, metric in [*asked, *(("constraints", metric) for metric in space.constraints)]:
+        if why := unmeasured(metric, experiment, classes):
+            raise SettingsError(f"{where}: {metric} {why}, or leave it out")

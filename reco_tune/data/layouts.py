@@ -43,7 +43,7 @@ _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
 """Settings that no clip depends on, but through the videos that were found."""
-_HASHED_IF_SET = {"clips_per_video", "short_videos", "horizontal_flip"}
+_HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip"}
 """Settings that came later: at their defaults they do not change the fingerprint of a data set."""
 
 

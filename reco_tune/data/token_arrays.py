@@ -193,10 +193,11 @@ def _mapped(header: _Header) -> np.ndarray:
 
 def _check_shapes(codes: _Header, labels: _Header | None, grid: TokenGrid) -> None:
     if codes.shape[1:] not in (tuple(grid), (grid.num_tokens,)):
+        own = codes.shape[1:]
+        said = str(list(own)) if len(own) == 3 else f"[blocks, rows, columns], a product of {math.prod(own)}"
         raise DataError(
-            f"{codes.path} has clips of shape {codes.shape[1:]}, but data.clip_frames, data.size_px and the tokenizer's"
-            f" strides make {grid.blocks} x {grid.rows} x {grid.columns} = {grid.num_tokens} tokens; change these"
-            " settings"
+            f"{codes.path} has clips of shape {own}, but the settings make {grid.blocks} x {grid.rows} x"
+            f" {grid.columns} = {grid.num_tokens} tokens; set data.grid to {said}"
         )
     if labels is not None and labels.shape != codes.shape[:1]:
         raise DataError(

@@ -18,7 +18,7 @@ from torch import Tensor, nn
 
 from reco_tune.model import VideoTransformer
 from reco_tune.model.teacher_forcing import clips_at_once
-from reco_tune.quantities import RESOLVED_AIC
+from reco_tune.quantities import FEWEST_GROWTH_BLOCKS, RESOLVED_AIC
 
 NOISE_SHARE = 0.01
 """Root mean square of the error relative to that of the inputs it is added to: small enough for the response to be
@@ -92,10 +92,10 @@ def error_growth(
 def fit_growth(divergence: list[float]) -> GrowthFit | None:
     """The law of a curve of `error_growth`, entry 0 (the disturbed block itself) left out.
 
-    None for fewer than 3 blocks after it, or where the error does not reach one of them: no law can be told then.
+    None for fewer than `FEWEST_GROWTH_BLOCKS`, or where the error does not reach one of them: no law can be told then.
     """
     values = np.asarray(divergence[1:], dtype=np.float64)
-    if len(values) < 3 or values.min() <= 0:
+    if len(divergence) < FEWEST_GROWTH_BLOCKS or values.min() <= 0:
         return None
     count = len(values)
     slope, slope_reach, slope_rest = _line(values)

@@ -1,9 +1,9 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
-from reco_tune.settings.experiment import COSTLESS, WHERE, Experiment, flatten
+from reco_tune.settings.experiment import COSTLESS, LATER, WHERE, Experiment, flatten
+from reco_tune.settings.fields import check_value, known_keys
 from reco_tune.settings.files import (
     arm_experiment,
-    known_keys,
     load_experiment,
     load_space,
     make_experiment,
@@ -26,7 +26,7 @@ from reco_tune.settings.sections import (
     Training,
     Window,
 )
-from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, Bound, Pruning, Range, Sampler, Space
+from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, SEARCH, Bound, Pruning, Range, Sampler, Space
 
 __all__ = [
     "ARMS",
@@ -34,10 +34,12 @@ __all__ = [
     "COSTLESS",
     "FSQ_LEVELS",
     "HOLISTIC",
+    "LATER",
     "PRESETS",
     "PRETRAINED",
     "PROXIES",
     "RUNG_CLIPS",
+    "SEARCH",
     "WHERE",
     "Bound",
     "Data",
@@ -56,6 +58,7 @@ __all__ = [
     "Training",
     "Window",
     "arm_experiment",
+    "check_value",
     "flatten",
     "known_keys",
     "load_experiment",

@@ -20,6 +20,26 @@ def check_shapes(experiment: Sections) -> None:
         SettingsError: where two settings do not go together.
     """
     data, tokenizer, model = experiment.data, experiment.tokenizer, experiment.model
+    if data.grid is not None and data.layout != "tokens":
+        raise SettingsError(
+            f"data.grid ({list(data.grid)}) is of codes that you made yourself, but data.layout is {data.layout}; leave"
+            " it out"
+        )
+    if data.grid is None:
+        _check_frames(experiment)
+    if model.width % model.heads:
+        raise SettingsError(f"model.heads ({model.heads}) must divide model.width ({model.width}); change one of them")
+    if data.layout != "tokens" and tokenizer.kind == "kmeans" and tokenizer.first_frame_codes >= tokenizer.num_codes:
+        raise SettingsError(
+            f"tokenizer.first_frame_codes ({tokenizer.first_frame_codes}) must be less than "
+            f"tokenizer.num_codes ({tokenizer.num_codes}); lower it"
+        )
+    _check_holistic(experiment)
+
+
+def _check_frames(experiment: Sections) -> None:
+    """Strides must divide what they cut."""
+    data, tokenizer = experiment.data, experiment.tokenizer
     if data.size_px % tokenizer.spatial_stride:
         raise SettingsError(
             f"data.size_px ({data.size_px}) must be a multiple of tokenizer.spatial_stride"
@@ -30,14 +50,6 @@ def check_shapes(experiment: Sections) -> None:
             f"data.clip_frames ({data.clip_frames}) must be 1 more than a multiple of tokenizer.temporal_stride "
             f"({tokenizer.temporal_stride}), because the first frame is a block of its own; change one of them"
         )
-    if model.width % model.heads:
-        raise SettingsError(f"model.heads ({model.heads}) must divide model.width ({model.width}); change one of them")
-    if tokenizer.kind == "kmeans" and tokenizer.first_frame_codes >= tokenizer.num_codes:
-        raise SettingsError(
-            f"tokenizer.first_frame_codes ({tokenizer.first_frame_codes}) must be less than "
-            f"tokenizer.num_codes ({tokenizer.num_codes}); lower it"
-        )
-    _check_holistic(experiment)
 
 
 def _check_holistic(experiment: Sections) -> None:

@@ -16,6 +16,8 @@ from reco_tune.settings.sections import Sections
 
 WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
 """Beginnings of the keys that say where a run works and where its files lie; no result depends on them."""
+LATER = {"data.grid": None, "model.attention": "auto"}
+"""Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
 COSTLESS = frozenset(
     f"training.{key}"
     for key in (
@@ -65,7 +67,8 @@ class Experiment(Sections):
 
     def result_hash(self) -> str:
         """Hash of the settings that a result depends on."""
-        return hashlib.sha256(json.dumps(self.result_settings(), sort_keys=True).encode()).hexdigest()[:16]
+        kept = {key: value for key, value in self.result_settings().items() if key not in LATER or LATER[key] != value}
+        return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import difflib
 import json
-import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,20 +13,18 @@ from pydantic import BaseModel, ValidationError
 from reco_tune.errors import SettingsError
 from reco_tune.settings.checks import ALTERNATIVES
 from reco_tune.settings.experiment import Experiment, flatten
+from reco_tune.settings.fields import check_key, check_value, nearest, sentences
 from reco_tune.settings.protocols import protocol_defaults
-from reco_tune.settings.space import ARMS, Space
+from reco_tune.settings.sections import PRESETS
+from reco_tune.settings.space import ARM_NAME, ARMS, BASELINE, Space
 
 M = TypeVar("M", bound=BaseModel)
-
-_WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
-"""pydantic's sentences that speak of Python's types."""
-_ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment of a YAML file with `key=value` overrides on top."""
-    shared = _settings(read_yaml(path), str(path))
-    return make_experiment(_settings(merge(shared, parse_overrides(overrides)), "--set"), {}, where=str(path))
+    shared = _overridden(_settings(read_yaml(path), str(path)), parse_overrides(overrides))
+    return make_experiment(shared, {}, where=str(path))
 
 
 def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
@@ -37,12 +33,13 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
 
     An experiment file is the space of its one run.
     """
-    values = read_yaml(path)
-    if not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields):
+    values, given = read_yaml(path), parse_overrides(overrides)
+    one_run = not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields)
+    if one_run:
         values = _one_run(path, values, overrides)
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
-    for key, value in parse_overrides(overrides).items():
+    for key, value in given.items():
         if key.split(".")[0] in Space.model_fields and not key.startswith("resources."):
             values = merge(values, {key: value})
         else:
@@ -52,12 +49,11 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
         experiment = read_yaml(path.parent / experiment)
     values["arms"] = {name: _flat(own) for name, own in _arms(values.get("arms") or {}, str(path)).items()}
     shared = merge(_settings(experiment, f"{path}: experiment"), _flat({"resources": values.get("resources") or {}}))
-    values["experiment"] = _settings(merge(shared, experiment_overrides), "--set")
+    values["experiment"] = _overridden(shared, experiment_overrides)
     values["source"] = path
     space = make(Space, values, str(path))
-    for key in space.search:
-        if key not in known_keys():
-            raise SettingsError(f"{path}: search: {key} is not a setting; {_nearest(key, known_keys())}")
+    if not one_run:
+        _refuse_buried(space, experiment_overrides)
     for name in [*space.arms, *([None] if space.trials else [])]:  # everything must be possible before anything starts
         arm_experiment(space, name)
     return space
@@ -79,7 +75,9 @@ def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] |
 def make_experiment(nested: dict[str, Any], overrides: Mapping[str, Any], where: str) -> Experiment:
     """An experiment of nested values with dotted overrides on top."""
     merged = merge(nested, overrides)
-    _refuse_unknown_keys(flatten(merged), where)
+    for key in flatten(merged):
+        if key not in Experiment.model_fields:
+            check_key(key, where)
     return make(Experiment, merged, where)
 
 
@@ -95,18 +93,20 @@ def make(kind: type[M], values: Any, where: str) -> M:
         key = ".".join(str(part) for part in place) or kind.__name__.lower()
         if errors[0]["type"] == "missing":
             raise SettingsError(f"{where}: {key} is missing; give it") from error
-        said = [_sentence(one) for one in errors if one["loc"][: len(place)] == place]
-        raise SettingsError(f"{where}: {key} ({errors[0].get('input')!r}): {', or '.join(said)}") from error
+        said = sentences(one for one in errors if one["loc"][: len(place)] == place)
+        raise SettingsError(f"{where}: {key} ({errors[0].get('input')!r}): {said}") from error
 
 
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, safely loaded."""
     try:
-        values = yaml.safe_load(Path(path).read_text(encoding="utf-8"))
+        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
     except FileNotFoundError as error:
         raise SettingsError(f"{path} does not exist; `reco-tune spaces ls` lists the shipped ones") from error
     except (OSError, UnicodeDecodeError) as error:
         raise SettingsError(f"{path} cannot be read as a text file ({error}); give a YAML file") from error
+    except _GivenTwiceError as error:
+        raise SettingsError(f"{path}: {error}; keep one") from error
     except yaml.YAMLError as error:
         raise SettingsError(f"{path} is not YAML: {' '.join(str(error).split())}") from error
     if not isinstance(values, dict):
@@ -135,7 +135,8 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`).
 
-    Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it.
+    Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it;
+    overriding the preset of the model clears the sizes that it gives.
     """
     merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
@@ -146,6 +147,9 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     for knob in protocol_defaults(overrides.get("evaluation.protocol")):
         if f"evaluation.{knob}" not in overrides:
             merged["evaluation"].pop(knob, None)
+    for size in PRESETS.get(str(overrides.get("model.preset")), {}):
+        if f"model.{size}" not in overrides:
+            merged["model"].pop(size, None)
     return merged
 
 
@@ -156,15 +160,51 @@ def save_space(space: Space, path: Path) -> None:
     )
 
 
-def _sentence(error: Mapping[str, Any]) -> str:
-    message: str = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
-    return message[0].lower() + message[1:]
+class _GivenTwiceError(yaml.YAMLError):
+    """A key that a mapping holds twice: YAML would take the last and say nothing."""
+
+
+class _Loader(yaml.SafeLoader):
+    """A safe loader that refuses what is given twice."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: list[Any] = []
+        for key, _ in node.value:
+            if key.tag != "tag:yaml.org,2002:merge":
+                name = self.construct_object(key, deep=True)
+                if name in seen:
+                    raise _GivenTwiceError(f"line {key.start_mark.line + 1} gives {name} for the second time")
+                seen.append(name)
+        return super().construct_mapping(node, deep)
+
+
+def _overridden(shared: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
+    """Nested settings, which are right, with those of the command line on top."""
+    return _settings(merge(shared, overrides), "--set")
+
+
+def _refuse_buried(space: Space, overrides: Mapping[str, Any]) -> None:
+    """Refuses a setting of the command line that every arm and the search have a value of their own for: no run would
+    have it.
+    """
+    twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
+    own = [{**ARMS.get(arm, {}), **space.arms[arm]} for arm in space.arms]
+    own += [{"window.scheme": "window", **space.search}] if space.trials else []
+    for key, value in overrides.items():
+        if key == "training.seed":
+            raise SettingsError(f"--set {key}: training seeds are the study's; give them by --seeds {value}")
+        if all(key in keys or twins.get(key) in keys for keys in own):
+            arm = next((arm for arm in reversed(space.arms) if arm != BASELINE), BASELINE)
+            raise SettingsError(
+                f"--set {key}: every arm and search has its own, so no run would change; set it for one, for example"
+                f" --set arms.{arm}.{key}={value}"
+            )
 
 
 def _one_run(path: Path, experiment: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
     """The space of an experiment file: one arm, which adds nothing to it, at its own seed."""
     given = load_experiment(path, [item for item in overrides if item.partition(".")[0] in Experiment.model_fields])
-    name = path.stem if _ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
+    name = path.stem if ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
     return {
         "question": f"What is one run of {path.stem}?",
         "experiment": experiment,
@@ -181,11 +221,8 @@ def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
             f" {arms!r}"
         )
     for name, own in arms.items():
-        if not isinstance(name, str) or not _ARM_NAME.fullmatch(name):
-            raise SettingsError(
-                f"{where}: the arm {name!r} must be called by letters, digits, dots, dashes and underscores, because"
-                " folders are named after it; change it"
-            )
+        if not isinstance(name, str):
+            raise SettingsError(f"{where}: the arm {name!r} must be called by a word; put its name in quotes")
         if own is not None and not isinstance(own, dict):
             raise SettingsError(
                 f"{where}: arm `{name}` must hold settings, for example {{objective.continuity_weight: 0.1}}; got"
@@ -200,7 +237,9 @@ def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _settings(values: Any, where: str) -> dict[str, Any]:
-    """Nested settings; a section that holds anything but settings is refused here, because overrides would bury it."""
+    """Nested settings, each with a value that it can have. A section that holds anything but settings is refused here,
+    because overrides would bury it.
+    """
     if not isinstance(values, dict):
         raise SettingsError(f"{where} must be a path or a mapping of settings, got {values!r}")
     nested = _nested(values)
@@ -209,6 +248,8 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
             raise SettingsError(
                 f"{where}: {section} ({nested[section]!r}) is a group of settings; give one of them, `{section}.KEY`"
             )
+    for key, value in flatten(nested).items():
+        check_value(key, value, where)
     return nested
 
 
@@ -239,36 +280,10 @@ def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
     return nested
 
 
-def known_keys() -> list[str]:
-    """Every dotted key an experiment has."""
-    keys = [
-        f"{section}.{key}"
-        for section, field in Experiment.model_fields.items()
-        for key in field.default.__class__.model_fields
-    ]
-    return [*keys, "model.preset"]
-
-
-def _refuse_unknown_keys(keys: Iterable[str], where: str) -> None:
-    known = known_keys()
-    for key in keys:
-        if key not in known and key not in Experiment.model_fields:
-            raise SettingsError(f"{where}: {key} is not a setting; {_nearest(key, known)}")
-
-
 def _refuse_unknown(values: Mapping[str, Any], known: Iterable[str], where: str) -> None:
     for key in values:
         if key not in known:
             raise SettingsError(
                 f"{where}: {key} is not a key of a search space;"
-                f" {_nearest(str(key), [k for k in known if k != 'source'])}"
+                f" {nearest(str(key), [k for k in known if k != 'source'])}"
             )
-
-
-def _nearest(key: str, known: Iterable[str]) -> str:
-    known = list(known)
-    close = (
-        difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
-    )
-    return f"did you mean {close[0]}?" if close else f"known ones are {', '.join(known[:40])}"

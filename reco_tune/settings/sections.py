@@ -19,6 +19,9 @@ from reco_tune.settings.protocols import I3D_SHA256, protocol_defaults
 
 LocalPath = Annotated[Path, AfterValidator(refuse_address)]
 """A file or folder as every machine sees it."""
+Count = Annotated[int, Field(ge=1)]
+Seed = Annotated[int, Field(ge=0, lt=2**32)]
+"""Of a random generator: what all the libraries' generators take."""
 
 
 class SettingsSection(BaseModel):
@@ -76,6 +79,10 @@ class Data(SettingsSection):
     """Longest that one read of one video may take; a video that takes longer is left out."""
     size_px: int = Field(256, ge=4)
     """Height and width of a frame in pixels."""
+    grid: tuple[Count, Count, Count] | None = None
+    """Blocks, rows and columns of a clip's codes (layout `tokens` only); by default those that `clip_frames`, `size_px`
+    and the tokenizer's strides make.
+    """
     resize: Literal["crop", "stretch"] = "crop"
     """`crop` scales the short side and crops the centre; `stretch` scales both sides."""
     split: Literal["lists", "time"] = "lists"
@@ -92,7 +99,7 @@ class Data(SettingsSection):
     """At most this many held-out clips (drawn with `seed`); the number rendered for `digits`."""
     class_conditional: bool = True
     """Whether the model is given the class of a clip; a layout without classes has one class."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of rendering and of drawing clips."""
 
 
@@ -155,7 +162,7 @@ class Tokenizer(SettingsSection):
     """Channels of the first convolution (`vq` only)."""
     learning_rate: float = Field(1e-3, gt=0)
     """Of the fit (`vq` only)."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the fit."""
 
     @property
@@ -306,7 +313,7 @@ class Training(SettingsSection):
     """Probability that a clip's class is replaced by the null class (needed for guidance)."""
     rungs: int = Field(5, ge=1)
     """Equal parts of a run; at the end of each it validates, reports and writes a checkpoint."""
-    seed: int = 0
+    seed: Seed = 0
     """Seed of initialisation, batch order and window starts."""
 
 
@@ -411,6 +418,8 @@ class Sections(SettingsSection):
     @property
     def grid(self) -> TokenGrid:
         """Tokens of one clip."""
+        if self.data.layout == "tokens" and self.data.grid is not None:
+            return TokenGrid(*self.data.grid)
         return self.tokenizer.grid(self.data.clip_frames, self.data.size_px)
 
     @property

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+import re
+from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
@@ -9,7 +12,8 @@ from pydantic import Field, model_validator
 
 from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
-from reco_tune.settings.sections import LocalPath, SettingsSection
+from reco_tune.settings.fields import check_value
+from reco_tune.settings.sections import LocalPath, Seed, SettingsSection
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
@@ -50,6 +54,11 @@ BASELINE = "full"
 its own.
 """
 
+SEARCH = "search"
+"""Arm name of sampled runs, which are called `search-0000` and so on."""
+ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
+"""What an arm may be called: folders are named after it."""
+
 PROXIES = (q.VAL_CROSS_ENTROPY.name, q.TRAIN_CROSS_ENTROPY.name, q.KERNEL_DISTANCE.name)
 """What of a run's quality can be known at a rung; all else is measured after training."""
 RUNG_CLIPS = 256
@@ -64,6 +73,7 @@ Direction = Literal["maximize", "minimize"]
 _Whole = tuple[int, int]
 _Real = tuple[float, float]
 _Step = Annotated[float, Field(gt=0)]
+_Number = int | float
 # Named here because the fields `int` and `float` of Range hide the builtins inside it.
 
 
@@ -95,6 +105,42 @@ class Range(SettingsSection):
             raise SettingsError("a log range needs int or float bounds above 0")
         if self.log and self.step:
             raise SettingsError("a search range takes log or step, not both; leave one out")
+        if bounds and self.step:
+            self._check_step(*bounds)
+        return self
+
+    def _check_step(self, low: _Number, high: _Number) -> None:
+        step = Decimal(str(self.step))
+        if self.int and step % 1:
+            raise SettingsError(f"a search range of whole numbers has a step of {step}; give a whole step")
+        if rest := (Decimal(str(high)) - Decimal(str(low))) % step:
+            raise SettingsError(
+                f"a search range from {low} to {high} is no whole number of steps of {step}; end it at"
+                f" {Decimal(str(high)) - rest} or change the step"
+            )
+
+    def of(self, key: str) -> Range:
+        """The same range as one of that setting: its choices are values as the setting has them.
+
+        Raises:
+            SettingsError: if the setting is none, or cannot have the values that may be drawn.
+        """
+        where = f"search: {key}"
+        if self.choice is not None:
+            kept = [check_value(key, value, "search") for value in self.choice]
+            for value in kept:
+                if not isinstance(value, bool | int | float | str | None):
+                    raise SettingsError(f"{where}: a choice of {value!r} is no number, word, true or false; change it")
+                if kept.count(value) > 1:
+                    raise SettingsError(f"{where}: the choice {value!r} is given twice; keep one")
+            return self.model_copy(update={"choice": tuple(kept)})
+        bounds = self.int or self.float
+        assert bounds is not None
+        low, high = bounds
+        between = low + (float(self.step) if self.step else (high - low) * (math.sqrt(5) - 1) / 2)
+        for value in (low, high) if self.int or low == high else (low, high, between):
+            if isinstance(check_value(key, value, "search"), bool | str):
+                raise SettingsError(f"{where}: a range of numbers, but this setting is none; give choice")
         return self
 
 
@@ -105,7 +151,7 @@ class Sampler(SettingsSection):
     """Optuna's sampler; `gp` models each objective by a Gaussian process, `sobol` spreads points evenly (quasi-Monte
     Carlo).
     """
-    seed: int = 0
+    seed: Seed = 0
     """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its
     log.
     """
@@ -123,6 +169,8 @@ class Bound(SettingsSection):
     def _check(self) -> Bound:
         if self.min is None and self.max is None:
             raise SettingsError("a constraint needs min or max; give one")
+        if self.min is not None and self.max is not None and self.min > self.max:
+            raise SettingsError(f"a constraint's min ({self.min:g}) must not exceed its max ({self.max:g}); swap them")
         return self
 
     def violation(self, value: float) -> float:
@@ -182,7 +230,7 @@ class Space(SettingsSection):
     speed, `half_compute` those that half of it buys (the baseline itself then runs twice: at half and, to be compared
     with, at its whole budget).
     """
-    seeds: tuple[int, ...] = (0,)
+    seeds: tuple[Seed, ...] = (0,)
     """Training seeds of the fixed arms."""
     search: dict[str, Range] = Field(default_factory=dict)
     """What Optuna chooses: dotted settings key -> range."""
@@ -222,6 +270,10 @@ class Space(SettingsSection):
             )
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise SettingsError(f"seeds {list(self.seeds)} must be at least one and all different")
+        if not self.objectives:
+            raise SettingsError("objectives is empty; give one, for example fvd: minimize, or leave it out")
+        self._check_arms()
+        object.__setattr__(self, "search", {key: range_.of(key) for key, range_ in self.search.items()})
         if self.trials and not self.search:
             raise SettingsError(
                 f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0"
@@ -229,3 +281,18 @@ class Space(SettingsSection):
         if not self.arms and not self.trials:
             raise SettingsError("a space needs arms, or search ranges and trials; it has neither")
         return self
+
+    def _check_arms(self) -> None:
+        for name in self.arms:
+            if not ARM_NAME.fullmatch(name):
+                raise SettingsError(
+                    f"the arm {name!r} must be called by letters, digits, dots, dashes and underscores, at most 100,"
+                    " because folders are named after it; change it"
+                )
+            if re.fullmatch(rf"{SEARCH}(-\d+.*)?", name):
+                raise SettingsError(f"arm `{name}` has the name of sampled runs; call it something else")
+        if len({name.lower() for name in self.arms}) < len(self.arms):
+            raise SettingsError(
+                f"two of the arms {', '.join(self.arms)} differ in capitals alone, which some disks do not tell apart;"
+                " rename one"
+            )

@@ -10,8 +10,8 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import Any
 
-from reco_tune.cost.planning import SEARCH, Plan
-from reco_tune.settings import BASELINE, WHERE, make_experiment
+from reco_tune.cost.planning import Plan
+from reco_tune.settings import BASELINE, SEARCH, WHERE, make_experiment
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search

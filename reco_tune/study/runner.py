@@ -23,7 +23,7 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from reco_tune.cost.planning import Plan, plan
+from reco_tune.cost.planning import Plan, check_measured, plan
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
@@ -34,7 +34,7 @@ from reco_tune.study.dispatcher import Dispatcher
 from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
-from reco_tune.study.searcher import Search, broken_constraints
+from reco_tune.study.searcher import Search, broken_constraints, rehearse
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
 from reco_tune.study.study_writer import Observer, StudyWriter, claimed, freeze, frozen, locked
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
@@ -118,15 +118,17 @@ def resume(
     with locked(target):
         planned = plan(load_space(target.settings, changes))
         driver = _driver(planned, target, options, observer)
+        if not driver.study.finished:
+            _check(planned, target, options)
         if changes:
             freeze(planned.space, target)
-        if not driver.study.finished:
-            _check(driver.jobs.plan, target, options)
         return driver.drive()
 
 
 def _check(planned: Plan, folder: StudyFolder, options: Options) -> None:
     """Refuses what can never run, before anything is written."""
+    if planned.trials:
+        rehearse(planned.space)
     resources = planned.shared.resources
     if options.address is None:
         place(resources, [machine()], jobs=1)
@@ -220,6 +222,7 @@ class Driver:
         preflight.check_folder(experiment.cache_dir, "the cache folder")
         cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.jobs.plan.piece_blocks)
         evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
+        check_measured(self._space, experiment, classes=evaluation.classifier is not None)
         storage, parts = None, {}
         if experiment.resources.storage is not None:
             storage = Storage(experiment.resources.storage)

@@ -15,9 +15,8 @@ from typing import Any
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from reco_tune import quantities
-from reco_tune.cost.planning import SEARCH
 from reco_tune.pareto import deciding_rungs, dominating, goes_on
-from reco_tune.settings import Pruning, Space
+from reco_tune.settings import SEARCH, Pruning, Space
 from reco_tune.study_log import RunRecord, StudyRecord
 from reco_tune.training.loop import rung_steps
 

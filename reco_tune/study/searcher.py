@@ -26,10 +26,10 @@ import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import TrialState
 
-from reco_tune.cost.planning import SEARCH, sampled_name
+from reco_tune.cost.planning import sampled_name
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import contested, non_dominated
-from reco_tune.settings import Experiment, Range, Space, arm_experiment
+from reco_tune.settings import SEARCH, Experiment, Range, Space, arm_experiment
 from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
@@ -321,6 +321,15 @@ class Search:
         """Those metrics, or None where one is missing or not finite."""
         told = {name: metrics.get(name, math.nan) for name in self._metrics}
         return told if all(map(math.isfinite, told.values())) else None
+
+
+def rehearse(space: Space) -> None:
+    """Proposes the first sampled run and forgets it.
+
+    Raises:
+        SettingsError: if the sampler cannot handle the ranges, or settings refuse everything that they give.
+    """
+    Search(space).ask()
 
 
 class _Sobol(optuna.samplers.QMCSampler):

@@ -14,9 +14,8 @@ from typing import Any, NamedTuple
 
 from pydantic import BaseModel
 
-from reco_tune.cost.planning import SEARCH
 from reco_tune.errors import StudyError
-from reco_tune.settings import BASELINE, Experiment, Space, arm_experiment, known_keys, make_experiment
+from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment, known_keys, make_experiment
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 OF_THE_SEARCH = ("search", "objectives", "constraints", "sampler", "pruning", "repeats", "warm_start")

@@ -29,7 +29,7 @@ from torch import Tensor
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, SettingsError
 from reco_tune.model import VideoTransformer
-from reco_tune.settings import Experiment, load_experiment
+from reco_tune.settings import LATER, Experiment, load_experiment
 
 SCHEMA = 1
 """Version of both layouts; another one is refused."""
@@ -197,8 +197,9 @@ def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], ru
     Raises:
         CheckpointError: where a checkpoint was written with other settings; names the first that differs.
     """
+    saved = {**LATER, **saved}  # it may have been written before these settings came
     for key in sorted({*saved, *current}):
-        if saved.get(key) != current.get(key):
+        if saved.get(key) != current.get(key, LATER.get(key)):
             raise CheckpointError(
                 f"the checkpoint in {run} was trained with {key} = {saved.get(key)}, but now it is {current.get(key)}; "
                 "set it back, or give another output folder"

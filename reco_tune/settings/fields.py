@@ -1,0 +1,86 @@
+"""One setting by its dotted key: which keys there are, which is meant by a wrong one, and what a value must be.
+
+What two settings must agree on stands in `checks`.
+"""
+
+from __future__ import annotations
+
+import difflib
+from collections.abc import Iterable, Mapping
+from functools import cache
+from typing import Annotated, Any, Literal
+
+from pydantic import ConfigDict, TypeAdapter, ValidationError
+
+from reco_tune.errors import SettingsError
+from reco_tune.settings.sections import PRESETS, Sections
+
+_WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
+"""pydantic's sentences that speak of Python's types."""
+
+
+@cache
+def known_keys() -> tuple[str, ...]:
+    """Every dotted key an experiment has."""
+    keys = [
+        f"{section}.{key}"
+        for section, field in Sections.model_fields.items()
+        for key in field.default.__class__.model_fields
+    ]
+    return (*keys, "model.preset")
+
+
+def check_key(key: str, where: str) -> None:
+    """
+    Raises:
+        SettingsError: if no setting is called that; names the nearest one.
+    """
+    if key not in (known := known_keys()):
+        raise SettingsError(f"{where}: {key} is not a setting; {nearest(key, known)}")
+
+
+def check_value(key: str, value: Any, where: str) -> Any:
+    """The value of one setting as it is kept: `1e-3`, which is a word to YAML, is a number where one is meant.
+
+    Raises:
+        SettingsError: if no setting is called that, or it cannot have that value.
+    """
+    check_key(key, where)
+    try:
+        kept = _type_of(key).validate_python(value)
+    except ValidationError as error:
+        raise SettingsError(f"{where}: {key} ({value!r}): {sentences(error.errors())}") from error
+    if isinstance(value, bool) and not isinstance(kept, bool):
+        raise SettingsError(f"{where}: {key} ({value!r}): true and false are no numbers; give one")
+    return kept
+
+
+def nearest(key: str, known: Iterable[str]) -> str:
+    """Which known key may be meant, in words."""
+    known = list(known)
+    close = (
+        difflib.get_close_matches(key, known, n=1, cutoff=0.5)
+        or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
+    )
+    return f"did you mean {close[0]}?" if close else f"known ones are {', '.join(known[:40])}"
+
+
+def sentences(errors: Iterable[Mapping[str, Any]]) -> str:
+    """What is wrong with one value, by each of the types that it may have."""
+    return ", or ".join(dict.fromkeys(map(_sentence, errors)))
+
+
+def _sentence(error: Mapping[str, Any]) -> str:
+    message: str = _WORDS.get(error["type"], error["msg"].removeprefix("Value error, "))
+    return message[0].lower() + message[1:]
+
+
+@cache
+def _type_of(key: str) -> TypeAdapter[Any]:
+    if key == "model.preset":
+        presets: Any = Literal[tuple(PRESETS)]
+        return TypeAdapter(presets)
+    section, name = key.split(".", 1)
+    field = type(Sections.model_fields[section].default).model_fields[name]
+    annotation: Any = Annotated[(field.annotation, *field.metadata)] if field.metadata else field.annotation
+    return TypeAdapter(annotation, config=ConfigDict(allow_inf_nan=False))

@@ -1,0 +1,38 @@
+"""Which metrics a run never measures, as far as its settings tell: an objective among them would fail every run.
+
+What only the data tell, such as whether they have classes, shows once they are prepared.
+"""
+
+from __future__ import annotations
+
+from reco_tune import quantities as q
+from reco_tune.settings.sections import Sections
+
+_CLASSES = {q.CLASS_ACCURACY.name, q.LAST_FRAME_ACCURACY.name}
+_FLOW = {q.FLOW_UNEXPLAINED.name}
+_CLIPS = {q.FVD.name, q.KERNEL_DISTANCE.name, q.MOTION_DISTANCE.name}
+_PIXELS = {name + end for name in _CLIPS for end in ("", "_low", "_high")} | _CLASSES | _FLOW
+_GROWTH = {q.ERROR_GROWTH_RATE.name, q.ERROR_GROWTH_SLOPE.name, q.ERROR_GROWTH_AIC.name}
+_ANALYSES = {quantity.name for quantity in q.STEPS_OF_H} | {q.FIRST_FRAME_GAP.name} | _GROWTH
+
+
+def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -> str:
+    """Why no run of these settings measures a metric, and the way out; empty where one may.
+
+    Args:
+        classes: whether the data have any, once that is known.
+    """
+    data, evaluation, blocks = experiment.data, experiment.evaluation, experiment.grid.blocks
+    if metric in _PIXELS and data.layout == "tokens":
+        return "needs pixels, which data.layout tokens has not; take val_cross_entropy"
+    if metric in _FLOW and not evaluation.flow:
+        return "is not measured where evaluation.flow is false; set it to true"
+    if metric in _ANALYSES and not evaluation.analyses:
+        return "is not measured where evaluation.analyses is false; set it to true"
+    if metric in _GROWTH and blocks < q.FEWEST_GROWTH_BLOCKS:
+        return f"needs clips of {q.FEWEST_GROWTH_BLOCKS} blocks, but these have {blocks}; lengthen data.clip_frames"
+    if metric in _CLASSES and not data.class_conditional:
+        return "needs classes, but data.class_conditional is false; set it to true"
+    if metric in _CLASSES and classes is False:
+        return f"needs classes, which data.layout {data.layout} has not here; take another metric"
+    return ""
