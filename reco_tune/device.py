@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import torch
+from torch import Tensor
 
 
 def wait_for(device: torch.device) -> None:
@@ -20,3 +23,21 @@ def reset_peak_bytes(device: torch.device) -> None:
 def peak_bytes(device: torch.device) -> int:
     """The most that was allocated at once since the last reset; 0 on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
+
+
+def free_bytes(device: torch.device) -> int | None:
+    """What can still be allocated, with all that is kept for later handed back first; None where nobody knows."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.empty_cache()
+    return torch.cuda.mem_get_info(device)[0]
+
+
+def in_halves(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
+    """The work on a batch; on its halves, one after the other, where a GPU's memory does not hold all of it."""
+    try:
+        return work(batch)
+    except torch.OutOfMemoryError:
+        if len(batch) == 1:
+            raise
+    return torch.cat([in_halves(work, half) for half in batch.chunk(2)])

@@ -3,15 +3,15 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from typing import Any
+from typing import Any, ClassVar
 
 import pytest
 import torch
 from torch import Tensor
 
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, codes, generate_clips
 from reco_tune.model import VideoTransformer
-from reco_tune.model.sampling import draw_codes, guide
+from reco_tune.model.sampling import Drawing, Noise, Sampler, guide
 from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer, fit_tokenizer
 
@@ -19,9 +19,9 @@ CODES, TOKENS, CLASSES = 16, 45, 3
 GRID = TokenGrid(5, 3, 3)
 
 
-def make_model(num_tokens: int = TOKENS, kind: type[VideoTransformer] = VideoTransformer) -> VideoTransformer:
+def make_model(num_tokens: int = TOKENS) -> VideoTransformer:
     """Weights large enough for tokens and classes to matter; float64, so that no two scores are equal by rounding."""
-    model = kind(CODES, num_tokens, CLASSES, 16, 2, 2, generator=torch.Generator().manual_seed(0)).double()
+    model = VideoTransformer(CODES, num_tokens, CLASSES, 16, 2, 2, generator=torch.Generator().manual_seed(0)).double()
     with torch.no_grad():
         for parameter in model.parameters():
             parameter.mul_(1 if parameter.dim() == 1 else 12)
@@ -55,16 +55,17 @@ def test_cached_is_uncached(options: dict[str, Any]) -> None:
     given = torch.randint(CODES, (len(LABELS), prompt), generator=seeded(1))
     cached = model.generate(LABELS, seeded(), **options, prompt_BP=given if prompt else None)
 
-    generator, guidance = seeded(), options.pop("guidance", 1.0)
+    generator, drawing = seeded(), Drawing(**options)
+    guidance = drawing.guidance
     tokens = torch.zeros(len(LABELS), TOKENS, dtype=torch.long)
     tokens[:, :prompt] = given
     for position in range(prompt, TOKENS):
         with torch.no_grad():
             logits = model(tokens, LABELS)[:, position].float()
             null = model(tokens, torch.full_like(LABELS, model.null_class))[:, position].float()
-        tokens[:, position] = draw_codes(
-            null + guidance * (logits - null) if guidance != 1 else logits, generator, **options
-        )
+        rows = torch.cat([logits, null]) if guidance != 1 else logits
+        noise = None if drawing.greedy else torch.empty(len(LABELS), CODES).exponential_(generator=generator)
+        tokens[:, position] = drawing.codes(rows, noise)
     assert torch.equal(cached, tokens)
     assert len(cached.unique(dim=0)) > 1
 
@@ -128,7 +129,8 @@ PROBABILITIES = torch.tensor([0.15, 0.5, 0.05, 0.3])
 )
 def test_draws_follow_the_distribution(options: dict[str, Any], expected: list[float]) -> None:
     draws = 20_000
-    codes = draw_codes(PROBABILITIES.log().expand(draws, 4), seeded(), **options)
+    noise = torch.empty(draws, 4).exponential_(generator=seeded())
+    codes = Drawing(**options).codes(PROBABILITIES.log().expand(draws, 4), noise)
     share = torch.tensor(expected) / sum(expected)
     seen = codes.bincount(minlength=4) / draws
     assert ((seen - share).abs() <= 4.5 * (share * (1 - share) / draws).sqrt() + 1e-6).all(), (
@@ -139,20 +141,39 @@ def test_draws_follow_the_distribution(options: dict[str, Any], expected: list[f
 @pytest.mark.parametrize("options", [{"temperature": -1.0}, {"top_k": 0}, {"top_p": 0.0}, {"top_p": 1.1}])
 def test_what_cannot_be_drawn_is_refused(options: dict[str, Any]) -> None:
     with pytest.raises(ValueError, match="must be"):
-        draw_codes(torch.zeros(1, 4), None, **options)
+        Drawing(**options)
+
+
+@pytest.mark.parametrize("codes", [16, 8192])
+def test_draws_are_those_of_multinomial(codes: int) -> None:
+    """So that clips sampled before this was written out come again, bit for bit."""
+    logits = 3 * torch.randn(20, codes, generator=seeded(1))
+    expected = torch.multinomial((logits - logits.amax(dim=-1, keepdim=True)).softmax(dim=-1), 1, generator=seeded())
+    found = Drawing().codes(logits, Noise.of(seeded(), 20).fill_(torch.empty(20, codes)))
+    assert torch.equal(found, expected[:, 0])
 
 
 def test_huge_logits_do_not_overflow_at_tiny_temperatures() -> None:
-    assert draw_codes(torch.tensor([[1e30, -1e30, 0.9e30]]), seeded(), temperature=1e-8).item() == 0
+    assert Drawing(temperature=1e-8).codes(torch.tensor([[1e30, -1e30, 0.9e30]]), torch.ones(1, 3)).item() == 0
 
 
-class Recording(VideoTransformer):
+class Recording(Sampler):
     """Remembers the prompts that it was given and what it made of them."""
 
-    def generate(self, labels_B: Tensor, *args: Any, prompt_BP: Tensor | None = None, **kwargs: Any) -> Tensor:  # type: ignore[override]
-        tokens = super().generate(labels_B, *args, prompt_BP=prompt_BP, **kwargs)
-        self.calls: list[tuple[Tensor | None, Tensor]] = [*getattr(self, "calls", []), (prompt_BP, tokens)]
+    calls: ClassVar[list[tuple[Tensor | None, Tensor]]] = []
+
+    def __call__(self, labels_B: Tensor, noise: Noise, prompt_BP: Tensor | None = None) -> Tensor:
+        tokens = super().__call__(labels_B, noise, prompt_BP)
+        self.calls.append((prompt_BP, tokens))
         return tokens
+
+
+@pytest.fixture
+def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor | None, Tensor]]:
+    """What samplers of this test are asked for and give."""
+    monkeypatch.setattr(codes, "Sampler", Recording)
+    monkeypatch.setattr(Recording, "calls", [])
+    return Recording.calls
 
 
 @pytest.fixture(scope="module")
@@ -163,7 +184,7 @@ def tokenizer(toy_experiment: Callable[..., Experiment]) -> Tokenizer:
 
 def test_whole_clips_are_the_decoded_sequence(tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]) -> None:
     model = make_model()
-    made = generate_clips(model, toy_experiment({"sampling.top_k": 5}), tokenizer, GRID, LABELS, seed=4)
+    (made,) = generate_clips(model, toy_experiment({"sampling.top_k": 5}), tokenizer, GRID, [Request(LABELS, 4)])
     assert made.tokens_BT is not None and made.video_BFCHW.dtype == torch.uint8
     assert torch.equal(made.tokens_BT, model.generate(LABELS, seeded(4), top_k=5))
     assert torch.equal(made.video_BFCHW, tokenizer.decode(made.tokens_BT.view(-1, *GRID)))
@@ -175,16 +196,15 @@ def test_whole_clips_are_the_decoded_sequence(tokenizer: Tokenizer, toy_experime
     [pytest.param(2, 4, id="2 of 5"), pytest.param(3, 2, id="3 of 5"), pytest.param(4, 2, id="4 of 5, cut")],
 )
 def test_pieces_go_on_from_their_last_frame_encoded_again(
-    blocks: int, pieces: int, tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]
+    blocks: int, pieces: int, tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment], calls: list[Any]
 ) -> None:
-    model = make_model(blocks * 9, Recording)
-    assert isinstance(model, Recording)
+    model = make_model(blocks * 9)
     experiment = toy_experiment({"window.scheme": "fewer_frames", "window.length_blocks": blocks})
-    made = generate_clips(model, experiment, tokenizer, GRID, LABELS, seed=4)
+    (made,) = generate_clips(model, experiment, tokenizer, GRID, [Request(LABELS, 4)])
     assert made.tokens_BT is None and made.video_BFCHW.shape == (len(LABELS), 9, 3, 12, 12)
-    assert len(model.calls) == pieces and model.calls[0][0] is None
+    assert len(calls) == pieces and calls[0][0] is None
     step = 2 * (blocks - 1)
-    for piece, (prompt, tokens) in enumerate(model.calls):
+    for piece, (prompt, tokens) in enumerate(calls):
         frames = tokenizer.decode(tokens.view(len(LABELS), blocks, 3, 3))
         begin = piece * step
         shown = made.video_BFCHW[:, begin + 1 : begin + step + 1]
@@ -196,15 +216,14 @@ def test_pieces_go_on_from_their_last_frame_encoded_again(
 
 @pytest.mark.parametrize(("blocks", "pieces"), [pytest.param(2, 4, id="2 of 5"), pytest.param(4, 2, id="4 of 5, cut")])
 def test_token_pieces_go_on_from_their_last_block(
-    blocks: int, pieces: int, tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]
+    blocks: int, pieces: int, tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment], calls: list[Any]
 ) -> None:
-    model = make_model(blocks * 9, Recording)
-    assert isinstance(model, Recording)
+    model = make_model(blocks * 9)
     experiment = toy_experiment({"window.scheme": "fewer_frames_tokens", "window.length_blocks": blocks})
-    made = generate_clips(model, experiment, tokenizer, GRID, LABELS, seed=4)
+    (made,) = generate_clips(model, experiment, tokenizer, GRID, [Request(LABELS, 4)])
     assert made.tokens_BT is not None and made.tokens_BT.shape == (len(LABELS), TOKENS)
-    assert len(model.calls) == pieces
-    for piece, (_, tokens) in enumerate(model.calls):
+    assert len(calls) == pieces
+    for piece, (_, tokens) in enumerate(calls):
         shown = made.tokens_BT[:, piece * (blocks - 1) * 9 :][:, : blocks * 9]
         assert torch.equal(shown, tokens[:, : shown.shape[1]])
     assert torch.equal(made.video_BFCHW, tokenizer.decode(made.tokens_BT.view(-1, *GRID)))
@@ -212,7 +231,8 @@ def test_token_pieces_go_on_from_their_last_block(
 
 def test_seeds_make_clips(tokenizer: Tokenizer, toy_experiment: Callable[..., Experiment]) -> None:
     model = make_model()
+    requests = [Request(LABELS, seed) for seed in (1, 1, 2)]
     first, same, other = (
-        generate_clips(model, toy_experiment(), tokenizer, GRID, LABELS, seed).video_BFCHW for seed in (1, 1, 2)
+        made.video_BFCHW for made in generate_clips(model, toy_experiment(), tokenizer, GRID, requests)
     )
     assert torch.equal(first, same) and not torch.equal(first, other)

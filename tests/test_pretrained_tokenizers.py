@@ -22,7 +22,7 @@ from standin_tokenizers import OMNI_CODES, forget, write_cosmos, write_larp, wri
 from torch import nn
 
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, generate_clips
 from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Experiment, Tokenizer, make_experiment
 from reco_tune.tokenizers import load_tokenizer, open_pretrained
@@ -411,8 +411,8 @@ def test_a_model_of_holistic_codes_is_trained_on_windows_and_its_clips_are_decod
     result = fit(experiment, cache, tmp_path / "run")
     assert result.steps == 2 and np.isfinite(result.metrics["val_cross_entropy"])
     model = load_model(tmp_path / "run").model
-    clips = generate_clips(
-        model, experiment, load_tokenizer(cache.tokenizer_path), cache.grid, torch.tensor([0, 1]), seed=0
+    (clips,) = generate_clips(
+        model, experiment, load_tokenizer(cache.tokenizer_path), cache.grid, [Request(torch.tensor([0, 1]), 0)]
     )
     assert clips.video_BFCHW.shape == (2, 16, 3, 128, 128)
 

@@ -14,7 +14,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation import KernelAtRungs, evaluate, prepare_evaluation, rungs
 from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.sampling_plan import requested_labels, seed_of
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import PROXIES, Experiment, make_experiment
 from reco_tune.tokenizers import load_tokenizer
@@ -45,12 +45,9 @@ def test_is_the_kernel_distance_of_the_first_clips(
         load_tokenizer(cache.tokenizer_path),
         prepare_evaluation(experiment, cache),
     )
-    clips = torch.cat(
-        [
-            generate_clips(model, experiment, tokenizer, cache.grid, labels, seed_of(0, number)).video_BFCHW
-            for number, labels in enumerate([asked[:20], asked[20:30]])
-        ]
-    )
+    requests = [Request(labels, seed_of(0, number)) for number, labels in enumerate([asked[:20], asked[20:30]])]
+    made = generate_clips(model, experiment, tokenizer, cache.grid, requests)
+    clips = torch.cat([generated.video_BFCHW for generated in made])
     assert np.bincount(asked[:30]).tolist() == [3] * 10, "all ten classes alike"
     expected = kernel_interval(reference.extractor.describe(clips).features_BD, reference.features_MD).value
     assert KernelAtRungs(experiment, cache, [8])(8, model).metrics == {

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError, SettingsError
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, generate_clips
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress
 from reco_tune.settings import Experiment, TokenGrid
@@ -89,17 +89,12 @@ def generated(
     """
     tokenizer = tokenizer_of(loaded, experiment)
     model = loaded.model.to(prepare_device(experiment))
-    parts = []
-    for start in range(0, len(labels), experiment.sampling.batch_size):
-        progress(start, len(labels), "generating clips")
-        batch = torch.from_numpy(labels[start : start + experiment.sampling.batch_size])
-        parts.append(
-            generate_clips(
-                model, experiment, tokenizer, TokenGrid(*loaded.cache.grid), batch, seed + start
-            ).video_BFCHW.numpy()
-        )
-    progress(len(labels), len(labels), "generating clips")
-    return np.concatenate(parts)
+    size = experiment.sampling.batch_size
+    requests = [
+        Request(torch.from_numpy(labels[start : start + size]), seed + start) for start in range(0, len(labels), size)
+    ]
+    made = generate_clips(model, experiment, tokenizer, TokenGrid(*loaded.cache.grid), requests, progress)
+    return np.concatenate([clips.video_BFCHW.cpu().numpy() for clips in made])
 
 
 def grid_video(video_BFCHW: NDArray[np.uint8]) -> NDArray[np.uint8]:

@@ -140,10 +140,10 @@ def motion_targets(pixels_BCFHW: Tensor) -> Tensor:
     return torch.stack(centroids + differences, dim=1)
 
 
-def pixels(video_BFCHW: Tensor | Clips) -> Tensor:
-    """uint8 clips -> float32 [B, C, F, h, w] in [-1, 1], h and w at most `SIDE_PX`."""
+def pixels(video_BFCHW: Tensor | Clips, device: torch.device | str = "cpu") -> Tensor:
+    """uint8 clips -> float32 [B, C, F, h, w] in [-1, 1], h and w at most `SIDE_PX`; moved as bytes, computed there."""
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
-    values = video.transpose(1, 2).float() / 127.5 - 1
+    values = video.to(device).transpose(1, 2).float() / 127.5 - 1
     height, width = (min(side, SIDE_PX) for side in values.shape[3:])
     return (
         values

@@ -51,7 +51,7 @@ class I3D:
         network, parts = self.network.to(device), [np.empty((0, FEATURES))]
         with torch.no_grad(), _quiet_torchscript():
             for start in range(0, len(video_BFCHW), BATCH_CLIPS):
-                shown = i3d_pixels(video_BFCHW[start : start + BATCH_CLIPS], self.published).to(device)
+                shown = i3d_pixels(video_BFCHW[start : start + BATCH_CLIPS], self.published, device)
                 logits = network(
                     shown, rescale=self.published.rescale, resize=self.published.resize, return_features=True
                 )
@@ -59,12 +59,12 @@ class I3D:
         return ClipDescription(np.concatenate(parts), None, None)
 
 
-def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol) -> Tensor:
+def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol, device: torch.device | str = "cpu") -> Tensor:
     """uint8 clips as a protocol shows them to the network: float32 [B, 3, F, H, W] in 0..255 or [-1, 1], its first
     frames.
     """
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
-    pixels_BFCHW = video[:, : published.frames].float()
+    pixels_BFCHW = video[:, : published.frames].to(device).float()  # moved as bytes, computed there
     if not published.rescale:
         pixels_BFCHW = pixels_BFCHW / 127.5 - 1
     if not published.resize:

@@ -22,6 +22,7 @@ SIDE_CELLS = 16
 """Frames are averaged down to at most this side first, so that pixel noise does not pass for motion."""
 REGIONS, SEGMENTS = 2, 3
 """Where: a grid of 2 x 2 regions. When: thirds of the clip."""
+BATCH_CLIPS = 64
 SPREAD_FLOOR = 0.005
 """Smallest spread that counts, in the range 0..1 of a pixel: rounding must not pass for motion where the reference
 rests.
@@ -34,8 +35,12 @@ def motion_features(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float
     Squares, not absolute values: faint noise of strength ε on motion of strength m adds ε²/2m instead of something like
     ε.
     """
-    video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW.cpu()
-    grey_BFHW = video.float().mean(dim=2) / 255
+    video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
+    return torch.cat([_changes(part) for part in video.split(BATCH_CLIPS)]).cpu().numpy()
+
+
+def _changes(video_BFCHW: Tensor) -> Tensor:
+    grey_BFHW = video_BFCHW.float().mean(dim=2) / 255
     height, width = (min(side, SIDE_CELLS) for side in grey_BFHW.shape[2:])
     grey_BFHW = F.adaptive_avg_pool2d(grey_BFHW, (height, width))
     frames = grey_BFHW.shape[1]
@@ -48,7 +53,7 @@ def motion_features(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float
         where = F.adaptive_avg_pool3d(energy, (1, REGIONS, REGIONS)).flatten(1)
         when = F.adaptive_avg_pool3d(energy, (SEGMENTS, 1, 1)).flatten(1)
         parts += [where, when]
-    return torch.cat(parts, dim=1).sqrt().double().numpy()
+    return torch.cat(parts, dim=1).sqrt().double()
 
 
 def motion_distance(generated_ND: NDArray[np.float64], reference_MD: NDArray[np.float64]) -> float:

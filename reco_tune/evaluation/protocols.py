@@ -25,6 +25,7 @@ from torch import Tensor
 
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.device import in_halves
 from reco_tune.errors import DataError
 from reco_tune.evaluation import video_features
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
@@ -340,11 +341,11 @@ def _real_clips(
     for start in range(0, clips, BATCH_CLIPS):
         stop = min(start + BATCH_CLIPS, clips)
         if tokenizer is None:
-            yield start, torch.from_numpy(np.array(cache.clips(split)[start:stop]))
+            yield start, torch.from_numpy(np.array(cache.clips(split)[start:stop])).to(device)
         else:
             tokens = torch.from_numpy(np.array(cache.tokens(split)[start:stop])).long()
             with torch.no_grad():
-                yield start, tokenizer.decode(tokens.view(-1, *cache.grid).to(device)).cpu()
+                yield start, in_halves(tokenizer.decode, tokens.view(-1, *cache.grid).to(device))
 
 
 def _device(experiment: Experiment) -> str:

@@ -18,7 +18,7 @@ from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.kernel import kernel_distance
 from reco_tune.evaluation.protocols import prepare_together
 from reco_tune.evaluation.sampling_plan import batches_of, requested_labels
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import RUNG_CLIPS, Experiment
@@ -73,12 +73,11 @@ class KernelAtRungs:
         own = batches[self._group.rank :: self._group.size]
         places = [torch.empty(0, dtype=torch.long)]
         features = [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)]
+        requests = [Request(labels_N[batch.start : batch.stop], batch.draw_seed) for batch in own]
+        made = generate_clips(model, self._experiment, tokenizer, self._cache.grid, requests)
         for done, batch in enumerate(own, 1):
             with clock.measure("generation"):
-                labels_B = labels_N[batch.start : batch.stop]
-                generated = generate_clips(
-                    model, self._experiment, tokenizer, self._cache.grid, labels_B, batch.draw_seed
-                )
+                generated = next(made)
             with clock.measure("evaluation"):
                 places.append(torch.arange(batch.start, batch.stop))
                 features.append(

@@ -31,7 +31,7 @@ from reco_tune.evaluation.motion import motion_distance, motion_features
 from reco_tune.evaluation.protocols import EvaluationReference, classes_of, prepare_together
 from reco_tune.evaluation.sampling_plan import batches_of, requested_labels, seed_of
 from reco_tune.evaluation.smoothness import smoothness
-from reco_tune.generation import generate_clips
+from reco_tune.generation import Request, generate_clips, sample_tokens
 from reco_tune.model import VideoTransformer
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
@@ -165,18 +165,14 @@ def _generated(
     }
     batches = list(batches_of(evaluation.samples, evaluation.sampling_seeds, experiment.sampling.batch_size))
     own = batches[group.rank :: group.size]
+    requests = [Request(torch.from_numpy(labels[batch.start : batch.stop]), batch.draw_seed) for batch in own]
+    made = generate_clips(model, experiment, tokenizer, cache.grid, requests, progress)
     for done, batch in enumerate(own, 1):
         with clock.measure("generation"):
-            generated = generate_clips(
-                model,
-                experiment,
-                tokenizer,
-                cache.grid,
-                torch.from_numpy(labels[batch.start : batch.stop]),
-                batch.draw_seed,
-            )
+            generated = next(made)
         with clock.measure("evaluation"):
-            places = torch.arange(batch.stop - batch.start) + batch.start + batch.sampling_seed * evaluation.samples
+            first = batch.start + batch.sampling_seed * evaluation.samples
+            places = torch.arange(first, first + len(generated.video_BFCHW))
             described = reference.extractor.describe(generated.video_BFCHW, device)
             mine["place"].append(places)
             mine["features"].append(torch.from_numpy(described.features_BD))
@@ -186,10 +182,10 @@ def _generated(
                 assert known.class_B is not None and known.frame_class_BF is not None
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
             if evaluation.flow:
-                mine["flow"].append(torch.from_numpy(flow_changes(generated.video_BFCHW[places < FLOW_CLIPS])))
-            mine["shown"].append(generated.video_BFCHW[places < SHOWN_CLIPS])
+                mine["flow"].append(torch.from_numpy(flow_changes(_below(generated.video_BFCHW, first, FLOW_CLIPS))))
+            mine["shown"].append(_below(generated.video_BFCHW, first, SHOWN_CLIPS).cpu())
             if whole and generated.tokens_BT is not None and evaluation.analyses:
-                mine["tokens"].append(generated.tokens_BT[places < ANALYSED_CLIPS])
+                mine["tokens"].append(_below(generated.tokens_BT, first, ANALYSED_CLIPS).cpu())
         progress(done, len(own), "generating clips")
     with clock.measure("evaluation"):
         joint = {name: torch.cat(group.gather(torch.cat(parts))) for name, parts in mine.items()}
@@ -207,9 +203,15 @@ def _generated(
     )
 
 
+def _below(rows: Tensor, first: int, limit: int) -> Tensor:
+    """Those of the rows at places first, first + 1, ... whose places are below `limit`."""
+    return rows[: max(0, limit - first)]
+
+
 def _order_below(place_N: Tensor, limit: int) -> Tensor:
     """How rows that only the clips at places below `limit` have are brought into the order of places."""
-    return place_N[place_N < limit].argsort()
+    places = place_N.numpy()
+    return torch.from_numpy(places[places < limit].argsort())
 
 
 def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_seeds: int) -> dict[str, float]:
@@ -296,16 +298,9 @@ def _analyses(
 
 
 def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:
-    sampling, device = experiment.sampling, model.position_embedding.device
-    parts = []
-    for number, labels in enumerate(labels_B.split(sampling.batch_size)):
-        generator = torch.Generator(device).manual_seed(seed_of("pieces", number))
-        parts.append(
-            model.generate(
-                labels.to(device), generator, sampling.temperature, sampling.top_k, sampling.top_p, sampling.guidance
-            ).cpu()
-        )
-    return torch.cat(parts)
+    parts = enumerate(labels_B.split(experiment.sampling.batch_size))
+    requests = [Request(labels, seed_of("pieces", number)) for number, labels in parts]
+    return torch.cat(list(sample_tokens(model, experiment, requests))).cpu()
 
 
 def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]) -> NDArray[np.uint8]:

@@ -73,7 +73,7 @@ class Extractor:
         parts = []
         with torch.no_grad():
             for start in range(0, len(video_BFCHW), BATCH_CLIPS):
-                parts.append(self.network.describe(pixels(video_BFCHW[start : start + BATCH_CLIPS]).to(device)))
+                parts.append(self.network.describe(pixels(video_BFCHW[start : start + BATCH_CLIPS], device)))
         features, classes, frame_classes = ([part[i] for part in parts] for i in range(3))
         return ClipDescription(_joined(features), _joined(classes), _joined(frame_classes))
 
@@ -199,7 +199,7 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
         if len(order) < batch_clips:
             order = torch.randperm(len(clips_NFCHW), generator=generator)
         chosen, order = np.sort(order[:batch_clips].numpy()), order[batch_clips:]  # sorted: kinder to a memory map
-        batch = pixels(clips_NFCHW[chosen]).to(device)
+        batch = pixels(clips_NFCHW[chosen], device)
         labels = torch.from_numpy(labels_N[chosen]).to(device)
         frame = torch.randint(batch.shape[2], (len(batch),), generator=generator)
         features = network.features(batch)
@@ -219,7 +219,8 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
 
 def _motion_scale(clips_NFCHW: Clips) -> tuple[Tensor, Tensor]:
     """Centre and spread [4] of the motion targets over the first training clips."""
-    targets = motion_targets(pixels(clips_NFCHW[:1024]))
+    first = [clips_NFCHW[start : start + BATCH_CLIPS] for start in range(0, min(1024, len(clips_NFCHW)), BATCH_CLIPS)]
+    targets = torch.cat([motion_targets(pixels(part)) for part in first])
     return (
         targets.mean(dim=0),
         targets.std(dim=0) + 1e-3,
@@ -235,7 +236,7 @@ def _quality(
     errors, targets = [], []
     with torch.no_grad():
         for start in range(0, len(heldout_NFCHW), BATCH_CLIPS):
-            batch = pixels(heldout_NFCHW[start : start + BATCH_CLIPS]).to(device)
+            batch = pixels(heldout_NFCHW[start : start + BATCH_CLIPS], device)
             labels = torch.from_numpy(labels_N[start : start + BATCH_CLIPS]).to(device)
             _, classes, frame_classes = network.describe(batch)
             assert classes is not None and frame_classes is not None

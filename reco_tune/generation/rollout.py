@@ -9,24 +9,26 @@ Knows models, tokenizers and the scheme that a model was trained with; refuses t
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from functools import partial
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
+from reco_tune.device import in_halves
+from reco_tune.generation.codes import Draw, Request, made_of
 from reco_tune.model import VideoTransformer
+from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer
 from reco_tune.training import scheme_class
 
-Draw = Callable[..., Tensor]
-"""(labels_B, prompt_BP=None) -> tokens of one piece or clip."""
+SHARE_BESIDE_PIXELS = 0.5
+"""Of a GPU's free memory that sampling takes where a tokenizer works between its pieces."""
 
 
 class Generated(NamedTuple):
-    """Clips on the CPU."""
+    """Clips on the model's device."""
 
     video_BFCHW: Tensor
     """uint8."""
@@ -36,40 +38,55 @@ class Generated(NamedTuple):
 
 @torch.no_grad()
 def generate_clips(
-    model: VideoTransformer, experiment: Experiment, tokenizer: Tokenizer, grid: TokenGrid, labels_B: Tensor, seed: int
-) -> Generated:
-    """Clips of the given classes, all at once: the same labels and seed give the same clips.
+    model: VideoTransformer,
+    experiment: Experiment,
+    tokenizer: Tokenizer,
+    grid: TokenGrid,
+    requests: Sequence[Request],
+    progress: Progress = quiet,
+) -> Iterator[Generated]:
+    """Clips, request by request: the same labels and seed give the same clips, whatever is asked for beside them.
 
     Args:
         model: trained with `experiment.window.scheme`.
         grid: of the whole clip's tokens.
-        labels_B: classes, at most a sampling batch of them.
-        seed: of this call's draws alone.
     """
-    device = model.position_embedding.device
-    sampling = experiment.sampling
-    draw = partial(
-        model.generate,
-        generator=torch.Generator(device).manual_seed(seed),
-        temperature=sampling.temperature,
-        top_k=sampling.top_k,
-        top_p=sampling.top_p,
-        guidance=sampling.guidance,
-    )
-    labels_B = labels_B.to(device)
     continues_by = scheme_class(experiment).continues_by
     if continues_by == "frame":
         frames = 1 + (grid.blocks - 1) * tokenizer.temporal_stride
-        return Generated(_pixel_rollout(draw, tokenizer, grid, labels_B, frames).cpu(), None)
-    tokens_BT = _token_rollout(draw, grid, labels_B) if continues_by == "block" else draw(labels_B)
-    return Generated(_decode(tokenizer, grid, tokens_BT).cpu(), tokens_BT.cpu())
+
+        def roll(draw: Draw, labels_B: Tensor) -> Tensor:
+            return _pixel_rollout(draw, tokenizer, grid, labels_B, frames)
+
+        for video_BFCHW in made_of(roll, model, experiment, requests, SHARE_BESIDE_PIXELS, progress=progress):
+            yield Generated(video_BFCHW, None)
+        return
+    # All codes first: the cache of their keys and values is gone before pixels take its place.
+    made = list(sample_tokens(model, experiment, requests, grid if continues_by == "block" else None, progress))
+    for tokens_BT in made:
+        yield Generated(_decode(tokenizer, grid, tokens_BT), tokens_BT)
+
+
+def sample_tokens(
+    model: VideoTransformer,
+    experiment: Experiment,
+    requests: Sequence[Request],
+    continued_to: TokenGrid | None = None,
+    progress: Progress = quiet,
+) -> Iterator[Tensor]:
+    """int64 codes [B, T] of each request: as many as the model knows, or continued by blocks to a whole grid."""
+
+    def roll(draw: Draw, labels_B: Tensor) -> Tensor:
+        return draw(labels_B) if continued_to is None else _token_rollout(draw, continued_to, labels_B)
+
+    return made_of(roll, model, experiment, requests, progress=progress)
 
 
 def _pixel_rollout(draw: Draw, tokenizer: Tokenizer, grid: TokenGrid, labels_B: Tensor, frames: int) -> Tensor:
     """Pieces joined at a frame that the earlier one decoded and the later one encoded again; cut to `frames`."""
     video_BFCHW = _decode(tokenizer, grid, draw(labels_B))
     while video_BFCHW.shape[1] < frames:
-        prompt_BP = tokenizer.encode(video_BFCHW[:, -1:]).flatten(1)
+        prompt_BP = in_halves(tokenizer.encode, video_BFCHW[:, -1:]).flatten(1)
         piece_BFCHW = _decode(tokenizer, grid, draw(labels_B, prompt_BP=prompt_BP))
         video_BFCHW = torch.cat([video_BFCHW, piece_BFCHW[:, 1:]], dim=1)  # its first frame is the last one, seen again
     return video_BFCHW[:, :frames]
@@ -86,4 +103,4 @@ def _token_rollout(draw: Draw, grid: TokenGrid, labels_B: Tensor) -> Tensor:
 
 def _decode(tokenizer: Tokenizer, grid: TokenGrid, tokens_BT: Tensor) -> Tensor:
     """Tokens of any number of whole blocks -> uint8 [B, F, C, H, W]."""
-    return tokenizer.decode(tokens_BT.unflatten(1, (-1, grid.rows, grid.columns)))
+    return in_halves(tokenizer.decode, tokens_BT.unflatten(1, (-1, grid.rows, grid.columns)))

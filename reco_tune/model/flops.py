@@ -8,7 +8,7 @@ computes twice: the limit is what the method needs, not what a kernel does.
 
 from __future__ import annotations
 
-from reco_tune.model.transformer import ModelSettings
+from reco_tune.model.shape import ModelSettings
 from reco_tune.windows import WindowSampler, prefix_inputs
 
 

@@ -1,11 +1,27 @@
-"""Keys and values of everything sampled so far, in buffers made once. Knows one layer; refuses to know tokens."""
+"""Keys and values of everything sampled so far, in buffers made once. Knows one layer; refuses to know tokens.
+
+`LayerCache` is as long as what it holds, which the CPU likes best. `StaticCache` always has the length of a whole clip,
+at addresses that never change, and how much of it counts is a number on the device: so one sequence of kernels,
+recorded once, serves every token of a clip.
+"""
 
 from __future__ import annotations
 
+import warnings
+from collections.abc import Callable
+from functools import cache
+
+import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from reco_tune.model.attention import attend
+
+BLOCK_TOKENS = 128
+"""Keys that attention to a static cache reads or leaves out together; its buffers are whole blocks."""
+
+NARROWEST_HEAD = 16
+"""Width of a head that the kernel which skips blocks takes."""
 
 
 class LayerCache:
@@ -13,20 +29,21 @@ class LayerCache:
     inputs.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, capacity: int) -> None:
+        self._capacity = capacity
         self._keys: Tensor | None = None
         self._values: Tensor | None = None
         self._length = 0
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, capacity: int) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
         """Adds the keys and values of new inputs and attends to all up to each; [B, H, S, K].
 
         Only the first call may bring more than one input: then no mask is needed afterwards.
         """
         batch, heads, new, head_width = keys.shape
         if self._keys is None or self._values is None:
-            self._keys = keys.new_empty(batch, heads, capacity, head_width)
-            self._values = values.new_empty(batch, heads, capacity, head_width)
+            self._keys = keys.new_empty(batch, heads, self._capacity, head_width)
+            self._values = values.new_empty(batch, heads, self._capacity, head_width)
         elif new > 1:
             raise ValueError(f"a cache that holds {self._length} inputs takes one more at a time, not {new}")
         begin, self._length = self._length, self._length + new
@@ -37,3 +54,111 @@ class LayerCache:
         return F.scaled_dot_product_attention(
             queries, self._keys[:, :, : self._length], self._values[:, :, : self._length]
         )
+
+
+class StaticCache:
+    """The same for clips of a fixed length, at a position that is a number on the device."""
+
+    def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
+        """
+        Args:
+            keys, values: [B, H, S, K], finite everywhere: what is not written yet is multiplied by 0.
+            position: int64 [1], of the input that the next call brings; whoever drives the model moves it on.
+        """
+        self._keys, self._values, self._position = keys, values, position
+
+    @staticmethod
+    def tokens_held(capacity: int) -> int:
+        """S: the inputs of a clip in whole blocks."""
+        return -(-capacity // BLOCK_TOKENS) * BLOCK_TOKENS
+
+    def of(self, clips: slice) -> StaticCache:
+        """The same buffers for some of the clips."""
+        return StaticCache(self._keys[clips], self._values[clips], self._position)
+
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        """As `LayerCache.attend`; several inputs are the first ones of their clips."""
+        new = keys.shape[2]
+        if new > 1:
+            self._keys[:, :, :new] = keys
+            self._values[:, :, :new] = values
+            return attend(queries, keys, values)
+        self._keys.index_copy_(2, self._position, keys)
+        self._values.index_copy_(2, self._position, values)
+        return attend_up_to(self._position, queries, self._keys, self._values)
+
+
+def attend_up_to(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """Attention of one query a clip [B, H, 1, K] to the keys at 0 .. position of [B, H, S, K].
+
+    On a GPU whole blocks of keys behind the position are not read, and bytes read are all that this costs.
+    """
+    if queries.device.type == "cuda" and skips_blocks(*keys.shape[1:], keys.dtype, keys.device):
+        return _compiled()(position, queries, keys, values)
+    return masked(position, queries, keys, values)
+
+
+def masked(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The plain form, which reads everything."""
+    seen = torch.arange(keys.shape[2], device=keys.device) <= position
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[None, None, None])
+
+
+def skipping(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    """The form that, where it is compiled, reads the blocks up to the position alone (flex attention)."""
+    from torch.nn.attention.flex_attention import BlockMask, flex_attention  # imports the compiler
+
+    tokens, last = keys.shape[2], position[0]
+    blocks = -(-tokens // BLOCK_TOKENS)
+    mask = BlockMask.from_kv_blocks(
+        (last // BLOCK_TOKENS + 1).to(torch.int32).view(1, 1, 1),
+        torch.arange(blocks, dtype=torch.int32, device=keys.device).view(1, 1, 1, blocks),
+        BLOCK_SIZE=BLOCK_TOKENS,
+        mask_mod=lambda clip, head, query, key: key <= last,
+        seq_lengths=(1, tokens),
+        compute_q_blocks=False,
+    )
+    attended = flex_attention(queries, keys, values, block_mask=mask)
+    assert isinstance(attended, Tensor)  # it returns more where it is asked to
+    return attended
+
+
+@cache
+def skips_blocks(heads: int, tokens: int, head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
+    """Whether the compiled form works here and agrees with the plain one; tried once a shape, on two clips.
+
+    Where it does not, sampling is slower and as right, with a warning that says why.
+    """
+    if head_width < NARROWEST_HEAD:
+        return False
+    draw = torch.Generator(device).manual_seed(0)
+    parts = [torch.randn(2, heads, n, head_width, device=device, generator=draw).to(dtype) for n in (1, tokens, tokens)]
+    reason = "its values differ from the plain form's"
+    try:
+        for part in parts:
+            torch._dynamo.maybe_mark_dynamic(part, 0)  # one graph for any number of clips
+        found = [
+            (_compiled()(position, *parts), masked(position, *parts))
+            for position in (torch.full((1,), last, device=device) for last in sorted({0, tokens // 3, tokens - 1}))
+        ]
+        if all(torch.allclose(ours.float(), plain.float(), rtol=2e-2, atol=2e-2) for ours, plain in found):
+            return True
+    except torch.OutOfMemoryError:
+        raise
+    except Exception as error:  # the compiler, its own compiler, the driver: there is no list of what may be missing
+        reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
+    told = f"sampling reads its whole cache for every token, because the kernel that skips cannot be used: {reason}"
+    warnings.warn(told, stacklevel=2)
+    return False
+
+
+@cache
+def _compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
+    """Compiled once; a shape of its own for every model of a worker is no reason to stop compiling."""
+    compiled = torch.compile(skipping, fullgraph=True)
+
+    def run(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        with torch._dynamo.config.patch(recompile_limit=1000, accumulated_recompile_limit=10_000):
+            return compiled(position, queries, keys, values)
+
+    return run

@@ -1,40 +1,87 @@
-"""Which code is drawn from one position's logits. Pure functions of logits; knows nothing of models or caches."""
+"""Whole clips from a model, a code after another: which code is drawn from logits, and the loop that draws them all.
+
+Two samplers give the same codes. `Sampler` reads as far as it has come, which the CPU likes best. `StaticSampler` is
+for GPUs: weights and cache in the precision of training, and one step for all positions, recorded once and replayed for
+every token, so that neither Python nor the launch of kernels is waited for. What a code costs there is reading weights
+and cache.
+"""
 
 from __future__ import annotations
 
+import copy
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any, NamedTuple, Protocol, TypeVar
+
 import torch
-from torch import Tensor
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from reco_tune.errors import RunFailedError
+from reco_tune.model.kv_cache import LayerCache, StaticCache
+from reco_tune.model.shape import ModelSettings
+
+PREFILL_BYTES = 2**30
+"""Of what reading the prompts of some clips holds at once."""
 
 
-def draw_codes(
-    logits_BV: Tensor,
-    generator: torch.Generator | None,
-    temperature: float = 1.0,
-    top_k: int | None = None,
-    top_p: float | None = None,
-) -> Tensor:
-    """One code [B] per row, after temperature, then `top_k`, then `top_p`; temperature 0 takes the likeliest.
+@dataclass(frozen=True, kw_only=True)
+class Drawing:
+    """How codes are drawn from logits: temperature, then `top_k`, then `top_p`; guidance before all of them."""
 
-    Raises:
-        ValueError: for a negative temperature, or a `top_k` or `top_p` that leaves nothing.
-    """
-    if temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
-        raise ValueError(
-            f"temperature ({temperature}) must be 0 or more, top_k ({top_k}) 1 or more and top_p ({top_p}) in (0, 1]"
-        )
-    likeliest = logits_BV.amax(dim=-1, keepdim=True)
-    if temperature == 0 or top_k == 1:
-        return logits_BV.argmax(dim=-1)
-    logits_BV = (
-        logits_BV - likeliest
-    ) / temperature  # the largest becomes 0, so that a tiny temperature cannot overflow
-    if top_k is not None and top_k < logits_BV.shape[-1]:
-        kth = logits_BV.topk(top_k, dim=-1).values[:, -1:]
-        logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
-    probabilities_BV = logits_BV.softmax(dim=-1)
-    if top_p is not None and top_p < 1:
-        probabilities_BV = _nucleus(probabilities_BV, top_p)
-    return torch.multinomial(probabilities_BV, 1, generator=generator)[:, 0]
+    temperature: float = 1.0
+    """Of the softmax; 0 takes the likeliest code."""
+    top_k: int | None = None
+    """Keep the k likeliest codes."""
+    top_p: float | None = None
+    """Keep the smallest set of codes that holds this probability."""
+    guidance: float = 1.0
+    """g of logits = null + g (class - null); 1 is none, others run the null class alongside."""
+
+    def __post_init__(self) -> None:
+        """
+        Raises:
+            ValueError: for a negative temperature, or a `top_k` or `top_p` that leaves nothing.
+        """
+        top_k, top_p = self.top_k, self.top_p
+        if self.temperature < 0 or (top_k is not None and top_k < 1) or (top_p is not None and not 0 < top_p <= 1):
+            raise ValueError(
+                f"temperature ({self.temperature}) must be 0 or more, top_k ({top_k}) 1 or more and top_p ({top_p}) in"
+                " (0, 1]"
+            )
+
+    @property
+    def greedy(self) -> bool:
+        """Whether nothing is left to chance."""
+        return self.temperature == 0 or self.top_k == 1
+
+    @property
+    def copies(self) -> int:
+        """Rows that a clip takes in the model."""
+        return 1 if self.guidance == 1 else 2
+
+    def codes(self, logits_RV: Tensor, noise_BV: Tensor | None) -> Tensor:
+        """A code [B] for each clip.
+
+        Args:
+            logits_RV: float32, of the clips' classes; with guidance those of the null class below them.
+            noise_BV: draws of the exponential distribution, None where `greedy`. argmax p / q over the codes draws from
+                p, and is what `torch.multinomial` does after it has waited for the device to check p.
+        """
+        logits_BV = logits_RV if self.copies == 1 else guide(logits_RV, self.guidance)
+        if self.greedy:
+            return logits_BV.argmax(dim=-1)
+        # the largest becomes 0, so that a tiny temperature cannot overflow
+        logits_BV = (logits_BV - logits_BV.amax(dim=-1, keepdim=True)) / self.temperature
+        if self.top_k is not None and self.top_k < logits_BV.shape[-1]:
+            kth = logits_BV.topk(self.top_k, dim=-1).values[:, -1:]
+            logits_BV = logits_BV.masked_fill(logits_BV < kth, -torch.inf)
+        probabilities_BV = logits_BV.softmax(dim=-1)
+        if self.top_p is not None and self.top_p < 1:
+            probabilities_BV = _nucleus(probabilities_BV, self.top_p)
+        assert noise_BV is not None
+        return (probabilities_BV / noise_BV).argmax(dim=-1)
 
 
 def guide(logits: Tensor, guidance: float) -> Tensor:
@@ -50,3 +97,265 @@ def _nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
     ordered, order = probabilities_BV.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
     return torch.zeros_like(probabilities_BV).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
+
+
+class Readable(Protocol):
+    """What a sampler needs of a model, a module on its device."""
+
+    @property
+    def settings(self) -> ModelSettings: ...
+
+    @property
+    def null_class(self) -> int:
+        """Label of "no class"."""
+
+    def read(
+        self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
+    ) -> Tensor:
+        """Logits [B, V] after inputs begin .. end-1, which continue those in the caches."""
+
+    def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
+        """The same after one more input, the code before a position [1] that the device alone knows."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+Model = TypeVar("Model", bound=Readable)
+
+
+class Stream(NamedTuple):
+    """The noise of some clips whose draws come from one generator."""
+
+    generator: torch.Generator | None
+    """On the model's device; torch's global one where None."""
+    drawn: int
+    """Clips that it draws for."""
+    first: int = 0
+    """The first of those that are sampled here; the draws of the others are left out."""
+
+
+class Noise:
+    """Exponential draws [B, V] of one position after another, the same for a clip whoever else is sampled with it."""
+
+    def __init__(self, streams: Sequence[tuple[Stream, int]]) -> None:
+        """
+        Args:
+            streams: of the clips in their order, each with the number of clips that are sampled here.
+        """
+        self._streams = streams
+
+    @classmethod
+    def of(cls, generator: torch.Generator | None, clips: int) -> Noise:
+        """Of clips that one generator draws for."""
+        return cls([(Stream(generator, clips), clips)])
+
+    def fill_(self, noise_BV: Tensor) -> Tensor:
+        """The next position's draws, in place."""
+        begin = 0
+        for stream, clips in self._streams:
+            part = noise_BV[begin : begin + clips]
+            if clips == stream.drawn:
+                part.exponential_(generator=stream.generator)
+            else:
+                drawn = part.new_empty(stream.drawn, part.shape[1]).exponential_(generator=stream.generator)
+                part.copy_(drawn[stream.first : stream.first + clips])
+            begin += clips
+        return noise_BV
+
+
+class Sampler:
+    """Samples from a model as it is; its steps grow with the position."""
+
+    def __init__(self, model: Readable, drawing: Drawing) -> None:
+        self._model, self._drawing = model, drawing
+
+    @torch.no_grad()
+    def __call__(self, labels_B: Tensor, noise: Noise, prompt_BP: Tensor | None = None) -> Tensor:
+        """int64 codes [B, T].
+
+        Args:
+            labels_B: classes; the null class samples without one.
+            prompt_BP: first P tokens, kept as they are.
+
+        Raises:
+            ValueError: for a prompt longer than the clip.
+            RunFailedError: where the model gives no numbers.
+        """
+        model, drawing = self._model, self._drawing
+        rows = _Rows.of(model, drawing, labels_B, prompt_BP)
+        caches = [LayerCache(model.settings.num_tokens) for _ in range(model.settings.depth)]
+        noise_BV = _noise(model.settings, drawing, labels_B)
+        read, logits_RV = 0, None
+        for position in range(rows.given, model.settings.num_tokens):
+            logits_RV = model.read(rows.tokens_RT, rows.labels_R, read, position + 1, caches).float()
+            codes_B = drawing.codes(logits_RV, None if noise_BV is None else noise.fill_(noise_BV))
+            rows.tokens_RT[:, position] = codes_B.repeat(drawing.copies)
+            read = position + 1
+        if logits_RV is not None:
+            check_finite(logits_RV)
+        return rows.tokens_RT[: len(labels_B)]
+
+
+class StaticSampler:
+    """Samples up to a number of clips at once, every token by the same recorded step."""
+
+    def __init__(self, model: Readable, drawing: Drawing, clips: int, bfloat16: bool = False) -> None:
+        """
+        Args:
+            model: on its device; later changes of its weights are not seen where they are kept in bfloat16.
+            clips: that fit; a call may bring fewer.
+            bfloat16: whether products are made as in training in bfloat16, their weights and the cache being kept so.
+        """
+        self._drawing, self._clips, self._bfloat16 = drawing, clips, bfloat16
+        self._model = with_rounded_products(model) if bfloat16 else model
+        weight = next(model.parameters())
+        self._device = weight.device
+        settings, rows = model.settings, clips * drawing.copies
+        kept = torch.bfloat16 if bfloat16 else weight.dtype
+        shape = (rows, settings.heads, StaticCache.tokens_held(settings.num_tokens), settings.width // settings.heads)
+        self._position = torch.zeros(1, dtype=torch.long, device=self._device)
+        room = partial(torch.zeros, shape, dtype=kept, device=self._device)
+        self._caches = [StaticCache(room(), room(), self._position) for _ in range(settings.depth)]
+        self._codes_BT = torch.zeros(clips, settings.num_tokens, dtype=torch.long, device=self._device)
+        self._logits_RV = torch.zeros(rows, settings.num_codes, device=self._device)
+        self._noise_BV = _noise(settings, drawing, self._codes_BT)
+        self._step = _recorded(self._draw_and_read, self._position) if settings.num_tokens > 1 else self._draw
+
+    @torch.no_grad()
+    def __call__(self, labels_B: Tensor, noise: Noise, prompt_BP: Tensor | None = None) -> Tensor:
+        """int64 codes [B, T], as `Sampler` gives them."""
+        model, num_tokens, missing = self._model, self._model.settings.num_tokens, self._clips - len(labels_B)
+        if prompt_BP is not None:
+            prompt_BP = F.pad(prompt_BP, (0, 0, 0, missing))
+        rows = _Rows.of(model, self._drawing, F.pad(labels_B, (0, missing)), prompt_BP)
+        self._codes_BT[:] = rows.tokens_RT[: self._clips]
+        if rows.given < num_tokens:
+            self._read_first(rows)
+            for _ in range(rows.given, num_tokens - 1):
+                self._fill(noise)
+                self._step()
+            self._fill(noise)
+            self._draw()
+            check_finite(self._logits_RV)
+        return self._codes_BT[: len(labels_B)].clone()
+
+    def _read_first(self, rows: _Rows) -> None:
+        """The class and the prompt, some rows at a time: these are as many inputs a row as a step has rows."""
+        settings = self._model.settings
+        at_once = max(1, PREFILL_BYTES // (64 * (rows.given + 1) * settings.width))
+        self._position.zero_()
+        for begin in range(0, len(rows.labels_R), at_once):
+            part = slice(begin, begin + at_once)
+            caches = [cache.of(part) for cache in self._caches]
+            with self._precision():
+                logits = self._model.read(rows.tokens_RT[part], rows.labels_R[part], 0, rows.given + 1, caches)
+            self._logits_RV[part] = logits
+        self._position.fill_(rows.given)
+
+    def _draw_and_read(self) -> None:
+        """The step: the code at the position, then the logits of the next one."""
+        codes_B = self._draw()
+        self._position += 1
+        with self._precision():
+            logits = self._model.read_next(codes_B.repeat(self._drawing.copies), self._position, self._caches)
+        self._logits_RV.copy_(logits)
+
+    def _draw(self) -> Tensor:
+        codes_B = self._drawing.codes(self._logits_RV, self._noise_BV)
+        self._codes_BT.index_copy_(1, self._position, codes_B[:, None])
+        return codes_B
+
+    def _fill(self, noise: Noise) -> None:
+        if self._noise_BV is not None:
+            noise.fill_(self._noise_BV)
+
+    def _precision(self) -> torch.autocast:
+        return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False)
+
+
+def static_bytes_per_clip(settings: ModelSettings, drawing: Drawing, bfloat16: bool) -> int:
+    """What a clip of a `StaticSampler` takes: keys and values in every layer, and what drawing its next code takes."""
+    held = 2 * settings.depth * StaticCache.tokens_held(settings.num_tokens) * settings.width * (2 if bfloat16 else 4)
+    row = held + 10 * settings.num_codes + 64 * settings.width
+    return drawing.copies * row + 64 * settings.num_codes + 8 * settings.num_tokens
+
+
+def with_rounded_products(model: Model) -> Model:
+    """The model with the weights of its matrix products in bfloat16; everything else is shared.
+
+    Under autocast it computes what the model does, whose weights autocast rounds at every use.
+    """
+    known: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
+    for module in model.modules():
+        if isinstance(module, nn.Linear):
+            known[id(module.weight)] = nn.Parameter(module.weight.detach().to(torch.bfloat16), requires_grad=False)
+    return copy.deepcopy(model, known)
+
+
+def check_finite(logits: Tensor) -> None:
+    """The one look at the device, after the last code: what is not finite once stays so in all that follows.
+
+    Raises:
+        RunFailedError: where a logit is not finite.
+    """
+    if not bool(logits.isfinite().all()):
+        raise RunFailedError(
+            "the model gives scores that are not finite, so no clip can be sampled from it; train it again with a lower"
+            " training.learning_rate"
+        )
+
+
+class _Rows(NamedTuple):
+    """Clips as rows of the model: with guidance once with their class and once without."""
+
+    labels_R: Tensor
+    tokens_RT: Tensor
+    """int64; the prompt, then zeros."""
+    given: int
+    """P, tokens of the prompt."""
+
+    @classmethod
+    def of(cls, model: Readable, drawing: Drawing, labels_B: Tensor, prompt_BP: Tensor | None) -> _Rows:
+        """
+        Raises:
+            ValueError: for a prompt longer than the clip.
+        """
+        num_tokens = model.settings.num_tokens
+        given = 0 if prompt_BP is None else prompt_BP.shape[1]
+        if given > num_tokens:
+            raise ValueError(f"prompt ({given} tokens) must not exceed the clip's {num_tokens} tokens")
+        if drawing.copies == 2:
+            labels_B = torch.cat([labels_B, torch.full_like(labels_B, model.null_class)])
+        tokens_RT = labels_B.new_zeros(len(labels_B), num_tokens, dtype=torch.long)
+        if prompt_BP is not None:
+            tokens_RT[:, :given] = prompt_BP.repeat(drawing.copies, 1)
+        return cls(labels_B, tokens_RT, given)
+
+
+def _noise(settings: ModelSettings, drawing: Drawing, like_B: Tensor) -> Tensor | None:
+    """Room for the draws [B, V] of one position; None where there are none."""
+    return None if drawing.greedy else like_B.new_ones(len(like_B), settings.num_codes, dtype=torch.float32)
+
+
+def _recorded(step: Callable[[], object], position: Tensor) -> Callable[[], object]:
+    """The step as a CUDA graph; elsewhere as it is.
+
+    Args:
+        position: set back before each rehearsal, which would otherwise leave the clip.
+    """
+    device = position.device
+    if device.type != "cuda":
+        return step
+    beside = torch.cuda.Stream(device)
+    beside.wait_stream(torch.cuda.current_stream(device))
+    with torch.cuda.stream(beside), torch.no_grad():
+        for _ in range(3):  # compiles kernels and takes workspaces, which a recording must not
+            position.zero_()
+            step()
+    torch.cuda.current_stream(device).wait_stream(beside)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph), torch.no_grad():
+        step()
+    return graph.replay

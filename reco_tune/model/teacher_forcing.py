@@ -11,7 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from reco_tune.model.transformer import ModelSettings, VideoTransformer
+from reco_tune.model.shape import ModelSettings
+from reco_tune.model.transformer import VideoTransformer
 
 LOGITS_BYTES = 2**28
 """Of the logits, in float32, that exist at once."""

@@ -23,7 +23,7 @@ nothing here).
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from collections.abc import Sequence
 from typing import NamedTuple
 
 import torch
@@ -31,27 +31,10 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.model.attention import KeysValues, attend
-from reco_tune.model.kv_cache import LayerCache
-from reco_tune.model.sampling import draw_codes, guide
+from reco_tune.model.kv_cache import LayerCache, StaticCache
+from reco_tune.model.sampling import Drawing, Noise, Sampler, StaticSampler
+from reco_tune.model.shape import ModelSettings
 from reco_tune.windows import prefix_inputs
-
-
-@dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The shape of a model: all that cost arithmetic and a checkpoint need."""
-
-    num_codes: int
-    """V."""
-    num_tokens: int
-    """T."""
-    num_classes: int
-    """Classes without the null class; 1 is unconditional."""
-    width: int
-    """D."""
-    depth: int
-    """Blocks."""
-    heads: int
-    """H, which divides D."""
 
 
 class WindowOutput(NamedTuple):
@@ -224,31 +207,30 @@ class VideoTransformer(nn.Module):
 
         Raises:
             ValueError: for a prompt longer than the clip, or options that leave no code to draw.
+            RunFailedError: where the model gives no numbers.
         """
-        batch, num_tokens = len(labels_B), self.settings.num_tokens
-        given = 0 if prompt_BP is None else prompt_BP.shape[1]
-        if given > num_tokens:
-            raise ValueError(f"prompt ({given} tokens) must not exceed the clip's {num_tokens} tokens")
-        copies = 1 if guidance == 1 else 2
-        labels = labels_B if copies == 1 else torch.cat([labels_B, torch.full_like(labels_B, self.null_class)])
-        tokens = labels.new_zeros(
-            len(labels), num_tokens, dtype=torch.long
-        )  # the null class reads the same tokens below
-        if prompt_BP is not None:
-            tokens[:, :given] = prompt_BP.repeat(copies, 1)
-        caches = [LayerCache() for _ in self.blocks]
-        read = 0
-        for position in range(given, num_tokens):
-            hidden = self._embed(tokens, labels, read, position + 1)
-            for block, cache in zip(self.blocks, caches, strict=True):
-                hidden = block.step(hidden, cache, num_tokens)
-            logits = self.head(self.final_norm(hidden[:, -1])).float()
-            codes_B = draw_codes(
-                guide(logits, guidance) if copies == 2 else logits, generator, temperature, top_k, top_p
-            )
-            tokens[:, position] = codes_B.repeat(copies)
-            read = position + 1
-        return tokens[:batch]
+        drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        sampler: Sampler | StaticSampler = Sampler(self, drawing)
+        if labels_B.device.type != "cpu":
+            sampler = StaticSampler(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
+        return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
+
+    def read(
+        self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
+    ) -> Tensor:
+        """Logits [B, V] after inputs begin .. end-1, which continue those in the caches (sampling)."""
+        return self._read(self._embed(tokens_BT, labels_B, begin, end), caches)
+
+    def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
+        """The same after one more input, the code before a position [1] that the device alone knows."""
+        inputs_BD = F.embedding(codes_B, self.token_embedding) + self.position_embedding.index_select(0, position)
+        return self._read(inputs_BD[:, None], caches)
+
+    def _read(self, hidden_BSD: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
+        for block, cache in zip(self.blocks, caches, strict=True):
+            hidden_BSD = block.step(hidden_BSD, cache)
+        logits: Tensor = self.head(self.final_norm(hidden_BSD[:, -1]))
+        return logits
 
     def _initialise(self, generator: torch.Generator | None) -> None:
         """Normal weights of 0.02; what writes to the residual stream is scaled down so that depth does not widen it."""
@@ -286,10 +268,10 @@ class Block(nn.Module):
         width = hidden_BSD.shape[-1]
         return KeysValues(*self._heads(F.linear(self.attention_norm(hidden_BSD), self.qkv.weight[width:]), 2))
 
-    def step(self, hidden_BSD: Tensor, cache: LayerCache, capacity: int) -> Tensor:
+    def step(self, hidden_BSD: Tensor, cache: LayerCache | StaticCache) -> Tensor:
         """The next hidden states of inputs that continue those in the cache (sampling)."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, cache.attend(queries, keys, values, capacity))
+        return self._finish(hidden_BSD, cache.attend(queries, keys, values))
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B, S, parts D] -> `parts` views of [B, H, S, K]."""

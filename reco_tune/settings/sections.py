@@ -329,7 +329,7 @@ class Sampling(SettingsSection):
     guidance: float = Field(1.0, ge=0)
     """Classifier-free guidance; 1 is none."""
     batch_size: int = Field(128, ge=1)
-    """Clips generated at once."""
+    """Clips whose draws come from one seed. A CPU samples so many at once, a GPU as many as its free memory holds."""
 
 
 class Evaluation(SettingsSection):

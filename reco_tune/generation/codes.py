@@ -1,0 +1,132 @@
+"""Codes for many requests: how many clips are sampled at once, and which draws belong to whom.
+
+A request is a batch of clips whose draws come from one seed, so that a clip is the same whoever is sampled with it. The
+CPU samples request by request. A GPU samples as many clips at once as its free memory holds: all of them share what
+reading the weights and launching a step cost.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from reco_tune.device import free_bytes
+from reco_tune.model import VideoTransformer
+from reco_tune.model.sampling import Drawing, Noise, Sampler, StaticSampler, Stream, static_bytes_per_clip
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import Experiment
+
+Draw = Callable[..., Tensor]
+"""(labels_B, prompt_BP=None) -> int64 codes of one piece or clip; every call goes on with the same draws."""
+
+Rollout = Callable[[Draw, Tensor], Tensor]
+"""(draw, labels_B) -> whatever is made of the clips, one row each."""
+
+RESERVED_BYTES = 2**30
+"""Of a GPU: recorded steps, workspaces of kernels, the codes themselves."""
+
+
+class Request(NamedTuple):
+    """Clips whose draws come from one seed."""
+
+    labels_B: Tensor
+    """Classes; the null class samples without one."""
+    seed: int
+
+
+class Part(NamedTuple):
+    """Some clips of a request, all of them where they fit."""
+
+    request: int
+    first: int
+    clips: int
+
+
+def drawing_of(experiment: Experiment) -> Drawing:
+    """How the experiment draws codes."""
+    sampling = experiment.sampling
+    return Drawing(
+        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, guidance=sampling.guidance
+    )
+
+
+def made_of(
+    rollout: Rollout,
+    model: VideoTransformer,
+    experiment: Experiment,
+    requests: Sequence[Request],
+    share: float = 0.85,
+    progress: Progress = quiet,
+) -> Iterator[Tensor]:
+    """What `rollout` makes of each request, in their order.
+
+    Args:
+        share: of a GPU's free memory that sampling may take; it is given back after the last request.
+    """
+    drawing, device = drawing_of(experiment), model.position_embedding.device
+    sizes = [len(request.labels_B) for request in requests]
+    sampler: Sampler | StaticSampler
+    if device.type == "cpu":
+        sampler, at_once = Sampler(model, drawing), 1
+    else:
+        bfloat16 = experiment.training.precision == "bfloat16"
+        at_once = clips_at_once(model, drawing, bfloat16, share, sizes)
+        sampler, at_once = static_sampler(model, drawing, bfloat16, at_once)
+    waiting: dict[int, list[Tensor]] = {}
+    done = 0
+    for pack in packs(sizes, at_once, split=device.type != "cpu"):
+        labels_B = torch.cat([requests[p.request].labels_B[p.first : p.first + p.clips] for p in pack]).to(device)
+        noise = Noise([(_stream(requests[part.request], part, device), part.clips) for part in pack])
+        made = rollout(lambda labels_B, prompt_BP=None, noise=noise: sampler(labels_B, noise, prompt_BP), labels_B)
+        done += len(labels_B)
+        progress(done, sum(sizes), "sampling clips")
+        for part, rows in zip(pack, made.split([part.clips for part in pack]), strict=True):
+            waiting.setdefault(part.request, []).append(rows)
+            if part.first + part.clips == sizes[part.request]:
+                rows_of_request = waiting.pop(part.request)
+                yield rows_of_request[0] if len(rows_of_request) == 1 else torch.cat(rows_of_request)
+
+
+def packs(sizes: Sequence[int], at_once: int, split: bool = True) -> Iterator[list[Part]]:
+    """Which clips are sampled together: whole requests as far as they fit, else equal parts of one."""
+    pack: list[Part] = []
+    for request, size in enumerate(sizes):
+        if pack and sum(part.clips for part in pack) + size > at_once:
+            yield pack
+            pack = []
+        if split and size > at_once:
+            pieces = -(-size // at_once)
+            ends = [size * (piece + 1) // pieces for piece in range(pieces)]
+            yield from ([Part(request, first, end - first)] for first, end in zip([0, *ends], ends, strict=False))
+        else:
+            pack.append(Part(request, 0, size))
+    if pack:
+        yield pack
+
+
+def _stream(request: Request, part: Part, device: torch.device) -> Stream:
+    return Stream(torch.Generator(device).manual_seed(request.seed), len(request.labels_B), part.first)
+
+
+def clips_at_once(model: VideoTransformer, drawing: Drawing, bfloat16: bool, share: float, sizes: Sequence[int]) -> int:
+    """Clips that fit into the free memory, whole requests where one fits; all where nothing is known about it."""
+    free, largest = free_bytes(model.position_embedding.device), max(sizes, default=1)
+    if free is None:
+        return largest
+    free -= RESERVED_BYTES + (2 * sum(parameter.numel() for parameter in model.parameters()) if bfloat16 else 0)
+    fit = max(1, int(share * free) // static_bytes_per_clip(model.settings, drawing, bfloat16))
+    return min(fit // largest * largest if fit >= largest else fit, sum(sizes))
+
+
+def static_sampler(model: VideoTransformer, drawing: Drawing, bfloat16: bool, clips: int) -> tuple[StaticSampler, int]:
+    """A sampler of so many clips, of half as many where memory turns out to be in pieces, and so on."""
+    while True:
+        try:
+            return StaticSampler(model, drawing, clips, bfloat16), clips
+        except torch.OutOfMemoryError:
+            if clips == 1:
+                raise
+        clips = -(-clips // 2)
