@@ -177,8 +177,8 @@ def test_memory_in_pieces_makes_batches_smaller(toy_experiment: Make, monkeypatc
             raise torch.OutOfMemoryError("CUDA out of memory")
         return sampling.Sampler(model, drawing)
 
-    monkeypatch.setattr(codes, "StaticSampler", build)
-    assert codes.static_sampler(make_model(), sampling.Drawing(), False, 20)[1] == 5
+    monkeypatch.setattr(codes, "sampler_for", build)
+    assert codes.largest_sampler(make_model(), sampling.Drawing(), False, 20)[1] == 5
     assert made == [20, 10, 5]
 
     def work(batch: Tensor) -> Tensor:

@@ -171,7 +171,7 @@ class Recording(Sampler):
 @pytest.fixture
 def calls(monkeypatch: pytest.MonkeyPatch) -> list[tuple[Tensor | None, Tensor]]:
     """What samplers of this test are asked for and give."""
-    monkeypatch.setattr(codes, "Sampler", Recording)
+    monkeypatch.setattr(codes, "sampler_for", lambda model, drawing, clips, bfloat16: Recording(model, drawing))
     monkeypatch.setattr(Recording, "calls", [])
     return Recording.calls
 

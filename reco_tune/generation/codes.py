@@ -15,7 +15,15 @@ from torch import Tensor
 
 from reco_tune.device import free_bytes
 from reco_tune.model import VideoTransformer
-from reco_tune.model.sampling import Drawing, Noise, Sampler, StaticSampler, Stream, static_bytes_per_clip
+from reco_tune.model.sampling import (
+    Drawing,
+    Noise,
+    Sampler,
+    StaticSampler,
+    Stream,
+    sampler_for,
+    static_bytes_per_clip,
+)
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 
@@ -68,16 +76,12 @@ def made_of(
     """
     drawing, device = drawing_of(experiment), model.position_embedding.device
     sizes = [len(request.labels_B) for request in requests]
-    sampler: Sampler | StaticSampler
-    if device.type == "cpu":
-        sampler, at_once = Sampler(model, drawing), 1
-    else:
-        bfloat16 = experiment.training.precision == "bfloat16"
-        at_once = clips_at_once(model, drawing, bfloat16, share, sizes)
-        sampler, at_once = static_sampler(model, drawing, bfloat16, at_once)
+    bfloat16, on_cpu = experiment.training.precision == "bfloat16", device.type == "cpu"
+    fit = 1 if on_cpu else clips_at_once(model, drawing, bfloat16, share, sizes)
+    sampler, at_once = largest_sampler(model, drawing, bfloat16, fit)
     waiting: dict[int, list[Tensor]] = {}
     done = 0
-    for pack in packs(sizes, at_once, split=device.type != "cpu"):
+    for pack in packs(sizes, at_once, split=not on_cpu):
         labels_B = torch.cat([requests[p.request].labels_B[p.first : p.first + p.clips] for p in pack]).to(device)
         noise = Noise([(_stream(requests[part.request], part, device), part.clips) for part in pack])
         made = rollout(lambda labels_B, prompt_BP=None, noise=noise: sampler(labels_B, noise, prompt_BP), labels_B)
@@ -121,11 +125,13 @@ def clips_at_once(model: VideoTransformer, drawing: Drawing, bfloat16: bool, sha
     return min(fit // largest * largest if fit >= largest else fit, sum(sizes))
 
 
-def static_sampler(model: VideoTransformer, drawing: Drawing, bfloat16: bool, clips: int) -> tuple[StaticSampler, int]:
+def largest_sampler(
+    model: VideoTransformer, drawing: Drawing, bfloat16: bool, clips: int
+) -> tuple[Sampler | StaticSampler, int]:
     """A sampler of so many clips, of half as many where memory turns out to be in pieces, and so on."""
     while True:
         try:
-            return StaticSampler(model, drawing, clips, bfloat16), clips
+            return sampler_for(model, drawing, clips, bfloat16), clips
         except torch.OutOfMemoryError:
             if clips == 1:
                 raise

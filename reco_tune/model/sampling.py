@@ -275,6 +275,18 @@ class StaticSampler:
         return torch.autocast(self._device.type, torch.bfloat16, enabled=self._bfloat16, cache_enabled=False)
 
 
+def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -> Sampler | StaticSampler:
+    """The sampler of the device that the model is on.
+
+    Args:
+        clips: that a call may bring.
+        bfloat16: the precision of products on a GPU; the CPU takes the model as it is.
+    """
+    if next(model.parameters()).device.type == "cpu":
+        return Sampler(model, drawing)
+    return StaticSampler(model, drawing, clips, bfloat16)
+
+
 def static_bytes_per_clip(settings: ModelSettings, drawing: Drawing, bfloat16: bool) -> int:
     """What a clip of a `StaticSampler` takes: keys and values in every layer, and what drawing its next code takes."""
     held = 2 * settings.depth * StaticCache.tokens_held(settings.num_tokens) * settings.width * (2 if bfloat16 else 4)

@@ -32,7 +32,7 @@ from torch import Tensor, nn
 
 from reco_tune.model.attention import KeysValues, attend
 from reco_tune.model.kv_cache import LayerCache, StaticCache
-from reco_tune.model.sampling import Drawing, Noise, Sampler, StaticSampler
+from reco_tune.model.sampling import Drawing, Noise, sampler_for
 from reco_tune.model.shape import ModelSettings
 from reco_tune.windows import prefix_inputs
 
@@ -210,9 +210,7 @@ class VideoTransformer(nn.Module):
             RunFailedError: where the model gives no numbers.
         """
         drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        sampler: Sampler | StaticSampler = Sampler(self, drawing)
-        if labels_B.device.type != "cpu":
-            sampler = StaticSampler(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
+        sampler = sampler_for(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
         return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
 
     def read(
