@@ -385,7 +385,9 @@ class Resources(SettingsSection):
     concurrent_trials: int | None = Field(None, ge=1)
     """Trials at once; by default as many as the resources hold."""
     max_failures: int = Field(2, ge=0)
-    """How often a trial is tried again after its workers died."""
+    """How often a trial is tried again after deaths of its workers that are its own fault: on machines that are still
+    there, after another death and without a new checkpoint between. Any other death moves it, which costs nothing.
+    """
     trial_deadline_seconds: float | None = Field(None, gt=0)
     """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and
     it has failed.

@@ -104,6 +104,14 @@ def machine() -> dict[str, float]:
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
+def machines() -> tuple[set[str], set[str]]:
+    """Ids of the cluster's machines that are alive, and of those among them that will be taken away: Ray has been told
+    so, by a preemption notice or by whoever shrinks the cluster.
+    """
+    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    return alive, alive.intersection(ray._private.state.state.get_draining_nodes())  # no public way, as of 2.60
+
+
 def neighbours() -> list[str]:
     """Addresses of the Ray clusters that run on this machine, whoever started them."""
     services.find_gcs_addresses.cache_clear()

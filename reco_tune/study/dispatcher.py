@@ -7,22 +7,38 @@ Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Ev
 here by number, which keeps ranks together without a collective that could time out while they are idle. A group that
 Train restarted shows up under a new incarnation. The unfinished job of a group that died is handed out again, to
 whoever asks first.
+
+Who waits here is woken when its own thing changes (its job, its group, its place in the log) and never because of
+somebody else's, so that an event costs the same however many wait.
+
+Being moved is not failing: a run whose workers died goes on from its last checkpoint. Only a death that follows
+another without a new checkpoint between them, on machines that are still there, counts as the run's own fault.
 """
 
 from __future__ import annotations
 
 import asyncio
 from collections import deque
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-POLL_SECONDS = 20.0
+MOST_CALLS = 1_000_000
+"""Calls that may wait here at once. Ray keeps nothing ready for them; but where they are too many, the driver's own
+cannot come in, and all wait for ever. The default is 1,000: fewer than the workers of a cluster.
+"""
+POLL_SECONDS = 60.0
 """Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
+MOST_LOST_MACHINES = 20
+"""Deaths in a row that a job survives without a new checkpoint, whatever the cause: it may be what takes its machines
+down.
+"""
+PROGRESS_SECONDS = 0.5
+"""Shortest time between two looks of the driver at how far jobs are."""
 GRACE_SECONDS = 30.0
 """How long the ranks of a group wait for each other after one of them raised, and how long a job may take to leave."""
 ALIVE_SECONDS = 2.0
-"""Between two looks at a worker."""
+"""Between two looks at a worker whose group has lost a machine."""
 FINAL = ("evaluated", "failed", "pruned", "calibrated")
 """Events that end a job; `calibrated` only that of a calibration."""
 
@@ -63,20 +79,65 @@ class Job:
     """Under which name the storage holds the run's folder."""
 
 
+class Bell:
+    """Wakes the few who wait for one thing."""
+
+    def __init__(self) -> None:
+        self._waiting: set[asyncio.Future[None]] = set()
+
+    @property
+    def awaited(self) -> bool:
+        return bool(self._waiting)
+
+    def ring(self) -> None:
+        """The thing may have changed."""
+        for waiting in self._waiting:
+            if not waiting.done():
+                waiting.set_result(None)
+
+    async def wait(self, ready: Callable[[], bool], seconds: float | None = POLL_SECONDS) -> bool:
+        """Whether it is ready; False where it was not for so long."""
+        try:
+            async with asyncio.timeout(seconds):
+                while not ready():
+                    waiting = asyncio.get_running_loop().create_future()
+                    self._waiting.add(waiting)
+                    try:
+                        await waiting
+                    finally:
+                        self._waiting.discard(waiting)
+        except TimeoutError:
+            return ready()
+        return True
+
+
 @dataclass
 class JobState:
     """What the dispatcher knows of one job."""
 
     job: Job
+    bell: Bell = field(default_factory=Bell)
     queued: bool = False
     began: bool = False
     """Whether a worker said so for this attempt."""
+    held_by: str = ""
+    """Incarnation of the group that has it."""
+    clock: asyncio.Task[None] | None = None
+    """Runs out when this attempt lasts too long."""
+    saved: int = 0
+    """Step of its newest checkpoint."""
+    died: int | None = None
+    """What that was when its workers died last."""
     deaths: int = 0
-    """How often its workers died."""
+    """How often in a row they died without a new checkpoint between."""
+    faults: int = 0
+    """How many of these, after the first, were not a machine's."""
     outcome: JobOutcome | None = None
     reason: str = ""
     stop: str | None = None
-    """Why it should stop at its next report."""
+    """Why it should stop."""
+    moving: bool = False
+    """Whether it should leave its machines, to go on on others."""
     overdue: bool = False
     """Whether it should stop because it lasts too long: it has failed then."""
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -90,16 +151,21 @@ class JobState:
 class GroupState:
     """A worker group, over all its restarts."""
 
+    bell: Bell = field(default_factory=Bell)
     incarnation: str = ""
     retired: set[str] = field(default_factory=set)
     given: list[str] = field(default_factory=list)
     """Jobs of this incarnation in order; every rank reads it by number."""
     workers: list[Any] = field(default_factory=list)
     """The actors of this incarnation."""
+    machines: set[str] = field(default_factory=set)
+    """Where they are."""
+    struck: bool = False
+    """Whether one of the machines is lost."""
+    evicted: bool = False
+    """Whether one of them is about to go: it gets no more work."""
     dead: int = 0
-    """How many of them have died."""
-    clock: asyncio.Task[None] | None = None
-    """Runs out when its job lasts too long."""
+    """How many of the workers have died, of a group that has lost a machine."""
 
 
 class Dispatcher:
@@ -116,7 +182,7 @@ class Dispatcher:
         """
         Args:
             workers: ranks of a group.
-            max_failures: how often a job is tried again after its workers died.
+            max_failures: how many deaths of its workers a job survives that are its own fault.
             deadline_seconds: longest that one attempt of a job may take.
             kill: ends a worker that does not leave by itself.
             alive: whether a worker still is; by default only its successor tells that it is not.
@@ -127,12 +193,17 @@ class Dispatcher:
         self._jobs: dict[str, JobState] = {}
         self._groups: dict[int, GroupState] = {}
         self._queue: deque[str] = deque()
+        self._idle: dict[int, GroupState] = {}
+        """Groups whose workers wait for a job, in the order in which they came."""
         self._events: list[dict[str, Any]] = []
         self._posted = self._written = 0
         """Events so far, and how many of them the driver has on disk."""
+        self._unwritten: deque[tuple[int, asyncio.Future[None]]] = deque()
+        """Who waits until so many events are on disk, in order."""
         self._progress: dict[str, tuple[int, int, str]] = {}
+        self._progress_due = False
         self._leave = False
-        self._news = asyncio.Condition()
+        self._news = Bell()
 
     # --- the driver's side ---
 
@@ -142,47 +213,68 @@ class Dispatcher:
 
     async def news(self) -> None:
         """Returns when there is something to drain, or after a while."""
-        await self._wait(lambda: bool(self._events or self._progress))
+        await self._news.wait(lambda: bool(self._events) or self._progress_due)
 
     async def drain(self) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
         """Events since the last call, in order, and the latest progress of running jobs."""
         events, self._events = self._events, []
-        progress, self._progress = self._progress, {}
+        progress, self._progress, self._progress_due = self._progress, {}, False
         return events, progress
 
     async def wrote(self, count: int) -> None:
         """The driver has this many more events on disk: whoever posted them may go on."""
         self._written += count
-        await self._tell()
+        while self._unwritten and self._unwritten[0][0] <= self._written:
+            _, waiting = self._unwritten.popleft()
+            if not waiting.done():  # its caller may be gone
+                waiting.set_result(None)
 
     async def stop(self, key: str, reason: str) -> None:
-        """Asks one job to stop at its next report: it ends as pruned."""
+        """Asks one job to stop: it ends as pruned."""
         self._jobs[key].stop = reason
 
     async def pause(self) -> None:
-        """Nothing new starts; running jobs leave at their next report, as paused. Groups without work go home."""
-        self._leave = True
+        """Nothing new starts; running jobs leave, as paused. Groups without work go home."""
         for key in self._queue:
             self._end(self._jobs[key], "paused")
-        self._queue.clear()
-        await self._tell()
+        self._close()
 
     async def abandon(self) -> None:
         """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the
         driver had died.
         """
-        self._leave = True
         for state in self._jobs.values():
             if state.outcome is None:
                 self._end(state, "paused")
-        self._queue.clear()
-        await self._tell()
+        self._close()
 
     async def lose(self, slot: int, reason: str) -> None:
-        """A worker group is gone for good: another one gets its job."""
-        for key in self._reclaim(self._groups.setdefault(slot, GroupState()), reason):
-            self._queue.appendleft(key)
-        await self._tell()
+        """A worker group is gone: another one gets its job."""
+        group = self._groups.setdefault(slot, GroupState())
+        group.struck = True
+        self._idle.pop(slot, None)
+        self._queue.extendleft(self._reclaim(group, reason))
+        self._hand_out()
+
+    async def machines(self, lost: Sequence[str], going: Sequence[str]) -> None:
+        """Which machines are gone, and which will be soon; told whenever that changes.
+
+        Jobs on those that will be are asked to leave. Where one is gone the job of the group goes to whoever is free
+        when the last of its workers has died, for a lost machine may have no successor.
+        """
+        for slot, group in self._groups.items():
+            group.evicted = bool(group.machines.intersection(going))
+            if group.evicted:
+                self._idle.pop(slot, None)
+            elif group.bell.awaited:  # perhaps the notice was taken back
+                self._idle.setdefault(slot, group)
+            for state in self._unfinished(group):
+                state.moving = group.evicted and state.began
+            if not group.struck and group.machines.intersection(lost):
+                group.struck = True
+                for worker in group.workers if self._alive is not None else ():
+                    self._watching.add(asyncio.create_task(self._watch(slot, group, worker)))
+        self._hand_out()
 
     # --- the Tune trial's side ---
 
@@ -190,46 +282,59 @@ class Dispatcher:
         """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and
         the reason."""
         state = self._jobs[key]
-        await self._start(key)
-        await self._wait(lambda: len(state.reports) > seen or state.outcome is not None)
+        if not state.queued:
+            state.queued = True
+            if self._leave:
+                self._end(state, "paused")
+            else:
+                self._queue.append(key)
+                self._hand_out()
+        await state.bell.wait(lambda: len(state.reports) > seen or state.outcome is not None)
         return state.reports[seen:], state.outcome, state.reason
 
     async def judged(self, key: str, seen: int) -> None:
         """Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before."""
         state = self._jobs[key]
         state.judged = max(state.judged, seen)
-        await self._tell()
+        state.bell.ring()
 
     # --- the workers' side ---
 
-    async def take(self, slot: int, incarnation: str, number: int, worker: Any = None) -> Job | Literal["leave"] | None:
+    async def take(
+        self, slot: int, incarnation: str, number: int, worker: Any = None, machine: str = ""
+    ) -> Job | Literal["leave"] | None:
         """The `number`-th job of this incarnation of a group: the same for every rank that asks. None: ask again.
 
         Args:
             worker: the actor that asks, which may have to be killed.
+            machine: where it is.
         """
         group = self._groups.setdefault(slot, GroupState())
         if incarnation != group.incarnation and incarnation not in group.retired:
-            unfinished = self._reclaim(group, "its worker died")
+            unfinished = self._reclaim(group, "its machine was lost" if group.struck else "its worker died")
             group.retired.add(group.incarnation)
-            group.incarnation, group.given, group.workers, group.dead = incarnation, unfinished, [], 0
-            await self._tell()
+            group.incarnation, group.workers, group.dead = incarnation, [], 0
+            group.machines, group.struck, group.evicted = set(), False, False
+            for key in unfinished:
+                self._give(group, key)
+            self._idle.pop(slot, None)
+            group.bell.ring()
         if worker is not None and worker not in group.workers:
             group.workers.append(worker)
-            if self._alive is not None:
-                self._watching.add(asyncio.create_task(self._watch(group, worker, self._alive)))
-        await self._wait(
-            lambda: incarnation in group.retired or number < len(group.given) or bool(self._queue) or self._leave
-        )
+            group.machines.add(machine)
+        if number == len(group.given) and not group.evicted and incarnation not in group.retired:
+            self._idle[slot] = group
+            self._hand_out()
+        await group.bell.wait(lambda: incarnation in group.retired or number < len(group.given) or self._leave)
         if incarnation in group.retired:
             return "leave"
-        if number == len(group.given) and self._queue:
-            group.given.append(self._queue.popleft())
         if number < len(group.given):
             state = self._jobs[group.given[number]]
-            if self._deadline is not None and (group.clock is None or group.clock.done()):
-                group.clock = asyncio.create_task(self._limit_time(group, state, self._deadline))
+            if self._deadline is not None and state.clock is None:
+                state.clock = asyncio.create_task(self._limit_time(group, state, self._deadline))
             return state.job
+        if not group.bell.awaited:  # nobody knows whether it will ask again
+            self._idle.pop(slot, None)
         return "leave" if self._leave else None
 
     async def post(self, key: str, event: str, fields: dict[str, Any]) -> None:
@@ -250,22 +355,36 @@ class Dispatcher:
         """A rung's report, in the log when this returns; True asks all ranks to stop now."""
         state = self._jobs[key]
         state.reports.append({"step": step, **metrics})
+        state.saved = max(state.saved, step)
         number = len(state.reports)
         self._log("reported", key, step=step, metrics=metrics)
+        state.bell.ring()
         await self._in_log()
         if state.job.judged:
-            while not await self._wait(lambda: state.judged >= number or state.outcome is not None or self._leave):
-                pass
-        return self._leave or state.stop is not None
+            await state.bell.wait(
+                lambda: state.judged >= number or state.outcome is not None or self._leave, seconds=None
+            )
+        return self._asked_to_leave(state)
+
+    async def saved(self, key: str, step: int) -> None:
+        """A job has a checkpoint of this step, between two reports."""
+        self._jobs[key].saved = max(self._jobs[key].saved, step)
 
     async def left(self, key: str, step: int) -> None:
-        """A job stopped because it was asked to."""
+        """A job stopped because it was asked to; its checkpoint is of this step."""
         state = self._jobs[key]
+        state.saved = max(state.saved, step)
+        if state.moving and state.stop is None and state.outcome is None and not self._leave:
+            state.held_by, state.clock = "", None
+            state.bell.ring()
+            self._move(state, "its machine is about to go", moved=True)
+            self._queue.appendleft(key)
+            self._hand_out()
+            return
         outcome: JobOutcome = "failed" if state.overdue else "pruned" if state.stop is not None else "paused"
         if outcome != "paused" and state.outcome is None:
             self._log(outcome, key, step=step, reason=state.stop)
         self._end(state, outcome, state.stop or "")
-        await self._tell()
 
     async def halt(self, key: str, reason: str) -> None:
         """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with
@@ -273,10 +392,12 @@ class Dispatcher:
         self._log("halted", key, reason=reason)
         await self.abandon()
 
-    async def progress(self, key: str, done: int, total: int, what: str) -> None:
-        """How far a job is."""
+    async def progress(self, key: str, done: int, total: int, what: str) -> bool:
+        """How far a job is; True asks it to stop as soon as it can."""
+        if not self._progress:
+            asyncio.get_running_loop().call_later(PROGRESS_SECONDS, self._show_progress)
         self._progress[key] = (done, total, what)
-        await self._tell()
+        return key in self._jobs and self._asked_to_leave(self._jobs[key])
 
     async def raised(self, key: str, rank: int, reason: str) -> bool:
         """A rank's job raised: the run has failed. True once all ranks have raised, so that the group may go on.
@@ -288,105 +409,130 @@ class Dispatcher:
         if state.outcome is None:
             self._log("failed", key, reason=reason)
             self._end(state, "failed", reason)
-        await self._tell()
-        return await self._wait(lambda: len(state.settled) == self._workers, GRACE_SECONDS)
+        state.bell.ring()
+        return await state.bell.wait(lambda: len(state.settled) == self._workers, GRACE_SECONDS)
 
     # --- helpers ---
 
-    async def _start(self, key: str) -> None:
-        state = self._jobs[key]
-        if not state.queued:
-            state.queued = True
-            if self._leave:
-                self._end(state, "paused")
-            else:
-                self._queue.append(key)
-            await self._tell()
+    def _hand_out(self) -> None:
+        """Gives jobs that wait to groups that wait."""
+        while self._queue and self._idle:
+            group = self._idle.pop(next(iter(self._idle)))
+            self._give(group, self._queue.popleft())
+            group.bell.ring()
+
+    def _give(self, group: GroupState, key: str) -> None:
+        group.given.append(key)
+        self._jobs[key].held_by = group.incarnation
+
+    def _unfinished(self, group: GroupState) -> list[JobState]:
+        """What a group has in hand; a job may have come back to it after it had left."""
+        held = (self._jobs[key] for key in dict.fromkeys(group.given))
+        return [state for state in held if state.outcome is None and state.held_by == group.incarnation]
+
+    def _asked_to_leave(self, state: JobState) -> bool:
+        return self._leave or state.stop is not None or state.moving
 
     async def _limit_time(self, group: GroupState, state: JobState, seconds: float) -> None:
-        """Ends a job that lasts too long: it is asked to stop at its next report, and after the grace period its
-        workers are killed.
-        """
+        """Ends a job that lasts too long: it is asked to stop, and after the grace period its workers are killed."""
         incarnation = group.incarnation
         reason = f"it did not end within resources.trial_deadline_seconds ({seconds:g})"
 
         def gone() -> bool:
-            return state.outcome is not None or group.incarnation != incarnation
+            return state.outcome is not None or state.held_by != incarnation
 
-        if await self._wait(gone, seconds):
+        if await state.bell.wait(gone, seconds):
             return
         state.stop, state.overdue = reason, True
-        if await self._wait(gone, min(GRACE_SECONDS, seconds)):
+        if await state.bell.wait(gone, min(GRACE_SECONDS, seconds)):
             return
         self._log("failed", state.job.key, reason=reason)
         self._end(state, "failed", reason)
-        await self._tell()
         for worker in group.workers:
             self._kill(worker)
 
-    async def _watch(self, group: GroupState, worker: Any, alive: Callable[[Any], Awaitable[bool]]) -> None:
-        """Waits for the end of a worker. After the last of its group the job goes to whoever is free: a lost machine
-        has no successor.
-        """
+    async def _watch(self, slot: int, group: GroupState, worker: Any) -> None:
+        """Waits for the end of a worker of a group that has lost a machine; the others may still speak for it."""
+        assert self._alive is not None
         incarnation = group.incarnation
-        while group.incarnation == incarnation and await alive(worker):
+        while group.incarnation == incarnation and await self._alive(worker):
             await asyncio.sleep(ALIVE_SECONDS)
         if group.incarnation != incarnation:
             return
         group.dead += 1
         if group.dead == self._workers:
-            self._queue.extendleft(self._reclaim(group, "its worker died"))
-            await self._tell()
+            self._idle.pop(slot, None)
+            self._queue.extendleft(self._reclaim(group, "its machine was lost"))
+            self._hand_out()
 
     def _reclaim(self, group: GroupState, reason: str) -> list[str]:
-        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it failed too
-        often.
+        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it has failed.
+
+        The first death is nobody's fault, nor is one after a new checkpoint, nor one with a machine.
         """
-        unfinished = [key for key in group.given if self._jobs[key].outcome is None]
-        for key in list(unfinished):
-            state = self._jobs[key]
+        unfinished = []
+        for state in self._unfinished(group):
             if not state.began:  # given to a worker that never began: no attempt was used
-                continue
-            if self._leave:
+                pass
+            elif self._leave:
                 self._end(state, "paused")
-                unfinished.remove(key)
-            elif state.deaths >= self._max_failures:
-                failure = f"{reason}, {state.deaths + 1} times in all"
-                self._log("failed", key, reason=failure)
-                self._end(state, "failed", failure)
-                unfinished.remove(key)
             else:
-                state.job = replace(state.job, attempt=state.job.attempt + 1)
-                state.began, state.deaths = False, state.deaths + 1
-                state.settled.clear()
-                self._log("retried", key, attempt=state.job.attempt, reason=reason)
+                outside = group.struck or group.evicted
+                same_place = state.died is not None and state.saved <= state.died
+                state.deaths = state.deaths + 1 if same_place else 1
+                state.faults = (state.faults if same_place else 0) + (same_place and not outside)
+                state.died = state.saved
+                if state.faults > self._max_failures or state.deaths > MOST_LOST_MACHINES:
+                    failure = f"{reason}, {state.deaths} times in a row without a new checkpoint between"
+                    self._log("failed", state.job.key, reason=failure)
+                    self._end(state, "failed", failure)
+                else:
+                    self._move(state, reason, moved=outside or not same_place)
+            if state.outcome is None:
+                unfinished.append(state.job.key)
+            state.held_by, state.clock = "", None
+            state.bell.ring()
         group.given = []
         return unfinished
 
+    def _move(self, state: JobState, reason: str, moved: bool) -> None:
+        """The next attempt of a job is to come.
+
+        Args:
+            moved: whether the run has no part in it.
+        """
+        state.job = replace(state.job, attempt=state.job.attempt + 1)
+        state.began, state.moving = False, False
+        state.settled.clear()
+        self._log("retried", state.job.key, attempt=state.job.attempt, reason=reason, moved=moved)
+
     def _end(self, state: JobState, outcome: JobOutcome, reason: str = "") -> None:
         state.outcome, state.reason = outcome, reason
+        state.bell.ring()
+
+    def _close(self) -> None:
+        """Everybody may go."""
+        self._leave = True
+        self._queue.clear()
+        for group in self._groups.values():
+            group.bell.ring()
+        for state in self._jobs.values():
+            state.bell.ring()
 
     async def _in_log(self) -> None:
         """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be
         said.
         """
-        posted = self._posted
-        await self._tell()
-        while not await self._wait(lambda: self._written >= posted):
-            pass
+        if self._written < self._posted:
+            waiting = asyncio.get_running_loop().create_future()
+            self._unwritten.append((self._posted, waiting))
+            await waiting
 
     def _log(self, event: str, key: str, **fields: Any) -> None:
         self._posted += 1
         self._events.append({"event": event, "key": key, "kind": self._jobs[key].job.kind, **fields})
+        self._news.ring()
 
-    async def _tell(self) -> None:
-        async with self._news:
-            self._news.notify_all()
-
-    async def _wait(self, ready: Any, seconds: float = POLL_SECONDS) -> bool:
-        async with self._news:
-            try:
-                await asyncio.wait_for(self._news.wait_for(ready), seconds)
-            except TimeoutError:
-                return bool(ready())
-        return True
+    def _show_progress(self) -> None:
+        self._progress_due = True
+        self._news.ring()

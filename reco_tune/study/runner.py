@@ -30,7 +30,7 @@ from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
-from reco_tune.study.dispatcher import Dispatcher
+from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher
 from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
@@ -255,7 +255,7 @@ class Driver:
             name = f"dispatcher-{uuid.uuid4().hex[:12]}"
             self._dispatcher = (
                 ray.remote(Dispatcher)  # with the driver: a machine that is lost must not take the dispatcher along
-                .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=1000)
+                .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=MOST_CALLS)
                 .remote(
                     placement.workers,
                     experiment.resources.max_failures,
@@ -420,7 +420,7 @@ class Driver:
         elif not self._stopping.is_set():
             why = (
                 self._broken
-                or "; ".join(dict.fromkeys(self._pool.lost if self._pool else ()))
+                or "; ".join(dict.fromkeys(self._pool.lost.values() if self._pool else ()))
                 or "their trials were lost"
             )
             most = "at most " if self._space.finalist_seeds else ""

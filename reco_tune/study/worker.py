@@ -43,7 +43,7 @@ from reco_tune.study.storage import (
 from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
-"""Shortest time between two progress messages of one worker."""
+"""Shortest time between two progress messages of one worker, of a study of few."""
 LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name)
 """Device seconds of a run's stages; their sum is its device hours."""
 
@@ -51,9 +51,11 @@ LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECO
 class Hooks:
     """How a job speaks to the dispatcher; only rank 0 is heard."""
 
-    def __init__(self, dispatcher: Any, job: Job, rank: int) -> None:
-        self._dispatcher, self._key, self._rank = dispatcher, job.key, rank
+    def __init__(self, dispatcher: Any, job: Job, rank: int, progress_seconds: float = PROGRESS_SECONDS) -> None:
+        self._dispatcher, self._key, self._rank, self._progress_seconds = dispatcher, job.key, rank, progress_seconds
         self._last_progress = 0.0
+        self._answer: Any = None
+        """The dispatcher's to the last message that said how far the job is."""
 
     def event(self, name: str, **fields: Any) -> None:
         """One event of the run's life; it is at the dispatcher when this returns."""
@@ -72,9 +74,9 @@ class Hooks:
     def progress(self, done: int, total: int, what: str) -> None:
         """How far the job is, about once a second."""
         now = time.monotonic()
-        if self._rank == 0 and (now - self._last_progress >= PROGRESS_SECONDS or done == total):
+        if self._rank == 0 and (now - self._last_progress >= self._progress_seconds or done == total):
             self._last_progress = now
-            self._dispatcher.progress.remote(self._key, done, total, what)
+            self._answer = self._dispatcher.progress.remote(self._key, done, total, what)
 
 
 Execute = Callable[[Job, Hooks], None]
@@ -91,13 +93,14 @@ def serve(config: dict[str, Any]) -> None:
     job_function: Execute = config["execute"]
     rank = ray.train.get_context().get_world_rank()
     incarnation = Group.current().broadcast_json(uuid.uuid4().hex)
-    me, number = ray.get_runtime_context().current_actor, 0
-    while (job := ray.get(dispatcher.take.remote(slot, incarnation, number, me))) != "leave":
+    context, number = ray.get_runtime_context(), 0
+    here = (context.current_actor, context.get_node_id())
+    while (job := ray.get(dispatcher.take.remote(slot, incarnation, number, *here))) != "leave":
         if job is None:
             continue
         number += 1
         try:
-            job_function(job, Hooks(dispatcher, job, rank))
+            job_function(job, Hooks(dispatcher, job, rank, config["progress_seconds"]))
         except Exception as error:
             if no_space(error):  # not the run's fault, and no other would fare better
                 full = f"{scratch()} on {socket.gethostname()}" if job.storage else job.folder or job.tokens

@@ -18,12 +18,16 @@ from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
 
 from reco_tune.study import worker
-from reco_tune.study.cluster import Placement
+from reco_tune.study.cluster import Placement, machines
 
-RESTARTS_PER_JOB = 4
-"""A group that dies more often than this, counted over all jobs, is given up; the dispatcher gives up on a single job
-much earlier.
+RESTARTS, RESTARTS_PER_JOB = 100, 4
+"""A group that dies more often than this, over all jobs, is given up: it may die before it takes any. The dispatcher
+gives up on a single job much earlier.
 """
+MACHINES_SECONDS = 2.0
+"""Between two looks at the cluster's machines."""
+PROGRESS_PER_SECOND = 50
+"""Messages of all workers together that say how far they are; nobody reads more."""
 LEAVE_SECONDS = 60
 """How long groups may take to go home."""
 
@@ -41,16 +45,19 @@ class WorkerPool:
             jobs: about how many jobs they will do.
             own_cluster: whether the cluster is this driver's own and ends with it.
         """
-        self.lost: list[str] = []
-        """Why groups are gone for good."""
+        self.lost: dict[int, str] = {}
+        """Why groups are gone, by slot; they come back when a machine does."""
         self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
         self._own_cluster = own_cluster
-        self._restarts = RESTARTS_PER_JOB * max(jobs, 1)
+        self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
         self._trainers: list[_WarmTrainer] = []
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)
         ]
-        for thread in self._threads:
+        self._closing = threading.Event()
+        self._machines_joined = 0
+        self._watch = threading.Thread(target=self._watch_machines, daemon=True)
+        for thread in (self._watch, *self._threads):
             thread.start()
 
     @property
@@ -60,6 +67,7 @@ class WorkerPool:
 
     def join(self) -> None:
         """Waits until they have left; the dispatcher must have said so."""
+        self._closing.set()
         for thread in self._threads:
             thread.join(LEAVE_SECONDS)
 
@@ -67,6 +75,8 @@ class WorkerPool:
         """Ends those that have not left, while Ray runs: a thread that waits in Ray when it is shut down can take the
         process along.
         """
+        self._closing.set()
+        self._watch.join(LEAVE_SECONDS)
         deadline = time.monotonic() + LEAVE_SECONDS
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             for trainer in list(self._trainers):
@@ -76,13 +86,18 @@ class WorkerPool:
                 thread.join(0.2)
 
     def _keep(self, slot: int) -> None:
-        """One group, until the dispatcher says leave or Train gives up."""
-        try:
-            trainer = self._trainer(slot)
-            self._trainers.append(trainer)
-            trainer.fit()
-        except Exception as error:
-            self.lost.append(" ".join(str(error).split())[:300])
+        """One group, until the dispatcher says leave. Where Train gives it up, which it does when there is no room for
+        it for minutes, it starts again once a machine has joined.
+        """
+        while not self._closing.is_set():
+            joined = self._machines_joined
+            try:
+                trainer = self._trainer(slot)
+                self._trainers.append(trainer)
+                trainer.fit()
+                return
+            except Exception as error:
+                self.lost[slot] = " ".join(str(error).split())[:300]
             if not ray.is_initialized():
                 # the cluster is gone and nobody waits for this job; whoever calls an actor now makes Ray start another
                 # cluster
@@ -91,14 +106,39 @@ class WorkerPool:
                 ray.get(self._dispatcher.lose.remote(slot, "its worker group was lost"))
                 if self.gone:
                     ray.get(self._dispatcher.pause.remote())
+                    return
             except Exception:
                 return  # the cluster is going down
+            while self._machines_joined == joined:
+                if self._closing.wait(MACHINES_SECONDS):
+                    return
+            del self.lost[slot]
+
+    def _watch_machines(self) -> None:
+        """Tells the dispatcher which machines are gone or will be, and lost groups that there is room again."""
+        known: set[str] = set()
+        told: tuple[list[str], list[str]] = ([], [])
+        while not self._closing.wait(MACHINES_SECONDS):
+            try:
+                alive, going = machines()
+                self._machines_joined += bool(known and alive - known)
+                known |= alive
+                if (found := (sorted(known - alive), sorted(going))) != told:
+                    ray.get(self._dispatcher.machines.remote(*found))
+                    told = found
+            except Exception:
+                continue  # the cluster is going down, or busy; whoever cannot be told now is told next time
 
     def _trainer(self, slot: int) -> _WarmTrainer:
         placement = self._placement
         trainer = _WarmTrainer(
             worker.serve,
-            train_loop_config={"dispatcher": self._dispatcher, "slot": slot, "execute": worker.execute},
+            train_loop_config={
+                "dispatcher": self._dispatcher,
+                "slot": slot,
+                "execute": worker.execute,
+                "progress_seconds": max(worker.PROGRESS_SECONDS, placement.groups / PROGRESS_PER_SECOND),
+            },
             torch_config=TorchConfig(),  # nccl for GPUs, else gloo
             scaling_config=ray.train.ScalingConfig(
                 num_workers=placement.workers,
@@ -109,7 +149,11 @@ class WorkerPool:
                 # never an old name: Train would look for checkpoints of its own
                 name=f"group-{slot}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(self._storage),
-                failure_config=ray.train.FailureConfig(max_failures=self._restarts, controller_failure_limit=3),
+                failure_config=ray.train.FailureConfig(
+                    max_failures=self._restarts,
+                    max_preemption_failures=self._restarts,
+                    controller_failure_limit=3,  # starts for which there was no room; `_keep` waits for some
+                ),
             ),
         )
         trainer.own_cluster = self._own_cluster
