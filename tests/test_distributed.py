@@ -6,6 +6,8 @@ from __future__ import annotations
 
 import json
 import os
+import re
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -25,6 +27,7 @@ from reco_tune.training import Group, build_scheme, fit, gradient_mean, prepare_
 from reco_tune.training.distributed import backend_for
 from reco_tune.training.feed import Feed, MicroBatch
 from reco_tune.training.step import OptimiserStep
+from reco_tune.windows import WindowSpan
 
 Make = Callable[..., Experiment]
 
@@ -44,11 +47,11 @@ import torch
 from safetensors.torch import save_file
 from reco_tune.cost import calibrate
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.errors import RunFailedError
+from reco_tune.errors import CheckpointError, RunFailedError
 from reco_tune.settings import make_experiment
 from reco_tune.training import Group, fit, joined
 sys.path.insert(0, sys.argv[4])
-from test_distributed import train_in_float64
+from test_distributed import gathers_of_a_step, train_in_float64
 
 root, cache = Path(sys.argv[1]), TokenCache.open(Path(sys.argv[2]))
 nested = json.loads(sys.argv[3])
@@ -73,6 +76,24 @@ with joined(experiment) as group:
         run("broken", make_experiment(nested, {"training.learning_rate": 1e30, "window.scheme": "full"}, where="test"))
     except RunFailedError as error:
         results["broken"] = str(error)
+    shared, split = root / "shared", {"resources.workers": 2, "resources.shard_state": True}
+    sharded = make_experiment(nested, split, where="test")
+    for name, ends in (("split", None), ("split and stopped", 4), ("left to one", 4)):
+        result = fit(sharded, cache, shared / name, lambda step, metrics: step == ends, group=group)
+    result = fit(sharded, cache, shared / "split and stopped", group=group)
+    results["split and resumed"] = {"steps": result.steps, "metrics": result.metrics}
+    results["gathers"] = gathers_of_a_step(sharded, cache, group)
+    half = {**split, "training.precision": "bfloat16", "training.activation_checkpointing": True}
+    half |= {"training.loss_chunk_tokens": 10, "training.steps": 4}
+    result = fit(make_experiment(nested, half, where="test"), cache, shared / "split, bfloat16", group=group)
+    results["bfloat16"] = result.metrics
+    for folder, how in ((shared / "plain", experiment), (mine / "unseen", sharded)):
+        try:
+            fit(how, cache, folder, lambda step, metrics: True, group=group)
+            fit(sharded, cache, folder, group=group)
+        except CheckpointError as error:
+            results[folder.name] = str(error)
+
     begun, begin = [], Group.begin_sum_
     with patch.object(Group, "begin_sum_", lambda *sum: begun.append(len(sum[1])) or begin(*sum)):
         weights, during = train_in_float64(experiment, cache, group, lambda: len(begun))
@@ -115,6 +136,19 @@ def train_in_float64(
         for _ in range(3):
             step.run([feed.next(), feed.next()], learning_rate=1e-3)
     return {name: tensor.clone() for name, tensor in step.model.state_dict().items()}, during
+
+
+def gathers_of_a_step(experiment: Experiment, cache: TokenCache, group: Group) -> dict[str, int]:
+    """How often weights were gathered in forward and backward of one micro-batch, whose window has a prefix or not."""
+    from torch.distributed.fsdp._fully_shard import _fsdp_param_group as fsdp
+
+    step = OptimiserStep(build_scheme(experiment, cache), torch.device("cpu"), group)
+    batch, counts, gather = Feed(step.scheme, cache, group).next().batch, {}, fsdp.foreach_all_gather
+    for start in (0, 18):
+        with patch.object(fsdp, "foreach_all_gather", side_effect=gather) as gathered:
+            step.backward(MicroBatch(batch, WindowSpan(start, 18)))
+        counts[f"from {start}"] = gathered.call_count
+    return counts
 
 
 class TwoWorkers:
@@ -187,6 +221,61 @@ def test_a_calibration_measures_all_workers_with_their_communication(two_workers
     assert first == second
     assert first["speedup_limit"] > 1.5 and first["speedup"] < 1.3
     assert first["calibration_seconds"] > 2 * 0.05 * 12, "both workers' seconds, of twelve steps at the least"
+
+
+def test_a_state_split_over_two_workers_trains_as_one_worker_does(
+    two_workers: TwoWorkers, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
+    """float32: only the order of additions differs."""
+    alone = fit(toy_experiment(SETTINGS), toy_cache, tmp_path)
+    weights = load_file(two_workers.root / "shared" / "split" / "model" / "model.safetensors")
+    for name, tensor in alone.model.state_dict().items():
+        assert torch.allclose(tensor, weights[name], rtol=0, atol=1e-6), name
+    metrics = two_workers.ranks[1]["split and resumed"]["metrics"]
+    for name in ("train_cross_entropy", "val_cross_entropy", "continuity", "hidden_norm"):
+        assert metrics[name] == pytest.approx(alone.metrics[name], rel=1e-5), name
+    assert metrics["peak_memory_bytes"] > 0
+
+
+def test_a_split_state_resumes_to_the_same_bits(two_workers: TwoWorkers) -> None:
+    assert [rank["split and resumed"]["steps"] for rank in two_workers.ranks] == [12, 12]
+    whole, resumed = (
+        load_file(two_workers.root / "shared" / run / "model" / "model.safetensors")
+        for run in ("split", "split and stopped")
+    )
+    assert all(torch.equal(resumed[name], whole[name]) for name in whole)
+
+
+@pytest.mark.parametrize("setting", [True, False], ids=["of the same settings", "without shard_state"])
+def test_one_worker_goes_on_where_two_with_a_split_state_stopped(
+    setting: bool, two_workers: TwoWorkers, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
+    folder = shutil.copytree(two_workers.root / "shared" / "left to one", tmp_path / "run")
+    steps: list[int] = []
+    experiment = toy_experiment({**SETTINGS, "resources.shard_state": setting})
+    resumed = fit(experiment, toy_cache, folder, lambda step, metrics: steps.append(step) or False)  # type: ignore[func-returns-value]
+    assert steps[0] == 4, "goes on, and does not begin anew"
+    whole = load_file(two_workers.root / "shared" / "split" / "model" / "model.safetensors")
+    for name, tensor in resumed.model.state_dict().items():
+        assert torch.allclose(tensor, whole[name], rtol=0, atol=1e-6), name
+
+
+def test_prefix_and_window_share_one_gathering(two_workers: TwoWorkers) -> None:
+    """Once around the blocks, and every one of the two blocks once for forward and once for backward."""
+    assert [rank["gathers"] for rank in two_workers.ranks] == [{"from 0": 5, "from 18": 5}] * 2
+
+
+def test_a_split_state_trains_in_bfloat16_and_saving_memory(two_workers: TwoWorkers) -> None:
+    first, second = (rank["bfloat16"] for rank in two_workers.ranks)
+    assert first["steps"] == 4 and 0 < first["val_cross_entropy"] == second["val_cross_entropy"] < 10
+
+
+@pytest.mark.parametrize(
+    ("folder", "message"),
+    [("plain", "written without resources.shard_state"), ("unseen", "1 of 2 workers do not see .* all machines share")],
+)
+def test_a_folder_that_a_split_state_cannot_use(folder: str, message: str, two_workers: TwoWorkers) -> None:
+    assert all(re.search(message, rank[folder]) for rank in two_workers.ranks)
 
 
 @pytest.mark.parametrize("run", ["whole", "stopped", "stopped again"])

@@ -79,7 +79,7 @@ def test_a_value_read_back_in_a_step_is_found(
 
     def curious(step: OptimiserStep, learning_rate: float) -> None:
         update(step, learning_rate)
-        float(step.flat.gradient.norm())
+        float(step.parameters.gradient_norm())
 
     monkeypatch.setattr(OptimiserStep, "update", curious)
     with pytest.raises(DataDependentOutputException):

@@ -13,8 +13,9 @@ from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment
 from reco_tune.training import Group, build_scheme, plan_scheme, window_loss
 from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.parameters import FlatParameters
 from reco_tune.training.schemes import Batch
-from reco_tune.training.step import FlatParameters, OptimiserStep
+from reco_tune.training.step import OptimiserStep
 
 Make = Callable[..., Experiment]
 

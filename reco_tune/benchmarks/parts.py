@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, span_strata
@@ -88,7 +89,7 @@ def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
     model, kept = step.step.model, _FirstResult()
 
     def optimiser() -> None:
-        step.step.flat.gradient.zero_()
+        torch._foreach_zero_(step.step.parameters.gradients)
         step.step.update(0.0)
 
     def without_attention() -> None:
@@ -103,14 +104,14 @@ def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
 
 
 class _FirstResult:
-    """What a function returned the first time, for ever."""
+    """What a function yielded the first time, for ever."""
 
     def __init__(self) -> None:
-        self._found: Any = None
+        self._found: list[Any] | None = None
 
     def first_of(self, function: Callable[..., Any], *arguments: Any) -> Any:
         if self._found is None:
-            self._found = function(*arguments)
+            self._found = list(function(*arguments))
         return self._found
 
 

@@ -23,7 +23,7 @@ nothing here).
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import NamedTuple
 
 import torch
@@ -152,26 +152,30 @@ class VideoTransformer(nn.Module):
             if activation_checkpointing and torch.is_grad_enabled():
                 hidden_BWD = _checkpointed(block, hidden_BWD, keys_values)
             else:
-                hidden_BWD, _ = block(hidden_BWD, keys_values)
+                hidden_BWD = block(hidden_BWD, keys_values)
         return hidden_BWD
 
-    def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> list[KeysValues]:
+    def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
         """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the
         last ones.
+
+        Layer by layer, each when the window comes to it: both read a layer's weights in one go.
         """
         with torch.no_grad():
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
             if 1 < read < start:
                 hidden_BSD = torch.cat([hidden_BSD, self._embed(tokens_BT, labels_B, start - read + 1, start)], dim=1)
-            *lower, last = self.blocks
-            prefix = []
-            for block in lower:
-                hidden_BSD, keys_values = block(hidden_BSD)
-                prefix.append(keys_values)
-            prefix.append(last.keys_values(hidden_BSD))
-        # older torch would hand the weights cast here, which carry no gradient, to the window
+        *lower, last = self.blocks
+        for block in lower:
+            with torch.no_grad():
+                hidden_BSD, keys_values = block.before_a_window(hidden_BSD)
+            # older torch would hand the weights cast here, which carry no gradient, to the window
+            torch.clear_autocast_cache()
+            yield keys_values
+        with torch.no_grad():
+            keys_values = last.keys_values(hidden_BSD)
         torch.clear_autocast_cache()
-        return prefix
+        yield keys_values
 
     def _embed(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
         """Inputs begin .. end-1."""
@@ -256,10 +260,15 @@ class Block(nn.Module):
         self.mlp_in = _Linear(width, 4 * width)
         self.mlp_out = _Linear(4 * width, width)
 
-    def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None) -> tuple[Tensor, KeysValues]:
+    def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None) -> Tensor:
+        """The next hidden states."""
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention))
+
+    def before_a_window(self, hidden_BSD: Tensor) -> tuple[Tensor, KeysValues]:
         """The next hidden states, and the keys and values of these inputs for whoever comes after them."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention)), KeysValues(keys, values)
+        return self._finish(hidden_BSD, attend(queries, keys, values, None, self.attention)), KeysValues(keys, values)
 
     def keys_values(self, hidden_BSD: Tensor) -> KeysValues:
         """Only what later inputs read of these: no queries, attention or MLP."""
@@ -291,7 +300,7 @@ def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -
     )  # its first call imports the compiler, so only who asks for it pays the seconds
 
     def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
-        following: Tensor = block(hidden, KeysValues(*prefix) if prefix else None)[0]
+        following: Tensor = block(hidden, KeysValues(*prefix) if prefix else None)
         return following
 
     found: Tensor = checkpoint(run, hidden_BSD, *(prefix or ()), use_reentrant=False, preserve_rng_state=False)

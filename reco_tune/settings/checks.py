@@ -173,6 +173,12 @@ def check_combinations(experiment: Sections) -> None:
             f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so"
             " are worth little; give 1, or set resources.calibrate_on_shared_gpus to true"
         )
+    if resources.shard_state and resources.storage is not None:
+        raise SettingsError(
+            "resources.shard_state lets every worker write its part of a checkpoint into one folder that all of them"
+            f" see, but with resources.storage ({resources.storage}) each machine has a folder of its own; leave one of"
+            " them out"
+        )
     if resources.attention != "auto" and resources.gpus_per_worker == 0:
         raise SettingsError(
             f"resources.attention ({resources.attention}) is a form for GPUs, but resources.gpus_per_worker is 0; leave"

@@ -378,6 +378,10 @@ class Resources(SettingsSection):
     """CPUs, and threads, of a worker."""
     gpus_per_worker: float = Field(0, ge=0)
     """GPUs of a worker; 0 trains on the CPU."""
+    shard_state: bool = False
+    """Whether weights, gradients and AdamW's moments are split over the workers of a run (FSDP2), for a model whose
+    state does not fit one; all workers must see the run's folder.
+    """
     attention: Literal["auto", "cudnn", "flash", "flash3", "efficient", "lower_right", "flex"] = "auto"
     """How attention is computed on a GPU: `auto` with the kernel that torch gives full sequences; the others are there
     to be compared (`reco-tune bench attention`).

@@ -4,6 +4,8 @@ optimisers and loops.
 safetensors for tensors, JSON for the rest, never pickle. A folder appears whole, by a rename, or not at all:
 
     RUN/checkpoint/step-00000240/{tensors.safetensors, state.json, history.parquet}     the newest whole one counts
+    RUN/checkpoint/step-00000240/{.metadata, __0_0.distcp, ..., state.json, ...}        a file a worker, of a state that
+                                                                                        is split over them
     RUN/history.parquet                                                                 its copy for readers
     RUN/model/{model.safetensors, model.json, experiment.yaml}                          once training is done
 """
@@ -13,6 +15,7 @@ from __future__ import annotations
 import json
 import os
 import shutil
+import warnings
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -21,6 +24,7 @@ from typing import Any
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
+import torch
 import yaml
 from safetensors import SafetensorError
 from safetensors.torch import load_file, save_file
@@ -30,6 +34,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, SettingsError
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import LATER, Experiment, load_experiment
+from reco_tune.training.distributed import Group
 
 SCHEMA = 1
 """Version of both layouts; another one is refused."""
@@ -45,24 +50,59 @@ class Checkpoint:
     step: int
     """Optimiser steps done."""
     tensors: dict[str, Tensor]
+    """Empty where the folder has a file a worker."""
     state: dict[str, Any]
     """JSON values."""
     history: History
+    shards: str | None = None
+    """Name of its folder, if every worker has a file there."""
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints; killed anywhere, a whole
     one is left.
     """
-    parent = run / "checkpoint"
-    final = parent / f"step-{checkpoint.step:08d}"
-    staging = _staging(final)
+    staging = _staging(_folder_of(run, checkpoint.step))
     save_file(checkpoint.tensors, staging / "tensors.safetensors")
+    _finish(run, checkpoint, staging)
+
+
+def write_shards(run: Path, checkpoint: Checkpoint, shards: Mapping[str, Tensor], group: Group) -> None:
+    """The same of a state that is split over the workers: each writes its part. All ranks call it.
+
+    Args:
+        checkpoint: without tensors. shards: this worker's part of them.
+
+    Raises:
+        CheckpointError: on all ranks, where some do not see the folder.
+    """
+    from torch.distributed import checkpoint as sharded  # a second of imports
+
+    staging = _staging(_folder_of(run, checkpoint.step)) if group.leads else None
+    staging = run / "checkpoint" / group.broadcast_json(staging.name if staging is not None else "")
+    blind = int(group.sum_(torch.tensor(int(not staging.is_dir()))))
+    if blind:
+        raise CheckpointError(
+            f"resources.shard_state: {blind} of {group.size} workers do not see {run}, into which each of them writes;"
+            " give an output folder that all machines share, or set it to false"
+        )
+    sharded.save(dict(shards), checkpoint_id=staging)  # returns when all have written
+    if group.leads:
+        _finish(run, checkpoint, staging)
+
+
+def _folder_of(run: Path, step: int) -> Path:
+    return run / "checkpoint" / f"step-{step:08d}"
+
+
+def _finish(run: Path, checkpoint: Checkpoint, staging: Path) -> None:
+    """Adds state and history to a folder that has its tensors, and puts it in the place of older ones."""
+    final = _folder_of(run, checkpoint.step)
     (staging / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": checkpoint.step, **checkpoint.state}))
     write_history(staging / "history.parquet", checkpoint.history)
     put_in_place(staging, final)
     write_history(run / "history.parquet", checkpoint.history)
-    for other in parent.iterdir():
+    for other in final.parent.iterdir():
         if other != final:
             shutil.rmtree(other, ignore_errors=True)
 
@@ -83,6 +123,8 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
         if state.pop("schema") != SCHEMA:
             raise CheckpointError(f"checkpoint {folder} was written by another version; {way_out}")
         history = pq.ParquetFile(folder / "history.parquet").read().to_pydict()
+        if (folder / ".metadata").exists():
+            return Checkpoint(state.pop("step"), {}, state, history, folder.name)
         return Checkpoint(state.pop("step"), load_file(folder / "tensors.safetensors"), state, history)
     except (OSError, ValueError, KeyError, TypeError, AttributeError, SafetensorError) as error:
         raise CheckpointError(f"checkpoint {folder} is damaged ({error}); {way_out}") from error
@@ -102,6 +144,32 @@ def restore(found: Checkpoint, live: Mapping[str, Tensor], run: Path) -> None:
         )
     for name, tensor in live.items():
         tensor.copy_(found.tensors[name])
+
+
+def restore_shards(run: Path, shards: str, live: Mapping[str, Tensor], group: Group) -> None:
+    """Copies a checkpoint that has a file a worker into the live tensors, however many workers wrote it and however
+    they are split here. All ranks of the group call it.
+
+    Args:
+        shards: the name of its folder.
+
+    Raises:
+        CheckpointError: where it is damaged, not seen, or holds tensors of another model.
+    """
+    from torch.distributed import checkpoint as sharded
+    from torch.distributed.checkpoint.api import CheckpointException
+
+    folder = run / "checkpoint" / shards
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")  # that a process alone has no process group
+            sharded.load(dict(live), checkpoint_id=folder, no_dist=group.size == 1)
+    except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
+        reason = " ".join(str(error).split())[:200]
+        raise CheckpointError(
+            f"checkpoint {folder} is damaged, not seen by all workers, or holds tensors of another model ({reason});"
+            f" remove {folder.parent} to train from the start"
+        ) from error
 
 
 def write_history(path: Path, history: History) -> None:

@@ -20,7 +20,7 @@ import torch.nn.functional as F
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import peak_bytes, reset_peak_bytes
-from reco_tune.errors import DataError, RunFailedError
+from reco_tune.errors import CheckpointError, DataError, RunFailedError
 from reco_tune.model import VideoTransformer
 from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
@@ -32,9 +32,11 @@ from reco_tune.training.checkpoint import (
     check_same_training,
     read_checkpoint,
     restore,
+    restore_shards,
     save_model,
     write_checkpoint,
     write_history,
+    write_shards,
 )
 from reco_tune.training.distributed import Group, prepare_device
 from reco_tune.training.feed import Feed, held_out
@@ -123,11 +125,12 @@ def fit(
         run.train_until(rung_end)
         run.close_rung(measure)
         stop = run.report(report)
+    model = run.whole_model()
     if run.step == steps and group.leads:
-        save_model(folder / "model", run.model, experiment, CacheInfo.of(cache), run.step)
+        save_model(folder / "model", model, experiment, CacheInfo.of(cache), run.step)
     group.barrier()
-    run.model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
-    return FitResult(run.model, run.step, dict(run.metrics), stopped=run.step < steps)
+    model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
+    return FitResult(model, run.step, dict(run.metrics), stopped=run.step < steps)
 
 
 def rung_steps(steps: int, rungs: int) -> list[int]:
@@ -195,6 +198,7 @@ class _Run:
             raise DataError(
                 f"the token cache {cache.path} holds no held-out clips; check data.split and data.test_clips"
             )
+        self._sharded = experiment.resources.shard_state and group.size > 1
         self._identity = {**_training_settings(experiment), "token cache": cache.fingerprint}
         self._ledger = Ledger()
         self._largest_start: dict[str, int] = {}
@@ -206,9 +210,9 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self._resume()
 
-    @property
-    def model(self) -> VideoTransformer:
-        return self._optimiser.model
+    def whole_model(self) -> VideoTransformer:
+        """With all weights, also where the workers of a run have a part each. All ranks call it."""
+        return self._optimiser.parameters.whole_model()
 
     def train_until(self, end: int) -> None:
         """Optimiser steps up to `end`; their memory alone is the run's peak, not that of what happens between rungs."""
@@ -219,11 +223,12 @@ class _Run:
 
     def close_rung(self, measure: Measure) -> None:
         """Measures, validates, and writes history and checkpoint."""
-        found = self._found_by(measure)
+        model = self.whole_model()
+        found = self._found_by(measure, model)
         began = time.perf_counter()
         last = self._rung_means() | found
         if self._validation is not None:
-            last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate()
+            last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate(model)
         self.metrics = {q.STEPS.name: float(self.step), **last}
         self._write()
         self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size
@@ -296,15 +301,15 @@ class _Run:
         }
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
-    def _found_by(self, measure: Measure) -> dict[str, float]:
+    def _found_by(self, measure: Measure, model: VideoTransformer) -> dict[str, float]:
         """What it finds; its seconds are booked by its own names."""
-        found = measure(self.step, self.model)
+        found = measure(self.step, model)
         spent = self._ledger.measuring_seconds
         spent.update({name: spent.get(name, 0.0) + seconds for name, seconds in found.seconds.items()})
         return found.metrics
 
     @torch.no_grad()
-    def _validate(self) -> float:
+    def _validate(self, model: VideoTransformer) -> float:
         """Full-sequence cross-entropy in nats per token over the held-out clips, spread over the ranks."""
         assert self._validation is not None
         tokens, labels = self._validation
@@ -314,47 +319,62 @@ class _Run:
         total = torch.zeros(2, dtype=torch.float64)
         with torch.autocast(self._device.type, torch.bfloat16, enabled=self._training.precision == "bfloat16"):
             for part, label in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
-                for logits, codes in logits_of_clips(self.model, part, label):
+                for logits, codes in logits_of_clips(model, part, label):
                     total[0] += float(F.cross_entropy(logits, codes, reduction="sum"))
                 total[1] += part.numel()
         self._group.sum_(total)
         return float(total[0] / total[1])
 
     def _write(self) -> None:
-        if self._group.leads:
-            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._tensors().items()}
-            state = {
-                "training": self._identity,
-                "feed": self._feed.state_dict(),
-                "ledger": asdict(self._ledger),
-                "largest_start": self._largest_start,
-                "metrics": {**self.metrics, **self._ledger.metrics()},
-            }
+        state = {
+            "training": self._identity,
+            "feed": self._feed.state_dict(),
+            "ledger": asdict(self._ledger),
+            "largest_start": self._largest_start,
+            "metrics": {**self.metrics, **self._ledger.metrics()},
+        }
+        if self._sharded:
+            told = Checkpoint(self.step, {}, state, self._history)
+            write_shards(self._folder, told, self._optimiser.tensors_by_parameter(), self._group)
+        elif self._group.leads:
+            tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._optimiser.tensors().items()}
             write_checkpoint(self._folder, Checkpoint(self.step, tensors, state, self._history))
 
     def _resume(self) -> None:
-        """Continues from the folder's checkpoint, which rank 0 alone reads: other ranks may run on a machine without
-        that folder.
+        """Continues from the folder's checkpoint, which rank 0 alone reads, but for a state that is split: other ranks
+        may run on a machine without that folder.
         """
         found = read_checkpoint(self._folder) if self._group.leads else None
         if found is not None:
             check_same_training(found.state["training"], self._identity, self._folder)
-            restore(found, self._tensors(), self._folder)
-            write_history(
-                self._folder / "history.parquet", found.history
-            )  # the file may tell of steps after the checkpoint
-        told = self._group.broadcast_json((found.step, found.state, found.history) if found else None)
+        told = self._group.broadcast_json((found.step, found.state, found.history, found.shards) if found else None)
         if told is None:
             return
-        self.step, state, self._history = told
-        for tensor in self._tensors().values():
-            self._group.broadcast_(tensor)
+        self.step, state, self._history, shards = told
+        self._restore(found, shards)
+        if self._group.leads:
+            write_history(self._folder / "history.parquet", self._history)  # it may tell of steps after the checkpoint
         self._feed.load_state_dict(state["feed"])
         self._ledger, self._largest_start = Ledger(**state["ledger"]), state["largest_start"]
         self.metrics = dict(state["metrics"])
 
-    def _tensors(self) -> dict[str, torch.Tensor]:
-        return self._optimiser.tensors()
+    def _restore(self, found: Checkpoint | None, shards: str | None) -> None:
+        """Weights and optimiser state of what rank 0 has found, on all ranks."""
+        optimiser = self._optimiser
+        if self._sharded:
+            if shards is None:
+                raise CheckpointError(
+                    f"the checkpoint in {self._folder} was written without resources.shard_state; set it to false, or"
+                    " give another output folder"
+                )
+            restore_shards(self._folder, shards, optimiser.tensors_by_parameter(), self._group)
+            return
+        if shards is not None and self._group.leads:
+            restore_shards(self._folder, shards, optimiser.tensors_by_parameter(), Group())
+        elif found is not None:
+            restore(found, optimiser.tensors(), self._folder)
+        for tensor in optimiser.tensors().values():
+            self._group.broadcast_(tensor)
 
 
 def _training_settings(experiment: Experiment) -> dict[str, Any]:

@@ -8,10 +8,9 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from contextlib import nullcontext
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.adamw import adamw
 
@@ -20,45 +19,11 @@ from reco_tune.model import VideoTransformer
 from reco_tune.settings import Training
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import MicroBatch
-from reco_tune.training.gradient_mean import GradientMean
+from reco_tune.training.parameters import FlatParameters, Parameters, State
 from reco_tune.training.schemes import Batch, Scheme
-
-ALIGNMENT = 16
-"""Elements; every parameter begins at a multiple of 64 bytes, which vectorised kernels and tensor cores want."""
 
 COMPILED_STARTS = 64
 """Most starts that may each get a compiled graph."""
-
-
-class FlatParameters:
-    """All weights as views of one vector, all gradients of another: sums of long slices, one norm, one AdamW kernel per
-    step.
-
-    Gradients are accumulated in place, so a parameter without one in this step (the class embedding, when the window
-    starts after token 0) has zeros and is treated alike on any number of ranks: AdamW's moments decay, weight decay
-    applies.
-    """
-
-    def __init__(self, model: nn.Module) -> None:
-        parameters = list(model.parameters())
-        self.spans: list[tuple[int, int]] = []
-        end = 0
-        for parameter in parameters:
-            begin = -(-end // ALIGNMENT) * ALIGNMENT
-            end = begin + parameter.numel()
-            self.spans.append((begin, end))
-        self.vector = torch.zeros(end, dtype=parameters[0].dtype, device=parameters[0].device)
-        self.gradient = torch.zeros_like(self.vector)
-        for parameter, (begin, end) in zip(parameters, self.spans, strict=True):
-            view = self.vector[begin:end].view_as(parameter)
-            view.copy_(parameter.data)
-            parameter.data = view
-            parameter.grad = self.gradient[begin:end].view_as(parameter)
-        self._parameters = parameters
-
-    def mean_over(self, group: Group) -> GradientMean:
-        """What averages the gradient over the workers."""
-        return GradientMean(self._parameters, self.spans, self.gradient, group)
 
 
 class OptimiserStep:
@@ -72,10 +37,8 @@ class OptimiserStep:
         """
         training = scheme.experiment.training
         self.scheme, self.device, self._group = scheme, device, group
-        self.model: VideoTransformer = scheme.build_model().to(device)
-        self.flat = FlatParameters(self.model)
-        self._mean = self.flat.mean_over(group) if group.size > 1 else None
-        self._moments = torch.zeros_like(self.flat.vector), torch.zeros_like(self.flat.vector)
+        self.model, self.parameters = _placed(scheme, device, group)
+        self._moments = tuple([torch.zeros_like(own) for own in self.parameters.weights] for _ in range(2))
         self._steps = torch.zeros((), device=device)
         self._training = training
         self._autocast = training.precision == "bfloat16"
@@ -83,17 +46,18 @@ class OptimiserStep:
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory of weights, gradients and AdamW's two moments."""
-        return 4 * self.flat.vector.numel() * self.flat.vector.element_size()
+        """Memory of weights, gradients and AdamW's two moments, and of what is gathered of other workers'."""
+        own = sum(weights.numel() * weights.element_size() for weights in self.parameters.weights)
+        return 4 * own + self.parameters.gathered_bytes
 
     def run(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Tensor:
         """One step; returns [3] detached means over this rank's micro-batches: cross-entropy, continuity, norm. Never
         waits for a GPU.
         """
-        self.flat.gradient.zero_()
+        torch._foreach_zero_(self.parameters.gradients)
         *earlier, last = micro_batches
         terms = [self.backward(micro_batch, len(micro_batches)) for micro_batch in earlier]
-        with self._mean.taken() if self._mean is not None else nullcontext():
+        with self.parameters.last_backward():
             terms.append(self.backward(last, len(micro_batches)))
         self.update(learning_rate)
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
@@ -108,21 +72,24 @@ class OptimiserStep:
 
     def update(self, learning_rate: float) -> None:
         """Clips the gradient and takes AdamW's step with it."""
-        norm = torch.linalg.vector_norm(self.flat.gradient)
-        self.flat.gradient.mul_(
-            (self._training.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
-        )  # as clip_grad_norm_, in one kernel
+        norm = self.parameters.gradient_norm()
+        factor = (self._training.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
+        torch._foreach_mul_(self.parameters.gradients, factor)  # as clip_grad_norm_, in one kernel
         self._adamw(learning_rate)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser state, the live ones, under the names that a checkpoint has."""
+        """Weights and optimiser state, the live ones, under the names that a checkpoint of one file has."""
+        return {**{name: one for name, (one,) in self._states().items()}, "adamw.steps": self._steps}
+
+    def tensors_by_parameter(self) -> dict[str, Tensor]:
+        """The same under the names that a checkpoint of a file a worker has, whose tensors any workers can read."""
+        states = self._states().items()
+        named = ((f"{key}.{name}", one) for key, own in states for name, one in self.parameters.by_name(own).items())
+        return {**dict(named), "adamw.steps": self._steps}
+
+    def _states(self) -> dict[str, State]:
         first, second = self._moments
-        return {
-            "weights": self.flat.vector,
-            "adamw.first_moment": first,
-            "adamw.second_moment": second,
-            "adamw.steps": self._steps,
-        }
+        return {"weights": self.parameters.weights, "adamw.first_moment": first, "adamw.second_moment": second}
 
     def activation_bytes(self, micro_batch: MicroBatch) -> int:
         """Bytes that the forward pass of a micro-batch keeps for its backward, each storage once, weights and inputs
@@ -131,12 +98,12 @@ class OptimiserStep:
         A deterministic stand-in for peak memory where the allocator keeps no count (CPU); short-lived buffers are not
         in it. The gradient is left as it was.
         """
-        known = {tensor.untyped_storage().data_ptr() for tensor in (self.flat.vector, *micro_batch.batch)}
+        known = {tensor.untyped_storage().data_ptr() for tensor in micro_batch.batch}
         seen: dict[int, int] = {}
 
         def keep(tensor: Tensor) -> Tensor:
             storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known:
+            if storage.data_ptr() not in known | self.parameters.storages():
                 seen[storage.data_ptr()] = storage.nbytes()
             return (
                 tensor.detach()
@@ -157,13 +124,14 @@ class OptimiserStep:
         worker.
         """
         first, second = self._moments
+        counts = list(self._steps.repeat(len(first)))  # each weight counts for itself
         adamw(
-            [self.flat.vector],
-            [self.flat.gradient],
-            [first],
-            [second],
+            self.parameters.weights,
+            self.parameters.gradients,
+            first,
+            second,
             [],
-            [self._steps],
+            counts,
             fused=True,
             amsgrad=False,
             beta1=self._training.beta1,
@@ -173,6 +141,7 @@ class OptimiserStep:
             eps=1e-8,
             maximize=False,
         )
+        self._steps += 1
 
 
 def learning_rate_at(step: int, training: Training) -> float:
@@ -183,6 +152,17 @@ def learning_rate_at(step: int, training: Training) -> float:
         return training.learning_rate
     done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
+
+
+def _placed(scheme: Scheme, device: torch.device, group: Group) -> tuple[VideoTransformer, Parameters]:
+    """The scheme's model on the device, whole or split over the workers."""
+    experiment, model = scheme.experiment, scheme.build_model()
+    if experiment.resources.shard_state and group.size > 1:
+        from reco_tune.training.sharding import ShardedParameters  # FSDP is a second of imports
+
+        return model, ShardedParameters(model, group, device, half=experiment.training.precision == "bfloat16")
+    model = model.to(device)
+    return model, FlatParameters(model, group)
 
 
 def _compiled(scheme: Scheme):  # type: ignore[no-untyped-def]

@@ -1,0 +1,97 @@
+"""How weights, gradients and AdamW's moments lie in memory: whole on every worker, or split over them (`sharding`).
+
+Knows memory and workers; refuses to know losses, optimisers and schedules.
+"""
+
+from __future__ import annotations
+
+from contextlib import AbstractContextManager, nullcontext
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from reco_tune.model import VideoTransformer
+from reco_tune.training.distributed import Group
+from reco_tune.training.gradient_mean import GradientMean
+
+ALIGNMENT = 16
+"""Elements; every parameter begins at a multiple of 64 bytes, which vectorised kernels and tensor cores want."""
+
+State = list[Tensor]
+"""One value for each weight that this worker updates: the weights, their gradients, a moment."""
+
+
+class Parameters(Protocol):
+    """A model's weights and gradients, as one worker has them."""
+
+    weights: State
+    """What this worker updates."""
+    gradients: State
+    """Theirs; always there, zeros where a parameter has none in this step (the class embedding, when the window starts
+    after token 0), so that it is treated alike on any number of workers: AdamW's moments decay, weight decay applies.
+    """
+
+    def last_backward(self) -> AbstractContextManager[None]:
+        """Around the last backward of a step, after which gradients are the mean over the workers."""
+
+    def gradient_norm(self) -> Tensor:
+        """Of the whole model's gradient."""
+
+    def by_name(self, state: State) -> dict[str, Tensor]:
+        """The same memory, parameter by parameter, as `torch.distributed.checkpoint` reads and writes it."""
+
+    def storages(self) -> set[int]:
+        """Addresses of the memory that weights take now."""
+
+    @property
+    def gathered_bytes(self) -> int:
+        """The most that weights and gradients of other workers' take here during a step."""
+
+    def whole_model(self) -> VideoTransformer:
+        """A model with all weights, on every worker, for whatever is no training. All ranks call it."""
+
+
+class FlatParameters:
+    """All weights as views of one vector, all gradients of another: sums of long slices, one norm, one AdamW kernel per
+    step. Gradients are accumulated in place.
+    """
+
+    gathered_bytes = 0
+
+    def __init__(self, model: VideoTransformer, group: Group = Group()) -> None:
+        self._model, named = model, dict(model.named_parameters())
+        parameters = list(named.values())
+        self.spans: list[tuple[int, int]] = []
+        end = 0
+        for parameter in parameters:
+            begin = -(-end // ALIGNMENT) * ALIGNMENT
+            end = begin + parameter.numel()
+            self.spans.append((begin, end))
+        self.vector = torch.zeros(end, dtype=parameters[0].dtype, device=parameters[0].device)
+        self.gradient = torch.zeros_like(self.vector)
+        for parameter, (begin, end) in zip(parameters, self.spans, strict=True):
+            view = self.vector[begin:end].view_as(parameter)
+            view.copy_(parameter.data)
+            parameter.data = view
+            parameter.grad = self.gradient[begin:end].view_as(parameter)
+        self.weights, self.gradients = [self.vector], [self.gradient]
+        self._shapes = {name: parameter.shape for name, parameter in named.items()}
+        self._mean = GradientMean(parameters, self.spans, self.gradient, group) if group.size > 1 else None
+
+    def last_backward(self) -> AbstractContextManager[None]:
+        return self._mean.taken() if self._mean is not None else nullcontext()
+
+    def gradient_norm(self) -> Tensor:
+        return torch.linalg.vector_norm(self.gradient)
+
+    def by_name(self, state: State) -> dict[str, Tensor]:
+        (vector,) = state
+        places = zip(self._shapes.items(), self.spans, strict=True)
+        return {name: vector[begin:end].view(shape) for (name, shape), (begin, end) in places}
+
+    def storages(self) -> set[int]:
+        return {self.vector.untyped_storage().data_ptr()}
+
+    def whole_model(self) -> VideoTransformer:
+        return self._model
