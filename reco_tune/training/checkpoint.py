@@ -76,7 +76,7 @@ def write_shards(run: Path, checkpoint: Checkpoint, shards: Mapping[str, Tensor]
     Raises:
         CheckpointError: on all ranks, where some do not see the folder.
     """
-    from torch.distributed import checkpoint as sharded  # a second of imports
+    from torch.distributed.checkpoint.state_dict_saver import save  # a second of imports
 
     staging = _staging(_folder_of(run, checkpoint.step)) if group.leads else None
     staging = run / "checkpoint" / group.broadcast_json(staging.name if staging is not None else "")
@@ -86,7 +86,7 @@ def write_shards(run: Path, checkpoint: Checkpoint, shards: Mapping[str, Tensor]
             f"resources.shard_state: {blind} of {group.size} workers do not see {run}, into which each of them writes;"
             " give an output folder that all machines share, or set it to false"
         )
-    sharded.save(dict(shards), checkpoint_id=staging)  # returns when all have written
+    save(dict(shards), checkpoint_id=staging)  # returns when all have written
     if group.leads:
         _finish(run, checkpoint, staging)
 
@@ -156,14 +156,14 @@ def restore_shards(run: Path, shards: str, live: Mapping[str, Tensor], group: Gr
     Raises:
         CheckpointError: where it is damaged, not seen, or holds tensors of another model.
     """
-    from torch.distributed import checkpoint as sharded
     from torch.distributed.checkpoint.api import CheckpointException
+    from torch.distributed.checkpoint.state_dict_loader import load
 
     folder = run / "checkpoint" / shards
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore")  # that a process alone has no process group
-            sharded.load(dict(live), checkpoint_id=folder, no_dist=group.size == 1)
+            load(dict(live), checkpoint_id=folder, no_dist=group.size == 1)
     except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(

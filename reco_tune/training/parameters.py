@@ -83,7 +83,8 @@ class FlatParameters:
         return self._mean.taken() if self._mean is not None else nullcontext()
 
     def gradient_norm(self) -> Tensor:
-        return torch.linalg.vector_norm(self.gradient)
+        norm: Tensor = torch.linalg.vector_norm(self.gradient)
+        return norm
 
     def by_name(self, state: State) -> dict[str, Tensor]:
         (vector,) = state
