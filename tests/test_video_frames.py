@@ -140,6 +140,17 @@ def test_of_several_streams_the_one_that_ffmpeg_shows(tmp_path: Path, container:
     assert_right(path, list(range(FRAMES)))
 
 
+def test_a_recording_that_changes_its_size_is_scaled_as_ffmpeg_does(tmp_path: Path) -> None:
+    codec, pixels, options, _ = CODINGS["H.264"]
+    first = write_numbered(tmp_path / "first.ts", 20, codec, pixels, **options)
+    ffmpeg("-i", first, "-vf", "scale=96:80", "-c:v", "libx264", tmp_path / "second.ts")
+    path = tmp_path / "a.ts"
+    path.write_bytes(first.read_bytes() + (tmp_path / "second.ts").read_bytes())
+    shown = shown_by_ffmpeg(path)
+    assert len(shown) == facts_of(path).frames == 40
+    assert np.abs(read_frames(path, range(15, 40)) - shown[15:].astype(int)).mean() < 4
+
+
 def test_a_cover_alone_is_no_film(tmp_path: Path) -> None:
     cover, song = tmp_path / "cover.jpg", tmp_path / "song.m4a"
     ffmpeg("-f", "lavfi", "-i", "color=red:s=300x300", "-frames:v", 1, cover)

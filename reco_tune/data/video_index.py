@@ -140,10 +140,11 @@ def _video_streams(path: Path, container: Any) -> list[Any]:
 
     if container.format.name == "tty":  # ffmpeg plays text in colours
         raise DataError(f"{path} is text, not a video; replace or remove it")
-    streams = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    films = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
+    streams = [stream for stream in films if stream.codec_context is not None]
     if not streams:
         what = "a cover picture, but no video" if container.streams.video else "no video stream"
-        raise DataError(f"{path} has {what}; replace or remove it")
+        raise DataError(f"{path} has {'no video in a known coding' if films else what}; replace or remove it")
 
     def score(stream: Any) -> int:
         return int(stream.width * stream.height + _DEFAULT_SCORE * (Disposition.default in stream.disposition))
@@ -158,11 +159,10 @@ def _index(container: str, stream: Any, packets: list[_Packet], unbroken: bool) 
     suspicion = f"it holds {len(packets)} of the {stream.frames} frames that its header names" if missing > 0 else ""
     if not (unbroken and _are_sure(full, context)):
         return VideoIndex(stream.index, None, (), False, suspicion)
-    shown = [packet for packet in full if packet.shown]
-    times = np.sort(np.array([packet.pts for packet in shown], np.int64))
+    times = np.sort(np.array([packet.pts for packet in full], np.int64))
     entries = tuple(
         Entry(int(np.searchsorted(times, packet.pts)), packet.pts, packet.dts)
-        for packet in shown
+        for packet in full
         if packet.entry and packet.pts is not None
     )
     alone = context.codec.intra_only or context.codec.canonical_name == "ffv1"
@@ -179,7 +179,7 @@ def _are_sure(packets: Sequence[_Packet], context: Any) -> bool:
         (context.codec.intra_only or name in _ONE_FRAME_A_PACKET)
         and (name != "h264" or context.field_order == _PROGRESSIVE)
         and not any(packet.corrupt for packet in packets)
-        and any(packet.shown for packet in packets)
+        and all(packet.shown for packet in packets)  # decoders differ in what they hide
         and len(set(pts)) == len(packets)
         and packets[0].entry
         and pts[0] == min(pts)  # else what is shown before it needs frames that are not there
