@@ -105,6 +105,19 @@ def test_unconditional_clips_have_one_class(numbered: Data) -> None:
     assert clips.class_names == ("all",) and {clip.label for clip in clips.train} == {0}
 
 
+def test_a_class_is_read_whatever_its_files_are_called_and_stays_one_where_none_can_be(numbered: Data) -> None:
+    assert numbered.root is not None
+    for name in "CDE":
+        (numbered.root / name).mkdir()
+    write_numbered(numbered.root / "C/film.wmv", 60, "wmv2").rename(numbered.root / "C/film")
+    (numbered.root / "D/film.xyz").write_text("no video")
+    clips = list_clips(numbered)
+    assert clips.class_names == ("A", "B", "C", "D", "E")
+    assert {clip.label for clip in clips.train} == {clip.label for clip in clips.test} == {0, 1, 2}
+    assert [path.as_posix() for path, _ in clips.skipped] == ["D/film.xyz", "E"]
+    assert clips.skipped[1].reason == "holds no video; put videos of the class there, or remove it"
+
+
 def test_broken_videos_are_listed_and_the_good_ones_used(numbered: Data) -> None:
     assert numbered.root is not None
     before = list_clips(numbered)

@@ -67,6 +67,40 @@ def test_class_folders_may_lie_directly_in_the_root(tmp_path: Path) -> None:
         list_videos(Data(root=tmp_path))
 
 
+def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
+    """Only names that were known once counted, so that a class of `.wmv` files vanished and later labels moved."""
+    files = ["A/1.wmv", "A/2.flv", "A/3", "A/notes.txt", "A/cover.jpg", "B/1.ogv", "B/deep/2.mp4", "C/readme.md"]
+    _tree(tmp_path, dict.fromkeys([*files, "ucfTrainTestlist/classInd.txt", "lost.mp4", ".cache/x.mp4"], ""))
+    (tmp_path / "D").mkdir()
+    for layout in ("ucf101", "class_folders"):
+        videos = list_videos(Data(layout=layout, root=tmp_path, split="time"))
+        used = [video for video in videos if not video.refused]
+        assert [name for name, _, _ in _names(used, tmp_path)] == ["A/1.wmv", "A/2.flv", "A/3", "B/1.ogv"]
+        refused = {video.path.relative_to(tmp_path).as_posix(): video for video in videos if video.refused}
+        assert set(refused) == {"B/deep", "C", "D", "lost.mp4"}
+        assert "is a folder among files" in refused["B/deep"].refused and "holds no video" in refused["C"].refused
+        assert {video.class_name for video in videos} - {""} == {"A", "B", "C", "D"}
+
+
+def test_a_file_among_folders_of_images_is_named(tmp_path: Path) -> None:
+    _tree(tmp_path, dict.fromkeys(["A/x/1.jpg", "A/film.mp4", "y/1.jpg", "y/2.bin"], ""))
+    videos = list_videos(Data(layout="frames", root=tmp_path, split="time"))
+    found = {
+        name: (class_name, bool(video.refused))
+        for video, (name, class_name, _) in zip(videos, _names(videos, tmp_path), strict=True)
+    }
+    assert found == {"A/x": ("A", False), "A/film.mp4": ("", True), "y": ("all", False)}
+
+
+def test_the_fingerprint_follows_the_classes_and_not_what_is_left_out(tmp_path: Path) -> None:
+    data = Data(layout="class_folders", root=_tree(tmp_path, {"A/1.mp4": "a", "B/1.mp4": "b"}), split="time")
+    first = data_fingerprint(list_videos(data), data)
+    _tree(tmp_path, {"lost.mp4": "", "A/deep/1.mp4": ""})
+    assert data_fingerprint(list_videos(data), data) == first
+    (tmp_path / "AB").mkdir()  # B's label is another one now
+    assert data_fingerprint(list_videos(data), data) != first
+
+
 def test_the_root_may_be_the_folder_of_classes_with_ucf101s_lists_beside_it(tmp_path: Path) -> None:
     above = list_videos(Data(root=_tree(tmp_path, UCF101)))
     assert list_videos(Data(root=tmp_path / "UCF-101")) == above

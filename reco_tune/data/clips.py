@@ -81,12 +81,12 @@ class Decoded(NamedTuple):
 
 
 def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[VideoFacts | FailedCall]:
-    """What is known of every video without decoding it."""
+    """What is known of every video before its clips are cut."""
     found: list[VideoFacts | FailedCall] = []
     with Processes(seconds) as processes:
-        for facts in processes.map(facts_of, (video.path for video in videos)):
-            assert facts is not None
-            found.append(facts)
+        asked = (None if video.refused else video.path for video in videos)
+        for video, facts in zip(videos, processes.map(facts_of, asked), strict=True):
+            found.append(FailedCall(video.refused, fatal=False) if facts is None else facts)
             if len(found) % 64 == 0 or len(found) == len(videos):
                 progress(len(found), len(videos), "listing clips")
     return found
@@ -107,7 +107,7 @@ def list_clips(
     assert data.root is not None
     videos = list_videos(data) if videos is None else videos
     facts = list_facts(videos, data.decode_seconds, progress) if facts is None else facts
-    class_names = tuple(sorted({video.class_name for video in videos})) if data.class_conditional else ("all",)
+    class_names = tuple(sorted({video.class_name for video in videos} - {""})) if data.class_conditional else ("all",)
     labels = {name: label for label, name in enumerate(class_names)}
     clips: dict[Split, list[Clip]] = {"train": [], "test": []}
     skipped: list[Skipped] = []

@@ -12,8 +12,11 @@ one class
 `csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted
 class and split
 
-In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are called `<id>#<first>#<last>.mp4`),
-empty ones too, so that they can be reported. Paths that a list names stay inside the root; symbolic links are followed.
+A file may be a video whatever its name, unless the name says that it lies beside videos (text, pictures, sound,
+archives): who opens it finds out. In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are
+called `<id>#<first>#<last>.mp4`), empty ones too. A class stays a class where nothing in its folder can be used.
+Whatever is left out is named, with the reason. Paths that a list names stay inside the root; symbolic links are
+followed.
 """
 
 from __future__ import annotations
@@ -28,7 +31,7 @@ from typing import Literal, NamedTuple
 
 from reco_tune.data.frame_folders import is_image
 from reco_tune.data.frame_names import order_is_new
-from reco_tune.data.video import EXTENSIONS, READER
+from reco_tune.data.video import READER
 from reco_tune.errors import DataError
 from reco_tune.settings import Data
 
@@ -39,6 +42,16 @@ SCALING = "pillow bilinear"
 """How frames become small; part of the fingerprint."""
 FRAME_ORDER = "by all numbers"
 """How the images of a folder are ordered; part of the fingerprint where caches can hold them in another order."""
+_BESIDE = (
+    ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .log .nfo .svg .ico .db .ini .lnk"
+    " .wav .mp3 .flac .m4a .aac .srt .vtt .ass .zip .tar .gz .tgz .bz2 .xz .7z .rar .md5 .sha256"
+    " .py .ipynb .sh .mat .npy .npz .pkl .pt .pth .h5 .parquet"
+)
+"""Names of what often lies beside videos, images apart: none of it is a video, and nobody wants to be told so."""
+_NAMED_LIKE_VIDEOS = frozenset({".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".gif"})
+"""Names that alone counted as videos once."""
+_NO_CLASSES = frozenset({"ucfTrainTestlist", "__MACOSX"})
+"""Folders beside those of classes."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
@@ -52,7 +65,10 @@ class Video(NamedTuple):
 
     path: Path
     class_name: str
+    """Empty for what lies outside the classes and cannot be used."""
     split: Split | None
+    refused: str = ""
+    """Why it cannot be used, where that shows without opening it."""
 
 
 def list_videos(data: Data) -> list[Video]:
@@ -73,14 +89,11 @@ def list_videos(data: Data) -> list[Video]:
         videos = _csv(root, data)
     else:
         videos = _folders(root, data)
-    if not videos:
-        kinds = (
-            ", ".join(sorted(EXTENSIONS))
-            if data.layout in ("ucf101", "digits", "class_folders", "flat")
-            else "folders of images"
-        )
+    if all(video.refused for video in videos):
+        kinds = "files" if data.layout in ("ucf101", "digits", "class_folders", "flat") else "folders of images"
+        reason = f"{videos[0].path} {videos[0].refused}; " if videos else ""
         raise DataError(
-            f"{root} holds no video in data.layout {data.layout} ({kinds}); change data.root or data.layout"
+            f"{root} holds no video in data.layout {data.layout} ({kinds}); {reason}change data.root or data.layout"
         )
     return videos
 
@@ -92,15 +105,23 @@ def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> 
     folder's first image.
 
     Args:
-        earlier: as it was before frames were read and ordered as they are now.
+        earlier: as it was before videos were found, read and ordered as they are now.
     """
     assert data.root is not None
+    used = [video for video in videos if not video.refused]
+    empty_classes = sorted({video.class_name for video in videos} - {video.class_name for video in used} - {""})
+    if earlier:
+        videos = [video for video in used if video.path.is_dir() or video.path.suffix.lower() in _NAMED_LIKE_VIDEOS]
+    else:
+        videos = used
     left_out = _NOT_HASHED | {name for name in _HASHED_IF_SET if getattr(data, name) == Data.model_fields[name].default}
     files = [_files(video.path) for video in videos]
     whole = sum(size for members in files for _, size in members) < _HASHED_WHOLE_BYTES
     digest = hashlib.sha256(json.dumps(data.model_dump(mode="json", exclude=left_out), sort_keys=True).encode())
     if data.layout != "digits":  # whose frames are scaled by whole factors
         digest.update(SCALING.encode())
+    if empty_classes and not earlier:
+        digest.update(f"\nno video of {empty_classes}".encode())
     for video, members in zip(videos, files, strict=True):
         head = f"\n{video.path.relative_to(data.root).as_posix()} {video.class_name} {video.split}"
         if video.path.is_dir():
@@ -231,14 +252,40 @@ def _folders(root: Path, data: Data) -> list[Video]:
 
 def _class_folders(folder: Path, split: Split | None) -> Iterator[Video]:
     for path in _subfolders(folder):
-        yield from (video._replace(class_name=path.name) for video in _files_in(path, split))
+        if path.name not in _NO_CLASSES:
+            members = list(_files_in(path, split))
+            yield from (video._replace(class_name=path.name) for video in members)
+            if all(video.refused for video in members):
+                yield Video(path, path.name, split, "holds no video; put videos of the class there, or remove it")
+    yield from _left_out(folder, split, "lies beside the folders of the classes; put it into one")
 
 
 def _files_in(folder: Path, split: Split | None) -> Iterator[Video]:
-    """Whatever is named like a video, broken ones and folders too, so that they can be reported."""
-    for path in sorted(folder.iterdir()):
-        if path.suffix.lower() in EXTENSIONS and not path.name.startswith("."):
+    """Whatever may be a video, broken ones and folders too, so that they can be reported."""
+    for path in _visible(folder):
+        if path.suffix.lower() in _NAMED_LIKE_VIDEOS or path.is_file():
             yield Video(path, "all", split)
+        else:
+            yield Video(path, "all", split, "is a folder among files, and not looked into; put its videos beside it")
+
+
+def _left_out(folder: Path, split: Split | None, reason: str) -> Iterator[Video]:
+    """Files that may be videos where the layout has none."""
+    yield from (Video(path, "", split, reason) for path in _visible(folder) if path.is_file())
+
+
+def _visible(folder: Path) -> list[Path]:
+    """Folders, and files that may be videos."""
+    with os.scandir(folder) as entries:
+        return sorted(
+            folder / entry.name
+            for entry in entries
+            if not entry.name.startswith(".") and (entry.is_dir() or _may_be_video(entry.name))
+        )
+
+
+def _may_be_video(name: str) -> bool:
+    return not is_image(name) and Path(name).suffix.lower() not in _BESIDE.split()
 
 
 def _faceforensics(folder: Path, split: Split | None) -> Iterator[Video]:
@@ -256,15 +303,17 @@ def _parts_of_videos(folder: Path, split: Split | None) -> Iterator[Video]:
 def _frame_folders(folder: Path, split: Split | None) -> Iterator[Video]:
     for path in _subfolders(folder):
         yield Video(path, "all", split)
+    yield from _left_out(folder, split, "is a file, where data.layout asks for folders of images; use another layout")
 
 
 def _frames(folder: Path, split: Split | None) -> Iterator[Video]:
     """A folder of folders is a class; any other is a video."""
     for path in _subfolders(folder):
         members = list(_frame_folders(path, split))
-        yield from (video._replace(class_name=path.name) for video in members)
-        if not members:
+        if all(video.refused for video in members):
             yield Video(path, "all", split)
+        else:
+            yield from (video._replace(class_name=video.class_name and path.name) for video in members)
 
 
 def _subfolders(folder: Path) -> list[Path]:

@@ -20,8 +20,6 @@ from reco_tune.errors import DataError
 
 READER = "by time stamps, else from the start"
 """How frames are found; part of the fingerprint, so that clips which were cut in another way are not used on."""
-EXTENSIONS = frozenset({".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".gif"})
-"""Names that count as videos."""
 
 
 def count_frames(path: Path) -> int:
