@@ -193,9 +193,9 @@ def test_the_words_of_a_table_follow_its_p_values(three_seeds):
 
 def test_seeds_that_the_baseline_lacks_are_said(three_seeds):
     lost = three_seeds[three_seeds["trial"] != "full-s1"]
-    assert "rest on fewer seeds than the mean beside them" in caption(lost) and "reco equal steps (2 of 3)" in caption(
+    assert "rest on fewer seeds than the mean beside them" in caption(
         lost
-    )
+    ) and "`reco` equal steps (2 of 3)" in caption(lost)
     assert "could not give less than 0.5 here" in caption(lost)
     alone = caption(three_seeds[~three_seeds["trial"].isin(["full-s1", "full-s2"])])
     assert "no arm shares two seeds with it, so there is no p-value" in alone and "before training-seed noise" in alone

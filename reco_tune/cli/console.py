@@ -3,6 +3,7 @@ CI log)."""
 
 from __future__ import annotations
 
+import shutil
 import sys
 import time
 from collections.abc import Iterator
@@ -10,6 +11,7 @@ from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
 from reco_tune.cli.estimate import duration
+from reco_tune.text_tables import text_table
 
 if TYPE_CHECKING:
     from reco_tune.progress import Progress
@@ -115,17 +117,12 @@ class Lines:
         print(f"{what}: {done}/{total} {note}".rstrip(), file=sys.stderr, flush=True)
 
 
+def terminal_width() -> int:
+    """Columns of the terminal, or what COLUMNS says; 200 where nothing says anything (a pipe)."""
+    return shutil.get_terminal_size((200, 24)).columns
+
+
 def print_table(title: str, header: list[str], rows: list[list[str]], left: int = 1) -> None:
     """A table on stdout; the first `left` columns are text, the others numbers."""
-    from rich.console import Console
-    from rich.table import Table
-
-    table = Table(box=None, pad_edge=False, header_style="bold")
-    for number, name in enumerate(header):
-        table.add_column(name, justify="left" if number < left else "right", no_wrap=True)
-    for row in rows:
-        table.add_row(*row)
-    width = None if sys.stdout.isatty() else 200
-    console = Console(width=width, highlight=False, markup=False, emoji=False)
-    console.print(title, style="bold")
-    console.print(table)
+    print(title)
+    print("\n".join(text_table(header, rows, range(left), terminal_width())))

@@ -5,6 +5,8 @@ from __future__ import annotations
 import shlex
 from typing import TYPE_CHECKING
 
+from reco_tune.cli.console import terminal_width
+
 if TYPE_CHECKING:
     from reco_tune.reporting import Report
 
@@ -21,12 +23,13 @@ def print_report(report: Report, study: str) -> None:
     from reco_tune.reporting.render.terminal import terminal
     from reco_tune.reporting.section import STUDY_DIR
 
+    width = terminal_width()
     for section in report.sections:
         shown = [table for table in section.tables if table.terminal]
         if (section.words or section.commands) and not shown:
             print(f"\n{section.title}")
         for table in shown:
-            print(f"\n{terminal(table).rstrip()}")
+            print("\n".join(terminal(table, width)))
             if table.caption:
                 print(table.caption)
             if table.left_out:

@@ -12,6 +12,7 @@ import pickle
 import subprocess
 import sys
 import threading
+import warnings
 from contextlib import suppress
 from pathlib import Path
 from queue import SimpleQueue
@@ -118,6 +119,8 @@ def _serve() -> None:
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     from reco_tune.reporting import style  # while the first figure is computed
+
+    warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script is a row of boxes
 
     while True:
         try:

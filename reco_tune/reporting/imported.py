@@ -24,6 +24,8 @@ import pandas as pd
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.numbers import quoted
+from reco_tune.reporting.render.csv import FORMULA
 from reco_tune.reporting.runs import IMPORTED, SEARCH, told_apart
 from reco_tune.study_log import State
 
@@ -71,7 +73,7 @@ def file_names(paths: Sequence[Path]) -> list[str]:
 
 def origin_note(names: Sequence[str]) -> str:
     """What a table says of its rows from elsewhere, where it has any; begins with a space."""
-    files = ", ".join(f"`{name}`" for name in names)
+    files = ", ".join(map(quoted, names))
     told = (
         "they were not run by this study, are paired with nothing and stand outside the frontier (hollow in its figure)"
     )
@@ -82,7 +84,7 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
     try:
         with path.open(encoding="utf-8-sig", newline="") as file:
             reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, [cell.strip() for cell in cells]) for cells in reader if cells]
+            lines = [(reader.line_num, [_unescaped(cell.strip()) for cell in cells]) for cells in reader if cells]
     except (OSError, UnicodeDecodeError, csv.Error) as error:
         raise ComparisonError(
             f"{path} cannot be read as CSV ({error}); give a file with the columns {', '.join(NEEDED)}"
@@ -103,6 +105,11 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
             [row.get(column) for row in rows], dtype=object if runs[column].dtype == object else None
         )
     return table
+
+
+def _unescaped(cell: str) -> str:
+    """Without the apostrophe that `csv_text` puts before what looks like a formula."""
+    return cell[1:] if cell[:1] == "'" and cell[1:2] in FORMULA else cell
 
 
 def _check_columns(path: Path, columns: list[str], runs: pd.DataFrame) -> None:

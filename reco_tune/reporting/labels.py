@@ -10,7 +10,7 @@ import numpy as np
 from matplotlib.patheffects import withStroke
 from numpy.typing import ArrayLike
 
-from reco_tune.reporting.style import text_tone
+from reco_tune.reporting.style import short, text_tone
 
 _ANGLES = [math.radians(angle) for angle in (30, -30, 150, -150, 90, -90, 0, 180, 60, -60, 120, -120)]
 _RADII_PX = (12, 20, 30, 44, 62, 84)
@@ -46,7 +46,15 @@ def label_points(
     for x, y, text, colour in sorted(points, key=lambda point: (-point[1], point[0])):
         at = axes.transData.transform((x, y))
         drawn = axes.text(
-            x, y, text, fontsize=size, color=text_tone(colour), ha="center", va="center", zorder=6, path_effects=[_HALO]
+            x,
+            y,
+            short(text),
+            fontsize=size,
+            color=text_tone(colour),
+            ha="center",
+            va="center",
+            zorder=6,
+            path_effects=[_HALO],
         )
         extent = drawn.get_window_extent(renderer)
         centre = _free_place(at, extent.width + 4 * scale, extent.height + 2 * scale, taken, frame, scale)
@@ -72,7 +80,9 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
     placed = _push_apart(wanted, height, frame.y0, frame.y1)
     for (x, y, text, colour), pixel in zip(order, placed, strict=True):
         fraction = (pixel - frame.y0) / frame.height
-        axes.text(1.04, fraction, text, transform=axes.transAxes, fontsize=size, color=text_tone(colour), va="center")
+        axes.text(
+            1.04, fraction, short(text), transform=axes.transAxes, fontsize=size, color=text_tone(colour), va="center"
+        )
         end = axes.transAxes.inverted().transform(
             axes.transData.transform((x, y))
         )  # in shares of the axes: stays right when they shrink

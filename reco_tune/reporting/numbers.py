@@ -1,9 +1,14 @@
-"""Numbers as people read them: one spelling, whichever table they stand in."""
+"""Numbers and names as people read them: one spelling, whichever table they stand in."""
 
 from __future__ import annotations
 
 import math
 from typing import Any
+
+
+def quoted(name: str) -> str:
+    """A name in a sentence, between the backquotes that every format sets as code; one of its own would end it."""
+    return f"`{' '.join(name.split()).replace('`', chr(39))}`"
 
 
 def number(value: float, digits: int = 2) -> str:

@@ -24,7 +24,7 @@ from reco_tune.reporting.render.latex import latex
 from reco_tune.reporting.render.markdown import markdown
 from reco_tune.reporting.render.page import page
 from reco_tune.reporting.runs import Source
-from reco_tune.reporting.section import Section
+from reco_tune.reporting.section import Section, file_stem
 from reco_tune.reporting.sections import SECTIONS, build
 
 _STEPS = 4
@@ -178,7 +178,7 @@ def _clear(folder: Path) -> None:
         if "report_version" not in origin:
             return
         figures = [f"{name}.{kind}" for name in _OLD_FIGURES for kind in ("png", "pdf")]
-        for name in [*origin.get("files", figures), *(f"samples/{arm}.mp4" for arm in origin["arms"])]:
+        for name in [*origin.get("files", figures), *(f"samples/{file_stem(arm)}.mp4" for arm in origin["arms"])]:
             path = folder / name
             if path.resolve().is_relative_to(folder.resolve()):
                 path.unlink(missing_ok=True)

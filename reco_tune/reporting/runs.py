@@ -19,6 +19,7 @@ from numpy.typing import NDArray
 
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
+from reco_tune.reporting.numbers import quoted
 from reco_tune.settings import BASELINE, Bound
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
@@ -195,7 +196,7 @@ def measured_with(runs: pd.DataFrame) -> str:
     """Where the numbers of these runs come from and under which protocol, for the end of a table's caption."""
     origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
     words = [f"Measured with {', '.join(origin)}."] if origin else []
-    return " ".join(words + [f"Protocol: `{protocol}`." for protocol in dict.fromkeys(runs["protocol"])])
+    return " ".join(words + [f"Protocol: {quoted(protocol)}." for protocol in dict.fromkeys(runs["protocol"])])
 
 
 def told_apart(places: Sequence[str]) -> list[str]:

@@ -5,6 +5,7 @@ A table carries its columns and rows; how it looks in a file, on the terminal or
 
 from __future__ import annotations
 
+import re
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -145,3 +146,8 @@ def text_column(key: str, heading: str, kind: Literal["text", "count"] = "text",
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a frame as rows of a table."""
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
+
+
+def file_stem(arm: str) -> str:
+    """Of a file that belongs to an arm: what no file may be called by is an underscore."""
+    return re.sub(r"[^\w.() -]", "_", arm)

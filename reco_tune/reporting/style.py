@@ -41,6 +41,8 @@ COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand be
 _SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
 LARGEST = 1e12
 """An axis that reaches farther has no room for anything else, and matplotlib cannot lay it out."""
+MOST_NAME = 44
+"""Characters."""
 MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
 
 
@@ -67,6 +69,12 @@ def text_tone(colour: str) -> str:
 def text_on(ground: Any) -> str:
     """Black or white, whichever has the higher contrast on a ground; it is 4.58 or more."""
     return "black" if luminance(ground) > math.sqrt(1.05 * 0.05) - 0.05 else "white"
+
+
+def short(name: str) -> str:
+    """A name on a figure: on one line, in characters that print, the middle of a long one left out."""
+    name = "".join(character if character.isprintable() else "?" for character in " ".join(name.split()))
+    return name if len(name) <= MOST_NAME else f"{name[: MOST_NAME // 2]}…{name[-MOST_NAME // 2 :]}"
 
 
 def save(figure: Figure, path: Path) -> None:
@@ -127,6 +135,7 @@ def style() -> Iterator[None]:
         "grid.linewidth": 0.6,
     }
     own |= {"axes.axisbelow": True, "pdf.fonttype": 42}
+    own |= {"text.parse_math": False}  # names of arms are no formulas
     with matplotlib.rc_context(own):
         yield
 
@@ -169,7 +178,7 @@ def spread(values: pd.Series) -> float:
 
 
 def dot(colour: str, marker: str, label: str) -> Any:
-    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=label)
+    return Line2D([], [], color=colour, marker=marker, linestyle="none", markersize=6, label=short(label))
 
 
 def line(colour: str, style: Any, marker: str, label: str) -> Any:

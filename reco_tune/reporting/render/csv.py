@@ -10,10 +10,13 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
+FORMULA = ("=", "+", "-", "@")
+"""Begin a formula in a spreadsheet."""
+
 
 def csv_text(table: pd.DataFrame) -> str:
     """A table as CSV: UTF-8, LF; missing values are empty, whole numbers have no point, others their shortest exact
-    digits.
+    digits. A word that a spreadsheet would take for a formula begins with an apostrophe, which `imported` takes away.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -26,7 +29,7 @@ def _cells(column: pd.Series) -> list[str]:
     """A column at a time: ten thousand runs are two million cells."""
     if column.dtype == np.float64:
         return [_float_cell(value) for value in column.tolist()]
-    return [value if type(value) is str else _cell(value) for value in column.to_numpy(dtype=object)]
+    return [_word(value) if type(value) is str else _cell(value) for value in column.to_numpy(dtype=object)]
 
 
 @lru_cache(maxsize=4096, typed=True)  # a setting has few values, one a run; typed, because True equals 1
@@ -36,6 +39,21 @@ def _cell(value: Any) -> str:
     if isinstance(value, bool):
         return "true" if value else "false"
     return _float_cell(value) if isinstance(value, float) else str(value)
+
+
+def _word(text: str) -> str:
+    return formula_safe(text.replace("\r\n", "\n").replace("\r", "\n")) if text[:1] in FORMULA or "\r" in text else text
+
+
+def formula_safe(text: str) -> str:
+    """Behind an apostrophe what begins like a formula and is no number."""
+    if text[:1] not in FORMULA or len(text) < 2:
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
 
 
 def _float_cell(value: float) -> str:

@@ -63,8 +63,9 @@ def latex(table: Table) -> str:
         if group.title:
             lines.append(f"    \\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(group.title)}}}}} \\\\")
         for cells in block:
-            shown = (_cell(cell, column) for cell, column in zip(cells, columns, strict=True))
-            lines.append("    " + " & ".join(shown) + " \\\\")
+            line = " & ".join(_cell(cell, column) for cell, column in zip(cells, columns, strict=True))
+            guard = "{}" if line[:1] in ("[", "*") else ""  # the row's end before it would take them for its options
+            lines.append(f"    {guard}{line} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{escape(_said(table))}}}", "\\end{table}"]
     return "\n".join(lines) + "\n"
 
@@ -72,7 +73,8 @@ def latex(table: Table) -> str:
 def escape(text: str) -> str:
     """Plain text as LaTeX; `names` between backquotes as typewriter, [U+6F22] for a character that would
     stop pdflatex."""
-    parts = ["".join(map(_character, part)) for part in unicodedata.normalize("NFC", text).split("`")]
+    text = unicodedata.normalize("NFC", " ".join(text.split()))  # an empty line would end the cell
+    parts = ["".join(map(_character, part)) for part in text.split("`")]
     return "".join(f"\\texttt{{{part}}}" if position % 2 else part for position, part in enumerate(parts))
 
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 
+from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.section import Table
 
 
@@ -13,19 +15,35 @@ def markdown(tables: Sequence[Table]) -> str:
     for table in tables:
         for group in table.groups:
             columns = table.columns_of(group)
-            cells = [[column.text(row) for column in columns] for row in group.rows]
+            cells = [[_cell(column.text(row), column.kind) for column in columns] for row in group.rows]
             if group.best is not None:
                 at = next(place for place, column in enumerate(columns) if column.key == "fvd")
                 cells[group.best][at] = f"**{cells[group.best][at]}**"
-            headings = [column.heading.replace("|", "\\|") for column in columns]
+            headings = [_plain(column.heading) for column in columns]
             paragraphs.append(f"### {group.title}{f': {group.about}' if group.about else ''}")
             lines = [_line(headings), "|---|" + "---:|" * (len(headings) - 1), *map(_line, cells)]
             paragraphs.append("\n".join(lines))
-        paragraphs += [table.caption, *table.remarks]
+        paragraphs += map(_prose, [table.caption, *table.remarks])
         if table.left_out:
-            paragraphs += ["Left out of the table:", "\n".join(f"- `{trial}`: {why}" for trial, why in table.left_out)]
+            listed = (f"- {_prose(quoted(trial))}: {_plain(why)}" for trial, why in table.left_out)
+            paragraphs += ["Left out of the table:", "\n".join(listed)]
     return "\n\n".join(paragraph for paragraph in paragraphs if paragraph) + "\n"
 
 
 def _line(cells: Sequence[str]) -> str:
     return f"| {' | '.join(cells)} |"
+
+
+def _cell(text: str, kind: str) -> str:
+    return _plain(text) if kind == "text" else text.replace("|", "\\|")
+
+
+def _prose(text: str) -> str:
+    """A sentence with `names` in it: outside of them nothing becomes a tag."""
+    parts = " ".join(text.split()).split("`")
+    return "`".join(part if number % 2 else part.replace("<", "&lt;") for number, part in enumerate(parts))
+
+
+def _plain(text: str) -> str:
+    """Text in which nothing is markup; an underscore within a word is none."""
+    return re.sub(r"[\\`*<>\[\]|~$&]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"\\{found[0]}", " ".join(text.split()))

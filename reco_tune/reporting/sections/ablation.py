@@ -14,7 +14,7 @@ from reco_tune.reporting.budgets import BUDGETS, reference
 from reco_tune.reporting.comparisons import COLUMNS, Comparison, best_row
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
-from reco_tune.reporting.numbers import hours, interval, number, p_value, signed
+from reco_tune.reporting.numbers import hours, interval, number, p_value, quoted, signed
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.render.scatter import interval_bar
 from reco_tune.reporting.runs import SEARCH, exclusions
@@ -112,7 +112,7 @@ def _refused(evidence: Evidence) -> list[str]:
     """Arms that break a constraint of the search, in a sentence."""
     points = evidence.frontier.points
     rows = records(points[(points["infeasible"] != "") & (points["arm"] != SEARCH)])
-    named = [f"`{row['arm']}` {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows]
+    named = [f"{quoted(row['arm'])} {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows]
     return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
 
 
@@ -157,7 +157,7 @@ def caption(evidence: Evidence) -> str:
             )
         )
     if fewer := [
-        f"{one.result.arm} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.fvd)})"
+        f"{quoted(one.result.arm)} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.fvd)})"
         for one in found
         if 0 < one.pairs < len(one.result.fvd)
     ]:

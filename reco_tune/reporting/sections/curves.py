@@ -135,7 +135,7 @@ def draw_loss_by_frame(curves: Curves, budget: str) -> Drawing | None:
     from matplotlib.lines import Line2D
     from matplotlib.ticker import MaxNLocator
 
-    from reco_tune.reporting.style import colours, line, new_figure, style, text_tone
+    from reco_tune.reporting.style import colours, line, new_figure, short, style, text_tone
 
     train, generated = quantities.LOSS_BY_FRAME_TRAIN, quantities.LOSS_BY_FRAME_GENERATED
     arms = [arm for arm, found in curves.items() if train in found and generated in found]
@@ -158,7 +158,7 @@ def draw_loss_by_frame(curves: Curves, budget: str) -> Drawing | None:
                 linestyle=(0, (3, 1.5)),
                 markerfacecolor="white",
             )
-            axes.set_title(_wrapped(arm), fontsize=9, color=text_tone(palette[arm]))
+            axes.set_title(_wrapped(short(arm)), fontsize=9, color=text_tone(palette[arm]))
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         for axes in panels[len(arms) :]:
             axes.set_visible(False)

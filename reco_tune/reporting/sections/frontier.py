@@ -16,13 +16,14 @@ from reco_tune import quantities
 from reco_tune.reporting.budgets import BUDGETS, WHOLE, at_budget, reference
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, SETTINGS, Frontier
-from reco_tune.reporting.numbers import number, setting
+from reco_tune.reporting.numbers import number, quoted, setting
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.render.scatter import scatter
 from reco_tune.reporting.runs import IMPORTED, SEARCH, bounds, configurations, differing
 from reco_tune.reporting.section import (
     Column,
     Figure,
+    Row,
     RowGroup,
     Section,
     Table,
@@ -70,10 +71,10 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         Column(
             "trial",
             "on the frontier",
-            lambda row: row["trial"] if row["arm"] == SEARCH else row["arm"],
+            _name,
             "text",
             markup=lambda row: Markup("{}{}").format(
-                row["trial"] if row["arm"] == SEARCH else row["arm"],
+                _name(row),
                 Markup(' <span class="when">knee</span>') if row["knee"] else "",
             ),
         ),
@@ -105,17 +106,21 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         " rows in grey are not on the frontier of the means but in at least one draw of twenty.",
         infeasible(evidence.frontier.points),
         files=(),
-        terminal=("trial", "probability", "speedup", "fvd", "fvd_interval", *SETTINGS),
+        terminal=("trial", "speedup", "fvd", "fvd_interval", "probability", *SETTINGS),
         mark=lambda row: "" if row["on_frontier"] else "near",
     )
+
+
+def _name(row: Row) -> str:
+    """What a configuration is called."""
+    return str(row["trial"] if row["arm"] == SEARCH else row["arm"])
 
 
 def infeasible(points: pd.DataFrame) -> list[str]:
     """What breaks a constraint of the search, in a sentence; no sentence where nothing does."""
     rows = records(points[points["infeasible"] != ""])
     named = [
-        f"`{row['trial'] if row['arm'] == SEARCH else row['arm']}` {BUDGETS[row['budget']].words} ({row['infeasible']})"
-        for row in rows[:MOST_INFEASIBLE]
+        f"{quoted(_name(row))} {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows[:MOST_INFEASIBLE]
     ]
     more = len(rows) - MOST_INFEASIBLE
     named += [f"{more} more, in `frontier_probability.csv`"] if more > 0 else []

@@ -16,7 +16,7 @@ import pandas as pd
 from reco_tune.reporting.aggregate import Difference, needed_seeds
 from reco_tune.reporting.budgets import reference
 from reco_tune.reporting.evidence import Evidence
-from reco_tune.reporting.numbers import signed
+from reco_tune.reporting.numbers import quoted, signed
 from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.section import STUDY_DIR, Section
 from reco_tune.settings import BASELINE
@@ -71,7 +71,7 @@ def in_words(found: Sequence[Unresolved]) -> list[str]:
     lines = []
     for one in found:
         told = (
-            f"`{one.arm}` against `{reference(one.budget)}` {one.budget.replace('_', ' ')}:"
+            f"{quoted(one.arm)} against {quoted(reference(one.budget))} {one.budget.replace('_', ' ')}:"
             f" {signed(one.difference.delta)}"
         )
         if one.needed is None:

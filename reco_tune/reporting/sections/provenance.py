@@ -5,6 +5,7 @@ from __future__ import annotations
 from markupsafe import Markup
 
 from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.render.text import with_code
 from reco_tune.reporting.section import STUDY_DIR, Section, Table
 
@@ -13,7 +14,7 @@ _FACTS = ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
 
 def build(evidence: Evidence) -> Section:
     study = evidence.study
-    command = f"; `{study.provenance['command']}` made it" if "command" in study.provenance else ""
+    command = f"; {quoted(str(study.provenance['command']))} made it" if "command" in study.provenance else ""
     facts = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, text) for name, text in _facts(evidence))
     commands = [
         f"reco-tune report {STUDY_DIR}                        # this page, from the event log",

@@ -20,7 +20,7 @@ from reco_tune.reporting.budgets import BUDGETS, at_budget
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.render.text import breakable, data_uri
 from reco_tune.reporting.runs import SEARCH
-from reco_tune.reporting.section import Section
+from reco_tune.reporting.section import Section, file_stem
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import StudyFolder, StudyRecord
 
@@ -78,7 +78,7 @@ def write_grids(samples: Mapping[str, Mapping[str, Samples]], folder: Path) -> N
         if arm == BASELINE:  # one run stands under both budgets
             own = own[:1]
         columns = ([own[0].real] if own[0].real is not None else []) + [clips.video for clips in own]
-        write_video(folder / f"{arm}.mp4", grid(columns), fps=FPS)
+        write_video(folder / f"{file_stem(arm)}.mp4", grid(columns), fps=FPS)
 
 
 def grid(columns: list[np.ndarray]) -> np.ndarray:

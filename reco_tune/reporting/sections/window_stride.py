@@ -92,6 +92,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
     chooses them.
     """
     from matplotlib.colors import LogNorm
+    from matplotlib.ticker import FuncFormatter
 
     from reco_tune.reporting.style import drawable, new_figure, say_left_out, spread, style, text_on
 
@@ -110,7 +111,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
         figure = new_figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
         axes = figure.subplots()
         scale = LogNorm() if spread(table["fvd"]) > 10 else None
-        bar = {"label": "FVD (lower is better)"}
+        bar = {"label": "FVD (lower is better)", "format": FuncFormatter(lambda value, _: f"{value:g}")}
         sns.heatmap(
             fvd,
             ax=axes,
