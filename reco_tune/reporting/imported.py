@@ -24,8 +24,7 @@ import pandas as pd
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.budgets import BUDGETS
-from reco_tune.reporting.numbers import quoted
-from reco_tune.reporting.render.csv import FORMULA
+from reco_tune.reporting.numbers import FORMULA, quoted
 from reco_tune.reporting.runs import IMPORTED, SEARCH, told_apart
 from reco_tune.study_log import State
 

@@ -5,6 +5,20 @@ from __future__ import annotations
 import math
 from typing import Any
 
+FORMULA = ("=", "+", "-", "@")
+"""Begin a formula in a spreadsheet."""
+
+
+def formula_safe(text: str) -> str:
+    """Behind an apostrophe what begins like a formula and is no number."""
+    if text[:1] not in FORMULA or len(text) < 2:
+        return text
+    try:
+        float(text)
+    except ValueError:
+        return f"'{text}"
+    return text
+
 
 def quoted(name: str) -> str:
     """A name in a sentence, between the backquotes that every format sets as code; one of its own would end it."""

@@ -10,8 +10,7 @@ from typing import Any
 import numpy as np
 import pandas as pd
 
-FORMULA = ("=", "+", "-", "@")
-"""Begin a formula in a spreadsheet."""
+from reco_tune.reporting.numbers import FORMULA, formula_safe
 
 
 def csv_text(table: pd.DataFrame) -> str:
@@ -43,17 +42,6 @@ def _cell(value: Any) -> str:
 
 def _word(text: str) -> str:
     return formula_safe(text.replace("\r\n", "\n").replace("\r", "\n")) if text[:1] in FORMULA or "\r" in text else text
-
-
-def formula_safe(text: str) -> str:
-    """Behind an apostrophe what begins like a formula and is no number."""
-    if text[:1] not in FORMULA or len(text) < 2:
-        return text
-    try:
-        float(text)
-    except ValueError:
-        return f"'{text}"
-    return text
 
 
 def _float_cell(value: float) -> str:
