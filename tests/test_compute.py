@@ -2,6 +2,7 @@
 hand.
 """
 
+import copy
 import math
 
 import numpy as np
@@ -9,6 +10,8 @@ import pytest
 from toy_study import record_study
 
 from reco_tune.reporting import Evidence
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.sections import build
 from reco_tune.reporting.sections.compute import compute_curves, compute_table, compute_to_quality
 from reco_tune.reporting.sections.cost import ledger
 from reco_tune.reporting.sections.hypervolume import hypervolume_history
@@ -68,6 +71,45 @@ def test_compute_to_a_level_by_hand(level, compute):
     row = quality[quality["arm"] == "arm"].iloc[0]
     assert row["compute"] == pytest.approx(compute, nan_ok=True)
     assert row["compute_ratio"] == pytest.approx(2 / compute, nan_ok=True)
+
+
+def overfit(evidence, arm, rises, seed=None):
+    """The study with the validation losses of an arm's rungs replaced."""
+    record = copy.deepcopy(evidence.study)
+    for run in record.runs.values():
+        if run.arm == arm and seed in (None, run.seed):
+            for report, value in zip(run.reports, rises, strict=True):
+                report["val_cross_entropy"] = value
+            run.metrics["val_cross_entropy"] = rises[-1]
+    return Evidence.read(record)
+
+
+def test_a_baseline_that_overfits_is_no_cheaper_than_itself(evidence):
+    """Its last rungs, worse than the first, were levels, which it had "reached" at a tenth of its compute."""
+    risen = overfit(evidence, "full", (0.7, 0.6, 2.5))
+    quality = compute_to_quality(compute_curves(risen))
+    own = quality[(quality["arm"] == "full") & (quality["budget"] == "equal_steps")]
+    assert list(own["val_cross_entropy"]) == [0.7, 0.6] and list(own["compute_ratio"]) == pytest.approx([1, 1])
+    assert quality["compute_ratio"].max() < 10
+
+
+def test_overfitting_is_one_sentence_and_tables_show_best_and_last(evidence):
+    risen = overfit(evidence, "reco", (0.7, 0.6, 0.9))
+    words = build("compute", risen).words
+    assert len(words) == 2 and words[0] == (
+        "`reco` at equal steps overfits from step 400 of 600: its validation cross-entropy rose from 0.600 to 0.900."
+    )
+    rows = compute_table(risen).set_index(["budget", "arm"]).loc["equal_steps"]
+    assert list(rows.loc["reco", ["val_cross_entropy", "best_val_cross_entropy", "best_step"]]) == [0.9, 0.6, 400]
+    assert rows.loc["full", "best_val_cross_entropy"] == rows.loc["full", "val_cross_entropy"]
+    text = markdown(build("ablation", risen).tables)
+    assert "| best val CE |" in text and " 0.900 | 0.600 |" in text and words[0] in text
+    assert "best val CE" not in markdown(build("ablation", evidence).tables)
+    assert build("compute", evidence).words == []
+
+
+def test_a_seed_that_wobbles_is_no_turn(evidence):
+    assert overfit(evidence, "reco", (0.7, 0.6, 0.61), seed=0).turns == []
 
 
 def test_half_the_compute_stands_beside_the_whole(tmp_path):

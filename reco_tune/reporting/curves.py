@@ -3,11 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import numpy as np
 
 from reco_tune import quantities
+from reco_tune.quantities import VAL_CROSS_ENTROPY
 from reco_tune.reporting.budgets import BUDGETS, at_budget
+from reco_tune.reporting.numbers import number, quoted
 from reco_tune.reporting.runs import SEARCH
 from reco_tune.study_log import RunRecord, StudyRecord
 
@@ -44,23 +47,64 @@ def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, fl
 
 
 def learning_curves(
-    study: StudyRecord, name: str = "val_cross_entropy"
+    study: StudyRecord, name: str = VAL_CROSS_ENTROPY.name
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """budget -> arm -> (step, mean over seeds) of a metric reported at the rungs."""
-    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for budget in BUDGETS:
-        for arm, runs in _by_arm(study, budget).items():
-            rungs = [
-                [(report["step"], report[name]) for report in run.reports if name in report]
-                for run in runs
-                if run.state == "evaluated"
-            ]
-            rungs = [points for points in rungs if points]
-            if rungs:
-                steps = [step for step, _ in rungs[0]]
-                found.setdefault(budget, {})[arm] = list(
-                    zip(steps, _mean([[value for _, value in points] for points in rungs]), strict=False)
-                )
+    return {
+        budget: {
+            arm: list(zip(map(float, steps), _mean(curves), strict=False)) for arm, (steps, curves) in arms.items()
+        }
+        for budget in BUDGETS
+        if (arms := _rungs(study, budget, name))
+    }
+
+
+class Turn(NamedTuple):
+    """An arm at one budget whose validation loss was lowest before the end: it overfits from there."""
+
+    budget: str
+    arm: str
+    step: int
+    """Of the lowest, at a rung."""
+    steps: int
+    """Of the whole run."""
+    best: float
+    last: float
+
+    @property
+    def words(self) -> str:
+        return (
+            f"{quoted(self.arm)} {BUDGETS[self.budget].words} overfits from step {self.step} of {self.steps}: its"
+            f" validation cross-entropy rose from {number(self.best, 3)} to {number(self.last, 3)}."
+        )
+
+
+def turns(study: StudyRecord, budgets: Sequence[str]) -> list[Turn]:
+    """Arms whose mean validation cross-entropy is lowest before the last rung, and is higher at the end for every seed:
+    one seed alone may wobble.
+    """
+    found = []
+    for budget in budgets:
+        for arm, (steps, curves) in _rungs(study, budget, VAL_CROSS_ENTROPY.name).items():
+            mean = _mean(curves)
+            best = int(np.argmin(mean))
+            if best < len(mean) - 1 and all(curve[len(mean) - 1] > curve[best] for curve in curves):
+                found.append(Turn(budget, arm, steps[best], steps[len(mean) - 1], mean[best], mean[-1]))
+    return found
+
+
+def _rungs(study: StudyRecord, budget: str, name: str) -> dict[str, tuple[list[int], list[list[float]]]]:
+    """arm -> (steps, values of a metric at them by run) of the evaluated runs that reported it."""
+    found = {}
+    for arm, runs in _by_arm(study, budget).items():
+        own = [
+            [(report["step"], report[name]) for report in run.reports if name in report]
+            for run in runs
+            if run.state == "evaluated"
+        ]
+        own = [points for points in own if points]
+        if own:
+            found[arm] = [int(step) for step, _ in own[0]], [[value for _, value in points] for points in own]
     return found
 
 

@@ -18,6 +18,7 @@ from reco_tune.reporting.comparisons import (
     arm_results,
     comparisons,
 )
+from reco_tune.reporting.curves import Turn, turns
 from reco_tune.reporting.frontier import Frontier, find_frontier
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.paper import Reference, paper_reference
@@ -112,6 +113,11 @@ class Evidence:
     @cached_property
     def frontier(self) -> Frontier:
         return find_frontier(self.own_comparable, self.budgets, bounds(self.runs))
+
+    @cached_property
+    def turns(self) -> list[Turn]:
+        """Arms that overfit."""
+        return turns(self.study, self.budgets)
 
     @cached_property
     def paper(self) -> dict[str, Reference]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import pandas as pd
@@ -91,14 +91,20 @@ def build(evidence: Evidence) -> Section:
 def ablation_table(evidence: Evidence) -> Table:
     """The rows of `comparisons.ablation_rows`, a group a budget; beside them the paper's own where conditions match."""
     paper = evidence.paper
-    columns = [*COLUMNS_FOR_PEOPLE, *(_paper_columns(paper) if paper else ())]
+    bests = {(turn.budget, turn.arm): turn.best for turn in evidence.turns}
+    best = Column("best_val_cross_entropy", "best val CE", lambda row: number(row["best"], 3), optional=True)
+    columns = [*COLUMNS_FOR_PEOPLE, best, *(_paper_columns(paper) if paper else ())]
     return Table(
         "ablation",
         "Ablation",
         columns,
-        _groups(evidence.ablation),
+        _groups(evidence.ablation, bests),
         caption(evidence) + origin_note(file_names(evidence.imports)),
-        [*_refused(evidence), *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else [])],
+        [
+            *_refused(evidence),
+            *(turn.words for turn in evidence.turns),
+            *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else []),
+        ],
         left_out(evidence.runs),
         evidence.ablation[list(COLUMNS)],
         ("csv", "md", "tex"),
@@ -199,12 +205,16 @@ def _drawn_interval(row: Row) -> Markup:
     return Markup("{}{}").format(interval(row["fvd_low"], row["fvd_high"]), bar)
 
 
-def _groups(rows: pd.DataFrame) -> list[RowGroup]:
+def _groups(rows: pd.DataFrame, bests: Mapping[tuple[str, str], float]) -> list[RowGroup]:
+    """`bests` holds the lowest validation cross-entropy of arms that overfit."""
     groups = []
     for name, own in rows.groupby("budget", sort=False):
         budget = BUDGETS[str(name)]
         ends = own["fvd_low"].fillna(own["fvd"]).min(), own["fvd_high"].fillna(own["fvd"]).max()
-        shown: list[dict[str, Any]] = [{**row, "range": tuple(map(float, ends))} for row in records(own)]
+        shown: list[dict[str, Any]] = [
+            {**row, "range": tuple(map(float, ends)), "best": bests.get((row["budget"], row["arm"]), math.nan)}
+            for row in records(own)
+        ]
         groups.append(RowGroup(budget.title, shown, budget.gives, best_row(own)))
     return groups
 

@@ -37,15 +37,17 @@ COMPUTE_COLUMNS = (
     "fvd_low",
     "fvd_high",
     "val_cross_entropy",
+    "best_val_cross_entropy",
+    "best_step",
 )
 """Columns of compute.csv."""
 QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_ratio")
 """Columns of compute_to_quality.csv."""
 
 NOTE = (
-    "How many times less training compute than the baseline an arm needed to reach the validation cross-entropy that"
-    " the baseline had at each rung; below 1x it needed more. Where the arm's first report is already below a level,"
-    " the true factor may be larger."
+    "How many times less training compute than the baseline an arm needed to reach the validation cross-entropies that"
+    " the baseline reached, rung by rung; below 1x it needed more. Where the arm's first report is already below a"
+    " level, the true factor may be larger."
 )
 
 
@@ -60,28 +62,34 @@ def build(evidence: Evidence) -> Section:
         draw_compute,
         (table, curves),
     )
+    words = [turn.words for turn in evidence.turns]
     tables = [Table("compute", data=table), Table("compute_to_quality", data=quality), *_tables(quality)]
-    return Section("compute", "Compute to reach a quality", tables=tables, figures=[figure])
+    return Section("compute", "Compute to reach a quality", tables=tables, figures=[figure], words=words)
 
 
 def compute_table(evidence: Evidence) -> pd.DataFrame:
-    """Final quality of every arm and budget beside its training compute and FLOPs, means over seeds."""
+    """Final quality of every arm and budget beside its training compute and FLOPs, means over seeds; the best
+    validation cross-entropy at a rung, and which where an arm overfits.
+    """
     whole = _whole_steps(evidence.own)
+    bests = {(turn.budget, turn.arm): (turn.best, float(turn.step)) for turn in evidence.turns}
     rows = []
     for result in (one.result for one in evidence.own_comparisons):
         own = result.runs
         compute = [_compute(steps, speedup, whole) for steps, speedup in zip(own["steps"], own["speedup"], strict=True)]
         fvd = mean_interval(list(result.fvd.values()))
         flops, loss = _mean(own["training_flops"]), result.means["val_cross_entropy"]
-        rows.append([result.budget, result.arm, len(result.fvd), _mean(compute), flops, *fvd, loss])
+        best, step = bests.get((result.budget, result.arm), (loss, math.nan))
+        rows.append([result.budget, result.arm, len(result.fvd), _mean(compute), flops, *fvd, loss, best, step])
     return pd.DataFrame(rows, columns=list(COMPUTE_COLUMNS))
 
 
 def compute_to_quality(curves: Curves) -> pd.DataFrame:
-    """Training compute at which each arm first reached the baseline's validation cross-entropies at its rungs.
+    """Training compute at which each arm first reached the validation cross-entropies that the baseline reached.
 
-    Curves are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that
-    is below already (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is
+    A rung of the baseline is a level where it is a new best: what its loss has risen to it had reached before. Curves
+    are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that is
+    below already (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is
     cheaper.
 
     Args:
@@ -89,11 +97,17 @@ def compute_to_quality(curves: Curves) -> pd.DataFrame:
     """
     rows = []
     for budget, arms in curves.items():
-        for spent, level in arms.get(BASELINE, []):
+        for spent, level in new_bests(arms.get(BASELINE, [])):
             for arm, curve in arms.items():
                 compute = _reached(curve, level)
                 rows.append([budget, arm, level, compute, spent / compute])
     return pd.DataFrame(rows, columns=list(QUALITY_COLUMNS))
+
+
+def new_bests(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
+    """The points of a curve that lie below all before them."""
+    lowest = np.minimum.accumulate([math.inf, *(value for _, value in curve)])
+    return [point for point, before in zip(curve, lowest, strict=False) if point[1] < before]
 
 
 def compute_curves(evidence: Evidence) -> Curves:
@@ -222,7 +236,7 @@ def _learning_panel(axes: Any, arms: Mapping[str, Sequence[tuple[float, float]]]
         compute, values = zip(*points, strict=True)
         axes.plot(compute, values, color=palette[arm], marker="o", markersize=3.5)
     if BASELINE in arms:
-        for _, level in arms[BASELINE]:
+        for _, level in new_bests(arms[BASELINE]):
             axes.axhline(level, color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         handles = [
             Line2D(
