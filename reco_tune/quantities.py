@@ -71,6 +71,7 @@ TOKENS_PER_SECOND = _q("tokens_per_second", "Throughput", "tokens/s", "higher", 
 DATA_WAIT_SHARE = _q("data_wait_share", "Share of training spent waiting for data", "", "lower", deterministic=False)
 PEAK_MEMORY_BYTES = _q("peak_memory_bytes", "Peak memory", "bytes", "lower", deterministic=False)
 GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)", "h", "lower", deterministic=False)
+MOVES = _q("moves", "Times moved to other workers", "", "lower", deterministic=False)
 
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""

@@ -196,6 +196,8 @@ class RunRecord:
     """Rung reports: {"step": s, metric: value, ...}."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """protocol, extractor, data and tokenizer fingerprints, hardware."""
+    moves: int = 0
+    """How often it went on on other workers, through no fault of its own."""
     reason: str = ""
     """Why it failed or was pruned, or which constraint it breaks."""
     started: float | None = None
@@ -357,6 +359,7 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
         run.metrics.update(event["metrics"])
     elif name == "retried":
         run.state, run.attempt = "planned", event["attempt"]
+        run.moves += event.get("moved", False)
     elif name in ("completed", "evaluated", "pruned", "failed"):
         run.state, run.ended = name, event["time"]
         run.metrics.update(event.get("metrics", {}))

@@ -103,6 +103,52 @@ def test_crash_between_rungs_goes_back_to_the_last_rung(
     assert without_times(whole.metrics) == without_times(resumed.metrics)
 
 
+@pytest.mark.parametrize(("how", "scheme"), [("asked to leave", "window"), *(("killed", scheme) for scheme in SCHEMES)])
+def test_resumed_between_rungs_equals_uninterrupted(
+    how: str, scheme: str, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Rungs may last an hour, and a machine that is taken away gives two minutes of notice or none."""
+    settings = {"window.scheme": scheme, "training.micro_batches": 2, "training.class_dropout": 0.3}
+    whole = fit(toy_experiment(settings), toy_cache, tmp_path / "whole")
+    monkeypatch.setattr(loop, "STEPS_BETWEEN_LOOKS", 1)
+    reported: list[int] = []
+    saved: list[int] = []
+
+    def report(step: int, metrics: dict[str, float]) -> bool:
+        return bool(reported.append(step))
+
+    def crash(done: int, total: int, what: str) -> None:
+        if done == 7:
+            raise Crash
+
+    often = toy_experiment(settings | {"training.checkpoint_minutes": 1e-9})
+    if how == "killed":
+        with pytest.raises(Crash):
+            fit(often, toy_cache, tmp_path / "moved", report, progress=crash, saved=saved.append)
+        assert saved == [1, 2, 3, 5, 6], "rungs end at 4 and 8"
+    else:
+        looks = iter(range(1, 100))
+        left = fit(
+            toy_experiment(settings),
+            toy_cache,
+            tmp_path / "moved",
+            report,
+            leave=lambda: next(looks) == 6,
+            saved=saved.append,
+        )
+        assert left.stopped and left.steps == 6 and saved == [6]
+    done: list[int] = []
+    resumed = fit(often, toy_cache, tmp_path / "moved", report, progress=lambda step, total, what: done.append(step))
+    assert done[0] == 7 and reported == [4, 8, 12], "no rung is told twice, none is lost"
+    assert all(
+        torch.equal(a, b)
+        for a, b in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True)
+    )
+    assert without_times(whole.metrics) == without_times(resumed.metrics)
+    histories = [pq.read_table(tmp_path / run / "history.parquet").to_pydict() for run in ("whole", "moved")]
+    assert histories[0] == histories[1]
+
+
 def test_training_learns_and_the_saved_model_is_the_trained_one(
     toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
 ) -> None:

@@ -249,6 +249,12 @@ class _RecordingHooks:
     def progress(self, done: int, total: int, what: str) -> None:
         """Nobody looks."""
 
+    def asked_to_leave(self) -> bool:
+        return False
+
+    def saved(self, step: int) -> None:
+        """Nobody listens."""
+
 
 def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Job:
     from reco_tune.study.dispatcher import Job

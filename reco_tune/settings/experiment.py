@@ -14,8 +14,10 @@ from pydantic import model_validator
 from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
 from reco_tune.settings.sections import Sections
 
-WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path")
-"""Beginnings of the keys that say where a run works and where its files lie; no result depends on them."""
+WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path", "training.checkpoint_minutes")
+"""Beginnings of the keys that say where a run works, and where and how often it leaves files; no result depends on
+them.
+"""
 LATER = {"data.grid": None, "model.attention": "auto"}
 """Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
 COSTLESS = frozenset(
@@ -31,6 +33,7 @@ COSTLESS = frozenset(
         "gradient_clip",
         "class_dropout",
         "rungs",
+        "checkpoint_minutes",
         "seed",
     )
 )

@@ -313,6 +313,8 @@ class Training(SettingsSection):
     """Probability that a clip's class is replaced by the null class (needed for guidance)."""
     rungs: int = Field(5, ge=1)
     """Equal parts of a run; at the end of each it validates, reports and writes a checkpoint."""
+    checkpoint_minutes: float = Field(10, gt=0)
+    """Longest time of training between two checkpoints; where a rung is longer, there are some within it."""
     seed: Seed = 0
     """Seed of initialisation, batch order and window starts."""
 

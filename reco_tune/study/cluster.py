@@ -2,7 +2,8 @@
 
 Knows Ray's environment traps; knows nothing of trials. Each trap here was met: two clusters on one host confuse Ray's
 own clean-up actors unless `RAY_ADDRESS` is pinned; a pruned trial's placement group leaks when the dashboard is off;
-socket paths longer than 107 bytes are refused; Train changes the working directory of its workers.
+socket paths longer than 107 bytes are refused; `ray.init` takes SIGTERM from whoever had it; Train changes the working
+directory of its workers.
 """
 
 from __future__ import annotations
@@ -10,8 +11,10 @@ from __future__ import annotations
 import logging
 import os
 import shutil
+import signal
 import socket
 import tempfile
+import threading
 from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -134,7 +137,10 @@ def cluster(address: str | None, resources: Resources, notes: Path) -> Iterator[
         raise StudyError("this process already uses a Ray cluster; call ray.shutdown() first")
     variables = {**ENVIRONMENT, "OMP_NUM_THREADS": str(resources.cpus_per_worker)}
     with _environment(variables):
+        terminated = signal.getsignal(signal.SIGTERM)
         temp = _start(address, variables, notes)
+        if callable(terminated) and threading.current_thread() is threading.main_thread():
+            signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in its place, which ends the process
         _silence()
         try:
             yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]

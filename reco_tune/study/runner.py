@@ -27,6 +27,7 @@ from reco_tune.cost.planning import Plan, check_measured, plan
 from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
+from reco_tune.quantities import MOVES
 from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
 from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
@@ -393,6 +394,8 @@ class Driver:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
+            if name == "evaluated":
+                event["metrics"][MOVES.name] = float(self.study.runs[key].moves)
             storage = self.jobs.inputs.storage if name in ENDED else None
             if storage:
                 fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
@@ -431,8 +434,8 @@ class Driver:
 
     @contextmanager
     def _interruptible(self) -> Iterator[None]:
-        """Ctrl-C once: running jobs leave at their next report. Twice, or before anything runs: stop now. Resumable
-        either way.
+        """Ctrl-C, or SIGTERM, by which a machine that shuts down asks its processes to go. Once: running jobs leave
+        with a checkpoint. Twice, or before anything runs: stop now. Resumable either way.
         """
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
@@ -440,7 +443,7 @@ class Driver:
                 raise KeyboardInterrupt
             self._stopping.set()
             self._observer.on_phase(
-                0, 1, "stopping: running trials leave at their next report; Ctrl-C again stops at once"
+                0, 1, "stopping: running trials write a checkpoint and leave; Ctrl-C again stops at once"
             )
             threading.Thread(
                 target=lambda actor: ray.get(actor.pause.remote()), args=(self._dispatcher,), daemon=True
@@ -449,11 +452,12 @@ class Driver:
         if threading.current_thread() is not threading.main_thread():
             yield
             return
-        before = signal.signal(signal.SIGINT, interrupt)
+        before = {number: signal.signal(number, interrupt) for number in (signal.SIGINT, signal.SIGTERM)}
         try:
             yield
         finally:
-            signal.signal(signal.SIGINT, before)
+            for number, handler in before.items():
+                signal.signal(number, handler)
 
 
 async def _alive(worker: Any) -> bool:

@@ -66,6 +66,16 @@ class Hooks:
         """A rung's report; True asks to stop."""
         return bool(ray.get(self._dispatcher.report.remote(self._key, step, finite(metrics))))
 
+    def asked_to_leave(self) -> bool:
+        """Whether the job should stop as soon as it can: the answer to the last word of its progress."""
+        if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
+            return False
+        return bool(ray.get(self._answer))
+
+    def saved(self, step: int) -> None:
+        """The job has a checkpoint of this step, between two reports; nobody waits for the answer."""
+        self._dispatcher.saved.remote(self._key, step)
+
     def left(self, step: int) -> None:
         """The job stopped because it was asked to."""
         if self._rank == 0:
@@ -169,13 +179,27 @@ def _run(
         store()
         return hooks.report(step, rung)
 
+    def saved(step: int) -> None:
+        store()
+        hooks.saved(step)
+
     metrics: dict[str, float] = {}
     if job.sampled:
         metrics |= job.calibration or _calibrated(job, experiment, cache, group, hooks)
         if job.calibration is None:
             hooks.event("calibrated", metrics=metrics)
     measure = KernelAtRungs(here.experiment, cache, job.generates_at, group, hooks.progress)
-    trained = fit(experiment, cache, here.folder, report=report, progress=hooks.progress, group=group, measure=measure)
+    trained = fit(
+        experiment,
+        cache,
+        here.folder,
+        report=report,
+        progress=hooks.progress,
+        group=group,
+        measure=measure,
+        leave=hooks.asked_to_leave,
+        saved=saved,
+    )
     if trained.stopped:
         hooks.left(trained.steps)
         return None

@@ -1,9 +1,10 @@
 """The one training loop of all arms: steps, rungs, the cost ledger, resumption. Never hears of Ray or MLflow.
 
 A run is cut into `training.rungs` equal parts. At the end of each it validates, writes checkpoint and history, and
-reports. A run that is called again on its folder goes on from the newest checkpoint and ends in the same bits as one
-that was never interrupted. What else is to be known at a rung, a plain callable measures; the run goes on as if nobody
-had looked.
+reports. Between them it writes a checkpoint every `training.checkpoint_minutes`, and when it is asked to leave: it may
+have minutes to do so where a rung lasts an hour. A run that is called again on its folder goes on from the newest
+checkpoint and ends in the same bits as one that was never interrupted. What else is to be known at a rung, a plain
+callable measures; the run goes on as if nobody had looked.
 """
 
 from __future__ import annotations
@@ -24,7 +25,7 @@ from reco_tune.errors import CheckpointError, DataError, RunFailedError
 from reco_tune.model import VideoTransformer
 from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import Experiment
+from reco_tune.settings import WHERE, Experiment
 from reco_tune.training.checkpoint import (
     CacheInfo,
     Checkpoint,
@@ -48,6 +49,12 @@ Report = Callable[[int, dict[str, float]], bool]
 """Called with (step, metrics) at the end of a rung; True stops the run there."""
 
 
+Leave = Callable[[], bool]
+"""Asked on rank 0 between steps; True stops the run there, with a checkpoint."""
+Saved = Callable[[int], None]
+"""Called on rank 0 with the step of a checkpoint that is on disk between two rungs."""
+
+
 class RungMeasurement(NamedTuple):
     """What was found out about the model at a rung."""
 
@@ -68,7 +75,7 @@ STEP_COLUMNS = (q.TRAIN_CROSS_ENTROPY.name, q.CONTINUITY.name, q.HIDDEN_NORM.nam
 
 @dataclass(frozen=True)
 class FitResult:
-    """A run that ended, whole or stopped at a rung."""
+    """A run that ended, whole or stopped."""
 
     model: VideoTransformer
     steps: int
@@ -76,12 +83,21 @@ class FitResult:
     metrics: dict[str, float]
     """Those of the last rung."""
     stopped: bool
-    """Whether `report` ended the run before its last step."""
+    """Whether `report` or `leave` ended the run before its last step."""
 
 
 def keep_going(step: int, metrics: dict[str, float]) -> bool:
     """The report that stops nothing."""
     return False
+
+
+def stay() -> bool:
+    """The `leave` that stops nothing."""
+    return False
+
+
+def tell_nobody(step: int) -> None:
+    """The `saved` that nobody hears."""
 
 
 def measure_nothing(step: int, model: VideoTransformer) -> RungMeasurement:
@@ -97,6 +113,8 @@ def fit(
     progress: Progress = quiet,
     group: Group = Group(),
     measure: Measure = measure_nothing,
+    leave: Leave = stay,
+    saved: Saved = tell_nobody,
 ) -> FitResult:
     """Trains one run in its folder, or goes on with it.
 
@@ -107,7 +125,7 @@ def fit(
 
     `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run
     is resumed from, because nobody knows whether that report was heard. What was measured there is in the checkpoint
-    and is not measured again.
+    and is not measured again. A run that is resumed between rungs reports none: the one before was heard.
 
     Raises:
         RunFailedError: where the loss is no longer finite.
@@ -116,15 +134,17 @@ def fit(
     """
     run = _Run(experiment, cache, folder, group, progress)
     steps = experiment.training.steps
+    rung_ends = rung_steps(steps, experiment.training.rungs)
     stop = False
-    if run.step > 0:
+    if run.step in rung_ends:
         stop = run.report(report)
-    for rung_end in rung_steps(steps, experiment.training.rungs):
+    for rung_end in rung_ends:
         if rung_end <= run.step or stop:
             continue
-        run.train_until(rung_end)
-        run.close_rung(measure)
-        stop = run.report(report)
+        stop = run.train_until(rung_end, leave, saved)
+        if not stop:
+            run.close_rung(measure)
+            stop = run.report(report)
     model = run.whole_model()
     if run.step == steps and group.leads:
         save_model(folder / "model", model, experiment, CacheInfo.of(cache), run.step)
@@ -208,18 +228,31 @@ class _Run:
         }
         self.step = 0
         self.metrics: dict[str, float] = {}
+        self._saved_at = time.monotonic()
         self._resume()
 
     def whole_model(self) -> VideoTransformer:
         """With all weights, also where the workers of a run have a part each. All ranks call it."""
         return self._optimiser.parameters.whole_model()
 
-    def train_until(self, end: int) -> None:
-        """Optimiser steps up to `end`; their memory alone is the run's peak, not that of what happens between rungs."""
+    def train_until(self, end: int, leave: Leave, saved: Saved) -> bool:
+        """Optimiser steps up to `end`; their memory alone is the run's peak, not that of what happens between rungs.
+
+        Returns:
+            Whether it was asked to leave before, on all ranks alike; then a checkpoint is on disk.
+        """
         reset_peak_bytes(self._device)
-        while self.step < end:
-            self._train_some(min(end, self.step + STEPS_BETWEEN_LOOKS))
-        self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak_bytes(self._device))
+        leaving = False
+        while self.step < end and not leaving:
+            leaving, due = self._train_some(min(end, self.step + STEPS_BETWEEN_LOOKS), leave)
+            self._ledger.peak_memory_bytes = max(self._ledger.peak_memory_bytes, peak_bytes(self._device))
+            if (leaving or due) and self.step < end:
+                began = time.perf_counter()
+                self._write()
+                self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size
+                if self._group.leads:
+                    saved(self.step)
+        return self.step < end
 
     def close_rung(self, measure: Measure) -> None:
         """Measures, validates, and writes history and checkpoint."""
@@ -239,8 +272,12 @@ class _Run:
         stop = report(self.step, dict(self.metrics)) if self._group.leads else False
         return self._group.broadcast_json(bool(stop))
 
-    def _train_some(self, end: int) -> None:
-        """A few steps without waiting for the device, then a look at their losses."""
+    def _train_some(self, end: int, leave: Leave) -> tuple[bool, bool]:
+        """A few steps without waiting for the device, then a look at their losses.
+
+        Returns:
+            Whether to leave and whether a checkpoint is due, as rank 0 says.
+        """
         began, first, losses = time.perf_counter(), self.step, []
         while self.step < end:
             micro_batches = []
@@ -253,13 +290,20 @@ class _Run:
                 self._measure_memory(micro_batches)
             losses.append(self._optimiser.run(micro_batches, learning_rate_at(self.step, self._training)))
             self.step += 1
-        rows = self._group.mean_(torch.stack(losses)).tolist()  # here, and only here, the device is waited for
+        wishes = torch.zeros_like(losses[0])  # they travel with the losses
+        if self._group.leads:
+            wishes[0] = leave()
+            wishes[1] = time.monotonic() - self._saved_at >= 60 * self._training.checkpoint_minutes
+        *rows, (leaving, due, *_) = self._group.mean_(
+            torch.stack([*losses, wishes])
+        ).tolist()  # here, and only here, the device is waited for
         seconds = time.perf_counter() - began
         self._ledger.step_seconds += seconds
         self._ledger.training_seconds += seconds * self._group.size
         for offset, row in enumerate(rows):
             self._record(first + offset, row)
         self._progress(self.step, self._training.steps, f"cross-entropy {rows[-1][0]:.3f}")
+        return leaving > 0, due > 0
 
     def _record(self, step: int, row: list[float]) -> None:
         """Adds one step (counted from 0; the history counts steps done) to the history."""
@@ -339,6 +383,7 @@ class _Run:
         elif self._group.leads:
             tensors = {name: tensor.detach().cpu().clone() for name, tensor in self._optimiser.tensors().items()}
             write_checkpoint(self._folder, Checkpoint(self.step, tensors, state, self._history))
+        self._saved_at = time.monotonic()
 
     def _resume(self) -> None:
         """Continues from the folder's checkpoint, which rank 0 alone reads, but for a state that is split: other ranks
@@ -379,6 +424,6 @@ class _Run:
 
 def _training_settings(experiment: Experiment) -> dict[str, Any]:
     """The settings that weights depend on, by dotted key."""
-    ignored = ("resources.", "sampling.", "evaluation.", "data.root", "data.cache_dir")
+    ignored = (*WHERE, "sampling.", "evaluation.")
     kept = {key: value for key, value in experiment.flat().items() if not key.startswith(ignored)}
     return {**kept, "evaluation.validation_clips": experiment.evaluation.validation_clips}

@@ -1,4 +1,6 @@
-"""Ctrl-C, as a terminal sends it: to the driver and to everything that it started."""
+"""Ctrl-C, as a terminal sends it: to the driver and to everything that it started; SIGTERM, as `kill` does: to the
+driver.
+"""
 
 from __future__ import annotations
 
@@ -20,13 +22,16 @@ import os, signal, sys
 from reco_tune.cli import main
 from reco_tune.cli.watch import PlainLines
 
-times, sent = int(sys.argv[2]), 0
+times, terminal, sent = int(sys.argv[2]), sys.argv[3] == "terminal", 0
 
 def press():
     global sent
     if sent < times:
         sent += 1
-        os.killpg(os.getpgrp(), signal.SIGINT)
+        if terminal:
+            os.killpg(os.getpgrp(), signal.SIGINT)
+        else:
+            os.kill(os.getpid(), signal.SIGTERM)
 
 class Pressed(PlainLines):
     def on_event(self, event):
@@ -45,12 +50,16 @@ main(["resume", sys.argv[1]])
 """
 
 
-@pytest.mark.parametrize("times", [1, 2], ids=["once: trials leave at their next report", "twice: at once"])
+@pytest.mark.parametrize(
+    ("times", "by"),
+    [(1, "terminal"), (2, "terminal"), (1, "kill")],
+    ids=["once: trials leave with a checkpoint", "twice: at once", "SIGTERM is Ctrl-C"],
+)
 def test_an_interrupted_study_goes_on(
-    times: int, finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+    times: int, by: str, finished_study: WatchedStudy, tmp_path: Path, capfd: pytest.CaptureFixture[str]
 ) -> None:
     folder = begun(finished_study, tmp_path / "study")
-    command = [sys.executable, "-c", COMMAND_LINE, str(folder.path), str(times)]
+    command = [sys.executable, "-c", COMMAND_LINE, str(folder.path), str(times), by]
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
     assert stopped.returncode == 130, stopped.stderr
     *_, last = stopped.stderr.splitlines()
