@@ -10,7 +10,7 @@ import torch
 
 from reco_tune import quantities as q
 from reco_tune.cost import calibrate, scheme_limit, speedup_limit, step_flops
-from reco_tune.cost.timing import TimedStep, bootstrap_interval, in_rounds, speedup_of, start_strata
+from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, speedup_of, start_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.settings import Experiment
 from reco_tune.training import build_scheme
@@ -83,6 +83,34 @@ def test_rounds_take_turns_until_the_time_is_up() -> None:
         ).tolist()
         == [[1, 2]] * 20
     )
+
+
+def test_on_a_gpu_a_round_is_queued_and_waited_for_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU that is waited for around each step has gaps that training has not."""
+    queue: list[object] = []
+
+    class Event:
+        """Tells its place in the queue as its time."""
+
+        def __init__(self, enable_timing: bool) -> None:
+            assert enable_timing
+
+        def record(self, stream: str) -> None:
+            queue.append(stream)
+            self.place = len(queue)
+
+        def synchronize(self) -> None:
+            queue.append("waited")
+
+        def elapsed_time(self, later: Event) -> float:
+            return 1000.0 * (later.place - self.place)
+
+    monkeypatch.setattr(torch.cuda, "Event", Event)
+    monkeypatch.setattr(torch.cuda, "current_stream", lambda device: "event")
+    jobs = [lambda: queue.append("a"), lambda: queue.append("b")]
+    times_RJ = in_rounds(jobs, device_clock(torch.device("cuda")), seconds=0, fewest=2)
+    assert queue == ["event", "a", "event", "event", "b", "event", "waited", "waited"] * 2
+    assert times_RJ.tolist() == [[2.0, 2.0]] * 2
 
 
 def test_limits(toy_cache: TokenCache, toy_experiment: Make) -> None:

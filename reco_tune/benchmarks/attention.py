@@ -70,7 +70,7 @@ def bench_attention(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
         device = prepare_device(bench.experiment(shape, "full"))
         for block in range(BLOCKS - WINDOW_BLOCKS + 1):
             start = block * shape.side**2
-            given = _inputs(shape, start, bench, device)
+            given = projections(shape, start, bench, device)
             times = _medians_and_ratios(forms, given, device, bench, f"attention, {shape.name}, block {block}")
             if bench.gpu and has_flash3():  # it takes the place of flash in the whole process, so it has its own turn
                 with flash3():
@@ -96,7 +96,7 @@ def _medians_and_ratios(
     bench: BenchOptions,
     what: str,
 ) -> Row:
-    jobs = [partial(_forward_and_backward, form, *given) for form in forms.values()]
+    jobs = [partial(forward_and_backward, form, *given) for form in forms.values()]
     for job in (*jobs, *jobs):
         job()
     times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, what, fewest=5, shuffled=True)
@@ -114,7 +114,7 @@ def _columns(name: str) -> list[Column]:
     ]
 
 
-def _inputs(
+def projections(
     shape: Shape, start: int, bench: BenchOptions, device: torch.device
 ) -> tuple[list[Tensor], KeysValues | None]:
     """q, k, v (leaves) of a window and the prefix, laid out like the views of one projection."""
@@ -131,7 +131,7 @@ def _inputs(
     return window, KeysValues(*projected(start, 2)) if start else None
 
 
-def _forward_and_backward(form: Form, window: list[Tensor], prefix: KeysValues | None) -> None:
+def forward_and_backward(form: Form, window: list[Tensor], prefix: KeysValues | None) -> None:
     queries, keys, values = window
     output = form(queries, keys, values, prefix)
     torch.autograd.grad(output, window, output.detach())

@@ -46,7 +46,7 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
     rows: list[Row] = []
     for shape in shapes:
         device = prepare_device(bench.experiment(shape, "full"))
-        ours, peer = _ours(shape, greedy, bench, device), _peer(shape, greedy, bench, device)
+        ours, peer = our_sampling(shape, greedy, bench, device), _peer(shape, greedy, bench, device)
         for batch in batches:
             bench.progress(len(rows), len(shapes) * len(batches), "sampling")
             for make in (ours, peer):
@@ -68,7 +68,9 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
     return Table("generate", f"Sampling whole clips beside transformers' generate, {drawn}", _COLUMNS, rows)
 
 
-def _ours(shape: Shape, greedy: bool, bench: BenchOptions, device: torch.device) -> Callable[[int], torch.Tensor]:
+def our_sampling(
+    shape: Shape, greedy: bool, bench: BenchOptions, device: torch.device
+) -> Callable[[int], torch.Tensor]:
     """What `reco_tune.generation` samples with; on a GPU, as there, the step is recorded before anything is timed."""
     generator = torch.Generator().manual_seed(0)
     model = VideoTransformer(**asdict(shape.model), generator=generator).to(device)

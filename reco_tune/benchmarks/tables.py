@@ -62,7 +62,7 @@ def as_json(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
 
 def as_markdown(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
     """The tables under their titles, with the command, commit, hardware and date that made them."""
-    told = ("command", "commit", "hardware", "date", "threads", "torch", "transformers")
+    told = ("command", "commit", "hardware", "gpu", "date", "threads", "torch", "transformers")
     lines = [f"{key}: `{provenance[key]}`  " for key in told if provenance.get(key)]
     for table in tables:
         rules = ["---" if not column.form else "---:" for column in table.columns]

@@ -117,6 +117,54 @@ def attention(
 
 
 @app.command()
+def gpu(
+    shapes: Annotated[
+        str | None,
+        typer.Option(metavar="NAMES", help="Named shapes, one after another; by default 110M-5120,343M-5120 on a GPU."),
+    ] = None,
+    minutes: Annotated[float, typer.Option(min=0, help="After which no further part begins.")] = 30,
+    output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the two files that are written.")] = Path(),
+) -> None:
+    """All that one GPU has to show, in half an hour: exact attention and its speed, graphs, calibrations, a profile,
+    memory, sampling.
+
+    A part that fails leaves its error, and the rest goes on. Both files are written anew after each part. Without a
+    GPU the same parts run at a tiny shape: a rehearsal whose numbers say nothing of a GPU.
+
+    \b
+    Example:
+      reco-tune bench gpu --output docs/benchmark
+    """
+    from datetime import date
+
+    import torch
+
+    from reco_tune.benchmarks import BenchOptions, as_json, as_markdown
+    from reco_tune.benchmarks.gpu import bench_gpu
+    from reco_tune.benchmarks.shapes import shapes_named
+    from reco_tune.cli.console import print_table, progress_bars
+
+    there = torch.cuda.is_available()
+    device = torch.cuda.get_device_name() if there else "no-gpu"
+    name = f"{date.today().isoformat()}-{'-'.join(device.lower().split())}"
+    json, markdown = (output / f"{name}.{end}" for end in ("json", "md"))
+    _check_folders(json)
+    wanted = shapes_named(_split(shapes) or (["110M-5120", "343M-5120"] if there else ["debug-45"]))
+    origin = {**_origin(1, with_peers=False), "gpu": device}
+
+    def keep(tables: list[Table]) -> None:
+        json.write_text(as_json(tables, origin), encoding="utf-8")
+        markdown.write_text(as_markdown(tables, origin), encoding="utf-8")
+
+    with progress_bars() as progress:
+        tables = bench_gpu(wanted, minutes, BenchOptions(1.0, gpu=there, progress=progress), keep)
+    for table in tables:
+        print_table(table.title, table.headings, table.cells(), table.text_columns)
+        print()
+    print(f"{json}\n{markdown}")
+
+
+@app.command()
 def calibration(
     shapes: Shapes = None,
     arms: Annotated[str, typer.Option(metavar="NAMES", help="Arms, separated by commas.")] = "reco",

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from typing import Any
 
 import numpy as np
 import torch
@@ -33,8 +34,15 @@ RESAMPLES = 1000
 """Of the bootstrap."""
 
 
-def device_clock(device: torch.device, workers: int = 1) -> Callable[[], float]:
-    """Seconds spent so far, once the device has done all it was given.
+Mark = Any
+"""A moment: seconds of a clock, or an event in a GPU's queue."""
+
+
+def device_clock(device: torch.device, workers: int = 1) -> Callable[[], Mark]:
+    """Marks a moment of the device's own time; `in_rounds` takes the seconds between two.
+
+    On a GPU the mark is an event in its queue: nothing is waited for before a round has ended, so that steps follow
+    each other as they do in training.
 
     On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the
     core away for a while adds nothing. With more threads only the wall clock knows when the slowest is done, and with
@@ -42,9 +50,10 @@ def device_clock(device: torch.device, workers: int = 1) -> Callable[[], float]:
     """
     if device.type == "cuda":
 
-        def now() -> float:
-            torch.cuda.synchronize(device)
-            return time.perf_counter()
+        def now() -> Any:
+            event = torch.cuda.Event(enable_timing=True)
+            event.record(torch.cuda.current_stream(device))
+            return event
 
         return now
     return time.thread_time if torch.get_num_threads() == workers == 1 else time.perf_counter
@@ -52,7 +61,7 @@ def device_clock(device: torch.device, workers: int = 1) -> Callable[[], float]:
 
 def in_rounds(
     jobs: Sequence[Callable[[], object]],
-    clock: Callable[[], float],
+    clock: Callable[[], Mark],
     seconds: float,
     progress: Progress = quiet,
     what: str = "measuring",
@@ -73,15 +82,22 @@ def in_rounds(
     began = time.perf_counter()
     elapsed = 0.0
     while len(rounds) < fewest or group.broadcast_json(elapsed * (1 + 1 / len(rounds)) < seconds):
-        times = [0.0] * len(jobs)
+        marks: list[tuple[Mark, Mark]] = [(0.0, 0.0)] * len(jobs)
         for number in order.permutation(len(jobs)) if shuffled else range(len(jobs)):
             before = clock()
             jobs[number]()
-            times[number] = clock() - before
-        rounds.append(times)
+            marks[number] = before, clock()
+        rounds.append([_seconds_between(*pair) for pair in marks])
         elapsed = time.perf_counter() - began
         progress(min(round(elapsed), round(seconds)), round(seconds), what)
     return np.array(rounds)
+
+
+def _seconds_between(before: Mark, after: Mark) -> float:
+    if isinstance(before, float | int):
+        return float(after - before)
+    after.synchronize()
+    return float(before.elapsed_time(after)) / 1000  # of milliseconds
 
 
 def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dict[int, float]:
