@@ -8,7 +8,7 @@ from typing import Any, Literal, NamedTuple
 Schedule = Literal["constant", "short_to_long", "long_to_short"]
 
 MOST_LENGTHS = 4
-"""Most lengths of a schedule: each has starts, shapes and compiled graphs of its own."""
+"""Most lengths of a schedule: each has starts and shapes of its own."""
 
 
 class WindowSpan(NamedTuple):

@@ -6,7 +6,7 @@ import fcntl
 import os
 import pickle
 import tempfile
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -81,6 +81,15 @@ def toy_cache(tmp_path_factory: pytest.TempPathFactory) -> TokenCache:
     enough to learn.
     """
     return write_toy_cache(tmp_path_factory.mktemp("tokens") / "toy")
+
+
+@pytest.fixture
+def graphs() -> Iterator[list[str]]:
+    """`counted_graphs` of one test."""
+    from compiled_graphs import counted_graphs
+
+    with counted_graphs() as made:
+        yield made
 
 
 @pytest.fixture(scope="session")

@@ -37,7 +37,7 @@ def fake_device() -> Iterator[torch.device]:
     with (
         _Fake(allow_non_fake_inputs=True),
         patch.object(nn.Module, "_apply", _apply),
-        patch.object(torch, "Generator", _generator),
+        patch.object(torch, "Generator", _Generator),
     ):
         yield torch.device(NAME, 0)
 
@@ -103,12 +103,11 @@ def _apply(module: nn.Module, change: Callable[[Tensor], Tensor], recurse: bool 
     return module
 
 
-_Generator = torch.Generator
-
-
-def _generator(device: torch.device | str = "cpu") -> torch.Generator:
+class _Generator(torch.Generator):
     """Nothing is drawn on the device, so any generator will do."""
-    return _Generator("cpu" if torch.device(device).type == NAME else device)
+
+    def __new__(cls, device: torch.device | str = "cpu") -> _Generator:
+        return super().__new__(cls, "cpu" if torch.device(device).type == NAME else device)
 
 
 _REGISTERED = _register()

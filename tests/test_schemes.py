@@ -9,9 +9,8 @@ import pytest
 import torch
 
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment
-from reco_tune.training import Group, build_scheme, plan_scheme, window_loss
+from reco_tune.training import Group, build_scheme, window_loss
 from reco_tune.training.feed import Feed, held_out
 from reco_tune.training.parameters import FlatParameters
 from reco_tune.training.schemes import Batch
@@ -203,9 +202,3 @@ def test_one_step_is_clip_grad_norm_and_adamw_of_torch(toy_cache: TokenCache, to
         adamw.step()
     for a, b in zip(ours.model.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
-
-
-def test_compiling_a_graph_for_each_of_many_starts_is_refused(toy_cache: TokenCache, toy_experiment: Make) -> None:
-    many = {"data.clip_frames": 65, "window.stride_tokens": 1, "training.compile": True}  # 297 tokens, 280 starts
-    with pytest.raises(SettingsError, match=r"each of the 280 window starts, at most 64; raise window\.stride_tokens"):
-        OptimiserStep(plan_scheme(toy_experiment(many)), torch.device("cpu"))

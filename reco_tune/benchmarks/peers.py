@@ -9,6 +9,7 @@ inputs.
 from __future__ import annotations
 
 import importlib.util
+from collections.abc import Callable
 from typing import Any
 
 import torch
@@ -17,6 +18,7 @@ from torch import Tensor, nn
 
 from reco_tune.model import ModelSettings
 from reco_tune.training.objectives import LossTerms
+from reco_tune.training.parameters import Parameters
 from reco_tune.training.schemes import Batch, Full, Scheme
 from reco_tune.windows import WindowSpan
 
@@ -52,6 +54,10 @@ class PeerScheme(Full):
                 if self.peer == "plain"
                 else llama(self.model_settings, self.peer == "llama_wide")
             )
+
+    def compiled_loss(self, parameters: Parameters) -> Callable[[Any, Batch, WindowSpan], LossTerms]:
+        """The whole step's, for its one shape: as good as theirs can have it."""
+        return torch.compile(self.loss, dynamic=False)
 
     def loss(self, model: Any, batch: Batch, span: WindowSpan | int) -> LossTerms:
         """Cross-entropy of all tokens."""

@@ -115,10 +115,7 @@ class BenchOptions(NamedTuple):
             "resources": {"cpus_per_worker": self.threads, "gpus_per_worker": int(self.gpu)},
         }
         if self.gpu:
-            nested["training"] |= {
-                "precision": "bfloat16",
-                "compile": arm != "local",
-            }  # it may start anywhere: a graph each is too many
+            nested["training"] |= {"precision": "bfloat16", "compile": True}
         one, other = (make_experiment(nested, ARMS[name], where=f"arm `{name}`") for name in (arm, BASELINE))
         return one, other
 

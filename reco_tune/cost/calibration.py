@@ -80,7 +80,7 @@ def _measure(
     full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress, group: Group
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
-    for start in starts:  # allocator, caches and compiled graphs: not part of a step
+    for start in starts:  # allocator, caches and compilation: not part of a step
         for _ in range(2):
             full.run(0)
             arm.run(start)

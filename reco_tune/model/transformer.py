@@ -23,7 +23,8 @@ nothing here).
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -86,6 +87,9 @@ class VideoTransformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
         # A ModuleList hides the type of its modules.
         self.blocks: list[Block] = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))  # type: ignore[assignment]
+        self.run_block: Callable[[Block, Tensor, KeysValues | None], Tensor] = Block.__call__
+        """How a block is run; training puts compiled functions here."""
+        self.run_block_before_a_window = Block.before_a_window
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.head = _Linear(width, num_codes)
         self._initialise(generator)
@@ -150,9 +154,9 @@ class VideoTransformer(nn.Module):
         hidden_BWD = self._embed(tokens_BT, labels_B, start, start + length)
         for block, keys_values in zip(self.blocks, prefix, strict=True):
             if activation_checkpointing and torch.is_grad_enabled():
-                hidden_BWD = _checkpointed(block, hidden_BWD, keys_values)
+                hidden_BWD = _checkpointed(partial(self.run_block, block), hidden_BWD, keys_values)
             else:
-                hidden_BWD = block(hidden_BWD, keys_values)
+                hidden_BWD = self.run_block(block, hidden_BWD, keys_values)
         return hidden_BWD
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
@@ -168,7 +172,7 @@ class VideoTransformer(nn.Module):
         *lower, last = self.blocks
         for block in lower:
             with torch.no_grad():
-                hidden_BSD, keys_values = block.before_a_window(hidden_BSD)
+                hidden_BSD, keys_values = self.run_block_before_a_window(block, hidden_BSD)
             # older torch would hand the weights cast here, which carry no gradient, to the window
             torch.clear_autocast_cache()
             yield keys_values
@@ -293,15 +297,16 @@ class Block(nn.Module):
         return hidden_BSD + change_BSD
 
 
-def _checkpointed(block: Block, hidden_BSD: Tensor, prefix: KeysValues | None) -> Tensor:
+def _checkpointed(
+    run_block: Callable[[Tensor, KeysValues | None], Tensor], hidden_BSD: Tensor, prefix: KeysValues | None
+) -> Tensor:
     """The block's next hidden states; whatever it computes on the way is computed again for backward."""
     from torch.utils.checkpoint import (
         checkpoint,
     )  # its first call imports the compiler, so only who asks for it pays the seconds
 
     def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
-        following: Tensor = block(hidden, KeysValues(*prefix) if prefix else None)
-        return following
+        return run_block(hidden, KeysValues(*prefix) if prefix else None)
 
     found: Tensor = checkpoint(run, hidden_BSD, *(prefix or ()), use_reentrant=False, preserve_rng_state=False)
     return found

@@ -300,7 +300,7 @@ class Training(SettingsSection):
     precision: Literal["float32", "bfloat16"] = "float32"
     """`bfloat16` is autocast; weights and optimiser stay in float32."""
     compile: bool = False
-    """Whether the step goes through `torch.compile` (starts lie on a grid, so shapes are few)."""
+    """Whether blocks and loss go through `torch.compile`: a few graphs for all starts, lengths and weights."""
     activation_checkpointing: bool = False
     """Whether blocks keep only their inputs and compute the rest again for backward: less memory, about a third more
     time.

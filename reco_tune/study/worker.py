@@ -44,7 +44,13 @@ from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two progress messages of one worker, of a study of few."""
-LEDGER = (q.CALIBRATION_SECONDS.name, q.TRAINING_SECONDS.name, q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name)
+LEDGER = (
+    q.CALIBRATION_SECONDS.name,
+    q.COMPILE_SECONDS.name,
+    q.TRAINING_SECONDS.name,
+    q.GENERATION_SECONDS.name,
+    q.EVALUATION_SECONDS.name,
+)
 """Device seconds of a run's stages; their sum is its device hours."""
 
 

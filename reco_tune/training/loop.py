@@ -171,6 +171,8 @@ class Ledger:
     """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not
     training.
     """
+    compile_seconds: float = 0.0
+    """Device seconds of `torch.compile`, in none of the others."""
     step_seconds: float = 0.0
     """Wall-clock of steps alone."""
     wait_seconds: float = 0.0
@@ -194,6 +196,7 @@ class Ledger:
             q.TOKENS_PER_SECOND.name: self.tokens_seen / max(self.step_seconds, 1e-9),
             q.DATA_WAIT_SHARE.name: self.wait_seconds / max(self.step_seconds, 1e-9),
             q.PEAK_MEMORY_BYTES.name: float(self.peak_memory_bytes),
+            **({q.COMPILE_SECONDS.name: self.compile_seconds} if self.compile_seconds else {}),
             **self.measuring_seconds,
         }
 
@@ -230,6 +233,8 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self._saved_at = time.monotonic()
         self._resume()
+        if self.step < self._training.steps:
+            self._ledger.compile_seconds += self._optimiser.warm_up() * group.size
 
     def whole_model(self) -> VideoTransformer:
         """With all weights, also where the workers of a run have a part each. All ranks call it."""

@@ -4,15 +4,17 @@ schemes, optimisers or data.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reco_tune.model import VideoTransformer, WindowOutput
+from reco_tune.model import VideoTransformer
+from reco_tune.training.compiling import compiled
 
 Reduction = Literal["mean", "sum"]
 State = Literal["last_block", "final_norm"]
@@ -51,6 +53,8 @@ class LossOptions:
     """As `VideoTransformer.window`."""
     activation_checkpointing: bool = False
     """As `VideoTransformer.window`."""
+    compiled: bool = False
+    """Whether head and loss go through the compiler."""
 
     def __post_init__(self) -> None:
         """
@@ -86,47 +90,83 @@ def window_loss(
         ValueError: for a window outside the clip, a negative weight, or λ > 0 on a window of one token.
     """
     how = LossOptions(continuity_weight=continuity_weight, **options)
-    output = forward(model, tokens_BT, labels_B, start, length, how)
-    return loss_terms(model, output, tokens_BT[:, start : start + length], how)
+    hidden_BWD = hidden_states(model, tokens_BT, labels_B, start, length, how)
+    return loss_terms(model, hidden_BWD, tokens_BT[:, start : start + length], how)
 
 
-def forward(
+def hidden_states(
     model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, options: LossOptions
-) -> WindowOutput:
-    """A window's output for `loss_terms`; where the loss goes chunk by chunk, without logits (their width is 0)."""
-    how = options.prefix_tokens, options.activation_checkpointing
-    if options.chunk_tokens is None:
-        return model.window(tokens_BT, labels_B, start, length, *how)
-    hidden_BWD = model.hidden(tokens_BT, labels_B, start, length, *how)
-    return WindowOutput(hidden_BWD.new_empty(*hidden_BWD.shape[:2], 0), hidden_BWD)
+) -> Tensor:
+    """The h of a window, for `loss_terms`."""
+    return model.hidden(tokens_BT, labels_B, start, length, options.prefix_tokens, options.activation_checkpointing)
 
 
-def loss_terms(model: VideoTransformer, output: WindowOutput, targets_BW: Tensor, options: LossOptions) -> LossTerms:
-    """The same from a model's output, whole or sliced, and the tokens that it predicts."""
-    weight, distance = options.continuity_weight, options.neighbour_distance
-    if weight > 0 and targets_BW.shape[1] <= distance:
+def loss_terms(
+    model: VideoTransformer, hidden_BSD: Tensor, targets_BW: Tensor, options: LossOptions, first: int = 0
+) -> LossTerms:
+    """The terms of the W states from `first` on, which predict the targets; all states have logits."""
+    weight, distance, length = options.continuity_weight, options.neighbour_distance, targets_BW.shape[1]
+    if weight > 0 and length <= distance:
         raise ValueError(
             f"continuity_weight needs two tokens at distance {distance}, but the window's length is"
-            f" {targets_BW.shape[1]}; lengthen it or set the weight to 0"
+            f" {length}; lengthen it or set the weight to 0"
         )
-    if options.chunk_tokens is None:
-        cross_entropy = F.cross_entropy(output.logits_BWV.flatten(0, 1), targets_BW.flatten().long())
+    judge = compiled(_judge) if options.compiled and options.chunk_tokens is None else _judge
+    weights: list[float | Tensor] = [weight, options.norm_weight]
+    if options.compiled:  # numbers would be compiled in, and each λ would have a graph of its own
+        weights = [hidden_BSD.new_full((), value, dtype=torch.float64) for value in (weight, options.norm_weight)]
+    part = None if (first, length) == (0, hidden_BSD.shape[1]) else (first, length)
+    targets_N = targets_BW.flatten().long()
+    judged = Judged(
+        weight > 0, options.norm_weight > 0, options.continuity_reduction, options.continuity_state, distance
+    )
+    return LossTerms(
+        *judge(model.final_norm, model.head, hidden_BSD, targets_N, part, weights, judged, options.chunk_tokens)
+    )
+
+
+class Judged(NamedTuple):
+    """What of `LossOptions` a graph is made for; weights it is given."""
+
+    continuity: bool
+    norm: bool
+    reduction: Reduction
+    state: State
+    distance: int
+
+
+def _judge(
+    final_norm: nn.Module,
+    head: nn.Linear,
+    hidden_BSD: Tensor,
+    targets_N: Tensor,
+    part: tuple[int, int] | None,
+    weights: Sequence[float | Tensor],
+    judged: Judged,
+    chunk_tokens: int | None,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Total, cross-entropy, continuity and norm; `part` is where the judged states begin and how many they are."""
+    own = slice(None) if part is None else slice(part[0], part[0] + part[1])
+    if chunk_tokens is None:
+        logits_BWV = head(final_norm(hidden_BSD))[:, own]
+        cross_entropy = F.cross_entropy(logits_BWV.flatten(0, 1), targets_N)
+        hidden_BWD = hidden_BSD[:, own]
     else:
-        normed_ND = model.final_norm(output.hidden_BWD).flatten(0, 1)
+        hidden_BWD = hidden_BSD[:, own]
+        normed_ND = final_norm(hidden_BWD).flatten(0, 1)
         cross_entropy = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
-            normed_ND, model.head.weight, targets_BW.flatten().long(), options.chunk_tokens
+            normed_ND, head.weight, targets_N, chunk_tokens, isinstance(weights[0], Tensor)
         )
     total = cross_entropy
-    hidden_BWD = output.hidden_BWD if options.continuity_state == "last_block" else model.final_norm(output.hidden_BWD)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and weight > 0):
-        continuity = continuity_term(hidden_BWD, options.continuity_reduction, distance)
-    with torch.set_grad_enabled(torch.is_grad_enabled() and options.norm_weight > 0):
-        norm = norm_term(hidden_BWD, options.continuity_reduction)
-    if weight > 0:
-        total = total + weight * continuity
-    if options.norm_weight > 0:
-        total = total + options.norm_weight * norm
-    return LossTerms(total, cross_entropy.detach(), continuity.detach(), norm.detach())
+    state_BWD = hidden_BWD if judged.state == "last_block" else final_norm(hidden_BWD)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and judged.continuity):
+        continuity = continuity_term(state_BWD, judged.reduction, judged.distance)
+    with torch.set_grad_enabled(torch.is_grad_enabled() and judged.norm):
+        norm = norm_term(state_BWD, judged.reduction)
+    for weighed, weight, term in ((judged.continuity, weights[0], continuity), (judged.norm, weights[1], norm)):
+        if weighed:
+            total = total + (weight.to(term.dtype) if isinstance(weight, Tensor) else weight) * term
+    return total, cross_entropy.detach(), continuity.detach(), norm.detach()
 
 
 def continuity_term(hidden_BWD: Tensor, reduction: Reduction = "mean", distance: int = 1) -> Tensor:
@@ -154,22 +194,28 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     """
 
     @staticmethod
-    def forward(ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int) -> Tensor:
+    def forward(
+        ctx: Any, hidden_ND: Tensor, head_VD: Tensor, targets_N: Tensor, chunk: int, compile_chunks: bool
+    ) -> Tensor:
         count = len(targets_N)
         wanted = any(ctx.needs_input_grad)
         grad_hidden, grad_head = (torch.empty_like(hidden_ND), torch.zeros_like(head_VD)) if wanted else (None, None)
         total = hidden_ND.new_zeros((), dtype=torch.promote_types(hidden_ND.dtype, torch.float32))
+        one_chunk = compiled(_one_chunk) if compile_chunks else _one_chunk
         for begin in range(0, count, chunk):
-            hidden, targets = hidden_ND[begin : begin + chunk], targets_N[begin : begin + chunk]
-            logits = F.linear(hidden, head_VD)  # in the type that autocast chooses
-            exact = logits.to(total.dtype)
-            total += F.cross_entropy(exact, targets, reduction="sum")
-            if grad_hidden is not None and grad_head is not None:
-                share = exact.softmax(dim=-1)
-                share[torch.arange(len(targets), device=share.device), targets] -= 1
-                share = (share / count).to(logits.dtype)
-                grad_hidden[begin : begin + chunk] = share @ head_VD.to(share.dtype)
-                grad_head += share.T @ hidden.to(share.dtype)
+            end = begin + chunk
+            found, share_hidden, share_head = one_chunk(
+                hidden_ND[begin:end], head_VD, targets_N[begin:end], total.dtype, total.new_full((), count), wanted
+            )
+            total += found
+            if (
+                grad_hidden is not None
+                and grad_head is not None
+                and share_hidden is not None
+                and share_head is not None
+            ):
+                grad_hidden[begin:end] = share_hidden
+                grad_head += share_head
         ctx.save_for_backward(grad_hidden, grad_head)
         return total / count
 
@@ -177,7 +223,22 @@ class _ChunkedCrossEntropy(torch.autograd.Function):
     @once_differentiable
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         grad_hidden, grad_head = ctx.saved_tensors
-        return grad * grad_hidden, grad * grad_head, None, None
+        return grad * grad_hidden, grad * grad_head, None, None, None
+
+
+def _one_chunk(
+    hidden_CD: Tensor, head_VD: Tensor, targets_C: Tensor, exact: torch.dtype, count: Tensor, wanted: bool
+) -> tuple[Tensor, Tensor | None, Tensor | None]:
+    """Summed cross-entropy of a chunk, and its share of the gradients of the mean over `count` tokens."""
+    logits = F.linear(hidden_CD, head_VD)  # in the type that autocast chooses
+    scores = logits.to(exact)
+    total = F.cross_entropy(scores, targets_C, reduction="sum")
+    if not wanted:
+        return total, None, None
+    share = scores.softmax(dim=-1)
+    share[torch.arange(len(targets_C), device=share.device), targets_C] -= 1
+    share = (share / count).to(logits.dtype)
+    return total, share @ head_VD.to(share.dtype), share.T @ hidden_CD.to(share.dtype)
 
 
 def _mean_square(vectors_BWD: Tensor, reduction: Reduction) -> Tensor:

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor
 
 from reco_tune.model import VideoTransformer
+from reco_tune.model.transformer import Block
+from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
 from reco_tune.training.gradient_mean import GradientMean
 
@@ -47,6 +49,9 @@ class Parameters(Protocol):
     @property
     def gathered_bytes(self) -> int:
         """The most that weights and gradients of other workers' take here during a step."""
+
+    def compile_blocks(self) -> None:
+        """Puts compiled blocks into the model."""
 
     def whole_model(self) -> VideoTransformer:
         """A model with all weights, on every worker, for whatever is no training. All ranks call it."""
@@ -93,6 +98,10 @@ class FlatParameters:
 
     def storages(self) -> set[int]:
         return {self.vector.untyped_storage().data_ptr()}
+
+    def compile_blocks(self) -> None:
+        self._model.run_block = compiled(Block.forward)
+        self._model.run_block_before_a_window = compiled(Block.before_a_window)
 
     def whole_model(self) -> VideoTransformer:
         return self._model

@@ -32,6 +32,8 @@ from torch.distributed.tensor import DTensor
 
 from reco_tune.model import VideoTransformer
 from reco_tune.model.attention import KeysValues
+from reco_tune.model.transformer import Block
+from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
 from reco_tune.training.parameters import State
 
@@ -92,6 +94,12 @@ class ShardedParameters:
     def storages(self) -> set[int]:
         now = (_local(parameter) for parameter in self._model.parameters())
         return {parameter.untyped_storage().data_ptr() for parameter in now}
+
+    def compile_blocks(self) -> None:
+        """Inside of FSDP's hooks, which gather a block around its `forward`."""
+        for block in self._model.blocks:
+            block.forward = partial(compiled(Block.forward), block)  # type: ignore[method-assign]
+        self._model.run_block_before_a_window = compiled(Block.before_a_window)
 
     def whole_model(self) -> VideoTransformer:
         with torch.device("meta"):

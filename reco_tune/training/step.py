@@ -7,34 +7,29 @@ Knows one step; refuses to know where batches come from, how many steps there ar
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Sequence
+from contextlib import nullcontext
 
 import torch
 from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.adamw import adamw
 
-from reco_tune.errors import SettingsError
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import Training
+from reco_tune.training.compiling import no_way_back
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import MicroBatch
 from reco_tune.training.parameters import FlatParameters, Parameters, State
 from reco_tune.training.schemes import Batch, Scheme
-
-COMPILED_STARTS = 64
-"""Most starts that may each get a compiled graph."""
 
 
 class OptimiserStep:
     """A scheme's model with its optimiser."""
 
     def __init__(self, scheme: Scheme, device: torch.device, group: Group = Group()) -> None:
-        """Builds the scheme's model on the device.
-
-        Raises:
-            SettingsError: where `training.compile` would need a graph for each of too many starts.
-        """
+        """Builds the scheme's model on the device."""
         training = scheme.experiment.training
         self.scheme, self.device, self._group = scheme, device, group
         self.model, self.parameters = _placed(scheme, device, group)
@@ -42,7 +37,7 @@ class OptimiserStep:
         self._steps = torch.zeros((), device=device)
         self._training = training
         self._autocast = training.precision == "bfloat16"
-        self._loss = _compiled(scheme) if training.compile else scheme.loss
+        self._loss = scheme.compiled_loss(self.parameters) if training.compile else scheme.loss
 
     @property
     def fixed_bytes(self) -> int:
@@ -65,10 +60,34 @@ class OptimiserStep:
     def backward(self, micro_batch: MicroBatch, parts: int = 1) -> Tensor:
         """Adds 1/parts of a micro-batch's gradient; returns its three terms."""
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in micro_batch.batch))
-        with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
-            loss = self._loss(self.model, batch, micro_batch.span)
-        (loss.total / parts).backward()
+        with no_way_back() if self._training.compile else nullcontext():
+            with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
+                loss = self._loss(self.model, batch, micro_batch.span)
+            (loss.total / parts).backward()
         return torch.stack([loss.cross_entropy.float(), loss.continuity.float(), loss.norm.float()])
+
+    def warm_up(self) -> float:
+        """Compiles what the spans of the run and its validation need, before any clock counts; wall-clock seconds that
+        it took.
+
+        Nothing is learnt from it: tokens are zeros, the gradient is thrown away.
+        """
+        if not self._training.compile:
+            return 0.0
+        began = time.perf_counter()
+        shape, training = self.scheme.model_settings, self._training
+        clips = self._group.share(training.batch_size // training.micro_batches)
+        tokens_BT = torch.zeros(clips.stop - clips.start, shape.num_tokens, dtype=torch.int32)
+        batch = Batch(tokens_BT, torch.zeros(len(tokens_BT), dtype=torch.int64))
+        for span in self.scheme.kinds_of_spans():
+            self.backward(MicroBatch(batch, span))
+        if isinstance(self.parameters, FlatParameters):  # a split model is validated by one that is whole
+            with no_way_back(), torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, self._autocast):
+                self.model(*(tensor.to(self.device) for tensor in batch))
+        torch._foreach_zero_(self.parameters.gradients)
+        if self.device.type == "cuda":
+            torch.cuda.synchronize(self.device)
+        return time.perf_counter() - began
 
     def update(self, learning_rate: float) -> None:
         """Clips the gradient and takes AdamW's step with it."""
@@ -110,6 +129,7 @@ class OptimiserStep:
             )  # an output kept as it is would hold the node that keeps it: a cycle that nobody frees
 
         with (
+            torch.compiler.set_stance("force_eager") if self._training.compile else nullcontext(),
             saved_tensors_hooks(keep, lambda tensor: tensor),
             torch.autocast(self.device.type, torch.bfloat16, self._autocast),
         ):
@@ -163,15 +183,3 @@ def _placed(scheme: Scheme, device: torch.device, group: Group) -> tuple[VideoTr
         return model, ShardedParameters(model, group, device, half=experiment.training.precision == "bfloat16")
     model = model.to(device)
     return model, FlatParameters(model, group)
-
-
-def _compiled(scheme: Scheme):  # type: ignore[no-untyped-def]
-    """`scheme.loss` compiled, one graph per span of the window."""
-    starts = len(scheme.distribution())
-    if starts > COMPILED_STARTS:
-        raise SettingsError(
-            f"training.compile makes a graph for each of the {starts} window starts, at most {COMPILED_STARTS}; "
-            "raise window.stride_tokens or set training.compile to false"
-        )
-    torch._dynamo.config.recompile_limit = max(torch._dynamo.config.recompile_limit, 2 * starts + 8)
-    return torch.compile(scheme.loss, dynamic=False)

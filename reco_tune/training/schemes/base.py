@@ -6,6 +6,7 @@ and losses; refuses to know optimisers, devices and the order of batches.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
@@ -14,10 +15,11 @@ from torch import Tensor
 
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.model import ModelSettings, VideoTransformer, WindowOutput
+from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops, step_flops
 from reco_tune.settings import Experiment
-from reco_tune.training.objectives import LossOptions, LossTerms, forward, loss_terms
+from reco_tune.training.objectives import LossOptions, LossTerms, hidden_states, loss_terms
+from reco_tune.training.parameters import Parameters
 from reco_tune.windows import WindowSchedule, WindowSpan, prefix_inputs
 
 
@@ -66,6 +68,7 @@ class Scheme:
             chunk_tokens=experiment.training.loss_chunk_tokens,
             prefix_tokens=window.prefix_tokens,
             activation_checkpointing=experiment.training.activation_checkpointing,
+            compiled=experiment.training.compile,
         )
 
     @property
@@ -85,6 +88,14 @@ class Scheme:
     def distribution(self) -> dict[WindowSpan, float]:
         """Share of every span in the run."""
         return self.windows.distribution() if self.windows is not None else {WindowSpan(0, self.loss_tokens): 1.0}
+
+    def kinds_of_spans(self) -> list[WindowSpan]:
+        """Spans of the run that stand for all others: the first, of each length, with no prefix, one input, or more."""
+        kinds: dict[tuple[int, int], WindowSpan] = {}
+        for span in sorted(self.distribution()):
+            start, length = self.computed(span)
+            kinds.setdefault((min(prefix_inputs(start, self.options.prefix_tokens), 2), length), span)
+        return list(kinds.values())
 
     def computed(self, span: WindowSpan) -> WindowSpan:
         """The tokens of the model's sequence that a step there computes with gradient."""
@@ -174,7 +185,11 @@ class Scheme:
         """Loss of one micro-batch whose window lies there."""
         span = self.span(span)
         computed, judged = self.computed(span), self.judged(span)
-        output = forward(model, *batch, *computed, self.options)
-        own = slice(judged.start - computed.start, judged.start - computed.start + judged.length)
+        hidden_BSD = hidden_states(model, *batch, *computed, self.options)
         targets_BW = batch.tokens_BT[:, judged.start : judged.start + judged.length]
-        return loss_terms(model, WindowOutput(*(part[:, own] for part in output)), targets_BW, self.options)
+        return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
+
+    def compiled_loss(self, parameters: Parameters) -> Callable[[VideoTransformer, Batch, WindowSpan], LossTerms]:
+        """`loss`, compiled: the blocks of the parameters' model, and head with loss (`options.compiled`)."""
+        parameters.compile_blocks()
+        return self.loss
