@@ -11,8 +11,8 @@ from pathlib import Path
 from reco_tune.reporting import Evidence
 from reco_tune.reporting.analysis_cli import run_script, save
 from reco_tune.reporting.numbers import number
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.sections.frontier import build
+from reco_tune.settings import SEARCH
 
 
 def work(sources: list[str], output: Path) -> str:

@@ -45,6 +45,15 @@ def test_a_published_row_stands_marked_in_the_table(runs, tmp_path):
     assert ablation.left_out(together) == []
 
 
+def test_rows_of_two_settings_are_never_seeds_of_one_arm(runs, tmp_path):
+    columns, rows = "arm,fvd,training.steps,protocol", [f"Theirs,5.5,600,{PROTOCOL}", f"Theirs,5.0,,{PROTOCOL}"]
+    table = ablation_table(with_imports(runs, [write(tmp_path / "a.csv", *rows, columns=columns)]))
+    assert table.set_index("arm").loc["Theirs (imported)", "seeds"] == 2, "a file need not tell every setting"
+    mixed = with_imports(runs, [write(tmp_path / "b.csv", *rows, f"Theirs,4.0,1500,{PROTOCOL}", columns=columns)])
+    with pytest.raises(ComparisonError, match=r"b:2 and b:4 would .* training\.steps is 600 in the one and 1500"):
+        ablation_table(mixed)
+
+
 def test_the_study_itself_does_not_change(runs, tmp_path):
     together = with_imports(runs, [write(tmp_path / "published.csv", f"reco,0.1,0.1,0.1,2.8,{PROTOCOL}")])
     assert csv_text(together.head(len(runs))) == csv_text(runs)

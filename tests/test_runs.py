@@ -1,6 +1,7 @@
 """Runs as a table: complete, in planned order, and the same bytes whatever it was read from."""
 
 import math
+from dataclasses import replace
 
 import numpy as np
 import pandas as pd
@@ -9,7 +10,8 @@ from toy_study import PROTOCOL, record_study
 
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError, StudyError
-from reco_tune.reporting import load_runs, load_study
+from reco_tune.reporting import Evidence, ablation_table, frontier, load_runs, load_study
+from reco_tune.reporting.budgets import meaning, searched_steps
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.runs import comparable, exclusions
 from reco_tune.study_log import read_study
@@ -185,6 +187,104 @@ def test_real_clips_through_two_tokenizers_are_refused_and_raw_ones_are_not(stud
         comparable(runs)
     runs["protocol"] = runs["protocol"].str.replace("reconstructed", "raw")
     assert len(comparable(runs)) > 2
+
+
+@pytest.fixture(scope="module")
+def two_seeds(tmp_path_factory):
+    """Two training seeds of each arm, and a sampled run that was run again."""
+    folder = tmp_path_factory.mktemp("seeds") / "toy"
+    return load_runs(
+        record_study(folder, ("full", "reco"), seeds=(0, 1), searched=3, again=("search-0000",), files=False)
+    )
+
+
+def changed(runs, trial, **settings):
+    other = runs.copy()
+    for key, value in settings.items():
+        other.loc[other["trial"] == trial, key.replace("__", ".")] = value
+    return other
+
+
+@pytest.mark.parametrize(
+    ("trial", "change", "words"),
+    [
+        (
+            "full-s1",
+            {"training__steps": 1500, "steps": 1500.0},
+            "training.steps is 600 in the one and 1500 in the other",
+        ),
+        ("reco-equal_compute-s1", {"training__steps": 77}, "training.steps is 1152 in the one and 77"),
+        ("reco-equal_steps-s0", {"training__learning_rate": 1.0}, "training.learning_rate is 1.0 in the one and 0.003"),
+        ("reco-equal_steps-s1", {"window__prefix_tokens": 9}, "window.prefix_tokens is None in the one and 9"),
+        ("search-0000-s1", {"sampling__temperature": 0.5}, "sampling.temperature is 1.0 in the one and 0.5"),
+        ("reco-equal_steps-s1", {"seed": 0}, "reco-equal_steps-s0 and reco-equal_steps-s1 are both seed 0 of `reco`"),
+    ],
+    ids=["the-baseline", "steps-of-a-compute-budget", "an-arm", "what-one-has-not", "a-finalist", "a-seed-twice"],
+)
+def test_runs_of_two_settings_are_never_seeds_of_one_arm(two_seeds, trial, change, words):
+    """Runs of 1,500 and of 200 steps were pooled after somebody edited the settings under a study."""
+    mixed = changed(two_seeds, trial, **change)
+    for compare in (ablation_table, frontier):
+        with pytest.raises(ComparisonError) as error:
+            compare(mixed)
+        assert words in str(error.value) and "report them apart" in str(error.value)
+
+
+def test_where_runs_worked_keeps_no_seeds_apart(two_seeds):
+    moved = changed(two_seeds, "full-s1", resources__workers=4, data__cache_dir="/elsewhere")
+    assert len(ablation_table(moved)) == len(ablation_table(two_seeds)) == 4
+    older = two_seeds.drop(columns=["data.grid"])
+    assert len(ablation_table(older)) == 4, "a setting that came later"
+
+
+def test_arms_that_did_not_take_the_baselines_steps_are_not_at_equal_steps(two_seeds):
+    """They stood under `every arm takes the baseline's optimiser steps`."""
+    runs = two_seeds
+    for seed in (0, 1):
+        runs = changed(runs, f"reco-equal_steps-s{seed}", training__steps=5, steps=5.0)
+    table = ablation_table(runs)
+    assert list(table.loc[table["budget"] == "equal_steps", "arm"]) == ["full"]
+    assert dict(zip(runs["trial"], exclusions(runs), strict=True))["reco-equal_steps-s0"] == (
+        "it took 5 steps, not the baseline's 600"
+    )
+
+
+@pytest.mark.parametrize("begun", [{}, {"question": "?"}], ids=["an-earlier-version's", "this-version's"])
+def test_speeds_against_an_arms_own_model_are_in_no_table(study, begun):
+    """An earlier version measured the speed of an arm with a model of its own against a baseline with the same."""
+    record = load_study(study)
+    arm = {**record.runs["reco-equal_steps-s0"].settings, "model.depth": 1}
+    changed = replace(
+        record,
+        settings=begun,
+        runs={
+            name: replace(run, settings=arm) if name == "reco-equal_steps-s0" else run
+            for name, run in record.runs.items()
+        },
+    )
+    runs = load_runs(changed)
+    why = dict(zip(runs["trial"], exclusions(runs), strict=True))["reco-equal_steps-s0"]
+    assert why == (
+        "" if begun else "its speed was measured against a baseline with its own model.depth, by an earlier version"
+    )
+
+
+def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
+    kept = Evidence(two_seeds).own_comparable
+    assert meaning("equal_steps", kept) == (
+        "every arm takes the baseline's optimiser steps (`full` takes 600 steps of 32 clips)"
+    )
+    small = two_seeds
+    for seed in (0, 1):
+        small = changed(small, f"reco-equal_steps-s{seed}", model__depth=1, training__batch_size=16)
+    kept = Evidence(small).own_comparable
+    assert meaning("equal_steps", kept).endswith(
+        "; steps of another kind: `reco` (model.depth 1, not 3, training.batch_size 16, not 32)"
+    )
+    assert "another kind" not in meaning("equal_compute", kept)
+    searched = changed(two_seeds, "search-0001", training__batch_size=8)
+    assert searched_steps(Evidence(searched).own_comparable).endswith("of another kind by `training.batch_size`.")
+    assert searched_steps(Evidence(two_seeds).own_comparable) == ""
 
 
 def test_a_missing_study_is_said(tmp_path):

@@ -6,7 +6,8 @@ from typing import Any, NamedTuple
 
 import pandas as pd
 
-from reco_tune.settings import BASELINE
+from reco_tune.reporting.numbers import quoted
+from reco_tune.settings import BASELINE, SEARCH, step_cost
 
 
 class Budget(NamedTuple):
@@ -54,3 +55,47 @@ def at_budget(run_budget: Any, budget: str) -> Any:
 def reference(budget: str, baseline: str = BASELINE) -> str:
     """What the arms of a budget are compared with: the baseline, at half the compute its whole run."""
     return WHOLE if budget == "half_compute" and baseline == BASELINE else baseline
+
+
+def meaning(budget: str, kept: pd.DataFrame) -> str:
+    """What a budget gives an arm, in the baseline's numbers where it ran, and which arms take steps of another kind.
+
+    Args:
+        kept: comparable runs of the study itself.
+    """
+    full = _whole_baseline(kept)
+    if full is None:
+        return BUDGETS[budget].gives
+    steps, clips = int(full["training.steps"]), int(full["training.batch_size"])
+    gives = f"{BUDGETS[budget].gives} (`{BASELINE}` takes {steps:,} steps of {clips} clips)"
+    fixed = kept[(kept["arm"] != SEARCH) & at_budget(kept["budget"], budget)]
+    other = [
+        f"{quoted(str(arm))} ({', '.join(f'{key} {own.iloc[0][key]}, not {full[key]}' for key in keys)})"
+        for arm, own in fixed.groupby("arm", sort=False)
+        if (keys := other_steps(own, full))
+    ]
+    return gives + (f"; steps of another kind: {', '.join(other)}" if other else "")
+
+
+def searched_steps(kept: pd.DataFrame) -> str:
+    """In a sentence, what makes sampled runs' steps other ones than the baseline's; empty where nothing does. Begins
+    with a space.
+    """
+    full, sampled = _whole_baseline(kept), kept[kept["arm"] == SEARCH]
+    keys = other_steps(sampled, full) if full is not None else []
+    named = ", ".join(f"`{key}`" for key in keys)
+    return f" Sampled runs take the baseline's number of steps, of another kind by {named}." if keys else ""
+
+
+def other_steps(rows: pd.DataFrame, full: pd.Series) -> list[str]:
+    """The settings of model and training, in which some of these runs differ from the baseline, that the cost of a step
+    depends on.
+    """
+    keys = [key for key in map(str, rows) if step_cost(key) and not key.startswith(("window.", "objective."))]
+    return [key for key in keys if any(value != full[key] for value in rows[key].unique())]
+
+
+def _whole_baseline(kept: pd.DataFrame) -> pd.Series | None:
+    """Its run at its whole budget; None where there is none."""
+    full = kept[(kept["arm"] == BASELINE) & (kept["budget"] == "both")]
+    return None if full.empty else full.iloc[0]

@@ -14,8 +14,8 @@ import pandas as pd
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import LEVEL, Difference, Estimate, holm, mean_interval, paired_difference
 from reco_tune.reporting.budgets import WHOLE, at_budget, reference
-from reco_tune.reporting.runs import IMPORTED, SEARCH, arm_order
-from reco_tune.settings import BASELINE
+from reco_tune.reporting.runs import IMPORTED, arm_order
+from reco_tune.settings import BASELINE, SEARCH
 
 COLUMNS = (
     "budget",

@@ -11,7 +11,7 @@ from reco_tune import quantities
 from reco_tune.quantities import VAL_CROSS_ENTROPY
 from reco_tune.reporting.budgets import BUDGETS, at_budget
 from reco_tune.reporting.numbers import number, quoted
-from reco_tune.reporting.runs import SEARCH
+from reco_tune.settings import SEARCH
 from reco_tune.study_log import RunRecord, StudyRecord
 
 

@@ -30,6 +30,7 @@ from reco_tune.reporting.runs import (
     load_study,
     measured_with,
     own_runs,
+    refuse_mixed,
     runs_table,
 )
 from reco_tune.settings import BASELINE
@@ -41,7 +42,8 @@ class Evidence:
     """A study and what may be compared in it. Every property is computed when it is first asked for.
 
     Raises, whichever property is the first to compare:
-        ComparisonError: where runs of different protocols meet, or none is of the baseline that was asked for.
+        ComparisonError: where runs of different protocols meet, or runs of one arm that differ in more than the seed,
+            or none is of the baseline that was asked for.
     """
 
     runs: pd.DataFrame
@@ -74,8 +76,10 @@ class Evidence:
 
     @cached_property
     def comparable(self) -> pd.DataFrame:
-        """The runs that may stand in one table."""
-        return comparable(self.runs)
+        """The runs that may stand in one table, and in one row where they are of one arm."""
+        kept = comparable(self.runs)
+        refuse_mixed(kept)
+        return kept
 
     @cached_property
     def own_comparable(self) -> pd.DataFrame:

@@ -25,7 +25,8 @@ from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.numbers import FORMULA, quoted
-from reco_tune.reporting.runs import IMPORTED, SEARCH, told_apart
+from reco_tune.reporting.runs import IMPORTED, told_apart
+from reco_tune.settings import SEARCH
 from reco_tune.study_log import State
 
 NEEDED = ("arm", "fvd", "protocol")

@@ -20,16 +20,18 @@ from numpy.typing import NDArray
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.numbers import quoted
-from reco_tune.settings import BASELINE, Bound
+from reco_tune.settings import BASELINE, LATER, SEARCH, WHERE, Bound, step_cost
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
 Source = Path | str | StudyRecord
 """A study folder, `mlflow:EXPERIMENT` (the server of MLFLOW_TRACKING_URI), or a study already read."""
 
-SEARCH = "search"
-"""The arm of sampled runs."""
 IMPORTED = " (imported)"
 """Ends the arm of a run that was not of the study (`imported`)."""
+SPEEDS = ("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio")
+"""What is relative to the baseline."""
+OWN_BASELINE = "its speed was measured against a baseline with"
+"""Begins the reason why a run has no speed-up."""
 INFEASIBLE = "infeasible"
 """Begins the reason of an evaluated run that breaks a constraint."""
 IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
@@ -125,6 +127,7 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
         {name: pd.Series(own, dtype=object) if _words(own) else own for name, own in columns.items()}
     ).copy()
     _baseline_speed(table)
+    _refuse_own_baselines(table, study, runs)
     if constraints:
         measured = {name: table[name].tolist() for name in constraints}
         for row, run in enumerate(runs):
@@ -149,6 +152,53 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
     return kept
 
 
+def refuse_mixed(kept: pd.DataFrame) -> None:
+    """Refuses runs that would stand in one row as seeds of one arm, or of one sampled configuration, and are not.
+
+    Their settings differ in nothing but the seed and where they ran; between studies also in the steps that a compute
+    budget gives, which follow from each study's own speeds. A run from elsewhere is asked only about settings that its
+    file tells.
+
+    Args:
+        kept: comparable runs (`comparable`).
+
+    Raises:
+        ComparisonError: where they differ; it names two runs, the setting and both values.
+    """
+    rows: dict[tuple[str, str, str], list[int]] = {}
+    studies = np.where(kept["arm"] == SEARCH, kept["study"], "")  # each study numbers its sampled runs from 0
+    for row, key in enumerate(zip(configurations(kept), kept["budget"], studies, strict=True)):
+        rows.setdefault(key, []).append(row)
+    keys = [key for key in map(str, kept) if "." in key and key != "training.seed" and not key.startswith(WHERE)]
+    for (name, budget, _), own in rows.items():
+        if len(own) > 1:
+            group = kept.iloc[own]
+            given = budget not in ("both", "equal_steps") and group["study"].nunique() > 1
+            _refuse_different(group, [key for key in keys if not (given and key == "training.steps")])
+            if not name.endswith(IMPORTED) and group["seed"].duplicated().any():
+                seed = group.loc[group["seed"].duplicated(), "seed"].iloc[0]
+                one, two = group.loc[group["seed"] == seed, "trial"].iloc[:2]
+                raise ComparisonError(f"{one} and {two} are both seed {seed} of `{name}`; report them apart")
+
+
+def _refuse_different(group: pd.DataFrame, keys: Sequence[str]) -> None:
+    for key in keys:
+        values = group[key].to_numpy()
+        if (values == values[:1]).all():
+            continue
+        told = [
+            (trial, LATER.get(key) if pd.isna(value) else value)  # an older study does not have it
+            for trial, value, elsewhere in zip(group["trial"], values, _elsewhere(group), strict=True)
+            if not (elsewhere and pd.isna(value))
+        ]
+        for trial, value in told:
+            if value != told[0][1]:
+                raise ComparisonError(
+                    f"{told[0][0]} and {trial} would stand as seeds of one arm, but {key} is {told[0][1]} in the one"
+                    f" and {value} in the other; report them apart"
+                )
+
+
 def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
     """Those of the study itself; what it found does not depend on the numbers that a reader lays beside it."""
     elsewhere = _elsewhere(runs)
@@ -159,7 +209,8 @@ def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
     names = ("state", "reason", "fvd", "speedup", "steps", "training.steps")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
-    return ["" if whole else _exclusion(*row) for whole, *row in zip(_whole(runs), *columns, strict=True)]
+    given = _baseline_steps(runs)
+    return ["" if whole else _exclusion(given, *row) for whole, *row in zip(_whole(runs), *columns, strict=True)]
 
 
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
@@ -173,10 +224,24 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     if "training.steps" in runs:
         # At compute budgets the step count follows from the calibrated speed, so only equal steps can be checked
         # against the setting.
-        asked = runs["training.steps"].to_numpy(dtype=np.float64, na_value=np.nan)
-        whole &= ~((runs["budget"] == "equal_steps").to_numpy(dtype=bool) & (steps < asked))
+        asked, equal = (
+            runs["training.steps"].to_numpy(dtype=np.float64, na_value=np.nan),
+            (runs["budget"] == "equal_steps").to_numpy(dtype=bool),
+        )
+        whole &= ~(equal & (steps < asked))
+        if (given := _baseline_steps(runs)) is not None:
+            whole &= ~(equal & ~_elsewhere(runs) & (asked != given))
     found: NDArray[np.bool_] = whole
     return found
+
+
+def _baseline_steps(runs: pd.DataFrame) -> int | None:
+    """Steps that equal steps give, the baseline's; None where it did not run, or at several."""
+    if "training.steps" not in runs:
+        return None
+    whole = runs[(runs["arm"] == BASELINE) & (runs["budget"] == "both")]
+    steps = whole["training.steps"].dropna().unique()
+    return int(steps[0]) if len(steps) == 1 else None
 
 
 def _elsewhere(runs: pd.DataFrame) -> NDArray[np.bool_]:
@@ -223,8 +288,13 @@ def configurations(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _exclusion(state: str, reason: str, fvd: float, speedup: float, steps: float, asked: Any) -> str:
-    """In words, for a run that may not stand in a table."""
+def _exclusion(given: int | None, state: str, reason: str, fvd: float, speedup: float, steps: float, asked: Any) -> str:
+    """In words, for a run that may not stand in a table.
+
+    Args:
+        given: the baseline's steps.
+        asked: those of the run's settings.
+    """
     if state == "failed":
         return f"failed: {reason}" if reason else "failed"
     if state == "pruned":
@@ -234,7 +304,9 @@ def _exclusion(state: str, reason: str, fvd: float, speedup: float, steps: float
     if not math.isfinite(fvd):
         return "its FVD is not finite"
     if not math.isfinite(speedup):
-        return "its speed-up was not measured"
+        return reason if reason.startswith(OWN_BASELINE) else "its speed-up was not measured"
+    if steps >= asked and given is not None:
+        return f"it took {steps:.0f} steps, not the baseline's {given}"
     return f"stopped after {steps:.0f} of {asked} steps"
 
 
@@ -292,10 +364,28 @@ def _differing(one: pd.Series, two: pd.Series, keys: Sequence[str]) -> list[str]
     return [f"{key} ({a!s:.80} against {b!s:.80})" for key, (a, b) in values.items() if a != b]
 
 
+def _refuse_own_baselines(table: pd.DataFrame, study: StudyRecord, runs: Sequence[RunRecord]) -> None:
+    """Takes out speeds that an earlier version measured against a baseline with the arm's own model or batch: beside
+    those of other arms they say nothing, and neither do the steps of a compute budget that follow from them.
+    """
+    if study.settings:
+        return  # which a log has since speeds are relative to the study's baseline
+    full = next((run.settings for run in runs if run.arm == BASELINE), None)
+    for row, run in enumerate(runs):
+        costly = [key for key in run.settings if step_cost(key) and not key.startswith(("window.", "objective."))]
+        if full is not None:
+            own = [key for key in costly if run.settings[key] != full.get(key, LATER.get(key))]
+        else:
+            own = [key for key in run.params if key in (*costly, "model.preset")]
+        if own:
+            table.loc[row, list(SPEEDS)] = math.nan
+            table.loc[row, "reason"] = f"{OWN_BASELINE} its own {own[0]}, by an earlier version"
+
+
 def _baseline_speed(table: pd.DataFrame) -> None:
     """The baseline's speed-up is 1 by definition, also where nobody calibrated it against itself."""
     baseline = (table["arm"] == BASELINE).to_numpy()
-    for name in ("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio"):
+    for name in SPEEDS:
         table.loc[baseline & table[name].isna().to_numpy(), name] = 1.0
 
 

@@ -11,7 +11,8 @@ import pandas as pd
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.budgets import WHOLE, budget_order
 from reco_tune.reporting.evidence import ablation_table
-from reco_tune.reporting.runs import SEARCH, arm_order, comparable, told_apart
+from reco_tune.reporting.runs import arm_order, comparable, refuse_mixed, told_apart
+from reco_tune.settings import SEARCH
 
 TOGETHER = "together"
 """Runs of all studies as those of one."""
@@ -47,7 +48,8 @@ def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
     """The runs of several studies as those of one: the same arms under other training seeds.
 
     Raises:
-        ComparisonError: where protocols or data differ, or two studies hold the same arm, budget and seed.
+        ComparisonError: where protocols, data or the settings of an arm differ, or two studies hold the same arm,
+            budget and seed.
     """
     together = pd.concat(studies.values(), ignore_index=True)
     together.attrs["arms"] = list(dict.fromkeys(arm for runs in studies.values() for arm in arm_order(runs)))
@@ -60,6 +62,7 @@ def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
             f"two studies hold the arm `{arm}` at {str(budget).replace('_', ' ')} with seed {seed}; pool studies of"
             " different --seeds"
         )
+    refuse_mixed(kept)
     return together
 
 

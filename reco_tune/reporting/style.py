@@ -21,8 +21,8 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
 from reco_tune.reporting.budgets import WHOLE
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import DPI
+from reco_tune.settings import SEARCH
 
 COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand beside every line and point as well
     "full": "#000000",

@@ -1,6 +1,6 @@
 """Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
 
-from reco_tune.settings.experiment import COSTLESS, LATER, WHERE, Experiment, flatten
+from reco_tune.settings.experiment import LATER, WHERE, Experiment, flatten, step_cost
 from reco_tune.settings.fields import check_value, known_keys
 from reco_tune.settings.files import (
     arm_experiment,
@@ -31,7 +31,6 @@ from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, SEARCH
 __all__ = [
     "ARMS",
     "BASELINE",
-    "COSTLESS",
     "FSQ_LEVELS",
     "HOLISTIC",
     "LATER",
@@ -67,4 +66,5 @@ __all__ = [
     "parse_overrides",
     "read_yaml",
     "save_space",
+    "step_cost",
 ]

@@ -62,16 +62,17 @@ class Experiment(Sections):
         """The settings that the cost of an optimiser step may depend on, by dotted key, of those that two runs of one
         study may differ in.
         """
-        return {
-            key: value
-            for key, value in self.flat().items()
-            if key.startswith(("model.", "window.", "objective.", "training.")) and key not in COSTLESS
-        }
+        return {key: value for key, value in self.flat().items() if step_cost(key)}
 
     def result_hash(self) -> str:
         """Hash of the settings that a result depends on."""
         kept = {key: value for key, value in self.result_settings().items() if key not in LATER or LATER[key] != value}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
+
+
+def step_cost(key: str) -> bool:
+    """Whether the cost of an optimiser step may depend on a setting that two runs of one study may differ in."""
+    return key.startswith(("model.", "window.", "objective.", "training.")) and key not in COSTLESS
 
 
 def flatten(nested: dict[str, Any], prefix: str = "") -> dict[str, Any]:

@@ -12,8 +12,8 @@ import pandas as pd
 
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.render.text import data_uri, with_code
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import DPI, Figure, Section
+from reco_tune.settings import SEARCH
 
 
 def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Path]) -> str:

@@ -11,8 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting.numbers import number
-from reco_tune.reporting.runs import SEARCH
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, SEARCH
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44

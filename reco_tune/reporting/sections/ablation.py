@@ -10,14 +10,14 @@ import pandas as pd
 from markupsafe import Markup
 
 from reco_tune.reporting.aggregate import sign_flip_floor
-from reco_tune.reporting.budgets import BUDGETS, reference
+from reco_tune.reporting.budgets import BUDGETS, meaning, reference
 from reco_tune.reporting.comparisons import COLUMNS, Comparison, best_row
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
 from reco_tune.reporting.numbers import hours, interval, number, p_value, quoted, signed
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.render.scatter import interval_bar
-from reco_tune.reporting.runs import SEARCH, exclusions
+from reco_tune.reporting.runs import exclusions
 from reco_tune.reporting.section import (
     Column,
     Row,
@@ -29,7 +29,7 @@ from reco_tune.reporting.section import (
     records,
     text_column,
 )
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, SEARCH
 
 COLUMNS_FOR_PEOPLE = (
     text_column("arm", "arm"),
@@ -98,7 +98,7 @@ def ablation_table(evidence: Evidence) -> Table:
         "ablation",
         "Ablation",
         columns,
-        _groups(evidence.ablation, bests),
+        _groups(evidence, bests),
         caption(evidence) + origin_note(file_names(evidence.imports)),
         [
             *_refused(evidence),
@@ -205,17 +205,17 @@ def _drawn_interval(row: Row) -> Markup:
     return Markup("{}{}").format(interval(row["fvd_low"], row["fvd_high"]), bar)
 
 
-def _groups(rows: pd.DataFrame, bests: Mapping[tuple[str, str], float]) -> list[RowGroup]:
+def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[RowGroup]:
     """`bests` holds the lowest validation cross-entropy of arms that overfit."""
     groups = []
-    for name, own in rows.groupby("budget", sort=False):
+    for name, own in evidence.ablation.groupby("budget", sort=False):
         budget = BUDGETS[str(name)]
         ends = own["fvd_low"].fillna(own["fvd"]).min(), own["fvd_high"].fillna(own["fvd"]).max()
         shown: list[dict[str, Any]] = [
             {**row, "range": tuple(map(float, ends)), "best": bests.get((row["budget"], row["arm"]), math.nan)}
             for row in records(own)
         ]
-        groups.append(RowGroup(budget.title, shown, budget.gives, best_row(own)))
+        groups.append(RowGroup(budget.title, shown, meaning(str(name), evidence.own_comparable), best_row(own)))
     return groups
 
 

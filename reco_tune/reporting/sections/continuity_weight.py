@@ -13,7 +13,6 @@ from reco_tune import quantities
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import interval, number
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import (
     Column,
     Figure,
@@ -25,6 +24,7 @@ from reco_tune.reporting.section import (
     text_column,
 )
 from reco_tune.reporting.windowed import NORM_WEIGHT, REDUCTION, WEIGHT, beside, caption, mean_fvd, row_groups, windowed
+from reco_tune.settings import SEARCH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

@@ -8,8 +8,9 @@ import pandas as pd
 from reco_tune import quantities
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import thousands
-from reco_tune.reporting.runs import SEARCH, arm_order
+from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.section import Column, RowGroup, Section, Table, number_column, records, text_column
+from reco_tune.settings import SEARCH
 from reco_tune.study_log import StudyRecord
 
 STAGES = [stage.name for stage in quantities.STAGE_SECONDS]

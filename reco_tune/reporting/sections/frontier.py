@@ -13,13 +13,13 @@ import pandas as pd
 from markupsafe import Markup
 
 from reco_tune import quantities
-from reco_tune.reporting.budgets import BUDGETS, WHOLE, at_budget, reference
+from reco_tune.reporting.budgets import BUDGETS, WHOLE, at_budget, reference, searched_steps
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, SETTINGS, Frontier
 from reco_tune.reporting.numbers import number, quoted, setting
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.render.scatter import scatter
-from reco_tune.reporting.runs import IMPORTED, SEARCH, bounds, configurations, differing
+from reco_tune.reporting.runs import IMPORTED, bounds, configurations, differing
 from reco_tune.reporting.section import (
     Column,
     Figure,
@@ -32,7 +32,7 @@ from reco_tune.reporting.section import (
     records,
     text_column,
 )
-from reco_tune.settings import BASELINE, Bound
+from reco_tune.settings import BASELINE, SEARCH, Bound
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
@@ -103,7 +103,8 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         groups,
         "Arms and finalists of the search as means over their seeds, other sampled runs one by one. The probability is"
         " the share of 1,000 draws from the intervals of FVD and speed-up in which nothing is both as fast and as good;"
-        " rows in grey are not on the frontier of the means but in at least one draw of twenty.",
+        " rows in grey are not on the frontier of the means but in at least one draw of twenty."
+        + searched_steps(evidence.own_comparable),
         infeasible(evidence.frontier.points),
         files=(),
         terminal=("trial", "speedup", "fvd", "fvd_interval", "probability", *SETTINGS),

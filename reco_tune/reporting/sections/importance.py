@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from reco_tune import quantities
 from reco_tune.reporting.evidence import Evidence
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import Figure, Section, Table
+from reco_tune.settings import SEARCH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing

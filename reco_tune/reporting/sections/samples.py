@@ -19,9 +19,8 @@ from reco_tune.data.video import write_video
 from reco_tune.reporting.budgets import BUDGETS, at_budget
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.render.text import breakable, data_uri
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import Section, file_stem
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, SEARCH
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 ROWS = 4

@@ -10,9 +10,9 @@ import pandas as pd
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number
-from reco_tune.reporting.runs import SEARCH
 from reco_tune.reporting.section import Figure, Section, Table, interval_column, number_column, records, text_column
 from reco_tune.reporting.windowed import PLACE, beside, caption, mean_fvd, row_groups, windowed
+from reco_tune.settings import SEARCH
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
