@@ -77,6 +77,19 @@ def test_the_cache_holds_the_users_codes(tmp_path: Path, write: Callable[[Path],
     assert (again.path, again.fingerprint) == (cache.path, cache.fingerprint)
 
 
+def test_a_grid_need_not_be_square_and_needs_no_pixel_sizes(tmp_path: Path) -> None:
+    """45 tokens as 3 x 3 x 5; the sentence about another shape gives the setting that takes it."""
+    as_npy(tmp_path, flat=True)
+    for split in SPLITS:
+        tokens = np.load(tmp_path / f"{split}.npy")
+        np.save(tmp_path / f"{split}.npy", tokens.reshape(len(tokens), 3, 3, 5))
+    with pytest.raises(DataError, match=r"clips of shape \(3, 3, 5\), .*; set data.grid to \[3, 3, 5\]"):
+        prepare_tokens(make(tmp_path))
+    cache = prepare_tokens(make(tmp_path, {"data.grid": [3, 3, 5], "data.clip_frames": 8, "data.size_px": 13}))
+    assert cache.grid == (3, 3, 5)
+    assert sorted(map(tuple, cache.tokens("test"))) == sorted(map(tuple, tokens.reshape(len(tokens), -1)))
+
+
 def test_caps_time_splits_and_missing_labels(tmp_path: Path) -> None:
     tokens, _ = codes("train")
     np.save(tmp_path / "train.npy", tokens)
