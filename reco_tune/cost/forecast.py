@@ -19,6 +19,7 @@ from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.pareto import deciding_rungs
 from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, Experiment, Pruning
 from reco_tune.training.distributed import prepare_device
+from reco_tune.training.parameters import state_bytes
 from reco_tune.training.schemes import plan_scheme
 
 GENERATION_RATE = 0.4
@@ -33,9 +34,6 @@ the trained model.
 
 PROBE_FLOPS = 4e9
 """Size of the step that measures the rate: a tenth of a second on one CPU core."""
-
-BYTES_PER_WEIGHT = 16
-"""Weight, gradient and AdamW's two moments, float32."""
 
 _HISTORY_BYTES_PER_STEP = 6 * 8
 
@@ -145,8 +143,10 @@ def least_memory(experiment: Experiment) -> int:
     clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
     assert experiment.window.length_tokens is not None
     tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
-    activation = 2 if training.precision == "bfloat16" else 4
-    return BYTES_PER_WEIGHT * parameter_count(settings) + activation * tokens * settings.depth * settings.width
+    half = training.precision == "bfloat16"
+    activation = 2 if half else 4
+    sharing = experiment.resources.workers if experiment.resources.shard_state else 1
+    return state_bytes(settings, sharing, half) + activation * tokens * settings.depth * settings.width
 
 
 def _run(run: PlannedRun, rate: float, calibrated: bool, rung_clips: int = 0) -> RunForecast:

@@ -267,6 +267,7 @@ class _Run:
         last = self._rung_means() | found
         if self._validation is not None:
             last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate(model)
+        del model  # a copy of its own where workers have parts
         self.metrics = {q.STEPS.name: float(self.step), **last}
         self._write()
         self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size

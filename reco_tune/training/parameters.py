@@ -11,7 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.transformer import Block
 from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
@@ -44,17 +44,48 @@ class Parameters(Protocol):
         """The same memory, parameter by parameter, as `torch.distributed.checkpoint` reads and writes it."""
 
     def storages(self) -> set[int]:
-        """Addresses of the memory that weights take now."""
+        """Identities of the storages of the weights as they are now."""
 
     @property
     def gathered_bytes(self) -> int:
-        """The most that weights and gradients of other workers' take here during a step."""
+        """The function of this name, of a split state; 0 of a whole one."""
 
     def compile_blocks(self) -> None:
         """Puts compiled blocks into the model."""
 
     def whole_model(self) -> VideoTransformer:
         """A model with all weights, on every worker, for whatever is no training. All ranks call it."""
+
+
+GATHERED_BLOCKS = 2
+"""Blocks of a split model that are on a worker at once: the next one is gathered while one is computed."""
+
+
+def state_bytes(settings: ModelSettings, workers: int, half: bool) -> int:
+    """Of one of the workers that a model's state is split over: weights, gradients and AdamW's moments of its part, and
+    what it gathers of the others'. With one worker it is the whole state.
+    """
+    around, block = _parameter_counts(settings)
+    whole = 16 * (around + settings.depth * block)
+    return whole if workers == 1 else -(-whole // workers) + gathered_bytes(settings, half)
+
+
+def gathered_bytes(settings: ModelSettings, half: bool) -> int:
+    """Of a worker with a part of a model, what a step takes beside that part: of all that lies around the blocks, and
+    of `GATHERED_BLOCKS` blocks, weights, gradients, and the float32 values by which gradients are summed.
+
+    Args:
+        half: whether blocks and their gradients come in bfloat16.
+    """
+    around, block = _parameter_counts(settings)
+    return around * (4 + 4 + 4) + GATHERED_BLOCKS * block * ((2 + 2 if half else 4 + 4) + 4)
+
+
+def _parameter_counts(settings: ModelSettings) -> tuple[int, int]:
+    """Of what lies around the blocks, and of one block."""
+    width = settings.width
+    around = 2 * settings.num_codes + settings.num_classes + 1 + settings.num_tokens + 1
+    return around * width, 12 * width**2 + 2 * width
 
 
 class FlatParameters:
@@ -97,7 +128,7 @@ class FlatParameters:
         return {name: vector[begin:end].view(shape) for (name, shape), (begin, end) in places}
 
     def storages(self) -> set[int]:
-        return {self.vector.untyped_storage().data_ptr()}
+        return {self.vector.untyped_storage()._cdata}
 
     def compile_blocks(self) -> None:
         self._model.run_block = compiled(Block.forward)

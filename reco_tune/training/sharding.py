@@ -35,10 +35,7 @@ from reco_tune.model.attention import KeysValues
 from reco_tune.model.transformer import Block
 from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
-from reco_tune.training.parameters import State
-
-GATHERED_BLOCKS = 2
-"""Blocks whose weights are on a worker at once: the next one is gathered while one is computed."""
+from reco_tune.training.parameters import State, gathered_bytes
 
 
 class ShardedParameters:
@@ -52,7 +49,7 @@ class ShardedParameters:
             half: whether blocks are gathered in bfloat16 (their gradients are summed in float32).
         """
         self._model, self._group, self._device = model, group, device
-        self.gathered_bytes = gathered_bytes(model, half)
+        self.gathered_bytes = gathered_bytes(model.settings, half)
         mesh = init_device_mesh(device.type, (group.size,))
         own = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
         for block in model.blocks:
@@ -93,7 +90,7 @@ class ShardedParameters:
 
     def storages(self) -> set[int]:
         now = (_local(parameter) for parameter in self._model.parameters())
-        return {parameter.untyped_storage().data_ptr() for parameter in now}
+        return {parameter.untyped_storage()._cdata for parameter in now}
 
     def compile_blocks(self) -> None:
         """Inside of FSDP's hooks, which gather a block around its `forward`."""
@@ -107,15 +104,6 @@ class ShardedParameters:
         whole = {name: cast(DTensor, parameter.detach()).full_tensor() for name, parameter in self._parameters.items()}
         model.load_state_dict(whole, assign=True)
         return model
-
-
-def gathered_bytes(model: VideoTransformer, half: bool) -> int:
-    """Of a worker during a step beside its own part: gathered weights and their gradients, of what lies around the
-    blocks and of `GATHERED_BLOCKS` blocks.
-    """
-    in_blocks = sum(parameter.numel() for parameter in model.blocks[0].parameters())
-    around = sum(parameter.numel() for parameter in model.parameters()) - in_blocks * len(model.blocks)
-    return 2 * (4 * around + (2 if half else 4) * GATHERED_BLOCKS * in_blocks)
 
 
 def _gather_before_the_prefix(model: VideoTransformer) -> None:

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from contextlib import nullcontext
 
 import torch
@@ -117,27 +117,15 @@ class OptimiserStep:
         A deterministic stand-in for peak memory where the allocator keeps no count (CPU); short-lived buffers are not
         in it. The gradient is left as it was.
         """
-        known = {tensor.untyped_storage().data_ptr() for tensor in micro_batch.batch}
-        seen: dict[int, int] = {}
+        known = {tensor.untyped_storage()._cdata for tensor in micro_batch.batch}
+        batch = Batch(*(tensor.to(self.device) for tensor in micro_batch.batch))
 
-        def keep(tensor: Tensor) -> Tensor:
-            storage = tensor.untyped_storage()
-            if storage.data_ptr() not in known | self.parameters.storages():
-                seen[storage.data_ptr()] = storage.nbytes()
-            return (
-                tensor.detach()
-            )  # an output kept as it is would hold the node that keeps it: a cycle that nobody frees
+        def compute() -> object:
+            eager = torch.compiler.set_stance("force_eager") if self._training.compile else nullcontext()
+            with eager, torch.autocast(self.device.type, torch.bfloat16, self._autocast):
+                return self.scheme.loss(self.model, batch, micro_batch.span)
 
-        with (
-            torch.compiler.set_stance("force_eager") if self._training.compile else nullcontext(),
-            saved_tensors_hooks(keep, lambda tensor: tensor),
-            torch.autocast(self.device.type, torch.bfloat16, self._autocast),
-        ):
-            held = self.scheme.loss(
-                self.model, Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), micro_batch.span
-            )
-        del held  # only now: a storage freed earlier could lend its address to another
-        return sum(seen.values())
+        return kept_bytes(compute, lambda: known | self.parameters.storages())
 
     def _adamw(self, learning_rate: float) -> None:
         """torch's AdamW in its functional form: the class imports the whole compiler, three seconds and 90 MB of every
@@ -162,6 +150,26 @@ class OptimiserStep:
             maximize=False,
         )
         self._steps += 1
+
+
+def kept_bytes(compute: Callable[[], object], left_out: Callable[[], set[int]]) -> int:
+    """Bytes of the storages that a computation keeps for its backward, each once; also of tensors without storage.
+
+    Args:
+        left_out: identities of storages that are not counted.
+    """
+    seen: dict[int, int] = {}
+
+    def keep(tensor: Tensor) -> Tensor:
+        storage = tensor.untyped_storage()
+        if storage._cdata not in left_out():
+            seen[storage._cdata] = storage.nbytes()
+        return tensor.detach()  # an output kept as it is would hold the node that keeps it: a cycle that nobody frees
+
+    with saved_tensors_hooks(keep, lambda tensor: tensor):
+        held = compute()
+    del held  # only now: a storage freed earlier could lend its identity to another
+    return sum(seen.values())
 
 
 def learning_rate_at(step: int, training: Training) -> float:
