@@ -8,6 +8,7 @@ A row with a value that is not finite is no point: it is dominated by everything
 from __future__ import annotations
 
 import math
+from bisect import bisect_right
 from typing import NamedTuple
 
 import numpy as np
@@ -60,15 +61,13 @@ def ranks(points: ArrayLike) -> NDArray[np.int64]:
     last.
     """
     points_NM = _points(points)
-    rank_N = np.full(len(points_NM), -1, dtype=np.int64)
-    open_N: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
-    rank = 0
-    while open_N.any():
-        rows = np.flatnonzero(open_N)
-        front = rows[non_dominated(points_NM[rows])]
-        rank_N[front], open_N[front] = rank, False
-        rank += 1
-    rank_N[rank_N < 0] = rank
+    finite_N: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
+    rank_N = np.zeros(len(points_NM), dtype=np.int64)
+    if finite_N.any():
+        distinct_DM, which_N = np.unique(points_NM[finite_N], axis=0, return_inverse=True)  # in lexicographic order
+        rank_D = _ranks_of_pairs(distinct_DM) if distinct_DM.shape[1] == 2 else _ranks_in_order(distinct_DM)
+        rank_N[finite_N] = rank_D[which_N.ravel()]
+        rank_N[~finite_N] = rank_D.max() + 1
     return rank_N
 
 
@@ -186,6 +185,48 @@ def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bo
         stands_D = np.append(True, second_D[1:] < np.minimum.accumulate(second_D)[:-1])
         kept[finite_N] = stands_D[which_N.ravel()]
     return kept
+
+
+def _ranks_of_pairs(distinct_D2: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Of different points in lexicographic order: the first front whose last point has a larger second coordinate, and
+    those of the fronts only grow. O(N log N).
+    """
+    last: list[float] = []
+    """Second coordinate of the last point of each front."""
+    rank_D = np.empty(len(distinct_D2), dtype=np.int64)
+    for row, second in enumerate(distinct_D2[:, 1].tolist()):
+        rank = bisect_right(last, second)
+        last[rank : rank + 1] = [second]
+        rank_D[row] = rank
+    return rank_D
+
+
+def _ranks_in_order(distinct_DM: NDArray[np.float64]) -> NDArray[np.int64]:
+    """Of different points in lexicographic order: only earlier ones can dominate, and who is dominated within a front
+    is so within all before it, so that the first free front is found by halving (ENS-BS, Zhang et al. 2015).
+    """
+    others_DM = distinct_DM[:, 1:]
+    fronts: list[NDArray[np.float64]] = []
+    """Their points, with room for as many again."""
+    sizes: list[int] = []
+    rank_D = np.empty(len(distinct_DM), dtype=np.int64)
+    for row, point in enumerate(others_DM):
+        rank, end = 0, len(fronts)
+        while rank < end:
+            middle = (rank + end) // 2
+            if (fronts[middle][: sizes[middle]] <= point).all(axis=1).any():
+                rank = middle + 1
+            else:
+                end = middle
+        if rank == len(fronts):
+            fronts.append(np.empty((4, others_DM.shape[1])))
+            sizes.append(0)
+        elif sizes[rank] == len(fronts[rank]):
+            fronts[rank] = np.concatenate([fronts[rank], np.empty_like(fronts[rank])])
+        fronts[rank][sizes[rank]] = point
+        sizes[rank] += 1
+        rank_D[row] = rank
+    return rank_D
 
 
 def _contested_pairs(best_N2: NDArray[np.float64], worst_K2: NDArray[np.float64]) -> NDArray[np.bool_]:

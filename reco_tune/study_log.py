@@ -7,6 +7,7 @@ evaluated (finished) or pruned or failed. `retried` precedes a further `started`
 
 from __future__ import annotations
 
+import gc
 import hashlib
 import json
 import threading
@@ -225,13 +226,21 @@ class StudyRecord:
     constraints: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> the `min` and `max` that the search is allowed."""
     finished: bool = False
+    time: float | None = None
+    """Unix seconds of the last event that was replayed."""
 
 
 def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyRecord:
     """The study's state after these events."""
-    study = StudyRecord()
-    for event in events:
-        _apply(study, event)
+    study, collecting = StudyRecord(), gc.isenabled()
+    gc.disable()  # a long log makes a million things that all stay: looking through them takes as long as reading it
+    try:
+        for event in events:
+            _apply(study, event)
+            study.time = event.get("time", study.time)
+    finally:
+        if collecting:
+            gc.enable()
     return study
 
 

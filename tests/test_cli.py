@@ -21,6 +21,7 @@ import pytest
 import typer.main
 from toy_study import record_study
 
+from reco_tune.benchmarks.reports import synthetic_study
 from reco_tune.bundled import bundled
 from reco_tune.cli import app, main
 from reco_tune.cli.console import Lines, size
@@ -297,6 +298,23 @@ def test_status_tells_every_run_and_why_one_failed(toy: Path) -> None:
     assert all(trial in said.out for trial in read_study(toy).runs)
     assert "reco-equal_steps-s0 failed: the loss is not finite at step 412" in said.out
     assert "8 of 8 runs ended, 100% of the work" in said.out
+
+
+def test_status_of_many_runs_sums_them_up_by_arm(tmp_path: Path) -> None:
+    study = synthetic_study(tmp_path / "many", runs=100)
+    with (study / "events.jsonl").open("a") as log:
+        for number in (10, 11):
+            log.write(
+                json.dumps({"event": "retried", "trial": f"search-{number:05d}", "attempt": 2, "moved": True}) + "\n"
+            )
+        log.write(json.dumps({"event": "failed", "time": 2e9, "trial": "search-00010", "reason": "no luck"}) + "\n")
+        log.write(json.dumps({"event": "started", "time": 2e9, "trial": "search-00011", "attempt": 2}) + "\n")
+    short, whole = say("status", str(study)).out, say("status", str(study), "--all").out
+    arms = {line.split()[0]: line.split()[1:] for line in short.splitlines() if line.split()}
+    assert arms["full"][:7] == ["3", "0", "0", "0", "0", "3", "0"] and arms["search"][0] == "43"
+    assert arms["search"][2] == "1" and arms["search"][4] == "1" and arms["search"][6] == "2"
+    assert "1 failed: no luck" in short and "search-00011" in short and "search-00009" not in short
+    assert all(f"search-{number:05d}" in whole for number in range(43))
 
 
 def test_status_of_a_study_that_stopped_stands_still_and_names_the_way_on(toy: Path, tmp_path: Path) -> None:

@@ -77,6 +77,21 @@ def test_ranks_peel_the_fronts():
     assert ranks([[1, 1], [2, 2], [1, 3], [3, 3], [np.nan, 0]]).tolist() == [0, 1, 1, 2, 3]
 
 
+@pytest.mark.parametrize("objectives", [1, 2, 3, 4])
+def test_ranks_are_the_fronts_that_are_left_when_those_before_are_taken_away(objectives):
+    points = np.random.default_rng(objectives).integers(0, 9, size=(200, objectives)).astype(float)  # many equal ones
+    points[::23, 0] = np.nan
+    expected, left = np.zeros(len(points), dtype=int), np.isfinite(points).all(axis=1)
+    rank = 0
+    while left.any():
+        rows = np.flatnonzero(left)
+        front = rows[brute_force(points[rows])]
+        expected[front], left[front] = rank, False
+        rank += 1
+    expected[::23] = rank
+    assert rank > 3 and ranks(points).tolist() == expected.tolist()
+
+
 def test_crowding_is_infinite_at_the_ends_and_half_the_box_between():
     assert crowding([[0, 4], [1, 2], [4, 0]]).tolist() == [np.inf, 2.0, np.inf]
 

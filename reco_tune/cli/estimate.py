@@ -6,7 +6,8 @@ Work is counted in baseline steps: a run's steps divided by its arm's speed-up.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections import Counter
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -16,6 +17,8 @@ from reco_tune.study_log import ENDED, RunRecord, StudyRecord
 
 HEADER = ["run", "state", "step", "val CE", "speed-up", "FVD", "seconds"]
 """Of `row`."""
+SUMMARY = ["arm", "runs", "planned", "running", "pruned", "failed", "evaluated", "moves", "best FVD"]
+"""Of `summary`."""
 EVALUATION_SHARE = 0.1
 """Part of a run's work that comes after training: sampling and measuring."""
 
@@ -122,6 +125,20 @@ def row(run: RunRecord, now: float) -> list[str]:
         _cell(run, "fvd", 2),
         seconds,
     ]
+
+
+def summary(runs: Iterable[RunRecord]) -> list[list[str]]:
+    """The runs of every arm as the cells under `SUMMARY`, in the order in which the arms appear."""
+    arms: dict[str, list[RunRecord]] = {}
+    for run in runs:
+        arms.setdefault(run.arm, []).append(run)
+    rows = []
+    for arm, theirs in arms.items():
+        states: Counter[str] = Counter("running" if run.state == "completed" else run.state for run in theirs)
+        fvds = [run.metrics["fvd"] for run in theirs if run.state == "evaluated" and "fvd" in run.metrics]
+        counts = (len(theirs), *(states[state] for state in SUMMARY[2:7]), sum(run.moves for run in theirs))
+        rows.append([arm, *(f"{count:,}" for count in counts), f"{min(fvds):.2f}" if fvds else ""])
+    return rows
 
 
 def headline(found: Standing) -> str:

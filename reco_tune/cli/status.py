@@ -2,34 +2,60 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
+
 from reco_tune.cli.options import StudyDir, study_folder
 
+MOST_LISTED = 50
+"""Runs of a study that are listed one by one where nobody asks for all; of a larger one those that run."""
+MOST_REASONS = 5
+"""Reasons of a large study that are shown."""
 
-def status(study_dir: StudyDir) -> None:
-    """State of every run, cost so far and time left, from the log; works while the study runs and after a crash.
+
+def status(
+    study_dir: StudyDir,
+    every: Annotated[bool, typer.Option("--all", help="Lists every run, however many there are.")] = False,
+) -> None:
+    """State of the runs, cost so far and time left, from the log; works while the study runs and after a crash. A study
+    of many runs is summed up by arm.
 
     \b
     Example:
       reco-tune status studies/evidence
+      reco-tune status studies/evidence --all
     """
     import time
+    from collections import Counter
 
     from reco_tune.cli.console import print_table
-    from reco_tune.cli.estimate import HEADER, device_seconds, duration, headline, row, standing
+    from reco_tune.cli.estimate import HEADER, SUMMARY, device_seconds, duration, headline, row, standing, summary
     from reco_tune.cli.study import sampled_trials
     from reco_tune.errors import command
-    from reco_tune.study_log import StudyFolder, read_events, replay
+    from reco_tune.study_log import StudyFolder, read_study
 
     folder = StudyFolder(study_folder(study_dir))
-    trials, events = sampled_trials(folder.path), list(read_events(folder.events))
-    study, live = replay(events), folder.live
-    now = time.time() if live or not events else events[-1]["time"]  # for a study that stopped, time stands still
-    runs = study.runs.values()
-    print_table(f"{study.name}: {study.question}", HEADER, [row(run, now) for run in runs], left=2)
-    print()
-    for run in runs:
-        if run.reason:
-            print(f"{run.trial} {run.state}: {run.reason}")
+    trials, study, live = sampled_trials(folder.path), read_study(folder.path), folder.live
+    now = time.time() if live or study.time is None else study.time  # for a study that stopped, time stands still
+    runs, title = list(study.runs.values()), f"{study.name}: {study.question}"
+    if every or len(runs) <= MOST_LISTED:
+        print_table(title, HEADER, [row(run, now) for run in runs], left=2)
+        print()
+        for run in runs:
+            if run.reason:
+                print(f"{run.trial} {run.state}: {run.reason}")
+    else:
+        print_table(title, SUMMARY, summary(runs), left=1)
+        running = [run for run in runs if run.state in ("running", "completed")]
+        if running:
+            print_table("at work", HEADER, [row(run, now) for run in running[:MOST_LISTED]], left=2)
+        failed = Counter(run.reason for run in runs if run.state == "failed")
+        for reason, count in failed.most_common(MOST_REASONS):
+            print(f"{count} failed: {reason}")
+        hidden = max(0, len(running) - MOST_LISTED), max(0, len(failed) - MOST_REASONS)
+        more = [f"{count} more {what}" for count, what in zip(hidden, ("at work", "reasons"), strict=True) if count]
+        print(f"{', '.join([*more, '']) if more else ''}--all lists every run\n")
     state = (
         "finished"
         if study.finished

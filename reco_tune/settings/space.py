@@ -148,8 +148,8 @@ class Sampler(SettingsSection):
     """Who chooses the next configuration."""
 
     kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
-    """Optuna's sampler; `gp` models each objective by a Gaussian process, `sobol` spreads points evenly (quasi-Monte
-    Carlo).
+    """Optuna's sampler; `gp` models each objective by a Gaussian process (its first 300 trials: then a proposal would
+    take seconds, and `tpe` goes on), `sobol` spreads points evenly (quasi-Monte Carlo).
     """
     seed: Seed = 0
     """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its

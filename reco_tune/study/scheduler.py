@@ -33,10 +33,8 @@ def prune_reason(space: Space, study: StudyRecord, trial: str, step: int) -> str
         return ""
     if step not in deciding_steps(pruning, run):
         return ""
-    axes = _axes(space, _known(study, run, step))
-    points = {
-        other.trial: _point(axes, _known(study, other, step)) for other in study.runs.values() if other.arm == SEARCH
-    }
+    axes = _axes(space, {**study.calibrations.get(trial, {}), **_report(run, step)})
+    points = {other.trial: _point(axes, study, other, step) for other in study.runs.values() if other.arm == SEARCH}
     known = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
     if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
         return ""
@@ -86,12 +84,9 @@ def _rung(run: RunRecord, step: int) -> int:
     return step * int(run.settings["training.rungs"]) // int(run.settings["training.steps"])
 
 
-def _known(study: StudyRecord, run: RunRecord, step: int) -> dict[str, float]:
-    """What is known of a run at a rung; nothing where it was not there."""
-    for report in run.reports:
-        if report["step"] == step:
-            return {**study.calibrations.get(run.trial, {}), **report}
-    return {}
+def _report(run: RunRecord, step: int) -> dict[str, float]:
+    """What a run said at a rung; nothing where it was not there."""
+    return next((report for report in run.reports if report["step"] == step), {})
 
 
 def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
@@ -103,5 +98,8 @@ def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
     return {name: -1.0 if direction == "maximize" else 1.0 for name, direction in directions.items()}
 
 
-def _point(axes: Mapping[str, float], known: Mapping[str, float]) -> tuple[float, ...]:
-    return tuple(sign * known.get(name, math.nan) for name, sign in axes.items())
+def _point(axes: Mapping[str, float], study: StudyRecord, run: RunRecord, step: int) -> tuple[float, ...]:
+    report, speeds = _report(run, step), study.calibrations.get(run.trial, {})
+    if not report:
+        return (math.nan,) * len(axes)
+    return tuple(sign * report.get(name, speeds.get(name, math.nan)) for name, sign in axes.items())

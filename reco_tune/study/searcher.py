@@ -34,6 +34,8 @@ from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
 """Proposals in a row that settings may refuse before the ranges themselves are at fault."""
+GP_TRIALS = 300
+"""Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
 MOST_REPEATED = 20
 """Known configurations that the sampler may propose in a row before one is run again."""
 ENDS = ("", "_low", "_high")
@@ -264,15 +266,16 @@ class Search:
 
     def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
         seed = (self._space.sampler.seed * 1_000_003 + number) % 2**32
-        if self._space.sampler.kind == "tpe":
+        kind = self._space.sampler.kind
+        if kind == "tpe" or (kind == "gp" and number >= GP_TRIALS):
             return optuna.samplers.TPESampler(
                 seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)), multivariate=True
             )
-        if self._space.sampler.kind == "gp":
+        if kind == "gp":
             return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)))
-        if self._space.sampler.kind == "sobol":
+        if kind == "sobol":
             return _Sobol(self._distributions, self._space.sampler.seed, seed)
-        if self._space.sampler.kind == "nsga2":
+        if kind == "nsga2":
             return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self._space.trials // 4)))
         return optuna.samplers.RandomSampler(seed=seed)
 

@@ -26,7 +26,7 @@ gives up on a single job much earlier.
 """
 MACHINES_SECONDS = 2.0
 """Between two looks at the cluster's machines."""
-PROGRESS_PER_SECOND = 50
+PROGRESS_PER_SECOND = 20
 """Messages of all workers together that say how far they are; nobody reads more."""
 LEAVE_SECONDS = 60
 """How long groups may take to go home."""
