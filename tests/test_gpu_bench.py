@@ -11,6 +11,7 @@ import torch
 
 from reco_tune.benchmarks import BenchOptions, Shape, Table, as_json, as_markdown, gpu
 from reco_tune.benchmarks.gpu import PARTS, Part, bench_gpu
+from reco_tune.training import compiling
 
 TINY = Shape("tiny-45", 3, width=16, depth=1, heads=2, num_codes=16, batch_size=2)
 BAD = TINY._replace(heads=3)
@@ -21,8 +22,8 @@ SHORT = BenchOptions(seconds=0.0)
 def quick(monkeypatch: pytest.MonkeyPatch) -> None:
     """Two arms, and graphs that are captured but not turned into C++."""
     monkeypatch.setattr(gpu, "ARMS", ("full", "reco"))
-    real = torch.compile
-    monkeypatch.setattr(torch, "compile", lambda model=None, **options: real(model, **{**options, "backend": "eager"}))
+    monkeypatch.setattr(compiling, "BACKEND", "eager")
+    torch._dynamo.reset()  # what other tests have compiled
 
 
 def test_every_part_runs(quick: None) -> None:
