@@ -9,11 +9,12 @@ import pytest
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.cost import calibrate, scheme_limit, speedup_limit, step_flops
+from reco_tune.cost import calibrate, calibration, scheme_limit, speedup_limit, step_flops
 from reco_tune.cost.timing import TimedStep, bootstrap_interval, device_clock, in_rounds, speedup_of, start_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.settings import Experiment
 from reco_tune.training import build_scheme
+from reco_tune.training.step import OptimiserStep
 from reco_tune.windows import WindowSampler
 
 Make = Callable[..., Experiment]
@@ -189,3 +190,29 @@ def test_measuring_leaves_the_weights_alone(toy_cache: TokenCache, toy_experimen
     timed.run(27)
     for measured, fresh in zip(timed.step.model.parameters(), arm.build_model().parameters(), strict=True):
         assert torch.equal(measured, fresh)
+
+
+def test_what_comes_once_a_step_counts_once_a_step(
+    toy_cache: TokenCache, toy_experiment: Make, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """AdamW and clipping are shared by a step's micro-batches; two of these are measured, however many there are."""
+    own = {"training.micro_batches": 4, "window.first_frame_probability": 1.0}
+    full, arm = (toy_experiment({"window.scheme": scheme, **own}) for scheme in ("full", "window"))
+    called = []
+    for name in ("backward", "update"):
+        before = getattr(OptimiserStep, name)
+        monkeypatch.setattr(
+            OptimiserStep, name, lambda *given, name=name, before=before: (called.append(name), before(*given))[1]
+        )
+    timed = TimedStep(build_scheme(arm, toy_cache), toy_cache, torch.device("cpu"))
+    for count, piece in timed.pieces(0):
+        for _ in range(count):
+            piece()
+    in_pieces, called[:] = list(called), []
+    timed.run(0)
+    assert called == in_pieces == ["backward"] * 4 + ["update"]
+
+    seconds = [2.0, 2.5, 1.0, 1.5]  # the baseline's micro-batch and its last one, the arm's
+    monkeypatch.setattr(calibration, "in_rounds", lambda jobs, *given, **named: np.array([seconds] * 3))
+    measured = calibrate(arm, full, toy_cache, seconds=0.0)
+    assert measured["speedup"] == pytest.approx((3 * 2.0 + 2.5) / (3 * 1.0 + 1.5))

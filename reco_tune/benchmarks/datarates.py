@@ -126,7 +126,9 @@ def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
             with random_tokens(shape) as cache, TemporaryDirectory(prefix="reco-bench-") as folder:
                 ledger = fit(experiment, cache, Path(folder), progress=bench.progress).metrics
             share = ledger[q.DATA_WAIT_SHARE.name]
-            trained = ledger[q.TOKENS_PER_SECOND.name] * STEPS * shape.batch_size / ledger[q.TOKENS_SEEN.name]
+            trained = (
+                ledger[q.TOKENS_PER_SECOND.name] * STEPS * experiment.training.batch_size / ledger[q.TOKENS_SEEN.name]
+            )
             rows.append(
                 {
                     "shape": shape.name,

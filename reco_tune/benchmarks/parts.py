@@ -28,7 +28,7 @@ DATA_DRAWS = 20
 
 
 class StepParts(NamedTuple):
-    """Seconds of a step, expected over its starts."""
+    """Seconds of a step of all its micro-batches, expected over its starts."""
 
     whole: float
     optimiser: float
@@ -94,13 +94,13 @@ def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
 
     def without_attention() -> None:
         with _replaced(transformer, "attend", _no_attention):
-            step.run(span)
+            step.run_once(span)
 
     def without_prefix() -> None:
         with _replaced(model, "_prefix", partial(kept.first_of, model._prefix)):
-            step.run(span)
+            step.run_once(span)
 
-    return [partial(step.run, span), optimiser, without_attention, without_prefix]
+    return [partial(step.run_once, span), optimiser, without_attention, without_prefix]
 
 
 class _FirstResult:
@@ -136,11 +136,11 @@ def _replaced(owner: Any, name: str, value: object) -> Iterator[None]:
 def _parts(step: TimedStep, seconds_J: np.ndarray) -> StepParts:
     whole, optimiser, without_attention, without_prefix = (float(value) for value in seconds_J)
     count = step.scheme.experiment.training.micro_batches
-    data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS))) * count
+    data = float(np.median(in_rounds([step.feed.next], device_clock(step.step.device), 0.0, fewest=DATA_DRAWS)))
     return StepParts(
-        whole,
+        count * (whole - optimiser) + optimiser,
         optimiser,
-        whole - without_attention,
-        whole - without_prefix if prefix_flop_share(step) > 0 else 0.0,
-        data,
+        count * (whole - without_attention),
+        count * (whole - without_prefix) if prefix_flop_share(step) > 0 else 0.0,
+        count * data,
     )

@@ -45,6 +45,9 @@ class Shape(NamedTuple):
     heads: int
     num_codes: int
     batch_size: int
+    """Clips at once."""
+    micro_batches: int = 1
+    """Of a step, as in the shipped experiments: gradient, clipping and AdamW are once a step, which counts."""
 
     @property
     def num_tokens(self) -> int:
@@ -62,7 +65,7 @@ class Shape(NamedTuple):
         )
 
 
-def _preset(name: str, side: int, batch_size: int) -> Shape:
+def _preset(name: str, side: int, batch_size: int, micro_batches: int) -> Shape:
     preset = PRESETS[name]
     return Shape(
         f"{name}-{BLOCKS * side**2}",
@@ -72,6 +75,7 @@ def _preset(name: str, side: int, batch_size: int) -> Shape:
         preset["heads"],
         num_codes=8192,
         batch_size=batch_size,
+        micro_batches=micro_batches,
     )
 
 
@@ -80,7 +84,11 @@ _CPU = (
     Shape("debug-320", 8, width=128, depth=4, heads=4, num_codes=256, batch_size=4),
     Shape("debug-1280", 16, width=128, depth=4, heads=4, num_codes=256, batch_size=1),
 )
-_GPU = (_preset("110M", 16, batch_size=24), _preset("110M", 32, batch_size=6), _preset("343M", 32, batch_size=4))
+_GPU = (
+    _preset("110M", 16, batch_size=24, micro_batches=4),
+    _preset("110M", 32, batch_size=6, micro_batches=16),
+    _preset("343M", 32, batch_size=4, micro_batches=10),
+)
 SHAPES = {shape.name: shape for shape in (*_CPU, *_GPU)}
 """By name; the name ends with the tokens of a clip."""
 
@@ -111,7 +119,10 @@ class BenchOptions(NamedTuple):
             },
             "model": {"width": shape.width, "depth": shape.depth, "heads": shape.heads},
             "window": {"length_blocks": WINDOW_BLOCKS, "stride_fraction": 1 / WINDOW_BLOCKS},
-            "training": {"batch_size": shape.batch_size},
+            "training": {
+                "batch_size": shape.batch_size * shape.micro_batches,
+                "micro_batches": shape.micro_batches,
+            },
             "resources": {"cpus_per_worker": self.threads, "gpus_per_worker": int(self.gpu)},
         }
         if self.gpu:

@@ -97,7 +97,7 @@ def bench_peers(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
         with random_tokens(shape) as cache:
             ours = build_scheme(experiment, cache)
             schemes = [ours, *(PeerScheme(ours, peer) for peer in available())]
-            jobs = [partial(TimedStep(scheme, cache, device).run, 0) for scheme in schemes]
+            jobs = [partial(TimedStep(scheme, cache, device).run_once, 0) for scheme in schemes]
             for job in (*jobs, *jobs):
                 job()
             times_RJ = in_rounds(jobs, device_clock(device), bench.seconds, bench.progress, "peers")

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import time
 from collections.abc import Sequence
-from functools import partial
 
 import numpy as np
 import torch
@@ -35,8 +34,9 @@ def calibrate(
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
     Each step is whole: with its own model, batch and precision. s is a span (start and length) of the window, p(s) its
-    share of the run: a schedule of lengths counts with its whole course. Rounds of (full step, arm's step) for every
-    measured span are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps so slow that
+    share of the run: a schedule of lengths counts with its whole course. A step of several micro-batches is put
+    together of what a micro-batch takes and what comes once a step (`TimedStep.pieces`). Rounds of (full step, arm's
+    step) for every measured span are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps so slow that
     `timing.FEWEST_ROUNDS` take longer overrun it. A step that is the baseline's is not measured: it is 1. Also gives
     the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the
     allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward pass keeps for backward
@@ -80,14 +80,19 @@ def _measure(
     full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress, group: Group
 ) -> tuple[np.ndarray, np.ndarray]:
     """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
-    for start in starts:  # allocator, caches and compilation: not part of a step
-        for _ in range(2):
-            full.run(0)
-            arm.run(start)
-    jobs = [partial(step.run, start) for own in starts for step, start in ((full, 0), (arm, own))]
+    steps = [step.pieces(start) for own in starts for step, start in ((full, 0), (arm, own))]
+    jobs = [job for pieces in steps for _, job in pieces]
+    for _ in range(2):  # allocator, caches and compilation: not part of a step
+        for job in jobs:
+            job()
     clock = device_clock(full.step.device, group.size)
     times_RJ = in_rounds(jobs, clock, seconds, progress, "calibration", group=group)
-    return times_RJ[:, 0::2], times_RJ[:, 1::2]
+    counts = [[count for count, _ in pieces] for pieces in steps]
+    ends = np.cumsum([len(own) for own in counts])
+    times_RS = np.stack(
+        [times_RJ[:, end - len(own) : end] @ own for own, end in zip(counts, ends, strict=True)], axis=1
+    )
+    return times_RS[:, 0::2], times_RS[:, 1::2]
 
 
 def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
@@ -99,7 +104,7 @@ def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
         return _kept_bytes(full, [0]), _kept_bytes(arm, starts)
     for timed, own in ((full, [0]), (arm, starts)):
         for start in own:
-            timed.run(start)  # both optimisers have their state from here on
+            timed.run_once(start)  # both optimisers have their state from here on
     return _allocated_peak(full, arm, [0]), _allocated_peak(arm, full, starts)
 
 
@@ -111,7 +116,7 @@ def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[WindowS
     torch.cuda.synchronize()
     torch.cuda.reset_peak_memory_stats()
     for start in starts:
-        timed.run(start)
+        timed.run_once(start)
     torch.cuda.synchronize()
     return torch.cuda.max_memory_allocated() - other.step.fixed_bytes
 

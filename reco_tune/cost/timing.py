@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Callable, Mapping, Sequence
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -170,6 +171,24 @@ class TimedStep:
         on.
         """
         self.step.run(self.micro_batches(start), learning_rate=0.0)
+
+    def pieces(self, start: WindowSpan | int) -> list[tuple[int, Callable[[], None]]]:
+        """What the step consists of, each with how often: a micro-batch, and the last one with all that comes once a
+        step. They stand for `run`, whose micro-batches are alike here, at the cost of two of them.
+        """
+        *earlier, last = self.micro_batches(start)
+        pieces: list[tuple[int, Callable[[], None]]] = [(1, partial(self._last, last))]
+        return [(len(earlier), partial(self._earlier, earlier[0])), *pieces] if earlier else pieces
+
+    def run_once(self, start: WindowSpan | int) -> None:
+        """A step of one micro-batch."""
+        self._last(self.micro_batches(start)[-1])
+
+    def _earlier(self, micro_batch: MicroBatch) -> None:
+        self.step.backward(micro_batch, len(self._micro_batches))
+
+    def _last(self, micro_batch: MicroBatch) -> None:
+        self.step.run([micro_batch], learning_rate=0.0)
 
     def micro_batches(self, start: WindowSpan | int) -> list[MicroBatch]:
         return [MicroBatch(micro_batch.batch, self.scheme.span(start)) for micro_batch in self._micro_batches]
