@@ -11,7 +11,7 @@ import yaml
 from small_study import small_space
 
 from reco_tune.cost import plan
-from reco_tune.errors import StudyError
+from reco_tune.errors import DataError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.study import Observer, Options, resume
 from reco_tune.study.job_source import CALIBRATION
@@ -151,3 +151,17 @@ def test_only_where_it_runs_may_be_set_on_resuming(key: str, tmp_path: Path) -> 
     study = begun(tmp_path, "calibrating")
     with pytest.raises(StudyError, match=rf"--set {key}: only .*resources\.\*.*a new study"):
         resume(study.path, Options(track=False), changes=[f"{key}=3"])
+
+
+def test_a_study_goes_on_with_the_clips_that_its_runs_saw(tmp_path: Path) -> None:
+    """Earlier versions took wrong frames of some videos: runs before and after would stand in one table."""
+    study = begun(tmp_path, "running")
+    trial = next(iter(read_study(study.path).runs))
+    event = {"event": "started", "trial": trial, "attempt": 1, "provenance": {"data_fingerprint": "an earlier reading"}}
+    first = json.loads(study.events.read_text().splitlines()[0])
+    with study.events.open("a") as log:
+        log.write(json.dumps({name: first[name] for name in first if name in ("time", "version")} | event) + "\n")
+    before = study.events.read_bytes()
+    with pytest.raises(DataError, match=r"gives other clips than the study's runs saw .*; begin a new study"):
+        resume(study.path, Options(track=False))
+    assert study.events.read_bytes() == before and not list(tmp_path.rglob("*.npy")), "nothing was decoded or encoded"

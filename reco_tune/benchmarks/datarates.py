@@ -1,16 +1,18 @@
 """From videos to training batches: how fast clips are decoded, encoded, written and read, beside plain loops over
 decord and PyAV.
 
-The videos are rendered by the benchmark (moving colours in H.264, 320 x 240), or they are yours. All that is compared
-runs in turn, round after round, on the same clips. Rates are by the clock on the wall, because several processes work;
-CPU time stands beside them, because neighbours on the machine spoil it less.
+The videos are rendered by the benchmark (moving colours, 320 x 240, as H.264 in MP4 and, as UCF101 has them, as MPEG-4
+with B-frames in AVI), or they are yours. All that is compared runs in turn, round after round, on the same clips. Rates
+are by the clock on the wall, because several processes work; CPU time stands beside them, because neighbours on the
+machine spoil it less. Beside what a way of reading costs stands how many of its clips hold the frames that they should.
 """
 
 from __future__ import annotations
 
 import time
+from collections import defaultdict
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from functools import partial
 from pathlib import Path
 from tempfile import TemporaryDirectory
@@ -26,9 +28,8 @@ from reco_tune.cost.timing import in_rounds
 from reco_tune.data.clips import PART_CLIPS, Clip, clip_starts, decode, frame_indices, list_facts
 from reco_tune.data.layouts import list_videos
 from reco_tune.data.processes import Processes, usable_cores
-from reco_tune.data.reading import VideoFacts, resize_frames
+from reco_tune.data.reading import VideoFacts, facts_of, resize_frames
 from reco_tune.data.token_cache import TokenCacheWriter
-from reco_tune.data.video import write_video
 from reco_tune.errors import DataError
 from reco_tune.settings import Data, Tokenizer
 from reco_tune.tokenizers import fit_tokenizer
@@ -38,15 +39,21 @@ VIDEOS, FRAMES = 8, 136
 """At most so many videos are read; those that are rendered have so many frames."""
 ENCODED_CLIPS, CODED_CLIPS = 16, 4096
 """Clips that are encoded, and whose codes are written: the one is slow, the other too fast to time with few."""
+KINDS = {"H.264, MP4": ("mp4", "libx264", {}), "MPEG-4, AVI": ("avi", "mpeg4", {"bf": "2", "g": "25", "b": "2M"})}
+"""What is rendered: the container, the encoder and its options."""
+_SAME = 3
+"""Gray levels, on average over a clip: what conversions of colours differ in at most, and other frames at least."""
 STEPS = 60
 """Of the training run whose wait for data is shown."""
 _RATES = (
+    Column("videos", "videos"),
     Column("work", "work"),
     Column("processes", "processes", "d"),
     Column("rate", "clips/s", ",.1f"),
     Column("low", "lowest", ",.1f"),
     Column("high", "highest", ",.1f"),
     Column("cpu_ms", "CPU ms a clip", ",.2f"),
+    Column("right", "clips with their frames", ".0%"),
     Column("rounds", "rounds", "d"),
 )
 _WAIT = (
@@ -62,11 +69,14 @@ _WAIT = (
 class _Work(NamedTuple):
     """One thing that is timed."""
 
+    videos: str
     name: str
     processes: int
     """That do the work, the one that waits for them not counted."""
     clips: int
     run: Callable[[], object]
+    right: float | None = None
+    """Part of the clips that hold the frames which decoding from the start shows."""
 
 
 def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
@@ -83,27 +93,27 @@ def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
         import decord  # noqa: F401
     except ImportError as error:
         raise DataError("decord is not installed, and it is what decoding is compared with; install it") from error
-    with videos_or_rendered(root, size_px) as data, TemporaryDirectory(prefix="reco-bench-") as folder:
-        clips, pixels_NFCHW = _readable_clips(data)
-        with Processes(data.decode_seconds, 1) as one, Processes(data.decode_seconds) as all_cores:
-            work = [
-                _Work("decode", usable_cores(), len(clips), partial(_decode, clips, data, all_cores)),
-                _Work("decode", 1, len(clips), partial(_decode, clips, data, one)),
-                _Work("plain decord loop", 1, len(clips), partial(_plain_decord, clips, data)),
-                _Work("plain PyAV loop", 1, len(clips), partial(_plain_pyav, clips, data)),
-                *_later_stages(pixels_NFCHW, Path(folder)),
-            ]
-            cpu_seconds: list[list[float]] = [[] for _ in work]
-            jobs = [partial(_clocked, each.run, one, spent) for each, spent in zip(work, cpu_seconds, strict=True)]
-            for job in jobs:  # processes start, files come into memory
-                job()
-            times_RJ = in_rounds(jobs, time.perf_counter, bench.seconds, bench.progress, "data")
+    work: list[_Work] = []
+    with ExitStack() as stack:
+        folder = Path(stack.enter_context(TemporaryDirectory(prefix="reco-bench-")))
+        one, all_cores = (stack.enter_context(Processes(Data().decode_seconds, limit)) for limit in (1, None))
+        for kind in KINDS if root is None else ("yours",):
+            data = stack.enter_context(videos_or_rendered(root, size_px, kind))
+            clips, pixels_NFCHW = _readable_clips(data)
+            work += _ways_of_reading(kind, clips, pixels_NFCHW, data, one, all_cores)
+        work += _later_stages(pixels_NFCHW, folder)
+        cpu_seconds: list[list[float]] = [[] for _ in work]
+        jobs = [partial(_clocked, each.run, one, spent) for each, spent in zip(work, cpu_seconds, strict=True)]
+        for job in jobs:  # processes start, files come into memory
+            job()
+        times_RJ = in_rounds(jobs, time.perf_counter, bench.seconds, bench.progress, "data")
     rows: list[Row] = []
     for number, each in enumerate(work):
         rates = each.clips / times_RJ[:, number]
         cpu_ms = 1e3 * float(np.median(cpu_seconds[number][1:])) / each.clips if each.processes == 1 else None
-        head: Row = {"work": each.name, "processes": each.processes, "cpu_ms": cpu_ms, "rounds": len(rates)}
-        rows.append(head | {"rate": float(np.median(rates)), "low": float(rates.min()), "high": float(rates.max())})
+        head: Row = {"videos": each.videos, "work": each.name, "processes": each.processes, "right": each.right}
+        speed: Row = {"rate": float(np.median(rates)), "low": float(rates.min()), "high": float(rates.max())}
+        rows.append(head | speed | {"cpu_ms": cpu_ms, "rounds": len(rates)})
     videos = {clip.path for clip in clips}
     return Table(
         "data",
@@ -111,6 +121,28 @@ def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
         _RATES,
         rows,
     )
+
+
+def _ways_of_reading(
+    kind: str, clips: list[Clip], pixels_NFCHW: np.ndarray, data: Data, one: Processes, all_cores: Processes
+) -> list[_Work]:
+    assert data.root is not None
+    paths = [data.root / path for path in dict.fromkeys(clip.path for clip in clips)]
+
+    def right(found_NFCHW: np.ndarray) -> float:
+        off = np.abs(found_NFCHW.astype(np.int16) - pixels_NFCHW).mean(axis=(1, 2, 3, 4))
+        return float((off < _SAME).mean())
+
+    ours, decord = partial(_decode, clips, data), partial(_plain_decord, clips, data)
+    return [
+        _Work(kind, "decode", usable_cores(), len(clips), partial(ours, all_cores), right(ours(all_cores))),
+        _Work(kind, "decode", 1, len(clips), partial(ours, one), right(ours(one))),
+        _Work(kind, "count frames", 1, len(clips), lambda: list(one.map(facts_of, paths))),
+        _Work(kind, "plain decord loop", 1, len(clips), decord, right(decord())),
+        _Work(
+            kind, "plain PyAV loop", 1, len(clips), partial(_plain_pyav, clips, data), right(_plain_pyav(clips, data))
+        ),
+    ]
 
 
 def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
@@ -143,8 +175,8 @@ def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
 
 
 @contextmanager
-def videos_or_rendered(root: Path | None, size_px: int) -> Iterator[Data]:
-    """How clips are cut: from the videos under `root`, or from some that are rendered for the while."""
+def videos_or_rendered(root: Path | None, size_px: int, kind: str) -> Iterator[Data]:
+    """How clips are cut: from the videos under `root`, or from some of a kind that are rendered for the while."""
     wanted: dict[str, Any] = {"layout": "flat", "split": "time", "clip_frames": 17, "size_px": size_px}
     if root is not None:
         layout = "flat" if any(path.is_file() for path in root.iterdir()) else "class_folders"
@@ -155,13 +187,24 @@ def videos_or_rendered(root: Path | None, size_px: int) -> Iterator[Data]:
         for number in range(VIDEOS):
             coarse = generator.integers(256, size=(15, 20 + FRAMES, 3), dtype=np.uint8)
             moving = np.stack([coarse[:, start : start + 20] for start in range(FRAMES)])
-            write_video(Path(folder) / f"{number}.mp4", moving.repeat(16, axis=1).repeat(16, axis=2), fps=25)
+            _render(Path(folder) / str(number), moving.repeat(16, axis=1).repeat(16, axis=2), *KINDS[kind])
         yield Data(**wanted, root=Path(folder))
 
 
+def _render(path: Path, frames: np.ndarray, container: str, codec: str, options: dict[str, str]) -> None:
+    import av
+
+    with av.open(str(path.with_suffix(f".{container}")), "w") as file:
+        stream = file.add_stream(codec, rate=25, options=options)
+        stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], "yuv420p"
+        for frame in frames:
+            file.mux(stream.encode(av.VideoFrame.from_ndarray(frame, format="rgb24").reformat(format="yuv420p")))
+        file.mux(stream.encode())
+
+
 def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
-    """The clips of a few videos that decord can read too, and their pixels, uint8 [N, F, 3, H, W]: others would stop
-    the plain loops.
+    """The clips of a few videos that decord can read too (others would stop its loop), and their pixels by decoding
+    from the start, uint8 [N, F, 3, H, W].
     """
     import decord
 
@@ -177,13 +220,12 @@ def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
         with suppress(decord.DECORDError):
             _plain_decord([clip], data)
             readable.append(clip)
-    found = list(decode(readable, data))
-    if not any(part.rows for part in found):
+    if not readable:
         raise DataError(
             f"no video of {len(videos)} in {data.root} gives a clip of {data.clip_frames} frames; name a folder of"
             " longer ones"
         )
-    return [readable[row] for part in found for row in part.rows], np.concatenate([part.video_BFCHW for part in found])
+    return readable, _plain_pyav(readable, data)
 
 
 def _clocked(run: Callable[[], object], reader: Processes, spent: list[float]) -> None:
@@ -203,37 +245,46 @@ def _own_cpu_seconds(_: int) -> float:
     return time.process_time()
 
 
-def _decode(clips: list[Clip], data: Data, processes: Processes) -> None:
-    for _ in decode(clips, data, processes=processes):
-        pass
+def _decode(clips: list[Clip], data: Data, processes: Processes) -> np.ndarray:
+    """uint8 [N, F, 3, H, W], as of the loops below; a clip that cannot be decoded stays black."""
+    found = np.zeros((len(clips), data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
+    for part in decode(clips, data, processes=processes):
+        found[part.rows] = part.video_BFCHW
+    return found
 
 
-def _plain_decord(clips: list[Clip], data: Data) -> None:
+def _plain_decord(clips: list[Clip], data: Data) -> np.ndarray:
     """What people write: for each clip open its video, get its frames, scale them."""
     import decord
 
     assert data.root is not None
+    found = []
     for clip in clips:
-        frames = (
-            decord.VideoReader(str(data.root / clip.path), num_threads=1)
-            .get_batch(frame_indices(clip, data).tolist())
-            .asnumpy()
-        )
-        resize_frames(frames, data.size_px, data.resize)
+        video = decord.VideoReader(str(data.root / clip.path), num_threads=1)
+        frames = video.get_batch(frame_indices(clip, data).tolist()).asnumpy()
+        found.append(resize_frames(frames, data.size_px, data.resize))
+    return np.stack(found)
 
 
-def _plain_pyav(clips: list[Clip], data: Data) -> None:
+def _plain_pyav(clips: list[Clip], data: Data) -> np.ndarray:
     """One loop over the frames of each video; those of its clips are scaled."""
     import av
 
     assert data.root is not None
+    found = np.zeros((len(clips), data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
     for path in dict.fromkeys(clip.path for clip in clips):
-        wanted = {int(index) for clip in clips if clip.path == path for index in frame_indices(clip, data)}
+        wanted = defaultdict(list)
+        for row, clip in enumerate(clips):
+            for place, index in enumerate(frame_indices(clip, data) if clip.path == path else ()):
+                wanted[int(index)].append((row, place))
         with av.open(str(data.root / path)) as container:
             container.streams.video[0].codec_context.thread_count = 1
             for number, frame in enumerate(container.decode(video=0)):
                 if number in wanted:
-                    resize_frames(frame.to_ndarray(format="rgb24")[None], data.size_px, data.resize)
+                    small = resize_frames(frame.to_ndarray(format="rgb24")[None], data.size_px, data.resize)[0]
+                    for row, place in wanted[number]:
+                        found[row, place] = small
+    return found
 
 
 def _later_stages(pixels_NFCHW: np.ndarray, folder: Path) -> list[_Work]:
@@ -244,9 +295,9 @@ def _later_stages(pixels_NFCHW: np.ndarray, folder: Path) -> list[_Work]:
     codes_NT = tokenizer.encode(video).flatten(1).to(torch.int32).numpy()
     many = codes_NT[np.arange(CODED_CLIPS) % len(codes_NT)]
     return [
-        _Work(f"encode (vq, width {settings.width})", 1, len(video), partial(tokenizer.encode, video)),
-        _Work("write pixels", 1, len(pixels_NFCHW), partial(_write, folder, pixels_NFCHW)),
-        _Work("write codes", 1, len(many), partial(_write, folder, many)),
+        _Work("", f"encode (vq, width {settings.width})", 1, len(video), partial(tokenizer.encode, video)),
+        _Work("", "write pixels", 1, len(pixels_NFCHW), partial(_write, folder, pixels_NFCHW)),
+        _Work("", "write codes", 1, len(many), partial(_write, folder, many)),
     ]
 
 

@@ -7,7 +7,7 @@ bytes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Collection, Sequence
 from pathlib import Path
 from typing import NamedTuple
 
@@ -61,18 +61,24 @@ def prepare_tokens(
     progress: Progress = quiet,
     piece_blocks: Sequence[int] = (),
     spread: Spread | None = None,
+    seen: Collection[str] = (),
 ) -> TokenCache:
     """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
 
     Args:
         spread: encodes parts elsewhere; by default this process does. The bytes are the same.
+        seen: fingerprints of the data that the cache's other users saw; it must be of the same.
 
     Raises:
-        DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
+        DataError: if no usable clip is left, if something in the cache folder is damaged or foreign, or if the data are
+            others.
     """
     if experiment.data.layout == "tokens":
-        return _enough(import_codes(experiment), experiment.data)
+        imported = import_codes(experiment)
+        _check_seen(imported.data_fingerprint, seen, experiment.data)
+        return _enough(imported, experiment.data)
     plan = _plan(experiment, progress, piece_blocks)._replace(spread=spread)
+    _check_seen(plan.source, seen, plan.data)
     cache = _existing(plan)
     if cache is None:
         if (earlier := _earlier_cache(plan)) is not None:
@@ -87,6 +93,14 @@ def prepare_tokens(
     assert cache is not None
     _add_missing_pieces(_enough(cache, plan.data), plan)
     return cache
+
+
+def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None:
+    if seen and source not in seen:
+        raise DataError(
+            f"{data.root} gives other clips than the study's runs saw ({source[:9]}, not {min(seen)[:9]}): it changed,"
+            " or an earlier version read some of its videos wrongly; begin a new study"
+        )
 
 
 def _enough(cache: TokenCache, data: settings.Data) -> TokenCache:

@@ -221,7 +221,8 @@ class Driver:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
         experiment = self.jobs.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
-        cache = prepare_tokens(experiment, self._observer.on_phase, piece_blocks=self.jobs.plan.piece_blocks)
+        seen = {run.provenance.get("data_fingerprint", "") for run in self.study.runs.values()} - {""}
+        cache = prepare_tokens(experiment, self._observer.on_phase, self.jobs.plan.piece_blocks, seen=seen)
         evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
         check_measured(self._space, experiment, classes=evaluation.classifier is not None)
         storage, parts = None, {}
