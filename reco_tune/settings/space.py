@@ -148,7 +148,7 @@ class Sampler(SettingsSection):
     """Who chooses the next configuration."""
 
     kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
-    """Optuna's sampler; `gp` models each objective by a Gaussian process (its first 300 trials: then a proposal would
+    """Optuna's sampler; `gp` models each objective by a Gaussian process (its first 200 trials: then a proposal would
     take seconds, and `tpe` goes on), `sobol` spreads points evenly (quasi-Monte Carlo).
     """
     seed: Seed = 0

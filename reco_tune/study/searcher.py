@@ -34,7 +34,7 @@ from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
 """Proposals in a row that settings may refuse before the ranges themselves are at fault."""
-GP_TRIALS = 300
+GP_TRIALS = 200
 """Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
 MOST_REPEATED = 20
 """Known configurations that the sampler may propose in a row before one is run again."""
