@@ -241,7 +241,7 @@ def graphs(shape: Shape, bench: BenchOptions) -> Table:
         spans = list(span_strata(step.scheme.distribution()))
         for passed in ("", " later"):
             for span in spans:
-                step.run(span)
+                step.run_once(span)
             wait_for(step.step.device)
             now = compiled_so_far()
             row |= {f"graphs{passed}": now[0] - before[0], f"breaks{passed}": now[1] - before[1]}
@@ -288,12 +288,12 @@ def profile(shape: Shape, bench: BenchOptions) -> Table:
         step = TimedStep(build_scheme(experiment, cache), cache, prepare_device(experiment))
         span = WindowSpan(shape.side**2, step.scheme.loss_tokens)
         for _ in range(3):
-            step.run(span)
+            step.run_once(span)
         wait_for(step.step.device)
         activities = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if bench.gpu else [])]
         with profiler(activities=activities) as found:
             for _ in range(3):
-                step.run(span)
+                step.run_once(span)
             wait_for(step.step.device)
     kernels = _kernels(found.events(), bench.gpu)
     begin, end = min(kernel.begin for kernel in kernels), max(kernel.end for kernel in kernels)
@@ -353,10 +353,10 @@ def memory(shape: Shape, bench: BenchOptions) -> Table:
         step = TimedStep(build_scheme(experiment, cache), cache, device)
         last = max(step.scheme.distribution())
         counted = step.step.fixed_bytes + step.step.activation_bytes(step.micro_batches(last)[0])
-        step.run(last)
+        step.run_once(last)
         wait_for(device)
         reset_peak_bytes(device)
-        step.run(last)
+        step.run_once(last)
         wait_for(device)
         held = peak_bytes(device) or None
         row: Row = {"counted": counted / 2**30, "held": held / 2**30 if held else None}
