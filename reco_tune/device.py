@@ -33,6 +33,11 @@ def free_bytes(device: torch.device) -> int | None:
     return torch.cuda.mem_get_info(device)[0]
 
 
+def total_bytes(device: torch.device) -> int | None:
+    """The memory that it has; None where nobody knows."""
+    return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
 def in_halves(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
     """The work on a batch; on its halves, one after the other, where a GPU's memory does not hold all of it."""
     try:

@@ -24,10 +24,10 @@ from toy_study import record_study
 from reco_tune.benchmarks.reports import synthetic_study
 from reco_tune.bundled import bundled
 from reco_tune.cli import app, main
-from reco_tune.cli.console import Lines, size
+from reco_tune.cli.console import Lines
 from reco_tune.cli.demo import free_folder
 from reco_tune.cli.estimate import standing
-from reco_tune.cost import least_memory
+from reco_tune.cost import memory_by_phase
 from reco_tune.data.video import read_frames
 from reco_tune.settings import arm_experiment, load_space
 from reco_tune.study_log import read_study
@@ -281,7 +281,8 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
         and "at once" in said.out
         and "disk: about" in said.out
     )
-    assert "memory, at least" in said.out and size(least_memory(arm_experiment(demo, "full"))) in said.out
+    taken = memory_by_phase(arm_experiment(demo, "full"), arm_experiment(demo, "full"))
+    assert "GiB of memory" in said.out and f"{taken.training / 2**30:.2f}" in said.out
     assert list(here.iterdir()) == []
 
 
@@ -289,7 +290,15 @@ def test_a_plan_for_a_cluster_says_that_it_does_not_fit_here(here: Path) -> None
     said = say("plan", "paper_ablation", "--set", "resources.gpus_per_worker=64")
     assert said.code == 0, said.err
     assert "not even one run fits here" in said.out
-    assert "assumed" in said.out
+    assert "assumed" in said.out and "--gpu-memory GIB says whether it fits" in said.out
+
+
+def test_a_plan_refuses_what_no_card_of_that_size_holds(here: Path) -> None:
+    """After the table, which shows of what there is too much."""
+    said = say("plan", "ucf101_343M", "--gpu-memory", "16")
+    assert "calibration" in said.out and "samples" in said.out
+    assert said.code == 2 and "a GPU of 16 GiB gets 16.0; raise training.micro_batches" in said.err
+    assert say("plan", "ucf101_343M", "--gpu-memory", "80").code == 0
 
 
 def test_status_tells_every_run_and_why_one_failed(toy: Path) -> None:

@@ -9,7 +9,7 @@ import pytest
 from small_study import small_space
 from toy_study import record_study
 
-from reco_tune.cost import budget_steps, forecast, plan
+from reco_tune.cost import Rates, budget_steps, forecast, plan
 from reco_tune.errors import SettingsError
 from reco_tune.reporting import Evidence, ablation_table, frontier, load_runs, write_report
 from reco_tune.reporting.budgets import WHOLE
@@ -46,7 +46,7 @@ def test_the_baseline_runs_whole_and_at_half(tmp_path: Path) -> None:
     steps = {run.trial: run.steps for run in planned.runs}
     assert steps == {"full-s0": 60, "full-half_compute-s0": 30, "reco-half_compute-s0": round(0.5 * 60 * 1.73)}
     assert [run.budget for run in planned.runs] == ["both", "half_compute", "half_compute"]
-    assert [run.trial for run in forecast(plan(space), flops_per_second=1e9).runs] == list(steps)
+    assert [run.trial for run in forecast(plan(space), Rates(1e9)).runs] == list(steps)
 
 
 def test_beside_other_budgets_the_whole_run_is_still_one(tmp_path: Path) -> None:

@@ -15,10 +15,9 @@ import pytest
 import torch
 from small_study import small_space
 
-from reco_tune.cost import least_memory, plan
+from reco_tune.cost import memory_by_phase, plan
 from reco_tune.errors import DataError, ReCoTuneError, SettingsError, StudyError, TrackingError
 from reco_tune.preparation.cache_paths import tokenizer_path
-from reco_tune.settings import make_experiment
 from reco_tune.study import Options, run
 from reco_tune.study.preflight import (
     Machine,
@@ -124,35 +123,16 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
     planned = plan(small_space(tmp_path, "model.width=8192", "model.depth=4", "resources.gpus_per_worker=1"))
     large, small, none = (
-        Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 80), ("node-1", 8), ("head", 0))
+        Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 141), ("node-1", 8), ("head", 0))
     )
     with pytest.raises(
-        SettingsError, match=r"arm `full` needs at least \d+\.\d GiB of a GPU, but a worker on node-1 gets 8\.0; raise"
+        SettingsError,
+        match=r"arm `full` needs \d+\.\d GiB of a GPU for a training step, but a worker on node-1 gets 8\.0; raise",
     ):
         check_memory(planned, [none, large, small])
     check_memory(planned, [none, large])
     check_memory(planned, [])
     check_memory(plan(small_space(tmp_path, "model.width=8192", "model.depth=4")), [small])
-
-
-def test_the_least_memory_by_hand() -> None:
-    """16 bytes a weight, and for each of 4 x 45 tokens the input of 2 blocks in float32."""
-    nested = {
-        "data": {"layout": "digits", "clip_frames": 5, "size_px": 12},
-        "model": {"width": 16, "depth": 2, "heads": 2},
-    }
-    experiment = make_experiment(
-        {
-            **nested,
-            "training": {"batch_size": 8, "micro_batches": 2, "precision": "float32"},
-            "window": {"scheme": "full"},
-        },
-        {},
-        where="toy",
-    )
-    tokens, codes = experiment.grid.num_tokens, experiment.tokenizer.num_codes
-    weights = (codes + 2 + tokens) * 16 + 2 * (12 * 16**2 + 2 * 16) + 16 + codes * 16
-    assert least_memory(experiment) == 16 * weights + 4 * (4 * tokens) * 2 * 16
 
 
 @pytest.mark.parametrize(
@@ -257,7 +237,7 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) ->
     said = sentence(refused.value, experiment)
     assert re.match(
         rf"it ran out of memory \(.*{2**60} bytes.*\): a worker needs more than"
-        rf" {least_memory(experiment) / 2**30:.1f} GiB",
+        rf" {memory_by_phase(experiment, experiment).training / 2**30:.1f} GiB",
         said,
     )
     assert re.search(r"its machine has \d+\.\d for all that runs on it; raise training.micro_batches", said)

@@ -9,7 +9,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 
 from reco_tune.benchmarks import BenchOptions, Shape
-from reco_tune.cost import least_memory
+from reco_tune.cost import memory_by_phase
 from reco_tune.errors import SettingsError
 from reco_tune.settings import make_experiment
 from reco_tune.training.parameters import gathered_bytes, state_bytes
@@ -76,14 +76,22 @@ def test_the_page_tells_what_a_worker_of_a_large_model_needs() -> None:
 
 def test_a_plan_counts_a_workers_part() -> None:
     nested = BenchOptions(0).experiment(LARGE._replace(batch_size=8), "reco").model_dump(mode="json")
-    needed = {
-        split: least_memory(
-            make_experiment(nested, {"resources.workers": 8, "resources.shard_state": split}, where="test")
+    one, split, whole = (
+        make_experiment(nested, {"resources.gpus_per_worker": 1, **SAVING, **changes}, where="test")
+        for changes in (
+            {"training.batch_size": 1},
+            {"resources.workers": 8, "resources.shard_state": True},
+            {"resources.workers": 8},
         )
-        for split in (True, False)
-    }
+    )
     settings = scheme_of(LARGE).model_settings
-    assert needed[False] - needed[True] == state_bytes(settings, 1, False) - state_bytes(settings, 8, False)
+    parts, all_of_it = state_bytes(settings, 8, half=True), state_bytes(settings, 1, half=True)
+    needed = memory_by_phase(split, split).training
+    assert needed < memory_by_phase(whole, whole).training - (
+        all_of_it - parts
+    )  # no cast of the weights is kept either
+    assert memory_by_phase(whole, whole).training == memory_by_phase(one, one).training
+    assert needed - parts == pytest.approx(kept(1) + (LARGE.depth - 1) * (kept(2) - kept(1)), rel=0.5)
 
 
 def test_a_split_state_needs_a_folder_that_all_see() -> None:

@@ -56,7 +56,7 @@ def test_what_fits_is_not_cut(case) -> None:
     model, tokens, labels = case
     ((logits, _),) = logits_of_clips(model, tokens, labels)
     assert torch.equal(logits, model(tokens, labels).flatten(0, 1))
-    assert clips_at_once(model.settings, 32) == 32
+    assert clips_at_once(model.settings) == 32
 
 
 @pytest.mark.parametrize(
@@ -65,7 +65,7 @@ def test_what_fits_is_not_cut(case) -> None:
 def test_analyses_do_not_depend_on_what_fits(analysis: Callable[..., list[float]], case, request) -> None:
     whole = list(analysis(*case, 4))
     request.getfixturevalue("little_memory")
-    assert clips_at_once(case[0].settings, 32) == 3
+    assert clips_at_once(case[0].settings) == 3
     assert list(analysis(*case, 4)) == pytest.approx(whole, rel=1e-10)
 
 

@@ -23,11 +23,13 @@ from reco_tune.benchmarks.attention import CPU_FORMS, GPU_FORMS, Form, forward_a
 from reco_tune.benchmarks.sampling import our_sampling
 from reco_tune.benchmarks.shapes import BLOCKS, WINDOW_BLOCKS, BenchOptions, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table
-from reco_tune.cost import calibrate
+from reco_tune.cost import calibrate, memory_by_phase
+from reco_tune.cost.rates import copied_bytes_per_second
 from reco_tune.cost.timing import TimedStep, device_clock, in_rounds, span_strata
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import peak_bytes, reset_peak_bytes, wait_for
 from reco_tune.model.attention import KeysValues, attend
+from reco_tune.model.sampling import Drawing, bytes_read_per_clip
 from reco_tune.progress import quiet
 from reco_tune.settings import Experiment
 from reco_tune.training.distributed import prepare_device
@@ -47,8 +49,6 @@ CLIPS = 64
 """Sampled at once."""
 TOP_KERNELS = 12
 """Named one by one in a profile."""
-COPIED_BYTES = 2**30
-"""Of the copy that measures a GPU's bandwidth; a CPU copies a 64th."""
 ATTENTION_KERNELS = ("flash", "fmha", "mha", "sdp", "attention", "softmax")
 COPIES = ("copy", "memcpy", "memset", "::cat", "_to_copy", "contiguous")
 """Parts of the names of kernels, in lower case."""
@@ -352,7 +352,7 @@ def memory(shape: Shape, bench: BenchOptions) -> Table:
         device = prepare_device(experiment)
         step = TimedStep(build_scheme(experiment, cache), cache, device)
         last = max(step.scheme.distribution())
-        counted = step.step.fixed_bytes + step.step.activation_bytes(step.micro_batches(last)[0])
+        counted = memory_by_phase(experiment, experiment).training
         step.run_once(last)
         wait_for(device)
         reset_peak_bytes(device)
@@ -377,10 +377,8 @@ def generation(shape: Shape, bench: BenchOptions) -> Table:
     sample = our_sampling(shape, False, bench, device)
     sample(clips)  # records the step
     (seconds,) = np.median(in_rounds([partial(sample, clips)], device_clock(device), bench.seconds, fewest=2), axis=0)
-    bandwidth, width = _bytes_per_second(device), torch.finfo(bench.dtype).bits // 8
-    cache = 2 * shape.depth * shape.width * width * clips * shape.num_tokens * (shape.num_tokens + 1) // 2
-    weights = 12 * shape.depth * shape.width**2 + shape.num_codes * shape.width
-    read = cache + width * weights * shape.num_tokens
+    bandwidth = copied_bytes_per_second(device)
+    read = clips * bytes_read_per_clip(shape.model, Drawing(), bench.gpu, clips)
     row: Row = {"clips": clips, "seconds": float(seconds), "gigabytes": read / 1e9, "bandwidth": bandwidth / 1e9}
     return Table(
         f"generation {shape.name}",
@@ -388,14 +386,6 @@ def generation(shape: Shape, bench: BenchOptions) -> Table:
         _GENERATION,
         [row | {"ideal": read / bandwidth, "ratio": float(seconds) * bandwidth / read}],
     )
-
-
-def _bytes_per_second(device: torch.device) -> float:
-    """That a copy reads and writes."""
-    some = torch.zeros(COPIED_BYTES // (4 if device.type == "cuda" else 256), device=device)
-    other = torch.empty_like(some)
-    times_RJ = in_rounds([partial(other.copy_, some)], device_clock(device), 0.0, fewest=10)
-    return 2 * some.numel() * 4 / float(np.median(times_RJ))
 
 
 def _by_arm(

@@ -9,10 +9,8 @@ import typer
 from reco_tune.cli.options import Overrides, PlannedFile, parse_seeds, planned_path
 
 if TYPE_CHECKING:
+    from reco_tune.cost import Forecast, Plan, Rates
     from reco_tune.settings import Experiment
-
-ASSUMED_GPU_FLOPS_PER_SECOND = 125e12
-"""40% of an A100's bfloat16 peak, where a space asks for GPUs and none is visible."""
 
 
 def plan(
@@ -20,15 +18,18 @@ def plan(
     overrides: Overrides = None,
     trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
     seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
+    gpu_memory: Annotated[
+        float | None, typer.Option(min=1, help="GiB of the GPUs to fit into; by default those of this machine.")
+    ] = None,
 ) -> None:
-    """Dry run of a study or of one run: steps, estimated time, disk, and how they fit this machine. Launches and writes
-    nothing.
+    """Dry run of a study or of one run: steps, estimated time, memory, disk, and how they fit this machine. Launches
+    and writes nothing.
 
     \b
     Examples:
       reco-tune plan evidence
       reco-tune plan paper_ablation --set training.steps=10000 --seeds 0,1,2
-      reco-tune plan taichi_343M
+      reco-tune plan taichi_343M --gpu-memory 80
     """
     from reco_tune.settings import load_space
 
@@ -37,66 +38,113 @@ def plan(
     changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
     loaded = load_space(planned_path(space), changes)
 
-    from reco_tune.cli.console import print_table, size
-    from reco_tune.cli.estimate import duration
-    from reco_tune.cost import forecast, least_memory, plan
+    from reco_tune.cost import forecast, plan, refuse_what_cannot_fit
 
     planned = plan(loaded)
     if loaded.trials:
         from reco_tune.study.searcher import rehearse  # Optuna takes a second to import
 
         rehearse(loaded)
-    shared = planned.shared
-    rate, source = _rate(shared)
-    cost = forecast(planned, rate)
-    rows, memory = [], {arm: size(least_memory(experiment)) for arm, experiment in planned.kinds.items()}
+    gpu = _gpu(planned.shared, gpu_memory)
+    rates, source = _rates(planned.shared, gpu_memory)
+    cost = forecast(planned, rates)
+    _print_runs(planned, cost)
+    _print_memory(planned)
+    _print_words(planned, cost, source, gpu)
+    if gpu is not None:
+        refuse_what_cannot_fit(planned, *gpu)
+
+
+def _print_runs(planned: Plan, cost: Forecast) -> None:
+    from reco_tune.cli.console import print_table
+    from reco_tune.cli.estimate import duration
+
+    rows = []
     for run in cost.runs[: len(planned.runs) + 1]:
-        sampled = run.arm == "search"
-        name = f"{planned.trials} sampled, each" if sampled else run.trial
-        rows.append(
-            [
-                name,
-                run.budget,
-                f"{run.steps:,}",
-                f"{run.training_flops:.2g}",
-                duration(run.device_seconds),
-                memory[run.arm],
-            ]
-        )
-    print_table(loaded.question, ["run", "budget", "steps", "FLOPs", "device time", "memory, at least"], rows, left=2)
+        name = f"{planned.trials} sampled, each" if run.arm == "search" else run.trial
+        rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds)])
+    print_table(planned.space.question, ["run", "budget", "steps", "FLOPs", "device time"], rows, left=2)
+
+
+def _print_memory(planned: Plan) -> None:
+    from reco_tune.cli.console import print_table
+    from reco_tune.cost import MemoryByPhase, memory_by_phase
+
+    rows = []
+    for arm, experiment in planned.kinds.items():
+        taken = memory_by_phase(experiment, planned.baseline)
+        rows.append([arm, *(f"{phase / 2**30:.2f}" if phase else "" for phase in taken)])
+    print()
+    print_table("GiB of memory that a worker takes, by what it does", ["arm", *MemoryByPhase._fields], rows)
+
+
+def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, str] | None) -> None:
+    from reco_tune.cli.console import size
+    from reco_tune.cli.estimate import duration
+
+    space, shared, rates = planned.space, planned.shared, cost.rates
     at_once, fit = _fit(shared, planned.total)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
     print(
         f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps"
     )
-    if planned.trials and loaded.finalist_seeds:
+    if planned.trials and space.finalist_seeds:
         print(
-            f"finalists: {loaded.finalist_seeds} further run(s) each, not counted here: how many there are shows when"
+            f"finalists: {space.finalist_seeds} further run(s) each, not counted here: how many there are shows when"
             " the search ends"
         )
-    if set(loaded.budgets) - {"equal_steps"}:
-        counted = "equal-compute" if "equal_compute" in loaded.budgets else "half-compute"
+    if set(space.budgets) - {"equal_steps"}:
+        counted = "equal-compute" if "equal_compute" in space.budgets else "half-compute"
         print(f"{counted} steps follow from FLOP limits here, from calibrated speeds when the study runs")
-    print(f"pace: {cost.flops_per_second:.2g} FLOP/s per worker, {source}")
+    read = f", sampling {rates.bytes_per_second:.2g} bytes/s" if rates.bytes_per_second else ""
+    print(f"pace: {rates.flops_per_second:.2g} FLOP/s per worker{read}, {source}")
     print(
         f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation"
         " and start-up on top"
     )
-    print(
-        "memory: a worker's weights, gradients, moments and block inputs alone; the calibrations, a study's first jobs,"
-        " try real steps"
-    )
+    print(f"memory: {_memory(planned, gpu)}")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
     print(f"resources: {fit}")
 
 
-def _rate(shared: Experiment) -> tuple[float | None, str]:
-    """FLOP/s to count with (None: measured) and where it comes from."""
+def _rates(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None, str]:
+    """Rates to count with (None: measured) and where they come from."""
     import torch
 
+    from reco_tune.cost import ASSUMED_GPU
+
     if shared.device_type == "cuda" and not torch.cuda.is_available():
-        return ASSUMED_GPU_FLOPS_PER_SECOND, "assumed (40% of an A100's bfloat16 peak), because no GPU is visible here"
+        memory = gibibytes * 2**30 if gibibytes else ASSUMED_GPU.memory_bytes
+        return ASSUMED_GPU._replace(memory_bytes=memory), "assumed (an A100's), because no GPU is visible here"
     return None, "measured here"
+
+
+def _gpu(shared: Experiment, gibibytes: float | None) -> tuple[float, str] | None:
+    """Bytes of a GPU that a worker gets, and whose it is; None where none is asked for or known."""
+    import torch
+
+    wanted = shared.resources.gpus_per_worker
+    if not wanted or not (gibibytes or torch.cuda.is_available()):
+        return None
+    whole, name = (gibibytes or 0) * 2**30, f"a GPU of {gibibytes:g} GiB"
+    if not gibibytes:
+        devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        smallest = min(devices, key=lambda device: device.total_memory)
+        whole, name = smallest.total_memory, f"this machine's {smallest.name}"
+    return min(1.0, wanted) * whole, name
+
+
+def _memory(planned: Plan, gpu: tuple[float, str] | None) -> str:
+    """What the table of memory counts, in words."""
+    from reco_tune.cost import clips_sampled_at_once
+
+    if planned.shared.device_type == "cpu":
+        return "counted on the steps themselves, without running them; generation holds a sampling batch"
+    told = "counted on the steps themselves, without running them; compiled ones take less, CUDA itself a GiB more"
+    if gpu is None:
+        return f"{told}; --gpu-memory GIB says whether it fits"
+    clips = min(clips_sampled_at_once(experiment, gpu[0]) for experiment in planned.kinds.values())
+    return f"{told}; {gpu[1]} samples {clips:,} clips at once"
 
 
 def _cache(shared: Experiment) -> str:

@@ -1,39 +1,26 @@
 """What a study will cost, before anything of it starts: runs, steps, device time and disk.
 
-Works in FLOPs and one measured (or given) rate of the device; arms are assumed to reach their FLOP limit, which is what
-compute budgets give steps by until their calibration is known. Knows settings and arithmetic; reads no data, trains
-nothing.
+Works in FLOPs, bytes and the device's rates of both, measured or given; arms are assumed to reach their FLOP limit,
+which is what compute budgets give steps by until their calibration is known. Knows settings and arithmetic; reads no
+data, trains nothing.
 """
 
 from __future__ import annotations
 
-import time
 from dataclasses import dataclass, replace
 from typing import NamedTuple
 
-import torch
-
 from reco_tune.cost.planning import Plan, PlannedRun, sampled_name
-from reco_tune.model import ModelSettings, VideoTransformer
-from reco_tune.model.flops import forward_flops, step_flops
+from reco_tune.cost.rates import Rates, measure_rates, seconds_per_clip
+from reco_tune.model.flops import forward_flops, parameter_count
 from reco_tune.pareto import deciding_rungs
 from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, Experiment, Pruning
-from reco_tune.training.distributed import prepare_device
-from reco_tune.training.parameters import state_bytes
 from reco_tune.training.schemes import plan_scheme
-
-GENERATION_RATE = 0.4
-"""Rate of cached sampling relative to that of training steps (0.46 on a CPU with 128 clips at once; small GPU batches
-are worse).
-"""
 
 CHECKPOINT_COPIES = 7
 """Times the weights that a run takes on disk: they and two moments in a checkpoint, in the one that replaces it, and
 the trained model.
 """
-
-PROBE_FLOPS = 4e9
-"""Size of the step that measures the rate: a tenth of a second on one CPU core."""
 
 _HISTORY_BYTES_PER_STEP = 6 * 8
 
@@ -61,8 +48,8 @@ class Forecast:
 
     runs: list[RunForecast]
     """The fixed runs, then every sampled one."""
-    flops_per_second: float
-    """Rate of one worker."""
+    rates: Rates
+    """Of one worker's device."""
 
     @property
     def steps(self) -> int:
@@ -85,71 +72,25 @@ class Forecast:
         return max(self.device_seconds / concurrent_runs, longest) / workers
 
 
-def forecast(plan: Plan, flops_per_second: float | None = None) -> Forecast:
+def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
     """What a study costs that runs this plan.
 
     Args:
-        flops_per_second: of one worker on the step's own FLOPs; measured on this machine in about a second where None.
+        rates: of one worker's device; measured on this machine in about a second where None.
     """
-    rate = flops_per_second or measure_flops_per_second(plan.baseline)
+    rates = rates or measure_rates(plan.baseline)
     runs, calibrated = [], {BASELINE}
     for run in plan.runs:
-        runs.append(_run(run, rate, run.arm not in calibrated))
+        runs.append(_run(run, rates, run.arm not in calibrated))
         calibrated.add(run.arm)
     if plan.sampled is not None:  # ranges of the search vary around these settings
         one = PlannedRun(SEARCH, SEARCH, "equal_steps", plan.space.sampler.seed, plan.sampled)
-        cost = _run(one, rate, calibrated=True, rung_clips=_rung_clips(plan.space.pruning, plan.sampled))
+        cost = _run(one, rates, calibrated=True, rung_clips=_rung_clips(plan.space.pruning, plan.sampled))
         runs += [cost._replace(trial=sampled_name(number)) for number in range(plan.trials)]
-    return Forecast(runs, rate)
+    return Forecast(runs, rates)
 
 
-def measure_flops_per_second(experiment: Experiment) -> float:
-    """Rate of forward and backward on this process' device, of a model of the same width that is cut down to a fraction
-    of a second.
-    """
-    device = prepare_device(experiment)
-    shape = replace(plan_scheme(experiment).model_settings, depth=min(experiment.model.depth, 2))
-    while step_flops(shape, 0, shape.num_tokens) > PROBE_FLOPS and shape.num_tokens > 32:
-        shape = replace(shape, num_tokens=shape.num_tokens // 2)
-    flops = step_flops(shape, 0, shape.num_tokens)
-    batch = max(1, min(experiment.training.batch_size, int(PROBE_FLOPS / flops)))
-    model = VideoTransformer(shape.num_codes, shape.num_tokens, 1, shape.width, shape.depth, shape.heads).to(device)
-    tokens_BT = torch.zeros(batch, shape.num_tokens, dtype=torch.int32, device=device)
-    labels_B = torch.zeros(batch, dtype=torch.long, device=device)
-    best = float("inf")
-    for _ in range(4):  # the first is slow, and a neighbour may take the core: the best counts
-        began = time.perf_counter()
-        with torch.autocast(device.type, torch.bfloat16, enabled=experiment.training.precision == "bfloat16"):
-            logits = model(tokens_BT, labels_B)
-        logits.float().mean().backward()
-        if device.type == "cuda":
-            torch.cuda.synchronize(device)
-        best = min(best, time.perf_counter() - began)
-    return batch * flops / best
-
-
-def parameter_count(settings: ModelSettings) -> int:
-    """Weights of a model of this shape."""
-    width = settings.width
-    embeddings = (settings.num_codes + settings.num_classes + 1 + settings.num_tokens) * width
-    return embeddings + settings.depth * (12 * width**2 + 2 * width) + width + settings.num_codes * width
-
-
-def least_memory(experiment: Experiment) -> int:
-    """Bytes below which no training step of a worker can stay: the optimiser's state, and each block's input for every
-    token.
-    """
-    settings, training = plan_scheme(experiment).model_settings, experiment.training
-    clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
-    assert experiment.window.length_tokens is not None
-    tokens = clips * min(experiment.window.length_tokens, settings.num_tokens)
-    half = training.precision == "bfloat16"
-    activation = 2 if half else 4
-    sharing = experiment.resources.workers if experiment.resources.shard_state else 1
-    return state_bytes(settings, sharing, half) + activation * tokens * settings.depth * settings.width
-
-
-def _run(run: PlannedRun, rate: float, calibrated: bool, rung_clips: int = 0) -> RunForecast:
+def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -> RunForecast:
     """
     Args:
         calibrated: whether the run pays for the calibration of its settings.
@@ -162,10 +103,10 @@ def _run(run: PlannedRun, rate: float, calibrated: bool, rung_clips: int = 0) ->
     one_clip = forward_flops(whole, 0, whole.num_tokens)
     validated = 0 if scheme.trains_pieces else training.rungs * evaluation.validation_clips
     flops = steps * training.batch_size * per_clip + validated * one_clip
-    sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * one_clip / GENERATION_RATE
+    sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * seconds_per_clip(experiment, rates)
     calibration = experiment.resources.calibration_seconds if calibrated else 0.0
     disk = CHECKPOINT_COPIES * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
-    seconds = (flops + sampled) / rate + calibration
+    seconds = flops / rates.flops_per_second + sampled + calibration
     return RunForecast(run.trial, run.arm, run.budget, run.seed, steps, flops, seconds, disk)
 
 

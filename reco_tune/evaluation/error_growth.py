@@ -17,7 +17,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.model import VideoTransformer
-from reco_tune.model.teacher_forcing import clips_at_once
+from reco_tune.model.teacher_forcing import ANALYSED_AT_ONCE, clips_at_once
 from reco_tune.quantities import FEWEST_GROWTH_BLOCKS, RESOLVED_AIC
 
 NOISE_SHARE = 0.01
@@ -26,7 +26,6 @@ linear.
 """
 DRAWS = 4
 """Errors that the curve is averaged over."""
-BATCH_CLIPS = 32
 
 
 @dataclass(frozen=True)
@@ -70,8 +69,8 @@ def error_growth(
     disturbed, size = torch.zeros(blocks, dtype=torch.float64), torch.zeros(blocks, dtype=torch.float64)
     noise = [torch.randn(tokens_per_block, model.settings.width, generator=generator).to(device) for _ in range(DRAWS)]
     positions = slice(1, tokens_per_block + 1)  # position 0 reads the class
-    at_once = clips_at_once(model.settings, BATCH_CLIPS)
-    for group, group_labels in zip(tokens_BT.split(BATCH_CLIPS), labels_B.split(BATCH_CLIPS), strict=True):
+    at_once = clips_at_once(model.settings)
+    for group, group_labels in zip(tokens_BT.split(ANALYSED_AT_ONCE), labels_B.split(ANALYSED_AT_ONCE), strict=True):
         group, group_labels = group.to(device).long(), group_labels.to(device)
         inputs = F.embedding(group[:, :tokens_per_block], model.token_embedding)
         inputs = inputs[:, : model.settings.num_tokens - 1] + model.position_embedding[positions][: inputs.shape[1]]

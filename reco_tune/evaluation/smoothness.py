@@ -14,8 +14,6 @@ from torch import Tensor
 from reco_tune.model import VideoTransformer
 from reco_tune.model.teacher_forcing import clips_at_once
 
-BATCH_CLIPS = 32
-
 
 class Smoothness(NamedTuple):
     """Root mean square of ||h_j - h_i|| over clips and pairs of neighbouring positions, h the output of the
@@ -35,7 +33,7 @@ def smoothness(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tok
     """Of teacher-forced clips."""
     device = model.position_embedding.device
     sums = {"size": 0.0, "tokens": 0.0, "frames": 0.0}
-    at_once = clips_at_once(model.settings, BATCH_CLIPS)
+    at_once = clips_at_once(model.settings)
     for tokens, labels in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):
         hidden_BTD = model.hidden(tokens.to(device).long(), labels.to(device), 0, model.settings.num_tokens).double()
         sums["size"] += float(hidden_BTD.square().sum())

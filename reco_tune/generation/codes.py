@@ -14,7 +14,8 @@ import torch
 from torch import Tensor
 
 from reco_tune.device import free_bytes
-from reco_tune.model import VideoTransformer
+from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import (
     Drawing,
     Noise,
@@ -35,6 +36,10 @@ Rollout = Callable[[Draw, Tensor], Tensor]
 
 RESERVED_BYTES = 2**30
 """Of a GPU: recorded steps, workspaces of kernels, the codes themselves."""
+
+
+SHARE = 0.85
+"""Of a GPU's free memory, that sampling may take."""
 
 
 class Request(NamedTuple):
@@ -66,7 +71,7 @@ def made_of(
     model: VideoTransformer,
     experiment: Experiment,
     requests: Sequence[Request],
-    share: float = 0.85,
+    share: float = SHARE,
     progress: Progress = quiet,
 ) -> Iterator[Tensor]:
     """What `rollout` makes of each request, in their order.
@@ -115,13 +120,18 @@ def _stream(request: Request, part: Part, device: torch.device) -> Stream:
     return Stream(torch.Generator(device).manual_seed(request.seed), len(request.labels_B), part.first)
 
 
+def clips_that_fit(settings: ModelSettings, drawing: Drawing, bfloat16: bool, free: float, share: float) -> int:
+    """Clips that a `StaticSampler` holds in so many bytes, of which it may take a share; at least one."""
+    free -= RESERVED_BYTES + (2 * parameter_count(settings) if bfloat16 else 0)
+    return max(1, int(share * free) // static_bytes_per_clip(settings, drawing, bfloat16))
+
+
 def clips_at_once(model: VideoTransformer, drawing: Drawing, bfloat16: bool, share: float, sizes: Sequence[int]) -> int:
-    """Clips that fit into the free memory, whole requests where one fits; all where nothing is known about it."""
+    """Clips to sample together: whole requests where one fits; all of the largest where free memory is not known."""
     free, largest = free_bytes(model.position_embedding.device), max(sizes, default=1)
     if free is None:
         return largest
-    free -= RESERVED_BYTES + (2 * sum(parameter.numel() for parameter in model.parameters()) if bfloat16 else 0)
-    fit = max(1, int(share * free) // static_bytes_per_clip(model.settings, drawing, bfloat16))
+    fit = clips_that_fit(model.settings, drawing, bfloat16, free, share)
     return min(fit // largest * largest if fit >= largest else fit, sum(sizes))
 
 

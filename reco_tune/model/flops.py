@@ -1,4 +1,4 @@
-"""What a training step costs in floating-point operations: arithmetic on shapes, nothing measured.
+"""What a model has in weights, and a training step costs in floating-point operations: arithmetic on shapes.
 
 Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward of
 which the last layer makes keys and values only; the head counts; embeddings, norms, the loss and the optimiser do not.
@@ -70,6 +70,19 @@ def speedup_limit(settings: ModelSettings, sampler: WindowSampler) -> float:
         p * step_flops(settings, start, sampler.length_tokens) for start, p in sampler.distribution().items()
     )
     return step_flops(settings, 0, settings.num_tokens) / expected
+
+
+def parameter_count(settings: ModelSettings) -> int:
+    """Weights of a model of this shape."""
+    around, block = parameter_counts(settings)
+    return around + settings.depth * block
+
+
+def parameter_counts(settings: ModelSettings) -> tuple[int, int]:
+    """Weights of what lies around the blocks, and of one block."""
+    width = settings.width
+    around = 2 * settings.num_codes + settings.num_classes + 1 + settings.num_tokens + 1
+    return around * width, 12 * width**2 + 2 * width
 
 
 def _triangle(length: int) -> int:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.errors import RunFailedError
-from reco_tune.model.kv_cache import LayerCache, StaticCache
+from reco_tune.model.kv_cache import BLOCK_TOKENS, LayerCache, StaticCache
 from reco_tune.model.shape import ModelSettings
 
 PREFILL_BYTES = 2**30
@@ -292,6 +292,19 @@ def static_bytes_per_clip(settings: ModelSettings, drawing: Drawing, bfloat16: b
     held = 2 * settings.depth * StaticCache.tokens_held(settings.num_tokens) * settings.width * (2 if bfloat16 else 4)
     row = held + 10 * settings.num_codes + 64 * settings.width
     return drawing.copies * row + 64 * settings.num_codes + 8 * settings.num_tokens
+
+
+def bytes_read_per_clip(
+    settings: ModelSettings, drawing: Drawing, bfloat16: bool, at_once: int, prompt_tokens: int = 0
+) -> float:
+    """What a `StaticSampler` reads for a clip: for every code that it draws the blocks of keys and values so far, the
+    logits, and the clip's share of the weights.
+    """
+    size, width, drawn = 2 if bfloat16 else 4, settings.width, settings.num_tokens - prompt_tokens
+    blocks = sum(position // BLOCK_TOKENS + 1 for position in range(prompt_tokens, settings.num_tokens))
+    cache = 2 * settings.depth * width * size * BLOCK_TOKENS * blocks
+    weights = size * (12 * settings.depth * width**2 + width * settings.num_codes)
+    return drawing.copies * (cache + drawn * 10 * settings.num_codes) + drawn * weights / at_once
 
 
 def with_rounded_products(model: Model) -> Model:

@@ -21,9 +21,9 @@ import torch
 from ray._private.services import get_ray_address_from_environment
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
-from reco_tune.cost import least_memory
+from reco_tune.cost import refuse_what_cannot_fit
 from reco_tune.cost.planning import Plan
-from reco_tune.errors import SettingsError, StudyError
+from reco_tune.errors import StudyError
 from reco_tune.evaluation import check_extractor
 from reco_tune.preparation import check_weights
 from reco_tune.settings import Experiment
@@ -96,25 +96,16 @@ def check_files(experiment: Experiment) -> None:
 
 
 def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
-    """Compares what each arm needs at least with the smallest GPU.
+    """Compares what each phase of each arm takes with the smallest GPU.
 
     Raises:
         SettingsError: where it cannot fit.
     """
-    smallest = min(
-        (machine for machine in machines if machine.gpu_bytes), key=lambda machine: machine.gpu_bytes, default=None
-    )
-    if smallest is None or not plan.shared.resources.gpus_per_worker:
-        return
-    given = min(1.0, plan.shared.resources.gpus_per_worker) * smallest.gpu_bytes
-    for arm, experiment in plan.kinds.items():
-        needed = least_memory(experiment)
-        if needed > given:
-            raise SettingsError(
-                f"arm `{arm}` needs at least {needed / 2**30:.1f} GiB of a GPU, but a worker on {smallest.name} gets"
-                f" {given / 2**30:.1f}; raise training.micro_batches or resources.gpus_per_worker, set"
-                " training.activation_checkpointing, or shrink the model"
-            )
+    with_gpu = [machine for machine in machines if machine.gpu_bytes]
+    wanted = plan.shared.resources.gpus_per_worker
+    if with_gpu and wanted:
+        smallest = min(with_gpu, key=lambda machine: machine.gpu_bytes)
+        refuse_what_cannot_fit(plan, min(1.0, wanted) * smallest.gpu_bytes, smallest.name)
 
 
 @dataclass(frozen=True)

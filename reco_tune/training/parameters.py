@@ -12,6 +12,7 @@ import torch
 from torch import Tensor
 
 from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model.flops import parameter_counts
 from reco_tune.model.transformer import Block
 from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
@@ -65,7 +66,7 @@ def state_bytes(settings: ModelSettings, workers: int, half: bool) -> int:
     """Of one of the workers that a model's state is split over: weights, gradients and AdamW's moments of its part, and
     what it gathers of the others'. With one worker it is the whole state.
     """
-    around, block = _parameter_counts(settings)
+    around, block = parameter_counts(settings)
     whole = 16 * (around + settings.depth * block)
     return whole if workers == 1 else -(-whole // workers) + gathered_bytes(settings, half)
 
@@ -77,15 +78,8 @@ def gathered_bytes(settings: ModelSettings, half: bool) -> int:
     Args:
         half: whether blocks and their gradients come in bfloat16.
     """
-    around, block = _parameter_counts(settings)
+    around, block = parameter_counts(settings)
     return around * (4 + 4 + 4) + GATHERED_BLOCKS * block * ((2 + 2 if half else 4 + 4) + 4)
-
-
-def _parameter_counts(settings: ModelSettings) -> tuple[int, int]:
-    """Of what lies around the blocks, and of one block."""
-    width = settings.width
-    around = 2 * settings.num_codes + settings.num_classes + 1 + settings.num_tokens + 1
-    return around * width, 12 * width**2 + 2 * width
 
 
 class FlatParameters:

@@ -1,0 +1,320 @@
+"""How much memory each phase of a run takes, before anything is allocated: counted on tensors without storage.
+
+The step and the validation are the real code, run on tensors that have shapes and nothing else; every allocation and
+release is counted, those of backward too. For a GPU these are `meta` tensors, with what autocast casts and a fused
+kernel keeps stood in for; for the CPU they are torch's fake ones. Layers are alike, so two depths are counted and the
+rest is a line. Compiled steps keep less: what a block can compute again from what it keeps, it does. Not counted are a
+GPU's context (`CONTEXT_BYTES`), and tokenizers and networks that look at clips, which work when training is over.
+"""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+
+from reco_tune.cost.planning import Plan
+from reco_tune.errors import SettingsError
+from reco_tune.generation import RESERVED_BYTES, SHARE, clips_that_fit, drawing_of
+from reco_tune.model.flops import parameter_count
+from reco_tune.model.sampling import static_bytes_per_clip
+from reco_tune.model.teacher_forcing import analysis_bytes, logits_of_clips
+from reco_tune.settings import Experiment
+from reco_tune.training.parameters import state_bytes
+from reco_tune.training.schemes import Batch, Scheme, plan_scheme
+from reco_tune.windows import WindowSpan
+
+CONTEXT_BYTES = 2**30
+"""Of a GPU: what CUDA, workspaces of its libraries and the rounding of the allocator take beside tensors."""
+
+COUNTED_DEPTHS = 2, 3
+"""From the second block on, one more takes as much as the next."""
+
+
+class MemoryByPhase(NamedTuple):
+    """Bytes of tensors of one worker at their most, by what the run is doing."""
+
+    training: int
+    """A step at its worst window: weights, gradients, moments, what the forward pass keeps, short-lived buffers."""
+    validation: int
+    generation: int
+    """Of one clip on a GPU, which takes as many as fit; of a whole sampling batch on the CPU."""
+    analyses: int
+    calibration: int
+    """Two models, the baseline's and the arm's, of which one steps."""
+
+    def largest(self) -> tuple[str, int]:
+        """The phase that takes most, and its bytes."""
+        phase = max(self._fields, key=lambda field: getattr(self, field))
+        return phase, getattr(self, phase)
+
+
+def memory_by_phase(experiment: Experiment, baseline: Experiment) -> MemoryByPhase:
+    """Of a worker that trains, validates, generates and analyses, and that measures speed against the baseline."""
+    scheme = plan_scheme(experiment)
+    weights, state, training = parameter_count(scheme.model_settings), _state_bytes(experiment), _step_bytes(experiment)
+    validated = 0 if scheme.trains_pieces else _extrapolated(experiment, None)
+    whole = 4 * weights if _sharing(experiment) > 1 else 0  # what looks at clips has a model of its own
+    calibration = state + training
+    if experiment.step_settings() != baseline.step_settings():
+        calibration = state + _state_bytes(baseline) + max(training, _step_bytes(baseline))
+    return MemoryByPhase(
+        training=state + training,
+        validation=state + validated,
+        generation=state + whole + _generation_bytes(experiment, scheme, weights),
+        analyses=4 * weights + analysis_bytes(scheme.model_settings) if experiment.evaluation.analyses else 0,
+        calibration=calibration,
+    )
+
+
+def refuse_what_cannot_fit(plan: Plan, gpu_bytes: float, name: str) -> None:
+    """
+    Args:
+        gpu_bytes: of a GPU, or of the part of one, that a worker gets.
+        name: of what has it, for people.
+
+    Raises:
+        SettingsError: for an arm of which a phase does not fit.
+    """
+    for arm, experiment in plan.kinds.items():
+        for phase, needed in memory_by_phase(experiment, plan.baseline)._asdict().items():
+            if needed + CONTEXT_BYTES <= gpu_bytes:
+                continue
+            raise SettingsError(
+                f"arm `{arm}` needs {(needed + CONTEXT_BYTES) / 2**30:.1f} GiB of a GPU for {_PHASES[phase]}, but a"
+                f" worker on {name} gets {gpu_bytes / 2**30:.1f}; {_WAYS_OUT[phase]}"
+            )
+
+
+_PHASES = {
+    "training": "a training step",
+    "validation": "validation",
+    "generation": "the cache of a single clip",
+    "analyses": "its analyses",
+    "calibration": "the two models of its calibration",
+}
+_LESS_AT_ONCE = (
+    "raise training.micro_batches or resources.gpus_per_worker, set training.activation_checkpointing or"
+    " training.loss_chunk_tokens, or shrink the model"
+)
+_WAYS_OUT = {
+    "training": _LESS_AT_ONCE,
+    "validation": "raise training.micro_batches or resources.gpus_per_worker, or shrink the model",
+    "generation": "raise resources.gpus_per_worker, shorten the clip or shrink the model",
+    "analyses": "set evaluation.analyses to false, or shrink the model",
+    "calibration": _LESS_AT_ONCE,
+}
+
+
+def clips_sampled_at_once(experiment: Experiment, gpu_bytes: float) -> int:
+    """Clips that a GPU samples together once training is over, as far as formulas know."""
+    settings, drawing = plan_scheme(experiment).model_settings, drawing_of(experiment)
+    bfloat16 = experiment.training.precision == "bfloat16"
+    free = gpu_bytes - CONTEXT_BYTES - 4 * parameter_count(settings)
+    return clips_that_fit(settings, drawing, bfloat16, free, SHARE)
+
+
+def clips_of_a_step(experiment: Experiment) -> int:
+    """Clips that a worker computes at once."""
+    return experiment.training.batch_size // (experiment.training.micro_batches * experiment.resources.workers)
+
+
+def _sharing(experiment: Experiment) -> int:
+    """Workers that a model's state is split over."""
+    return experiment.resources.workers if experiment.resources.shard_state else 1
+
+
+def _state_bytes(experiment: Experiment) -> int:
+    """Weights, gradients and moments on a worker, and what it gathers of those of others."""
+    half = experiment.training.precision == "bfloat16"
+    return state_bytes(plan_scheme(experiment).model_settings, _sharing(experiment), half)
+
+
+def _generation_bytes(experiment: Experiment, scheme: Scheme, weights: int) -> int:
+    drawing, on_gpu = drawing_of(experiment), experiment.device_type == "cuda"
+    bfloat16 = on_gpu and experiment.training.precision == "bfloat16"
+    clip = static_bytes_per_clip(scheme.model_settings, drawing, bfloat16)
+    return RESERVED_BYTES + 2 * weights * bfloat16 + clip if on_gpu else clip * experiment.sampling.batch_size
+
+
+def _step_bytes(experiment: Experiment) -> int:
+    """Beside the state, at the worst window."""
+    return max(_extrapolated(experiment, span) for span in largest_spans(experiment))
+
+
+def largest_spans(experiment: Experiment) -> list[WindowSpan]:
+    """Those of which one takes most: the longest prefix of each length, and the longest length without one."""
+    spans = plan_scheme(experiment).distribution()
+    ends = {max(span for span in spans if span.length == length) for length in {span.length for span in spans}}
+    longest = max(span.length for span in spans)
+    return sorted({*ends, min(span for span in spans if span.length == longest)})
+
+
+def _extrapolated(experiment: Experiment, span: WindowSpan | None) -> int:
+    """Of a step there, or of validation, at the experiment's own depth."""
+    depth, (low, high) = experiment.model.depth, COUNTED_DEPTHS
+    if depth <= high:
+        return peak_bytes(experiment, span).most
+    few, more = (peak_bytes(_with(experiment, "model", depth=counted), span).most for counted in (low, high))
+    return few + (depth - low) * (more - few)
+
+
+def _with(experiment: Experiment, section: str, **changes: Any) -> Experiment:
+    """Without checks: what comes out of it counts and never runs."""
+    return experiment.model_copy(update={section: getattr(experiment, section).model_copy(update=changes)})
+
+
+class Counted(NamedTuple):
+    """Bytes beside weights, gradients, moments and inputs."""
+
+    kept: int
+    """What a forward pass leaves for backward."""
+    most: int
+    """At once."""
+
+
+_known: dict[Any, Counted] = {}
+
+
+def peak_bytes(experiment: Experiment, span: WindowSpan | None) -> Counted:
+    """Of forward and backward of a micro-batch whose window lies there, or of validation where None, layer by layer."""
+    scheme, clips = plan_scheme(_with(experiment, "training", compile=False)), max(1, clips_of_a_step(experiment))
+    bfloat16, on_gpu = experiment.training.precision == "bfloat16", experiment.device_type == "cuda"
+    gathered = bfloat16 and _sharing(experiment) > 1
+    key = type(scheme), scheme.model_settings, scheme.options, span, clips, bfloat16, on_gpu, gathered
+    if key not in _known:
+        with without_storage(on_gpu, bfloat16) as allocations:
+            _known[key] = _count(scheme, span, clips, gathered, allocations)
+    return _known[key]
+
+
+def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, allocations: Allocations) -> Counted:
+    """
+    Args:
+        gathered: whether blocks come to a worker in bfloat16, so that nothing is cast and kept here.
+    """
+    model = scheme.build_model()
+    if gathered:
+        model.blocks.to(torch.bfloat16)  # type: ignore[attr-defined]
+    for parameter in model.parameters():
+        parameter.grad = torch.empty_like(parameter)
+    batch = Batch(
+        torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32), torch.zeros(clips, dtype=torch.long)
+    )
+    before = allocations.restart()
+    if span is None:
+        for logits, codes in logits_of_clips(model, *batch):
+            F.cross_entropy(logits, codes, reduction="sum")
+        return Counted(0, allocations.most - before)
+    total = scheme.loss(model, batch, span).total
+    kept = allocations.now - before
+    # `total.backward()` would be a call that modes see, and leave for its length: blocks that run again would run bare.
+    one = torch.ones_like(total)
+    torch.autograd.Variable._execution_engine.run_backward((total,), (one,), False, False, (), accumulate_grad=True)
+    return Counted(kept, allocations.most - before)
+
+
+@contextmanager
+def without_storage(on_gpu: bool, bfloat16: bool) -> Iterator[Allocations]:
+    """Inside, new tensors have no storage, and what they would take is counted."""
+    from torch._subclasses.fake_tensor import FakeTensorMode
+
+    allocations = Allocations()
+    if on_gpu:
+        with torch.device("meta"), allocations, _LikeCuda(bfloat16):
+            yield allocations
+    else:
+        with FakeTensorMode(), allocations, torch.autocast("cpu", torch.bfloat16, enabled=bfloat16):
+            yield allocations
+
+
+class Allocations(TorchDispatchMode):
+    """Bytes of the storages that operations make, until nothing holds them any more."""
+
+    def __init__(self) -> None:
+        super().__init__()  # type: ignore[no-untyped-call]
+        self.now = self.most = 0
+        self._held: dict[int, int] = {}
+
+    def restart(self) -> int:
+        """Forgets what was held at once before; returns what is held now."""
+        self.most = self.now
+        return self.now
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        made = func(*args, **(kwargs or {}))
+        for tensor in tree_leaves(made):
+            if isinstance(tensor, Tensor):
+                self._hold(tensor.untyped_storage())
+        return made
+
+    def _hold(self, storage: torch.UntypedStorage) -> None:
+        key = storage._cdata
+        if key not in self._held:
+            self._held[key] = storage.nbytes()
+            self.now += storage.nbytes()
+            self.most = max(self.most, self.now)
+            weakref.finalize(storage, self._release, key)
+
+    def _release(self, key: int) -> None:
+        self.now -= self._held.pop(key)
+
+
+class _LikeCuda(TorchFunctionMode):
+    """What a GPU's autocast casts, and what its fused attention keeps, for `meta` tensors, which have neither."""
+
+    LOWER = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm)
+    FLOAT32 = (F.cross_entropy, F.layer_norm, F.softmax, F.log_softmax)
+
+    def __init__(self, bfloat16: bool) -> None:
+        super().__init__()
+        self._bfloat16 = bfloat16
+        self._weights: dict[int, Tensor] = {}
+        """Casts of weights with a gradient, which autocast keeps until it ends."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is F.scaled_dot_product_attention:
+            return FusedAttention.apply(*args[:3])  # type: ignore[no-untyped-call]
+        if self._bfloat16 and func in self.LOWER:
+            args = [self._lowered(value) for value in args]
+        elif self._bfloat16 and func in self.FLOAT32:
+            args = [_raised(value) for value in args]
+        return func(*args, **kwargs)
+
+    def _lowered(self, value: Any) -> Any:
+        if not isinstance(value, Tensor) or value.dtype != torch.float32:
+            return value
+        if not isinstance(value, torch.nn.Parameter) or not torch.is_grad_enabled():
+            return value.to(torch.bfloat16)
+        if id(value) not in self._weights:
+            self._weights[id(value)] = value.to(torch.bfloat16)
+        return self._weights[id(value)]
+
+
+def _raised(value: Any) -> Any:
+    return value.float() if isinstance(value, Tensor) and value.dtype == torch.bfloat16 else value
+
+
+class FusedAttention(torch.autograd.Function):
+    """Shapes of an attention that keeps queries, keys, values, output and log-sum-exp, but no square of scores."""
+
+    @staticmethod
+    def forward(ctx: Any, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+        output = torch.empty_like(queries.transpose(1, 2).contiguous()).transpose(1, 2)
+        sums = queries.new_empty(queries.shape[:3], dtype=torch.float32)
+        ctx.save_for_backward(queries, keys, values, output, sums)
+        return output
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, ...]:
+        queries, keys, values, *_ = ctx.saved_tensors
+        return torch.empty_like(queries), torch.empty_like(keys), torch.empty_like(values)

@@ -1,0 +1,130 @@
+"""How fast a device is: operations of training steps and bytes of memory a second; and what a sampled clip takes.
+
+Sampling computes little for every byte that it reads: each token of each clip reads the keys and values of all before
+it, and each step the weights. So on a GPU it is counted in bytes, and in operations where those take longer; on a CPU,
+whose bandwidth does not bind it, in operations alone.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from typing import NamedTuple
+
+import torch
+
+from reco_tune.cost.memory import clips_of_a_step, clips_sampled_at_once
+from reco_tune.device import free_bytes, total_bytes, wait_for
+from reco_tune.generation import drawing_of
+from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model.flops import forward_flops, step_flops
+from reco_tune.model.sampling import bytes_read_per_clip
+from reco_tune.settings import Experiment
+from reco_tune.training.distributed import prepare_device
+from reco_tune.training.schemes import plan_scheme
+
+PROBE_SECONDS = 0.2
+"""Of real work, at least, that a rate is measured on."""
+
+CPU_PROBE_FLOPS = 4e9
+"""Size of a step on the CPU that measures its rate: a tenth of a second on one core."""
+
+GENERATION_RATE = 0.4
+"""Rate of cached sampling relative to that of training steps on a CPU (0.46 with 128 clips at once)."""
+
+
+class Rates(NamedTuple):
+    """Of one worker's device."""
+
+    flops_per_second: float
+    """Of a training step's own operations."""
+    bytes_per_second: float | None = None
+    """Of a GPU's memory; None on a CPU."""
+    memory_bytes: float | None = None
+    """Of a GPU."""
+
+
+ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_bytes=80 * 2**30)
+"""An A100 of 80 GB: 40% of its bfloat16 peak, three quarters of its bandwidth."""
+
+
+def seconds_per_clip(experiment: Experiment, rates: Rates) -> float:
+    """What sampling one clip takes: guidance and all pieces of a clip counted, decoding not."""
+    scheme, grid, drawing = plan_scheme(experiment), experiment.grid, drawing_of(experiment)
+    settings, prompts = scheme.model_settings, [0]
+    if scheme.trains_pieces:  # each further one goes on from a block and adds the rest
+        added = scheme.piece_blocks - 1
+        prompts += [grid.tokens_per_block] * -(-(grid.blocks - scheme.piece_blocks) // added)
+    flops = drawing.copies * len(prompts) * forward_flops(settings, 0, settings.num_tokens)
+    if rates.bytes_per_second is None or rates.memory_bytes is None:
+        return flops / (GENERATION_RATE * rates.flops_per_second)
+    bfloat16 = experiment.training.precision == "bfloat16"
+    at_once = clips_sampled_at_once(experiment, rates.memory_bytes)
+    read = sum(bytes_read_per_clip(settings, drawing, bfloat16, at_once, prompt) for prompt in prompts)
+    return max(flops / rates.flops_per_second, read / rates.bytes_per_second)
+
+
+def measure_rates(experiment: Experiment) -> Rates:
+    """Of this process' device: forward and backward of a model of the experiment's width, and copies on a GPU."""
+    device = prepare_device(experiment)
+    flops = _step_rate(experiment, device)
+    if device.type == "cpu":
+        return Rates(flops)
+    return Rates(flops, copied_bytes_per_second(device), total_bytes(device))
+
+
+def copied_bytes_per_second(device: torch.device) -> float:
+    """That a copy reads and writes, of more than any cache holds."""
+    source = torch.zeros(min(2**30, (free_bytes(device) or 2**28) // 4), dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    return per_second(lambda: target.copy_(source), 2 * len(source), device)
+
+
+def _step_rate(experiment: Experiment, device: torch.device) -> float:
+    shape, clips = probe(experiment, device.type != "cpu")
+    model = VideoTransformer(shape.num_codes, shape.num_tokens, 1, shape.width, shape.depth, shape.heads).to(device)
+    tokens_BT = torch.zeros(clips, shape.num_tokens, dtype=torch.int32, device=device)
+    labels_B = torch.zeros(clips, dtype=torch.long, device=device)
+
+    def step() -> None:
+        with torch.autocast(device.type, torch.bfloat16, enabled=experiment.training.precision == "bfloat16"):
+            logits = model(tokens_BT, labels_B)
+        logits.float().mean().backward()
+
+    return per_second(step, clips * step_flops(shape, 0, shape.num_tokens), device)
+
+
+def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
+    """What is measured: a full-sequence step of the experiment's width and codes, two blocks deep, and its clips.
+
+    On a GPU its tokens and clips are those of a real step, so that kernels have the work that they will have; on the
+    CPU they are as few as a tenth of a second allows.
+    """
+    whole = replace(plan_scheme(experiment).model_settings, depth=min(experiment.model.depth, 2))
+    if on_gpu:
+        return whole, max(1, clips_of_a_step(experiment))
+    while step_flops(whole, 0, whole.num_tokens) > CPU_PROBE_FLOPS and whole.num_tokens > 32:
+        whole = replace(whole, num_tokens=whole.num_tokens // 2)
+    clips = int(CPU_PROBE_FLOPS / step_flops(whole, 0, whole.num_tokens))
+    return whole, max(1, min(experiment.training.batch_size, clips))
+
+
+def per_second(
+    work: Callable[[], object], amount: float, device: torch.device, clock: Callable[[], float] = time.perf_counter
+) -> float:
+    """Amount of work done in a second: more and more of it at a stretch, until one takes `PROBE_SECONDS`; the best
+    stretch counts, because a neighbour may take the core for a while.
+    """
+    work()  # the first is slow
+    wait_for(device)
+    best, count, elapsed = 0.0, 1, 0.0
+    while elapsed < PROBE_SECONDS:
+        began = clock()
+        for _ in range(count):
+            work()
+        wait_for(device)
+        elapsed = clock() - began
+        best = max(best, count * amount / max(elapsed, 1e-9))
+        count *= 2
+    return best
