@@ -13,7 +13,11 @@ from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import Evidence, ablation_table, frontier, load_runs, load_study
 from reco_tune.reporting.budgets import meaning, searched_steps
 from reco_tune.reporting.render.csv import csv_text
+from reco_tune.reporting.render.latex import latex
+from reco_tune.reporting.render.markdown import markdown
+from reco_tune.reporting.render.terminal import terminal
 from reco_tune.reporting.runs import comparable, exclusions
+from reco_tune.reporting.sections import ablation as ablation_section
 from reco_tune.study_log import read_study
 
 
@@ -285,6 +289,15 @@ def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
     searched = changed(two_seeds, "search-0001", training__batch_size=8)
     assert searched_steps(Evidence(searched).own_comparable).endswith("of another kind by `training.batch_size`.")
     assert searched_steps(Evidence(two_seeds).own_comparable) == ""
+
+
+@pytest.mark.parametrize(
+    "render", [latex, markdown, lambda table: "\n".join(terminal(table, 80))], ids=["tex", "md", "txt"]
+)
+def test_every_form_of_the_table_says_what_is_equal(two_seeds, render):
+    small = changed(changed(two_seeds, "reco-equal_steps-s0", model__depth=1), "reco-equal_steps-s1", model__depth=1)
+    told = " ".join(render(ablation_section.ablation_table(Evidence(small))).split())
+    assert "takes 600 steps of 32 clips" in told and "(model.depth 1, not 3)" in told
 
 
 def test_a_missing_study_is_said(tmp_path):

@@ -87,9 +87,10 @@ def _character(character: str) -> str:
 
 
 def _said(table: Table) -> str:
-    """The caption and what else is said of a table."""
+    """The caption and what else is said of a table and of its groups of rows."""
+    groups = [f"{group.title}: {group.about}." for group in table.groups if group.about]
     left_out = "; ".join(f"{trial} ({why})" for trial, why in table.left_out)
-    return " ".join([table.caption, *table.remarks, *([f"Left out: {left_out}."] if left_out else [])])
+    return " ".join([*groups, table.caption, *table.remarks, *([f"Left out: {left_out}."] if left_out else [])])
 
 
 def _heading(column: Column) -> str:

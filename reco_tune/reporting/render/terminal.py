@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+from textwrap import wrap
+
 from reco_tune.reporting.section import Table
 from reco_tune.text_tables import text_table
 
 
 def terminal(table: Table, width: int) -> list[str]:
-    """Lines of a table's columns for the terminal, those that nothing fills left out; a group of rows under its
-    title.
+    """Lines of a table's columns for the terminal, those that nothing fills left out; a group of rows under its title
+    and what is said about it.
     """
     lines: list[str] = []
     for group in table.groups:
@@ -17,5 +19,6 @@ def terminal(table: Table, width: int) -> list[str]:
         headings = [column.heading for column in columns] if table.title else []
         left = [place for place, column in enumerate(columns) if column.kind == "text"]
         cells = [[column.text(row) for column in columns] for row in group.rows]
-        lines += ["", *([title] if title else []), *text_table(headings, cells, left, width)]
+        about = wrap(f"{group.about}.", width) if group.about else []
+        lines += ["", *([title] if title else []), *about, *text_table(headings, cells, left, width)]
     return lines
