@@ -94,6 +94,8 @@ def reports(runs: int, every_seconds: float, seconds: float) -> tuple[float, lis
             followed[dispatcher.follow.remote(key, seen)] = (key, seen)
     share = (cpu_seconds(ray.get(dispatcher.process.remote())) - cpu) / seconds
     done.set()
+    dispatcher.report.remote(keys[0], 0, {})  # wakes the driver
+    driver.join(60)
     return share, waits
 
 
