@@ -292,7 +292,9 @@ def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
 
 
 @pytest.mark.parametrize(
-    "render", [latex, markdown, lambda table: "\n".join(terminal(table, 80))], ids=["tex", "md", "txt"]
+    "render",
+    [latex, lambda table: markdown([table]), lambda table: "\n".join(terminal(table, 80))],
+    ids=["tex", "md", "txt"],
 )
 def test_every_form_of_the_table_says_what_is_equal(two_seeds, render):
     small = changed(changed(two_seeds, "reco-equal_steps-s0", model__depth=1), "reco-equal_steps-s1", model__depth=1)
