@@ -131,6 +131,18 @@ OVERRIDES = {
     ),
     "no value": ("window.length_tokens", "must look like key=value"),
     "a word for a number": ("training.steps=many", r"training.steps \('many'\)"),
+    "an objective that no run measures": (
+        "objectives={flow_unexplained: minimize}",
+        "objectives: flow_unexplained is not measured where evaluation.flow is false; set it to true",
+    ),
+    "a grid of which nothing can be": (
+        "search={window.length_tokens: {int: [9, 18], step: 9}, window.length_blocks: {int: [1, 2]}}",
+        "search: settings refuse every point of its grid",
+    ),
+    "steps that do not fit": (
+        "search={window.length_tokens: {int: [9, 18], step: 4}}",
+        "from 9 to 18 is no whole number of steps of 4; end it at 17",
+    ),
 }
 
 

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 from small_study import small_space
 
-from reco_tune.cost import estimated_speedup, forecast, plan
+from reco_tune.cost import Rates, estimated_speedup, forecast, plan
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Space, load_space
 
@@ -53,7 +53,7 @@ def test_a_budget_is_counted_in_the_studys_baseline(tmp_path: Path) -> None:
         "small-equal_steps-s0": 60,
         "small-equal_compute-s0": round(60 * limit),
     }
-    assert [run.steps for run in forecast(planned, 1e9).runs[:3]] == [60, 60, round(60 * limit)]
+    assert [run.steps for run in forecast(planned, Rates(1e9)).runs[:3]] == [60, 60, round(60 * limit)]
 
 
 def test_the_baseline_is_full_as_it_is_defined_also_where_it_does_not_run(tmp_path: Path) -> None:
@@ -110,6 +110,15 @@ def test_pieces_are_prepared_for_the_arm_that_trains_on_sub_clips_alone() -> Non
         pytest.param({"objectives": {"fvd": "maximize"}}, "write minimize", id="the wrong direction"),
         pytest.param(
             {"objectives": {"flow_unexplained": "minimize"}}, "evaluation.flow is false", id="flow that is not measured"
+        ),
+        pytest.param(
+            {
+                "experiment": {"data": {"layout": "flat", "root": "x"}},
+                "objectives": {"class_accuracy": "maximize"},
+                "search": {"objective.continuity_weight": {"float": (0, 1)}},
+            },
+            "needs classes, which data.layout flat has not",
+            id="classes of videos that have none",
         ),
         pytest.param(
             {"constraints": {"flow_unexplained": {"max": 1}}}, "evaluation.flow is false", id="a constraint on it"

@@ -8,6 +8,9 @@ from __future__ import annotations
 from reco_tune import quantities as q
 from reco_tune.settings.sections import Sections
 
+CLASSLESS = ("flat", "faceforensics", "skytimelapse", "taichi")
+"""Layouts whose videos have no classes."""
+
 _CLASSES = {q.CLASS_ACCURACY.name, q.LAST_FRAME_ACCURACY.name}
 _FLOW = {q.FLOW_UNEXPLAINED.name}
 _CLIPS = {q.FVD.name, q.KERNEL_DISTANCE.name, q.MOTION_DISTANCE.name}
@@ -33,6 +36,6 @@ def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -
         return f"needs clips of {q.FEWEST_GROWTH_BLOCKS} blocks, but these have {blocks}; lengthen data.clip_frames"
     if metric in _CLASSES and not data.class_conditional:
         return "needs classes, but data.class_conditional is false; set it to true"
-    if metric in _CLASSES and classes is False:
+    if metric in _CLASSES and (classes is False or data.layout in CLASSLESS):
         return f"needs classes, which data.layout {data.layout} has not here; take another metric"
     return ""

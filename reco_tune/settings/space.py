@@ -110,13 +110,13 @@ class Range(SettingsSection):
         return self
 
     def _check_step(self, low: _Number, high: _Number) -> None:
-        step = Decimal(str(self.step))
+        step = Decimal(str(self.step)).normalize()
         if self.int and step % 1:
-            raise SettingsError(f"a search range of whole numbers has a step of {step}; give a whole step")
+            raise SettingsError(f"a search range of whole numbers has a step of {step:f}; give a whole step")
         if rest := (Decimal(str(high)) - Decimal(str(low))) % step:
             raise SettingsError(
-                f"a search range from {low} to {high} is no whole number of steps of {step}; end it at"
-                f" {Decimal(str(high)) - rest} or change the step"
+                f"a search range from {low} to {high} is no whole number of steps of {step:f}; end it at"
+                f" {(Decimal(str(high)) - rest).normalize():f} or change the step"
             )
 
     def of(self, key: str) -> Range:

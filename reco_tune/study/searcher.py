@@ -332,7 +332,8 @@ def rehearse(space: Space) -> None:
     Raises:
         SettingsError: if the sampler cannot handle the ranges, or settings refuse everything that they give.
     """
-    Search(space).ask()
+    if Search(space).ask() is None:
+        raise SettingsError("search: settings refuse every point of its grid; change the ranges")
 
 
 class _Sobol(optuna.samplers.QMCSampler):
