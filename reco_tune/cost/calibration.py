@@ -7,6 +7,7 @@ and where the numbers go.
 
 from __future__ import annotations
 
+import os
 import time
 from collections.abc import Sequence
 
@@ -48,12 +49,13 @@ def calibrate(
             included. A process alone measures one worker's share of the batch.
 
     Returns:
-        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds
-        (`quantities` names; the last in device seconds), the same on all ranks.
+        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds,
+        calibration_load (`quantities` names; the seconds are the device's, the load is the machine's per core as it
+        began), the same on all ranks.
     """
-    began = time.perf_counter()
+    began, load = time.perf_counter(), load_per_core()
     if experiment.step_settings() == baseline.step_settings():
-        return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0)
+        return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, load)
     device = prepare_device(experiment)
     schemes = build_scheme(baseline, cache), build_scheme(experiment, cache)
     strata = span_strata(schemes[1].distribution())
@@ -64,7 +66,7 @@ def calibrate(
     low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
     speedup = speedup_of(times_full, times_arm, weights)
     spent, limit = (time.perf_counter() - began) * group.size, scheme_limit(schemes[1], schemes[0])
-    measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent)
+    measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent, load)
     return group.broadcast_json(measured)  # one that counts: clocks of ranks differ by a little
 
 
@@ -74,6 +76,11 @@ def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
     """
     clips = baseline.experiment.training.batch_size / scheme.experiment.training.batch_size
     return clips * baseline.expected_flops() / scheme.expected_flops()
+
+
+def load_per_core() -> float:
+    """Processes that wanted a core in the last minute, per core; 0 where the system does not tell."""
+    return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def _measure(
@@ -121,7 +128,9 @@ def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[WindowS
     return torch.cuda.max_memory_allocated() - other.step.fixed_bytes
 
 
-def _result(speedup: float, low: float, high: float, limit: float, memory: float, seconds: float) -> dict[str, float]:
+def _result(
+    speedup: float, low: float, high: float, limit: float, memory: float, seconds: float, load: float
+) -> dict[str, float]:
     return {
         q.SPEEDUP.name: speedup,
         q.SPEEDUP_LOW.name: low,
@@ -130,4 +139,5 @@ def _result(speedup: float, low: float, high: float, limit: float, memory: float
         q.LIMIT_FRACTION.name: speedup / limit,
         q.PEAK_MEMORY_RATIO.name: memory,
         q.CALIBRATION_SECONDS.name: seconds,
+        q.CALIBRATION_LOAD.name: load,
     }

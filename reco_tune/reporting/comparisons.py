@@ -5,6 +5,7 @@ of each.
 from __future__ import annotations
 
 import math
+from collections import Counter
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
@@ -12,7 +13,15 @@ from typing import NamedTuple
 import pandas as pd
 
 from reco_tune.errors import ComparisonError
-from reco_tune.reporting.aggregate import LEVEL, Difference, Estimate, holm, mean_interval, paired_difference
+from reco_tune.reporting.aggregate import (
+    LEVEL,
+    Difference,
+    Estimate,
+    holm,
+    mean_interval,
+    needed_seeds,
+    paired_difference,
+)
 from reco_tune.reporting.budgets import WHOLE, at_budget, reference
 from reco_tune.reporting.runs import IMPORTED, arm_order
 from reco_tune.settings import BASELINE, SEARCH
@@ -43,6 +52,8 @@ DETAILS = ("pairs", "verdict")
 """
 ONE_SEED = " (1 seed)"
 """Ends a word that holds for one training seed: another may turn it round."""
+MOST_SEEDS = 12
+"""Where more than so many are needed, the answer is that the arms are too close to tell."""
 _MEANS = (
     "speedup",
     "speedup_low",
@@ -140,6 +151,34 @@ def comparisons(results: Results, runs: pd.DataFrame, baseline: str = BASELINE) 
         p_values = holm([difference.p_value if difference else math.nan for difference in differences])
         found += [Comparison(*one, compared) for one in zip(group, differences, p_values, strict=True)]
     return found
+
+
+class Unresolved(NamedTuple):
+    """An arm that is not resolved against the baseline at one budget."""
+
+    budget: str
+    arm: str
+    needed: int | None
+    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over
+    the arms of the budget included; None for more than `MOST_SEEDS`.
+    """
+    difference: Difference
+
+
+def unresolved(compared: Sequence[Comparison]) -> list[Unresolved]:
+    """Arms of the study that are not told from their baseline, in order; empty where everything is resolved."""
+    compared = [one for one in compared if one.difference]
+    beside = Counter(one.result.budget for one in compared)
+    return [
+        Unresolved(
+            one.result.budget,
+            one.result.arm,
+            needed_seeds(one.difference, MOST_SEEDS, beside[one.result.budget]),
+            one.difference,
+        )
+        for one in compared
+        if one.difference and one.standing == "not resolved" and not one.imported
+    ]
 
 
 def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:

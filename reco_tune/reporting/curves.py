@@ -47,16 +47,14 @@ def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, fl
 
 
 def learning_curves(
-    study: StudyRecord, name: str = VAL_CROSS_ENTROPY.name
+    study: StudyRecord, budgets: Sequence[str], name: str = VAL_CROSS_ENTROPY.name
 ) -> dict[str, dict[str, list[tuple[float, float]]]]:
     """budget -> arm -> (step, mean over seeds) of a metric reported at the rungs."""
-    return {
-        budget: {
-            arm: list(zip(map(float, steps), _mean(curves), strict=False)) for arm, (steps, curves) in arms.items()
-        }
-        for budget in BUDGETS
-        if (arms := _rungs(study, budget, name))
-    }
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for budget in budgets:
+        for arm, (steps, curves) in _rungs(study, budget, name).items():
+            found.setdefault(budget, {})[arm] = list(zip(map(float, steps), _mean(curves), strict=False))
+    return found
 
 
 class Turn(NamedTuple):

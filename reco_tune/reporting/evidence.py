@@ -14,9 +14,11 @@ from reco_tune.reporting.comparisons import (
     COLUMNS,
     ArmResult,
     Comparison,
+    Unresolved,
     ablation_rows,
     arm_results,
     comparisons,
+    unresolved,
 )
 from reco_tune.reporting.curves import Turn, turns
 from reco_tune.reporting.frontier import Frontier, find_frontier
@@ -103,6 +105,11 @@ class Evidence:
     @cached_property
     def comparisons(self) -> list[Comparison]:
         return comparisons(self.results, self.runs, self.baseline)
+
+    @cached_property
+    def unresolved(self) -> list[Unresolved]:
+        """Arms that more training seeds would tell from the baseline, or would not."""
+        return unresolved(self.comparisons)
 
     @cached_property
     def own_comparisons(self) -> list[Comparison]:

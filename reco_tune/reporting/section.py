@@ -77,6 +77,8 @@ class Table:
     """Keys of the columns that a paper has room for; all where none is named."""
     terminal: Sequence[str] = ()
     """Keys of the columns that the terminal shows; where none is named it does not show the table."""
+    shown: bool = True
+    """Whether the page has it."""
     folded: bool = False
     """Whether the page shows it when asked."""
     mark: Callable[[Row], str] | None = None

@@ -45,7 +45,7 @@ def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Pa
 def _shown(section: Section, drawn: Mapping[str, Path]) -> dict[str, Any] | None:
     """What the page shows of a section; None for nothing."""
     figures = [_figure(figure, drawn[figure.name]) for figure in section.figures if figure.name in drawn]
-    tables = [table for table in section.tables if table.groups or (table.columns and table.caption)]
+    tables = [table for table in section.tables if table.shown and (table.groups or (table.columns and table.caption))]
     words = [] if section.markup else section.words
     if not (figures or tables or words or section.markup):
         return None

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import base64
 import re
+from collections.abc import Sequence
 from pathlib import Path
 
 from markupsafe import Markup, escape
@@ -22,3 +23,12 @@ def breakable(name: str) -> Markup:
 def data_uri(path: Path, kind: str) -> str:
     """A file as an address that holds it."""
     return f"data:{kind};base64,{base64.b64encode(path.read_bytes()).decode()}"
+
+
+def paragraphs(texts: Sequence[str]) -> Markup:
+    """Texts with `names` below each other, the first as the lead."""
+    lines = (
+        Markup('<p class="{}">{}</p>').format("answer" if number else "answer lead", with_code(text))
+        for number, text in enumerate(texts)
+    )
+    return Markup("").join(lines)

@@ -8,14 +8,16 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.section import Section
 
 SECTIONS = [
+    "answer",
+    "frontier",
+    "samples",
     "claims",
     "more_seeds",
     "ablation",
     "measures",
-    "frontier",
+    "configurations",
     "hypervolume",
     "compute",
-    "samples",
     "importance",
     "continuity_weight",
     "window_stride",

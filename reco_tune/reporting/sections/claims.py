@@ -29,6 +29,10 @@ MARGIN = 0.25
 """How much of the baseline's FVD an arm may lose and still count as having recovered it: the whole interval must lie
 below.
 """
+LEAST_CALIBRATION_SECONDS = 2.0
+"""A shorter calibration takes too few steps for its interval to be trusted."""
+BUSY_LOAD = 1.0
+"""Processes that want a core, per core, above which steps wait for others."""
 PAPER_SPEEDUP = 2.0
 """The paper's speed-up per step of balanced windows."""
 _ANY_BUDGET = "per step"
@@ -64,13 +68,30 @@ class _Finding(NamedTuple):
 
 def build(evidence: Evidence) -> Section:
     found = claims(evidence)
+    tested = [one for one in found if one.verdict != "not tested"]
     columns = (
         Column("verdict", "verdict", lambda row: str(row["verdict"]), "count"),
         Column("claim", "claim", lambda row: f"{row['claim']} ({_when(row['budget'])})", "text"),
     )
-    rows = [one._asdict() for one in found]
-    table = Table("claims", "", columns, [RowGroup("", rows)], files=(), terminal=("verdict", "claim"))
-    return Section("verdicts", "What this study says", _NOTE, [table], markup=_chips(found))
+    rows = [RowGroup("", [one._asdict() for one in tested])] if tested else []
+    untested = _untested([one for one in found if one.verdict == "not tested"])
+    return Section(
+        "verdicts",
+        "Claims of the paper",
+        _NOTE if tested else "",
+        [Table("claims", "", columns, rows, untested, files=(), terminal=("verdict", "claim"), shown=False)],
+        markup=_chips(tested) + Markup('<p class="note">{}</p>').format(untested) if found else None,
+    )
+
+
+def _untested(found: Sequence[Claim]) -> str:
+    """In one line what the study has no runs for."""
+    budgets = {
+        claim: [one.budget for one in found if one.claim == claim]
+        for claim in dict.fromkeys(one.claim for one in found)
+    }
+    named = "; ".join(f"{claim} ({', '.join(map(_when, own))})" for claim, own in budgets.items())
+    return f"Not tested by this study: {named}." if found else ""
 
 
 def claims(evidence: Evidence) -> list[Claim]:
@@ -272,7 +293,24 @@ def _speed(results: Results) -> _Finding:
     verdict: Verdict = (
         "supported" if low >= PAPER_SPEEDUP else "contradicted" if high < PAPER_SPEEDUP else "not resolved"
     )
-    return _Finding(verdict, f"{words} This is speed alone; what it costs in quality stands in the other verdicts.")
+    words += f" This is speed alone; what it costs in quality stands in the other verdicts.{_doubt(arm)}"
+    return _Finding(verdict, words)
+
+
+def _doubt(arm: ArmResult) -> str:
+    """What makes a measured speed less sure than its interval: a short calibration, a busy machine."""
+    told = ""
+    seconds = (
+        arm.runs["resources.calibration_seconds"].astype(float).min()
+        if "resources.calibration_seconds" in arm.runs
+        else math.nan
+    )
+    if seconds < LEAST_CALIBRATION_SECONDS:
+        told += f" The calibration was short (resources.calibration_seconds {seconds:g}): take the speed-up with care."
+    load = arm.runs[quantities.CALIBRATION_LOAD.name].astype(float).max()
+    if load > BUSY_LOAD:
+        told += f" The machine was busy when it was calibrated (load {load:.1f} per core): take the speed-up with care."
+    return told
 
 
 def _difference(results: Results, budget: str, a: str, b: str) -> Difference | None:

@@ -115,7 +115,7 @@ def compute_curves(evidence: Evidence) -> Curves:
     whole = _whole_steps(evidence.own)
     speed = {place: result.means["speedup"] for place, result in evidence.results.items()}
     found: dict[str, dict[str, list[tuple[float, float]]]] = {}
-    for budget, arms in learning_curves(evidence.study).items():
+    for budget, arms in learning_curves(evidence.study, evidence.budgets).items():
         for arm, points in arms.items():
             pace = speed.get((budget, arm), math.nan)
             if math.isfinite(pace) and math.isfinite(whole):

@@ -58,6 +58,7 @@ def build(evidence: Evidence) -> Section:
         data=runs,
         files=("csv", "md", "tex"),
         folded=True,
+        shown=runs[WEIGHT].nunique() > 1,
     )
     figure = Figure(
         "lambda",
@@ -179,7 +180,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
 
     whole = len(rows)
     rows = drawable(rows, "fvd", "val_cross_entropy")
-    if rows.empty:
+    if rows[WEIGHT].nunique() < 2:
         return None
     palette = colours(order)
     weights = rows[WEIGHT].astype(float).to_numpy()
@@ -208,7 +209,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
                 axes.set_yscale("log")
             plain_log(axes, log)
         handles = [dot(palette[arm], "o", arm) for arm in [*order, SEARCH] if arm in set(rows["arm"])]
-        shown = ["equal_steps", "equal_compute", *(["half_compute"] if "half_compute" in set(rows["budget"]) else [])]
+        shown = [budget for budget in BUDGETS if budget in set(rows["budget"])]
         handles += [dot("#666666", MARKERS[budget], BUDGETS[budget].title.lower()) for budget in shown]
         if len(reductions) > 1:
             hollow = Line2D(

@@ -35,7 +35,7 @@ def build(evidence: Evidence) -> Section:
             "Learning curves",
             "Validation cross-entropy (full sequence, teacher-forced) at every rung.",
             draw_learning,
-            (learning_curves(evidence.study),),
+            (learning_curves(evidence.study, evidence.budgets),),
         ),
         Figure(
             "loss_by_frame",

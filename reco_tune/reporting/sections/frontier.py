@@ -1,36 +1,27 @@
-"""Speed against quality: which configurations nothing else beats in both, how sure that is, and every run behind it."""
+"""Speed against quality: which configurations nothing else beats in both, and how sure that is."""
 
 from __future__ import annotations
 
 import itertools
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import pandas as pd
-from markupsafe import Markup
 
 from reco_tune import quantities
-from reco_tune.reporting.budgets import BUDGETS, WHOLE, at_budget, reference, searched_steps
+from reco_tune.reporting.budgets import BUDGETS, WHOLE, reference
 from reco_tune.reporting.evidence import Evidence
-from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, SETTINGS, Frontier
-from reco_tune.reporting.numbers import number, quoted, setting
+from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, Frontier
+from reco_tune.reporting.numbers import number
 from reco_tune.reporting.paper import SOURCE, Reference
-from reco_tune.reporting.render.scatter import scatter
-from reco_tune.reporting.runs import IMPORTED, bounds, configurations, differing
+from reco_tune.reporting.runs import IMPORTED, bounds
 from reco_tune.reporting.section import (
-    Column,
     Figure,
-    Row,
-    RowGroup,
     Section,
     Table,
-    interval_column,
-    number_column,
-    records,
-    text_column,
 )
 from reco_tune.settings import BASELINE, SEARCH, Bound
 
@@ -38,154 +29,21 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
     from matplotlib.lines import Line2D
 
-WEIGHT, REDUCTION = "objective.continuity_weight", "objective.continuity_reduction"
-MOST_SETTINGS = 16
-"""Settings that a point tells when it is hovered."""
-MOST_ROWS = 200
-MOST_INFEASIBLE = 6
-"""Configurations that break a constraint and are named."""
-LEAST_CHANCE = 0.05
-"""Configurations that stand on the frontier with at least this probability are listed with it."""
 FEWER_FRAMES = "fewer_frames"
 """Begins the names of the fewer-frames baselines, which have a marker of their own."""
 
 
 def build(evidence: Evidence) -> Section:
-    found, settings = evidence.frontier, _Settings(evidence.runs)
+    points = evidence.frontier.points
     return Section(
         "frontier",
         "Frontier",
         tables=[
-            Table("frontier", data=found.points.loc[found.points["infeasible"] == "", list(COLUMNS)]),
-            Table("frontier_probability", data=found.points[list(PROBABILITY_COLUMNS)]),
-            _table(evidence, settings),
+            Table("frontier", data=points.loc[points["infeasible"] == "", list(COLUMNS)]),
+            Table("frontier_probability", data=points[list(PROBABILITY_COLUMNS)]),
         ],
         figures=[_figure(evidence)],
-        markup=Markup("").join(_scatter(evidence, budget, settings) for budget in evidence.budgets),
     )
-
-
-def _table(evidence: Evidence, settings: _Settings) -> Table:
-    """Configurations that stand on the frontier, or may well do, from slow to fast."""
-    columns = (
-        Column(
-            "trial",
-            "on the frontier",
-            _name,
-            "text",
-            markup=lambda row: Markup("{}{}").format(
-                _name(row),
-                Markup(' <span class="when">knee</span>') if row["knee"] else "",
-            ),
-        ),
-        number_column("probability", "probability"),
-        text_column("runs", "runs", "count"),
-        number_column("speedup", "speed-up"),
-        number_column("fvd", "FVD"),
-        interval_column("fvd"),
-        *(
-            Column(key, heading, lambda row, key=key: setting(row[key]), "count")  # type: ignore[misc]
-            for key, heading in zip(SETTINGS, ("window tokens", "stride tokens", "first-frame p", "λ"), strict=True)
-        ),
-    )
-    groups = []
-    for budget in evidence.budgets:
-        points = evidence.frontier.at(budget)
-        shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
-        shown = shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS)
-        rows = records(shown.assign(**{WEIGHT: shown["trial"].map(settings.weight)}))
-        if rows:
-            groups.append(RowGroup(BUDGETS[budget].title, rows))
-    return Table(
-        "frontier",
-        "Frontier",
-        columns,
-        groups,
-        "Arms and finalists of the search as means over their seeds, other sampled runs one by one. The probability is"
-        " the share of 1,000 draws from the intervals of FVD and speed-up in which nothing is both as fast and as good;"
-        " rows in grey are not on the frontier of the means but in at least one draw of twenty."
-        + searched_steps(evidence.own_comparable),
-        infeasible(evidence.frontier.points),
-        files=(),
-        terminal=("trial", "speedup", "fvd", "fvd_interval", "probability", *SETTINGS),
-        mark=lambda row: "" if row["on_frontier"] else "near",
-    )
-
-
-def _name(row: Row) -> str:
-    """What a configuration is called."""
-    return str(row["trial"] if row["arm"] == SEARCH else row["arm"])
-
-
-def infeasible(points: pd.DataFrame) -> list[str]:
-    """What breaks a constraint of the search, in a sentence; no sentence where nothing does."""
-    rows = records(points[points["infeasible"] != ""])
-    named = [
-        f"{quoted(_name(row))} {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows[:MOST_INFEASIBLE]
-    ]
-    more = len(rows) - MOST_INFEASIBLE
-    named += [f"{more} more, in `frontier_probability.csv`"] if more > 0 else []
-    return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
-
-
-def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
-    """Configurations as points with their settings, the runs of those at several seeds small behind them."""
-    points, kept = evidence.frontier.at(budget), evidence.own_comparable
-    several = set(configurations(points[points["runs"] > 1]))
-    singles = kept[at_budget(kept["budget"], budget) & np.isin(configurations(kept), list(several))]
-    volume = number(evidence.frontier.hypervolume.get(budget, math.nan))
-    covers = f", which covers {volume} speed-up × FVD units" if volume and float(volume) else ""
-    return Markup(
-        '<h3>Every configuration, {}</h3><p class="note">Filled points are on the frontier{}; the smallest are single'
-        ' seeds.</p><div class="plot"><div>{}</div>'
-        '<p class="readout" aria-live="polite">Hover or focus a point for its settings; the arrow keys go from one to'
-        " the next.</p></div>"
-    ).format(
-        BUDGETS[budget].title.lower(),
-        covers,
-        scatter(points, singles, settings.hover(points)),
-    )
-
-
-class _Settings:
-    """What tells runs apart, in words, of the few whose words are wanted."""
-
-    def __init__(self, runs: pd.DataFrame) -> None:
-        self._row = {trial: row for row, trial in enumerate(runs["trial"])}
-        self._configurations = configurations(runs)
-        keys = [
-            key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION
-        ]  # λ tells its reduction
-        self._columns = {key: runs[key].to_numpy() for key in keys}
-        self._reductions = runs[REDUCTION].to_numpy() if REDUCTION in runs else None
-
-    def hover(self, points: pd.DataFrame) -> Callable[[str], str]:
-        """Of a trial: its settings, and how probably its configuration stands on the frontier that these
-        points are of."""
-        chances = dict(zip(configurations(points), points["probability"], strict=True))
-
-        def words(trial: str) -> str:
-            row = self._row[trial]
-            values = {
-                key: self.weight(trial) if key == WEIGHT else column[row] for key, column in self._columns.items()
-            }
-            told = [f"{key} = {value}" for key, value in values.items() if not pd.isna(value)]
-            more = [f"and {len(told) - MOST_SETTINGS} more, in runs.csv"] if len(told) > MOST_SETTINGS else []
-            chance = chances.get(self._configurations[row])
-            return "\n".join(
-                told[:MOST_SETTINGS]
-                + more
-                + ([] if chance is None else [f"on the frontier with probability {chance:.2f}"])
-            )
-
-        return words
-
-    def weight(self, trial: str) -> str | None:
-        """λ with its reduction: without it the number says nothing."""
-        row = self._row[trial]
-        if self._reductions is None or pd.isna(weight := self._columns[WEIGHT][row]):
-            return None
-        return f"{setting(weight)} ({self._reductions[row] or 'reduction unknown'})"
 
 
 def _figure(evidence: Evidence) -> Figure:
@@ -228,7 +86,7 @@ def draw_frontier(
     whole = len(found.points)
     found = replace(found, points=drawable(found.points, "fvd", "fvd_high"))
     table = drawable(table, "fvd", "fvd_high")
-    if found.points.empty:
+    if len(found.points) < 2:
         return None
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(order)

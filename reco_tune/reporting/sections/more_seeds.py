@@ -7,22 +7,18 @@ Formulas and words only; nothing here runs a study.
 from __future__ import annotations
 
 import shlex
-from collections import Counter
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import pandas as pd
 
-from reco_tune.reporting.aggregate import Difference, needed_seeds
 from reco_tune.reporting.budgets import reference
+from reco_tune.reporting.comparisons import MOST_SEEDS, Unresolved
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import quoted, signed
 from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.section import STUDY_DIR, Section
 from reco_tune.settings import BASELINE
 
-MOST_SEEDS = 12
-"""Where more than so many are needed, the answer is that the arms are too close to tell."""
 PEEKING = (
     "Seeds that are added because of what the first ones said, and judged together with them, find differences that are"
     " not there more often than once in twenty; for a claim, judge the new ones by themselves."
@@ -30,40 +26,11 @@ PEEKING = (
 """Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
 
 
-class Unresolved(NamedTuple):
-    """An arm that is not resolved against the baseline at one budget."""
-
-    budget: str
-    arm: str
-    needed: int | None
-    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over
-    the arms of the budget included; None for more than `MOST_SEEDS`.
-    """
-    difference: Difference
-
-
 def build(evidence: Evidence) -> Section:
-    found = unresolved(evidence)
+    found = evidence.unresolved
     return Section(
         "more-seeds", "More training seeds", words=in_words(found), commands=seeds_commands(found, evidence.own)
     )
-
-
-def unresolved(evidence: Evidence) -> list[Unresolved]:
-    """Arms that the ablation table does not tell from the baseline, in its order; empty where everything is
-    resolved."""
-    compared = [one for one in evidence.comparisons if one.difference]
-    beside = Counter(one.result.budget for one in compared)
-    return [
-        Unresolved(
-            one.result.budget,
-            one.result.arm,
-            needed_seeds(one.difference, MOST_SEEDS, beside[one.result.budget]),
-            one.difference,
-        )
-        for one in compared
-        if one.difference and one.standing == "not resolved" and not one.imported
-    ]
 
 
 def in_words(found: Sequence[Unresolved]) -> list[str]:

@@ -23,7 +23,7 @@ from reco_tune.reporting.section import Section, file_stem
 from reco_tune.settings import BASELINE, SEARCH
 from reco_tune.study_log import StudyFolder, StudyRecord
 
-ROWS = 4
+ROWS = 2
 """Clips of an arm that the page shows; the files show all."""
 LEAST_SIDE_PX = 96
 """Small clips are enlarged by whole factors, without smoothing, until a side has this many pixels."""
@@ -113,12 +113,14 @@ def _columns(samples: Mapping[str, Mapping[str, Samples]]) -> Markup:
     parts = [Markup("<p><button class='play' type='button'>Pause</button></p>")]
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "column.mp4"
-        for budget, arms in samples.items():
+        for number, (budget, arms) in enumerate(samples.items()):
             title = BUDGETS[budget].title
+            around = ("<details><summary>{}</summary>", "</details>") if number else ("<h3>{}</h3>", "")
+            parts.append(Markup(around[0]).format(title))
             parts.append(
-                Markup(
-                    '<h3>{}</h3><div class="clips" tabindex="0" role="region" aria-label="Sample clips, {}">'
-                ).format(title, title.lower())
+                Markup('<div class="clips" tabindex="0" role="region" aria-label="Sample clips, {}">').format(
+                    title.lower()
+                )
             )
             real = next((clips.real for clips in arms.values() if clips.real is not None), None)
             columns = {} if real is None else {"real clips": real}
@@ -127,8 +129,8 @@ def _columns(samples: Mapping[str, Mapping[str, Samples]]) -> Markup:
                 parts.append(
                     Markup(
                         "<figure><figcaption><span>{}</span></figcaption>"
-                        '<video src="{}" muted loop playsinline aria-label="Four clips: {}, {}"></video></figure>'
-                    ).format(breakable(name), data_uri(path, "video/mp4"), name, title.lower())
+                        '<video src="{}" muted loop playsinline aria-label="{} clips: {}, {}"></video></figure>'
+                    ).format(breakable(name), data_uri(path, "video/mp4"), min(ROWS, len(video)), name, title.lower())
                 )
-            parts.append(Markup("</div>"))
+            parts.append(Markup("</div>" + around[1]))
     return Markup("").join(parts)

@@ -39,6 +39,7 @@ def build(evidence: Evidence) -> Section:
         data=rows,
         files=("csv", "md", "tex"),
         folded=True,
+        shown=len(rows.drop_duplicates(list(PLACE))) > 1,
     )
     figure = Figure(
         "window_stride",
@@ -98,7 +99,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
 
     whole = len(table)
     table = drawable(table, "fvd")
-    if table.empty:
+    if len(table) < 2:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
 

@@ -1,0 +1,127 @@
+"""What the study found, in the words a person would use: which setting for which speed, what it costs, what is open."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from reco_tune.reporting.budgets import BUDGETS
+from reco_tune.reporting.comparisons import MOST_SEEDS, ONE_SEED, Comparison, Unresolved
+from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import interval, number, quoted, setting, signed
+from reco_tune.reporting.render.text import paragraphs
+from reco_tune.reporting.section import Row, Section, records
+from reco_tune.settings import SEARCH
+
+FASTER = 1.05
+"""Times the baseline's speed from which an arm is worth taking for it."""
+_SHORT = {
+    "window.length_tokens": "window",
+    "window.stride_tokens": "stride",
+    "window.first_frame_probability": "first-frame p",
+    "objective.continuity_weight": "λ",
+}
+
+
+def build(evidence: Evidence) -> Section:
+    words = answer(evidence)
+    return Section("answer", "What this study found", words=words, markup=paragraphs(words))
+
+
+def answer(evidence: Evidence) -> list[str]:
+    """A paragraph a budget, equal compute first, and one of what is open; none before anything is evaluated."""
+    order = sorted(evidence.budgets, key=lambda budget: budget != "equal_compute")
+    found = [words for budget in order if (words := _at(evidence, budget))]
+    if not found:
+        return ["Nothing has been evaluated yet."]
+    return [*found, *_open(evidence)]
+
+
+def _at(evidence: Evidence, budget: str) -> str:
+    """What to take at one budget."""
+    own = [one for one in evidence.own_comparisons if one.result.budget == budget]
+    faster = [one for one in own if one.difference and one.result.means["speedup"] >= FASTER]
+    faster = [one for one in faster if (budget, one.result.arm) not in _refused(evidence)]
+    kept = [one for one in faster if not one.standing.startswith("worse")]
+    sampled = _sampled(evidence, budget)
+    if not faster and not sampled:
+        return ""
+    parts = []
+    if kept:
+        best = max(kept, key=lambda one: one.result.means["speedup"])
+        parts.append(f"{BUDGETS[budget].words.capitalize()}, take {_told(best)}.")
+    elif faster:
+        best = min(faster, key=lambda one: one.difference.delta if one.difference else 0.0)
+        parts.append(
+            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the FVD of {quoted(best.baseline)}: the nearest"
+            f" is {_told(best)}."
+        )
+    front = {row["arm"] for row in records(evidence.frontier.non_dominated(budget))}
+    fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
+    if fastest is not None and fastest is not best and fastest.result.arm in front:
+        parts.append(f"The fastest arm on the frontier is {_told(fastest)}.")
+    return " ".join([*parts, *sampled] if parts else [f"{BUDGETS[budget].words.capitalize()}:", *sampled])
+
+
+def _told(one: Comparison) -> str:
+    """An arm with its speed, its FVD, and what that costs."""
+    means, difference = one.result.means, one.difference
+    assert difference is not None  # of arms that were compared
+    speed = interval(means["speedup_low"], means["speedup_high"])
+    fvd = [run.value for run in one.result.fvd.values()]
+    ends = interval(difference.low, difference.high)
+    verdict = one.standing.replace(ONE_SEED, " at one seed")
+    return (
+        f"{quoted(one.result.arm)}: each step is {number(means['speedup'])}x{f' {speed}' if speed else ''} as fast, and"
+        f" FVD is {number(sum(fvd) / len(fvd))}, {signed(difference.delta)}{f' {ends}' if ends else ''} against"
+        f" {quoted(one.baseline)}, {verdict}"
+    )
+
+
+def _sampled(evidence: Evidence, budget: str) -> list[str]:
+    """The knee among sampled settings on the frontier, or else the one of lowest FVD among the faster ones."""
+    rows = [row for row in records(evidence.frontier.non_dominated(budget)) if row["arm"] == SEARCH]
+    rows = [row for row in rows if row["speedup"] >= FASTER]
+    if not rows:
+        return []
+    best = next((row for row in rows if row["knee"]), None) or min(rows, key=lambda row: float(row["fvd"]))
+    more = f" {len(rows)} sampled settings are on the frontier." if len(rows) > 1 else ""
+    return [f"Of the sampled settings, {_place(best)}.{more}"]
+
+
+def _place(row: Row) -> str:
+    values = ", ".join(f"{name} {setting(row[key])}" for key, name in _SHORT.items() if setting(row[key]))
+    ends = interval(row["fvd_low"], row["fvd_high"])
+    return (
+        f"{quoted(row['trial'])} ({values}) gives {number(row['speedup'])}x at FVD {number(row['fvd'])}"
+        f"{f' {ends}' if ends else ''}"
+    )
+
+
+def _open(evidence: Evidence) -> list[str]:
+    """What is not resolved, and how many seeds would settle it."""
+    found = []
+    compared = [one for one in evidence.own_comparisons if one.difference]
+    if any(one.pairs == 1 for one in compared):
+        found.append("At one training seed the intervals hold no noise of training: another seed may turn this round.")
+    if evidence.unresolved:
+        arms: dict[str, list[str]] = {}
+        for one in evidence.unresolved:
+            arms.setdefault(one.budget, []).append(quoted(one.arm))
+        named = "; ".join(f"{', '.join(own)} {BUDGETS[budget].words}" for budget, own in arms.items())
+        found.append(f"Not told from the baseline: {named}. {_seeds(evidence.unresolved)}")
+    return [" ".join(found)] if found else []
+
+
+def _seeds(found: Sequence[Unresolved]) -> str:
+    known = [one for one in found if one.needed is not None]
+    if not known:
+        return f"They are too close to tell with {MOST_SEEDS} training seeds."
+    told = ", ".join(f"{quoted(one.arm)} {BUDGETS[one.budget].words} about {one.needed}" for one in known)
+    rest = f" The rest is too close to tell with {MOST_SEEDS}." if len(known) < len(found) else ""
+    return f"Training seeds that would settle it: {told}.{rest}"
+
+
+def _refused(evidence: Evidence) -> set[tuple[str, str]]:
+    """(budget, arm) of what breaks a constraint."""
+    points = evidence.frontier.points
+    return {(row["budget"], row["arm"]) for row in records(points[points["infeasible"] != ""])}
