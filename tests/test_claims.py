@@ -4,7 +4,7 @@ import pytest
 from toy_study import record_study
 
 from reco_tune.reporting import Evidence, load_runs
-from reco_tune.reporting.sections.claims import claims
+from reco_tune.reporting.sections.claims import build, claims
 
 
 @pytest.fixture(scope="module")
@@ -168,3 +168,27 @@ def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_s
 
 def test_the_toy_ladder_shrinks_h_and_smooths_nothing(one_seed):
     assert "0.40x raw and 1.00x relative to |h|" in verdict(one_seed, "smoother, not only smaller").words
+
+
+@pytest.mark.parametrize(
+    ("changes", "words"),
+    [
+        ({}, ""),
+        ({"resources.calibration_seconds": 0.5}, "calibration was short (resources.calibration_seconds 0.5)"),
+        ({"calibration_load": 2.34}, "machine was busy when it was calibrated (load 2.3 per core)"),
+    ],
+    ids=["long, alone", "short", "busy"],
+)
+def test_a_speed_says_what_makes_it_less_sure(one_seed, changes, words):
+    told = verdict(one_seed.assign(**changes), "as fast", "per step").words
+    assert words in told and ("take the speed-up with care" in told) == bool(words)
+
+
+def test_what_is_not_tested_is_one_line(one_seed):
+    few = Evidence(one_seed[one_seed["arm"].isin(["full", "reco"])])
+    section = build(few)
+    (table,) = section.tables
+    assert "not tested" not in {row["verdict"] for row in table.groups[0].rows}
+    line = "Balancing the first frame helps (at equal steps, at equal compute); "
+    assert line in table.caption and section.markup.count("Not tested by this study") == 1
+    assert "not-tested" not in section.markup

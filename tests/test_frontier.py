@@ -89,7 +89,7 @@ def test_a_point_is_a_mean_over_seeds_in_every_place(tmp_path):
         assert (points.loc[arm, "seed"], points.loc[arm, "runs"]) == ("0 1", 2)
         assert list(points.loc[arm, ends]) == list(rows.loc[arm, ends])
     assert not points.loc["local", "on_frontier"]
-    section = build("frontier", evidence)
+    section = build("configurations", evidence)
     listed = {row["arm"] for row in section.tables[-1].groups[0].rows if row["on_frontier"]}
     assert listed == set(points.index[points["on_frontier"].astype(bool)])
     drawn = section.markup.split("</svg>")[0]
@@ -126,11 +126,11 @@ def test_what_breaks_a_constraint_is_marked_wherever_it_is_listed(constrained):
     broken = "peak_memory_ratio is 0.6, not at most 0.55"
     assert reasons["search-0002"] == f"infeasible: {broken}" and reasons["reco-equal_steps-s0"] == ""
     assert not {"full-s0", "search-0002"} & set(frontier_csv(evidence)["trial"])
-    section = build("frontier", evidence)
+    section = build("configurations", evidence)
     assert f"`search-0002` at equal steps ({broken})" in " ".join(section.tables[-1].remarks)
     assert f"infeasible: {broken}" in section.markup
     assert section.markup.count('class="cross"') == 3, "the baseline under both budgets, and the run"
-    (steps, _), red = draw_frontier(*section.figures[0].given).axes, to_rgba("#b22222")
+    (steps, _), red = draw_frontier(*build("frontier", evidence).figures[0].given).axes, to_rgba("#b22222")
     crosses = [one for one in steps.collections if len(one.get_edgecolor()) and tuple(one.get_edgecolor()[0]) == red]
     assert [len(one.get_offsets()) for one in crosses] == [2]
     told = markdown(build("ablation", evidence).tables)

@@ -15,9 +15,10 @@ from reco_tune.cli.options import only_arms
 from reco_tune.errors import ComparisonError, SettingsError
 from reco_tune.reporting import Evidence, ablation_table, load_runs
 from reco_tune.reporting.aggregate import Difference, needed_seeds, paired_ratio, sign_flip_floor
+from reco_tune.reporting.comparisons import MOST_SEEDS, Unresolved
 from reco_tune.reporting.section import STUDY_DIR
 from reco_tune.reporting.sections.ablation import caption
-from reco_tune.reporting.sections.more_seeds import MOST_SEEDS, Unresolved, in_words, seeds_commands, unresolved
+from reco_tune.reporting.sections.more_seeds import in_words, seeds_commands
 from reco_tune.reporting.studies import comparison_table, pooled
 from reco_tune.settings import load_space
 
@@ -61,7 +62,7 @@ def test_edges(delta, spread, seeds, expected):
 
 def test_only_unresolved_arms_are_named(runs):
     table = ablation_table(runs).set_index(["budget", "arm"])
-    found = {(one.budget, one.arm): one for one in unresolved(Evidence(runs))}
+    found = {(one.budget, one.arm): one for one in Evidence(runs).unresolved}
     assert ("equal_steps", "full_continuity") in found and ("equal_steps", "fewer_frames") not in found
     assert set(found) == {place for place in table.index if table.loc[place, "fvd_p_value"] >= 0.05}
     assert (
@@ -75,7 +76,7 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     reco = (near["arm"] == "reco") & (near["budget"] == "equal_compute")
     baseline = near[near["arm"] == "full"].sort_values("seed")["fvd"].to_numpy()
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
-    found = unresolved(Evidence(near))
+    found = Evidence(near).unresolved
     lines, commands = in_words(found), seeds_commands(found, near)
     command, together = (command.replace(STUDY_DIR, str(study)) for command in commands)
     assert any(
@@ -119,7 +120,7 @@ def test_an_arm_that_is_not_there_is_one_sentence(study):
 
 def test_resolved_studies_need_nothing(runs):
     apart = runs[runs["arm"].isin(["full", "fewer_frames", "search"])]
-    assert unresolved(Evidence(apart)) == [] and seeds_commands([], apart) == []
+    assert Evidence(apart).unresolved == [] and seeds_commands([], apart) == []
 
 
 def test_two_studies_of_other_seeds_are_one(tmp_path_factory):

@@ -27,7 +27,7 @@ from reco_tune.reporting.render.page import page
 from reco_tune.reporting.render.scatter import scatter
 from reco_tune.reporting.report import write_files
 from reco_tune.reporting.runs import bounds, load_study, runs_table
-from reco_tune.reporting.sections import SECTIONS, build, frontier
+from reco_tune.reporting.sections import SECTIONS, build, configurations, frontier
 from reco_tune.reporting.sections.claims import claims
 from reco_tune.reporting.sections.cost import ledger
 from reco_tune.reporting.sections.curves import draw_loss_by_frame
@@ -292,6 +292,33 @@ def test_ten_thousand_runs_become_a_table_in_seconds(study):
     assert len(table) == 500 * len(runs) and csv_text(table).count("\n") == len(table) + 1
 
 
+@pytest.fixture(scope="module")
+def two_arms(tmp_path_factory):
+    """A study of two arms with one budget, one seed and no search."""
+    study = record_study(
+        tmp_path_factory.mktemp("two") / "toy", ("full", "reco"), ("equal_steps",), searched=0, files=False
+    )
+    return write_report(study)
+
+
+def test_what_a_study_does_not_have_is_not_on_its_page(two_arms):
+    text = two_arms.index.read_text()
+    shown = re.sub(r"<style>.*?</style>|<script>.*?</script>|data:[^\"]*", "", text, flags=re.DOTALL)
+    assert not re.search(r"(?i)equal.compute|half.the.compute|importance|Window and stride|continuity weight", shown)
+    assert not {path.stem for path in two_arms.folder.glob("*.png")} & {"lambda", "window_stride", "importance"}
+    assert "not tested</span>" not in shown and shown.count("Not tested by this study:") == 1
+    keys = re.findall(r'<section id="([^"]+)">', text)
+    assert keys[:3] == ["answer", "frontier", "verdicts"] and "samples" not in keys and "lambda" not in keys
+
+
+def test_the_page_answers_first(report):
+    text = report.index.read_text()
+    keys = re.findall(r'<section id="([^"]+)">', text)
+    assert keys[:3] == ["answer", "frontier", "samples"]
+    (lead,) = re.findall(r'<p class="answer lead">(.*?)</p>', text)
+    assert lead.startswith("At equal compute, ") and "as fast, and FVD is" in lead
+
+
 def test_everything_is_compared_once(study, tmp_path, monkeypatch):
     """Three results that each compared the runs again could differ from each other, and took three times as long."""
     calls = Counter()
@@ -509,16 +536,18 @@ def test_a_point_tells_every_setting_that_differs(study, report):
     assert "window.prefix_keep = 0.9" in words and not any(
         "reduction =" in line or "model.width" in line for line in words
     )
-    table = frontier.build(mixed).tables[-1]
+    table = configurations.build(mixed).tables[-1]
     assert f"{weight} (sum)" in [table.columns[-1].text(row) for row in table.groups[0].rows]
     many = mixed.runs.assign(**{f"model.knob_{number}": range(len(mixed.runs)) for number in range(30)})
     words = hover(Evidence(many))
-    assert len(words) == frontier.MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
+    assert len(words) == configurations.MOST_SETTINGS + 2 and words[-2].endswith(" more, in runs.csv")
 
 
 def hover(evidence):
     """Lines that the point of a sampled run tells."""
-    return frontier._Settings(evidence.runs).hover(evidence.frontier.at("equal_steps"))("search-0001").splitlines()
+    return (
+        configurations._Settings(evidence.runs).hover(evidence.frontier.at("equal_steps"))("search-0001").splitlines()
+    )
 
 
 def test_words_of_the_window_figure_are_of_the_budget_that_is_drawn(report):

@@ -32,7 +32,8 @@ def answer(evidence: Evidence) -> list[str]:
     order = sorted(evidence.budgets, key=lambda budget: budget != "equal_compute")
     found = [words for budget in order if (words := _at(evidence, budget))]
     if not found:
-        return ["Nothing has been evaluated yet."]
+        nothing = evidence.own_comparable.empty
+        return ["Nothing has been evaluated yet." if nothing else "Nothing faster than the baseline was evaluated."]
     return [*found, *_open(evidence)]
 
 
