@@ -64,8 +64,8 @@ TRAINING_FLOPS = _q("training_flops", "Training FLOPs", "", "lower")
 FORWARD_FLOPS = _q("forward_flops", "Training FLOPs, forward (window and prefix)", "", "lower")
 BACKWARD_FLOPS = _q("backward_flops", "Training FLOPs, backward", "", "lower")
 CALIBRATION_SECONDS = _q("calibration_seconds", "Calibration", "device s", "lower", deterministic=False)
-COMPILE_SECONDS = _q("compile_seconds", "Compilation", "device s", "lower", deterministic=False)
 CALIBRATION_LOAD = _q("calibration_load", "Load per core when calibration began", "", "lower", deterministic=False)
+COMPILE_SECONDS = _q("compile_seconds", "Compilation", "device s", "lower", deterministic=False)
 TRAINING_SECONDS = _q("training_seconds", "Training", "device s", "lower", deterministic=False)
 GENERATION_SECONDS = _q("generation_seconds", "Generation", "device s", "lower", deterministic=False)
 EVALUATION_SECONDS = _q("evaluation_seconds", "Evaluation", "device s", "lower", deterministic=False)
@@ -73,6 +73,7 @@ TOKENS_PER_SECOND = _q("tokens_per_second", "Throughput", "tokens/s", "higher", 
 DATA_WAIT_SHARE = _q("data_wait_share", "Share of training spent waiting for data", "", "lower", deterministic=False)
 PEAK_MEMORY_BYTES = _q("peak_memory_bytes", "Peak memory", "bytes", "lower", deterministic=False)
 GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)", "h", "lower", deterministic=False)
+MOVES = _q("moves", "Times moved to other workers", "", "lower", deterministic=False)
 
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""
