@@ -8,6 +8,14 @@ import torch
 from torch import Tensor
 
 
+def exact_float32() -> None:
+    """Products of float32 keep all their bits on a GPU, too: codes, features and distances must not depend on who
+    computes them, and torch would round what goes into a convolution to 10 bits.
+    """
+    torch.backends.cudnn.allow_tf32 = False
+    torch.set_float32_matmul_precision("highest")
+
+
 def wait_for(device: torch.device) -> None:
     """Returns when the device has done all that it was given."""
     if device.type == "cuda":

@@ -11,7 +11,7 @@ import torch
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.settings import Experiment
 from reco_tune.training import Group, build_scheme, window_loss
-from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.feed import Feed, FeedAhead, MicroBatch, held_out
 from reco_tune.training.parameters import FlatParameters
 from reco_tune.training.schemes import Batch
 from reco_tune.training.step import OptimiserStep
@@ -202,3 +202,41 @@ def test_one_step_is_clip_grad_norm_and_adamw_of_torch(toy_cache: TokenCache, to
         adamw.step()
     for a, b in zip(ours.model.parameters(), theirs.parameters(), strict=True):
         assert torch.allclose(a, b, atol=1e-6)
+
+
+@pytest.mark.parametrize("scheme", ["window", "fewer_frames"])
+def test_a_feed_ahead_is_the_feed(scheme: str, toy_cache: TokenCache, toy_experiment: Make) -> None:
+    """What it has made already is no part of its state, or a resumed run would leave out a micro-batch."""
+    experiment = toy_experiment({"window.scheme": scheme, "training.class_dropout": 0.5})
+
+    def fresh() -> Feed:
+        return Feed(build_scheme(experiment, toy_cache), toy_cache)
+
+    def told(micro_batch: MicroBatch) -> tuple[object, ...]:
+        return micro_batch.batch.tokens_BT.tolist(), micro_batch.batch.labels_B.tolist(), micro_batch.span
+
+    plain, ahead = fresh(), FeedAhead(fresh(), torch.device("cpu"))
+    for _ in range(15):  # beyond the end of an epoch
+        assert ahead.state_dict() == plain.state_dict()
+        assert told(ahead.next()) == told(plain.next())
+    again = FeedAhead(fresh(), torch.device("cpu"))
+    again.next()
+    again.load_state_dict(ahead.state_dict())
+    assert [told(again.next()) for _ in range(3)] == [told(plain.next()) for _ in range(3)]
+
+
+def test_what_a_feed_ahead_cannot_make_is_told_when_it_is_wanted(toy_cache: TokenCache, toy_experiment: Make) -> None:
+    feed = Feed(build_scheme(toy_experiment(), toy_cache), toy_cache)
+    ahead = FeedAhead(feed, torch.device("cpu"))
+    made = []
+
+    def failing() -> MicroBatch:
+        made.append(1)
+        if len(made) == 3:
+            raise OSError("the disk is gone")
+        return Feed.next(feed)
+
+    feed.next = failing  # type: ignore[method-assign]
+    assert ahead.next() and ahead.next()
+    with pytest.raises(OSError, match="the disk is gone"):
+        ahead.next()

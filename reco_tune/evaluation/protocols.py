@@ -25,7 +25,7 @@ from torch import Tensor
 
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.device import in_halves
+from reco_tune.device import exact_float32, in_halves
 from reco_tune.errors import DataError
 from reco_tune.evaluation import video_features
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
@@ -79,6 +79,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
             another one.
     """
     cache.require_pixels()
+    exact_float32()
     evaluation = experiment.evaluation
     if evaluation.flow:
         require_flow()

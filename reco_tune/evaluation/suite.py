@@ -120,6 +120,11 @@ def evaluate(
         ),
         **reference.facts,
     }
+    if model.position_embedding.device.type == "cuda":
+        provenance["float32"] = {
+            "matrices": torch.get_float32_matmul_precision(),
+            "tf32_convolutions": torch.backends.cudnn.allow_tf32,
+        }
     return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
 
 

@@ -62,11 +62,14 @@ class VideoTransformer(nn.Module):
         heads: int,
         generator: torch.Generator | None = None,
         attention: str = "auto",
+        residual: str = "float32",
     ) -> None:
         """
         Args:
             generator: of the initial weights; torch's global one where None.
             attention: `form` of `attention.attend`; no matter of a trained model.
+            residual: "bfloat16" keeps the stream so where products are made so (autocast); norms take their statistics
+                in float32 all the same.
 
         Raises:
             ValueError: for a shape that cannot be.
@@ -82,6 +85,7 @@ class VideoTransformer(nn.Module):
         self.settings = ModelSettings(
             num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width, depth=depth, heads=heads
         )
+        self.residual = residual
         self.token_embedding = nn.Parameter(torch.empty(num_codes, width))
         self.class_embedding = nn.Parameter(torch.empty(num_classes + 1, width))
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
@@ -186,7 +190,12 @@ class VideoTransformer(nn.Module):
         inputs = F.embedding(tokens_BT[:, max(begin - 1, 0) : end - 1], self.token_embedding)
         if begin == 0:
             inputs = torch.cat([F.embedding(labels_B, self.class_embedding)[:, None], inputs], dim=1)
-        return inputs + self.position_embedding[begin:end]
+        return self._stream(inputs + self.position_embedding[begin:end])
+
+    def _stream(self, inputs: Tensor) -> Tensor:
+        """In the type of the residual stream."""
+        rounded = self.residual == "bfloat16" and torch.is_autocast_enabled(inputs.device.type)
+        return inputs.to(torch.bfloat16) if rounded else inputs
 
     @torch.no_grad()
     def generate(
@@ -230,7 +239,7 @@ class VideoTransformer(nn.Module):
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
         """The same after one more input, the code before a position [1] that the device alone knows."""
         inputs_BD = F.embedding(codes_B, self.token_embedding) + self.position_embedding.index_select(0, position)
-        return self._read(inputs_BD[:, None], caches)
+        return self._read(self._stream(inputs_BD[:, None]), caches)
 
     def _read(self, hidden_BSD: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
         for block, cache in zip(self.blocks, caches, strict=True):

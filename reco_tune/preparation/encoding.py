@@ -14,6 +14,7 @@ import torch
 from reco_tune import settings
 from reco_tune.data.clips import PART_CLIPS, Clip, Failure, decode, parts
 from reco_tune.data.processes import Processes
+from reco_tune.device import exact_float32
 from reco_tune.errors import DataError
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import load_tokenizer
@@ -66,6 +67,7 @@ def encode_part(task: PartTask) -> EncodedPart:
                 " every node sees"
             )
     device = task.device if torch.cuda.is_available() else "cpu"
+    exact_float32()
     with Processes(task.data.decode_seconds, task.readers) as processes:
         (part,) = decode(task.clips, task.data, parts(task.clips, len(task.clips)), processes=processes)
     order = np.argsort(part.rows)

@@ -21,6 +21,7 @@ from reco_tune.data.processes import FailedCall, Processes
 from reco_tune.data.reading import VideoFacts
 from reco_tune.data.synthetic import render_digits
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
+from reco_tune.device import exact_float32
 from reco_tune.errors import DataError, TooFewClipsError
 from reco_tune.files import publish
 from reco_tune.preparation.cache_paths import (
@@ -120,6 +121,7 @@ def _plan(experiment: settings.Experiment, progress: Progress, piece_blocks: Seq
         copy_pretrained(experiment)
     source = data_fingerprint(videos, data)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
+    exact_float32()
     return _CachePlan(
         experiment,
         data,

@@ -179,6 +179,16 @@ def check_combinations(experiment: Sections) -> None:
             f" see, but with resources.storage ({resources.storage}) each machine has a folder of its own; leave one of"
             " them out"
         )
+    if training.residual == "bfloat16" and training.precision != "bfloat16":
+        raise SettingsError(
+            "training.residual (bfloat16) rounds the stream of a step whose training.precision is"
+            f" {training.precision}; set that to bfloat16 too, or leave it out"
+        )
+    if resources.deterministic and resources.gpus_per_worker == 0:
+        raise SettingsError(
+            "resources.deterministic (true) chooses kernels of a GPU, but resources.gpus_per_worker is 0, where runs"
+            " end in the same bits anyway; leave it out"
+        )
     if resources.attention != "auto" and resources.gpus_per_worker == 0:
         raise SettingsError(
             f"resources.attention ({resources.attention}) is a form for GPUs, but resources.gpus_per_worker is 0; leave"

@@ -18,7 +18,7 @@ WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path
 """Beginnings of the keys that say where a run works, and where and how often it leaves files; no result depends on
 them.
 """
-LATER = {"data.grid": None, "model.attention": "auto"}
+LATER = {"data.grid": None, "training.residual": "float32"}
 """Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
 COSTLESS = frozenset(
     f"training.{key}"

@@ -297,8 +297,14 @@ class Training(SettingsSection):
     """AdamW's."""
     gradient_clip: float = Field(1.0, gt=0)
     """Largest global gradient norm."""
-    precision: Literal["float32", "bfloat16"] = "float32"
-    """`bfloat16` is autocast; weights and optimiser stay in float32."""
+    precision: Literal["float32", "tf32", "bfloat16"] = "float32"
+    """`bfloat16` is autocast; `tf32` multiplies matrices of float32 with 10 bits of mantissa (on a GPU; a CPU has no
+    such thing). Weights and optimiser stay in float32.
+    """
+    residual: Literal["float32", "bfloat16"] = "float32"
+    """What the residual stream is kept in where `precision` is `bfloat16`: half the memory and traffic in `bfloat16`;
+    norms keep their statistics in float32.
+    """
     compile: bool = False
     """Whether blocks and loss go through `torch.compile`: a few graphs for all starts, lengths and weights."""
     activation_checkpointing: bool = False
@@ -387,6 +393,10 @@ class Resources(SettingsSection):
     attention: Literal["auto", "cudnn", "flash", "flash3", "efficient", "lower_right", "flex"] = "auto"
     """How attention is computed on a GPU: `auto` with the kernel that torch gives full sequences; the others are there
     to be compared (`reco-tune bench attention`).
+    """
+    deterministic: bool = False
+    """Whether a GPU takes kernels that add in a fixed order: slower, but a run then ends in the same bits again on the
+    same machine type, versions and number of workers.
     """
     concurrent_trials: int | None = Field(None, ge=1)
     """Trials at once; by default as many as the resources hold."""

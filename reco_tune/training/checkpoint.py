@@ -249,9 +249,9 @@ def load_model(path: Path) -> LoadedModel:
         description = json.loads((folder / "model.json").read_text())
         if description["schema"] != SCHEMA:
             raise CheckpointError(f"model {folder} was written by another version; train it again")
-        model = VideoTransformer(**description["model"])
-        model.load_state_dict(load_file(folder / "model.safetensors"))
         experiment = load_experiment(folder / "experiment.yaml")
+        model = VideoTransformer(**description["model"], residual=experiment.training.residual)
+        model.load_state_dict(load_file(folder / "model.safetensors"))
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         return LoadedModel(model.eval(), experiment, info, description["step"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SettingsError) as error:

@@ -7,10 +7,13 @@ nothing. All draws but the starts are functions of (seed, position), so the posi
 
 from __future__ import annotations
 
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import partial
 from typing import Any, NamedTuple
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
@@ -127,6 +130,56 @@ class Feed:
 
     def _draws(self, stream: int, position: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, stream, position])
+
+
+class FeedAhead:
+    """A feed for a GPU: micro-batches in pinned memory, from which it copies while it computes, and the next one made
+    by another thread in the meantime.
+    """
+
+    def __init__(self, feed: Feed, device: torch.device) -> None:
+        self._feed, self._device = feed, device
+        self._thread = ThreadPoolExecutor(1, initializer=partial(_work_for, device))
+        self._next: Future[tuple[dict[str, Any], MicroBatch]] | None = None
+
+    @property
+    def clips_per_micro_batch(self) -> int:
+        """Over all ranks."""
+        return self._feed.clips_per_micro_batch
+
+    def next(self) -> MicroBatch:
+        """The next micro-batch, pinned."""
+        made = (self._next or self._thread.submit(self._make)).result()[1]
+        self._next = self._thread.submit(self._make)
+        return made
+
+    def state_dict(self) -> dict[str, Any]:
+        """As the feed's would be that had made nothing ahead."""
+        return self._feed.state_dict() if self._next is None else self._next.result()[0]
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Continues exactly where `state_dict` was taken."""
+        if self._next is not None:
+            self._next.result()
+        self._feed.load_state_dict(state)
+        self._next = None
+
+    def _make(self) -> tuple[dict[str, Any], MicroBatch]:
+        """The state before it was made, and the micro-batch."""
+        state = self._feed.state_dict()
+        (tokens_BT, labels_B), span = self._feed.next()
+        return state, MicroBatch(Batch(pinned(tokens_BT, self._device), pinned(labels_B, self._device)), span)
+
+
+def pinned(tensor: Tensor, device: torch.device) -> Tensor:
+    """The tensor in memory that a GPU copies from by itself."""
+    return tensor.pin_memory() if device.type == "cuda" else tensor
+
+
+def _work_for(device: torch.device) -> None:
+    """A thread begins on the first GPU, whichever its process has."""
+    if device.type == "cuda":
+        torch.cuda.set_device(device)
 
 
 def held_out(scheme: Scheme, cache: TokenCache, clips: int) -> Batch:

@@ -40,7 +40,7 @@ from reco_tune.training.checkpoint import (
     write_shards,
 )
 from reco_tune.training.distributed import Group, prepare_device
-from reco_tune.training.feed import Feed, held_out
+from reco_tune.training.feed import Feed, FeedAhead, held_out
 from reco_tune.training.schemes import build_scheme
 from reco_tune.training.step import OptimiserStep, learning_rate_at
 from reco_tune.windows import WindowSpan
@@ -210,7 +210,8 @@ class _Run:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
         self._device = prepare_device(experiment)
         self._scheme = build_scheme(experiment, cache)
-        self._feed = Feed(self._scheme, cache, group)
+        feed = Feed(self._scheme, cache, group)
+        self._feed = feed if self._device.type == "cpu" else FeedAhead(feed, self._device)
         self._optimiser = OptimiserStep(self._scheme, self._device, group)
         self._validation = (
             None

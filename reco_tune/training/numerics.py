@@ -1,26 +1,39 @@
-"""How a process computes on a GPU: what torch keeps as settings of the whole process, set in one place.
+"""How a GPU computes in training: what torch keeps as switches of the whole process, set in one place.
 
-Knows torch's switches; refuses to know models and what is trained.
+Knows torch's switches; refuses to know models and what is trained. Outside of a step float32 is exact
+(`device.exact_float32`), whatever training does.
 """
 
 from __future__ import annotations
 
 import importlib.util
+import os
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import torch
 from torch.nn import attention
 
+from reco_tune.device import exact_float32
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Resources
 
+WORKSPACE = ":4096:8"
+"""Memory that cuBLAS is given where sums must have one order (CUBLAS_WORKSPACE_CONFIG); torch asks for it."""
+
 
 def set_numerics(resources: Resources) -> None:
-    """Sets them as the settings say; what an earlier run of the process asked for is undone.
+    """Sets what holds for the whole run; what an earlier run of the process asked for is undone.
 
     Raises:
         SettingsError: where FlashAttention 3 is asked for and not installed.
     """
+    exact_float32()
+    if resources.deterministic:
+        from torch._inductor import config  # what compiled code may choose by measuring, it chooses by rule
+
+        os.environ["CUBLAS_WORKSPACE_CONFIG"] = WORKSPACE
+        config.deterministic = True
     if getattr(attention, "current_flash_attention_impl", lambda: None)() is not None:
         attention.restore_flash_attention_impl()
     if resources.attention == "flash3":
@@ -30,6 +43,19 @@ def set_numerics(resources: Resources) -> None:
                 "install it, or take auto"
             )
         attention.activate_flash_attention_impl("FA3")
+
+
+@contextmanager
+def numerics_of_a_step(tf32: bool, deterministic: bool) -> Iterator[None]:
+    """Inside, matrices of float32 may be multiplied in TF32, and every kernel must add in a fixed order."""
+    before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
+    try:
+        torch.set_float32_matmul_precision("high" if tf32 else before[0])
+        torch.use_deterministic_algorithms(deterministic or before[1])
+        yield
+    finally:
+        torch.set_float32_matmul_precision(before[0])
+        torch.use_deterministic_algorithms(before[1])
 
 
 def has_flash3() -> bool:

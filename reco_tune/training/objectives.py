@@ -177,7 +177,8 @@ def continuity_term(hidden_BWD: Tensor, reduction: Reduction = "mean", distance:
     """
     if hidden_BWD.shape[1] <= distance:
         return hidden_BWD.new_zeros(())
-    return _mean_square(hidden_BWD[:, distance:] - hidden_BWD[:, :-distance], reduction)
+    exact_BWD = hidden_BWD.float() if hidden_BWD.dtype in (torch.bfloat16, torch.float16) else hidden_BWD
+    return _mean_square(exact_BWD[:, distance:] - exact_BWD[:, :-distance], reduction)
 
 
 def norm_term(hidden_BWD: Tensor, reduction: Reduction = "mean") -> Tensor:

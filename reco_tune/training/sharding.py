@@ -100,7 +100,9 @@ class ShardedParameters:
 
     def whole_model(self) -> VideoTransformer:
         with torch.device("meta"):
-            model = VideoTransformer(**asdict(self._model.settings), attention=self._model.blocks[0].attention)
+            model = VideoTransformer(
+                **asdict(self._model.settings), attention=self._model.blocks[0].attention, residual=self._model.residual
+            )
         whole = {name: cast(DTensor, parameter.detach()).full_tensor() for name, parameter in self._parameters.items()}
         model.load_state_dict(whole, assign=True)
         return model

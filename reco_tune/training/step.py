@@ -9,7 +9,8 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
+from contextlib import AbstractContextManager, nullcontext
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -21,6 +22,7 @@ from reco_tune.settings import Training
 from reco_tune.training.compiling import no_way_back
 from reco_tune.training.distributed import Group
 from reco_tune.training.feed import MicroBatch
+from reco_tune.training.numerics import numerics_of_a_step
 from reco_tune.training.parameters import FlatParameters, Parameters, State
 from reco_tune.training.schemes import Batch, Scheme
 
@@ -37,6 +39,10 @@ class OptimiserStep:
         self._steps = torch.zeros((), device=device)
         self._training = training
         self._autocast = training.precision == "bfloat16"
+        tf32, deterministic = training.precision == "tf32", scheme.experiment.resources.deterministic
+        self._numerics: Callable[[], AbstractContextManager[None]] = (
+            partial(numerics_of_a_step, tf32, deterministic) if tf32 or deterministic else nullcontext
+        )
         self._loss = scheme.compiled_loss(self.parameters) if training.compile else scheme.loss
 
     @property
@@ -60,7 +66,7 @@ class OptimiserStep:
     def backward(self, micro_batch: MicroBatch, parts: int = 1) -> Tensor:
         """Adds 1/parts of a micro-batch's gradient; returns its three terms."""
         batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in micro_batch.batch))
-        with no_way_back() if self._training.compile else nullcontext():
+        with no_way_back() if self._training.compile else nullcontext(), self._numerics():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
                 loss = self._loss(self.model, batch, micro_batch.span)
             (loss.total / parts).backward()

@@ -179,6 +179,7 @@ class Scheme:
             shape.heads,
             generator=generator,
             attention=self.experiment.resources.attention,
+            residual=self.experiment.training.residual,
         )
 
     def loss(self, model: VideoTransformer, batch: Batch, span: WindowSpan | int) -> LossTerms:
