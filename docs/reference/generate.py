@@ -59,7 +59,7 @@ def metrics() -> str:
         "# Metrics\n\n"
         "The names of metrics in `runs.csv`, in MLflow, and in `objectives:` and `constraints:` of a space file.\n"
         "A *measured time* differs from run to run. Every other metric has the same bits for the same settings\n"
-        "and seeds on one type of machine."
+        "and seeds on one type of machine without a GPU."
     )
     return intro + "\n\n" + "\n".join([*head, *rows]) + "\n"
 
