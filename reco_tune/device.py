@@ -33,12 +33,23 @@ def peak_bytes(device: torch.device) -> int:
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
-def free_bytes(device: torch.device) -> int | None:
-    """What can still be allocated, with all that is kept for later handed back first; None where nobody knows."""
+def free_bytes(device: torch.device, part: float = 1.0) -> int | None:
+    """What can still be allocated; None where nobody knows.
+
+    Args:
+        part: of the device that this process may use; the rest is others', even where they have not taken it yet.
+    """
     if device.type != "cuda":
         return None
-    torch.cuda.empty_cache()
-    return torch.cuda.mem_get_info(device)[0]
+    hand_back(device)
+    free, total = torch.cuda.mem_get_info(device)
+    return min(free, max(0, int(part * total) - torch.cuda.memory_reserved(device)))
+
+
+def hand_back(device: torch.device) -> None:
+    """Gives the device what was freed here and is kept for later."""
+    if device.type == "cuda":
+        torch.cuda.empty_cache()
 
 
 def total_bytes(device: torch.device) -> int | None:

@@ -12,6 +12,7 @@ from reco_tune.benchmarks.parts import measure_parts
 from reco_tune.cost.timing import TimedStep
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import RunFailedError
+from reco_tune.evaluation.loss_distribution import loss_by_block
 from reco_tune.model import transformer
 from reco_tune.settings import Experiment
 from reco_tune.training import build_scheme, compiling, fit
@@ -99,6 +100,9 @@ def test_a_run_compiles_before_its_clock_and_trains_the_same(
     assert made_by_first_step[0] == len(graphs) > 0, "training and validation compile nothing more"
     assert compiled.metrics["compile_seconds"] > 0 and "compile_seconds" not in plain.metrics
     assert compiled.metrics["training_seconds"] < compiled.metrics["compile_seconds"]
+    before = len(graphs)
+    loss_by_block(compiled.model, torch.zeros(2, 45, dtype=torch.long), torch.zeros(2, dtype=torch.long), 9)
+    assert len(graphs) == before, "an analysis after training waits for no graphs of its own"
     for name in ("train_cross_entropy", "val_cross_entropy", "continuity", "peak_memory_bytes"):
         assert compiled.metrics[name] == pytest.approx(plain.metrics[name], rel=1e-4)
 

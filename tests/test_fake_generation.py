@@ -19,12 +19,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import in_halves
-from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, suite
+from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, suite, video_features
 from reco_tune.evaluation.feature_networks import VideoNetwork
 from reco_tune.generation import codes
 from reco_tune.model import VideoTransformer, sampling
 from reco_tune.settings import Experiment
 from reco_tune.tokenizers import load_tokenizer
+from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, VideoAutoencoder
 from reco_tune.training import build_scheme
 
 Make = Callable[..., Experiment]
@@ -47,12 +48,12 @@ def drawing_device() -> Iterator[torch.device]:
 
 @contextmanager
 def read_back() -> Iterator[None]:
-    """Whoever looks at a fake value sees 0: for what ends in numbers on the CPU, as an evaluation does."""
+    """Whoever looks at fake values sees zeros, at a single one 1: for what ends in numbers, as an evaluation does."""
     answers = {
         "numpy": lambda values: np.zeros(values.shape, str(values.dtype).removeprefix("torch.")),
         "tolist": lambda values: np.zeros(values.shape).tolist(),
-        "item": lambda value: 0,
-        "__float__": lambda value: 0.0,
+        "item": lambda value: 1,
+        "__float__": lambda value: 1.0,
         "__bool__": lambda value: True,
     }
     with patch.multiple(FakeTensor, create=True, **answers):
@@ -131,6 +132,24 @@ def test_other_features_are_computed_there(
     assert "fvd" in evaluated_on_the_device(experiment, prepared[1], monkeypatch).metrics
 
 
+def test_an_extractor_is_fitted_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its steps on clips moved as bytes, and how well it does on others."""
+    monkeypatch.setattr(video_features, "FIT_STEPS", 2)
+    clips, labels = np.zeros((12, 5, 3, 40, 40), dtype=np.uint8), np.arange(12) % 3
+    with drawing_device() as device, read_back():
+        fitted = video_features.fit_extractor("native", clips, labels, 3, clips[:4], labels[:4], device=str(device))
+    assert set(fitted.quality) == {"class_accuracy", "frame_accuracy", "motion_r2"}
+
+
+def test_a_network_of_a_tokenizer_works_there() -> None:
+    network = VideoAutoencoder(num_codes=32, spatial_stride=4, temporal_stride=2, width=8)
+    tokenizer = VectorQuantizedTokenizer(network)
+    with drawing_device() as device:
+        codes_Btrc = tokenizer.encode(torch.zeros(2, 5, 3, 16, 16, dtype=torch.uint8, device=device))
+        assert codes_Btrc.device == device and codes_Btrc.shape == (2, 3, 4, 4)
+        assert tokenizer.decode(codes_Btrc).shape == (2, 5, 3, 16, 16)
+
+
 def test_an_extractor_left_on_the_cpu_is_found(
     prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -155,11 +174,10 @@ def test_who_is_sampled_together(sizes: list[int], at_once: int, expected: list[
 
 @pytest.mark.parametrize("gibibytes", [0.0, 1.01, 1.04, 1.1, 10.0], ids=str)
 @pytest.mark.parametrize("bfloat16", [False, True], ids=["float32", "bfloat16"])
-def test_as_many_clips_as_free_memory_holds(gibibytes: float, bfloat16: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_as_many_clips_as_free_memory_holds(gibibytes: float, bfloat16: bool) -> None:
     """At least one, whole requests of 20 where one fits, never more than are asked for."""
-    monkeypatch.setattr(codes, "free_bytes", lambda device: int(gibibytes * 2**30))
     model, drawing = VideoTransformer(1000, 200, 1, 64, 3, 4), sampling.Drawing(guidance=1.5)
-    clips = codes.clips_at_once(model, drawing, bfloat16, 0.85, [20] * 5)
+    clips = codes.clips_at_once(model, drawing, bfloat16, int(gibibytes * 2**30), 0.85, [20] * 5)
     taken = clips * sampling.static_bytes_per_clip(model.settings, drawing, bfloat16)
     room = 0.85 * (gibibytes - 1) * 2**30
     assert clips == 1 or taken < room

@@ -13,7 +13,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reco_tune.device import free_bytes
+from reco_tune.device import free_bytes, hand_back
 from reco_tune.model import ModelSettings, VideoTransformer
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import (
@@ -82,21 +82,37 @@ def made_of(
     drawing, device = drawing_of(experiment), model.position_embedding.device
     sizes = [len(request.labels_B) for request in requests]
     bfloat16, on_cpu = experiment.training.precision == "bfloat16", device.type == "cpu"
-    fit = 1 if on_cpu else clips_at_once(model, drawing, bfloat16, share, sizes)
-    sampler, at_once = largest_sampler(model, drawing, bfloat16, fit)
+    free = free_bytes(device, min(1.0, experiment.resources.gpus_per_worker))
+    fit = 1 if on_cpu else clips_at_once(model, drawing, bfloat16, free, share, sizes)
+    ready = largest_sampler(model, drawing, bfloat16, fit)
+    packed = packs(sizes, 1 if on_cpu else ready[1], split=not on_cpu)
+    yield from _rolled(rollout, ready[0], requests, packed, device, progress)
+    del ready
+    hand_back(device)
+
+
+def _rolled(
+    rollout: Rollout,
+    sampler: Sampler | StaticSampler,
+    requests: Sequence[Request],
+    packed: Iterator[list[Part]],
+    device: torch.device,
+    progress: Progress,
+) -> Iterator[Tensor]:
+    """Pack after pack, and each request as soon as all of its clips are there."""
     waiting: dict[int, list[Tensor]] = {}
-    done = 0
-    for pack in packs(sizes, at_once, split=not on_cpu):
+    done, total = 0, sum(len(request.labels_B) for request in requests)
+    for pack in packed:
         labels_B = torch.cat([requests[p.request].labels_B[p.first : p.first + p.clips] for p in pack]).to(device)
         noise = Noise([(_stream(requests[part.request], part, device), part.clips) for part in pack])
         made = rollout(lambda labels_B, prompt_BP=None, noise=noise: sampler(labels_B, noise, prompt_BP), labels_B)
         done += len(labels_B)
-        progress(done, sum(sizes), "sampling clips")
+        progress(done, total, "sampling clips")
         for part, rows in zip(pack, made.split([part.clips for part in pack]), strict=True):
             waiting.setdefault(part.request, []).append(rows)
-            if part.first + part.clips == sizes[part.request]:
-                rows_of_request = waiting.pop(part.request)
-                yield rows_of_request[0] if len(rows_of_request) == 1 else torch.cat(rows_of_request)
+            if part.first + part.clips == len(requests[part.request].labels_B):
+                whole = waiting.pop(part.request)
+                yield whole[0] if len(whole) == 1 else torch.cat(whole)
 
 
 def packs(sizes: Sequence[int], at_once: int, split: bool = True) -> Iterator[list[Part]]:
@@ -126,9 +142,11 @@ def clips_that_fit(settings: ModelSettings, drawing: Drawing, bfloat16: bool, fr
     return max(1, int(share * free) // static_bytes_per_clip(settings, drawing, bfloat16))
 
 
-def clips_at_once(model: VideoTransformer, drawing: Drawing, bfloat16: bool, share: float, sizes: Sequence[int]) -> int:
+def clips_at_once(
+    model: VideoTransformer, drawing: Drawing, bfloat16: bool, free: int | None, share: float, sizes: Sequence[int]
+) -> int:
     """Clips to sample together: whole requests where one fits; all of the largest where free memory is not known."""
-    free, largest = free_bytes(model.position_embedding.device), max(sizes, default=1)
+    largest = max(sizes, default=1)
     if free is None:
         return largest
     fit = clips_that_fit(model.settings, drawing, bfloat16, free, share)

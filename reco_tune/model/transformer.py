@@ -91,12 +91,16 @@ class VideoTransformer(nn.Module):
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
         # A ModuleList hides the type of its modules.
         self.blocks: list[Block] = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))  # type: ignore[assignment]
-        self.run_block: Callable[[Block, Tensor, KeysValues | None], Tensor] = Block.__call__
+        self.run_block: Callable[[Block, Tensor, KeysValues | None], Tensor]
         """How a block is run; training puts compiled functions here."""
-        self.run_block_before_a_window = Block.before_a_window
+        self.run_eagerly()
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.head = _Linear(width, num_codes)
         self._initialise(generator)
+
+    def run_eagerly(self) -> None:
+        """Takes compiled functions out again: who reads a trained model once in a while would wait for more graphs."""
+        self.run_block, self.run_block_before_a_window = Block.__call__, Block.before_a_window
 
     @property
     def null_class(self) -> int:

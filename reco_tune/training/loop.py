@@ -150,6 +150,7 @@ def fit(
         save_model(folder / "model", model, experiment, CacheInfo.of(cache), run.step)
     group.barrier()
     model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
+    model.run_eagerly()
     return FitResult(model, run.step, dict(run.metrics), stopped=run.step < steps)
 
 
