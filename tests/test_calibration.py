@@ -147,6 +147,7 @@ def test_a_real_calibration(toy_cache: TokenCache, toy_experiment: Make) -> None
             "limit_fraction",
             "peak_memory_ratio",
             "calibration_seconds",
+            "calibration_load",
         )
     }
 
