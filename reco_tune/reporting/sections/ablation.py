@@ -43,7 +43,7 @@ COLUMNS_FOR_PEOPLE = (
         markup=lambda row: _drawn_interval(row),
     ),
     Column("fvd_delta", "Δ to baseline", lambda row: signed(row["fvd_delta"]), latex="$\\Delta$"),
-    Column("fvd_p_value", "p", lambda row: p_value(row["fvd_p_value"]), "count", latex="$p$"),
+    Column("fvd_p_value", "p", lambda row: p_value(row["fvd_p_value"]), "count", "$p$", optional=True),
     text_column("verdict", "verdict"),
     number_column("speedup", "speed-up"),
     interval_column("speedup"),
