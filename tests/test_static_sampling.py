@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 import pytest
 import torch
 from test_generation import LABELS, TOKENS, make_model, seeded
+from torch.fx.experimental.proxy_tensor import make_fx
 
 from reco_tune.errors import RunFailedError
-from reco_tune.model import kv_cache
+from reco_tune.model import kv_cache, sampling
 from reco_tune.model.kv_cache import BLOCK_TOKENS, StaticCache, masked, skipping
 from reco_tune.model.sampling import Drawing, Noise, Sampler, StaticSampler, Stream, with_rounded_products
 
@@ -45,6 +47,24 @@ def test_gives_the_codes_of_the_growing_cache(options: dict[str, Any], prompt: i
     assert torch.equal(
         static(LABELS[:4], Noise.of(seeded(3), 4)), Sampler(model, drawing)(LABELS[:4], Noise.of(seeded(3), 4))
     ), "what an earlier call left in the cache must not be seen"
+
+
+@pytest.mark.parametrize("options", ["greedy", "all"])
+def test_a_step_recorded_once_serves_every_position(options: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As a CUDA graph does: the operations of one call, on the tensors of that call, again and again."""
+
+    def record(step: Callable[[], object], position: torch.Tensor) -> Callable[[], object]:
+        with torch.no_grad():
+            graph = make_fx(lambda unused: (step(), unused)[1])(torch.zeros(1))
+        return lambda: graph(torch.zeros(1))
+
+    model, drawing = make_model(), Drawing(**OPTIONS[options])
+    given = torch.randint(16, (len(LABELS), 9), generator=seeded(1))
+    monkeypatch.setattr(sampling, "recorded", record)
+    static = StaticSampler(model, drawing, clips=len(LABELS))
+    for prompt in (None, given):
+        found = static(LABELS, Noise.of(seeded(), len(LABELS)), prompt)
+        assert torch.equal(found, Sampler(model, drawing)(LABELS, Noise.of(seeded(), len(LABELS)), prompt))
 
 
 @pytest.mark.parametrize("tokens", [1, 2, BLOCK_TOKENS, BLOCK_TOKENS + 1])

@@ -221,7 +221,7 @@ class StaticSampler:
         self._codes_BT = torch.zeros(clips, settings.num_tokens, dtype=torch.long, device=self._device)
         self._logits_RV = torch.zeros(rows, settings.num_codes, device=self._device)
         self._noise_BV = _noise(settings, drawing, self._codes_BT)
-        self._step = _recorded(self._draw_and_read, self._position) if settings.num_tokens > 1 else self._draw
+        self._step = recorded(self._draw_and_read, self._position) if settings.num_tokens > 1 else self._draw
 
     @torch.no_grad()
     def __call__(self, labels_B: Tensor, noise: Noise, prompt_BP: Tensor | None = None) -> Tensor:
@@ -364,7 +364,7 @@ def _noise(settings: ModelSettings, drawing: Drawing, like_B: Tensor) -> Tensor 
     return None if drawing.greedy else like_B.new_ones(len(like_B), settings.num_codes, dtype=torch.float32)
 
 
-def _recorded(step: Callable[[], object], position: Tensor) -> Callable[[], object]:
+def recorded(step: Callable[[], object], position: Tensor) -> Callable[[], object]:
     """The step as a CUDA graph; elsewhere as it is.
 
     Args:
