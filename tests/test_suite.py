@@ -252,3 +252,11 @@ def test_every_beginning_of_the_labels_is_balanced() -> None:
     labels = sample_labels(np.repeat([0, 1, 2], [50, 30, 20]), 3, 100)
     for length in range(1, 101):
         assert np.abs(np.bincount(labels[:length], minlength=3) - shares * length).max() < 1
+
+
+def test_the_protocol_says_it(prepared: tuple[Experiment, TokenCache]) -> None:
+    experiment, cache = prepared
+    last = prepare_evaluation(experiment, cache).protocol
+    nested = experiment.model_dump()
+    nested["training"]["keep_best"], nested["evaluation"]["checkpoint"] = True, "best"
+    assert prepare_evaluation(make_experiment(nested, {}, where="best"), cache).protocol == f"{last}/best"

@@ -27,6 +27,8 @@ def evaluate(
 
     loaded = load_model(checkpoint)
     settings = override_trained(loaded.experiment, overrides)
+    if settings.evaluation.checkpoint != loaded.experiment.evaluation.checkpoint:
+        loaded = load_model(checkpoint, settings.evaluation.checkpoint)
 
     import json
     from dataclasses import asdict

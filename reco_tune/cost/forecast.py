@@ -105,7 +105,8 @@ def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -
     flops = steps * training.batch_size * per_clip + validated * one_clip
     sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * seconds_per_clip(experiment, rates)
     calibration = experiment.resources.calibration_seconds if calibrated else 0.0
-    disk = CHECKPOINT_COPIES * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
+    copies = CHECKPOINT_COPIES + training.keep_best
+    disk = copies * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP
     seconds = flops / rates.flops_per_second + sampled + calibration
     return RunForecast(run.trial, run.arm, run.budget, run.seed, steps, flops, seconds, disk)
 

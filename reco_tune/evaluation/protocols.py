@@ -105,6 +105,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     sampled = f"n{evaluation.samples}x{evaluation.sampling_seeds}"
     name = f"{evaluation.protocol}*" if departures else evaluation.protocol
     protocol = f"{name}/{shape}/{evaluation.reference}/{split}{clips}/{sampled}/{extractor.hash[:8]}"
+    protocol += "/best" if evaluation.checkpoint == "best" else ""
     statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
     folders = (folder, *(_extractor_folder(kind, experiment, cache) for kind in kinds))

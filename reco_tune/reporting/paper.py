@@ -47,7 +47,7 @@ def paper_reference(kept: pd.DataFrame) -> dict[str, Reference]:
     layout, protocol = kept["data.layout"].iloc[0], str(kept["protocol"].iloc[0]).split("/")
     clips, samples = (
         set(zip(kept["data.clip_frames"], kept["data.size_px"], strict=True)),
-        protocol[-2] if len(protocol) > 1 else "",
+        protocol[5] if len(protocol) == 7 else "",
     )
     windows = set(kept[kept["window.scheme"] == "window"]["window.length_tokens"])
     speedups = SPEEDUPS if layout in DATA_SETS and clips == {CLIP} and windows <= {WINDOW_TOKENS} else {}

@@ -45,6 +45,7 @@ PROTOCOL_KNOBS = (
     "reference split and clips",
     "evaluation.samples x evaluation.sampling_seeds",
     "feature extractor",
+    "evaluation.checkpoint",
 )
 """What the slash-separated parts of a protocol string are."""
 STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
@@ -317,7 +318,7 @@ def _one_protocol(runs: pd.DataFrame) -> None:
         one, two = _first_of(runs, "protocol", protocols)
         knobs = [
             f"{name} ({a} against {b})"
-            for name, a, b in zip(PROTOCOL_KNOBS, first.split("/"), second.split("/"), strict=False)
+            for name, a, b in zip(PROTOCOL_KNOBS, _parts(first), _parts(second), strict=False)
             if a != b
         ]
         knobs += _differing(one, two, STAR_KNOBS)
@@ -346,6 +347,12 @@ def _one_protocol(runs: pd.DataFrame) -> None:
             " clips that went through different tokenizers; report them apart, or evaluate both with"
             " evaluation.reference raw"
         )
+
+
+def _parts(protocol: str) -> list[str]:
+    """One for each knob; the last, of the checkpoint, is told where it is not the last."""
+    parts = protocol.split("/")
+    return [*parts, "last"] if len(parts) == len(PROTOCOL_KNOBS) - 1 else parts
 
 
 def _first_of(runs: pd.DataFrame, column: str, values: Sequence[str]) -> tuple[pd.Series, pd.Series]:

@@ -141,6 +141,22 @@ def _check_data(experiment: Sections) -> None:
         )
 
 
+def _check_best(experiment: Sections) -> None:
+    """What is judged must be kept, and told by something."""
+    if experiment.evaluation.checkpoint != "best":
+        return
+    if not experiment.training.keep_best:
+        raise SettingsError(
+            "evaluation.checkpoint (best) needs weights that training.keep_best (false) does not keep; set it to true,"
+            " or take last"
+        )
+    if experiment.window.scheme.startswith("fewer_frames"):
+        raise SettingsError(
+            f"evaluation.checkpoint (best) is told by the validation cross-entropy, which window.scheme"
+            f" ({experiment.window.scheme}) has not; take last"
+        )
+
+
 def check_combinations(experiment: Sections) -> None:
     """Everything else that two sections must agree on.
 
@@ -148,6 +164,7 @@ def check_combinations(experiment: Sections) -> None:
         SettingsError: where they do not.
     """
     _check_data(experiment)
+    _check_best(experiment)
     window, training, grid = experiment.window, experiment.training, experiment.grid
     assert window.length_tokens is not None
     if window.scheme.startswith("fewer_frames") and window.length_tokens % grid.tokens_per_block:

@@ -18,7 +18,12 @@ WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path
 """Beginnings of the keys that say where a run works, and where and how often it leaves files; no result depends on
 them.
 """
-LATER = {"data.grid": None, "training.residual": "float32"}
+LATER = {
+    "data.grid": None,
+    "training.residual": "float32",
+    "training.keep_best": False,
+    "evaluation.checkpoint": "last",
+}
 """Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
 COSTLESS = frozenset(
     f"training.{key}"
@@ -33,6 +38,7 @@ COSTLESS = frozenset(
         "gradient_clip",
         "class_dropout",
         "rungs",
+        "keep_best",
         "checkpoint_minutes",
         "seed",
     )

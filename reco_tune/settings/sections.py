@@ -319,6 +319,8 @@ class Training(SettingsSection):
     """Probability that a clip's class is replaced by the null class (needed for guidance)."""
     rungs: int = Field(5, ge=1)
     """Equal parts of a run; at the end of each it validates, reports and writes a checkpoint."""
+    keep_best: bool = False
+    """Whether a run keeps its weights of the rung with the lowest validation cross-entropy beside its last."""
     checkpoint_minutes: float = Field(10, gt=0)
     """Longest time of training between two checkpoints; where a rung is longer, there are some within it."""
     seed: Seed = 0
@@ -366,6 +368,10 @@ class Evaluation(SettingsSection):
     """Real clips as they are, or through the tokenizer (so that its loss does not hide differences between arms)."""
     validation_clips: int = Field(512, ge=1)
     """Held-out clips of the validation cross-entropy (full-sequence, teacher-forced)."""
+    checkpoint: Literal["last", "best"] = "last"
+    """Which of a run's weights are judged: those of its last step, or those that `training.keep_best` has kept. It
+    stands in the protocol: FVDs of both compare with each other in nothing.
+    """
     analyses: bool = True
     """Whether the loss by frame, the error growth and the steps of h are measured after training."""
     flow: bool = False

@@ -8,6 +8,8 @@ safetensors for tensors, JSON for the rest, never pickle. A folder appears whole
                                                                                         is split over them
     RUN/history.parquet                                                                 its copy for readers
     RUN/model/{model.safetensors, model.json, experiment.yaml}                          once training is done
+    RUN/best/...                                                                        the same, of the rung with the
+                                                                                        lowest validation loss
 """
 
 from __future__ import annotations
@@ -38,6 +40,9 @@ from reco_tune.training.distributed import Group
 
 SCHEMA = 1
 """Version of both layouts; another one is refused."""
+
+BEST = "best"
+"""Folder of the weights that `training.keep_best` keeps."""
 
 History = dict[str, list[float | None]]
 """Columns of the step history, `step` first; None where a metric was not measured at a step."""
@@ -234,13 +239,30 @@ def save_model(folder: Path, model: VideoTransformer, experiment: Experiment, ca
     put_in_place(staging, folder)
 
 
-def load_model(path: Path) -> LoadedModel:
-    """The trained model of a run's folder, or of its `model` folder, on the CPU.
+def take_best(model: VideoTransformer, run: Path, group: Group) -> None:
+    """Gives a model the weights that the run kept as its best, which rank 0 alone reads. All ranks call it.
+
+    Raises:
+        CheckpointError: where they are gone.
+    """
+    best = load_model(run, BEST).model.state_dict() if group.leads else {}
+    with torch.no_grad():
+        for name, tensor in model.state_dict().items():
+            if group.leads:
+                tensor.copy_(best[name])
+            group.broadcast_(tensor)
+
+
+def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
+    """The trained model of a run's folder, on the CPU: the one that its `evaluation.checkpoint` names, or that is asked
+    for; or that of its folder `model` or `best`. Its experiment says which it is.
 
     Raises:
         CheckpointError: where there is none, or it is damaged or of another version.
     """
-    folder = path if (path / "model.json").exists() else path / "model"
+    folder = path if (path / "model.json").exists() else path / (BEST if checkpoint == BEST else "model")
+    if checkpoint == BEST and not (folder / "model.json").exists():
+        raise CheckpointError(f"{path} holds no best weights; train it with training.keep_best true")
     if not (folder / "model.json").exists():
         raise CheckpointError(
             f"{path} holds no trained model; give the folder of a run that has finished training, or its `model` folder"
@@ -253,6 +275,15 @@ def load_model(path: Path) -> LoadedModel:
         model = VideoTransformer(**description["model"], residual=experiment.training.residual)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
+        loaded = "best" if folder.name == BEST else "last"
+        if folder != path and checkpoint is None and experiment.evaluation.checkpoint != loaded:
+            return load_model(path, experiment.evaluation.checkpoint)
+        if checkpoint not in (None, loaded):
+            raise CheckpointError(
+                f"{path} holds the {loaded} weights of its run, not the {checkpoint}; give its run's folder"
+            )
+        judged = experiment.evaluation.model_copy(update={"checkpoint": loaded})
+        experiment = experiment.model_copy(update={"evaluation": judged})
         return LoadedModel(model.eval(), experiment, info, description["step"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SettingsError) as error:
         raise CheckpointError(

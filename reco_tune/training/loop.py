@@ -27,6 +27,7 @@ from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import WHERE, Experiment
 from reco_tune.training.checkpoint import (
+    BEST,
     CacheInfo,
     Checkpoint,
     History,
@@ -35,6 +36,7 @@ from reco_tune.training.checkpoint import (
     restore,
     restore_shards,
     save_model,
+    take_best,
     write_checkpoint,
     write_history,
     write_shards,
@@ -78,6 +80,7 @@ class FitResult:
     """A run that ended, whole or stopped."""
 
     model: VideoTransformer
+    """With the weights that `evaluation.checkpoint` names, once it has done all its steps."""
     steps: int
     """Optimiser steps done."""
     metrics: dict[str, float]
@@ -149,6 +152,8 @@ def fit(
     if run.step == steps and group.leads:
         save_model(folder / "model", model, experiment, CacheInfo.of(cache), run.step)
     group.barrier()
+    if run.step == steps and experiment.evaluation.checkpoint == "best":
+        take_best(model, folder, group)
     model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
     model.run_eagerly()
     return FitResult(model, run.step, dict(run.metrics), stopped=run.step < steps)
@@ -209,6 +214,7 @@ class _Run:
         self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress
     ) -> None:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
+        self._cache = CacheInfo.of(cache)
         self._device = prepare_device(experiment)
         self._scheme = build_scheme(experiment, cache)
         feed = Feed(self._scheme, cache, group)
@@ -268,7 +274,11 @@ class _Run:
         began = time.perf_counter()
         last = self._rung_means() | found
         if self._validation is not None:
-            last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = self._validate(model)
+            losses, loss = self._history[q.VAL_CROSS_ENTROPY.name], self._validate(model)
+            lowest = min((known for known in losses if known is not None), default=float("inf"))
+            last[q.VAL_CROSS_ENTROPY.name] = losses[-1] = loss
+            if self._training.keep_best and loss < lowest and self._group.leads:
+                save_model(self._folder / BEST, model, self._scheme.experiment, self._cache, self.step)
         del model  # a copy of its own where workers have parts
         self.metrics = {q.STEPS.name: float(self.step), **last}
         self._write()
