@@ -14,7 +14,7 @@ from reco_tune.reporting.paper import paper_reference
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.render.latex import latex
 from reco_tune.reporting.render.markdown import markdown
-from reco_tune.reporting.sections import ablation
+from reco_tune.reporting.sections import ablation, build
 from reco_tune.reporting.sections.claims import claims
 from reco_tune.reporting.sections.frontier import draw_frontier
 from reco_tune.reporting.sections.hypervolume import hypervolume_history
@@ -219,8 +219,9 @@ def report(tmp_path_factory):
 def test_a_study_of_compute_alone_takes_rows_of_equal_steps(tmp_path):
     """The figures are of the study's own first budget, and so are their words."""
     study = record_study(tmp_path / "toy", arms=("full", "reco"), budgets=("equal_compute",), searched=0, files=False)
-    report = write_report(study, imports=[write(tmp_path / "published.csv", f"Theirs,5.5,,,2.0,{PROTOCOL}")])
-    assert "At equal compute the lowest mean FVD" in report.index.read_text()
+    evidence = Evidence.read(study, [write(tmp_path / "published.csv", f"Theirs,5.5,,,2.0,{PROTOCOL}")])
+    assert build("window_stride", evidence).figures[0].words.startswith("At equal compute the lowest mean FVD")
+    assert [group.title for group in build("ablation", evidence).tables[0].groups] == ["Equal steps", "Equal compute"]
 
 
 def test_a_file_given_by_two_ways_is_one(tmp_path):
