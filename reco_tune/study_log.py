@@ -226,7 +226,7 @@ class StudyRecord:
     constraints: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> the `min` and `max` that the search is allowed."""
     finished: bool = False
-    time: float | None = None
+    time: float | None = field(default=None, compare=False)
     """Unix seconds of the last event that was replayed."""
 
 

@@ -85,6 +85,7 @@ def record_study(
         name=path.name,
         question=space.question,
         arms=list(arms),
+        settings=space.model_dump(mode="json", exclude={"source"}),
         constraints={"fvd": {"max": 30.0}},
         provenance=provenance,
     )
