@@ -17,6 +17,7 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
+import numpy as np
 import pytest
 import typer.main
 from toy_study import record_study
@@ -83,6 +84,31 @@ def test_ctrl_c_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
 
     monkeypatch.setattr("reco_tune.cli.spaces.shipped_spaces", interrupted)
     assert say("spaces", "ls") == (130, "", "reco-tune: stopped; what is finished is kept, the same command goes on\n")
+
+
+def test_sigterm_is_as_ctrl_c(here: Path) -> None:
+    """What batch systems, containers and `kill` send ended without a word."""
+    program = (
+        "import time; from pathlib import Path; from reco_tune.cli import main, spaces\n"
+        "spaces.shipped_spaces = lambda: Path('begun').touch() or time.sleep(60)\nmain(['spaces', 'ls'])"
+    )
+    with subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.PIPE, text=True) as process:
+        while not (here / "begun").exists():
+            assert process.poll() is None
+            time.sleep(0.05)
+        process.terminate()
+        said = process.communicate()[1]
+    assert (process.returncode, said) == (
+        130,
+        "reco-tune: stopped; what is finished is kept, the same command goes on\n",
+    )
+
+
+@pytest.mark.parametrize("command", [[], ["bench"]], ids=["reco-tune", "reco-tune bench"])
+def test_a_command_without_a_verb_prints_its_help(command: list[str]) -> None:
+    """The help came as an error, all of it in one line."""
+    said = say(*command)
+    assert said == say(*command, "--help") and (said.code, said.err) == (0, "") and len(said.out.splitlines()) > 15
 
 
 def test_help_is_there_before_a_person_wonders() -> None:
@@ -275,6 +301,11 @@ def test_the_shipped_spaces_can_be_listed_shown_and_copied(here: Path) -> None:
     listed = say("spaces", "ls").out
     assert say("spaces").out == listed
     assert "lambda\n    how large should λ be" in listed
+    assert "about 370 for everything below (9 arms, both budgets, 1 seed), counted in FLOPs at 40%" in listed
+    told = [
+        line for line in listed.splitlines() if line.startswith("    ") and not line.startswith("    faceforensics")
+    ]
+    assert all(line.endswith((".", "?")) for line in told), "no sentence is cut off"
     assert "# Question:" in say("spaces", "show", "lambda").out
     assert say("spaces", "cp", "lambda").code == 0
     assert say("spaces", "cp", "lambda.yaml", "mine.yaml").out == "mine.yaml\n"
@@ -296,6 +327,66 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
     taken = memory_by_phase(arm_experiment(demo, "full"), arm_experiment(demo, "full"))
     assert "GiB of memory" in said.out and f"{taken.training / 2**30:.2f}" in said.out
     assert list(here.iterdir()) == []
+
+
+REFUSED = {
+    "data that are not there": (
+        ["real_clips", "--set", "data.root=nowhere"],
+        r"data.root \(.*nowhere\) is not a folder; name the folder of the videos",
+    ),
+    "codes that are not there": (
+        ["codes.yaml", "--set", "data.root=nowhere"],
+        r"data.root \(.*nowhere\) is not a folder; name the folder of train.npy and test.npy",
+    ),
+    "codes of another grid": (
+        ["codes.yaml", "--set", "data.root=codes"],
+        r"codes/train.npy has clips of shape \(44,\), but the settings make 5 x 3 x 3 = 45 tokens",
+    ),
+    "weights that are not there": (
+        ["demo", "--set", "tokenizer.kind=cosmos", "--set", "data.size_px=16"],
+        "tokenizer.kind cosmos needs tokenizer.path",
+    ),
+    "no address of MLflow": (["demo", "--tracking-uri", "ftp://x"], "ftp://x is no address of MLflow"),
+    "no cluster": (["demo", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
+    "an earlier study that is not there": (
+        ["lambda", "--set", "warm_start=[nowhere]"],
+        "nowhere is not a study folder",
+    ),
+}
+
+
+@pytest.mark.parametrize("command", REFUSED, ids=list(REFUSED))
+def test_a_plan_refuses_what_a_run_refuses(here: Path, command: str) -> None:
+    """It was green on data, codes and addresses that are not there; and `run` left a folder that was in its own way."""
+    arguments, sentence = REFUSED[command]
+    (here / "codes").mkdir()
+    np.save(here / "codes" / "train.npy", np.zeros((7, 44), np.int64))
+    np.save(here / "codes" / "test.npy", np.zeros((7, 44), np.int64))
+    (here / "codes.yaml").write_text(
+        "question: q\nexperiment: {data: {layout: tokens, clip_frames: 9, size_px: 12}}\narms: {full: , reco: }\n"
+    )
+    before = sorted(here.rglob("*"))
+    planned, ran = say("plan", *arguments), say("run", *arguments)
+    refused(ran, sentence)
+    assert (planned.code, planned.err) == (ran.code, ran.err.replace(f"{here}/", ""))  # a study knows whole paths
+    assert "resources: a run needs 1 worker(s)" in planned.out, "the numbers are there all the same"
+    assert sorted(here.rglob("*")) == before
+
+
+def test_a_plan_of_what_is_still_to_be_given_says_so(here: Path) -> None:
+    said = say("plan", "real_clips")
+    assert (said.code, said.err) == (0, "")
+    assert said.out.endswith("\nstill to be given: data.root is not given; name the folder of the videos\n")
+
+
+def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
+    """It ended in an allocation error of 12 TB, and where a clip had billions of tokens it was killed."""
+    said = say("plan", "demo", "--set", "model.width=1000000", "--set", "tokenizer.num_codes=1000000")
+    assert (said.code, said.err) == (0, "")
+    refused(
+        say("plan", "demo", "--set", "data.size_px=100000"),
+        r"a clip has 3,125,000,000 tokens, more than the 1,048,576 .*; lower data.size_px",
+    )
 
 
 def test_a_plan_for_a_cluster_says_that_it_does_not_fit_here(here: Path) -> None:

@@ -6,7 +6,8 @@ import pytest
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Resources
-from reco_tune.study.cluster import neighbours, place
+from reco_tune.study.cluster import place
+from reco_tune.study.ray_internals import running_clusters
 
 CPU_NODE = {"CPU": 8.0}
 GPU_NODE = {"CPU": 16.0, "GPU": 4.0}
@@ -69,6 +70,6 @@ def test_another_cluster_on_this_machine_is_seen() -> None:
     """Its raylet's command line tells the address; a shell of that name stands for it."""
     command = ["raylet", "-c", "read line; :", "--gcs-address=192.0.2.1:6379"]
     with subprocess.Popen(command, executable="/bin/sh", stdin=subprocess.PIPE) as raylet:
-        assert "192.0.2.1:6379" in neighbours()
+        assert "192.0.2.1:6379" in running_clusters()
         raylet.communicate(b"\n")
-    assert "192.0.2.1:6379" not in neighbours()
+    assert "192.0.2.1:6379" not in running_clusters()

@@ -290,7 +290,8 @@ def _bare_ray(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
-    from reco_tune.study.cluster import HEAD, cluster, place
+    from reco_tune.study.cluster import cluster, place
+    from reco_tune.study.ray_internals import HEAD
     from reco_tune.study.searcher import to_distribution
 
     asked: dict[str, float] = {}

@@ -7,6 +7,7 @@ with --debug.
 
 from __future__ import annotations
 
+import signal
 import sys
 from collections.abc import Callable, Sequence
 from typing import NoReturn
@@ -65,6 +66,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one verb and exits."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends is as Ctrl-C
     try:
         result = app(
             args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False
@@ -82,11 +84,12 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 
 def _tell(error: Exception) -> int:
     """One sentence for an error; returns the exit code."""
+    if type(error).__name__ == "NoArgsIsHelpError":  # `reco-tune` alone; typer hides the class
+        print(error.ctx.get_help())  # type: ignore[attr-defined]
+        return 0
     if isinstance(error, ReCoTuneError):
         message, code = str(error), error.exit_code
-    elif hasattr(
-        error, "format_message"
-    ):  # how typer says that an argument is wrong; empty after it has printed its help
+    elif hasattr(error, "format_message"):  # how typer says that an argument is wrong
         message, code = _usage(error), 2
     elif no_space(error) and not getattr(error, "filename", None):
         message, code = (
@@ -102,12 +105,11 @@ def _tell(error: Exception) -> int:
     else:
         where = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
         message, code = f"unexpected error ({where}); run it again with --debug for the traceback", 1
-    if message:
-        print(f"reco-tune: {' '.join(message.split())}", file=sys.stderr)
+    print(f"reco-tune: {' '.join(message.split())}", file=sys.stderr)
     return code
 
 
 def _usage(error: Exception) -> str:
     message: str = error.format_message().rstrip(".")  # type: ignore[attr-defined]
     context = getattr(error, "ctx", None)
-    return f"{message}; see `{context.command_path if context else 'reco-tune'} --help`" if message.strip() else ""
+    return f"{message}; see `{context.command_path if context else 'reco-tune'} --help`"

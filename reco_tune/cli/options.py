@@ -45,6 +45,13 @@ TrackingUri = Annotated[
 Address = Annotated[
     str | None, typer.Option(help="Ray cluster to run on, for example `auto`; by default one on this machine.")
 ]
+Name = Annotated[str | None, typer.Option(help="Name of the study; by default that of the space file.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the study; by default studies/NAME.")]
+Trials = Annotated[int | None, typer.Option(min=0, help="Sampled trials.")]
+Seeds = Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")]
+Arms = Annotated[
+    str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")
+]
 
 
 def space_path(given: str) -> Path:
@@ -156,7 +163,7 @@ def _refuse_address(folder: Path) -> None:
         raise StudyError(str(error)) from error
 
 
-def parse_seeds(given: str) -> list[int]:
+def _parse_seeds(given: str) -> list[int]:
     """ "0,1,2" -> [0, 1, 2]."""
     try:
         return [int(part) for part in given.split(",")]
@@ -166,7 +173,24 @@ def parse_seeds(given: str) -> list[int]:
         ) from error
 
 
-def only_arms(space: Space, given: str) -> Space:
+def asked_space(
+    path: Path, overrides: list[str] | None, trials: int | None, seeds: str | None, arms: str | None
+) -> Space:
+    """The space in a file with what the command line says on top.
+
+    Raises:
+        SettingsError: for what cannot be.
+    """
+    from reco_tune.settings import load_space
+
+    changes = list(overrides or [])
+    changes += [f"trials={trials}"] if trials is not None else []
+    changes += [f"seeds={_parse_seeds(seeds)}"] if seeds is not None else []
+    space = load_space(path, changes)
+    return space if arms is None else _only_arms(space, arms)
+
+
+def _only_arms(space: Space, given: str) -> Space:
     """The space with some of its arms.
 
     Raises:

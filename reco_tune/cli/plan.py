@@ -2,28 +2,49 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reco_tune.cli.options import Overrides, PlannedFile, parse_seeds, planned_path
+from reco_tune.cli.options import (
+    Address,
+    Arms,
+    Name,
+    Output,
+    Overrides,
+    PlannedFile,
+    Seeds,
+    TrackingUri,
+    Trials,
+    asked_space,
+    planned_path,
+    refuse_used_folder,
+    study_name,
+)
 
 if TYPE_CHECKING:
     from reco_tune.cost import Forecast, Plan, Rates
     from reco_tune.settings import Experiment
+    from reco_tune.study import Options
 
 
 def plan(
     space: PlannedFile,
     overrides: Overrides = None,
-    trials: Annotated[int | None, typer.Option(min=0, help="Sampled trials.")] = None,
-    seeds: Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")] = None,
+    name: Name = None,
+    output: Output = None,
+    address: Address = None,
+    tracking_uri: TrackingUri = None,
+    trials: Trials = None,
+    seeds: Seeds = None,
+    arms: Arms = None,
     gpu_memory: Annotated[
         float | None, typer.Option(min=1, help="GiB of the GPUs to fit into; by default those of this machine.")
     ] = None,
 ) -> None:
-    """Dry run of a study or of one run: steps, estimated time, memory, disk, and how they fit this machine. Launches
-    and writes nothing.
+    """Dry run of a study or of one run: steps, estimated time, memory, disk, how they fit this machine, and last what
+    `run` would refuse. Takes the options of `run`. Launches and writes nothing.
 
     \b
     Examples:
@@ -31,20 +52,17 @@ def plan(
       reco-tune plan paper_ablation --set training.steps=10000 --seeds 0,1,2
       reco-tune plan taichi_343M --gpu-memory 80
     """
-    from reco_tune.settings import load_space
-
-    changes = list(overrides or [])
-    changes += [f"trials={trials}"] if trials is not None else []
-    changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
-    loaded = load_space(planned_path(space), changes)
+    path = planned_path(space)
+    loaded = asked_space(path, overrides, trials, seeds, arms)
+    called = study_name(name, path)
+    folder = output or Path("studies") / called
+    if name is not None or output is not None:
+        refuse_used_folder(folder, "give another --name" if output is None else "give another --output")
 
     from reco_tune.cost import forecast, plan, refuse_what_cannot_fit
+    from reco_tune.study import Options
 
     planned = plan(loaded)
-    if loaded.trials:
-        from reco_tune.study.searcher import rehearse  # Optuna takes a second to import
-
-        rehearse(loaded)
     gpu = _gpu(planned.shared, gpu_memory)
     rates, source = _rates(planned.shared, gpu_memory)
     cost = forecast(planned, rates)
@@ -53,6 +71,20 @@ def plan(
     _print_words(planned, cost, source, gpu)
     if gpu is not None:
         refuse_what_cannot_fit(planned, *gpu)
+    _check(planned, folder, Options(called, address, tracking_uri))
+
+
+def _check(planned: Plan, folder: Path, options: Options) -> None:
+    """What `run` would refuse; where the data are not named yet, as in a shipped experiment, that is no mistake."""
+    from reco_tune.errors import ReCoTuneError
+    from reco_tune.study import check
+
+    try:
+        check(planned, folder, options)
+    except ReCoTuneError as error:
+        if planned.shared.data.root is not None or planned.shared.data.layout == "digits":
+            raise
+        print(f"still to be given: {error}")
 
 
 def _print_runs(planned: Plan, cost: Forecast) -> None:

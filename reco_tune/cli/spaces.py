@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import re
 import shutil
+from itertools import takewhile
 from pathlib import Path
 from typing import Annotated
 
@@ -47,18 +49,8 @@ def ls() -> None:
       reco-tune spaces ls
     """
     for name, path in shipped_spaces().items():
-        header = [
-            line.removeprefix("#").strip()
-            for line in path.read_text(encoding="utf-8").splitlines()
-            if line.startswith("#")
-        ]
-        told = {
-            key: line.removeprefix(f"{key}:").strip()
-            for key in ("Question", "Costs")
-            for line in header
-            if line.startswith(f"{key}:")
-        }
-        print(f"{name}\n    {told.get('Question', '')}\n    costs {told.get('Costs', 'not said')}")
+        told = _header(path.read_text(encoding="utf-8"))
+        print(f"{name}\n    {told['Question']}\n    costs {told['Costs']}")
     print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(shipped_experiments())}")
 
 
@@ -89,6 +81,18 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
         raise SettingsError(f"{target.parent} is no folder; make it, or give another file name")
     shutil.copyfile(source, target)
     print(target)
+
+
+def _header(text: str) -> dict[str, str]:
+    """What the comments that a space opens with say under each title; a sentence may go on in the next lines."""
+    told: dict[str, str] = {}
+    title = ""
+    for line in takewhile(lambda line: line.startswith("#"), text.splitlines()):
+        if begins := re.match(r"# (\w[\w ]*):\s+(.*)", line):
+            title, told[begins[1]] = begins[1], begins[2]
+        elif title:
+            told[title] += f" {line.removeprefix('#').strip()}"
+    return told
 
 
 def _shipped(name: str) -> Path:

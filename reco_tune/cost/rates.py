@@ -29,6 +29,8 @@ PROBE_SECONDS = 0.2
 
 CPU_PROBE_FLOPS = 4e9
 """Size of a step on the CPU that measures its rate: a tenth of a second on one core."""
+CPU_PROBE_WIDTH, CPU_PROBE_CODES = 2048, 16384
+"""At most: larger matrices reach the same rate, and a plan must not need the memory of any model."""
 
 GENERATION_RATE = 0.4
 """Rate of cached sampling relative to that of training steps on a CPU (0.46 with 128 clips at once)."""
@@ -99,11 +101,14 @@ def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
     """What is measured: a full-sequence step of the experiment's width and codes, two blocks deep, and its clips.
 
     On a GPU its tokens and clips are those of a real step, so that kernels have the work that they will have; on the
-    CPU they are as few as a tenth of a second allows.
+    CPU they are as few, and width and codes as small, as a tenth of a second allows.
     """
     whole = replace(plan_scheme(experiment).model_settings, depth=min(experiment.model.depth, 2))
     if on_gpu:
         return whole, max(1, clips_of_a_step(experiment))
+    whole = replace(whole, num_codes=min(whole.num_codes, CPU_PROBE_CODES))
+    if whole.width > CPU_PROBE_WIDTH:
+        whole = replace(whole, width=CPU_PROBE_WIDTH, heads=CPU_PROBE_WIDTH // 128)
     while step_flops(whole, 0, whole.num_tokens) > CPU_PROBE_FLOPS and whole.num_tokens > 32:
         whole = replace(whole, num_tokens=whole.num_tokens // 2)
     clips = int(CPU_PROBE_FLOPS / step_flops(whole, 0, whole.num_tokens))

@@ -71,6 +71,18 @@ class Video(NamedTuple):
     """Why it cannot be used, where that shows without opening it."""
 
 
+def existing_root(data: Data) -> Path:
+    """
+    Raises:
+        DataError: where `data.root` is not there.
+    """
+    if data.root is None:
+        raise DataError("data.root is not given; name the folder of the videos")
+    if not data.root.is_dir():
+        raise DataError(f"data.root ({data.root}) is not a folder; name the folder of the videos")
+    return data.root
+
+
 def list_videos(data: Data) -> list[Video]:
     """All videos under `data.root` in a fixed order.
 
@@ -78,11 +90,7 @@ def list_videos(data: Data) -> list[Video]:
         DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves
             it.
     """
-    root = data.root
-    if root is None:
-        raise DataError("data.root is not given; name the folder of the videos")
-    if not root.is_dir():
-        raise DataError(f"data.root ({root}) is not a folder; name the folder of the videos")
+    root = existing_root(data)
     if data.layout in ("ucf101", "digits"):
         videos = _ucf101(root, data)
     elif data.layout == "csv":

@@ -64,16 +64,26 @@ def token_files(data: Data) -> list[Video]:
     return found
 
 
+def read_headers(data: Data, grid: TokenGrid) -> dict[Split, tuple[Header, Header | None]]:
+    """Where codes and labels of each split lie, before any of them are read.
+
+    Raises:
+        DataError: for files that are missing, cannot be read, or do not hold codes of that grid.
+    """
+    files = {video.split: video.path for video in token_files(data) if not video.path.name.endswith(".labels.npy")}
+    headers = {split: _headers(files[split]) for split in SPLITS if split in files}
+    for codes, labels in headers.values():
+        _check_shapes(codes, labels, grid)
+    return headers
+
+
 def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[Split, CodedClips], tuple[str, ...]]:
     """Both splits, checked, and the names of the classes.
 
     Raises:
         DataError: for files that cannot be read, or do not hold codes of that grid below `num_codes`.
     """
-    files = {video.split: video.path for video in token_files(data) if not video.path.name.endswith(".labels.npy")}
-    headers = {split: _headers(files[split]) for split in SPLITS if split in files}
-    for codes, labels in headers.values():
-        _check_shapes(codes, labels, grid)
+    headers = read_headers(data, grid)
     labelled = [split for split, (_, labels) in headers.items() if labels is not None]
     if data.class_conditional and 0 < len(labelled) < len(headers):
         raise DataError(
@@ -98,7 +108,7 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
     return found, tuple(map(str, range(classes))) if classes > 1 else ("all",)
 
 
-class _Header(NamedTuple):
+class Header(NamedTuple):
     """An array in a file, before any of it is read."""
 
     path: Path
@@ -108,7 +118,7 @@ class _Header(NamedTuple):
     offset: int
 
 
-def _headers(path: Path) -> tuple[_Header, _Header | None]:
+def _headers(path: Path) -> tuple[Header, Header | None]:
     """Of the codes, and of the labels where there are some."""
     beside = path.with_name(f"{path.stem}.labels.npy")
     if path.suffix == ".npy":
@@ -118,7 +128,7 @@ def _headers(path: Path) -> tuple[_Header, _Header | None]:
     return _safetensors_headers(path)
 
 
-def _npy_header(path: Path, what: str) -> _Header:
+def _npy_header(path: Path, what: str) -> Header:
     try:
         with path.open("rb") as file:
             if file.read(2) == b"PK":
@@ -127,7 +137,7 @@ def _npy_header(path: Path, what: str) -> _Header:
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, in_columns, dtype = read(file)
-            header = _Header(path, dtype, shape, "F" if in_columns else "C", file.tell())
+            header = Header(path, dtype, shape, "F" if in_columns else "C", file.tell())
     except DataError:
         raise
     except Exception as error:  # numpy reads the header as Python, which fails in many ways
@@ -137,7 +147,7 @@ def _npy_header(path: Path, what: str) -> _Header:
     return _whole(header)
 
 
-def _safetensors_headers(path: Path) -> tuple[_Header, _Header | None]:
+def _safetensors_headers(path: Path) -> tuple[Header, Header | None]:
     """The format is a length of 8 bytes, a header in JSON of that length, and the arrays."""
     try:
         with path.open("rb") as file:
@@ -145,14 +155,14 @@ def _safetensors_headers(path: Path) -> tuple[_Header, _Header | None]:
             if length > _MOST_HEADER_BYTES:
                 raise ValueError(f"its header would take {length} bytes")
             entries = json.loads(file.read(length))
-        found: dict[str, _Header] = {}
+        found: dict[str, Header] = {}
         for name, what in (("tokens", "codes"), ("labels", "labels")):
             if name not in entries:
                 continue
             kind, shape, (start, end) = (entries[name][key] for key in ("dtype", "shape", "data_offsets"))
             if kind not in _INTEGERS:
                 raise DataError(f"{path} has {what} of type {kind}; {what} are integers")
-            header = _Header(path, _INTEGERS[kind], tuple(map(index, shape)), "C", 8 + length + index(start))
+            header = Header(path, _INTEGERS[kind], tuple(map(index, shape)), "C", 8 + length + index(start))
             if start < 0 or index(end) - start != _size_bytes(header):
                 raise ValueError(
                     f"its header gives {name} {end - start} bytes where shape and type make another number"
@@ -167,11 +177,11 @@ def _safetensors_headers(path: Path) -> tuple[_Header, _Header | None]:
     return found["tokens"], found.get("labels")
 
 
-def _size_bytes(header: _Header) -> int:
+def _size_bytes(header: Header) -> int:
     return math.prod(header.shape) * header.dtype.itemsize
 
 
-def _whole(header: _Header) -> _Header:
+def _whole(header: Header) -> Header:
     """
     Raises:
         DataError: if the file is smaller than its header says.
@@ -185,13 +195,13 @@ def _whole(header: _Header) -> _Header:
     return header
 
 
-def _mapped(header: _Header) -> np.ndarray:
+def _mapped(header: Header) -> np.ndarray:
     if 0 in header.shape:
         return np.empty(header.shape, header.dtype)
     return np.memmap(header.path, header.dtype, "r", header.offset, header.shape, header.order)
 
 
-def _check_shapes(codes: _Header, labels: _Header | None, grid: TokenGrid) -> None:
+def _check_shapes(codes: Header, labels: Header | None, grid: TokenGrid) -> None:
     if codes.shape[1:] not in (tuple(grid), (grid.num_tokens,)):
         own = codes.shape[1:]
         said = str(list(own)) if len(own) == 3 else f"[blocks, rows, columns], a product of {math.prod(own)}"
@@ -216,7 +226,7 @@ def _check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
             )
 
 
-def _labels(header: _Header) -> np.ndarray:
+def _labels(header: Header) -> np.ndarray:
     """int64 [N]."""
     labels = _mapped(header)
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))

@@ -16,10 +16,11 @@ import torch
 
 from reco_tune import settings
 from reco_tune.data.clips import PART_CLIPS, Clip, Failure, Skipped, check_enough, decode, list_clips, list_facts, parts
-from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, list_videos
+from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, existing_root, list_videos
 from reco_tune.data.processes import FailedCall, Processes
 from reco_tune.data.reading import VideoFacts
 from reco_tune.data.synthetic import render_digits
+from reco_tune.data.token_arrays import read_headers
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.device import exact_float32
 from reco_tune.errors import DataError, TooFewClipsError
@@ -36,6 +37,18 @@ from reco_tune.preparation.encoding import Encoder, LeftParts, Spread, encode_pa
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer
+
+
+def check_data(experiment: settings.Experiment) -> None:
+    """Looks whether the data are there; opens no video and reads no code.
+
+    Raises:
+        DataError: where they are not.
+    """
+    if experiment.data.layout == "tokens":
+        read_headers(experiment.data, experiment.grid)
+    elif experiment.data.layout != "digits":  # those are drawn
+        existing_root(experiment.data)
 
 
 def prepare_tokenizer(

@@ -12,6 +12,9 @@ from reco_tune.settings.sections import Sections, Window
 ALTERNATIVES = (("window.length_tokens", "window.length_blocks"), ("window.stride_tokens", "window.stride_fraction"))
 """Pairs of keys that give the same thing two ways; overriding one clears the other."""
 
+MOST_TOKENS = 2**20
+"""Of a clip: every arm is compared with training over all of them at once."""
+
 
 def check_shapes(experiment: Sections) -> None:
     """What a clip's tokens and the model's layers must be before a window can be given in tokens.
@@ -27,6 +30,11 @@ def check_shapes(experiment: Sections) -> None:
         )
     if data.grid is None:
         _check_frames(experiment)
+    if experiment.grid.num_tokens > MOST_TOKENS:
+        raise SettingsError(
+            f"a clip has {experiment.grid.num_tokens:,} tokens, more than the {MOST_TOKENS:,} that a sequence may have;"
+            " lower data.size_px or data.clip_frames"
+        )
     if model.width % model.heads:
         raise SettingsError(f"model.heads ({model.heads}) must divide model.width ({model.width}); change one of them")
     if data.layout != "tokens" and tokenizer.kind == "kmeans" and tokenizer.first_frame_codes >= tokenizer.num_codes:

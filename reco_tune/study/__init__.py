@@ -10,10 +10,10 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reco_tune.study.runner import Options, StudyResult, resume, run
+    from reco_tune.study.runner import Options, StudyResult, check, resume, run
     from reco_tune.study.study_writer import Observer
 
-__all__ = ["Observer", "Options", "StudyResult", "resume", "run"]
+__all__ = ["Observer", "Options", "StudyResult", "check", "resume", "run"]
 
 
 def __getattr__(name: str) -> Any:

@@ -10,27 +10,24 @@ from __future__ import annotations
 
 import logging
 import os
+import secrets
 import shutil
 import signal
 import socket
+import sys
 import tempfile
 import threading
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import ray
-from ray._private import services
 
 from reco_tune.errors import SettingsError, StudyError
 from reco_tune.settings import Resources
-
-HEAD = "node:__internal_head__"
-"""Resource of every cluster's head node. Trial drivers ask for a thousandth of it: they start at once and never take a
-worker's CPU.
-"""
+from reco_tune.study import ray_internals
 
 ENVIRONMENT = {
     "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
@@ -49,14 +46,21 @@ ENVIRONMENT = {
 nobody reads.
 """
 
+QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
+"""Of every `ray.init`."""
 OBJECT_STORE_BYTES = 128 * 2**20
 """Of a local cluster: only small messages pass through it."""
 START_ATTEMPTS = 3
 """Ray gives its own processes 15-30 s to start and then gives up; on a busy machine the second attempt finds warm
 files.
 """
-LONGEST_TEMP = 40
-"""Bytes of a temp folder's path below which Ray's socket names fit the system's limit."""
+LONGEST_PATH = 103 if sys.platform == "darwin" else 107
+"""Bytes of a socket's path that the system allows."""
+ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
+"""Where Ray's sockets go where the paths of the temporary folder (a batch system's scratch, often) are too long."""
+TEMP_PREFIX = "reco-"
+TEMP_LETTERS = 8
+"""What `tempfile` appends to a prefix."""
 
 
 @dataclass(frozen=True)
@@ -112,13 +116,7 @@ def machines() -> tuple[set[str], set[str]]:
     so, by a preemption notice or by whoever shrinks the cluster.
     """
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
-    return alive, alive.intersection(ray._private.state.state.get_draining_nodes())  # no public way, as of 2.60
-
-
-def neighbours() -> list[str]:
-    """Addresses of the Ray clusters that run on this machine, whoever started them."""
-    services.find_gcs_addresses.cache_clear()
-    return sorted(services.find_gcs_addresses())
+    return alive, alive & ray_internals.draining()
 
 
 @contextmanager
@@ -136,58 +134,81 @@ def cluster(address: str | None, resources: Resources, notes: Path) -> Iterator[
     if ray.is_initialized():
         raise StudyError("this process already uses a Ray cluster; call ray.shutdown() first")
     variables = {**ENVIRONMENT, "OMP_NUM_THREADS": str(resources.cpus_per_worker)}
-    with _environment(variables):
-        terminated = signal.getsignal(signal.SIGTERM)
-        temp = _start(address, variables, notes)
-        if callable(terminated) and threading.current_thread() is threading.main_thread():
-            signal.signal(signal.SIGTERM, terminated)  # Ray puts its own in its place, which ends the process
+    with _environment(variables), ExitStack() as stack:
+        if address is None:
+            _start(variables, notes, stack)
+        else:
+            _join(address, variables, stack)
         _silence()
-        try:
-            yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
-        finally:
-            ray.shutdown()
-            if temp is not None:
-                shutil.rmtree(temp, ignore_errors=True)
-                notes.unlink(missing_ok=True)
+        yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
 
 
-def _start(address: str | None, variables: dict[str, str], notes: Path) -> Path | None:
-    common: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
-    if address is not None:
-        try:
-            ray.init(address=address, runtime_env={"env_vars": variables}, **common)
-        except (ConnectionError, ValueError, RuntimeError) as error:
-            raise StudyError(
-                f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one or leave"
-                " --address out"
-            ) from error
-        return None
+def socket_folder() -> Path:
+    """The folder in which a cluster of this machine has its own: the first in which its sockets' paths fit.
+
+    Raises:
+        StudyError: where they fit nowhere.
+    """
+    sockets = ray_internals.LONGEST_SOCKET.format(pid=os.getpid())
+    room = LONGEST_PATH - len(f"/{TEMP_PREFIX}{'x' * TEMP_LETTERS}/{sockets}")
+    reasons = {}
+    for folder in dict.fromkeys((tempfile.gettempdir(), *ELSEWHERE)):
+        length = len(os.fsencode(folder))
+        if length > room:
+            reasons[folder] = f"has {length} bytes"
+        elif not os.access(folder, os.W_OK | os.X_OK):
+            reasons[folder] = "cannot be written to"
+        else:
+            return Path(folder)
+    tried = ", ".join(f"{folder} {reason}" for folder, reason in reasons.items())
+    raise StudyError(
+        f"Ray's sockets fit into no temporary folder ({tried}): the system allows {LONGEST_PATH} bytes a path, which"
+        f" leaves {room} for the folder's; set TMPDIR to such a folder"
+    )
+
+
+def _join(address: str, variables: Mapping[str, str], stack: ExitStack) -> None:
+    stack.callback(ray.shutdown)
+    try:
+        with _own_signals():
+            ray.init(address=address, runtime_env={"env_vars": dict(variables)}, **QUIET)
+    except (ConnectionError, ValueError, RuntimeError) as error:
+        raise StudyError(
+            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one or leave"
+            " --address out"
+        ) from error
+
+
+def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
     _clear(notes)
+    notes.parent.mkdir(parents=True, exist_ok=True)
+    stack.callback(notes.unlink, missing_ok=True)
     for attempt in range(1, START_ATTEMPTS + 1):
-        temp = Path(
-            tempfile.mkdtemp(
-                prefix="reco-", dir=tempfile.gettempdir() if len(tempfile.gettempdir()) < LONGEST_TEMP else "/tmp"
-            )
-        )
-        notes.parent.mkdir(parents=True, exist_ok=True)
-        notes.write_text(str(temp))
-        try:
-            _start_here(temp, variables, common)
-            return temp
-        except Exception as error:  # Ray raises its bare base class here
-            ray.shutdown()
-            shutil.rmtree(temp, ignore_errors=True)
-            if attempt == START_ATTEMPTS:
-                reason = " ".join(str(error).split())[:200]
-                raise StudyError(
-                    f"Ray could not be started on this machine ({reason}); try again when less runs here"
-                ) from error
-    raise AssertionError("unreachable")
+        with ExitStack() as started:
+            temp = Path(tempfile.mkdtemp(prefix=TEMP_PREFIX, dir=socket_folder()))
+            started.callback(shutil.rmtree, temp, ignore_errors=True)
+            notes.write_text(str(temp))
+            started.enter_context(_token(temp))
+            started.callback(ray.shutdown)
+            try:
+                with _own_signals():
+                    _start_here(temp, variables)
+            except Exception as error:  # Ray raises its bare base class here
+                if attempt == START_ATTEMPTS:
+                    reason = " ".join(str(error).split())[:200]
+                    raise StudyError(
+                        f"Ray could not be started on this machine ({reason}); try again when less runs here"
+                    ) from error
+            else:
+                stack.push(started.pop_all())
+                return
 
 
-def _start_here(temp: Path, variables: Mapping[str, str], common: Mapping[str, Any]) -> None:
+def _start_here(temp: Path, variables: Mapping[str, str]) -> None:
+    """Ray's own processes keep their temporary files in the cluster's folder, the workers where the driver does."""
     port, here = _free_port(), machine()
-    with _environment({"RAY_GCS_SERVER_PORT": str(port)}):
+    own = {"RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}", "TMPDIR": tempfile.gettempdir()}
+    with _environment({"RAY_GCS_SERVER_PORT": str(port), "TMPDIR": str(temp)}, in_place=True):
         ray.init(
             address="local",
             num_cpus=int(here["CPU"]),
@@ -195,16 +216,52 @@ def _start_here(temp: Path, variables: Mapping[str, str], common: Mapping[str, A
             include_dashboard=True,
             object_store_memory=OBJECT_STORE_BYTES,
             _temp_dir=str(temp),
-            runtime_env={"env_vars": {**variables, "RAY_ADDRESS": f"{ray.util.get_node_ip_address()}:{port}"}},
-            **common,
+            runtime_env={"env_vars": {**variables, **own}},
+            **QUIET,
         )
+
+
+@contextmanager
+def _token(temp: Path) -> Iterator[None]:
+    """A token for the cluster where the person has none: Ray would lay one into their home, which not everybody can
+    write to, readable by all.
+    """
+    if os.environ.get("RAY_AUTH_MODE", "token").lower() != "token" or ray_internals.has_token():
+        yield
+        return
+    file = temp / "token"
+    file.touch(mode=0o600)
+    file.write_text(secrets.token_hex(32))
+    try:
+        with _environment({"RAY_AUTH_TOKEN_PATH": str(file)}, in_place=True):
+            ray_internals.forget_token()
+            yield
+    finally:
+        ray_internals.forget_token()
+
+
+@contextmanager
+def _own_signals() -> Iterator[None]:
+    """Keeps this process's answer to SIGTERM: Ray's is to print the frames of its C++ and to exit."""
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    before = signal.getsignal(signal.SIGTERM)
+    try:
+        yield
+    except SystemExit as error:
+        if error.code != signal.SIGTERM:
+            raise
+        raise KeyboardInterrupt from error  # it came while Ray started
+    finally:
+        signal.signal(signal.SIGTERM, before)
 
 
 def _clear(notes: Path) -> None:
     """Removes the temp folder of a local cluster whose driver was killed."""
     if notes.exists():
         left = Path(notes.read_text().strip())
-        if left.name.startswith("reco-") and left.parent in (Path(tempfile.gettempdir()), Path("/tmp")):
+        if left.name.startswith(TEMP_PREFIX) and str(left.parent) in (tempfile.gettempdir(), *ELSEWHERE):
             shutil.rmtree(left, ignore_errors=True)
 
 
@@ -218,19 +275,23 @@ def _silence() -> None:
     """Ray's own words go to its log files: a dead worker is told in the study's words, not in 25 lines of Ray's."""
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
-    from ray._private import worker
-
-    if hasattr(worker, "print_to_stdstream"):  # the raylet's error messages; no public switch
-        worker.print_to_stdstream = lambda *_, **__: None
+    ray_internals.silence()
 
 
 @contextmanager
-def _environment(variables: Mapping[str, str]) -> Iterator[None]:
+def _environment(variables: Mapping[str, str], in_place: bool = False) -> Iterator[None]:
+    """Sets them while the block runs.
+
+    Args:
+        in_place: also of those that are set already.
+    """
     before = {name: os.environ.get(name) for name in variables}
-    os.environ.update({name: value for name, value in variables.items() if before[name] is None})
+    os.environ.update({name: value for name, value in variables.items() if in_place or before[name] is None})
     try:
         yield
     finally:
         for name, value in before.items():
             if value is None:
                 os.environ.pop(name, None)
+            else:
+                os.environ[name] = value

@@ -18,15 +18,15 @@ from typing import Any
 
 import ray
 import torch
-from ray._private.services import get_ray_address_from_environment
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reco_tune.cost import refuse_what_cannot_fit
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import StudyError
 from reco_tune.evaluation import check_extractor
-from reco_tune.preparation import check_weights
+from reco_tune.preparation import check_data, check_weights
 from reco_tune.settings import Experiment
+from reco_tune.study.ray_internals import cluster_here
 from reco_tune.study.storage import Storage, StorageError
 from reco_tune.tracking import listens
 
@@ -47,16 +47,16 @@ def check_address(address: str | None) -> None:
             f"a study cannot be driven from outside its cluster ({address}); run the command on one of its machines"
             " with --address auto, or hand it in with `ray job submit`"
         )
-    found = address
-    if address == "auto":
-        try:
-            found = get_ray_address_from_environment("auto", None) or ""
-        except ConnectionError:
-            found = ""
-    host, _, port = found.rpartition(":")
-    if not port.isdigit() or not listens(host.strip("[]"), int(port)):
+    found = cluster_here() if address == "auto" else address
+    if not answers(found):
         where = "on this machine" if not found else f"at {found}"
         raise StudyError(f"no Ray cluster answers {where}; start one with `ray start --head`, or leave --address out")
+
+
+def answers(address: str) -> bool:
+    """Whether a cluster's head takes connections at HOST:PORT."""
+    host, _, port = address.rpartition(":")
+    return port.isdigit() and listens(host.strip("[]"), int(port))
 
 
 def check_folder(folder: Path, what: str) -> None:
@@ -89,8 +89,9 @@ def check_storage(address: str | None) -> None:
 def check_files(experiment: Experiment) -> None:
     """
     Raises:
-        SettingsError, DataError: where weights that the settings name are missing, or I3D's file is another one.
+        SettingsError, DataError: where data or weights that are named are missing, or I3D's file is another one.
     """
+    check_data(experiment)
     check_weights(experiment)
     check_extractor(experiment)
 

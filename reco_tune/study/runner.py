@@ -7,6 +7,7 @@ running goes on from its checkpoint under the same name.
 
 from __future__ import annotations
 
+import os
 import signal
 import threading
 import uuid
@@ -24,16 +25,17 @@ from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
 from reco_tune.cost.planning import Plan, check_measured, plan
-from reco_tune.errors import ReCoTuneError, RunFailedError, StudyError, command, no_space
+from reco_tune.errors import ReCoTuneError, RunFailedError, StoppedError, StudyError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.quantities import MOVES
 from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
-from reco_tune.study.cluster import HEAD, Placement, cluster, machine, neighbours, place
+from reco_tune.study.cluster import Placement, cluster, machine, place, socket_folder
 from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher
 from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
 from reco_tune.study.provenance import study_provenance
+from reco_tune.study.ray_internals import HEAD, running_clusters
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints, rehearse
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
@@ -44,6 +46,10 @@ from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
 from reco_tune.tracking import Mirror, check_name
 
+HEAD_SECONDS = 1.0
+"""Between two looks whether a cluster's head is still there, once a study was told to stop."""
+LONGEST_LEAVE_SECONDS = 15.0
+"""How long a driver that was told to stop may take where its cluster was ended under it."""
 TRIAL_RETRIES = 3
 """How often Tune starts a trial's light process again; the work itself is not lost with it."""
 
@@ -85,10 +91,8 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     space = frozen(space)
     target = StudyFolder(Path(folder))
     planned = plan(space)
-    _check(planned, target, options)
-    if not target.events.exists():
-        for earlier in space.warm_start:
-            read_study(earlier)
+    _check_placed(planned, options)
+    check(planned, folder, options)
     with claimed(space, target):
         return _driver(planned, target, options, observer).drive()
 
@@ -120,26 +124,45 @@ def resume(
         planned = plan(load_space(target.settings, changes))
         driver = _driver(planned, target, options, observer)
         if not driver.study.finished:
-            _check(planned, target, options)
+            _check_placed(planned, options)
+            check(planned, folder, options)
         if changes:
             freeze(planned.space, target)
         return driver.drive()
 
 
-def _check(planned: Plan, folder: StudyFolder, options: Options) -> None:
-    """Refuses what can never run, before anything is written."""
+def check(planned: Plan, folder: Path, options: Options) -> None:
+    """Refuses what can never run, before anything is written; whether this machine or a cluster has room is another
+    question.
+
+    Raises:
+        ReCoTuneError: one sentence.
+    """
+    target = StudyFolder(Path(folder))
     if planned.trials:
         rehearse(planned.space)
-    resources = planned.shared.resources
     if options.address is None:
+        socket_folder()
+    preflight.check_address(options.address)
+    preflight.check_storage(planned.shared.resources.storage)
+    preflight.check_files(planned.shared)
+    if not target.events.exists():
+        for earlier in planned.space.warm_start:
+            read_study(earlier)
+    if options.track and options.tracking_uri is not None:
+        check_name(options.tracking_uri, _name(target, options), target)
+
+
+def _check_placed(planned: Plan, options: Options) -> None:
+    """
+    Raises:
+        SettingsError: for what this machine has no room for.
+    """
+    if options.address is None:
+        resources = planned.shared.resources
         place(resources, [machine()], jobs=1)
         if resources.gpus_per_worker:
             preflight.check_memory(planned, [preflight.look({})])
-    preflight.check_address(options.address)
-    preflight.check_storage(resources.storage)
-    preflight.check_files(planned.shared)
-    if options.track and options.tracking_uri is not None:
-        check_name(options.tracking_uri, _name(folder, options), folder)
 
 
 def _name(folder: StudyFolder, options: Options) -> str:
@@ -168,6 +191,11 @@ class Driver:
         self.jobs = JobSource(plan, folder, self._writer, self._search)
         self._dispatcher: Any = None
         self._stopping = threading.Event()
+        self._head = ""
+        """Address of the cluster's head."""
+        self._left = threading.Event()
+        """Nothing is at work in the cluster any more."""
+        self._pausing: threading.Thread | None = None
         self._broken = ""
         """Why nothing can be heard from the cluster any more."""
         self._pool: WorkerPool | None = None
@@ -240,7 +268,7 @@ class Driver:
     def _work(self) -> None:
         experiment, storage = self.jobs.plan.shared, self.jobs.inputs.storage
         left = self.jobs.left
-        others = neighbours() if self._options.address is None else []
+        others = running_clusters() if self._options.address is None else []
         if others:
             self._observer.on_phase(
                 1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it"
@@ -253,6 +281,8 @@ class Driver:
                 machines = preflight.survey({"the storage": storage} if storage else folders)
                 preflight.check_memory(self.jobs.plan, machines)
             placement = place(experiment.resources, nodes, left)
+            self._head = ray.get_runtime_context().gcs_address
+            stack.callback(self._end_pausing)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
             name = f"dispatcher-{uuid.uuid4().hex[:12]}"
             self._dispatcher = (
@@ -444,11 +474,14 @@ class Driver:
                 raise KeyboardInterrupt
             self._stopping.set()
             self._observer.on_phase(
-                0, 1, "stopping: running trials write a checkpoint and leave; Ctrl-C again stops at once"
+                0,
+                1,
+                "stopping: running trials write a checkpoint and leave, Ctrl-C again stops at once;"
+                f" `{command('resume', self._folder.path)}` goes on",
             )
-            threading.Thread(
-                target=lambda actor: ray.get(actor.pause.remote()), args=(self._dispatcher,), daemon=True
-            ).start()
+            # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
+            self._pausing = threading.Thread(target=self._pause, args=(self._dispatcher,), daemon=True)
+            self._pausing.start()
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -459,6 +492,24 @@ class Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _pause(self, dispatcher: Any) -> None:
+        """Tells the dispatcher to stop and watches whether the cluster lives to see it: a batch system sends SIGTERM to
+        every process. Where the head is gone Ray may keep its callers for a minute and then end the process with words
+        of its own. A person has been told how to go on, and the log is whole: better to leave at once.
+        """
+        dispatcher.pause.remote()
+        while preflight.answers(self._head):
+            if self._left.wait(HEAD_SECONDS):
+                return
+        if not self._left.wait(LONGEST_LEAVE_SECONDS):
+            os._exit(StoppedError.exit_code)
+
+    def _end_pausing(self) -> None:
+        """Nobody may call Ray when it is shut down: that ends the process."""
+        self._left.set()
+        if self._pausing is not None:
+            self._pausing.join()
 
 
 async def _alive(worker: Any) -> bool:

@@ -13,12 +13,11 @@ from typing import Any
 
 import ray
 import ray.train
-from ray.train.torch import TorchConfig, TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
-from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.torch import TorchConfig
 
 from reco_tune.study import worker
 from reco_tune.study.cluster import Placement, machines
+from reco_tune.study.ray_internals import WarmTrainer
 
 RESTARTS, RESTARTS_PER_JOB = 100, 4
 """A group that dies more often than this, over all jobs, is given up: it may die before it takes any. The dispatcher
@@ -50,7 +49,7 @@ class WorkerPool:
         self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
         self._own_cluster = own_cluster
         self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
-        self._trainers: list[_WarmTrainer] = []
+        self._trainers: list[WarmTrainer] = []
         self._threads = [
             threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)
         ]
@@ -129,9 +128,9 @@ class WorkerPool:
             except Exception:
                 continue  # the cluster is going down, or busy; whoever cannot be told now is told next time
 
-    def _trainer(self, slot: int) -> _WarmTrainer:
+    def _trainer(self, slot: int) -> WarmTrainer:
         placement = self._placement
-        trainer = _WarmTrainer(
+        trainer = WarmTrainer(
             worker.serve,
             train_loop_config={
                 "dispatcher": self._dispatcher,
@@ -158,28 +157,3 @@ class WorkerPool:
         )
         trainer.own_cluster = self._own_cluster
         return trainer
-
-
-class _WarmTrainer(TorchTrainer):
-    """A trainer without the callbacks that start a process per group, each of which imports for seconds, for what is
-    not there: data sets, and, on a cluster that ends with its driver, placement groups that a dead controller leaves
-    behind.
-    """
-
-    own_cluster = False
-    controller: Any = None
-    """Train's actor that the group belongs to, once there is one."""
-
-    def _initialize_and_run_controller(self, **given: Any) -> Any:
-        """As Ray does it, but with the actor in reach."""
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
-        self.controller = actor.remote(**given)
-        ray.get(self.controller.run.remote())
-        return ray.get(self.controller.get_result.remote())
-
-    def _create_default_callbacks(self) -> list[Any]:
-        needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if self.own_cluster else set())
-        callbacks: list[Any] = super()._create_default_callbacks()
-        return [callback for callback in callbacks if type(callback).__name__ not in needless]
