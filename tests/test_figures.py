@@ -57,8 +57,15 @@ def test_numbers_in_cells_read_on_every_colour_of_the_map():
     assert all(contrast(text.get_color(), grounds[float(text.get_text().split("\n")[0])]) >= 4.5 for text in axes.texts)
 
 
+def test_one_weight_is_no_curve():
+    rows = pd.DataFrame(
+        {"objective.continuity_weight": [0.0, 0.0], "fvd": 2.0, "val_cross_entropy": 1.0, "arm": "search"}
+    )
+    assert draw_lambda(rows.assign(budget="equal_steps", **{"objective.continuity_reduction": "mean"}), []) is None
+
+
 @pytest.mark.parametrize(
-    "weights", [(0.0043, 0.02, 0.11), (0.0099, 0.2), (0.2, 0.5), (0.1,), (0.001, 1.0), (3e-6, 0.5), (0.0, 0.0)]
+    "weights", [(0.0043, 0.02, 0.11), (0.0099, 0.2), (0.2, 0.5), (0.1,), (0.001, 1.0), (3e-6, 0.5)]
 )
 def test_labels_of_lambda_keep_apart(weights):
     rows = pd.DataFrame(

@@ -414,7 +414,7 @@ def test_the_time_of_a_rebuild_grows_with_the_log_and_not_with_its_square(tmp_pa
         return search, time.process_time() - began
 
     (_, quarter), (search, whole) = rebuilt(2_500), rebuilt(10_000)
-    assert whole < 8 * quarter
+    assert whole < 12 * quarter  # four times for a rebuild that reads the log once, sixteen for its square
     last = search.ask()
     assert last is not None and last.trial == "search-10000"
 

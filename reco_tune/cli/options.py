@@ -187,10 +187,10 @@ def asked_space(
     changes += [f"trials={trials}"] if trials is not None else []
     changes += [f"seeds={_parse_seeds(seeds)}"] if seeds is not None else []
     space = load_space(path, changes)
-    return space if arms is None else _only_arms(space, arms)
+    return space if arms is None else only_arms(space, arms)
 
 
-def _only_arms(space: Space, given: str) -> Space:
+def only_arms(space: Space, given: str) -> Space:
     """The space with some of its arms.
 
     Raises:

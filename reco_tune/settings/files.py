@@ -100,7 +100,7 @@ def make(kind: type[M], values: Any, where: str) -> M:
 def read_yaml(path: Path) -> dict[str, Any]:
     """A YAML mapping, safely loaded."""
     try:
-        values = yaml.load(Path(path).read_text(encoding="utf-8"), _Loader)
+        values = _Loader(Path(path).read_text(encoding="utf-8")).get_single_data()
     except FileNotFoundError as error:
         raise SettingsError(f"{path} does not exist; `reco-tune spaces ls` lists the shipped ones") from error
     except (OSError, UnicodeDecodeError) as error:
