@@ -20,7 +20,7 @@ from reco_tune.reporting.sections import SECTIONS, build
 from reco_tune.reporting.sections.continuity_weight import draw_lambda
 from reco_tune.reporting.sections.curves import draw_error_growth
 from reco_tune.reporting.sections.window_stride import draw_window_stride
-from reco_tune.reporting.style import _SPARE, COLOURS, lay_out, luminance, text_on, text_tone
+from reco_tune.reporting.style import COLOURS, SPARE, lay_out, luminance, text_on, text_tone
 
 
 def contrast(text, ground):
@@ -35,7 +35,7 @@ def test_contrast_by_hand():
     assert contrast("#767676", "white") == pytest.approx(4.54, abs=0.01)
 
 
-@pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *_SPARE}))
+@pytest.mark.parametrize("colour", sorted({*COLOURS.values(), *SPARE}))
 def test_names_of_arms_read_on_white(colour):
     tone = text_tone(colour)
     assert contrast(tone, "white") >= 4.5

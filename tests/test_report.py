@@ -21,7 +21,7 @@ from toy_study import PROTOCOL, record_study
 from reco_tune.errors import ComparisonError, StudyError
 from reco_tune.reporting import Evidence, sections, write_report
 from reco_tune.reporting import evidence as evidence_module
-from reco_tune.reporting.labels import _overlap, _push_apart
+from reco_tune.reporting.labels import overlap, push_apart
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.render.page import page
 from reco_tune.reporting.render.scatter import scatter
@@ -261,7 +261,7 @@ def test_clips_are_enlarged_without_smoothing_and_stand_side_by_side():
 
 
 def test_labels_at_line_ends_do_not_cover_each_other():
-    placed = _push_apart([10.0, 10.0, 11.0, 90.0, 99.0], gap=12, low=0, high=100)
+    placed = push_apart([10.0, 10.0, 11.0, 90.0, 99.0], gap=12, low=0, high=100)
     assert all(b - a >= 11.9 for a, b in itertools.pairwise(placed))
 
 
@@ -271,7 +271,7 @@ def test_labels_at_line_ends_do_not_cover_each_other():
     ids=["corner", "touch", "away", "same"],
 )
 def test_overlap(other, area):
-    assert _overlap((0, 0, 2, 2), other) == area
+    assert overlap((0, 0, 2, 2), other) == area
 
 
 def test_a_long_search_is_cut_on_the_page_and_says_so():

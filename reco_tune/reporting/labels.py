@@ -77,7 +77,7 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
     order = sorted(ends, key=lambda end: end[1])
     height = size * figure.dpi / 72 * 1.25
     wanted = [float(axes.transData.transform((x, y))[1]) for x, y, _, _ in order]
-    placed = _push_apart(wanted, height, frame.y0, frame.y1)
+    placed = push_apart(wanted, height, frame.y0, frame.y1)
     for (x, y, text, colour), pixel in zip(order, placed, strict=True):
         fraction = (pixel - frame.y0) / frame.height
         axes.text(
@@ -91,7 +91,7 @@ def label_line_ends(axes: Any, ends: Sequence[tuple[float, float, str, str]], si
         )
 
 
-def _push_apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
+def push_apart(wanted: list[float], gap: float, low: float, high: float) -> list[float]:
     """Positions in order, at least `gap` apart, near to what was wanted and inside where there is room."""
     placed = list(wanted)
     for _ in range(200):
@@ -129,7 +129,7 @@ def _free_place(at: Any, width: float, height: float, taken: list[tuple[float, .
                 + max(0.0, frame.y0 - box[1])
                 + max(0.0, box[3] - frame.y1)
             )
-            cost = 1e3 * outside + _overlap(box, others) + 0.01 * radius
+            cost = 1e3 * outside + overlap(box, others) + 0.01 * radius
             if cost < least:
                 best, least = centre, cost
         if least < 1:
@@ -145,7 +145,7 @@ def _square(centre: Any, half: float) -> tuple[float, ...]:
     return _box(centre, 2 * half, 2 * half)
 
 
-def _overlap(box: tuple[float, ...], others: ArrayLike) -> float:
+def overlap(box: tuple[float, ...], others: ArrayLike) -> float:
     """Area that a box shares with others [N, 4], each x0, y0, x1, y1."""
     x0, y0, x1, y1 = np.reshape(others, (-1, 4)).T
     width, height = np.minimum(box[2], x1) - np.maximum(box[0], x0), np.minimum(box[3], y1) - np.maximum(box[1], y0)

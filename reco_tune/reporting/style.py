@@ -38,7 +38,7 @@ COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand be
     "norm_penalty": "#b0559a",
     SEARCH: "#9a9a9a",
 }
-_SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
+SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
 LARGEST = 1e12
 """An axis that reaches farther has no room for anything else, and matplotlib cannot lay it out."""
 MOST_NAME = 44
@@ -49,7 +49,7 @@ MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
 def colours(arms: Sequence[str]) -> dict[str, str]:
     """One colour an arm; arms of a space's own take the spare ones in order."""
     own = [arm for arm in arms if arm not in COLOURS]
-    return {**COLOURS, **{arm: _SPARE[number % len(_SPARE)] for number, arm in enumerate(own)}}
+    return {**COLOURS, **{arm: SPARE[number % len(SPARE)] for number, arm in enumerate(own)}}
 
 
 def luminance(colour: Any) -> float:
