@@ -12,6 +12,7 @@ from __future__ import annotations
 import weakref
 from collections.abc import Iterator
 from contextlib import contextmanager
+from itertools import islice
 from typing import Any, NamedTuple
 
 import torch
@@ -211,7 +212,7 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
     )
     before = allocations.restart()
     if span is None:
-        for logits, codes in logits_of_clips(model, *batch):
+        for logits, codes in islice(logits_of_clips(model, *batch), 3):  # the pieces that follow are alike
             F.cross_entropy(logits, codes, reduction="sum")
         return Counted(0, allocations.most - before)
     total = scheme.loss(model, batch, span).total
