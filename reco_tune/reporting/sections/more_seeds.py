@@ -8,9 +8,11 @@ from __future__ import annotations
 
 import shlex
 from collections.abc import Sequence
+from pathlib import Path
 
 import pandas as pd
 
+from reco_tune.bundled import bundled
 from reco_tune.reporting.budgets import reference
 from reco_tune.reporting.comparisons import MOST_SEEDS, Unresolved
 from reco_tune.reporting.evidence import Evidence
@@ -71,5 +73,11 @@ def seeds_commands(found: Sequence[Unresolved], runs: pd.DataFrame) -> list[str]
     name = f"{runs['study'].iloc[0]}-more"
     run = ["reco-tune", "run", f"{STUDY_DIR}/settings.yaml", "--name", name]
     run += ["--arms", ",".join(arms), "--seeds", seeds, "--trials", "0", "--set", f"budgets=[{budgets}]"]
-    compare = ["python", "analysis/compare_studies.py", STUDY_DIR, f"studies/{name}"]
+    compare = ["python", str(_script("compare_studies.py")), STUDY_DIR, f"studies/{name}"]
     return [shlex.join(run), shlex.join(compare) + "  # both studies together"]
+
+
+def _script(name: str) -> Path:
+    """An analysis script where it lies: in the checkout that the command is given in, or in the installed package."""
+    path = bundled("analysis") / name
+    return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path
