@@ -19,8 +19,11 @@ ANSWER_SECONDS = 5.0
 """How long a server may take to answer."""
 
 
-def check_address(uri: str) -> None:
+def check_address(uri: str, way_out: str = "start it, or leave --tracking-uri out and `sync` to it later") -> None:
     """
+    Args:
+        way_out: what a person can do where no server answers.
+
     Raises:
         TrackingError: for what cannot be an address of MLflow, and where no server answers.
     """
@@ -38,10 +41,7 @@ def check_address(uri: str) -> None:
         if not host:
             raise TrackingError(f"{uri} names no server; {_EXAMPLES}")
         if not (_proxy(scheme, host) or listens(host, port or (443 if scheme == "https" else 80))):
-            raise TrackingError(
-                f"the tracking server {shown(uri)} does not answer; start it, or leave --tracking-uri out and `sync` to"
-                " it later"
-            )
+            raise TrackingError(f"the tracking server {shown(uri)} does not answer; {way_out}")
 
 
 def reading_address(experiment: str, uri: str | None) -> str:

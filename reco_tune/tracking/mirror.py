@@ -115,11 +115,12 @@ def sync(
             f"the study in {folder.path} has not begun, its log is empty; `{command('resume', folder.path)}` begins it"
         )
     where = uri or folder.mlflow_uri
-    check_address(where)
+    again = f"then `{command('sync', folder.path, *_uri_option(uri))}` sends it"
+    check_address(where, f"start it, {again}")
     from reco_tune.tracking import store  # imports MLflow, which takes seconds
 
-    again = f"see that it runs and can be written to, then `{command('sync', folder.path, *_uri_option(uri))}` sends it"
-    with store.telling(where, "does not take the study", again), ExitStack() as stack:
+    way_out = f"see that it runs and can be written to, {again}"
+    with store.telling(where, "does not take the study", way_out), ExitStack() as stack:
         with suppress(OSError):  # a folder that only can be read has nobody else who sends
             stack.enter_context(lock(folder.path / ".sync.lock", seconds=-1))
         replay = Replay(folder, uri, experiment)

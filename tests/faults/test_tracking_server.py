@@ -56,9 +56,8 @@ def test_a_server_that_is_gone_for_good(
         result = resume(folder.path, Options(tracking_uri=server.uri), Struck(folder, strike))
         assert_nothing_lost(result.study, folder, finished_study)
         sentence = mirror_sentence(folder, server.uri)
-        assert "does not take the study" in sentence and sentence.endswith(
-            f"`reco-tune sync {folder.path}` sends it later"
-        )
+        assert "does not answer" in sentence
+        assert sentence.endswith(f"`reco-tune sync {folder.path} --tracking-uri {server.uri}` sends it")
     tracking.sync(folder)
     assert tracking.read_study("small", folder.mlflow_uri) == study_log.read_study(folder.path)
     lines_about(capfd.readouterr(), "retried")
