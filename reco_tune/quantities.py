@@ -80,8 +80,8 @@ ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values
 
 STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
-STAGE_SECONDS = (CALIBRATION_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)
-"""What a run costs, stage by stage."""
+STAGE_SECONDS = (CALIBRATION_SECONDS, COMPILE_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)
+"""What a run costs, stage by stage; their sum is its device hours."""
 SIGNED = {KERNEL_DISTANCE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
 """May lie below 0."""
 FEWEST_GROWTH_BLOCKS = 4

@@ -7,11 +7,13 @@ import math
 
 import numpy as np
 import pytest
+from pandas.testing import assert_frame_equal
 from toy_study import record_study
 
+from reco_tune.quantities import STAGE_SECONDS
 from reco_tune.reporting import Evidence
 from reco_tune.reporting.render.markdown import markdown
-from reco_tune.reporting.sections import build
+from reco_tune.reporting.sections import build, cost
 from reco_tune.reporting.sections.compute import compute_curves, compute_table, compute_to_quality
 from reco_tune.reporting.sections.cost import ledger
 from reco_tune.reporting.sections.hypervolume import hypervolume_history
@@ -44,6 +46,28 @@ def test_the_history_pays_for_everything_once(evidence):
     pruned = evidence.study.calibrations["search-0011"]["calibration_seconds"]  # a pruned toy run has no hours
     assert paid == pytest.approx(evidence.runs["gpu_hours"].sum() + (shared + pruned) / 3600)
     assert paid == pytest.approx(costs["device_hours"])
+
+
+def test_compilation_is_a_stage_where_a_run_compiled(evidence):
+    """Logs written before it was one have no such number: no column, and the others as they were."""
+    stages = [stage.name for stage in STAGE_SECONDS]
+    without, runs = ledger(evidence.study, evidence.own), evidence.own.copy()
+    assert without["compile_seconds"].isna().all()
+    assert "compile s" not in headings(evidence)
+    runs.loc[runs["arm"] == "reco", "compile_seconds"] = 1800.0
+    costs, before = (table.set_index("arm") for table in (ledger(evidence.study, runs), without))
+    of_reco = (runs["arm"] == "reco").sum()
+    assert costs.loc["total", "compile_seconds"] == costs.loc["reco", "compile_seconds"] == 1800 * of_reco
+    more = costs["device_hours"] - before["device_hours"]
+    assert list(more[more > 0].index) == ["reco", "total"] and more["total"] == pytest.approx(of_reco / 2)
+    assert_frame_equal(*(table.drop(columns=["compile_seconds", "device_hours"]) for table in (costs, before)))
+    assert costs.loc["total", "device_hours"] == pytest.approx(costs.loc["total", stages].sum() / 3600)
+    assert "compile s" in headings(Evidence(runs, evidence.study))
+
+
+def headings(evidence):
+    (table,) = cost.build(evidence).tables
+    return [column.heading for column in table.columns_of(table.groups[0])]
 
 
 def test_compute_is_one_under_equal_compute_and_one_over_the_speed_under_equal_steps(evidence):

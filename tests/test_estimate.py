@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reco_tune.cli.estimate import headline, standing
+from reco_tune.cli.estimate import device_seconds, headline, standing
 from reco_tune.study_log import RunRecord, StudyRecord
 
 
@@ -50,3 +50,14 @@ def test_a_sampled_run_that_is_not_calibrated_yet_counts_as_those_that_are() -> 
     before, after = ({told.trial: told for told in runs} for runs in ([FULL, FAST], [FULL, FAST, started]))
     shares = [standing(StudyRecord(runs=runs), trials=4, now=0).done_share for runs in (before, after)]
     assert shares[0] == shares[1] == pytest.approx((1 + 1 / 3) / (1 + 4 / 3))
+
+
+def test_what_was_spent_is_all_stages_and_a_shared_calibration_once() -> None:
+    """Compilation, too; a sampled run's own calibration stands under its name and among its metrics."""
+    stages = {"compile_seconds": 100.0, "training_seconds": 10.0, "generation_seconds": 2.0, "evaluation_seconds": 1.0}
+    runs = {name: run(name, 1.0, None) for name in ("reco-s0", "search-0000")}
+    for told in runs.values():
+        told.metrics |= stages
+    runs["search-0000"].metrics["calibration_seconds"] = 7.0
+    calibrations = {"reco": {"calibration_seconds": 3.0}, "search-0000": {"calibration_seconds": 7.0}}
+    assert device_seconds(StudyRecord(runs=runs, calibrations=calibrations)) == 2 * 113 + 3 + 7

@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from reco_tune import pareto
+from reco_tune.quantities import STAGE_SECONDS
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import ENDED, RunRecord, StudyRecord
 
@@ -105,9 +106,9 @@ def share(run: RunRecord) -> float:
 
 
 def device_seconds(study: StudyRecord) -> float:
-    """Spent so far on calibration, training, generation and evaluation."""
-    stages = ("training_seconds", "generation_seconds", "evaluation_seconds")
-    calibrations = sum(metrics.get("calibration_seconds", 0.0) for metrics in study.calibrations.values())
+    """Spent so far on all stages; a calibration that runs share counts once."""
+    calibration, *stages = (stage.name for stage in STAGE_SECONDS)
+    calibrations = sum(metrics.get(calibration, 0.0) for metrics in study.calibrations.values())
     return calibrations + sum(run.metrics.get(stage, 0.0) for run in study.runs.values() for stage in stages)
 
 

@@ -33,6 +33,7 @@ def status(
     from reco_tune.cli.estimate import HEADER, SUMMARY, device_seconds, duration, headline, row, standing, summary
     from reco_tune.cli.study import sampled_trials
     from reco_tune.errors import command
+    from reco_tune.quantities import STAGE_SECONDS
     from reco_tune.study_log import StudyFolder, read_study
 
     folder = StudyFolder(study_folder(study_dir))
@@ -64,7 +65,5 @@ def status(
         else f"not running, `{command('resume', study_dir)}` goes on with it"
     )
     print(f"{headline(standing(study, trials, now))}; {state}")
-    print(
-        f"spent so far: {duration(device_seconds(study))} of device time on calibration, training, generation and"
-        " evaluation"
-    )
+    *stages, last = (stage.label.lower() for stage in STAGE_SECONDS)
+    print(f"spent so far: {duration(device_seconds(study))} of device time on {', '.join(stages)} and {last}")

@@ -44,14 +44,6 @@ from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
 """Shortest time between two progress messages of one worker, of a study of few."""
-LEDGER = (
-    q.CALIBRATION_SECONDS.name,
-    q.COMPILE_SECONDS.name,
-    q.TRAINING_SECONDS.name,
-    q.GENERATION_SECONDS.name,
-    q.EVALUATION_SECONDS.name,
-)
-"""Device seconds of a run's stages; their sum is its device hours."""
 
 
 class Hooks:
@@ -216,7 +208,7 @@ def _run(
     metrics |= finite(trained.metrics) | finite(evaluated.metrics)
     for stage in (q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name):  # the rungs' and the end's
         metrics[stage] = trained.metrics.get(stage, 0.0) + evaluated.metrics.get(stage, 0.0)
-    metrics[q.GPU_HOURS.name] = sum(metrics.get(stage, 0.0) for stage in LEDGER) / 3600
+    metrics[q.GPU_HOURS.name] = sum(metrics.get(stage.name, 0.0) for stage in q.STAGE_SECONDS) / 3600
     curves = {name: curve for name, curve in evaluated.curves.items() if all(map(math.isfinite, curve))}
     result = {"metrics": metrics, "curves": curves, "provenance": evaluated.provenance}
     if group.leads:

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import numpy as np
+from dataclasses import replace
+
 import pandas as pd
 
 from reco_tune import quantities
@@ -22,7 +23,7 @@ def build(evidence: Evidence) -> Section:
     columns = (
         text_column("arm", "arm"),
         text_column("runs", "runs", "count"),
-        *(number_column(stage, f"{stage.removesuffix('_seconds')} s", 1) for stage in STAGES),
+        *(_stage_column(stage) for stage in STAGES),
         number_column("device_hours", "device h", 3),
         *(_count_column(name) for name in COUNTS),
     )
@@ -40,8 +41,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm (sampled runs last) and a total; sums over its runs. A calibration that several runs share counts
-    once.
+    """One row an arm (sampled runs last) and a total; sums over its runs, NaN of what no run measured. A calibration
+    that several runs share counts once.
     """
     rows = []
     arms = runs["arm"].to_numpy()
@@ -49,14 +50,18 @@ def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
     for arm in [*arm_order(runs), SEARCH]:
         own = arms == arm
         if own.any():
-            sums = {
-                name: float(np.nansum(runs[name].to_numpy()[own])) for name in COLUMNS if name in runs and name != "arm"
-            }
+            sums = {name: runs[name][own].sum(min_count=1) for name in COLUMNS if name in runs and name != "arm"}
             rows.append({"arm": arm, "runs": int(own.sum()), **sums, STAGES[0]: calibrated.get(arm, 0.0)})
     table = pd.DataFrame(rows, columns=list(COLUMNS))
     table["device_hours"] = table[STAGES].sum(axis=1) / 3600
-    total = {name: table[name].sum() for name in COLUMNS if name != "arm"}
-    return pd.concat([table, pd.DataFrame([{"arm": "total", **total}])], ignore_index=True)
+    total = {name: table[name].sum(min_count=1) for name in COLUMNS if name != "arm"}
+    return pd.concat(
+        [table, pd.DataFrame([{"arm": "total", **total, "runs": int(table["runs"].sum())}])], ignore_index=True
+    )
+
+
+def _stage_column(stage: str) -> Column:
+    return replace(number_column(stage, f"{stage.removesuffix('_seconds')} s", 1), optional=True)
 
 
 def _count_column(name: str) -> Column:
