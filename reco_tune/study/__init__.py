@@ -10,7 +10,8 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reco_tune.study.runner import Options, StudyResult, check, resume, run
+    from reco_tune.study.launch import check, resume, run
+    from reco_tune.study.runner import Options, StudyResult
     from reco_tune.study.study_writer import Observer
 
 __all__ = ["Observer", "Options", "StudyResult", "check", "resume", "run"]
@@ -19,4 +20,4 @@ __all__ = ["Observer", "Options", "StudyResult", "check", "resume", "run"]
 def __getattr__(name: str) -> Any:
     if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(f"{__name__}.runner"), name)
+    return getattr(importlib.import_module(f"{__name__}.launch"), name)

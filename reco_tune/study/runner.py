@@ -11,10 +11,9 @@ import os
 import signal
 import threading
 import uuid
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
-from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -24,27 +23,25 @@ from ray.exceptions import ActorUnavailableError, RayError
 from ray.tune.error import TuneError
 from ray.tune.search import Searcher
 
-from reco_tune.cost.planning import Plan, check_measured, plan
-from reco_tune.errors import ReCoTuneError, RunFailedError, StoppedError, StudyError, command, no_space
+from reco_tune.cost.planning import Plan, check_measured
+from reco_tune.errors import ReCoTuneError, RunFailedError, StoppedError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
 from reco_tune.quantities import MOVES
-from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
-from reco_tune.study.cluster import Placement, cluster, machine, place, socket_folder
+from reco_tune.study.cluster import Placement, cluster, place
 from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher
 from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.ray_internals import HEAD, running_clusters
 from reco_tune.study.scheduler import ParetoAsha, prune_reason
-from reco_tune.study.searcher import Search, broken_constraints, rehearse
+from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
-from reco_tune.study.study_writer import Observer, StudyWriter, claimed, freeze, frozen, locked
+from reco_tune.study.study_writer import Observer, StudyWriter
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
-from reco_tune.study.unchanged import check_unchanged
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
-from reco_tune.tracking import Mirror, check_name
+from reco_tune.tracking import Mirror
 
 HEAD_SECONDS = 1.0
 """Between two looks whether a cluster's head is still there, once a study was told to stop."""
@@ -80,105 +77,10 @@ class StudyResult:
     """Whether it was stopped (Ctrl-C); `resume` goes on."""
 
 
-def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
-    """Runs a study in a folder; goes on with it where the folder holds the same study already.
-
-    Raises:
-        StudyError: where the folder holds another study, or a live one.
-        SettingsError, DataError: for what cannot be run.
-        RunFailedError: where the cluster lost so much that runs are left over.
-    """
-    space = frozen(space)
-    target = StudyFolder(Path(folder))
-    planned = plan(space)
-    _check_placed(planned, options)
-    check(planned, folder, options)
-    with claimed(space, target):
-        return _driver(planned, target, options, observer).drive()
-
-
-def resume(
-    folder: Path, options: Options = Options(), observer: Observer = Observer(), changes: Sequence[str] = ()
-) -> StudyResult:
-    """Goes on with the study in a folder, after any crash; what is finished is not repeated.
-
-    Args:
-        changes: `key=value` of settings that say where it runs (`WHERE`); they hold from here on.
-
-    Raises:
-        StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
-    """
-    target = StudyFolder(Path(folder))
-    if not target.settings.exists():
-        raise StudyError(
-            f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
-            " named"
-        )
-    for key in parse_overrides(changes):
-        if not key.startswith(WHERE):
-            raise StudyError(
-                f"--set {key}: only settings that say where a study runs ({', '.join(f'{key}*' for key in WHERE)}) may"
-                " change under it; begin a new study for another value"
-            )
-    with locked(target):
-        planned = plan(load_space(target.settings, changes))
-        driver = _driver(planned, target, options, observer)
-        if not driver.study.finished:
-            _check_placed(planned, options)
-            check(planned, folder, options)
-        if changes:
-            freeze(planned.space, target)
-        return driver.drive()
-
-
-def check(planned: Plan, folder: Path, options: Options) -> None:
-    """Refuses what can never run, before anything is written; whether this machine or a cluster has room is another
-    question.
-
-    Raises:
-        ReCoTuneError: one sentence.
-    """
-    target = StudyFolder(Path(folder))
-    if planned.trials:
-        rehearse(planned.space)
-    if options.address is None:
-        socket_folder()
-    preflight.check_address(options.address)
-    preflight.check_storage(planned.shared.resources.storage)
-    preflight.check_files(planned.shared)
-    if not target.events.exists():
-        for earlier in planned.space.warm_start:
-            read_study(earlier)
-    if options.track and options.tracking_uri is not None:
-        check_name(options.tracking_uri, _name(target, options), target)
-
-
-def _check_placed(planned: Plan, options: Options) -> None:
-    """
-    Raises:
-        SettingsError: for what this machine has no room for.
-    """
-    if options.address is None:
-        resources = planned.shared.resources
-        place(resources, [machine()], jobs=1)
-        if resources.gpus_per_worker:
-            preflight.check_memory(planned, [preflight.look({})])
-
-
-def _name(folder: StudyFolder, options: Options) -> str:
+def study_name(folder: StudyFolder, options: Options) -> str:
     """Under which a study is opened, or was."""
     opened = read_study(folder.path).name if folder.events.is_file() else ""
     return opened or options.name or folder.path.resolve().name
-
-
-def _driver(plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> Driver:
-    """
-    Raises:
-        StudyError: where the settings are no longer those that the study's runs depend on.
-    """
-    if folder.events.exists():
-        check_unchanged(plan.space, read_study(folder.path), folder)
-    return Driver(plan, folder, options, observer)
 
 
 class Driver:
@@ -232,7 +134,7 @@ class Driver:
             return
         self._writer.write(
             "study",
-            name=_name(self._folder, self._options),
+            name=study_name(self._folder, self._options),
             question=self._space.question,
             arms=list(self._space.arms),
             settings=self._space.model_dump(mode="json", exclude={"source"}),

@@ -1,0 +1,117 @@
+"""Begins a study, or goes on with one: what is refused before anything is written, and the folder that is held
+meanwhile.
+
+Knows plans, the folder and the driver; starts nothing itself.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from reco_tune.cost.planning import Plan, plan
+from reco_tune.errors import StudyError
+from reco_tune.settings import WHERE, Space, load_space, parse_overrides
+from reco_tune.study import preflight
+from reco_tune.study.cluster import machine, place, socket_folder
+from reco_tune.study.runner import Driver, Options, StudyResult, study_name
+from reco_tune.study.searcher import rehearse
+from reco_tune.study.study_writer import Observer, claimed, freeze, frozen, locked
+from reco_tune.study.unchanged import check_unchanged
+from reco_tune.study_log import StudyFolder, read_study
+from reco_tune.tracking import check_name
+
+
+def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
+    """Runs a study in a folder; goes on with it where the folder holds the same study already.
+
+    Raises:
+        StudyError: where the folder holds another study, or a live one.
+        SettingsError, DataError: for what cannot be run.
+        RunFailedError: where the cluster lost so much that runs are left over.
+    """
+    space = frozen(space)
+    target = StudyFolder(Path(folder))
+    planned = plan(space)
+    _check_placed(planned, options)
+    check(planned, folder, options)
+    with claimed(space, target):
+        return _driver(planned, target, options, observer).drive()
+
+
+def resume(
+    folder: Path, options: Options = Options(), observer: Observer = Observer(), changes: Sequence[str] = ()
+) -> StudyResult:
+    """Goes on with the study in a folder, after any crash; what is finished is not repeated.
+
+    Args:
+        changes: `key=value` of settings that say where it runs (`WHERE`); they hold from here on.
+
+    Raises:
+        StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
+    """
+    target = StudyFolder(Path(folder))
+    if not target.settings.exists():
+        raise StudyError(
+            f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
+            " named"
+        )
+    for key in parse_overrides(changes):
+        if not key.startswith(WHERE):
+            raise StudyError(
+                f"--set {key}: only settings that say where a study runs ({', '.join(f'{key}*' for key in WHERE)}) may"
+                " change under it; begin a new study for another value"
+            )
+    with locked(target):
+        planned = plan(load_space(target.settings, changes))
+        driver = _driver(planned, target, options, observer)
+        if not driver.study.finished:
+            _check_placed(planned, options)
+            check(planned, folder, options)
+        if changes:
+            freeze(planned.space, target)
+        return driver.drive()
+
+
+def check(planned: Plan, folder: Path, options: Options) -> None:
+    """Refuses what can never run, before anything is written; whether this machine or a cluster has room is another
+    question.
+
+    Raises:
+        ReCoTuneError: one sentence.
+    """
+    target = StudyFolder(Path(folder))
+    if planned.trials:
+        rehearse(planned.space)
+    if options.address is None:
+        socket_folder()
+    preflight.check_address(options.address)
+    preflight.check_storage(planned.shared.resources.storage)
+    preflight.check_files(planned.shared)
+    if not target.events.exists():
+        for earlier in planned.space.warm_start:
+            read_study(earlier)
+    if options.track and options.tracking_uri is not None:
+        check_name(options.tracking_uri, study_name(target, options), target)
+
+
+def _check_placed(planned: Plan, options: Options) -> None:
+    """
+    Raises:
+        SettingsError: for what this machine has no room for.
+    """
+    if options.address is None:
+        resources = planned.shared.resources
+        place(resources, [machine()], jobs=1)
+        if resources.gpus_per_worker:
+            preflight.check_memory(planned, [preflight.look({})])
+
+
+def _driver(plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> Driver:
+    """
+    Raises:
+        StudyError: where the settings are no longer those that the study's runs depend on.
+    """
+    if folder.events.exists():
+        check_unchanged(plan.space, read_study(folder.path), folder)
+    return Driver(plan, folder, options, observer)
