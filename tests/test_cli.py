@@ -22,6 +22,7 @@ import pytest
 import typer.main
 from toy_study import record_study
 
+import reco_tune
 from reco_tune.benchmarks.reports import synthetic_study
 from reco_tune.bundled import bundled
 from reco_tune.cli import app, main
@@ -109,6 +110,11 @@ def test_a_command_without_a_verb_prints_its_help(command: list[str]) -> None:
     """The help came as an error, all of it in one line."""
     said = say(*command)
     assert said == say(*command, "--help") and (said.code, said.err) == (0, "") and len(said.out.splitlines()) > 15
+
+
+def test_short_help_and_the_version() -> None:
+    assert say("-h") == say("--help") and say("run", "-h") == say("run", "--help")
+    assert say("--version") == (0, f"reco-tune {reco_tune.__version__}\n", "")
 
 
 def test_help_is_there_before_a_person_wonders() -> None:

@@ -5,19 +5,16 @@ A hook of MkDocs (`hooks:` in mkdocs.yml). Nothing here is written by hand, so n
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from typing import Any
 
 import typer
 from mkdocs.config.defaults import MkDocsConfig
 from mkdocs.structure.files import File, Files
-from pydantic import BaseModel
-from pydantic.fields import FieldInfo
 
 from reco_tune import quantities
 from reco_tune.cli import app
-from reco_tune.settings import Experiment, Space
+from reco_tune.settings.described import Group, experiment_groups, space_groups
 
 BETTER = {"lower": "lower", "higher": "higher", "neither": ""}
 MEASURED = {True: "", False: "yes"}
@@ -35,14 +32,14 @@ def settings() -> str:
     parts = [
         "# Settings",
         "Every setting has one dotted key. It is the same key in a YAML file, in `--set KEY=VALUE`, in the\n"
-        "`search:` section of a space file, as an MLflow parameter, and as a column of `runs.csv`.",
+        "`search:` section of a space file, as an MLflow parameter, and as a column of `runs.csv`.\n\n"
+        "`reco-tune settings` prints this page, `reco-tune settings window` a part of it.",
         "## Experiment",
         "One training run and its evaluation. A space file holds these under `experiment:`.",
-        *_sections(Experiment),
+        *_groups(experiment_groups()),
         "## Space",
         "A study: the question, the arms, the budgets and the search.",
-        *_table(Space, ""),
-        *_sections(Space),
+        *_groups(space_groups()),
     ]
     return "\n\n".join(parts) + "\n"
 
@@ -83,45 +80,15 @@ def _commands(command: Any, name: str) -> Iterator[tuple[str, Any]]:
         yield name, command
 
 
-def _sections(model: type[BaseModel]) -> Iterator[str]:
-    for name, field in model.model_fields.items():
-        inner = field.annotation
-        if isinstance(inner, type) and issubclass(inner, BaseModel):
-            yield f"### {name}"
-            yield (inner.__doc__ or "").strip()
-            yield from _table(inner, f"{name}.")
-
-
-def _table(model: type[BaseModel], prefix: str) -> Iterator[str]:
-    rows = [
-        f"| `{prefix}{name}` | {_type(field)} | {_default(field)} | {_cell(field.description or '')} |"
-        for name, field in model.model_fields.items()
-        if not (isinstance(field.annotation, type) and issubclass(field.annotation, BaseModel))
-    ]
-    yield "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
-
-
-def _type(field: FieldInfo) -> str:
-    """The type in words, with the range that is allowed."""
-    text = field.annotation.__name__ if type(field.annotation) is type else str(field.annotation)
-    choices = re.findall(r"'([^']*)'", text) if "Literal" in text else []
-    words = {"str": "text", "int": "whole number", "float": "number", "bool": "true or false", "LocalPath": "path"}
-    plain = [word for kind, word in words.items() if re.search(rf"\b{kind}\b", re.sub(r"'[^']*'", "", text))]
-    if re.search(r"\bPath\b", text):
-        plain = ["path"]
-    kind = ", ".join([*plain, *(f"`{one}`" for one in choices)]) or "see the meaning"
-    signs = {"ge": "≥", "gt": ">", "le": "≤", "lt": "<"}
-    bounds = [
-        f"{sign} {getattr(one, key)}" for one in field.metadata for key, sign in signs.items() if hasattr(one, key)
-    ]
-    return f"{kind} ({', '.join(bounds)})" if bounds else kind
-
-
-def _default(field: FieldInfo) -> str:
-    value: Any = field.get_default(call_default_factory=True)
-    if field.is_required():
-        return "required"
-    return "" if value is None else f"`{value}`"
+def _groups(groups: list[Group]) -> Iterator[str]:
+    for group in groups:
+        rows = [
+            f"| `{one.key}` | {_cell(one.kind)} | {f'`{one.default}`' if one.default else ''} | {_cell(one.meaning)} |"
+            for one in group.settings
+        ]
+        yield f"### {group.name}"
+        yield group.meaning
+        yield "\n".join(["| key | type | default | meaning |", "|---|---|---|---|", *rows])
 
 
 def _cell(text: str) -> str:

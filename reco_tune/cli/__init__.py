@@ -7,10 +7,11 @@ with --debug.
 
 from __future__ import annotations
 
+import os
 import signal
 import sys
 from collections.abc import Callable, Sequence
-from typing import NoReturn
+from typing import Annotated, NoReturn
 
 import typer
 
@@ -23,6 +24,7 @@ from reco_tune.cli import (
     report,
     resume,
     run,
+    settings,
     spaces,
     status,
     sync,
@@ -42,10 +44,29 @@ app = typer.Typer(
         " traceback."
     ),
     no_args_is_help=True,
-    add_completion=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
     rich_markup_mode=None,
     pretty_exceptions_enable=False,
 )
+
+
+def _version(asked: bool) -> None:
+    if asked:
+        import reco_tune
+
+        print(f"reco-tune {reco_tune.__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def _shared(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_version, is_eager=True, help="Show the version and exit.")
+    ] = False,
+) -> None:
+    pass
+
+
 _VERBS: list[Callable[..., None]] = [
     demo.demo,
     run.run,
@@ -54,6 +75,7 @@ _VERBS: list[Callable[..., None]] = [
     sync.sync,
     plan.plan,
     report.report,
+    settings.settings,
 ]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
 for _verb in _VERBS:
@@ -71,6 +93,9 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         result = app(
             args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False
         )
+        sys.stdout.flush()
+    except BrokenPipeError:
+        _leave_quietly()
     except Exception as error:
         if debug:
             raise
@@ -82,10 +107,19 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     sys.exit(result if isinstance(result, int) else 0)
 
 
+def _leave_quietly() -> NoReturn:
+    """Who read the output has seen enough, as `head` has."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
+    sys.exit(0)
+
+
 def _tell(error: Exception) -> int:
     """One sentence for an error; returns the exit code."""
     if type(error).__name__ == "NoArgsIsHelpError":  # `reco-tune` alone; typer hides the class
-        print(error.ctx.get_help())  # type: ignore[attr-defined]
+        try:
+            print(error.ctx.get_help(), flush=True)  # type: ignore[attr-defined]
+        except BrokenPipeError:
+            _leave_quietly()
         return 0
     if isinstance(error, ReCoTuneError):
         message, code = str(error), error.exit_code

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from reco_tune.bundled import bundled
+from reco_tune.cli.completion import complete_override, complete_space
 from reco_tune.errors import SettingsError, StudyError, command
 from reco_tune.files import refuse_address
 
@@ -20,7 +21,12 @@ if TYPE_CHECKING:
     from reco_tune.settings import Experiment, Space
 
 SpaceFile = Annotated[
-    str, typer.Argument(metavar="SPACE", help="A space file, or the name of a shipped one (see `reco-tune spaces`).")
+    str,
+    typer.Argument(
+        metavar="SPACE",
+        help="A space file, or the name of a shipped one (see `reco-tune spaces`).",
+        autocompletion=complete_space,
+    ),
 ]
 PlannedFile = Annotated[
     str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")
@@ -37,7 +43,12 @@ CheckpointDir = Annotated[
 ]
 Overrides = Annotated[
     list[str] | None,
-    typer.Option("--set", metavar="KEY=VALUE", help="Overrides one setting by its dotted key; repeatable."),
+    typer.Option(
+        "--set",
+        metavar="KEY=VALUE",
+        help="Overrides one setting by its dotted key; repeatable.",
+        autocompletion=complete_override,
+    ),
 ]
 TrackingUri = Annotated[
     str | None, typer.Option(help="MLflow server or sqlite:///FILE; by default a sqlite file in the study folder.")

@@ -243,7 +243,9 @@ class Window(SettingsSection):
     stride_fraction: float | None = Field(None, gt=0, le=1)
     """Stride as a fraction of the window length: the other way to give S. 0.5 where neither is given."""
     first_frame_probability: float | Literal["uniform"] = 0.5
-    """Probability p of start 0; `uniform` gives start 0 the same probability as every other start of the grid."""
+    """Probability p of start 0, from 0 to 1; `uniform` gives start 0 the same probability as every other start of the
+    grid.
+    """
     schedule: Literal["constant", "short_to_long", "long_to_short"] = "constant"
     """`short_to_long` lengthens the window from W to the whole clip in at most 4 equal parts of the run,
     `long_to_short` shortens it.

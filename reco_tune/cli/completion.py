@@ -1,0 +1,27 @@
+"""What a shell offers at the tab key: settings, overrides and shipped spaces. Must answer at once."""
+
+from __future__ import annotations
+
+from reco_tune.bundled import bundled
+
+
+def complete_key(incomplete: str) -> list[str]:
+    """Settings and sections that begin so, for a shell."""
+    from reco_tune.settings.described import experiment_groups, space_groups
+
+    keys = [one.key for group in (*experiment_groups(), *space_groups()) for one in group.settings]
+    return sorted({key for key in (*keys, *(key.split(".")[0] for key in keys)) if key.startswith(incomplete)})
+
+
+def complete_override(incomplete: str) -> list[str]:
+    """`KEY=` for a shell."""
+    return [f"{key}=" for key in complete_key(incomplete) if "." in key]
+
+
+def complete_space(incomplete: str) -> list[str]:
+    """Shipped spaces for a shell, which adds the files itself where none begins so."""
+    return [
+        name
+        for name in sorted(path.stem for path in bundled("search_spaces").glob("*.yaml"))
+        if name.startswith(incomplete)
+    ]
