@@ -110,7 +110,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
 def _leave_quietly() -> NoReturn:
     """Who read the output has seen enough, as `head` has."""
     os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
-    sys.exit(0)
+    sys.exit(1)  # as typer leaves
 
 
 def _tell(error: Exception) -> int:
