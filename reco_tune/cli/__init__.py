@@ -19,6 +19,7 @@ from reco_tune.cli import (
     bench,
     demo,
     evaluate,
+    export,
     generate,
     plan,
     report,
@@ -78,6 +79,7 @@ _VERBS: list[Callable[..., None]] = [
     settings.settings,
 ]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
+_VERBS += [export.export]
 for _verb in _VERBS:
     app.command()(_verb)
 app.add_typer(spaces.app, name="spaces")

@@ -16,13 +16,14 @@ def train(
     output: Annotated[
         Path | None, typer.Option(help="Folder of the run; by default runs/ and the name of the experiment file.")
     ] = None,
+    judge: Annotated[bool, typer.Option("--evaluate", help="Also evaluates it, as a study does.")] = False,
 ) -> None:
     """Trains one run; goes on where an earlier call stopped. Needs neither Ray nor MLflow, and torchrun may start it.
 
     \b
     Examples:
-      reco-tune train experiment.yaml --set training.steps=200 torchrun --nproc-per-node 4 -m reco_tune train
-      experiment.yaml --set resources.gpus_per_worker=1 --set resources.workers=4
+      reco-tune train experiment.yaml --set training.steps=200
+      torchrun --nproc-per-node 4 -m reco_tune train experiment.yaml --set resources.workers=4 --evaluate
     """
     from reco_tune.settings import load_experiment
 
@@ -30,6 +31,7 @@ def train(
     settings = load_experiment(path, overrides or [])
 
     from reco_tune.cli.console import print_table, progress_bars
+    from reco_tune.evaluation import evaluate
     from reco_tune.preparation import prepare_tokens
     from reco_tune.progress import quiet
     from reco_tune.training import fit, joined, plan_scheme
@@ -43,10 +45,13 @@ def train(
         group.barrier()
         cache = prepare_tokens(settings, quiet, piece_blocks)  # now only opens what is there
         result = fit(settings, cache, folder, progress=progress, group=group)
+        metrics = dict(result.metrics)
+        if judge:
+            metrics |= evaluate(result.model, settings, cache, group, folder, progress).metrics
     if group.leads:
         print_table(
             f"{folder}: {result.steps} steps",
             ["metric", "value"],
-            [[name, f"{value:,.6g}"] for name, value in result.metrics.items()],
+            [[name, f"{value:,.6g}"] for name, value in metrics.items()],
         )
         print(f"\nmodel: {folder / 'model'}")

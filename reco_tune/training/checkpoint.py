@@ -135,6 +135,32 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
         raise CheckpointError(f"checkpoint {folder} is damaged ({error}); {way_out}") from error
 
 
+def carry_over(run: Path, target: Path, changes: Mapping[str, Any]) -> int | None:
+    """Copies the newest checkpoint of a run into the folder of another, which goes on from it; returns its step, None
+    where there is none.
+
+    Args:
+        changes: settings of the other run that its first steps do not depend on.
+
+    Raises:
+        CheckpointError: where it is damaged or of another version.
+    """
+    found = read_checkpoint(run)
+    if found is None:
+        return None
+    source = max((run / "checkpoint").glob("step-????????"))
+    staging = _staging(_folder_of(target, found.step))
+    shutil.copytree(source, staging, dirs_exist_ok=True)
+    state = json.loads((staging / "state.json").read_text())
+    state["training"] |= changes
+    (staging / "state.json").write_text(json.dumps(state))
+    put_in_place(staging, _folder_of(target, found.step))
+    write_history(target / "history.parquet", found.history)
+    if (run / BEST).is_dir():
+        shutil.copytree(run / BEST, target / BEST)
+    return found.step
+
+
 def restore(found: Checkpoint, live: Mapping[str, Tensor], run: Path) -> None:
     """Copies a checkpoint's tensors into the live ones.
 

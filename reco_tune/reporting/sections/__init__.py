@@ -23,6 +23,7 @@ SECTIONS = [
     "window_stride",
     "curves",
     "cost",
+    "every_run",
     "provenance",
 ]
 """Modules of this package in the order of the page."""

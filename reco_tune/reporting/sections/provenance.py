@@ -7,7 +7,7 @@ from markupsafe import Markup
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.render.text import with_code
-from reco_tune.reporting.section import STUDY_DIR, Section, Table
+from reco_tune.reporting.section import STUDY_DIR, Section
 
 _FACTS = ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
 
@@ -24,7 +24,6 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "provenance",
         "Provenance",
-        tables=[Table("runs", data=evidence.runs)],
         markup=Markup(
             "<dl>{}</dl><h3>Rebuild it</h3><pre tabindex='0' role='region' aria-label='Commands that rebuild"
             " this report'><code>{}</code></pre><p class='note'>{}</p>"

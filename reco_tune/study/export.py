@@ -1,0 +1,113 @@
+"""One run of a study as an experiment file: `reco-tune train` repeats it bit for bit, lengthens it, or goes on with it.
+
+Knows settings, the log and checkpoints; trains nothing and needs no Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+import yaml
+
+from reco_tune import quantities as q
+from reco_tune.errors import StudyError
+from reco_tune.settings import Experiment, known_keys, make_experiment
+from reco_tune.settings.fields import nearest
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
+from reco_tune.training.checkpoint import carry_over
+
+
+def named_run(study: StudyRecord, trial: str) -> RunRecord:
+    """
+    Raises:
+        StudyError: where the study has no run of that name.
+    """
+    if trial not in study.runs:
+        raise StudyError(f"study `{study.name}` has no run {trial}; {nearest(trial, study.runs)}")
+    return study.runs[trial]
+
+
+def best_run(study: StudyRecord, metric: str) -> RunRecord:
+    """The evaluated run that breaks no constraint and has the best value; the first of equal ones.
+
+    Raises:
+        StudyError: where the metric is none, has no better direction, or no run has it.
+    """
+    if metric not in q.ALL:
+        raise StudyError(f"--best {metric}: that is no metric; {nearest(metric, q.ALL)}")
+    better = q.ALL[metric].better
+    if better == "neither":
+        raise StudyError(f"--best {metric}: neither more nor less of it is better; give a metric such as fvd")
+    sign = 1 if better == "lower" else -1
+    whole = [
+        run
+        for run in study.runs.values()
+        if run.state == "evaluated" and not run.reason and math.isfinite(run.metrics.get(metric, math.nan))
+    ]
+    if not whole:
+        raise StudyError(f"--best {metric}: no run of study `{study.name}` that is evaluated has it; name a run")
+    return min(whole, key=lambda run: sign * run.metrics[metric])
+
+
+def exported(run: RunRecord, steps: int | None = None) -> Experiment:
+    """The experiment of a run as the study ran it, or of another number of steps.
+
+    Raises:
+        SettingsError: where so many steps do not go with its other settings.
+    """
+    known = known_keys()
+    settings = {key: value for key, value in run.settings.items() if key in known}  # of an earlier version, too
+    return make_experiment({}, settings | ({} if steps is None else {"training.steps": steps}), where=run.trial)
+
+
+def experiment_text(experiment: Experiment, run: RunRecord, study: StudyRecord) -> str:
+    """The file, with what it is in its first lines."""
+    steps, own = experiment.training.steps, run.settings.get("training.steps")
+    what = f"Run {run.trial} of study {study.name}" + ("" if steps == own else f", but for {steps} steps, not {own}")
+    commit = study.provenance.get("commit")
+    lines = [
+        f"# {what}{f', made with commit {commit}' if commit else ''}.",
+        "# `reco-tune train FILE --evaluate` ends in the same bits on the same machine type, versions and workers.",
+    ]
+    values = yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
+    return "\n".join([*lines, values])
+
+
+def continued(folder: StudyFolder, run: RunRecord, experiment: Experiment, target: Path) -> int:
+    """Lays the newest checkpoint of a run into the folder where `train` will go on from it; returns its step.
+
+    Raises:
+        StudyError: where the run left no checkpoint, or its first steps would have been others in a run of so many.
+        CheckpointError: where it is damaged.
+    """
+    source, steps = folder.trial(run.trial), experiment.training.steps
+    if steps != run.settings.get("training.steps"):
+        _check_lengthened(experiment)
+    if target.exists() and any(target.iterdir()):
+        raise StudyError(f"{target} holds something already; remove it, or export to a file of another name")
+    step = carry_over(source, target, {"training.steps": steps})
+    if step is None:
+        raise StudyError(
+            f"run {run.trial} left no checkpoint in {source} (keep.checkpoints, `clean`); leave --continue out to train"
+            " it from the start, which ends in the same bits"
+        )
+    return step
+
+
+def _check_lengthened(experiment: Experiment) -> None:
+    """
+    Raises:
+        StudyError: where what happens at a step depends on how many there will be.
+    """
+    follow = {
+        "training.schedule": experiment.training.schedule == "constant",
+        "window.schedule": experiment.window.schedule == "constant",
+        "window.full_fraction": experiment.window.full_fraction == 0,
+    }
+    for key, same in follow.items():
+        if not same:
+            raise StudyError(
+                f"--continue: {key} ({experiment.flat()[key]}) stretches over the whole run, so the first steps of a"
+                f" run of {experiment.training.steps} are others; leave --continue out to train it from the start"
+            )
