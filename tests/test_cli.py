@@ -20,6 +20,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import pytest
 import typer.main
+import yaml
 from toy_study import record_study
 
 import reco_tune
@@ -29,9 +30,9 @@ from reco_tune.cli import app, main
 from reco_tune.cli.console import Lines
 from reco_tune.cli.demo import free_folder
 from reco_tune.cli.estimate import standing
-from reco_tune.cost import memory_by_phase
+from reco_tune.cost import memory_by_phase, plan
 from reco_tune.data.video import read_frames
-from reco_tune.settings import arm_experiment, load_space
+from reco_tune.settings import arm_experiment, load_run, load_space
 from reco_tune.study_log import read_study
 
 
@@ -218,15 +219,15 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no argument": (["run"], "Missing argument"),
     "no such space": (
         ["run", "evidense"],
-        "neither a file nor a shipped search space; did you mean the shipped `evidence`",
+        "neither a file nor a shipped space or experiment; did you mean the shipped `evidence`",
     ),
     "no such space to show": (
         ["spaces", "show", "x"],
-        "neither a file nor a shipped search space; shipped ones are beyond, demo",
+        "neither a file nor a shipped space or experiment; shipped ones are beyond, demo",
     ),
     "a name that is no folder's": (["run", "demo", "--name", "a/b"], "--name 'a/b' must be letters"),
     "seeds": (["run", "demo", "--seeds", "0;1"], "--seeds '0;1' must be whole numbers separated by commas"),
-    "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a search space"),
+    "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a space or an experiment"),
     "seeds twice": (["run", "demo", "--seeds", "0,0"], r"seeds \[0, 0\] must be at least one and all different"),
     "trials below none": (["run", "demo", "--trials", "-1"], "Invalid value for '--trials'"),
     "a misspelt experiment to plan": (["plan", "tachi_110M"], "did you mean the shipped `taichi_110M`"),
@@ -243,11 +244,18 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
         ["plan", "demo", "--set", "data.root=s3://bucket/UCF101"],
         r"data\.root \('s3://bucket/UCF101'\): s3://bucket/UCF101 is an",
     ),
-    "no experiment": (["train", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped experiment"),
+    "no experiment": (["train", "nowhere.yaml"], "nowhere.yaml is neither a file nor a shipped space or experiment"),
     "no experiment to tokenize": (
         ["tokenize", "nowhere.yaml"],
-        "nowhere.yaml is neither a file nor a shipped experiment",
+        "nowhere.yaml is neither a file nor a shipped space or experiment",
     ),
+    "a study to train": (
+        ["train", "demo"],
+        "is a space file, a study of several runs, where an experiment file, one run, .*: .*demo.yaml:full",
+    ),
+    "no such arm to train": (["train", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
+    "no such arm to plan": (["plan", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
+    "an arm of one run": (["plan", "taichi_110M:full"], "is an experiment file, the settings of one run, and has no"),
     "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before there are codes"),
     "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
     "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),
@@ -551,6 +559,28 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
         "8 clips, each beside its reconstruction"
     )
     assert "decoding" not in said.err and "fitting" not in said.err and "encoding" not in said.err
+
+
+def test_either_kind_of_file_is_tokenized(trained: Path) -> None:
+    """The README's `tokenize mine.yaml` was of a space file, and refused its `question`."""
+    shared = yaml.safe_load((trained / "tiny.yaml").read_text())
+    space = {"question": "q", "experiment": {**shared, "window": {}}, "arms": {"full": {}, "fewer_frames": {}}}
+    (trained / "space.yaml").write_text(yaml.safe_dump(space))
+    whole, one = (say("tokenize", f"{trained / 'space.yaml'}{arm}") for arm in ("", ":fewer_frames"))
+    assert (whole.code, one.code) == (0, 0), whole.err
+    assert whole.out == one.out == say("tokenize", str(trained / "tiny.yaml")).out, "one cache"
+    (cache,) = {Path(re.findall("token cache: (.*)", said.out)[0]) for said in (whole, one)}
+    assert list(cache.glob("train.pieces-2*")), "of the arm that trains on pieces"
+
+
+def test_an_arm_of_a_space_is_the_run_that_a_study_makes_of_it() -> None:
+    path = bundled("search_spaces") / "evidence.yaml"
+    runs = {run.trial: run.experiment for run in plan(load_space(path)).runs}
+    assert load_run(path, "reco") == runs["reco-equal_steps-s0"] and load_run(path, "full") == runs["full-s0"]
+    changed = load_run(path, "reco", ["window.length_blocks=3", "objective.continuity_weight=1e-2"])
+    assert (changed.window.length_tokens, changed.objective.continuity_weight) == (27, 0.01)
+    said = say("plan", "evidence:reco", "--set", "training.steps=40")
+    assert said.code == 0 and "What is one run of evidence:reco?" in said.out and "runs: 1, 1 of fixed arms" in said.out
 
 
 def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:

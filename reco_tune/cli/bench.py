@@ -305,10 +305,10 @@ def pruning(
     from reco_tune.benchmarks.recording import SCALE, SHIPPED, SPACE, read_table
     from reco_tune.benchmarks.recording import record as record_into
     from reco_tune.cli.console import progress_bars
-    from reco_tune.cli.options import space_path
+    from reco_tune.cli.options import settings_path
     from reco_tune.settings import load_space
 
-    space = load_space(space_path(SPACE), SCALE)
+    space = load_space(settings_path(SPACE), SCALE)
     if record is not None:
         with progress_bars() as progress:
             record_into(space, record, configurations, progress)

@@ -19,9 +19,7 @@ def complete_override(incomplete: str) -> list[str]:
 
 
 def complete_space(incomplete: str) -> list[str]:
-    """Shipped spaces for a shell, which adds the files itself where none begins so."""
-    return [
-        name
-        for name in sorted(path.stem for path in bundled("search_spaces").glob("*.yaml"))
-        if name.startswith(incomplete)
-    ]
+    """Shipped spaces and experiments for a shell, which adds the files itself where none begins so."""
+    folder = bundled("search_spaces")
+    names = sorted(path.stem for where in (folder, folder / "experiments") for path in where.glob("*.yaml"))
+    return [name for name in names if name.startswith(incomplete)]

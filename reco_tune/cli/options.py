@@ -20,24 +20,31 @@ from reco_tune.files import refuse_address
 if TYPE_CHECKING:
     from reco_tune.settings import Experiment, Space
 
-SpaceFile = Annotated[
+SettingsFile = Annotated[
     str,
     typer.Argument(
-        metavar="SPACE",
-        help="A space file, or the name of a shipped one (see `reco-tune spaces`).",
+        metavar="SPACE|EXPERIMENT",
+        help="A space file (a study) or an experiment file (one run), or the name of a shipped one.",
         autocompletion=complete_space,
     ),
 ]
-PlannedFile = Annotated[
-    str, typer.Argument(metavar="SPACE", help="A space or experiment file, or the name of a shipped one.")
-]
-StudyDir = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Folder of a study.")]
-ExperimentFile = Annotated[
+OneRun = Annotated[
     str,
     typer.Argument(
-        metavar="EXPERIMENT", help="An experiment file: the settings of one run; or the name of a shipped one."
+        metavar="EXPERIMENT|SPACE:ARM",
+        help="An experiment file (one run), or one arm of a space file (a study); or the name of a shipped one.",
+        autocompletion=complete_space,
     ),
 ]
+Planned = Annotated[
+    str,
+    typer.Argument(
+        metavar="SPACE|EXPERIMENT|SPACE:ARM",
+        help="A space file (a study), an experiment file (one run), or an arm of a space; or a shipped one's name.",
+        autocompletion=complete_space,
+    ),
+]
+StudyDir = Annotated[Path, typer.Argument(metavar="STUDY_DIR", help="Folder of a study.")]
 CheckpointDir = Annotated[
     Path, typer.Argument(metavar="CHECKPOINT", help="Folder of a trained run, for example STUDY_DIR/trials/full-s0.")
 ]
@@ -65,40 +72,34 @@ Arms = Annotated[
 ]
 
 
-def space_path(given: str) -> Path:
-    """The file of a space: a path, or the name of a shipped one.
+def settings_path(given: str) -> Path:
+    """The file of a space or an experiment: a path, or the name of a shipped one.
 
     Raises:
         SettingsError: where it is neither.
     """
-    return _file_of(given, shipped_spaces(), "search space")
+    if Path(given).is_file():
+        return Path(given)
+    name, shipped = given.removesuffix(".yaml"), {**shipped_spaces(), **shipped_experiments()}
+    if name in shipped:  # also where a folder has that name, as the demo's own has
+        return shipped[name]
+    if Path(given).is_dir():
+        raise SettingsError(f"{given} is a folder, not a file of a space or an experiment; give the YAML file in it")
+    close = difflib.get_close_matches(Path(name).name, shipped, n=1)
+    hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
+    raise SettingsError(f"{given} is neither a file nor a shipped space or experiment; {hint}")
 
 
-def experiment_path(given: str) -> Path:
-    """The file of an experiment: a path, or the name of a shipped one.
+def path_and_arm(given: str) -> tuple[Path, str | None]:
+    """`space.yaml:reco` -> (space.yaml, reco); None where no arm is named.
 
     Raises:
-        SettingsError: where it is neither.
+        SettingsError: where there is no such file.
     """
-    return _file_of(given, shipped_experiments(), "experiment")
-
-
-def planned_path(given: str) -> Path:
-    """The file of a space or an experiment.
-
-    Raises:
-        SettingsError: where it is neither.
-    """
-    if not Path(given).is_file() and difflib.get_close_matches(
-        given.removesuffix(".yaml"), shipped_experiments(), n=1, cutoff=0.8
-    ):
-        return experiment_path(given)
-    return space_path(given)
-
-
-def is_shipped_experiment(given: str) -> bool:
-    """Whether this names an experiment, and not a file or a space; a folder of that name is neither."""
-    return not Path(given).is_file() and given.removesuffix(".yaml") in shipped_experiments()
+    name, colon, arm = given.rpartition(":")
+    if colon and not Path(given).is_file():
+        return settings_path(name), arm
+    return settings_path(given), None
 
 
 def shipped_spaces() -> dict[str, Path]:
@@ -109,21 +110,6 @@ def shipped_spaces() -> dict[str, Path]:
 def shipped_experiments() -> dict[str, Path]:
     """Files by name, in the names' order."""
     return {path.stem: path for path in sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))}
-
-
-def _file_of(given: str, shipped: dict[str, Path], what: str) -> Path:
-    if Path(given).is_file():
-        return Path(given)
-    name = given.removesuffix(".yaml")
-    if name in shipped:  # also where a folder has that name, as the demo's own has
-        return shipped[name]
-    if Path(given).is_dir():
-        raise SettingsError(
-            f"{given} is a folder, not a file of a{'n' if what[0] == 'e' else ''} {what}; give the YAML file in it"
-        )
-    close = difflib.get_close_matches(Path(name).name, shipped, n=1)
-    hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
-    raise SettingsError(f"{given} is neither a file nor a shipped {what}; {hint}")
 
 
 def study_name(given: str | None, space: Path) -> str:
@@ -217,6 +203,28 @@ def only_arms(space: Space, given: str) -> Space:
 
     kept = {name: own for name, own in space.arms.items() if name in names}
     return Checked.model_validate({**{key: getattr(space, key) for key in Checked.model_fields}, "arms": kept})
+
+
+def one_arm(space: Space, arm: str, path: Path) -> Space:
+    """The space of one run of an arm: what `train SPACE:ARM` does.
+
+    Raises:
+        SettingsError: where the file is no space or has no such arm.
+    """
+    from reco_tune.settings import Space as Checked
+    from reco_tune.settings import check_arm, load_arms
+
+    load_arms(path)
+    check_arm(space, arm, path)
+    kept = {key: getattr(space, key) for key in ("experiment", "resources", "source")}
+    return Checked.model_validate(
+        {
+            **kept,
+            "question": f"What is one run of {path.stem}:{arm}?",
+            "arms": {arm: space.arms[arm]},
+            "seeds": space.seeds[:1],
+        }
+    )
 
 
 def override_trained(experiment: Experiment, overrides: list[str] | None) -> Experiment:

@@ -13,12 +13,13 @@ from reco_tune.cli.options import (
     Name,
     Output,
     Overrides,
-    PlannedFile,
+    Planned,
     Seeds,
     TrackingUri,
     Trials,
     asked_space,
-    planned_path,
+    one_arm,
+    path_and_arm,
     refuse_used_folder,
     study_name,
 )
@@ -30,7 +31,7 @@ if TYPE_CHECKING:
 
 
 def plan(
-    space: PlannedFile,
+    space: Planned,
     overrides: Overrides = None,
     name: Name = None,
     output: Output = None,
@@ -51,9 +52,11 @@ def plan(
       reco-tune plan evidence
       reco-tune plan paper_ablation --set training.steps=10000 --seeds 0,1,2
       reco-tune plan taichi_343M --gpu-memory 80
+      reco-tune plan evidence:reco    (what `train evidence:reco` takes)
     """
-    path = planned_path(space)
+    path, arm = path_and_arm(space)
     loaded = asked_space(path, overrides, trials, seeds, arms)
+    loaded = loaded if arm is None else one_arm(loaded, arm, path)
     called = study_name(name, path)
     folder = output or Path("studies") / called
     if name is not None or output is not None:

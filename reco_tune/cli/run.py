@@ -11,18 +11,18 @@ from reco_tune.cli.options import (
     Output,
     Overrides,
     Seeds,
-    SpaceFile,
+    SettingsFile,
     TrackingUri,
     Trials,
     asked_space,
     refuse_used_folder,
-    space_path,
+    settings_path,
     study_name,
 )
 
 
 def run(
-    space: SpaceFile,
+    space: SettingsFile,
     overrides: Overrides = None,
     name: Name = None,
     output: Output = None,
@@ -40,7 +40,7 @@ def run(
       reco-tune run my_space.yaml --name wide --set data.root=/data/ucf101 --set window.length_blocks=3
       reco-tune run paper_ablation --address auto --tracking-uri http://mlflow:5000 --seeds 0,1,2
     """
-    path = space_path(space)
+    path = settings_path(space)
     loaded = asked_space(path, overrides, trials, seeds, arms)
     called = study_name(name, path)
     folder = output or Path("studies") / called

@@ -11,11 +11,9 @@ from typing import Annotated
 import typer
 
 from reco_tune.cli.options import (
-    experiment_path,
-    is_shipped_experiment,
+    settings_path,
     shipped_experiments,
     shipped_spaces,
-    space_path,
 )
 from reco_tune.errors import SettingsError
 
@@ -62,7 +60,7 @@ def show(name: Name) -> None:
     Example:
       reco-tune spaces show demo
     """
-    print(_shipped(name).read_text(encoding="utf-8"), end="")
+    print(settings_path(name).read_text(encoding="utf-8"), end="")
 
 
 @app.command()
@@ -73,7 +71,7 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
     Example:
       reco-tune spaces cp joint my_joint.yaml
     """
-    source = _shipped(name)
+    source = settings_path(name)
     target = destination / source.name if destination.is_dir() else destination
     if target.exists():
         raise SettingsError(f"{target} exists already; give another file name")
@@ -93,7 +91,3 @@ def _header(text: str) -> dict[str, str]:
         elif title:
             told[title] += f" {line.removeprefix('#').strip()}"
     return told
-
-
-def _shipped(name: str) -> Path:
-    return experiment_path(name) if is_shipped_experiment(name) else space_path(name)

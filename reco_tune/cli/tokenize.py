@@ -7,18 +7,19 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from reco_tune.cli.options import Address, ExperimentFile, Overrides, experiment_path
+from reco_tune.cli.options import Address, Overrides, Planned, path_and_arm
 from reco_tune.errors import SettingsError
 
 if TYPE_CHECKING:
     from reco_tune.data.clips import Skipped
+    from reco_tune.settings import Experiment
 
 LISTED = 10
 """Videos that are named on the terminal; the files name all."""
 
 
 def tokenize(
-    experiment: ExperimentFile,
+    settings: Planned,
     overrides: Overrides = None,
     fit: Annotated[bool, typer.Option("--fit", help="Stop when there is a tokenizer, fitted or copied.")] = False,
     check: Annotated[
@@ -31,17 +32,16 @@ def tokenize(
 
     \b
     Examples:
-      reco-tune tokenize experiment.yaml --set data.root=/data/ucf101 --check
-      reco-tune tokenize experiment.yaml --address auto    (decoding and encoding on a Ray cluster)
+      reco-tune tokenize my_space.yaml --check
+      reco-tune tokenize experiment.yaml --set data.root=/data/ucf101
+      reco-tune tokenize my_space.yaml --address auto    (decoding and encoding on a Ray cluster)
     """
     if fit and (check or address):
         raise SettingsError(
             "--fit stops before there are codes and runs on this machine; leave --check and --address out"
         )
 
-    from reco_tune.settings import load_experiment
-
-    settings = load_experiment(experiment_path(experiment), overrides or [])
+    experiment, piece_blocks = _asked(settings, overrides or [])
 
     import torch
 
@@ -49,19 +49,17 @@ def tokenize(
     from reco_tune.cli.single import grid_video, reconstruction
     from reco_tune.data.video import write_video
     from reco_tune.preparation import prepare_tokenizer, prepare_tokens
-    from reco_tune.training import plan_scheme
 
-    piece_blocks = plan_scheme(settings).encoded_piece_blocks
     with progress_bars() as progress:
         if fit:
-            print(f"tokenizer: {prepare_tokenizer(settings, progress, piece_blocks)}")
+            print(f"tokenizer: {prepare_tokenizer(experiment, progress, piece_blocks)}")
             return
         if address is None:
-            cache = prepare_tokens(settings, progress, piece_blocks)
+            cache = prepare_tokens(experiment, progress, piece_blocks)
         else:
             from reco_tune.study.tokenizing import prepare_tokens_on_cluster
 
-            cache = prepare_tokens_on_cluster(settings, address, progress, piece_blocks)
+            cache = prepare_tokens_on_cluster(experiment, address, progress, piece_blocks)
     blocks, rows, columns = cache.grid
     print(f"token cache: {cache.path}")
     for split in ("train", "test"):
@@ -70,12 +68,30 @@ def tokenize(
     _print_list("left out", cache.skipped, cache.path / "skipped.csv")
     _print_list("used, but suspicious", cache.suspicious, cache.path / "suspicious.csv")
     if check:
-        found = reconstruction(cache, settings.device_type if torch.cuda.is_available() else "cpu")
+        found = reconstruction(cache, experiment.device_type if torch.cuda.is_available() else "cpu")
         write_video(cache.path / "check.mp4", grid_video(found.side_by_side_NFCHW))
         print(f"held-out clips come back with {found.psnr_db:.1f} dB PSNR")
         share = found.codes_used / cache.num_codes
         print(f"codes used: {found.codes_used} of {cache.num_codes} ({share:.1%}), perplexity {found.perplexity:.1f}")
         print(f"original and reconstruction side by side: {cache.path / 'check.mp4'}")
+
+
+def _asked(given: str, overrides: list[str]) -> tuple[Experiment, tuple[int, ...]]:
+    """What a file asks to be encoded: its data and tokenizer, and the lengths of the pieces that its runs train on."""
+    path, arm = path_and_arm(given)
+
+    from reco_tune.settings import holds_space, load_run, load_space, read_yaml
+
+    if arm is None and holds_space(read_yaml(path)):
+        from reco_tune.cost import plan
+
+        planned = plan(load_space(path, overrides))
+        return planned.shared, planned.piece_blocks
+    experiment = load_run(path, arm, overrides)
+
+    from reco_tune.training import plan_scheme
+
+    return experiment, plan_scheme(experiment).encoded_piece_blocks
 
 
 def _print_list(what: str, videos: list[Skipped], file: Path) -> None:

@@ -7,14 +7,15 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import ExperimentFile, Overrides, experiment_path
+from reco_tune.cli.options import OneRun, Overrides, path_and_arm
 
 
 def train(
-    experiment: ExperimentFile,
+    experiment: OneRun,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder of the run; by default runs/ and the name of the experiment file.")
+        Path | None,
+        typer.Option(help="Folder of the run; by default runs/ and the name of the file, or runs/FILE-ARM."),
     ] = None,
     judge: Annotated[bool, typer.Option("--evaluate", help="Also evaluates it, as a study does.")] = False,
 ) -> None:
@@ -23,12 +24,13 @@ def train(
     \b
     Examples:
       reco-tune train experiment.yaml --set training.steps=200
+      reco-tune train my_space.yaml:reco
       torchrun --nproc-per-node 4 -m reco_tune train experiment.yaml --set resources.workers=4 --evaluate
     """
-    from reco_tune.settings import load_experiment
+    from reco_tune.settings import load_run
 
-    path = experiment_path(experiment)
-    settings = load_experiment(path, overrides or [])
+    path, arm = path_and_arm(experiment)
+    settings = load_run(path, arm, overrides or [])
 
     from reco_tune.cli.console import print_table, progress_bars
     from reco_tune.evaluation import evaluate
@@ -37,7 +39,7 @@ def train(
     from reco_tune.training import fit, joined, plan_scheme
 
     piece_blocks = plan_scheme(settings).encoded_piece_blocks
-    folder = output or Path("runs") / path.stem
+    folder = output or Path("runs") / (f"{path.stem}-{arm}" if arm else path.stem)
     with joined(settings) as group, progress_bars() as bars:
         progress = bars if group.leads else quiet
         if group.leads:

@@ -22,9 +22,57 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a YAML file with `key=value` overrides on top."""
+    """The experiment of a YAML file with `key=value` overrides on top.
+
+    Raises:
+        SettingsError: for what cannot be, and for a space file.
+    """
+    if holds_space(read_yaml(path)):
+        first = next(iter(load_space(path).arms), "ARM")
+        raise SettingsError(
+            f"{path} is a space file, a study of several runs, where an experiment file, one run, is asked for; name an"
+            f" arm of it: {path}:{first}"
+        )
     shared = _overridden(_settings(read_yaml(path), str(path)), parse_overrides(overrides))
     return make_experiment(shared, {}, where=str(path))
+
+
+def load_run(path: Path, arm: str | None, overrides: Iterable[str] = ()) -> Experiment:
+    """The settings of one run: of an experiment file, or of an arm of a space file at the study's first seed.
+
+    Raises:
+        SettingsError: for what cannot be, an arm that there is not, and a space file without one.
+    """
+    if arm is None:
+        return load_experiment(path, overrides)
+    space = load_arms(path)
+    check_arm(space, arm, path)
+    return arm_experiment(space, arm, {"training.seed": space.seeds[0], **parse_overrides(overrides)})
+
+
+def load_arms(path: Path, overrides: Iterable[str] = ()) -> Space:
+    """The space of a space file, one of whose arms is asked for.
+
+    Raises:
+        SettingsError: for an experiment file, which has none.
+    """
+    if not holds_space(read_yaml(path)):
+        raise SettingsError(f"{path} is an experiment file, the settings of one run, and has no arms; name no arm")
+    return load_space(path, overrides)
+
+
+def check_arm(space: Space, arm: str, path: Path) -> None:
+    """
+    Raises:
+        SettingsError: where the space has no such arm.
+    """
+    if arm not in space.arms:
+        raise SettingsError(f"{path} has no arm {arm or repr(arm)}; it has {', '.join(space.arms) or 'none'}")
+
+
+def holds_space(values: Mapping[str, Any]) -> bool:
+    """Whether a file holds a space (a study: question, arms, search) and not an experiment (one run)."""
+    return bool(set(values) & (set(Space.model_fields) - {"resources"}))
 
 
 def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
@@ -34,7 +82,7 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
     An experiment file is the space of its one run.
     """
     values, given = read_yaml(path), parse_overrides(overrides)
-    one_run = not set(values) & (set(Space.model_fields) - {"resources"}) and set(values) & set(Experiment.model_fields)
+    one_run = not holds_space(values) and bool({key.split(".")[0] for key in values} & set(Experiment.model_fields))
     if one_run:
         values = _one_run(path, values, overrides)
     _refuse_unknown(values, Space.model_fields, str(path))
