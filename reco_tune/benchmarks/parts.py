@@ -87,6 +87,7 @@ def _expected(scheme: Scheme, flops: Callable[[WindowSpan], int]) -> float:
 
 def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
     model, kept = step.step.model, _FirstResult()
+    assert isinstance(model, transformer.VideoTransformer)
 
     def optimiser() -> None:
         torch._foreach_zero_(step.step.parameters.gradients)

@@ -47,13 +47,11 @@ class PeerScheme(Full):
         self.peer = peer
 
     def build_model(self) -> Any:
+        shape = self.model_settings
+        assert isinstance(shape, ModelSettings)
         with torch.random.fork_rng():
             torch.manual_seed(self.experiment.training.seed)
-            return (
-                PlainTransformer(self.model_settings)
-                if self.peer == "plain"
-                else llama(self.model_settings, self.peer == "llama_wide")
-            )
+            return PlainTransformer(shape) if self.peer == "plain" else llama(shape, self.peer == "llama_wide")
 
     def compiled_loss(self, parameters: Parameters) -> Callable[[Any, Batch, WindowSpan], LossTerms]:
         """The whole step's, for its one shape: as good as theirs can have it."""

@@ -25,6 +25,7 @@ from torch.utils._pytree import tree_leaves
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError
 from reco_tune.generation import RESERVED_BYTES, SHARE, clips_that_fit, drawing_of
+from reco_tune.model import VideoTransformer
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import static_bytes_per_clip
 from reco_tune.model.teacher_forcing import analysis_bytes, logits_of_clips
@@ -203,7 +204,7 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
         gathered: whether blocks come to a worker in bfloat16, so that nothing is cast and kept here.
     """
     model = scheme.build_model()
-    if gathered:
+    if gathered and isinstance(model, VideoTransformer):
         model.blocks.to(torch.bfloat16)  # type: ignore[attr-defined]
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter)

@@ -17,7 +17,7 @@ import torch
 from reco_tune.cost.memory import clips_of_a_step, clips_sampled_at_once
 from reco_tune.device import free_bytes, total_bytes, wait_for
 from reco_tune.generation import drawing_of
-from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model import DecoderSettings, ModelSettings, VideoTransformer
 from reco_tune.model.flops import forward_flops, step_flops
 from reco_tune.model.sampling import bytes_read_per_clip
 from reco_tune.settings import Experiment
@@ -103,7 +103,7 @@ def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
     On a GPU its tokens and clips are those of a real step, so that kernels have the work that they will have; on the
     CPU they are as few, and width and codes as small, as a tenth of a second allows.
     """
-    whole = replace(plan_scheme(experiment).model_settings, depth=min(experiment.model.depth, 2))
+    whole = _two_blocks(plan_scheme(experiment).model_settings)
     if on_gpu:
         return whole, max(1, clips_of_a_step(experiment))
     whole = replace(whole, num_codes=min(whole.num_codes, CPU_PROBE_CODES))
@@ -113,6 +113,21 @@ def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
         whole = replace(whole, num_tokens=whole.num_tokens // 2)
     clips = int(CPU_PROBE_FLOPS / step_flops(whole, 0, whole.num_tokens))
     return whole, max(1, min(experiment.training.batch_size, clips))
+
+
+def _two_blocks(shape: DecoderSettings) -> ModelSettings:
+    """Of the built-in transformer at this shape's width; a rate is a device's, not a model's."""
+    if isinstance(shape, ModelSettings):
+        return replace(shape, depth=min(shape.depth, 2))
+    heads = -(-shape.width // 64)
+    return ModelSettings(
+        num_codes=shape.num_codes,
+        num_tokens=shape.num_tokens,
+        num_classes=shape.num_classes,
+        width=64 * heads,
+        depth=2,
+        heads=heads,
+    )
 
 
 def per_second(

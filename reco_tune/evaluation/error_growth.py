@@ -14,9 +14,9 @@ from typing import Literal
 import numpy as np
 import torch
 import torch.nn.functional as F
-from torch import Tensor, nn
+from torch import Tensor
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import ANALYSED_AT_ONCE, clips_at_once
 from reco_tune.quantities import FEWEST_GROWTH_BLOCKS, RESOLVED_AIC
 
@@ -48,7 +48,7 @@ class GrowthFit:
 
 @torch.no_grad()
 def error_growth(
-    model: VideoTransformer,
+    model: Decoder,
     tokens_BT: Tensor,
     labels_B: Tensor,
     tokens_per_block: int,
@@ -62,28 +62,22 @@ def error_growth(
     noise. The state at position t reads token t-1, so the last block has one state fewer. Entry 0 is the disturbed
     block itself.
     """
-    device = model.position_embedding.device
+    device = model.device
     generator = torch.Generator().manual_seed(seed)
-    hidden = _Hidden(model)
     blocks = model.settings.num_tokens // tokens_per_block
     disturbed, size = torch.zeros(blocks, dtype=torch.float64), torch.zeros(blocks, dtype=torch.float64)
     noise = [torch.randn(tokens_per_block, model.settings.width, generator=generator).to(device) for _ in range(DRAWS)]
-    positions = slice(1, tokens_per_block + 1)  # position 0 reads the class
     at_once = clips_at_once(model.settings)
     for group, group_labels in zip(tokens_BT.split(ANALYSED_AT_ONCE), labels_B.split(ANALYSED_AT_ONCE), strict=True):
         group, group_labels = group.to(device).long(), group_labels.to(device)
-        inputs = F.embedding(group[:, :tokens_per_block], model.token_embedding)
-        inputs = inputs[:, : model.settings.num_tokens - 1] + model.position_embedding[positions][: inputs.shape[1]]
+        disturbed_end = min(tokens_per_block + 1, model.settings.num_tokens)
+        inputs = model.inputs(group, group_labels, 1, disturbed_end).embedded_BSD
         scale = noise_share * inputs.square().mean().sqrt()  # of the whole group, however few clips fit at once
         for tokens, labels in zip(group.split(at_once), group_labels.split(at_once), strict=True):
-            clean_BTD = hidden(tokens, labels)
+            clean_BTD = model.hidden(tokens, labels, 0, model.settings.num_tokens)
             size += len(noise) * _energy_by_block(clean_BTD, tokens_per_block, blocks)
             for draw in noise:
-                # Noise on the position vectors is the same sum as noise on the tokens' vectors, and needs no look
-                # inside the model.
-                rows = model.position_embedding.clone()
-                rows[positions] += scale * draw[: len(rows[positions])]
-                moved_BTD = torch.func.functional_call(hidden, {"model.position_embedding": rows}, (tokens, labels))
+                moved_BTD = model.disturbed(tokens, labels, scale * draw)
                 disturbed += _energy_by_block(moved_BTD - clean_BTD, tokens_per_block, blocks)
     return (disturbed / size.clamp_min(1e-300)).sqrt().tolist()
 
@@ -116,17 +110,6 @@ def fit_growth(divergence: list[float]) -> GrowthFit | None:
         aic_linear,
         aic_exponential,
     )
-
-
-class _Hidden(nn.Module):
-    """The model's states as a module's output, so that a parameter can be replaced for one call."""
-
-    def __init__(self, model: VideoTransformer) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
-        return self.model.hidden(tokens_BT, labels_B, 0, self.model.settings.num_tokens)
 
 
 def _energy_by_block(hidden_BTD: Tensor, tokens_per_block: int, blocks: int) -> Tensor:

@@ -12,15 +12,15 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import clips_at_once, logits_of_clips
 from reco_tune.training import Scheme
 
 
 @torch.no_grad()
-def loss_by_block(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> list[float]:
+def loss_by_block(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> list[float]:
     """Teacher-forced cross-entropy in nats per token of every block; its mean over blocks is that of the clips."""
-    device = model.position_embedding.device
+    device = model.device
     sums = torch.zeros(model.settings.num_tokens // tokens_per_block, dtype=torch.float64)
     at_once = clips_at_once(model.settings)
     for tokens, labels in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):

@@ -19,7 +19,7 @@ from reco_tune.evaluation.kernel import kernel_distance
 from reco_tune.evaluation.protocols import prepare_together
 from reco_tune.evaluation.sampling_plan import batches_of, requested_labels
 from reco_tune.generation import Request, generate_clips
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import RUNG_CLIPS, Experiment
 from reco_tune.tokenizers import load_tokenizer
@@ -49,10 +49,10 @@ class KernelAtRungs:
             progress,
         )
 
-    def __call__(self, step: int, model: VideoTransformer) -> RungMeasurement:
+    def __call__(self, step: int, model: Decoder) -> RungMeasurement:
         if step not in self._steps:
             return RungMeasurement()
-        clock = Clock(model.position_embedding.device)
+        clock = Clock(model.device)
         was_training = model.training
         model.eval()
         try:
@@ -61,14 +61,14 @@ class KernelAtRungs:
             model.train(was_training)
         return RungMeasurement({q.KERNEL_DISTANCE.name: distance}, clock.totals(self._group))
 
-    def _distance(self, model: VideoTransformer, clock: Clock) -> float:
+    def _distance(self, model: Decoder, clock: Clock) -> float:
         with clock.measure("evaluation"):
             reference = prepare_together(
                 self._experiment, self._cache, self._group
             )  # not kept: between rungs a GPU is training's alone
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
             labels_N = torch.from_numpy(requested_labels(self._experiment, self._cache)[:RUNG_CLIPS])
-        device = str(model.position_embedding.device)
+        device = str(model.device)
         batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
         own = batches[self._group.rank :: self._group.size]
         places = [torch.empty(0, dtype=torch.long)]

@@ -11,7 +11,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import clips_at_once
 
 
@@ -29,9 +29,9 @@ class Smoothness(NamedTuple):
 
 
 @torch.no_grad()
-def smoothness(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> Smoothness:
+def smoothness(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> Smoothness:
     """Of teacher-forced clips."""
-    device = model.position_embedding.device
+    device = model.device
     sums = {"size": 0.0, "tokens": 0.0, "frames": 0.0}
     at_once = clips_at_once(model.settings)
     for tokens, labels in zip(tokens_BT.split(at_once), labels_B.split(at_once), strict=True):

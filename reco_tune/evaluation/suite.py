@@ -32,7 +32,7 @@ from reco_tune.evaluation.protocols import EvaluationReference, classes_of, prep
 from reco_tune.evaluation.sampling_plan import batches_of, requested_labels, seed_of
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import Request, generate_clips, sample_tokens
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.tokenizers import load_tokenizer
@@ -57,7 +57,7 @@ class EvaluationResult:
 
 
 def evaluate(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     cache: TokenCache,
     group: Group = Group(),
@@ -76,7 +76,7 @@ def evaluate(
     Raises:
         SettingsError, DataError: see `prepare_evaluation`.
     """
-    clock = Clock(model.position_embedding.device)
+    clock = Clock(model.device)
     was_training = model.training
     model.eval()
     try:
@@ -120,7 +120,7 @@ def evaluate(
         ),
         **reference.facts,
     }
-    if model.position_embedding.device.type == "cuda":
+    if model.device.type == "cuda":
         provenance["float32"] = {
             "matrices": torch.get_float32_matmul_precision(),
             "tf32_convolutions": torch.backends.cudnn.allow_tf32,
@@ -145,7 +145,7 @@ class _GeneratedClips(NamedTuple):
 
 
 def _generated(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     cache: TokenCache,
     reference: EvaluationReference,
@@ -157,7 +157,7 @@ def _generated(
     evaluation, data = experiment.evaluation, experiment.data
     tokenizer = load_tokenizer(cache.tokenizer_path)
     labels = requested_labels(experiment, cache)
-    device = str(model.position_embedding.device)
+    device = str(model.device)
     whole = not scheme_class(experiment).trains_pieces
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
@@ -252,7 +252,7 @@ enough to tell.
 
 
 def _analysed(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     cache: TokenCache,
     tokens_AT: Tensor | None,
@@ -268,7 +268,7 @@ def _analysed(
 
 
 def _analyses(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     cache: TokenCache,
     tokens_AT: Tensor | None,
@@ -302,7 +302,7 @@ def _analyses(
     )
 
 
-def _sampled_pieces(model: VideoTransformer, experiment: Experiment, labels_B: Tensor) -> Tensor:
+def _sampled_pieces(model: Decoder, experiment: Experiment, labels_B: Tensor) -> Tensor:
     parts = enumerate(labels_B.split(experiment.sampling.batch_size))
     requests = [Request(labels, seed_of("pieces", number)) for number, labels in parts]
     return torch.cat(list(sample_tokens(model, experiment, requests))).cpu()

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from reco_tune.device import free_bytes, hand_back
-from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model import Decoder, DecoderSettings
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import (
     Drawing,
@@ -68,7 +68,7 @@ def drawing_of(experiment: Experiment) -> Drawing:
 
 def made_of(
     rollout: Rollout,
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     requests: Sequence[Request],
     share: float = SHARE,
@@ -79,7 +79,7 @@ def made_of(
     Args:
         share: of a GPU's free memory that sampling may take; it is given back after the last request.
     """
-    drawing, device = drawing_of(experiment), model.position_embedding.device
+    drawing, device = drawing_of(experiment), model.device
     sizes = [len(request.labels_B) for request in requests]
     bfloat16, on_cpu = experiment.training.precision == "bfloat16", device.type == "cpu"
     free = free_bytes(device, min(1.0, experiment.resources.gpus_per_worker))
@@ -136,14 +136,14 @@ def _stream(request: Request, part: Part, device: torch.device) -> Stream:
     return Stream(torch.Generator(device).manual_seed(request.seed), len(request.labels_B), part.first)
 
 
-def clips_that_fit(settings: ModelSettings, drawing: Drawing, bfloat16: bool, free: float, share: float) -> int:
+def clips_that_fit(settings: DecoderSettings, drawing: Drawing, bfloat16: bool, free: float, share: float) -> int:
     """Clips that a `StaticSampler` holds in so many bytes, of which it may take a share; at least one."""
     free -= RESERVED_BYTES + (2 * parameter_count(settings) if bfloat16 else 0)
     return max(1, int(share * free) // static_bytes_per_clip(settings, drawing, bfloat16))
 
 
 def clips_at_once(
-    model: VideoTransformer, drawing: Drawing, bfloat16: bool, free: int | None, share: float, sizes: Sequence[int]
+    model: Decoder, drawing: Drawing, bfloat16: bool, free: int | None, share: float, sizes: Sequence[int]
 ) -> int:
     """Clips to sample together: whole requests where one fits; all of the largest where free memory is not known."""
     largest = max(sizes, default=1)
@@ -154,7 +154,7 @@ def clips_at_once(
 
 
 def largest_sampler(
-    model: VideoTransformer, drawing: Drawing, bfloat16: bool, clips: int
+    model: Decoder, drawing: Drawing, bfloat16: bool, clips: int
 ) -> tuple[Sampler | StaticSampler, int]:
     """A sampler of so many clips, of half as many where memory turns out to be in pieces, and so on."""
     while True:

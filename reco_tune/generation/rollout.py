@@ -17,7 +17,7 @@ from torch import Tensor
 
 from reco_tune.device import in_halves
 from reco_tune.generation.codes import Draw, Request, made_of
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer
@@ -38,7 +38,7 @@ class Generated(NamedTuple):
 
 @torch.no_grad()
 def generate_clips(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     tokenizer: Tokenizer,
     grid: TokenGrid,
@@ -68,7 +68,7 @@ def generate_clips(
 
 
 def sample_tokens(
-    model: VideoTransformer,
+    model: Decoder,
     experiment: Experiment,
     requests: Sequence[Request],
     continued_to: TokenGrid | None = None,

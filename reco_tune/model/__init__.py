@@ -1,7 +1,8 @@
-"""The autoregressive transformer over the codes of a clip. Knows nothing of videos, tokenizers, losses or
+"""The autoregressive decoders over the codes of a clip. Knows nothing of videos, tokenizers, losses or
 optimisers."""
 
-from reco_tune.model.shape import ModelSettings
-from reco_tune.model.transformer import VideoTransformer, WindowOutput
+from reco_tune.model.decoder import Decoder, Inputs, WindowOutput
+from reco_tune.model.shape import DecoderSettings, ModelSettings
+from reco_tune.model.transformer import VideoTransformer
 
-__all__ = ["ModelSettings", "VideoTransformer", "WindowOutput"]
+__all__ = ["Decoder", "DecoderSettings", "Inputs", "ModelSettings", "VideoTransformer", "WindowOutput"]

@@ -1,18 +1,19 @@
 """What a model has in weights, and a training step costs in floating-point operations: arithmetic on shapes.
 
-Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward of
-which the last layer makes keys and values only; the head counts; embeddings, norms, the loss and the optimiser do not.
+Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward (of
+which the built-in transformer's last layer makes keys and values only); the head counts; embeddings, norms, the loss
+and the optimiser do not.
 A rectangle of masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing
 computes twice: the limit is what the method needs, not what a kernel does.
 """
 
 from __future__ import annotations
 
-from reco_tune.model.shape import ModelSettings
+from reco_tune.model.shape import DecoderSettings
 from reco_tune.windows import WindowSampler, prefix_inputs
 
 
-def step_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
+def step_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
     """Forward and backward of one clip whose window is `start` .. `start + length - 1`; the full step is (0, T).
 
     Args:
@@ -29,34 +30,33 @@ def step_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: 
     return 3 * forward_flops(settings, read, length) + prefix_flops(settings, read)
 
 
-def backward_flops(settings: ModelSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
+def backward_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
     """The part of `step_flops` that is backward: that of the window alone."""
     return 2 * forward_flops(settings, prefix_inputs(start, prefix_tokens), length)
 
 
-def forward_flops(settings: ModelSettings, start: int, length: int) -> int:
+def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:
     """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are
     there.
     """
-    width = settings.width
-    layers = settings.depth * (24 * width**2 * length + _attention(width, length * start + _triangle(length)))
-    return layers + 2 * width * settings.num_codes * length
+    costs = settings.costs
+    return (costs.token + costs.head) * length + costs.pair * (length * start + _triangle(length))
 
 
-def prefix_flops(settings: ModelSettings, start: int) -> int:
-    """Keys and values of `start` tokens in every layer: all of the lower layers, two projections of the last."""
-    width = settings.width
-    lower = 24 * width**2 * start + _attention(width, _triangle(start))
-    return (settings.depth - 1) * lower + 4 * width**2 * start
+def prefix_flops(settings: DecoderSettings, start: int) -> int:
+    """What later tokens read of `start` earlier ones; in the built-in transformer all of the lower layers, two
+    projections of the last.
+    """
+    return settings.costs.prefix_token * start + settings.costs.prefix_pair * _triangle(start)
 
 
-def attention_flops(settings: ModelSettings, start: int, length: int) -> int:
+def attention_flops(settings: DecoderSettings, start: int, length: int) -> int:
     """The part of `step_flops`, with the whole prefix, that is Q K^T and weighted sums of V."""
-    window, prefix = length * start + _triangle(length), _triangle(start)
-    return _attention(settings.width, 3 * settings.depth * window + (settings.depth - 1) * prefix)
+    costs = settings.costs
+    return 3 * costs.pair * (length * start + _triangle(length)) + costs.prefix_pair * _triangle(start)
 
 
-def speedup_limit(settings: ModelSettings, sampler: WindowSampler) -> float:
+def speedup_limit(settings: DecoderSettings, sampler: WindowSampler) -> float:
     """Full step / expected window step over the sampler's starts.
 
     Raises:
@@ -72,24 +72,12 @@ def speedup_limit(settings: ModelSettings, sampler: WindowSampler) -> float:
     return step_flops(settings, 0, settings.num_tokens) / expected
 
 
-def parameter_count(settings: ModelSettings) -> int:
+def parameter_count(settings: DecoderSettings) -> int:
     """Weights of a model of this shape."""
-    around, block = parameter_counts(settings)
-    return around + settings.depth * block
-
-
-def parameter_counts(settings: ModelSettings) -> tuple[int, int]:
-    """Weights of what lies around the blocks, and of one block."""
-    width = settings.width
-    around = 2 * settings.num_codes + settings.num_classes + 1 + settings.num_tokens + 1
-    return around * width, 12 * width**2 + 2 * width
+    around, block, blocks = settings.parameter_counts
+    return around + blocks * block
 
 
 def _triangle(length: int) -> int:
     """Pairs of `length` tokens of which each sees itself and the earlier ones."""
     return length * (length + 1) // 2
-
-
-def _attention(width: int, pairs: int) -> int:
-    """Q K^T and the weighted sum of V, over all heads."""
-    return 4 * width * pairs

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, NamedTuple, Protocol, TypeVar
+from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -20,7 +20,7 @@ from torch import Tensor, nn
 
 from reco_tune.errors import RunFailedError
 from reco_tune.model.kv_cache import BLOCK_TOKENS, LayerCache, StaticCache
-from reco_tune.model.shape import ModelSettings
+from reco_tune.model.shape import DecoderSettings, ModelSettings
 
 PREFILL_BYTES = 2**30
 """Of what reading the prompts of some clips holds at once."""
@@ -99,15 +99,35 @@ def _nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
     return torch.zeros_like(probabilities_BV).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 
+Read = Callable[[Tensor, Tensor, int, int], Tensor]
+"""(tokens, labels, begin, end) -> logits [B, V] after inputs begin .. end-1; each call goes on after the last."""
+
+
 class Readable(Protocol):
     """What a sampler needs of a model, a module on its device."""
 
+    recordable: ClassVar[bool]
+    """Whether it is `Recordable`."""
+
     @property
-    def settings(self) -> ModelSettings: ...
+    def settings(self) -> DecoderSettings: ...
 
     @property
     def null_class(self) -> int:
         """Label of "no class"."""
+
+    def reader(self) -> Read:
+        """One that begins with the first input."""
+
+    def parameters(self) -> Iterator[nn.Parameter]: ...
+
+    def modules(self) -> Iterator[nn.Module]: ...
+
+
+class Recordable(Readable, Protocol):
+    """What a sampler needs that has one step for all positions."""
+
+    settings: ModelSettings
 
     def read(
         self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
@@ -117,12 +137,8 @@ class Readable(Protocol):
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
         """The same after one more input, the code before a position [1] that the device alone knows."""
 
-    def parameters(self) -> Iterator[nn.Parameter]: ...
 
-    def modules(self) -> Iterator[nn.Module]: ...
-
-
-Model = TypeVar("Model", bound=Readable)
+Model = TypeVar("Model", bound=Recordable)
 
 
 class Stream(NamedTuple):
@@ -185,11 +201,10 @@ class Sampler:
         """
         model, drawing = self._model, self._drawing
         rows = _Rows.of(model, drawing, labels_B, prompt_BP)
-        caches = [LayerCache(model.settings.num_tokens) for _ in range(model.settings.depth)]
         noise_BV = _noise(model.settings, drawing, labels_B)
-        read, logits_RV = 0, None
+        reader, read, logits_RV = model.reader(), 0, None
         for position in range(rows.given, model.settings.num_tokens):
-            logits_RV = model.read(rows.tokens_RT, rows.labels_R, read, position + 1, caches).float()
+            logits_RV = reader(rows.tokens_RT, rows.labels_R, read, position + 1).float()
             codes_B = drawing.codes(logits_RV, None if noise_BV is None else noise.fill_(noise_BV))
             rows.tokens_RT[:, position] = codes_B.repeat(drawing.copies)
             read = position + 1
@@ -201,7 +216,7 @@ class Sampler:
 class StaticSampler:
     """Samples up to a number of clips at once, every token by the same recorded step."""
 
-    def __init__(self, model: Readable, drawing: Drawing, clips: int, bfloat16: bool = False) -> None:
+    def __init__(self, model: Recordable, drawing: Drawing, clips: int, bfloat16: bool = False) -> None:
         """
         Args:
             model: on its device; later changes of its weights are not seen where they are kept in bfloat16.
@@ -282,28 +297,28 @@ def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -
         clips: that a call may bring.
         bfloat16: the precision of products on a GPU; the CPU takes the model as it is.
     """
-    if next(model.parameters()).device.type == "cpu":
+    if next(model.parameters()).device.type == "cpu" or not model.recordable:
         return Sampler(model, drawing)
-    return StaticSampler(model, drawing, clips, bfloat16)
+    return StaticSampler(cast(Recordable, model), drawing, clips, bfloat16)
 
 
-def static_bytes_per_clip(settings: ModelSettings, drawing: Drawing, bfloat16: bool) -> int:
+def static_bytes_per_clip(settings: DecoderSettings, drawing: Drawing, bfloat16: bool) -> int:
     """What a clip of a `StaticSampler` takes: keys and values in every layer, and what drawing its next code takes."""
-    held = 2 * settings.depth * StaticCache.tokens_held(settings.num_tokens) * settings.width * (2 if bfloat16 else 4)
+    held = settings.cached_per_token * StaticCache.tokens_held(settings.num_tokens) * (2 if bfloat16 else 4)
     row = held + 10 * settings.num_codes + 64 * settings.width
     return drawing.copies * row + 64 * settings.num_codes + 8 * settings.num_tokens
 
 
 def bytes_read_per_clip(
-    settings: ModelSettings, drawing: Drawing, bfloat16: bool, at_once: int, prompt_tokens: int = 0
+    settings: DecoderSettings, drawing: Drawing, bfloat16: bool, at_once: int, prompt_tokens: int = 0
 ) -> float:
     """What a `StaticSampler` reads for a clip: for every code that it draws the blocks of keys and values so far, the
     logits, and the clip's share of the weights.
     """
-    size, width, drawn = 2 if bfloat16 else 4, settings.width, settings.num_tokens - prompt_tokens
+    size, drawn = 2 if bfloat16 else 4, settings.num_tokens - prompt_tokens
     blocks = sum(position // BLOCK_TOKENS + 1 for position in range(prompt_tokens, settings.num_tokens))
-    cache = 2 * settings.depth * width * size * BLOCK_TOKENS * blocks
-    weights = size * (12 * settings.depth * width**2 + width * settings.num_codes)
+    cache = settings.cached_per_token * size * BLOCK_TOKENS * blocks
+    weights = size * (settings.costs.token + settings.costs.head) // 2  # a multiply-add for each
     return drawing.copies * (cache + drawn * 10 * settings.num_codes) + drawn * weights / at_once
 
 
@@ -359,7 +374,7 @@ class _Rows(NamedTuple):
         return cls(labels_B, tokens_RT, given)
 
 
-def _noise(settings: ModelSettings, drawing: Drawing, like_B: Tensor) -> Tensor | None:
+def _noise(settings: DecoderSettings, drawing: Drawing, like_B: Tensor) -> Tensor | None:
     """Room for the draws [B, V] of one position; None where there are none."""
     return None if drawing.greedy else like_B.new_ones(len(like_B), settings.num_codes, dtype=torch.float32)
 

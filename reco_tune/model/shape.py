@@ -1,13 +1,31 @@
-"""The shape of a model, as numbers. Knows no tensors."""
+"""The shape of a model, as numbers, and what it costs. Knows no tensors."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import NamedTuple
+
+
+class Costs(NamedTuple):
+    """Floating-point operations of a forward pass, 2 per multiply-add. A pair is an input and one that it attends to,
+    itself included.
+    """
+
+    token: int
+    """An input in all layers, pairs left out."""
+    pair: int
+    """A pair in all layers."""
+    head: int
+    """Scores of a token."""
+    prefix_token: int
+    """An input of a prefix, of which only what later inputs read is made."""
+    prefix_pair: int
+    """A pair of a prefix."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class ModelSettings:
-    """The shape of a model: all that cost arithmetic and a checkpoint need."""
+class DecoderSettings:
+    """What every decoder says of itself: all that cost arithmetic needs."""
 
     num_codes: int
     """V."""
@@ -16,8 +34,70 @@ class ModelSettings:
     num_classes: int
     """Classes without the null class; 1 is unconditional."""
     width: int
-    """D."""
+    """D, of the hidden states."""
+
+    @property
+    def costs(self) -> Costs:
+        raise NotImplementedError
+
+    @property
+    def parameter_counts(self) -> tuple[int, int, int]:
+        """Weights of what lies around the blocks, of one block, and the number of blocks."""
+        raise NotImplementedError
+
+    @property
+    def cached_per_token(self) -> int:
+        """Numbers that sampling keeps of an input."""
+        raise NotImplementedError
+
+
+@dataclass(frozen=True, kw_only=True)
+class ModelSettings(DecoderSettings):
+    """The shape of the built-in transformer: all that cost arithmetic and a checkpoint need."""
+
     depth: int
     """Blocks."""
     heads: int
     """H, which divides D."""
+
+    @property
+    def costs(self) -> Costs:
+        """The last layer's prefix is two projections alone."""
+        layer, pairs, lower = 24 * self.width**2, 4 * self.width, self.depth - 1
+        return Costs(
+            token=self.depth * layer,
+            pair=self.depth * pairs,
+            head=2 * self.width * self.num_codes,
+            prefix_token=lower * layer + 4 * self.width**2,
+            prefix_pair=lower * pairs,
+        )
+
+    @property
+    def parameter_counts(self) -> tuple[int, int, int]:
+        around = 2 * self.num_codes + self.num_classes + 1 + self.num_tokens + 1
+        return around * self.width, 12 * self.width**2 + 2 * self.width, self.depth
+
+    @property
+    def cached_per_token(self) -> int:
+        return 2 * self.depth * self.width
+
+
+@dataclass(frozen=True, kw_only=True)
+class CountedSettings(DecoderSettings):
+    """The shape of any other decoder, counted once by running it on tensors without storage (`counting`)."""
+
+    counted: Costs
+    parameters: int
+    cached: int
+
+    @property
+    def costs(self) -> Costs:
+        return self.counted
+
+    @property
+    def parameter_counts(self) -> tuple[int, int, int]:
+        return self.parameters, 0, 0
+
+    @property
+    def cached_per_token(self) -> int:
+        return self.cached

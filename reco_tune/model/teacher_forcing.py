@@ -11,8 +11,8 @@ from collections.abc import Iterator
 import torch
 from torch import Tensor
 
-from reco_tune.model.shape import ModelSettings
-from reco_tune.model.transformer import VideoTransformer
+from reco_tune.model.decoder import Decoder
+from reco_tune.model.shape import DecoderSettings
 
 LOGITS_BYTES = 2**28
 """Of the logits, in float32, that exist at once."""
@@ -29,12 +29,12 @@ GELU, and two copies in float64 where states are compared.
 """
 
 
-def clips_at_once(settings: ModelSettings) -> int:
+def clips_at_once(settings: DecoderSettings) -> int:
     """Clips of a batch whose states fit into `STATES_BYTES`."""
     return max(1, min(ANALYSED_AT_ONCE, STATES_BYTES // (_STATE_COPIES * settings.num_tokens * settings.width)))
 
 
-def analysis_bytes(settings: ModelSettings) -> int:
+def analysis_bytes(settings: DecoderSettings) -> int:
     """What an analysis takes beside weights: states of a batch, logits of a stretch, their copy in float32 and their
     logarithms.
     """
@@ -44,14 +44,14 @@ def analysis_bytes(settings: ModelSettings) -> int:
 
 
 @torch.no_grad()
-def logits_of_clips(model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
+def logits_of_clips(model: Decoder, tokens_BT: Tensor, labels_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits [N, V] and the codes [N] that they predict, a stretch of the clips' tokens after another."""
     hidden_ND = model.hidden(tokens_BT, labels_B, 0, model.settings.num_tokens).flatten(0, 1)
     rows = _rows(model.settings)
     for hidden, codes in zip(hidden_ND.split(rows), tokens_BT.flatten().long().split(rows), strict=True):
-        yield model.head(model.final_norm(hidden)), codes
+        yield model.logits(hidden), codes
 
 
-def _rows(settings: ModelSettings) -> int:
+def _rows(settings: DecoderSettings) -> int:
     """Tokens that have logits at once."""
     return max(1, LOGITS_BYTES // (4 * settings.num_codes))

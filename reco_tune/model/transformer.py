@@ -25,32 +25,27 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterator, Sequence
 from functools import partial
-from typing import NamedTuple
+from typing import Any, ClassVar
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reco_tune.model.attention import KeysValues, attend
+from reco_tune.model.attention import KeysValues, attend, joined
+from reco_tune.model.decoder import Decoder, Inputs
 from reco_tune.model.kv_cache import LayerCache, StaticCache
-from reco_tune.model.sampling import Drawing, Noise, sampler_for
+from reco_tune.model.sampling import Read
 from reco_tune.model.shape import ModelSettings
 from reco_tune.windows import prefix_inputs
 
 
-class WindowOutput(NamedTuple):
-    """What the model says about a window."""
-
-    logits_BWV: Tensor
-    """Scores of the window's tokens."""
-    hidden_BWD: Tensor
-    """Output of the last block, before the final norm: the h of the continuity term."""
-
-
-class VideoTransformer(nn.Module):
+class VideoTransformer(Decoder):
     """p(token | class, earlier tokens), for full sequences, for windows after a prefix without gradient, and for
     sampling.
     """
+
+    recordable: ClassVar[bool] = True
+    settings: ModelSettings
 
     def __init__(
         self,
@@ -74,14 +69,11 @@ class VideoTransformer(nn.Module):
         Raises:
             ValueError: for a shape that cannot be.
         """
-        super().__init__()
+        super().__init__(num_codes, num_tokens, num_classes, width)
         if width % heads:
             raise ValueError(f"heads ({heads}) must divide width ({width})")
-        if min(num_codes, num_tokens, num_classes, depth) < 1:
-            raise ValueError(
-                "num_codes, num_tokens, num_classes and depth must be 1 or more, got"
-                f" {(num_codes, num_tokens, num_classes, depth)}"
-            )
+        if depth < 1:
+            raise ValueError(f"depth must be 1 or more, got {depth}")
         self.settings = ModelSettings(
             num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width, depth=depth, heads=heads
         )
@@ -102,39 +94,29 @@ class VideoTransformer(nn.Module):
         """Takes compiled functions out again: who reads a trained model once in a while would wait for more graphs."""
         self.run_block, self.run_block_before_a_window = Block.__call__, Block.before_a_window
 
+    def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
+        self.run_block = compiled(Block.forward)
+        self.run_block_before_a_window = compiled(Block.before_a_window)
+
+    def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
+        return Inputs(self._embed(tokens_BT, labels_B, begin, end), begin)
+
+    def advance(self, inputs: Inputs, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
+        """The past is keys and values of each layer. It carries no gradient whoever made it."""
+        hidden_BSD, found = inputs.embedded_BSD, []
+        earlier: list[KeysValues] | list[None] = past or [None] * len(self.blocks)
+        for block, before in zip(self.blocks, earlier, strict=True):
+            hidden_BSD, own = block.after(hidden_BSD, before)
+            found.append(joined(own.keys, own.values, before))
+        return hidden_BSD, found
+
+    def logits(self, hidden_BSD: Tensor) -> Tensor:
+        found: Tensor = self.head(self.final_norm(hidden_BSD))
+        return found
+
     @property
-    def null_class(self) -> int:
-        """Label of "no class": what guidance is measured against and class dropout trains."""
-        return self.settings.num_classes
-
-    def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read)."""
-        return self.window(tokens_BT, labels_B, 0, self.settings.num_tokens).logits_BWV
-
-    def window(
-        self,
-        tokens_BT: Tensor,
-        labels_B: Tensor,
-        start: int,
-        length: int,
-        prefix_tokens: int | None = None,
-        activation_checkpointing: bool = False,
-    ) -> WindowOutput:
-        """Predictions of tokens `start` .. `start + length - 1` only, with no gradient before `start` and no work after
-        the window.
-
-        Args:
-            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay
-                absolute; the keys and values of what is left are computed from what is left alone, so nothing of the
-                rest leaks in. The class stays because sampling always shows it: a window without it would learn to do
-                without its condition.
-            activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
-
-        Raises:
-            ValueError: where the window does not lie in the clip.
-        """
-        hidden_BWD = self.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
-        return WindowOutput(self.head(self.final_norm(hidden_BWD)), hidden_BWD)
+    def norm_and_head(self) -> tuple[nn.Module, nn.Linear]:
+        return self.final_norm, self.head
 
     def hidden(
         self,
@@ -145,15 +127,12 @@ class VideoTransformer(nn.Module):
         prefix_tokens: int | None = None,
         activation_checkpointing: bool = False,
     ) -> Tensor:
-        """The h of `window` alone, without logits.
+        """As every decoder's, with the last layer's shortcut.
 
         Raises:
             ValueError: where the window does not lie in the clip.
         """
-        if not (start >= 0 and length >= 1 and start + length <= self.settings.num_tokens):
-            raise ValueError(
-                f"window {start}..{start + length - 1} must lie in tokens 0..{self.settings.num_tokens - 1} of the clip"
-            )
+        self._check_window(start, length)
         prefix = (
             self._prefix(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens))
             if start
@@ -201,38 +180,20 @@ class VideoTransformer(nn.Module):
         rounded = self.residual == "bfloat16" and torch.is_autocast_enabled(inputs.device.type)
         return inputs.to(torch.bfloat16) if rounded else inputs
 
-    @torch.no_grad()
-    def generate(
-        self,
-        labels_B: Tensor,
-        generator: torch.Generator | None = None,
-        temperature: float = 1.0,
-        top_k: int | None = None,
-        top_p: float | None = None,
-        guidance: float = 1.0,
-        prompt_BP: Tensor | None = None,
-    ) -> Tensor:
-        """Samples whole clips, token after token, with cached keys and values.
+    def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
+        """Noise on the position vectors is the same sum as noise on the tokens' vectors."""
+        rows = self.position_embedding.clone()
+        positions = slice(1, len(noise_SD) + 1)  # position 0 reads the class
+        rows[positions] += noise_SD[: len(rows[positions])]
+        own, self.position_embedding = self.position_embedding, nn.Parameter(rows, requires_grad=False)
+        try:
+            return self.hidden(tokens_BT, labels_B, 0, self.settings.num_tokens)
+        finally:
+            self.position_embedding = own
 
-        Args:
-            labels_B: classes; the null class samples without one.
-            generator: of the draws, on the model's device; torch's global one where None.
-            temperature: of the softmax; 0 takes the likeliest code.
-            top_k: keep the k likeliest codes.
-            top_p: keep the smallest set of codes that holds this probability.
-            guidance: g of logits = null + g (class - null); 1 is none, others run the null class alongside.
-            prompt_BP: first P tokens, kept as they are.
-
-        Returns:
-            int64 codes [B, T].
-
-        Raises:
-            ValueError: for a prompt longer than the clip, or options that leave no code to draw.
-            RunFailedError: where the model gives no numbers.
-        """
-        drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
-        sampler = sampler_for(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
-        return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
+    def reader(self) -> Read:
+        caches = [LayerCache(self.settings.num_tokens) for _ in self.blocks]
+        return partial(self.read, caches=caches)
 
     def read(
         self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
@@ -281,6 +242,11 @@ class Block(nn.Module):
         """The next hidden states."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention))
+
+    def after(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """The next hidden states of inputs after a past, and the keys and values of these inputs alone."""
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention)), KeysValues(keys, values)
 
     def before_a_window(self, hidden_BSD: Tensor) -> tuple[Tensor, KeysValues]:
         """The next hidden states, and the keys and values of these inputs for whoever comes after them."""

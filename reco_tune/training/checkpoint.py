@@ -34,7 +34,7 @@ from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, SettingsError
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.settings import LATER, Experiment, load_experiment
 from reco_tune.training.distributed import Group
 
@@ -244,13 +244,13 @@ class CacheInfo:
 class LoadedModel:
     """A trained model and what it was trained with."""
 
-    model: VideoTransformer
+    model: Decoder
     experiment: Experiment
     cache: CacheInfo
     step: int
 
 
-def save_model(folder: Path, model: VideoTransformer, experiment: Experiment, cache: CacheInfo, step: int) -> None:
+def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: CacheInfo, step: int) -> None:
     """Writes the trained model; replaces one that is there."""
     staging = _staging(folder)
     weights = {
@@ -265,7 +265,7 @@ def save_model(folder: Path, model: VideoTransformer, experiment: Experiment, ca
     put_in_place(staging, folder)
 
 
-def take_best(model: VideoTransformer, run: Path, group: Group) -> None:
+def take_best(model: Decoder, run: Path, group: Group) -> None:
     """Gives a model the weights that the run kept as its best, which rank 0 alone reads. All ranks call it.
 
     Raises:

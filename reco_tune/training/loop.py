@@ -22,7 +22,7 @@ from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import peak_bytes, reset_peak_bytes
 from reco_tune.errors import CheckpointError, DataError, RunFailedError
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import WHERE, Experiment
@@ -66,7 +66,7 @@ class RungMeasurement(NamedTuple):
     """Device seconds that it took, by their names there; they add up over the run."""
 
 
-Measure = Callable[[int, VideoTransformer], RungMeasurement]
+Measure = Callable[[int, Decoder], RungMeasurement]
 """Called with (step, model) on all ranks at the end of a rung; leaves the model and every random state as they were."""
 
 STEPS_BETWEEN_LOOKS = 20
@@ -79,7 +79,7 @@ STEP_COLUMNS = (q.TRAIN_CROSS_ENTROPY.name, q.CONTINUITY.name, q.HIDDEN_NORM.nam
 class FitResult:
     """A run that ended, whole or stopped."""
 
-    model: VideoTransformer
+    model: Decoder
     """With the weights that `evaluation.checkpoint` names, once it has done all its steps."""
     steps: int
     """Optimiser steps done."""
@@ -103,7 +103,7 @@ def tell_nobody(step: int) -> None:
     """The `saved` that nobody hears."""
 
 
-def measure_nothing(step: int, model: VideoTransformer) -> RungMeasurement:
+def measure_nothing(step: int, model: Decoder) -> RungMeasurement:
     """The measure that adds nothing to a rung."""
     return RungMeasurement()
 
@@ -244,7 +244,7 @@ class _Run:
         if self.step < self._training.steps:
             self._ledger.compile_seconds += self._optimiser.warm_up() * group.size
 
-    def whole_model(self) -> VideoTransformer:
+    def whole_model(self) -> Decoder:
         """With all weights, also where the workers of a run have a part each. All ranks call it."""
         return self._optimiser.parameters.whole_model()
 
@@ -363,7 +363,7 @@ class _Run:
         }
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
-    def _found_by(self, measure: Measure, model: VideoTransformer) -> dict[str, float]:
+    def _found_by(self, measure: Measure, model: Decoder) -> dict[str, float]:
         """What it finds; its seconds are booked by its own names."""
         found = measure(self.step, model)
         spent = self._ledger.measuring_seconds
@@ -371,7 +371,7 @@ class _Run:
         return found.metrics
 
     @torch.no_grad()
-    def _validate(self, model: VideoTransformer) -> float:
+    def _validate(self, model: Decoder) -> float:
         """Full-sequence cross-entropy in nats per token over the held-out clips, spread over the ranks."""
         assert self._validation is not None
         tokens, labels = self._validation

@@ -4,7 +4,7 @@ schemes, optimisers or data.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal, NamedTuple
 
@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.autograd.function import once_differentiable
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.training.compiling import compiled
 
 Reduction = Literal["mean", "sum"]
@@ -50,9 +50,9 @@ class LossOptions:
     chunk_tokens: int | None = None
     """At most this many tokens have logits at once; all where None."""
     prefix_tokens: int | None = None
-    """As `VideoTransformer.window`."""
+    """As `Decoder.window`."""
     activation_checkpointing: bool = False
-    """As `VideoTransformer.window`."""
+    """As `Decoder.window`."""
     compiled: bool = False
     """Whether head and loss go through the compiler."""
 
@@ -69,7 +69,7 @@ class LossOptions:
 
 
 def window_loss(
-    model: VideoTransformer,
+    model: Decoder,
     tokens_BT: Tensor,
     labels_B: Tensor,
     start: int,
@@ -95,17 +95,22 @@ def window_loss(
 
 
 def hidden_states(
-    model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, options: LossOptions
+    model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, options: LossOptions
 ) -> Tensor:
     """The h of a window, for `loss_terms`."""
     return model.hidden(tokens_BT, labels_B, start, length, options.prefix_tokens, options.activation_checkpointing)
 
 
 def loss_terms(
-    model: VideoTransformer, hidden_BSD: Tensor, targets_BW: Tensor, options: LossOptions, first: int = 0
+    model: Decoder, hidden_BSD: Tensor, targets_BW: Tensor, options: LossOptions, first: int = 0
 ) -> LossTerms:
     """The terms of the W states from `first` on, which predict the targets; all states have logits."""
     weight, distance, length = options.continuity_weight, options.neighbour_distance, targets_BW.shape[1]
+    if model.norm_and_head is None and (options.chunk_tokens is not None or options.continuity_state == "final_norm"):
+        raise ValueError(
+            f"chunk_tokens and the state final_norm need a final norm and a head, which {type(model).__name__} does not"
+            " name (norm_and_head); leave them out"
+        )
     if weight > 0 and length <= distance:
         raise ValueError(
             f"continuity_weight needs two tokens at distance {distance}, but the window's length is"
@@ -120,9 +125,8 @@ def loss_terms(
     judged = Judged(
         weight > 0, options.norm_weight > 0, options.continuity_reduction, options.continuity_state, distance
     )
-    return LossTerms(
-        *judge(model.final_norm, model.head, hidden_BSD, targets_N, part, weights, judged, options.chunk_tokens)
-    )
+    norm, head = model.norm_and_head or (nn.Identity(), model.logits)
+    return LossTerms(*judge(norm, head, hidden_BSD, targets_N, part, weights, judged, options.chunk_tokens))
 
 
 class Judged(NamedTuple):
@@ -137,7 +141,7 @@ class Judged(NamedTuple):
 
 def _judge(
     final_norm: nn.Module,
-    head: nn.Linear,
+    head: nn.Linear | Callable[[Tensor], Tensor],
     hidden_BSD: Tensor,
     targets_N: Tensor,
     part: tuple[int, int] | None,
@@ -153,6 +157,7 @@ def _judge(
         hidden_BWD = hidden_BSD[:, own]
     else:
         hidden_BWD = hidden_BSD[:, own]
+        assert isinstance(head, nn.Linear)
         normed_ND = final_norm(hidden_BWD).flatten(0, 1)
         cross_entropy = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             normed_ND, head.weight, targets_N, chunk_tokens, isinstance(weights[0], Tensor)

@@ -11,9 +11,9 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from reco_tune.model import ModelSettings, VideoTransformer
-from reco_tune.model.flops import parameter_counts
-from reco_tune.model.transformer import Block
+from reco_tune.model import Decoder
+from reco_tune.model.flops import parameter_count
+from reco_tune.model.shape import DecoderSettings
 from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
 from reco_tune.training.gradient_mean import GradientMean
@@ -54,7 +54,7 @@ class Parameters(Protocol):
     def compile_blocks(self) -> None:
         """Puts compiled blocks into the model."""
 
-    def whole_model(self) -> VideoTransformer:
+    def whole_model(self) -> Decoder:
         """A model with all weights, on every worker, for whatever is no training. All ranks call it."""
 
 
@@ -62,23 +62,22 @@ GATHERED_BLOCKS = 2
 """Blocks of a split model that are on a worker at once: the next one is gathered while one is computed."""
 
 
-def state_bytes(settings: ModelSettings, workers: int, half: bool) -> int:
+def state_bytes(settings: DecoderSettings, workers: int, half: bool) -> int:
     """Of one of the workers that a model's state is split over: weights, gradients and AdamW's moments of its part, and
     what it gathers of the others'. With one worker it is the whole state.
     """
-    around, block = parameter_counts(settings)
-    whole = 16 * (around + settings.depth * block)
+    whole = 16 * parameter_count(settings)
     return whole if workers == 1 else -(-whole // workers) + gathered_bytes(settings, half)
 
 
-def gathered_bytes(settings: ModelSettings, half: bool) -> int:
+def gathered_bytes(settings: DecoderSettings, half: bool) -> int:
     """Of a worker with a part of a model, what a step takes beside that part: of all that lies around the blocks, and
     of `GATHERED_BLOCKS` blocks, weights, gradients, and the float32 values by which gradients are summed.
 
     Args:
         half: whether blocks and their gradients come in bfloat16.
     """
-    around, block = parameter_counts(settings)
+    around, block, _ = settings.parameter_counts
     return around * (4 + 4 + 4) + GATHERED_BLOCKS * block * ((2 + 2 if half else 4 + 4) + 4)
 
 
@@ -89,7 +88,7 @@ class FlatParameters:
 
     gathered_bytes = 0
 
-    def __init__(self, model: VideoTransformer, group: Group = Group()) -> None:
+    def __init__(self, model: Decoder, group: Group = Group()) -> None:
         self._model, named = model, dict(model.named_parameters())
         parameters = list(named.values())
         self.spans: list[tuple[int, int]] = []
@@ -125,8 +124,7 @@ class FlatParameters:
         return {self.vector.untyped_storage()._cdata}
 
     def compile_blocks(self) -> None:
-        self._model.run_block = compiled(Block.forward)
-        self._model.run_block_before_a_window = compiled(Block.before_a_window)
+        self._model.compile_blocks(compiled)
 
-    def whole_model(self) -> VideoTransformer:
+    def whole_model(self) -> Decoder:
         return self._model

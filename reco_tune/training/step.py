@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.adamw import adamw
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.settings import Training
 from reco_tune.training.compiling import no_way_back
 from reco_tune.training.distributed import Group
@@ -188,12 +188,13 @@ def learning_rate_at(step: int, training: Training) -> float:
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
-def _placed(scheme: Scheme, device: torch.device, group: Group) -> tuple[VideoTransformer, Parameters]:
+def _placed(scheme: Scheme, device: torch.device, group: Group) -> tuple[Decoder, Parameters]:
     """The scheme's model on the device, whole or split over the workers."""
     experiment, model = scheme.experiment, scheme.build_model()
     if experiment.resources.shard_state and group.size > 1:
         from reco_tune.training.sharding import ShardedParameters  # FSDP is a second of imports
 
+        assert isinstance(model, VideoTransformer)  # settings say so
         return model, ShardedParameters(model, group, device, half=experiment.training.precision == "bfloat16")
     model = model.to(device)
     return model, FlatParameters(model, group)

@@ -10,12 +10,12 @@ from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
-import torch
 from torch import Tensor
 
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model import Decoder
+from reco_tune.model.build import build_decoder, shape_of
 from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops, step_flops
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossOptions, LossTerms, hidden_states, loss_terms
@@ -49,14 +49,8 @@ class Scheme:
         """W, the length of the piece, or of the clip; a schedule of lengths may go beyond it."""
         self.piece_blocks = window.length_tokens // grid.tokens_per_block if self.trains_pieces else grid.blocks
         """k, the blocks that the model sees."""
-        self.model_settings = ModelSettings(
-            num_codes=num_codes,
-            num_tokens=window.length_tokens if self.trains_pieces else grid.num_tokens,
-            num_classes=num_classes,
-            width=experiment.model.width,
-            depth=experiment.model.depth,
-            heads=experiment.model.heads,
-        )
+        num_tokens = window.length_tokens if self.trains_pieces else grid.num_tokens
+        self.model_settings = shape_of(experiment.model, num_codes, num_tokens, num_classes)
         self.windows = self._windows()
         """Starts and lengths; None where every step is the same, from token 0."""
         self.options = LossOptions(
@@ -166,23 +160,18 @@ class Scheme:
 
     # The step
 
-    def build_model(self) -> VideoTransformer:
+    def build_model(self) -> Decoder:
         """A fresh model on the CPU; the same settings and seed give the same weights."""
-        generator = torch.Generator().manual_seed(self.experiment.training.seed)
-        shape = self.model_settings
-        return VideoTransformer(
-            shape.num_codes,
-            shape.num_tokens,
-            shape.num_classes,
-            shape.width,
-            shape.depth,
-            shape.heads,
-            generator=generator,
-            attention=self.experiment.resources.attention,
-            residual=self.experiment.training.residual,
+        experiment = self.experiment
+        return build_decoder(
+            experiment.model,
+            self.model_settings,
+            experiment.training.seed,
+            experiment.resources.attention,
+            experiment.training.residual,
         )
 
-    def loss(self, model: VideoTransformer, batch: Batch, span: WindowSpan | int) -> LossTerms:
+    def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
         """Loss of one micro-batch whose window lies there."""
         span = self.span(span)
         computed, judged = self.computed(span), self.judged(span)
@@ -190,7 +179,7 @@ class Scheme:
         targets_BW = batch.tokens_BT[:, judged.start : judged.start + judged.length]
         return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
 
-    def compiled_loss(self, parameters: Parameters) -> Callable[[VideoTransformer, Batch, WindowSpan], LossTerms]:
+    def compiled_loss(self, parameters: Parameters) -> Callable[[Decoder, Batch, WindowSpan], LossTerms]:
         """`loss`, compiled: the blocks of the parameters' model, and head with loss (`options.compiled`)."""
         parameters.compile_blocks()
         return self.loss

@@ -1,0 +1,97 @@
+"""What a decoder costs that has no formula: torch's operation counter over a forward pass on tensors without storage.
+
+The counter takes attention as whole squares of pairs. Two lengths tell a token's operations from a pair's, and the
+pairs are then counted once each, as causal ones. What grows neither with tokens nor with pairs is not seen.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor, nn
+
+from reco_tune.model.shape import Costs, DecoderSettings
+
+
+class Counted(NamedTuple):
+    """Of one decoder."""
+
+    costs: Costs
+    parameters: int
+    cached: int
+    """Numbers that its past keeps of a token."""
+
+
+def count(
+    module: nn.Module,
+    states: Callable[[int], tuple[Tensor, Any]],
+    logits: Callable[[Tensor], Tensor],
+    shape: DecoderSettings,
+) -> Counted:
+    """
+    Args:
+        module: whose weights they are.
+        states: hidden states [1, S, D] and past of the first S tokens, from tensors of the device `meta`.
+        logits: of hidden states.
+    """
+    whole = shape.num_tokens
+    half = max(1, whole // 2)
+    with torch.no_grad(), _without_storage(module):
+        few, (_, past) = _operations(lambda: states(half))
+        many, _ = _operations(lambda: states(whole))
+        head, _ = _operations(lambda: logits(torch.empty(1, 1, shape.width, device="meta")))
+    squares = whole * (whole - half)
+    pair = round((many - few * whole / half) / squares) if squares else 0
+    token = round((many - pair * whole * whole) / whole)
+    kept = sum(tensor.numel() for tensor in tensors_of(past)) // half
+    return Counted(Costs(token, pair, head, token, pair), sum(p.numel() for p in module.parameters()), kept)
+
+
+def tensors_of(held: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
+    """Every tensor that an object holds, in containers and attributes, each once."""
+    seen = set() if _seen is None else _seen
+    if id(held) in seen:
+        return
+    seen.add(id(held))
+    if isinstance(held, Tensor):
+        yield held
+    elif isinstance(held, dict):
+        for value in held.values():
+            yield from tensors_of(value, seen)
+    elif isinstance(held, list | tuple | set):
+        for value in held:
+            yield from tensors_of(value, seen)
+    elif hasattr(held, "__dict__") and not isinstance(held, type | nn.Module):
+        yield from tensors_of(vars(held), seen)
+
+
+def _operations(compute: Callable[[], Any]) -> tuple[int, Any]:
+    from torch.utils.flop_counter import FlopCounterMode  # a second of imports
+
+    with FlopCounterMode(display=False) as counter:
+        found = compute()
+    return counter.get_total_flops(), found
+
+
+class _without_storage:
+    """Inside, the module's weights and buffers have shapes and nothing else."""
+
+    def __init__(self, module: nn.Module) -> None:
+        self._module = module
+        self._own: list[tuple[dict[str, Any], str, Tensor]] = []
+
+    def __enter__(self) -> None:
+        for module in self._module.modules():
+            own: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+            for held in own:
+                for name, tensor in held.items():
+                    if tensor is not None:
+                        self._own.append((held, name, tensor))
+                        bare = torch.empty_like(tensor, device="meta")
+                        held[name] = nn.Parameter(bare, requires_grad=False) if held is module._parameters else bare
+
+    def __exit__(self, *_: object) -> None:
+        for held, name, tensor in self._own:
+            held[name] = tensor

@@ -1,0 +1,243 @@
+"""A decoder is three functions: inputs of a stretch of tokens, `advance` and `logits`. All else is written once, here
+and in whatever takes a `Decoder`: full sequences, windows after a prefix without gradient, sampling, cost, analyses.
+
+Knows codes, positions and classes; refuses to know what lies between inputs and hidden states. Letters as in
+`transformer`. Input i is token i-1, and the class at i = 0, so the output at i predicts token i.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from functools import cached_property
+from typing import Any, ClassVar, NamedTuple, Self
+
+import torch
+from pydantic import BaseModel
+from torch import Tensor, nn
+
+from reco_tune.model.counting import count
+from reco_tune.model.sampling import Drawing, Noise, Read, sampler_for
+from reco_tune.model.shape import CountedSettings, DecoderSettings
+from reco_tune.windows import prefix_inputs
+
+
+class Inputs(NamedTuple):
+    """A stretch of inputs, as `advance` reads it."""
+
+    embedded_BSD: Tensor
+    begin: int
+    """Position of the first one; the others follow."""
+
+
+class WindowOutput(NamedTuple):
+    """What the model says about a window."""
+
+    logits_BWV: Tensor
+    """Scores of the window's tokens."""
+    hidden_BWD: Tensor
+    """Output of the last block, before the final norm: the h of the continuity term."""
+
+
+class NoOptions(BaseModel):
+    """Of a decoder that has none."""
+
+
+class Decoder(nn.Module):
+    """p(token | class, earlier tokens). A class of one's own gives `inputs`, `advance` and `logits`."""
+
+    Options: ClassVar[type[BaseModel]] = NoOptions
+    """What `model.options` may hold."""
+    recordable: ClassVar[bool] = False
+    """Whether a GPU samples with `read` and `read_next` into static caches (the built-in transformer)."""
+
+    def __init__(self, num_codes: int, num_tokens: int, num_classes: int, width: int) -> None:
+        """
+        Args:
+            num_codes: V. num_tokens: T. num_classes: without the null class, whose label is this number. width: D, of
+                the hidden states.
+
+        Raises:
+            ValueError: for a shape that cannot be.
+        """
+        super().__init__()
+        if min(num_codes, num_tokens, num_classes, width) < 1:
+            raise ValueError(
+                "num_codes, num_tokens, num_classes and width must be 1 or more, got"
+                f" {(num_codes, num_tokens, num_classes, width)}"
+            )
+        self.shape = DecoderSettings(num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width)
+
+    @classmethod
+    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any) -> Self:
+        """One with fresh weights, drawn from torch's global generator; `options` are of `Options`."""
+        return cls(num_codes, num_tokens, num_classes, **dict(options))
+
+    def start(self) -> None:
+        """Takes the weights that training begins with, where those are not fresh ones."""
+
+    # The three functions
+
+    def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
+        """Inputs begin .. end-1."""
+        raise NotImplementedError
+
+    def advance(self, inputs: Inputs, past: Any = None) -> tuple[Tensor, Any]:
+        """Hidden states [B, S, D] of inputs that come after those of `past`, and the past of what follows.
+
+        Causal and differentiable; `past` is opaque, None at the beginning, and is never changed by who reads it twice:
+        it is used once.
+        """
+        raise NotImplementedError
+
+    def logits(self, hidden_BSD: Tensor) -> Tensor:
+        """Scores [B, S, V] (or [N, V] of [N, D]) of the tokens that hidden states predict."""
+        raise NotImplementedError
+
+    # What is written once on top of them
+
+    @cached_property
+    def settings(self) -> DecoderSettings:
+        """Its shape and what it costs, counted on tensors without storage."""
+        found = count(self, self._states_without_storage, self.logits, self.shape)
+        numbers = {name: getattr(self.shape, name) for name in ("num_codes", "num_tokens", "num_classes", "width")}
+        return CountedSettings(**numbers, counted=found.costs, parameters=found.parameters, cached=found.cached)
+
+    @property
+    def null_class(self) -> int:
+        """Label of "no class": what guidance is measured against and class dropout trains."""
+        return self.shape.num_classes
+
+    @property
+    def device(self) -> torch.device:
+        return next(self.parameters()).device
+
+    @property
+    def norm_and_head(self) -> tuple[nn.Module, nn.Linear] | None:
+        """The final norm and the head, where `logits` is the head of the norm; None where it is anything else."""
+        return None
+
+    def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
+        """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read)."""
+        return self.window(tokens_BT, labels_B, 0, self.shape.num_tokens).logits_BWV
+
+    def window(
+        self,
+        tokens_BT: Tensor,
+        labels_B: Tensor,
+        start: int,
+        length: int,
+        prefix_tokens: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> WindowOutput:
+        """Predictions of tokens `start` .. `start + length - 1` only, with no gradient before `start` and no work after
+        the window.
+
+        Args:
+            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay
+                absolute; what is left is computed from what is left alone, so nothing of the rest leaks in. The class
+                stays because sampling always shows it: a window without it would learn to do without its condition.
+            activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
+
+        Raises:
+            ValueError: where the window does not lie in the clip.
+        """
+        hidden_BWD = self.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
+        return WindowOutput(self.logits(hidden_BWD), hidden_BWD)
+
+    def hidden(
+        self,
+        tokens_BT: Tensor,
+        labels_B: Tensor,
+        start: int,
+        length: int,
+        prefix_tokens: int | None = None,
+        activation_checkpointing: bool = False,
+    ) -> Tensor:
+        """The h of `window` alone, without logits.
+
+        Raises:
+            ValueError: where the window does not lie in the clip, or blocks cannot be computed again.
+        """
+        self._check_window(start, length)
+        if activation_checkpointing:
+            raise ValueError(f"activation_checkpointing: {type(self).__name__} has no blocks to compute again")
+        past = self._past(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens)) if start else None
+        return self.advance(self.inputs(tokens_BT, labels_B, start, start + length), past)[0]
+
+    def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
+        """The h of whole clips whose inputs 1 .. S have noise on them."""
+        inputs = self.inputs(tokens_BT, labels_B, 0, self.shape.num_tokens)
+        moved_BTD = inputs.embedded_BSD.clone()
+        moved_BTD[:, 1 : 1 + len(noise_SD)] += noise_SD[: moved_BTD.shape[1] - 1]
+        return self.advance(inputs._replace(embedded_BSD=moved_BTD))[0]
+
+    @torch.no_grad()
+    def generate(
+        self,
+        labels_B: Tensor,
+        generator: torch.Generator | None = None,
+        temperature: float = 1.0,
+        top_k: int | None = None,
+        top_p: float | None = None,
+        guidance: float = 1.0,
+        prompt_BP: Tensor | None = None,
+    ) -> Tensor:
+        """Samples whole clips, token after token, with cached keys and values.
+
+        Args:
+            labels_B: classes; the null class samples without one.
+            generator: of the draws, on the model's device; torch's global one where None.
+            temperature: of the softmax; 0 takes the likeliest code.
+            top_k: keep the k likeliest codes.
+            top_p: keep the smallest set of codes that holds this probability.
+            guidance: g of logits = null + g (class - null); 1 is none, others run the null class alongside.
+            prompt_BP: first P tokens, kept as they are.
+
+        Returns:
+            int64 codes [B, T].
+
+        Raises:
+            ValueError: for a prompt longer than the clip, or options that leave no code to draw.
+            RunFailedError: where the model gives no numbers.
+        """
+        drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
+        sampler = sampler_for(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
+        return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
+
+    def reader(self) -> Read:
+        """A reading from the first input on."""
+        past: Any = None
+
+        def read(tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
+            nonlocal past
+            hidden_BSD, past = self.advance(self.inputs(tokens_BT, labels_B, begin, end), past)
+            return self.logits(hidden_BSD[:, -1:])[:, 0]
+
+        return read
+
+    def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
+        """Puts compiled functions where blocks are run."""
+        raise NotImplementedError(f"{type(self).__name__} has no blocks that are known to compile")
+
+    def run_eagerly(self) -> None:
+        """Takes compiled functions out again: who reads a trained model once in a while would wait for more graphs."""
+
+    def _check_window(self, start: int, length: int) -> None:
+        if not (start >= 0 and length >= 1 and start + length <= self.shape.num_tokens):
+            raise ValueError(
+                f"window {start}..{start + length - 1} must lie in tokens 0..{self.shape.num_tokens - 1} of the clip"
+            )
+
+    def _past(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Any:
+        """Of inputs 0 .. start-1, or of `read` of them: 0 and the last ones. Without gradient."""
+        with torch.no_grad():
+            past = self.advance(self.inputs(tokens_BT, labels_B, 0, 1 if read < start else start))[1]
+            if 1 < read < start:
+                past = self.advance(self.inputs(tokens_BT, labels_B, start - read + 1, start), past)[1]
+        # older torch would hand the weights cast here, which carry no gradient, to the window
+        torch.clear_autocast_cache()
+        return past
+
+    def _states_without_storage(self, tokens: int) -> tuple[Tensor, Any]:
+        codes_BT, labels_B = (torch.zeros(shape, dtype=torch.long, device="meta") for shape in ((1, tokens), (1,)))
+        return self.advance(self.inputs(codes_BT, labels_B, 0, tokens))

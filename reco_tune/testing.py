@@ -1,0 +1,117 @@
+"""Whether a decoder of one's own is one. For tests: `check_decoder(MyDecoder(...))`."""
+
+from __future__ import annotations
+
+import copy
+
+import torch
+from torch import Tensor
+
+from reco_tune.model import Decoder
+from reco_tune.model.counting import tensors_of
+
+TOLERANCE = 1e-5
+"""Relative, in float64: some kernels round to float32 on the way."""
+
+
+def check_decoder(decoder: Decoder) -> None:
+    """Tries what windows and sampling rely on, on a copy in float64 and two clips of random codes.
+
+    Raises:
+        AssertionError: with one sentence that says what is wrong.
+    """
+    model = copy.deepcopy(decoder).double().train()
+    shape, name = model.shape, type(model).__name__
+    assert shape.num_tokens >= 4, f"give a {name} of 4 tokens or more to check, not {shape.num_tokens}"
+    draw = torch.Generator().manual_seed(0)
+    tokens_BT = torch.randint(shape.num_codes, (2, shape.num_tokens), generator=draw)
+    other_BT = (tokens_BT + 1 + torch.randint(max(1, shape.num_codes - 1), tokens_BT.shape, generator=draw)) % (
+        shape.num_codes
+    )
+    labels_B = torch.arange(2) % (shape.num_classes + 1)
+    start = shape.num_tokens // 2
+    length = max(1, (shape.num_tokens - start) // 2)
+    with torch.no_grad():
+        whole_BTD = _states(model, tokens_BT, labels_B, name)
+        _check_causality(model, whole_BTD, tokens_BT, other_BT, labels_B, start, name)
+        _check_prefix(model, whole_BTD, tokens_BT, other_BT, labels_B, start, length, name)
+        _check_cache(model, whole_BTD, tokens_BT, labels_B, name)
+    _check_gradient(model, tokens_BT, labels_B, start, length, name)
+
+
+def _states(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, name: str) -> Tensor:
+    shape = model.shape
+    hidden_BTD = model.hidden(tokens_BT, labels_B, 0, shape.num_tokens)
+    expected = (2, shape.num_tokens, shape.width)
+    assert hidden_BTD.shape == expected, f"{name}.advance gives states {tuple(hidden_BTD.shape)}, not {expected}"
+    logits = model.logits(hidden_BTD)
+    expected = (2, shape.num_tokens, shape.num_codes)
+    assert logits.shape == expected, f"{name}.logits gives scores {tuple(logits.shape)}, not {expected}"
+    again_BTD = model.hidden(tokens_BT, labels_B, 0, shape.num_tokens)
+    assert _alike(again_BTD, hidden_BTD), (
+        f"{name} gives other states for the same tokens when it trains: turn dropout off, or runs cannot be repeated"
+    )
+    return hidden_BTD
+
+
+def _check_causality(
+    model: Decoder, whole_BTD: Tensor, tokens_BT: Tensor, other_BT: Tensor, labels_B: Tensor, start: int, name: str
+) -> None:
+    changed_BT = torch.cat([tokens_BT[:, :start], other_BT[:, start:]], dim=1)
+    moved_BTD = model.hidden(changed_BT, labels_B, 0, model.shape.num_tokens)
+    assert _alike(moved_BTD[:, : start + 1], whole_BTD[:, : start + 1]), (
+        f"a future token leaks: {name}'s states of tokens 0..{start} change with the codes from {start} on"
+    )
+
+
+def _check_prefix(
+    model: Decoder,
+    whole_BTD: Tensor,
+    tokens_BT: Tensor,
+    other_BT: Tensor,
+    labels_B: Tensor,
+    start: int,
+    length: int,
+    name: str,
+) -> None:
+    window_BWD = model.hidden(tokens_BT, labels_B, start, length)
+    changed_BT = torch.cat([other_BT[:, : start - 1], tokens_BT[:, start - 1 :]], dim=1)
+    moved_BWD = model.hidden(changed_BT, labels_B, start, length)
+    assert not torch.equal(window_BWD, moved_BWD), (
+        f"{name} trains a window without its context: its states are the same whatever comes before it"
+    )
+    assert _alike(window_BWD, whole_BTD[:, start : start + length]), (
+        f"{name}'s positions do not continue after a prefix, or its past is not all that is before: the states of"
+        f" tokens {start}..{start + length - 1} are not those of the full sequence"
+    )
+
+
+def _check_cache(model: Decoder, whole_BTD: Tensor, tokens_BT: Tensor, labels_B: Tensor, name: str) -> None:
+    read = model.reader()
+    for position in range(model.shape.num_tokens):
+        cached_BV = read(tokens_BT, labels_B, position, position + 1)
+        assert _alike(cached_BV, model.logits(whole_BTD[:, position])), (
+            f"cached sampling with {name} gives other scores of token {position} than the full sequence"
+        )
+
+
+def _check_gradient(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, name: str) -> None:
+    """Against a window whose past was made without a graph and cut off from all weights."""
+    parameters = list(model.parameters())
+    with torch.no_grad():
+        past = model.advance(model.inputs(tokens_BT, labels_B, 0, start))[1]
+    leaks = f"a gradient goes through the prefix of {name}"
+    assert not any(tensor.requires_grad for tensor in tensors_of(past)), f"{leaks}: its past requires one"
+    hidden_BWD = model.advance(model.inputs(tokens_BT, labels_B, start, start + length), past)[0]
+    expected = torch.autograd.grad(model.logits(hidden_BWD).square().sum(), parameters, allow_unused=True)
+    logits_BWV = model.window(tokens_BT, labels_B, start, length).logits_BWV
+    found = torch.autograd.grad(logits_BWV.square().sum(), parameters, allow_unused=True)
+    for own, right in zip(found, expected, strict=True):
+        same = own is right or (own is not None and right is not None and _alike(own, right))
+        empty = (own is None or not own.any()) and (right is None or not right.any())
+        assert same or empty, f"{leaks}: a window's gradient is not that of the window alone"
+    assert any(own is not None and bool(own.any()) for own in found), f"{name}.advance gives no gradient at all"
+
+
+def _alike(found: Tensor, expected: Tensor) -> bool:
+    return bool((found - expected).norm() <= TOLERANCE * expected.norm())
