@@ -1,4 +1,4 @@
-"""`reco-tune spaces`: the shipped search spaces."""
+"""`reco-tune spaces`: space files, new and shipped."""
 
 from __future__ import annotations
 
@@ -10,26 +10,26 @@ from typing import Annotated
 
 import typer
 
-from reco_tune.cli.options import (
-    settings_path,
-    shipped_experiments,
-    shipped_spaces,
-)
+from reco_tune.cli.completion import complete_space
+from reco_tune.cli.new_space import new
+from reco_tune.cli.options import settings_path, shipped_experiments, shipped_spaces
 from reco_tune.errors import SettingsError
 
 app = typer.Typer(
     invoke_without_command=True,
     rich_markup_mode=None,
-    help="""The shipped search spaces: list, show, copy.
+    help="""Space files: one for your own videos, and the shipped ones.
 
     \b
     Examples:
+      reco-tune spaces new mine.yaml --root /data/mine
       reco-tune spaces ls
       reco-tune spaces show lambda
       reco-tune spaces cp lambda my_lambda.yaml
     """,
 )
-Name = Annotated[str, typer.Argument(help="Name of a shipped space.")]
+Name = Annotated[str, typer.Argument(help="Name of a shipped space or experiment.", autocompletion=complete_space)]
+app.command()(new)
 
 
 @app.callback()

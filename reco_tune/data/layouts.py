@@ -29,7 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
-from reco_tune.data.frame_folders import is_image
+from reco_tune.data.frame_folders import has_images, is_image
 from reco_tune.data.frame_names import order_is_new
 from reco_tune.data.video import READER
 from reco_tune.errors import DataError
@@ -48,6 +48,14 @@ _BESIDE = (
     " .py .ipynb .sh .mat .npy .npz .pkl .pt .pth .h5 .parquet"
 )
 """Names of what often lies beside videos, images apart: none of it is a video, and nobody wants to be told so."""
+_KNOWN_BY = {
+    "faceforensics": ("preprocess_ffs", "train/images", "train/videos"),
+    "skytimelapse": ("sky_timelapse", "sky_train"),
+    "taichi": ("taichi-256", "frames/train"),
+}
+"""Folders by which published data sets are known."""
+_LOOKED_INTO = 20
+"""Folders whose contents are looked at where a layout is guessed."""
 _NAMED_LIKE_VIDEOS = frozenset({".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".gif"})
 """Names that alone counted as videos once."""
 _NO_CLASSES = frozenset({"ucfTrainTestlist", "__MACOSX"})
@@ -81,6 +89,45 @@ def existing_root(data: Data) -> Path:
     if not data.root.is_dir():
         raise DataError(f"data.root ({data.root}) is not a folder; name the folder of the videos")
     return data.root
+
+
+class Guess(NamedTuple):
+    """How a folder seems to be laid out."""
+
+    layout: str
+    split: Literal["lists", "time"]
+
+
+def guess_layout(root: Path) -> Guess:
+    """The layout and the split of a folder, by the names in it.
+
+    Raises:
+        DataError: where it is not there, or nothing in it looks like videos.
+    """
+    existing_root(Data(root=root))
+    if (root / LIST_FILE).is_file():
+        with (root / LIST_FILE).open(newline="", encoding="utf-8-sig", errors="replace") as file:
+            return Guess("csv", "lists" if "split" in next(csv.reader(file), []) else "time")
+    lists = any((above / "ucfTrainTestlist").is_dir() for above in (root, root.parent))
+    if (root / "UCF-101").is_dir() or lists:
+        return Guess("ucf101", "lists" if lists else "time")
+    for layout, names in _KNOWN_BY.items():
+        if any((root / name).is_dir() for name in names):
+            return Guess(layout, "lists")
+    divided = all((root / split).is_dir() for split in SPLITS)
+    return Guess(_plain_layout(root / "train" if divided else root), "lists" if divided else "time")
+
+
+def _plain_layout(folder: Path) -> str:
+    """Of a folder that holds one split, or all."""
+    inside = _subfolders(folder)
+    if any(path.is_file() for path in _visible(folder)):
+        return "flat"
+    if any(has_images(path) or any(map(has_images, _subfolders(path))) for path in inside[:_LOOKED_INTO]):
+        return "frames"
+    if any(below.is_file() for path in inside[:_LOOKED_INTO] for below in _visible(path)):
+        return "class_folders"
+    raise DataError(f"{folder} holds neither videos nor folders of videos or images; name another folder")
 
 
 def list_videos(data: Data) -> list[Video]:
