@@ -1,8 +1,11 @@
-"""Every metric with its unit, its better direction and its symbol; nobody types such a string twice."""
+"""Every metric with its unit, its better direction and its symbol. No other module spells such a name."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
+
+ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
+"""After a heading: lower or higher is better."""
 
 
 class Quantity(NamedTuple):
@@ -14,6 +17,12 @@ class Quantity(NamedTuple):
     better: Literal["lower", "higher", "neither"]
     deterministic: bool = True
     """Whether the same settings and seeds give the same bits on the same machine type (measured times never do)."""
+
+    @property
+    def heading(self) -> str:
+        """For the head of a column: the label with its unit, and ↓ or ↑ for lower or higher is better."""
+        unit = f" ({self.unit})" if self.unit else ""
+        return f"{self.label}{unit}{ARROWS[self.better]}"
 
 
 def _q(
@@ -29,42 +38,45 @@ KERNEL_DISTANCE = _q("kernel_distance", "Kernel distance (polynomial MMD²)", ""
 KERNEL_DISTANCE_LOW = _q("kernel_distance_low", "Kernel distance, low end of the 95% interval", "", "lower")
 KERNEL_DISTANCE_HIGH = _q("kernel_distance_high", "Kernel distance, high end of the 95% interval", "", "lower")
 CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "higher")
-LAST_FRAME_ACCURACY = _q("last_frame_accuracy", "Class accuracy of their last frames", "", "higher")
+LAST_FRAME_ACCURACY = _q("last_frame_accuracy", "Class accuracy of last frames", "", "higher")
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
-FLOW_UNEXPLAINED = _q("flow_unexplained", "Change that optical flow does not explain", "", "lower")
+FLOW_UNEXPLAINED = _q("flow_unexplained", "Share of change that optical flow does not explain", "", "lower")
 LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
 LIPSCHITZ_FRAMES = _q("lipschitz_frames", "Step of h across frames", "", "neither")
 LIPSCHITZ_FRAMES_RELATIVE = _q("lipschitz_frames_relative", "Step of h across frames / |h|", "", "neither")
 FIRST_FRAME_GAP = _q(
-    "first_frame_gap", "Cross-entropy of block 0: own samples less training clips", "nats/token", "neither"
+    "first_frame_gap",
+    "First-frame gap: cross-entropy of block 0, own samples minus training clips",
+    "nats/token",
+    "neither",
 )
-ERROR_GROWTH_RATE = _q("error_growth_rate", "Growth of an error, log factor per block", "", "lower")
-ERROR_GROWTH_SLOPE = _q("error_growth_slope", "Growth of an error, divergence per block", "", "lower")
+ERROR_GROWTH_RATE = _q("error_growth_rate", "Error growth, exponential rate", "per block", "lower")
+ERROR_GROWTH_SLOPE = _q("error_growth_slope", "Error growth, linear slope", "per block", "lower")
 ERROR_GROWTH_AIC = _q(
-    "error_growth_aic", "Growth of an error: AIC of a line less that of an exponential", "", "neither"
+    "error_growth_aic", "Error growth: AIC of the linear law minus AIC of the exponential law", "", "neither"
 )
 VAL_CROSS_ENTROPY = _q("val_cross_entropy", "Validation cross-entropy", "nats/token", "lower")
 TRAIN_CROSS_ENTROPY = _q("train_cross_entropy", "Training cross-entropy", "nats/token", "lower")
-CONTINUITY = _q("continuity", "Continuity term, raw", "", "neither")
-HIDDEN_NORM = _q("hidden_norm", "mean h²", "", "neither")
+CONTINUITY = _q("continuity", "Continuity term without λ", "", "neither")
+HIDDEN_NORM = _q("hidden_norm", "Mean h²", "", "neither")
 LEARNING_RATE = _q("learning_rate", "Learning rate", "", "neither")
 
 SPEEDUP = _q("speedup", "Speed-up per step", "x", "higher", deterministic=False)
 SPEEDUP_LOW = _q("speedup_low", "Speed-up, low end of the 95% interval", "x", "higher", deterministic=False)
 SPEEDUP_HIGH = _q("speedup_high", "Speed-up, high end of the 95% interval", "x", "higher", deterministic=False)
 SPEEDUP_LIMIT = _q("speedup_limit", "Speed-up limit (FLOPs)", "x", "higher")
-LIMIT_FRACTION = _q("limit_fraction", "Speed-up / limit", "", "higher", deterministic=False)
-PEAK_MEMORY_RATIO = _q("peak_memory_ratio", "Peak memory / baseline's", "", "lower", deterministic=False)
+LIMIT_FRACTION = _q("limit_fraction", "Speed-up divided by its limit", "", "higher", deterministic=False)
+PEAK_MEMORY_RATIO = _q("peak_memory_ratio", "Peak memory divided by the baseline's", "x", "lower", deterministic=False)
 
-STEPS = _q("steps", "Optimiser steps", "", "neither")
-TOKENS_SEEN = _q("tokens_seen", "Tokens seen (prefix and window)", "", "neither")
-LOSS_TOKENS = _q("loss_tokens", "Tokens with a loss", "", "neither")
-TRAINING_FLOPS = _q("training_flops", "Training FLOPs", "", "lower")
-FORWARD_FLOPS = _q("forward_flops", "Training FLOPs, forward (window and prefix)", "", "lower")
-BACKWARD_FLOPS = _q("backward_flops", "Training FLOPs, backward", "", "lower")
+STEPS = _q("steps", "Optimiser steps", "steps", "neither")
+TOKENS_SEEN = _q("tokens_seen", "Tokens seen (prefix and window)", "tokens", "neither")
+LOSS_TOKENS = _q("loss_tokens", "Tokens with a loss", "tokens", "neither")
+TRAINING_FLOPS = _q("training_flops", "Training FLOPs", "FLOPs", "lower")
+FORWARD_FLOPS = _q("forward_flops", "Training FLOPs, forward (window and prefix)", "FLOPs", "lower")
+BACKWARD_FLOPS = _q("backward_flops", "Training FLOPs, backward", "FLOPs", "lower")
 CALIBRATION_SECONDS = _q("calibration_seconds", "Calibration", "device s", "lower", deterministic=False)
-CALIBRATION_LOAD = _q("calibration_load", "Load per core when calibration began", "", "lower", deterministic=False)
+CALIBRATION_LOAD = _q("calibration_load", "Processes per core when calibration began", "", "lower", deterministic=False)
 COMPILE_SECONDS = _q("compile_seconds", "Compilation", "device s", "lower", deterministic=False)
 TRAINING_SECONDS = _q("training_seconds", "Training", "device s", "lower", deterministic=False)
 GENERATION_SECONDS = _q("generation_seconds", "Generation", "device s", "lower", deterministic=False)
@@ -72,8 +84,8 @@ EVALUATION_SECONDS = _q("evaluation_seconds", "Evaluation", "device s", "lower",
 TOKENS_PER_SECOND = _q("tokens_per_second", "Throughput", "tokens/s", "higher", deterministic=False)
 DATA_WAIT_SHARE = _q("data_wait_share", "Share of training spent waiting for data", "", "lower", deterministic=False)
 PEAK_MEMORY_BYTES = _q("peak_memory_bytes", "Peak memory", "bytes", "lower", deterministic=False)
-GPU_HOURS = _q("gpu_hours", "Device hours (GPU, or worker where there is none)", "h", "lower", deterministic=False)
-MOVES = _q("moves", "Times moved to other workers", "", "lower", deterministic=False)
+GPU_HOURS = _q("gpu_hours", "Device hours (of GPUs, or of workers without a GPU)", "h", "lower", deterministic=False)
+MOVES = _q("moves", "Moves to other workers", "", "lower", deterministic=False)
 
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""

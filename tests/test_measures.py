@@ -122,7 +122,8 @@ def test_tables_for_people_hold_what_was_measured(runs: pd.DataFrame) -> None:
     assert [row["arm"] for row in beside.groups[0].rows] == runs.attrs["arms"]
     headings = [[column.heading for column in table.columns_of(table.groups[0])] for table in (beside, analyses)]
     assert headings[0][0] == "arm" and headings[1][-1] == "law of error growth"
-    assert q.FLOW_UNEXPLAINED.label not in headings[0], "no run measured it"
+    assert "Motion distance ↓" in headings[0] and "Error growth, linear slope (per block) ↓" in headings[1]
+    assert q.FLOW_UNEXPLAINED.heading not in headings[0], "no run measured it"
     assert {row["law"] for row in analyses.groups[0].rows} == {"exponential", ""}
     text = markdown([beside, analyses, origin])
     assert text.endswith(f"Measured with commit 0123abc, hardware 2 CPU cores. Protocol: `{PROTOCOL}`.\n")

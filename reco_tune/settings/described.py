@@ -20,7 +20,7 @@ SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusive
 NAMES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": ""}
 """Types of JSON schema in words."""
 _PRESET = {
-    "description": "Width, depth and heads by name; keys that stand beside it override it: "
+    "description": "Sets width, depth and heads by name. Other `model` keys override it. "
     + "; ".join(f"`{name}` is {' x '.join(str(size) for size in sizes.values())}" for name, sizes in PRESETS.items())
     + ".",
     "enum": list(PRESETS),

@@ -33,7 +33,7 @@ class SettingsSection(BaseModel):
 
 
 class Data(SettingsSection):
-    """Which clips, cut how."""
+    """The videos, and how clips are cut from them."""
 
     layout: Literal[
         "digits",
@@ -47,58 +47,59 @@ class Data(SettingsSection):
         "csv",
         "tokens",
     ] = "ucf101"
-    """How the folder is laid out; `digits` is the embedded data set, rendered to `root` in UCF101 layout on first use;
-    `tokens` are codes that you made yourself, which train but cannot be looked at.
+    """How the folder is laid out. `digits` is the built-in data set, rendered to `root` in UCF101 layout on first use.
+    `tokens` are your own codes: you can train on them, but there are no pixels to look at or to compute FVD from.
     """
     root: LocalPath | None = None
-    """Folder of the videos; may be left out for `digits`, which then lies in the cache folder."""
+    """Folder of the videos. For `digits` it may be left out; the rendered videos then go to the cache folder."""
     cache_dir: LocalPath | None = None
-    """Folder of token caches, fitted tokenizers and feature extractors; by default `.cache/reco-tune` beside the data.
+    """Folder of token caches, fitted tokenizers and feature extractors. The default is `.cache/reco-tune` beside the
+    data.
     """
     clip_frames: int = Field(17, ge=2)
-    """Frames of a clip."""
+    """Frames in a clip."""
     frame_stride: int = Field(1, ge=1)
     """Distance in source frames between two frames of a clip."""
     clip_stride: int | None = Field(None, ge=1)
     """Source frames between the starts of two clips of one video; by default clips do not overlap."""
     clips_per_video: int | None = Field(None, ge=1)
-    """So many clips of each video, or all that there are, from random starts (drawn with `seed`) instead of evenly
-    spaced ones.
+    """At most this many clips of each video, with random starts (drawn with `seed`). By default starts are evenly
+    spaced.
     """
     short_videos: Literal["skip", "repeat_last", "loop"] = "skip"
-    """A video shorter than a clip is left out, or gives one clip whose last frame is repeated or whose frames begin
-    anew.
+    """What to do with a video that is shorter than a clip: leave it out (`skip`), repeat its last frame
+    (`repeat_last`), or start again from its first frame (`loop`).
     """
     horizontal_flip: Literal["none", "random", "both"] = "none"
-    """Training clips mirrored left to right: none, each with probability 0.5 (drawn with `seed`), or each as it is and
-    mirrored.
+    """Mirrors training clips left to right: none of them (`none`), each with probability 0.5, drawn with `seed`
+    (`random`), or every clip both as it is and mirrored (`both`).
     """
     min_clips: int = Field(1, ge=1)
-    """Fewest clips of each split; a run that is left with fewer after broken videos fails."""
+    """Smallest number of clips in each split. A command that has fewer left after broken videos fails."""
     decode_seconds: float = Field(120, gt=0)
-    """Longest that one read of one video may take; a video that takes longer is left out."""
+    """Time limit in seconds for one read of one video. A video that takes longer is left out."""
     size_px: int = Field(256, ge=4)
     """Height and width of a frame in pixels."""
     grid: tuple[Count, Count, Count] | None = None
-    """Blocks, rows and columns of a clip's codes (layout `tokens` only); by default those that `clip_frames`, `size_px`
-    and the tokenizer's strides make.
+    """Blocks, rows and columns of a clip's codes (layout `tokens` only). By default they follow from `clip_frames`,
+    `size_px` and the tokenizer's strides.
     """
     resize: Literal["crop", "stretch"] = "crop"
     """`crop` scales the short side and crops the centre; `stretch` scales both sides."""
     split: Literal["lists", "time"] = "lists"
-    """`lists` reads the layout's official split files; `time` takes the last `test_fraction` of every video for test,
-    no frame shared.
+    """`lists` reads the split files or folders of the layout. `time` takes the last `test_fraction` of every video for
+    test; train and test share no frame.
     """
     split_list: int = Field(1, ge=1, le=3)
-    """Which of UCF101's three official splits."""
+    """Which of UCF101's three official splits to use."""
     test_fraction: float = Field(0.2, gt=0, lt=1)
-    """Part of every video's frames that is held out where `split` is `time`."""
+    """Share of every video's frames that is held out if `split` is `time`."""
     train_clips: int | None = Field(None, ge=1)
-    """At most this many training clips (drawn with `seed`); the number rendered for `digits`."""
+    """At most this many training clips (drawn with `seed`). For `digits`, the number to render."""
     test_clips: int | None = Field(None, ge=1)
-    """At most this many held-out clips (drawn with `seed`); the number rendered for `digits`."""
+    """At most this many held-out clips (drawn with `seed`). For `digits`, the number to render."""
     class_conditional: bool = True
-    """Whether the model is given the class of a clip; a layout without classes has one class."""
+    """Whether the model sees the class of a clip. A layout without classes has one class."""
     seed: Seed = 0
     """Seed of rendering and of drawing clips."""
 
@@ -127,41 +128,40 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 
 
 class Tokenizer(SettingsSection):
-    """What turns pixels into codes and back."""
+    """The tokenizer, which turns pixels into codes and back."""
 
     kind: Literal["kmeans", "vq", "vidtok", "cosmos", "omnitokenizer", "larp"] = "kmeans"
-    """`kmeans`: nearest tubelets, fitted in seconds; `vq`: a small causal 3D-convolutional VQ-VAE trained on the clips;
-    the others are pretrained, and their strides and `num_codes` are those of the published weights where nothing else
-    is given.
+    """`kmeans`: nearest tubelets, fitted in seconds. `vq`: a small causal 3D-convolutional VQ-VAE, trained on the
+    clips. The others are pretrained. Their strides and `num_codes` default to those of the published weights.
     """
     path: str | None = None
-    """Weights of `vidtok` (folder or hub name) and `cosmos` (folder); the authors' code of `omnitokenizer` and `larp`
-    (folder, is run).
+    """Weights of `vidtok` (folder or hub name) and `cosmos` (folder). For `omnitokenizer` and `larp`, the folder of the
+    authors' code, which is executed.
     """
     checkpoint: str | None = None
     """Weights of `omnitokenizer` (a .ckpt file) and `larp` (a .pth file, folder or hub name)."""
     spatial_stride: int = Field(4, ge=1)
-    """Pixels per token side."""
+    """Height and width of a token in pixels."""
     temporal_stride: int = Field(2, ge=1)
-    """Frames per block after the first frame, which is a block of its own."""
+    """Frames in each block after the first. The first block is the first frame alone."""
     num_codes: int = Field(256, ge=2)
-    """Codes of the vocabulary, V."""
+    """Size V of the vocabulary."""
     quantizer: Literal["vq", "fsq"] = "vq"
-    """How `vq` rounds its vectors: to the nearest of a learned codebook, or each channel to a few levels (finite scalar
-    quantization), whose `num_codes` is 240, 1000, 4375, 15360 or 64000.
+    """How the tokenizer `vq` rounds its vectors. `vq` takes the nearest vector of a learned codebook. `fsq` (finite
+    scalar quantization) rounds each channel to a few levels; `num_codes` must then be 240, 1000, 4375, 15360 or 64000.
     """
     first_frame_codes: int = Field(96, ge=1)
-    """How many of the codes belong to the first frame alone (`kmeans` only)."""
+    """How many codes are used for the first frame alone (`kmeans` only)."""
     fit_clips: int = Field(1024, ge=1)
     """At most this many training clips are used to fit the tokenizer."""
     fit_steps: int = Field(1000, ge=1)
-    """Training steps (`vq` only)."""
+    """Training steps of the tokenizer (`vq` only)."""
     fit_batch_size: int = Field(16, ge=1)
     """Clips per training step (`vq` only)."""
     width: int = Field(32, ge=4)
     """Channels of the first convolution (`vq` only)."""
     learning_rate: float = Field(1e-3, gt=0)
-    """Of the fit (`vq` only)."""
+    """Learning rate of the tokenizer (`vq` only)."""
     seed: Seed = 0
     """Seed of the fit."""
 
@@ -211,9 +211,9 @@ class Model(SettingsSection):
     width: int = Field(768, ge=8)
     """Residual width D."""
     depth: int = Field(12, ge=1)
-    """Blocks."""
+    """Number of transformer layers L."""
     heads: int = Field(12, ge=1)
-    """Attention heads; must divide the width."""
+    """Attention heads. The number must divide the width."""
 
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -226,105 +226,116 @@ PRESETS: dict[str, dict[str, int]] = {
 
 
 class Window(SettingsSection):
-    """Which tokens of a clip one training step differentiates through."""
+    """The window: which tokens of a clip get a loss and a gradient in one training step."""
 
     scheme: Literal["window", "full", "masked_full", "fewer_frames", "fewer_frames_tokens"] = "window"
-    """`window` is ReCo's, `full` the baseline, `masked_full` a window's loss over the full graph; `fewer_frames` trains
-    on short pieces.
+    """How a step trains. `full`: the whole clip (the baseline). `window`: ReCo's windows. `masked_full`: the loss of a
+    window at the cost of a full step. `fewer_frames`: short pieces; generation decodes a piece, encodes its last frame
+    and continues. `fewer_frames_tokens`: the same, but pieces are joined by tokens.
     """
     length_tokens: int | None = Field(None, ge=1)
-    """Window length W in tokens; resolved from `length_blocks` where that is given."""
+    """Window length W in tokens. If `length_blocks` is given, it follows from that."""
     length_blocks: int | None = Field(None, ge=1)
-    """The other way to give W: in blocks (latent frames), 2 where neither is given; also the piece of the
-    `fewer_frames` schemes.
+    """Window length W in blocks (latent frames), instead of `length_tokens`. If you give neither, it is 2. For the
+    `fewer_frames` schemes, the length of a piece.
     """
     stride_tokens: int | None = Field(None, ge=1)
-    """Distance S of the grid of starts in tokens; resolved from `stride_fraction` where that is given."""
+    """Stride S: distance between possible window starts, in tokens. If `stride_fraction` is given, it follows from
+    that.
+    """
     stride_fraction: float | None = Field(None, gt=0, le=1)
-    """Stride as a fraction of the window length: the other way to give S. 0.5 where neither is given."""
+    """Stride S as a fraction of the window length, instead of `stride_tokens`. If you give neither, it is 0.5."""
     first_frame_probability: float | Literal["uniform"] = 0.5
-    """Probability p of start 0, from 0 to 1; `uniform` gives start 0 the same probability as every other start of the
-    grid.
+    """Probability p, from 0 to 1, that a window starts at the first token. `uniform` gives every start of the grid the
+    same probability.
     """
     schedule: Literal["constant", "short_to_long", "long_to_short"] = "constant"
-    """`short_to_long` lengthens the window from W to the whole clip in at most 4 equal parts of the run,
-    `long_to_short` shortens it.
+    """How the window length changes during the run. `short_to_long` lengthens the window from W to the whole clip, in
+    at most 4 equal parts of the run. `long_to_short` shortens it in the same way.
     """
     full_fraction: float = Field(0.0, ge=0, lt=1)
-    """The last part of the steps that trains full sequences, as a fraction of all steps."""
+    """Fraction of the steps, at the end of the run, that train on full sequences."""
     prefix_tokens: int | None = Field(None, ge=0)
-    """Only the C tokens nearest to the window (and always the class) are its prefix; by default all earlier ones are.
+    """Number C of tokens before the window that it can attend to, beside the class. By default it attends to all of
+    them.
     """
     prefix_keep: float = Field(1.0, ge=0, le=1)
-    """Probability that a token before the window is shown as it is; else a random code stands in its place. Targets
-    never change.
+    """Probability that a token before the window keeps its code. Otherwise a random code replaces it. Targets never
+    change.
     """
 
 
 class Objective(SettingsSection):
-    """What is minimised beside cross-entropy."""
+    """The terms that are added to the cross-entropy loss."""
 
     continuity_weight: float = Field(0.0, ge=0)
-    """λ of λ · mean ||h_{i+1} - h_i||²."""
+    """Weight λ of the continuity term λ · mean ||h_{i+1} - h_i||²."""
     continuity_reduction: Literal["mean", "sum"] = "mean"
-    """Over the width: `sum` is the formula as printed; `mean` divides it by D."""
+    """How the term is reduced over the width D of h: `sum`, as in the paper's formula, or `mean`, which divides by D.
+    """
     continuity_state: Literal["last_block", "final_norm"] = "last_block"
-    """h is the output of the last block, or that after the final norm."""
+    """Which h the term uses: the output of the last transformer layer, or that output after the final norm."""
     continuity_neighbours: Literal["tokens", "sites"] = "tokens"
-    """i and i + 1, as in the paper, or the same site of adjacent frames: i and i + tokens per block."""
+    """Which pairs the term compares. `tokens`: i and i + 1, as in the paper. `sites`: the same site of adjacent frames,
+    i and i + tokens per block.
+    """
     norm_weight: float = Field(0.0, ge=0)
-    """Weight of mean h² (same reduction and state), a control without any difference of neighbours."""
+    """Weight of a penalty on mean h² (same reduction and state). It is a control: it compares no neighbours."""
 
 
 class Training(SettingsSection):
-    """One training loop."""
+    """The training loop."""
 
     steps: int = Field(1000, ge=1)
-    """Optimiser steps (of the baseline, where a budget says otherwise for an arm)."""
+    """Optimiser steps of the baseline. A budget sets those of the other arms."""
     batch_size: int = Field(32, ge=1)
-    """Clips per optimiser step, over all workers and micro-batches."""
+    """Clips per optimiser step, summed over all workers and micro-batches."""
     micro_batches: int = Field(1, ge=1)
-    """Micro-batches per optimiser step; each draws its own window start, the same on all workers."""
+    """Micro-batches per optimiser step. Each draws one window start, which all workers share."""
     learning_rate: float = Field(1e-4, gt=0)
     """Peak learning rate."""
     schedule: Literal["cosine", "constant"] = "cosine"
-    """After warm-up: cosine to zero, or constant."""
+    """Learning rate after warm-up: falls to zero as a cosine, or stays constant."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     weight_decay: float = Field(0.01, ge=0)
-    """AdamW's."""
+    """Weight decay of AdamW."""
     beta1: float = Field(0.9, ge=0, lt=1)
-    """AdamW's."""
+    """β₁ of AdamW."""
     beta2: float = Field(0.95, ge=0, lt=1)
-    """AdamW's."""
+    """β₂ of AdamW."""
     gradient_clip: float = Field(1.0, gt=0)
-    """Largest global gradient norm."""
+    """Largest norm of the whole gradient. A larger gradient is scaled down to it."""
     precision: Literal["float32", "tf32", "bfloat16"] = "float32"
-    """`bfloat16` is autocast; `tf32` multiplies matrices of float32 with 10 bits of mantissa (on a GPU; a CPU has no
-    such thing). Weights and optimiser stay in float32.
+    """Precision of a training step. `bfloat16` is autocast. `tf32` multiplies float32 matrices with a mantissa of 10
+    bits (on a GPU only; a CPU does not have it). Weights and optimiser always stay in float32.
     """
     residual: Literal["float32", "bfloat16"] = "float32"
-    """What the residual stream is kept in where `precision` is `bfloat16`: half the memory and traffic in `bfloat16`;
-    norms keep their statistics in float32.
+    """Precision of the residual stream if `precision` is `bfloat16`. `bfloat16` halves its memory and traffic. Norms
+    still compute their statistics in float32.
     """
     compile: bool = False
-    """Whether blocks and loss go through `torch.compile`: a few graphs for all starts, lengths and weights."""
+    """Whether to compile transformer layers and loss with `torch.compile`. A few graphs work for all window starts,
+    lengths and loss weights.
+    """
     activation_checkpointing: bool = False
-    """Whether blocks keep only their inputs and compute the rest again for backward: less memory, about a third more
-    time.
+    """Whether transformer layers keep only their inputs and recompute the rest for backward. This saves memory and
+    takes about a third more time.
     """
     loss_chunk_tokens: int | None = Field(None, ge=1)
-    """At most this many tokens of a micro-batch have logits at once: less memory where the codebook is large; by
-    default all have.
+    """Computes the logits of at most this many tokens of a micro-batch at once. This saves memory if the codebook is
+    large. By default all logits exist at once.
     """
     class_dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability that a clip's class is replaced by the null class (needed for guidance)."""
+    """Probability that the null class replaces the class of a clip. Guidance needs it above 0."""
     rungs: int = Field(5, ge=1)
-    """Equal parts of a run; at the end of each it validates, reports and writes a checkpoint."""
+    """Number of equal parts of a run. At the end of each part, called a rung, the run validates, reports and writes a
+    checkpoint.
+    """
     keep_best: bool = False
-    """Whether a run keeps its weights of the rung with the lowest validation cross-entropy beside its last."""
+    """Whether a run also keeps the weights of the rung with the lowest validation cross-entropy."""
     checkpoint_minutes: float = Field(10, gt=0)
-    """Longest time of training between two checkpoints; where a rung is longer, there are some within it."""
+    """Longest training time between two checkpoints, in minutes. A longer rung has further checkpoints within it."""
     seed: Seed = 0
     """Seed of initialisation, batch order and window starts."""
 
@@ -333,15 +344,17 @@ class Sampling(SettingsSection):
     """How clips are generated."""
 
     temperature: float = Field(1.0, gt=0)
-    """Of the softmax."""
+    """Temperature of the softmax."""
     top_k: int | None = Field(None, ge=1)
-    """Only the k likeliest codes."""
+    """Samples only from the k most likely codes."""
     top_p: float | None = Field(None, gt=0, le=1)
-    """Only the smallest set of codes that holds this probability."""
+    """Samples only from the smallest set of codes whose probabilities add up to at least this."""
     guidance: float = Field(1.0, ge=0)
-    """Classifier-free guidance; 1 is none."""
+    """Scale of classifier-free guidance. 1 means no guidance."""
     batch_size: int = Field(128, ge=1)
-    """Clips whose draws come from one seed. A CPU samples so many at once, a GPU as many as its free memory holds."""
+    """Number of clips that share one random seed. A CPU samples this many at once; a GPU samples as many as its free
+    memory holds.
+    """
 
 
 class Evaluation(SettingsSection):
@@ -350,34 +363,38 @@ class Evaluation(SettingsSection):
     protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = (
         "native"
     )
-    """Features of FVD: a small extractor trained on the data set's labels, the same at random weights, or pixels'
-    principal components; or I3D as a published protocol uses it (`PUBLISHED`), which then also decides samples and
-    reference where they are left out.
+    """The features of FVD. `native`: a small network trained on the labels of the data set. `native-random`: the same
+    network with random weights. `native-pca`: principal components of pixels. The others are I3D as a published
+    protocol uses it. They also set `samples`, `reference_clips`, `reference_split` and `reference`, unless you give
+    them.
     """
     extractor_path: LocalPath | None = None
-    """The file i3d_torchscript.pt of the published protocols."""
+    """The file i3d_torchscript.pt, which the published protocols need."""
     extractor_sha256: str = I3D_SHA256
-    """What `extractor_path` must hash to; give another hash to use another network of the same signature on purpose."""
+    """SHA-256 that the file `extractor_path` must have. To use another network with the same signature, give its hash.
+    """
     samples: int = Field(2048, ge=2)
     """Generated clips per sampling seed."""
     sampling_seeds: int = Field(1, ge=1)
-    """Independent sets of generated clips; FVD is their mean."""
+    """Number of independent sets of generated clips. FVD is the mean over the sets."""
     reference_clips: int = Field(2048, ge=2)
-    """At most this many real clips make the reference statistics."""
+    """At most this many real clips are compared with."""
     reference_split: Literal["train", "test"] = "train"
-    """Where the real clips come from; the field's convention is train."""
+    """The split of the real clips. Published FVDs mostly use `train`."""
     reference: Literal["reconstructed", "raw"] = "reconstructed"
-    """Real clips as they are, or through the tokenizer (so that its loss does not hide differences between arms)."""
+    """Whether real clips are compared as they are (`raw`) or after passing through the tokenizer (`reconstructed`). The
+    latter keeps the tokenizer's loss from hiding differences between arms.
+    """
     validation_clips: int = Field(512, ge=1)
-    """Held-out clips of the validation cross-entropy (full-sequence, teacher-forced)."""
+    """Number of held-out clips for the validation cross-entropy (full-sequence, teacher-forced)."""
     checkpoint: Literal["last", "best"] = "last"
-    """Which of a run's weights are judged: those of its last step, or those that `training.keep_best` has kept. It
-    stands in the protocol: FVDs of both compare with each other in nothing.
+    """Which weights of a run are evaluated: those of its last step, or those that `training.keep_best` kept. This is
+    part of the protocol, so FVDs of the two are never compared.
     """
     analyses: bool = True
-    """Whether the loss by frame, the error growth and the steps of h are measured after training."""
+    """Whether to measure the loss by frame, the error growth and the steps of h after training."""
     flow: bool = False
-    """Whether optical-flow consistency is measured, on the first 64 clips (needs the `flow` extra)."""
+    """Whether to measure optical-flow consistency, on the first 64 clips (needs the `flow` extra)."""
 
     @model_validator(mode="before")
     @classmethod
@@ -386,45 +403,45 @@ class Evaluation(SettingsSection):
 
 
 class Resources(SettingsSection):
-    """Where a trial runs. None of these changes a result beyond float tolerance."""
+    """Where and on what a run executes. These settings change no result beyond float tolerance."""
 
     workers: int = Field(1, ge=1)
     """Train workers per trial (data parallel)."""
     cpus_per_worker: int = Field(1, ge=1)
-    """CPUs, and threads, of a worker."""
+    """CPUs of a worker, which is also its number of threads."""
     gpus_per_worker: float = Field(0, ge=0)
-    """GPUs of a worker; 0 trains on the CPU."""
+    """GPUs of a worker. 0 trains on the CPU."""
     shard_state: bool = False
-    """Whether weights, gradients and AdamW's moments are split over the workers of a run (FSDP2), for a model whose
-    state does not fit one; all workers must see the run's folder.
+    """Whether to split weights, gradients and AdamW's moments over the workers of a run (FSDP2), for a model whose
+    state does not fit one worker. All workers must see the run's folder.
     """
     attention: Literal["auto", "cudnn", "flash", "flash3", "efficient", "lower_right", "flex"] = "auto"
-    """How attention is computed on a GPU: `auto` with the kernel that torch gives full sequences; the others are there
-    to be compared (`reco-tune bench attention`).
+    """Implementation of attention on a GPU. `auto` uses the kernel that torch picks for full sequences. The others
+    exist for comparison (`reco-tune bench attention`).
     """
     deterministic: bool = False
-    """Whether a GPU takes kernels that add in a fixed order: slower, but a run then ends in the same bits again on the
-    same machine type, versions and number of workers.
+    """Whether a GPU uses kernels that add in a fixed order. They are slower, but a run then ends with the same bits
+    again, on the same machine type, with the same versions and number of workers.
     """
     concurrent_trials: int | None = Field(None, ge=1)
-    """Trials at once; by default as many as the resources hold."""
+    """Most trials that run at once. By default, as many as fit into the resources."""
     max_failures: int = Field(2, ge=0)
-    """How often a trial is tried again after deaths of its workers that are its own fault: on machines that are still
-    there, after another death and without a new checkpoint between. Any other death moves it, which costs nothing.
+    """How often to retry a trial after failures of its own: its workers died twice without a new checkpoint between,
+    and their machines are still there. Any other death moves the trial and does not count.
     """
     trial_deadline_seconds: float | None = Field(None, gt=0)
-    """Longest that one attempt of a trial may take; one that hangs is asked to stop, then its workers are killed, and
-    it has failed.
+    """Time limit in seconds for one attempt of a trial. After it, the trial is asked to stop, its workers are killed,
+    and it has failed.
     """
     calibration_seconds: float = Field(10, gt=0)
-    """Bound on the time that one calibration measures."""
+    """Longest measuring time of one calibration, in seconds."""
     storage: str | None = None
-    """Address (s3://bucket/folder, gs://, ...) through which machines give each other their files where they share no
-    file system.
+    """Address of an object store (s3://bucket/folder, gs://, ...) through which machines exchange files if they share
+    no file system.
     """
     calibrate_on_shared_gpus: bool = False
-    """Whether speeds may be measured while other trials work on the same GPU (`gpus_per_worker` below 1): they are then
-    worth little.
+    """Whether to measure speeds while other trials use the same GPU (`gpus_per_worker` below 1). Such speeds are
+    unreliable.
     """
 
 

@@ -78,7 +78,7 @@ _Number = int | float
 
 
 class Range(SettingsSection):
-    """One dimension of the search; exactly one of `int`, `float` and `choice` is given."""
+    """The range of one searched setting. Give exactly one of `int`, `float` and `choice`."""
 
     int: _Whole | None = None
     """Lowest and highest whole number."""
@@ -89,7 +89,7 @@ class Range(SettingsSection):
     log: bool = False
     """Whether the number is drawn on a log scale."""
     step: _Step | None = None
-    """Distance of the values that may be drawn."""
+    """Distance between the values that may be drawn."""
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -145,20 +145,20 @@ class Range(SettingsSection):
 
 
 class Sampler(SettingsSection):
-    """Who chooses the next configuration."""
+    """The algorithm that proposes the next configuration."""
 
     kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
-    """Optuna's sampler; `gp` models each objective by a Gaussian process (its first 200 trials: then a proposal would
-    take seconds, and `tpe` goes on), `sobol` spreads points evenly (quasi-Monte Carlo).
+    """Optuna's sampler. `gp` models each objective with a Gaussian process; after 200 trials a proposal would take
+    seconds, so `tpe` takes over. `sobol` spreads points evenly (quasi-Monte Carlo).
     """
     seed: Seed = 0
-    """Seed of the search; the n-th proposal depends on it and on the trials told before, so a search replays from its
-    log.
+    """Seed of the search. A proposal depends only on the seed and on the trials that finished before, so a search can
+    be replayed from its log.
     """
 
 
 class Bound(SettingsSection):
-    """What a constraint allows; one end or both."""
+    """The values that a constraint allows. Give `min`, `max` or both."""
 
     min: float | None = None
     """Lowest value allowed."""
@@ -186,21 +186,21 @@ class Bound(SettingsSection):
 
 
 class Pruning(SettingsSection):
-    """Which sampled runs end early. Fixed arms never do."""
+    """Which sampled runs to stop early. Fixed arms are never stopped."""
 
     kind: Literal["none", "pareto_asha"] = "none"
-    """`pareto_asha`: at a deciding rung a run goes on if it is among the best of those that have been there, sorted by
-    dominance.
+    """`pareto_asha` prunes at some rungs. There, a run continues if it is among the best runs that have reached that
+    rung, ranked by Pareto dominance.
     """
     metric: str = q.VAL_CROSS_ENTROPY.name
-    """What stands at a rung for the objectives that are not known there, one of `PROXIES`: `val_cross_entropy`,
-    `train_cross_entropy` (over each run's own windows) or `kernel_distance`, for which runs generate `RUNG_CLIPS` clips
-    at every deciding rung.
+    """The metric that replaces objectives that are unknown at a rung, such as FVD: `val_cross_entropy`,
+    `train_cross_entropy` (over each run's own windows) or `kernel_distance`. For the last, a run generates 256 clips at
+    every rung where it may be pruned.
     """
     grace_rungs: int = Field(1, ge=1)
-    """Rungs (of `training.rungs`) that every run completes; the last of them is the first to decide."""
+    """Rungs (of `training.rungs`) that every run completes. The first pruning happens at the last of them."""
     reduction_factor: int = Field(3, ge=2)
-    """One in so many goes on; the next deciding rung comes after so many times as many rungs."""
+    """With a factor of 3, one run in three continues, and the next pruning comes after three times as many rungs."""
 
     @model_validator(mode="after")
     def _check(self) -> Pruning:
@@ -217,46 +217,50 @@ class Pruning(SettingsSection):
 
 
 class Space(SettingsSection):
-    """One study."""
+    """A study: the question, the arms, the budgets and the search."""
 
     question: str
     """What the study answers, in one sentence."""
     experiment: dict[str, Any]
-    """The settings that all runs share (inline, or the path of an experiment file beside the space file)."""
+    """The settings that all runs share: inline, or the path of an experiment file beside the space file."""
     arms: dict[str, dict[str, Any]] = Field(default_factory=dict)
-    """Fixed arms: name -> overrides on top of the arm's own settings (`ARMS`)."""
+    """The fixed arms by name. Each may override settings. A name that ReCo-Tune knows, such as `reco`, brings its own
+    settings.
+    """
     budgets: tuple[Budget, ...] = ("equal_steps",)
-    """`equal_steps` gives every arm the baseline's steps; `equal_compute` those that the baseline's cost buys at its
-    speed, `half_compute` those that half of it buys (the baseline itself then runs twice: at half and, to be compared
-    with, at its whole budget).
+    """How long each arm trains. `equal_steps`: the baseline's number of steps. `equal_compute`: as many steps as the
+    baseline's cost buys at the arm's speed. `half_compute`: the same for half of that cost; the baseline then runs at
+    half and, as the reference, at its whole budget.
     """
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds of the fixed arms."""
     search: dict[str, Range] = Field(default_factory=dict)
-    """What Optuna chooses: dotted settings key -> range."""
+    """The searched settings: dotted key -> range."""
     trials: int = Field(0, ge=0)
-    """Sampled configurations."""
+    """Number of configurations that the search samples."""
     objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
-    """Metrics of the search and their better direction."""
+    """The metrics that the search optimises, with their better direction."""
     constraints: dict[str, Bound] = Field(default_factory=dict)
-    """Metrics that must lie within bounds: the search avoids what breaks them, and the log says which runs do."""
+    """Bounds on metrics. The search avoids configurations that break them, and the log names the runs that do."""
     sampler: Sampler = Sampler()
     repeats: Literal["reuse", "new_seed"] = "reuse"
-    """A configuration that is proposed again gets the known result, or is run with the next training seed."""
+    """What happens if the search proposes a configuration again: it gets the known result (`reuse`), or runs with the
+    next training seed (`new_seed`).
+    """
     finalist_seeds: int = Field(0, ge=0)
-    """Further training seeds for each finalist: a sampled run that no other beats in every objective when the last of
-    them has ended, but that another could, both anywhere within the 95% intervals of their metrics. Seeds where nothing
-    overlaps would settle nothing.
+    """Further training seeds for each finalist. A finalist is a sampled run that no other run beats in every objective
+    at the end of the search, but that another run could beat within the 95% intervals of both. Where intervals do not
+    overlap, more seeds would resolve nothing.
     """
     warm_start: tuple[LocalPath, ...] = ()
-    """Folders of earlier studies; what they evaluated with the settings of this one is known to its search from the
-    start.
+    """Folders of earlier studies. The search starts with those of their evaluated runs that have the settings of this
+    study.
     """
     pruning: Pruning = Pruning()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None
-    """The file that the space was read from."""
+    """The file that the space was read from. You do not set it."""
 
     @model_validator(mode="after")
     def _check(self) -> Space:

@@ -26,6 +26,8 @@ _SPECIAL = {
     "Δ": r"$\Delta$",
     "−": "$-$",
     "–": "--",
+    "↓": r"$\downarrow$",
+    "↑": r"$\uparrow$",
     "²": r"\textsuperscript{2}",
     "<": "$<$",
     ">": "$>$",

@@ -204,7 +204,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
             axes.set_xlim(-0.35 * linear, max(1.5 * weights.max(), 2 * linear))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_xlabel(f"continuity weight λ (reduction: {' and '.join(reductions)})")
-            axes.set_ylabel(f"{quantity.label}{f' ({quantity.unit})' if quantity.unit else ''}")
+            axes.set_ylabel(
+                f"{quantity.label} ({f'{quantity.unit}, ' if quantity.unit else ''}{quantity.better} is better)"
+            )
             if log:
                 axes.set_yscale("log")
             plain_log(axes, log)

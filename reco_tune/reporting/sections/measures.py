@@ -144,7 +144,7 @@ def _measure_column(quantity: q.Quantity) -> Column:
     name = quantity.name
     return Column(
         name,
-        quantity.label,
+        quantity.heading,
         lambda row: measure_cell(row[name]),
         optional=True,
         markup=lambda row: _measure_markup(row[name]),
