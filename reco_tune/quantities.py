@@ -90,6 +90,9 @@ MOVES = _q("moves", "Moves to other workers", "", "lower", deterministic=False)
 ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values()) if isinstance(value, Quantity)}
 """Every scalar metric by name, in the order of the tables."""
 
+JUDGED = tuple(ALL)[: list(ALL).index("val_cross_entropy")]
+"""What is known of a trained model by its evaluation alone, and may be another number under another protocol."""
+
 STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
 STAGE_SECONDS = (CALIBRATION_SECONDS, COMPILE_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)

@@ -36,10 +36,12 @@ EventName = Literal[
     "retried",
     "completed",
     "evaluated",
+    "rescored",
     "finished",
 ]
 """`study` opens a log (name, question, arms, settings, constraints, provenance); `known` is a run of an earlier study
-that the search starts with; `finished` says that nothing is left to do.
+that the search starts with; `rescored` are an evaluated run's numbers under another protocol; `finished` says that
+nothing is left to do.
 """
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
@@ -199,6 +201,10 @@ class RunRecord:
     """protocol, extractor, data and tokenizer fingerprints, hardware."""
     moves: int = 0
     """How often it went on on other workers, through no fault of its own."""
+    rescored: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """By protocol, what its model scores under others than the study's: `metrics`, `curves` and `provenance` as above,
+    and the `settings` of evaluation that gave them.
+    """
     reason: str = ""
     """Why it failed or was pruned, or which constraint it breaks."""
     started: float | None = None
@@ -369,6 +375,10 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
     elif name == "retried":
         run.state, run.attempt = "planned", event["attempt"]
         run.moves += event.get("moved", False)
+    elif name == "rescored":
+        run.rescored[event["protocol"]] = {
+            name: event[name] for name in ("metrics", "curves", "provenance", "settings")
+        }
     elif name in ("completed", "evaluated", "pruned", "failed"):
         run.state, run.ended = name, event["time"]
         run.metrics.update(event.get("metrics", {}))

@@ -23,6 +23,7 @@ from reco_tune.cli import (
     generate,
     plan,
     report,
+    rescore,
     resume,
     run,
     settings,
@@ -79,7 +80,7 @@ _VERBS: list[Callable[..., None]] = [
     settings.settings,
 ]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
-_VERBS += [export.export]
+_VERBS += [export.export, rescore.rescore]
 for _verb in _VERBS:
     app.command()(_verb)
 app.add_typer(spaces.app, name="spaces")

@@ -29,6 +29,10 @@ def report(
             help="Runs from elsewhere as marked rows: columns arm, fvd, protocol, more as in runs.csv.",
         ),
     ] = None,
+    protocol: Annotated[
+        str | None,
+        typer.Option(help="Another protocol that `rescore` judged the models by, or a word of it that no other has."),
+    ] = None,
 ) -> None:
     """Writes the report of a study and prints its tables; works on a study that is still running, from what is
     finished.
@@ -46,6 +50,8 @@ def report(
 
         if tracking_uri is not None:
             os.environ["MLFLOW_TRACKING_URI"] = tracking_uri
-        conclude(source, output or Path(f"report-{source.removeprefix('mlflow:')}"), imports=imports or [])
+        conclude(
+            source, output or Path(f"report-{source.removeprefix('mlflow:')}"), imports=imports or [], protocol=protocol
+        )
     else:
-        conclude(study_folder(Path(source)), output, tracking_uri, imports or [])
+        conclude(study_folder(Path(source)), output, tracking_uri, imports or [], protocol)

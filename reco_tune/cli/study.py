@@ -44,7 +44,11 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
 
 
 def conclude(
-    source: Path | str, output: Path | None, tracking_uri: str | None = None, imports: Sequence[Path] = ()
+    source: Path | str,
+    output: Path | None,
+    tracking_uri: str | None = None,
+    imports: Sequence[Path] = (),
+    protocol: str | None = None,
 ) -> None:
     """Writes the report of a study, prints its tables and, for a study in a folder, adds the report to MLflow.
 
@@ -60,7 +64,7 @@ def conclude(
 
     with progress_bars() as progress:
         report = write_report(
-            source, output, lambda done, total, what: progress(done, total, "writing the report"), imports
+            source, output, lambda done, total, what: progress(done, total, "writing the report"), imports, protocol
         )
     print_report(report, str(source) if isinstance(source, Path) else "STUDY_DIR")
     print(f"\nreport: {report.index}")

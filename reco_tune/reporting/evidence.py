@@ -24,6 +24,7 @@ from reco_tune.reporting.curves import Turn, turns
 from reco_tune.reporting.frontier import Frontier, find_frontier
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.paper import Reference, paper_reference
+from reco_tune.reporting.protocols import under_protocol
 from reco_tune.reporting.runs import (
     Source,
     arm_order,
@@ -58,8 +59,11 @@ class Evidence:
     baseline: str = BASELINE
 
     @classmethod
-    def read(cls, source: Source, imports: Sequence[Path] = ()) -> Evidence:
+    def read(cls, source: Source, imports: Sequence[Path] = (), protocol: str | None = None) -> Evidence:
         """The evidence of a study, with CSV files of runs from elsewhere (`imported`).
+
+        Args:
+            protocol: another one that its models were scored by (`under_protocol`).
 
         Raises:
             StudyError: where there is no study, or its log is damaged.
@@ -67,6 +71,8 @@ class Evidence:
             ComparisonError: where an imported file is not as it must be.
         """
         study = load_study(source)
+        if protocol is not None:
+            study = under_protocol(study, protocol)
         tracked = isinstance(source, StudyRecord) or str(source).startswith("mlflow:")
         folder = None if tracked else StudyFolder(Path(str(source)))
         return cls(with_imports(runs_table(study), imports), study, folder, tuple(imports))

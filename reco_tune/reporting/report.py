@@ -56,16 +56,21 @@ class Report:
 
 
 def write_report(
-    source: Source, output: Path | None = None, progress: Progress = quiet, imports: Sequence[Path] = ()
+    source: Source,
+    output: Path | None = None,
+    progress: Progress = quiet,
+    imports: Sequence[Path] = (),
+    protocol: str | None = None,
 ) -> Report:
     """Writes the whole report of a study, replacing an earlier one when all of it is made; tables are byte-identical
     whether read from the log or from MLflow.
 
     Args:
         source: a study folder, `mlflow:EXPERIMENT`, or a study already read. Sample videos need a folder.
-        output: where to; by default `report/` in the study folder.
+        output: where to; by default `report/` in the study folder, `report-PROTOCOL/` for another protocol.
         progress: called with (done, total, what).
         imports: CSV files of runs from elsewhere (`imported`), which stand as marked rows.
+        protocol: another than the study's own, which its models were scored by (`reco-tune rescore`).
 
     Raises:
         StudyError: where there is no study, or no place to write to.
@@ -73,12 +78,15 @@ def write_report(
     """
     with _uncollected(), Painter() as painter:
         progress(0, _STEPS, "reading runs")
-        evidence = Evidence.read(source, imports)
+        evidence = Evidence.read(source, imports, protocol)
         if output is None and evidence.folder is None:
             raise StudyError(
                 "a report of a study that lies in no folder needs to know where to write; give --output DIR"
             )
-        output = Path(output) if output is not None else evidence.folder.report  # type: ignore[union-attr]
+        if output is None:
+            own: Path = evidence.folder.report  # type: ignore[union-attr]
+            output = own if protocol is None else own.with_name(f"{own.name}-{file_stem(protocol)}")
+        output = Path(output)
         with _made_beside(output) as folder:
             progress(1, _STEPS, "computing tables")
             sections: dict[str, Section] = {}

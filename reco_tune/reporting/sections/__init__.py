@@ -23,6 +23,7 @@ SECTIONS = [
     "window_stride",
     "curves",
     "cost",
+    "protocols",
     "every_run",
     "provenance",
 ]

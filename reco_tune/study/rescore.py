@@ -1,0 +1,130 @@
+"""A study's kept models under another evaluation protocol: their numbers go into the same log, beside the first.
+
+Works in this process, one model after another; each is in the log before the next begins, so the same call goes on
+after any crash. Needs no Ray.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from reco_tune import quantities as q
+from reco_tune.cost.planning import plan
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import CheckpointError, DataError, SettingsError, StudyError
+from reco_tune.evaluation import evaluate, prepare_evaluation
+from reco_tune.preparation import prepare_tokens
+from reco_tune.progress import Progress, quiet
+from reco_tune.settings import WHERE, Experiment, load_space, make_experiment, parse_overrides
+from reco_tune.study.export import exported
+from reco_tune.study.study_writer import locked
+from reco_tune.study_log import EventLog, RunRecord, StudyFolder, read_study
+from reco_tune.training import load_model, plan_scheme, prepare_device
+
+CHANGEABLE = ("evaluation.", *WHERE)
+"""Beginnings of the keys that say how a trained model is judged, and where."""
+
+
+@dataclass(frozen=True)
+class Rescored:
+    """What became of the evaluated runs of a study."""
+
+    protocol: str
+    """The other protocol."""
+    scored: list[str]
+    """Runs that have been scored now."""
+    known: list[str]
+    """Those that an earlier call has scored."""
+    lost: dict[str, str]
+    """Those whose model cannot be read, with the reason."""
+
+
+def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) -> Rescored:
+    """Evaluates every kept model of a study with other settings of `evaluation`.
+
+    Args:
+        changes: `key=value` of `evaluation.*`, or of where it works (`WHERE`).
+
+    Raises:
+        StudyError: where the folder holds no study, a live one, or one without an evaluated run.
+        SettingsError: where another setting is to change, or the protocol stays the study's own.
+        DataError: where the data or the tokenizer are no longer the study's.
+    """
+    overrides = parse_overrides(changes)
+    for key in overrides:
+        if not key.startswith(CHANGEABLE):
+            raise SettingsError(f"--set {key}: models were trained and sampled with it; only evaluation.* may change")
+    target = StudyFolder(Path(folder))
+    with locked(target):
+        study = read_study(target.path)
+        runs = [run for run in study.runs.values() if run.state == "evaluated"]
+        if not runs:
+            raise StudyError(f"the study in {folder} has no evaluated run yet; wait for one")
+        here = {key: value for key, value in plan(load_space(target.settings)).shared.flat().items() if _where(key)}
+        judged = {run.trial: _judged(run, here | overrides) for run in runs}
+        cache = _cache(list(judged.values()), runs, progress)
+        protocol = prepare_evaluation(judged[runs[0].trial], cache, progress).protocol
+        if any(run.provenance.get("protocol") == protocol for run in runs):
+            raise SettingsError(f"with these settings the protocol is the study's own, {protocol}; change evaluation.*")
+        found = Rescored(protocol, [], [], {})
+        log = EventLog(target.events)
+        try:
+            for done, run in enumerate(runs):
+                progress(done, len(runs), f"scoring models under {protocol.split('/')[0]}")
+                if protocol in run.rescored:
+                    found.known.append(run.trial)
+                    continue
+                try:
+                    event = _score(target.trial(run.trial), judged[run.trial], cache)
+                except CheckpointError as error:
+                    found.lost[run.trial] = str(error)
+                    continue
+                log.append("rescored", trial=run.trial, protocol=protocol, **event)
+                found.scored.append(run.trial)
+            progress(len(runs), len(runs), f"scoring models under {protocol.split('/')[0]}")
+        finally:
+            log.close()
+    return found
+
+
+def _judged(run: RunRecord, changes: dict[str, Any]) -> Experiment:
+    return make_experiment(exported(run).model_dump(mode="json"), changes, where=run.trial)
+
+
+def _cache(judged: list[Experiment], runs: list[RunRecord], progress: Progress) -> TokenCache:
+    """The token cache that the models were trained on."""
+    pieces = sorted({blocks for experiment in judged for blocks in plan_scheme(experiment).encoded_piece_blocks})
+    seen = {str(run.provenance.get("data_fingerprint", "")) for run in runs} - {""}
+    cache = prepare_tokens(judged[0], progress, pieces, seen=seen)
+    cache.require_pixels()
+    codes = {str(run.provenance.get("tokenizer_fingerprint", "")) for run in runs} - {"", cache.tokenizer_fingerprint}
+    if codes:
+        raise DataError(
+            f"the codes in {cache.path} are not those that the models were trained on; give the old ones with"
+            " --set data.cache_dir=FOLDER"
+        )
+    return cache
+
+
+def _score(folder: Path, experiment: Experiment, cache: TokenCache) -> dict[str, Any]:
+    """
+    Raises:
+        CheckpointError: where the model is gone or damaged.
+    """
+    loaded = load_model(folder, experiment.evaluation.checkpoint)
+    result = evaluate(loaded.model.to(prepare_device(experiment)), experiment, cache)
+    metrics = {name: float(value) for name, value in result.metrics.items() if math.isfinite(value)}
+    return {
+        "metrics": {name: value for name, value in metrics.items() if name in q.ALL},
+        "curves": {name: curve for name, curve in result.curves.items() if all(map(math.isfinite, curve))},
+        "provenance": result.provenance,
+        "settings": {key: value for key, value in experiment.flat().items() if key.startswith("evaluation.")},
+    }
+
+
+def _where(key: str) -> bool:
+    return key.startswith(WHERE)
