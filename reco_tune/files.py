@@ -31,9 +31,13 @@ def refuse_address(path: Path) -> Path:
 class LineWriter:
     """Appends lines to a file that has one writer; each is whole and on disk when `append` returns."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens for appending. A torn last line (the writer was killed) is cut off; `torn` then holds it."""
-        self.torn = ""
+    def __init__(self, path: Path, sync: Callable[[int], None] = os.fsync) -> None:
+        """Opens for appending. A torn last line (the writer was killed) is cut off; `torn` then holds it.
+
+        Args:
+            sync: brings what was written to a file descriptor onto the disk.
+        """
+        self.torn, self._sync = "", sync
         if path.exists():
             content = path.read_bytes()
             whole = content.rfind(b"\n") + 1
@@ -54,7 +58,7 @@ class LineWriter:
         try:
             while left:  # a disk that is nearly full takes a part of it without an error
                 left = left[self._file.write(left) :]
-            os.fsync(self._file.fileno())
+            self._sync(self._file.fileno())
         except OSError:
             self._file.truncate(whole)
             raise

@@ -10,9 +10,10 @@ from __future__ import annotations
 import gc
 import hashlib
 import json
+import os
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -116,21 +117,28 @@ class StudyFolder:
 class EventLog:
     """The one writer of a study's events; every line is whole and on disk when `append` returns."""
 
-    def __init__(self, path: Path) -> None:
-        """Opens for appending. A torn last line (the writer was killed) is cut off; `repaired` then holds it."""
+    def __init__(
+        self, path: Path, clock: Callable[[], float] = time.time, sync: Callable[[int], None] = os.fsync
+    ) -> None:
+        """Opens for appending. A torn last line (the writer was killed) is cut off; `repaired` then holds it.
+
+        Args:
+            clock: Unix seconds.
+            sync: brings what was written to a file descriptor onto the disk.
+        """
         self.path = path
-        self._lock = threading.Lock()
+        self._lock, self._clock = threading.Lock(), clock
         path.parent.mkdir(parents=True, exist_ok=True)
-        self._lines = LineWriter(path)
+        self._lines = LineWriter(path, sync)
         self.repaired = self._lines.torn
 
     def append(self, event: EventName, **fields: Any) -> dict[str, Any]:
-        """Writes one event; `time` is added.
+        """Writes one event, with the `time`; returns it as whoever reads the log will find it.
 
         Raises:
             StudyError: where the disk does not take it; the log then ends with the event before.
         """
-        entry = {"event": event, "time": round(time.time(), 3), **fields}
+        entry = {"event": event, "time": round(self._clock(), 3), **fields}
         line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
         with self._lock:
             try:
@@ -138,7 +146,8 @@ class EventLog:
             except OSError as error:
                 reason = (error.strerror or type(error).__name__).lower()
                 raise StudyError(f"{self.path} cannot be written to ({reason}), see to its disk") from error
-        return entry
+        written: dict[str, Any] = _parse(line)
+        return written
 
     def close(self) -> None:
         self._lines.close()
@@ -242,7 +251,7 @@ def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyReco
     gc.disable()  # a long log makes a million things that all stay: looking through them takes as long as reading it
     try:
         for event in events:
-            _apply(study, event)
+            apply(study, event)
             study.time = event.get("time", study.time)
     finally:
         if collecting:
@@ -291,7 +300,7 @@ class Follower:
             _check_first(events[0], self.path)
         self._offset += len(new)
         for event in events:
-            _apply(self.study, event)
+            apply(self.study, event)
         return events
 
 
@@ -308,7 +317,7 @@ def _check_first(event: Any, path: Path) -> None:
         )
 
 
-def _parse(line: bytes) -> Any:
+def _parse(line: bytes | str) -> Any:
     """One event. pydantic's parser takes a third of the time, but not the half characters that stand for a file name
     that is no UTF-8.
     """
@@ -318,7 +327,12 @@ def _parse(line: bytes) -> Any:
         return json.loads(line)
 
 
-def _apply(study: StudyRecord, event: dict[str, Any]) -> None:
+def apply(study: StudyRecord, event: dict[str, Any]) -> None:
+    """Takes one event into the study's state.
+
+    Raises:
+        StudyError: where it is none.
+    """
     try:
         _take_in(study, event)
     except (KeyError, TypeError) as error:

@@ -23,7 +23,8 @@ from test_dispatcher import Driven, begin
 
 from reco_tune.settings import Resources
 from reco_tune.study.cluster import cluster
-from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher, Job
+from reco_tune.study.dispatcher import ACTOR, Dispatcher, Job
+from reco_tune.study.runner import GATHER_SECONDS
 from reco_tune.study.worker_pool import PROGRESS_PER_SECOND
 
 WRITE_SECONDS = 0.002
@@ -47,15 +48,15 @@ def cpu_seconds(pid: int) -> float:
     return (int(fields[11]) + int(fields[12])) / os.sysconf("SC_CLK_TCK")
 
 
-def drive(dispatcher: Any, done: threading.Event) -> None:
+def drive(dispatcher: Any, done: threading.Event, runs: int) -> None:
     """The driver's thread."""
+    written = 0
     while not done.is_set():
-        ray.get(dispatcher.news.remote())
-        events, _ = ray.get(dispatcher.drain.remote())
+        events, _ = ray.get(dispatcher.news.remote(written))
         for _ in events:
             time.sleep(WRITE_SECONDS)
-        if events:
-            dispatcher.wrote.remote(len(events))
+        written = len(events)
+        time.sleep(runs * GATHER_SECONDS)
 
 
 class MeasuredDispatcher(Dispatcher):
@@ -67,14 +68,14 @@ class MeasuredDispatcher(Dispatcher):
 
 def reports(runs: int, every_seconds: float, seconds: float) -> tuple[float, list[float]]:
     """CPU share of one core that the actor takes, and how long each report waited for its answer."""
-    dispatcher: Any = ray.remote(MeasuredDispatcher).options(num_cpus=0, max_concurrency=MOST_CALLS).remote(1, 2)
+    dispatcher: Any = ray.remote(MeasuredDispatcher).options(**ACTOR).remote(1, 2)
     keys = [f"run-{number}" for number in range(runs)]
     ray.get([dispatcher.submit.remote(Job("trial", key, {}, "", "", folder="")) for key in keys])
     takes = [dispatcher.take.remote(slot, "x", 0) for slot in range(runs)]
     followed = {dispatcher.follow.remote(key, 0): (key, 0) for key in keys}
     ray.get(takes)
     done, draws = threading.Event(), random.Random(0)
-    driver = threading.Thread(target=drive, args=(dispatcher, done), daemon=True)
+    driver = threading.Thread(target=drive, args=(dispatcher, done, runs), daemon=True)
     driver.start()
     due = sorted((draws.random() * every_seconds, key) for key in keys)
     began, cpu, asked, waits, said = time.monotonic(), cpu_seconds(ray.get(dispatcher.process.remote())), {}, [], 0

@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig
 from reco_tune.settings import Resources
 from reco_tune.study import worker_pool
 from reco_tune.study.cluster import cluster, place
-from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher, Job
+from reco_tune.study.dispatcher import ACTOR, Dispatcher, Job
 from reco_tune.study.worker import Hooks
 
 
@@ -45,7 +45,7 @@ def two_gpus(tmp_path_factory: pytest.TempPathFactory) -> Iterator[list[dict[str
 
 
 def start_dispatcher(workers: int) -> Any:
-    return ray.remote(Dispatcher).options(num_cpus=0, max_concurrency=MOST_CALLS).remote(workers, max_failures=2)
+    return ray.remote(Dispatcher).options(**ACTOR).remote(workers, max_failures=2)
 
 
 def test_more_workers_than_ray_lets_wait_by_default(two_gpus: list[dict[str, float]]) -> None:
@@ -60,10 +60,10 @@ def test_more_workers_than_ray_lets_wait_by_default(two_gpus: list[dict[str, flo
     assert sorted(taken) == sorted(f"run-{i}" for i in range(many))
     reports = [dispatcher.report.remote(key, 10, {}) for key in taken]
     heard: list[str] = []
-    while len(heard) < many:
-        ray.get(dispatcher.news.remote(), timeout=100)
-        events, _ = ray.get(dispatcher.drain.remote(), timeout=100)
-        ray.get(dispatcher.wrote.remote(len(events)), timeout=100)
+    written = 0
+    while len(heard) < many or written:
+        events, _ = ray.get(dispatcher.news.remote(written, seconds=1), timeout=100)
+        written = len(events)
         heard += [event["key"] for event in events]
     assert ray.get(reports, timeout=100) == [False] * many and sorted(heard) == sorted(taken)
     assert all(told == [{"step": 10}] for told, _, _ in ray.get(followers, timeout=100))
@@ -86,16 +86,15 @@ def test_every_group_gets_gpus_of_its_own(
     followers = [dispatcher.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
     warm = worker_pool.WorkerPool(dispatcher, placement, tmp_path / "train", len(jobs), own_cluster=True)
     heard: list[dict[str, Any]] = []
-    deadline = time.monotonic() + 240
+    written, deadline = 0, time.monotonic() + 240
     while (
         sum(event["event"] in ("evaluated", "failed") for event in heard) < 2
         and time.monotonic() < deadline
         and not warm.gone
     ):
-        events, _ = ray.get(dispatcher.drain.remote())
-        ray.get(dispatcher.wrote.remote(len(events)))
+        events, _ = ray.get(dispatcher.news.remote(written, seconds=1))
+        written = len(events)
         heard += events
-        time.sleep(0.2)
     del followers
     ray.get(dispatcher.pause.remote())
     warm.join()

@@ -14,9 +14,8 @@ from reco_tune.cost import plan
 from reco_tune.errors import RunFailedError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
-from reco_tune.study import Observer, Options
+from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
-from reco_tune.study.runner import Driver
 from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.study_writer import frozen
 from reco_tune.study.trial import Proposals
@@ -25,24 +24,24 @@ from reco_tune.study_log import StudyFolder, read_events
 REASON = "the speed of arm `reco` could not be measured: it ran out of memory"
 
 
-def driver(folder: Path, *overrides: str) -> Driver:
+def driver(folder: Path, *overrides: str) -> Bookkeeping:
     """Of the small study with two seeds."""
     space = frozen(small_space(folder, "seeds=[0,1]", *overrides))
-    one = Driver(plan(space), StudyFolder(folder / "study"), Options(track=False), Observer())
+    one = Bookkeeping(plan(space), StudyFolder(folder / "study"))
     one.begin()
     return one
 
 
-def calibrated(one: Driver, arm: str) -> None:
+def calibrated(one: Bookkeeping, arm: str) -> None:
     hear(one, "calibrated", arm, metrics={"speedup": 1.0})
 
 
-def hear(one: Driver, event: str, arm: str, **fields: Any) -> None:
+def hear(one: Bookkeeping, event: str, arm: str, **fields: Any) -> None:
     """What the dispatcher tells of a calibration."""
     one.take_in({"event": event, "key": CALIBRATION + arm, "kind": "calibration", **fields})
 
 
-def asked_for(one: Driver) -> list[str]:
+def asked_for(one: Bookkeeping) -> list[str]:
     """Jobs that the driver gives out, calibrations that it has to wait for left out."""
     keys = []
     while (job := one.jobs.next()) is not None:
@@ -100,7 +99,7 @@ def test_what_nothing_can_go_on_without_ends_the_study(arm: str, overrides: list
     assert not one.study.runs  # a resumed study measures again
 
 
-def ended(one: Driver, trial: str, fvd: float, speed: dict[str, float]) -> None:
+def ended(one: Bookkeeping, trial: str, fvd: float, speed: dict[str, float]) -> None:
     """What the dispatcher tells of a sampled run, from its calibration on; its FVD is known to 1."""
     for event, fields in {
         "calibrated": {"metrics": speed},

@@ -13,9 +13,9 @@ from small_study import small_space
 from reco_tune.cost import plan
 from reco_tune.errors import DataError, StudyError
 from reco_tune.settings import load_space
-from reco_tune.study import Observer, Options, resume
+from reco_tune.study import Options, resume
+from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
-from reco_tune.study.runner import Driver
 from reco_tune.study.study_writer import claimed, freeze, frozen
 from reco_tune.study.unchanged import check_unchanged
 from reco_tune.study_log import StudyFolder, read_study
@@ -31,7 +31,7 @@ def begun(folder: Path, kind: str, *overrides: str) -> StudyFolder:
     folder.mkdir(exist_ok=True)
     space, study = frozen(small_space(folder, *overrides)), StudyFolder(folder / "study")
     with claimed(space, study):
-        one = Driver(plan(space), study, Options(track=False), Observer())
+        one = Bookkeeping(plan(space), study)
     one.begin()
     while one.jobs.next() is not None:
         pass
@@ -138,7 +138,7 @@ def test_where_it_runs_changes_for_what_is_planned_too(tmp_path: Path) -> None:
     study = begun(tmp_path, "running")
     space = load_space(study.settings, ["resources.workers=2", "data.cache_dir=there"])
     freeze(space, study)
-    one = Driver(plan(load_space(study.settings)), study, Options(track=False), Observer())
+    one = Bookkeeping(plan(load_space(study.settings)), study)
     job = one.jobs.next()
     assert job is not None and job.key == "full-s0"
     assert job.settings["resources"]["workers"] == 2 and job.settings["training"]["steps"] == 60

@@ -23,9 +23,10 @@ from collections.abc import Awaitable, Callable, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
-MOST_CALLS = 1_000_000
-"""Calls that may wait here at once. Ray keeps nothing ready for them; but where they are too many, the driver's own
-cannot come in, and all wait for ever. The default is 1,000: fewer than the workers of a cluster.
+ACTOR = {"num_cpus": 0, "max_concurrency": 1_000_000, "enable_task_events": False}
+"""Ray's options for it. Where more calls wait than Ray lets in, the driver's own cannot come in, and all wait for ever;
+its default is 1,000, fewer than the workers of a cluster, and it keeps nothing ready for more. Nobody looks at Ray's
+record of every call, which is a fifth of what one costs.
 """
 POLL_SECONDS = 60.0
 """Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
@@ -92,8 +93,7 @@ class Bell:
     def ring(self) -> None:
         """The thing may have changed."""
         for waiting in self._waiting:
-            if not waiting.done():
-                waiting.set_result(None)
+            _go_on(waiting)
 
     async def wait(self, ready: Callable[[], bool], seconds: float | None = POLL_SECONDS) -> bool:
         """Whether it is ready; False where it was not for so long."""
@@ -203,7 +203,8 @@ class Dispatcher:
         self._progress: dict[str, tuple[int, int, str]] = {}
         self._progress_due = False
         self._leave = False
-        self._news = Bell()
+        self._abandoned = False
+        self._news, self._never = Bell(), Bell()
 
     # --- the driver's side ---
 
@@ -211,23 +212,23 @@ class Dispatcher:
         """Takes a job in; groups take it once somebody follows it."""
         self._jobs.setdefault(job.key, JobState(job))
 
-    async def news(self) -> None:
-        """Returns when there is something to drain, or after a while."""
-        await self._news.wait(lambda: bool(self._events) or self._progress_due)
+    async def news(
+        self, written: int = 0, seconds: float = POLL_SECONDS
+    ) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
+        """Events since the last call, in order, and the latest progress of running jobs; waits for either. One caller
+        at a time: whoever writes the log.
 
-    async def drain(self) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
-        """Events since the last call, in order, and the latest progress of running jobs."""
+        Args:
+            written: so many more events are on disk: whoever posted them may go on.
+            seconds: how long to wait.
+        """
+        self._written += written
+        while self._unwritten and self._unwritten[0][0] <= self._written:
+            _go_on(self._unwritten.popleft()[1])
+        await self._news.wait(lambda: bool(self._events) or self._progress_due, seconds)
         events, self._events = self._events, []
         progress, self._progress, self._progress_due = self._progress, {}, False
         return events, progress
-
-    async def wrote(self, count: int) -> None:
-        """The driver has this many more events on disk: whoever posted them may go on."""
-        self._written += count
-        while self._unwritten and self._unwritten[0][0] <= self._written:
-            _, waiting = self._unwritten.popleft()
-            if not waiting.done():  # its caller may be gone
-                waiting.set_result(None)
 
     async def stop(self, key: str, reason: str) -> None:
         """Asks one job to stop: it ends as pruned."""
@@ -243,9 +244,12 @@ class Dispatcher:
         """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the
         driver had died.
         """
+        self._abandoned = True
         for state in self._jobs.values():
             if state.outcome is None:
                 self._end(state, "paused")
+        while self._unwritten:
+            _go_on(self._unwritten.popleft()[1])
         self._close()
 
     async def lose(self, slot: int, reason: str) -> None:
@@ -279,9 +283,15 @@ class Dispatcher:
     # --- the Tune trial's side ---
 
     async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], JobOutcome | None, str]:
-        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and
-        the reason."""
+        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and the reason.
+        What it tells is in the log: whoever judges a report, or asks what comes next, goes by that.
+
+        Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before.
+        """
         state = self._jobs[key]
+        if seen > state.judged:
+            state.judged = seen
+            state.bell.ring()
         if not state.queued:
             state.queued = True
             if self._leave:
@@ -290,13 +300,9 @@ class Dispatcher:
                 self._queue.append(key)
                 self._hand_out()
         await state.bell.wait(lambda: len(state.reports) > seen or state.outcome is not None)
-        return state.reports[seen:], state.outcome, state.reason
-
-    async def judged(self, key: str, seen: int) -> None:
-        """Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before."""
-        state = self._jobs[key]
-        state.judged = max(state.judged, seen)
-        state.bell.ring()
+        told = state.reports[seen:], state.outcome, state.reason
+        await self._in_log()
+        return told
 
     # --- the workers' side ---
 
@@ -349,7 +355,7 @@ class Dispatcher:
         self._log(event, key, **fields)
         if event in FINAL and (event != "calibrated" or state.job.kind == "calibration"):
             self._end(state, event)  # type: ignore[arg-type]
-        await self._in_log()
+        await self._kept()
 
     async def report(self, key: str, step: int, metrics: dict[str, float]) -> bool:
         """A rung's report, in the log when this returns; True asks all ranks to stop now."""
@@ -359,7 +365,7 @@ class Dispatcher:
         number = len(state.reports)
         self._log("reported", key, step=step, metrics=metrics)
         state.bell.ring()
-        await self._in_log()
+        await self._kept()
         if state.job.judged:
             await state.bell.wait(
                 lambda: state.judged >= number or state.outcome is not None or self._leave, seconds=None
@@ -520,13 +526,20 @@ class Dispatcher:
             state.bell.ring()
 
     async def _in_log(self) -> None:
-        """Waits until everything posted so far is on disk: a killed driver must not lose what a worker believes to be
-        said.
-        """
-        if self._written < self._posted:
+        """Waits until everything posted so far is on disk, or will never be."""
+        if self._written < self._posted and not self._abandoned:
             waiting = asyncio.get_running_loop().create_future()
             self._unwritten.append((self._posted, waiting))
             await waiting
+
+    async def _kept(self) -> None:
+        """Returns when everything posted so far is on disk, and never where it will not be: a killed driver must not
+        lose what a worker believes to be said.
+        """
+        posted = self._posted
+        await self._in_log()
+        if self._written < posted:
+            await self._never.wait(lambda: False, seconds=None)
 
     def _log(self, event: str, key: str, **fields: Any) -> None:
         self._posted += 1
@@ -536,3 +549,8 @@ class Dispatcher:
     def _show_progress(self) -> None:
         self._progress_due = True
         self._news.ring()
+
+
+def _go_on(waiting: asyncio.Future[None]) -> None:
+    if not waiting.done():  # its caller may be gone
+        waiting.set_result(None)

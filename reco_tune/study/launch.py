@@ -14,7 +14,7 @@ from reco_tune.errors import StudyError
 from reco_tune.settings import WHERE, Space, load_space, parse_overrides
 from reco_tune.study import preflight
 from reco_tune.study.cluster import machine, place, socket_folder
-from reco_tune.study.runner import Driver, Options, StudyResult, study_name
+from reco_tune.study.runner import Driver, Options, StudyResult
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import Observer, claimed, freeze, frozen, locked
 from reco_tune.study.unchanged import check_unchanged
@@ -92,7 +92,7 @@ def check(planned: Plan, folder: Path, options: Options) -> None:
         for earlier in planned.space.warm_start:
             read_study(earlier)
     if options.track and options.tracking_uri is not None:
-        check_name(options.tracking_uri, study_name(target, options), target)
+        check_name(options.tracking_uri, _name(target, options), target)
 
 
 def _check_placed(planned: Plan, options: Options) -> None:
@@ -105,6 +105,12 @@ def _check_placed(planned: Plan, options: Options) -> None:
         place(resources, [machine()], jobs=1)
         if resources.gpus_per_worker:
             preflight.check_memory(planned, [preflight.look({})])
+
+
+def _name(folder: StudyFolder, options: Options) -> str:
+    """Under which a study is opened, or was."""
+    opened = read_study(folder.path).name if folder.events.is_file() else ""
+    return opened or options.name or folder.path.resolve().name
 
 
 def _driver(plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> Driver:

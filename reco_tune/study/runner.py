@@ -27,26 +27,27 @@ from reco_tune.cost.planning import Plan, check_measured
 from reco_tune.errors import ReCoTuneError, RunFailedError, StoppedError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
-from reco_tune.quantities import MOVES
 from reco_tune.study import preflight
+from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.cluster import Placement, cluster, place
-from reco_tune.study.dispatcher import MOST_CALLS, Dispatcher
-from reco_tune.study.job_source import CALIBRATION, JobInputs, JobSource
-from reco_tune.study.provenance import study_provenance
+from reco_tune.study.dispatcher import ACTOR, POLL_SECONDS, Dispatcher
+from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.ray_internals import HEAD, running_clusters
-from reco_tune.study.scheduler import ParetoAsha, prune_reason
-from reco_tune.study.searcher import Search, broken_constraints
-from reco_tune.study.storage import Storage, StorageError, cached_parts, fetch_results
-from reco_tune.study.study_writer import Observer, StudyWriter
+from reco_tune.study.scheduler import ParetoAsha
+from reco_tune.study.storage import Storage, cached_parts
+from reco_tune.study.study_writer import Observer
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
 from reco_tune.study.worker_pool import WorkerPool
-from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
+from reco_tune.study_log import StudyFolder, StudyRecord
 from reco_tune.tracking import Mirror
 
 HEAD_SECONDS = 1.0
 """Between two looks whether a cluster's head is still there, once a study was told to stop."""
 LONGEST_LEAVE_SECONDS = 15.0
 """How long a driver that was told to stop may take where its cluster was ended under it."""
+GATHER_SECONDS = 1e-4
+"""Between two looks at what the dispatcher has to tell, for each worker group: events of many groups travel together.
+"""
 TRIAL_RETRIES = 3
 """How often Tune starts a trial's light process again; the work itself is not lost with it."""
 
@@ -77,20 +78,12 @@ class StudyResult:
     """Whether it was stopped (Ctrl-C); `resume` goes on."""
 
 
-def study_name(folder: StudyFolder, options: Options) -> str:
-    """Under which a study is opened, or was."""
-    opened = read_study(folder.path).name if folder.events.is_file() else ""
-    return opened or options.name or folder.path.resolve().name
-
-
 class Driver:
     """One call of `run` or `resume`."""
 
     def __init__(self, plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> None:
         self._space, self._folder, self._options, self._observer = plan.space, folder, options, observer
-        self._search = Search(plan.space)
-        self._writer = StudyWriter(folder, self._search, observer)
-        self.jobs = JobSource(plan, folder, self._writer, self._search)
+        self._books = Bookkeeping(plan, folder, observer)
         self._dispatcher: Any = None
         self._stopping = threading.Event()
         self._head = ""
@@ -104,7 +97,11 @@ class Driver:
 
     @property
     def study(self) -> StudyRecord:
-        return self._writer.study
+        return self._books.study
+
+    @property
+    def _jobs(self) -> JobSource:
+        return self._books.jobs
 
     @property
     def _pool_gone(self) -> bool:
@@ -113,13 +110,14 @@ class Driver:
     def drive(self) -> StudyResult:
         """From the log's state to the end of the study."""
         with ExitStack() as stack:
-            stack.callback(self._writer.close)
+            writer = self._books.writer
+            stack.callback(writer.close)
             stack.enter_context(self._interruptible())
-            self.begin()
+            self._books.begin(self._options.name, self._options.command)
             if self._options.track:
-                self._writer.mirror = Mirror(self._folder, self._options.tracking_uri)
-                self._writer.mirror.notify()
-                stack.callback(self._writer.mirror.close)
+                writer.mirror = Mirror(self._folder, self._options.tracking_uri)
+                writer.mirror.notify()
+                stack.callback(writer.mirror.close)
             if not self.study.finished:
                 self._prepare()
                 if not self._stopping.is_set():
@@ -128,31 +126,12 @@ class Driver:
 
     # --- before Ray ---
 
-    def begin(self) -> None:
-        """The first lines of a new log: what the study is, and what an earlier one has found."""
-        if self.study.name:
-            return
-        self._writer.write(
-            "study",
-            name=study_name(self._folder, self._options),
-            question=self._space.question,
-            arms=list(self._space.arms),
-            settings=self._space.model_dump(mode="json", exclude={"source"}),
-            constraints={
-                metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
-            },
-            provenance=study_provenance(self._options.command),
-        )
-        for earlier in self._space.warm_start:
-            for known in self._search.known_from(read_study(earlier)):
-                self._writer.write("known", **known)
-
     def _prepare(self) -> None:
         """Token cache, feature extractor and reference statistics; on disk when this returns."""
-        experiment = self.jobs.plan.shared
+        experiment = self._jobs.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
         seen = {run.provenance.get("data_fingerprint", "") for run in self.study.runs.values()} - {""}
-        cache = prepare_tokens(experiment, self._observer.on_phase, self.jobs.plan.piece_blocks, seen=seen)
+        cache = prepare_tokens(experiment, self._observer.on_phase, self._jobs.plan.piece_blocks, seen=seen)
         evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
         check_measured(self._space, experiment, classes=evaluation.classifier is not None)
         storage, parts = None, {}
@@ -163,13 +142,13 @@ class Driver:
                 if not storage.holds(name):
                     storage.put(part, name)
                 self._observer.on_phase(done, len(parts), f"copying the cache to {storage.address}")
-        self.jobs.inputs = JobInputs(str(cache.path.resolve()), storage, tuple(parts))
+        self._jobs.inputs = JobInputs(str(cache.path.resolve()), storage, tuple(parts))
 
     # --- with Ray ---
 
     def _work(self) -> None:
-        experiment, storage = self.jobs.plan.shared, self.jobs.inputs.storage
-        left = self.jobs.left
+        experiment, storage = self._jobs.plan.shared, self._jobs.inputs.storage
+        left = self._jobs.left
         others = running_clusters() if self._options.address is None else []
         if others:
             self._observer.on_phase(
@@ -181,7 +160,7 @@ class Driver:
             if len(nodes) > 1:
                 folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
                 machines = preflight.survey({"the storage": storage} if storage else folders)
-                preflight.check_memory(self.jobs.plan, machines)
+                preflight.check_memory(self._jobs.plan, machines)
             placement = place(experiment.resources, nodes, left)
             self._head = ray.get_runtime_context().gcs_address
             stack.callback(self._end_pausing)
@@ -189,7 +168,7 @@ class Driver:
             name = f"dispatcher-{uuid.uuid4().hex[:12]}"
             self._dispatcher = (
                 ray.remote(Dispatcher)  # with the driver: a machine that is lost must not take the dispatcher along
-                .options(num_cpus=0, resources={HEAD: 0.001}, name=name, max_concurrency=MOST_CALLS)
+                .options(**ACTOR, resources={HEAD: 0.001}, name=name)
                 .remote(
                     placement.workers,
                     experiment.resources.max_failures,
@@ -203,7 +182,7 @@ class Driver:
             )
             stack.callback(self._pool.end)
             try:
-                with self._draining():
+                with self._draining(placement.groups):
                     self._tune(name, placement)
                     if not self._broken:
                         ray.get(self._dispatcher.pause.remote())
@@ -212,7 +191,7 @@ class Driver:
                 self._give_up(error)
             finally:
                 self._dispatcher = None
-        self.conclude()
+        self._conclude()
 
     def _tune(self, dispatcher: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
@@ -239,10 +218,7 @@ class Driver:
     def _judge(self, trial: str, step: int) -> None:
         """A job has reported a rung: asks it to stop where the rung speaks against it."""
         try:
-            with self._writer.lock:
-                self._drain()  # the report itself may still lie at the dispatcher
-                reason = prune_reason(self._space, self.study, trial, step)
-            if reason:
+            if reason := self._books.judge(trial, step):
                 ray.get(self._dispatcher.stop.remote(trial, reason))
         except Exception as error:  # what a scheduler raises, Tune turns into a traceback
             self._give_up(error)
@@ -252,13 +228,11 @@ class Driver:
         proposes.
         """
         try:
-            with self._writer.lock:
-                self._drain()
-                if self._stopping.is_set() or self._broken or self.jobs.obstacles or self._pool_gone:
-                    return Searcher.FINISHED
-                job = self.jobs.next()
+            if self._stopping.is_set() or self._broken or self._jobs.obstacles or self._pool_gone:
+                return Searcher.FINISHED
+            job = self._books.next()
             if job is None:
-                return Searcher.FINISHED if self.jobs.exhausted else None
+                return Searcher.FINISHED if self._jobs.exhausted else None
             ray.get(self._dispatcher.submit.remote(job))
         except Exception as error:  # what a searcher raises, Tune turns into a traceback
             self._give_up(error)
@@ -268,39 +242,40 @@ class Driver:
     # --- the dispatcher's events ---
 
     @contextmanager
-    def _draining(self) -> Iterator[None]:
+    def _draining(self, groups: int) -> Iterator[None]:
         """Writes the dispatcher's events to the log while the block runs."""
         done, dispatcher = threading.Event(), self._dispatcher
 
-        def drain() -> None:
-            while not done.is_set() and not self._broken:
+        def write() -> None:
+            written = 0
+            while not self._broken:
                 try:
-                    ray.get(dispatcher.news.remote())
-                    self._drain()
+                    seconds = 0 if done.is_set() else POLL_SECONDS
+                    written = self._take(*ray.get(dispatcher.news.remote(written, seconds)))
                 except Exception as error:
                     self._give_up(error)
+                if done.is_set() and not written:
+                    return
+                done.wait(groups * GATHER_SECONDS)
 
-        thread = threading.Thread(target=drain, name="drain", daemon=True)
+        thread = threading.Thread(target=write, name="log", daemon=True)
         thread.start()
         try:
             yield
         finally:
             done.set()
             dispatcher.progress.remote("", 0, 0, "")  # wakes the thread; raises nothing where it is gone
-            thread.join(timeout=30)
-        if not self._broken:
-            self._drain()
+            while thread.is_alive() and not self._broken:
+                thread.join(1)
 
-    def _drain(self) -> None:
-        with self._writer.lock:
-            events, progress = ray.get(self._dispatcher.drain.remote())
-            for event in events:
-                self.take_in(event)
-            if events:
-                self._dispatcher.wrote.remote(len(events))
+    def _take(self, events: list[dict[str, Any]], progress: dict[str, tuple[int, int, str]]) -> int:
+        """Writes what the dispatcher tells to the log; how many events."""
+        for event in events:
+            self._books.take_in(event)
         progress.pop("", None)
         for key, (done, total, what) in progress.items():
             self._observer.on_progress(key, done, total, what)
+        return len(events)
 
     def _give_up(self, error: Exception) -> None:
         """Nothing more can be heard or written: what runs is left as if the driver had died, so that a resumed study
@@ -319,41 +294,10 @@ class Driver:
         if dispatcher is not None:
             dispatcher.abandon.remote()  # raises nothing here where the dispatcher is gone
 
-    def take_in(self, event: dict[str, Any]) -> None:
-        """Writes an event of the dispatcher to the log, with what follows from it."""
-        name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
-        if name == "halted":
-            raise RunFailedError(event["reason"])
-        if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
-            event["reason"] = reason
-        if kind == "trial":
-            if name == "evaluated":
-                event["metrics"][MOVES.name] = float(self.study.runs[key].moves)
-            storage = self.jobs.inputs.storage if name in ENDED else None
-            if storage:
-                fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
-                if name == "evaluated" and not fetched:
-                    raise StorageError(f"the storage {storage.address} has lost what run {key} left")
-            self._writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
-            if storage:
-                storage.forget(self.jobs.stored(key))
-        elif name == "calibrated":
-            self._writer.write(name, key=key.removeprefix(CALIBRATION), **event)
-            self._observer.on_phase(
-                len(self.study.calibrations), len(self.jobs.plan.arms), "calibrating the speed of the arms"
-            )
-        elif name == "failed":
-            self.jobs.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
-
     # --- the end ---
 
-    def conclude(self) -> None:
-        for obstacle in self.jobs.obstacles:
-            raise RunFailedError(obstacle)
-        unfinished = [record for record in self.study.runs.values() if record.state not in ENDED]
-        if not unfinished and self._search.exhausted and self.study.runs:
-            self._writer.write("finished")
-        elif not self._stopping.is_set():
+    def _conclude(self) -> None:
+        if not self._books.conclude() and not self._stopping.is_set():
             why = (
                 self._broken
                 or "; ".join(dict.fromkeys(self._pool.lost.values() if self._pool else ()))
@@ -361,8 +305,8 @@ class Driver:
             )
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self.jobs.left} run(s) are left over ({why}); `{command('resume', self._folder.path)}` goes on"
-                " with them"
+                f"{most}{self._jobs.left} run(s) are left over ({why});"
+                f" `{command('resume', self._folder.path)}` goes on with them"
             )
 
     @contextmanager

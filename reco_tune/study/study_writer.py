@@ -5,8 +5,10 @@ Knows the log, the search and whoever listens; knows nothing of Ray.
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from typing import Any
 
@@ -16,7 +18,7 @@ from reco_tune.settings import WHERE, Space, flatten, load_space, save_space
 from reco_tune.settings.files import make, merge
 from reco_tune.settings.sections import Sections
 from reco_tune.study.searcher import Search
-from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, StudyRecord
+from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, apply
 from reco_tune.tracking import Mirror
 
 
@@ -38,27 +40,35 @@ class StudyWriter:
     order.
     """
 
-    def __init__(self, folder: StudyFolder, search: Search, observer: Observer) -> None:
+    def __init__(
+        self,
+        folder: StudyFolder,
+        search: Search,
+        observer: Observer,
+        clock: Callable[[], float] = time.time,
+        sync: Callable[[int], None] = os.fsync,
+    ) -> None:
+        """
+        Args:
+            clock, sync: of `EventLog`.
+        """
         self.lock = threading.RLock()
         self.mirror: Mirror | None = None
-        self._log = EventLog(folder.events)
-        self._follower = Follower(folder.events)
+        self._log = EventLog(folder.events, clock, sync)
         self._search, self._observer = search, observer
-        for event in self._follower.poll():
+        follower = Follower(folder.events)
+        for event in follower.poll():
             search.apply(event)
-
-    @property
-    def study(self) -> StudyRecord:
+        self.study = follower.study
         """The state of the log."""
-        return self._follower.study
 
     def write(self, event: EventName, **fields: Any) -> None:
         """Writes one event and tells everybody."""
         with self.lock:
-            self._log.append(event, **fields)
-            for written in self._follower.poll():
-                self._search.apply(written)
-                self._observer.on_event(written)
+            written = self._log.append(event, **fields)
+            apply(self.study, written)
+            self._search.apply(written)
+            self._observer.on_event(written)
             if self.mirror is not None:
                 self.mirror.notify()
 

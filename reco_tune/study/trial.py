@@ -29,14 +29,12 @@ def follow(config: dict[str, Any]) -> None:
     while outcome is None:
         try:
             dispatcher = ray.get_actor(config["dispatcher"])
-            reports, outcome, _ = ray.get(dispatcher.follow.remote(config["trial"], seen))
+            reports, outcome, _ = ray.get(dispatcher.follow.remote(config["trial"], seen))  # those seen are judged
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
             return
         for report in reports:
             seen += 1
             tune.report(report)  # returns when the scheduler has judged it
-        if reports:
-            dispatcher.judged.remote(config["trial"], seen)  # raises nothing here where the dispatcher is gone
     tune.report({"outcome": outcome})
 
 

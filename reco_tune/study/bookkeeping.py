@@ -1,0 +1,127 @@
+"""What a driver decides and writes down: which job comes next, what an event means, whether a run goes on at a rung,
+when a study has ended.
+
+Knows the log, the search and what is still to do; knows nothing of Ray or of how workers are reached, so that a study
+on simulated time is kept by the same hands as a real one.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import Callable
+from typing import Any
+
+from reco_tune.cost.planning import Plan
+from reco_tune.errors import RunFailedError
+from reco_tune.quantities import MOVES
+from reco_tune.study.dispatcher import Job
+from reco_tune.study.job_source import CALIBRATION, JobSource
+from reco_tune.study.provenance import study_provenance
+from reco_tune.study.scheduler import prune_reason
+from reco_tune.study.searcher import Search, broken_constraints
+from reco_tune.study.storage import StorageError, fetch_results
+from reco_tune.study.study_writer import Observer, StudyWriter
+from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
+
+
+class Bookkeeping:
+    """Of one study, from its log's state on. Called from several threads."""
+
+    def __init__(
+        self,
+        plan: Plan,
+        folder: StudyFolder,
+        observer: Observer = Observer(),
+        clock: Callable[[], float] = time.time,
+        sync: Callable[[int], None] = os.fsync,
+    ) -> None:
+        """
+        Args:
+            clock: Unix seconds.
+            sync: brings what was written to a file descriptor onto the disk.
+        """
+        self._space, self._folder, self._observer = plan.space, folder, observer
+        self._search = Search(plan.space)
+        self.writer = StudyWriter(folder, self._search, observer, clock, sync)
+        self.jobs = JobSource(plan, folder, self.writer, self._search)
+
+    @property
+    def study(self) -> StudyRecord:
+        return self.writer.study
+
+    def begin(self, name: str = "", command: str = "") -> None:
+        """The first lines of a new log: what the study is, and what an earlier one has found."""
+        if self.study.name:
+            return
+        self.writer.write(
+            "study",
+            name=name or self._folder.path.resolve().name,
+            question=self._space.question,
+            arms=list(self._space.arms),
+            settings=self._space.model_dump(mode="json", exclude={"source"}),
+            constraints={
+                metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
+            },
+            provenance=study_provenance(command),
+        )
+        for earlier in self._space.warm_start:
+            for known in self._search.known_from(read_study(earlier)):
+                self.writer.write("known", **known)
+
+    def next(self) -> Job | None:
+        """The calibrations, then what the log holds unfinished, then what the search proposes; None where nothing is
+        left, or where what comes next depends on jobs that have not ended (`jobs.exhausted` tells).
+        """
+        with self.writer.lock:
+            return self.jobs.next()
+
+    def judge(self, trial: str, step: int) -> str:
+        """Why a run should stop at the rung that ends at `step`, which is in the log; empty where it goes on."""
+        with self.writer.lock:
+            return prune_reason(self._space, self.study, trial, step)
+
+    def take_in(self, event: dict[str, Any]) -> None:
+        """Writes an event of the dispatcher to the log, with what follows from it.
+
+        Raises:
+            RunFailedError: where a worker says that no job can go on.
+            StorageError: where a run's results cannot be fetched.
+        """
+        name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
+        if name == "halted":
+            raise RunFailedError(event["reason"])
+        if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
+            event["reason"] = reason
+        if kind == "trial":
+            if name == "evaluated":
+                event["metrics"][MOVES.name] = float(self.study.runs[key].moves)
+            storage = self.jobs.inputs.storage if name in ENDED else None
+            if storage:
+                fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
+                if name == "evaluated" and not fetched:
+                    raise StorageError(f"the storage {storage.address} has lost what run {key} left")
+            self.writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+            if storage:
+                storage.forget(self.jobs.stored(key))
+        elif name == "calibrated":
+            self.writer.write(name, key=key.removeprefix(CALIBRATION), **event)
+            self._observer.on_phase(
+                len(self.study.calibrations), len(self.jobs.plan.arms), "calibrating the speed of the arms"
+            )
+        elif name == "failed":
+            self.jobs.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
+
+    def conclude(self) -> bool:
+        """Whether the study is finished; its log says so then.
+
+        Raises:
+            RunFailedError: where nothing can go on.
+        """
+        for obstacle in self.jobs.obstacles:
+            raise RunFailedError(obstacle)
+        unfinished = any(record.state not in ENDED for record in self.study.runs.values())
+        if unfinished or not self._search.exhausted or not self.study.runs:
+            return False
+        self.writer.write("finished")
+        return True
