@@ -23,29 +23,10 @@ from reco_tune.reporting.aggregate import (
     paired_difference,
 )
 from reco_tune.reporting.budgets import WHOLE, at_budget, reference
+from reco_tune.reporting.quality import FVD, Quality, quality_of
 from reco_tune.reporting.runs import IMPORTED, arm_order
 from reco_tune.settings import BASELINE, SEARCH
 
-COLUMNS = (
-    "budget",
-    "arm",
-    "seeds",
-    "fvd",
-    "fvd_low",
-    "fvd_high",
-    "fvd_delta",
-    "fvd_p_value",
-    "speedup",
-    "speedup_low",
-    "speedup_high",
-    "speedup_limit",
-    "limit_fraction",
-    "peak_memory_ratio",
-    "gpu_hours",
-    "val_cross_entropy",
-    "protocol",
-)
-"""Columns of ablation.csv."""
 DETAILS = ("pairs", "verdict")
 """What tables for people say beside them: seeds that a row shares with the baseline, and the comparison's
 `standing`.
@@ -66,6 +47,12 @@ _MEANS = (
 )
 
 
+def columns(quality: Quality) -> list[str]:
+    """Of ablation.csv."""
+    means = [name for name in _MEANS if name != quality.key]
+    return ["budget", "arm", "seeds", *quality.ends, quality.delta, quality.p_value, *means, "protocol"]
+
+
 @dataclass(frozen=True)
 class ArmResult:
     """One arm at one budget."""
@@ -73,8 +60,8 @@ class ArmResult:
     budget: str
     arm: str
     runs: pd.DataFrame
-    fvd: dict[int, Estimate]
-    """By training seed."""
+    values: dict[int, Estimate]
+    """By training seed, of what arms are compared by (`quality`)."""
     means: dict[str, float]
     """Means over the runs of what needs no interval of its own."""
 
@@ -146,8 +133,10 @@ def comparisons(results: Results, runs: pd.DataFrame, baseline: str = BASELINE) 
     for budget in dict.fromkeys(budget for budget, _ in results):
         group = [result for result in results.values() if result.budget == budget]
         compared = reference(budget, baseline)
-        against = results[budget, compared].fvd if (budget, compared) in results else {}
-        differences = [None if result.arm == compared else paired_difference(result.fvd, against) for result in group]
+        against = results[budget, compared].values if (budget, compared) in results else {}
+        differences = [
+            None if result.arm == compared else paired_difference(result.values, against) for result in group
+        ]
         p_values = holm([difference.p_value if difference else math.nan for difference in differences])
         found += [Comparison(*one, compared) for one in zip(group, differences, p_values, strict=True)]
     return found
@@ -197,54 +186,52 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
     return (worse if difference.delta > 0 else better) + ("" if known else ONE_SEED)
 
 
-def ablation_rows(compared: Sequence[Comparison]) -> pd.DataFrame:
-    """One row an arm and budget with `COLUMNS` and `DETAILS`; the baseline stands under every budget, under
+def ablation_rows(compared: Sequence[Comparison], quality: Quality = FVD) -> pd.DataFrame:
+    """One row an arm and budget with `columns` and `DETAILS`; the baseline stands under every budget, under
     `half_compute` with its run at half and its whole run (`budgets.WHOLE`), which the differences of that budget are
     taken to.
 
-    `fvd` is the mean over training seeds; its interval is the run's own sampling interval at one seed, a t interval
-    over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the baseline by seed; `fvd_p_value` is
-    its t test with Holm's correction over the arms of the budget, empty at one seed; `verdict` (better, worse, not
-    resolved) is what that p-value says, at one seed the interval. The other columns are means over the runs.
+    `fvd` (or what stands for it, `quality`) is the mean over training seeds; its interval is the run's own sampling
+    interval at one seed, a t interval over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the
+    baseline by seed; `fvd_p_value` is its t test with Holm's correction over the arms of the budget, empty at one seed;
+    `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval. The other columns are
+    means over the runs.
     """
-    table = pd.DataFrame([_row(one) for one in compared], columns=[*COLUMNS, *DETAILS])
+    table = pd.DataFrame([_row(one, quality) for one in compared], columns=[*columns(quality), *DETAILS])
     return table.astype({"seeds": int, "pairs": int})
 
 
 def best_row(rows: pd.DataFrame) -> int | None:
-    """Position of the lowest FVD where its interval is clear of every other row's; None where the best is not
-    resolved.
+    """Position of the lowest quality (`quality_of`) where its interval is clear of every other row's; None where the
+    best is not resolved.
     """
     if len(rows) < 2:
         return None
-    order = rows["fvd"].to_numpy().argsort(kind="stable")
-    others = rows["fvd_low"].to_numpy()[order[1:]]
-    return int(order[0]) if bool((rows["fvd_high"].to_numpy()[order[0]] < others).all()) else None
+    values, lows, highs = (rows[name].to_numpy() for name in quality_of(rows).ends)
+    order = values.argsort(kind="stable")
+    return int(order[0]) if bool((highs[order[0]] < lows[order[1:]]).all()) else None
 
 
 def _result(budget: str, arm: str, runs: pd.DataFrame) -> ArmResult:
-    columns = (runs[name] for name in ("seed", "fvd", "fvd_low", "fvd_high"))
-    fvd = {
-        int(seed): Estimate(float(value), float(low), float(high))
-        for seed, value, low, high in zip(*columns, strict=True)
+    own = (runs[name] for name in ("seed", *quality_of(runs).ends))
+    values = {
+        int(seed): Estimate(float(value), float(low), float(high)) for seed, value, low, high in zip(*own, strict=True)
     }
-    return ArmResult(budget, arm, runs, fvd, {name: float(runs[name].mean()) for name in _MEANS})
+    return ArmResult(budget, arm, runs, values, {name: float(runs[name].mean()) for name in _MEANS})
 
 
-def _row(one: Comparison) -> dict[str, object]:
+def _row(one: Comparison, quality: Quality) -> dict[str, object]:
     result, difference = one.result, one.difference
-    fvd = mean_interval(list(result.fvd.values()))
+    mean = mean_interval(list(result.values.values()))
     own = 0.0 if result.arm == one.baseline else math.nan
     return {
         "budget": result.budget,
         "arm": result.arm,
-        "seeds": len(result.fvd),
-        "fvd": fvd.value,
-        "fvd_low": fvd.low,
-        "fvd_high": fvd.high,
-        "fvd_delta": difference.delta if difference else own,
-        "fvd_p_value": one.p_value,
+        "seeds": len(result.values),
         **result.means,
+        **dict(zip(quality.ends, mean, strict=True)),
+        quality.delta: difference.delta if difference else own,
+        quality.p_value: one.p_value,
         "protocol": result.protocol,
         "pairs": one.pairs,
         "verdict": one.standing,

@@ -11,12 +11,12 @@ import pandas as pd
 
 from reco_tune.reporting.budgets import budget_order
 from reco_tune.reporting.comparisons import (
-    COLUMNS,
     ArmResult,
     Comparison,
     Unresolved,
     ablation_rows,
     arm_results,
+    columns,
     comparisons,
     unresolved,
 )
@@ -25,6 +25,7 @@ from reco_tune.reporting.frontier import Frontier, find_frontier
 from reco_tune.reporting.imported import with_imports
 from reco_tune.reporting.paper import Reference, paper_reference
 from reco_tune.reporting.protocols import under_protocol
+from reco_tune.reporting.quality import Quality
 from reco_tune.reporting.runs import (
     Source,
     arm_order,
@@ -33,6 +34,7 @@ from reco_tune.reporting.runs import (
     load_study,
     measured_with,
     own_runs,
+    quality_of_runs,
     refuse_mixed,
     runs_table,
 )
@@ -90,6 +92,11 @@ class Evidence:
         return kept
 
     @cached_property
+    def quality(self) -> Quality:
+        """What its runs are compared by."""
+        return quality_of_runs(self.runs)
+
+    @cached_property
     def own_comparable(self) -> pd.DataFrame:
         return own_runs(self.comparable)
 
@@ -125,7 +132,7 @@ class Evidence:
     @cached_property
     def ablation(self) -> pd.DataFrame:
         """`comparisons.ablation_rows`."""
-        return ablation_rows(self.comparisons)
+        return ablation_rows(self.comparisons, self.quality)
 
     @cached_property
     def frontier(self) -> Frontier:
@@ -163,4 +170,5 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
         ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
             for.
     """
-    return Evidence(runs, baseline=baseline).ablation[list(COLUMNS)]
+    evidence = Evidence(runs, baseline=baseline)
+    return evidence.ablation[columns(evidence.quality)]

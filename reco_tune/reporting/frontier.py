@@ -1,4 +1,5 @@
-"""The speed/FVD frontier: which configurations nothing else beats in both, and how sure that is. Computes, never draws.
+"""The frontier of speed and quality: which configurations nothing else beats in both, and how sure that is. Computes,
+never draws.
 
 A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration. The run
 that made a configuration a finalist is one of its seeds: its luck still flatters their mean, the less the more there
@@ -20,6 +21,7 @@ from scipy.special import ndtri, stdtrit
 from reco_tune.pareto import hypervolume, knee, non_dominated, speed_fvd
 from reco_tune.reporting.aggregate import CONFIDENCE, Estimate, mean_interval
 from reco_tune.reporting.budgets import at_budget
+from reco_tune.reporting.quality import Quality, quality_of
 from reco_tune.reporting.runs import broken_constraints, configurations
 from reco_tune.settings import Bound
 
@@ -29,24 +31,7 @@ SETTINGS = (
     "window.first_frame_probability",
     "objective.continuity_weight",
 )
-FVD = ("fvd", "fvd_low", "fvd_high")
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
-COLUMNS = ("trial", "arm", "budget", "seed", *SETTINGS, "speedup", *FVD, "on_frontier", "protocol")
-"""Columns of frontier.csv."""
-PROBABILITY_COLUMNS = (
-    "budget",
-    "arm",
-    "trial",
-    "runs",
-    *SETTINGS,
-    "speedup",
-    *FVD,
-    "on_frontier",
-    "knee",
-    "probability",
-    "infeasible",
-)
-"""Columns of frontier_probability.csv."""
 DRAWS = 1000
 """Of the parametric bootstrap: a probability is known to about 0.03."""
 SPEEDS = 80
@@ -55,6 +40,17 @@ _FAR = 0.999
 """A point that could stand on the frontier only beyond this quantile of its own noise and of another's is not drawn."""
 _Z = float(ndtri(0.5 + CONFIDENCE / 2))
 Array = NDArray[np.float64]
+
+
+def columns(quality: Quality) -> list[str]:
+    """Of frontier.csv."""
+    return ["trial", "arm", "budget", "seed", *SETTINGS, "speedup", *quality.ends, "on_frontier", "protocol"]
+
+
+def probability_columns(quality: Quality) -> list[str]:
+    """Of frontier_probability.csv."""
+    found = ["budget", "arm", "trial", "runs", *SETTINGS, "speedup", *quality.ends]
+    return [*found, "on_frontier", "knee", "probability", "infeasible"]
 
 
 @dataclass(frozen=True)
@@ -67,14 +63,18 @@ class Frontier:
 
     points: pd.DataFrame
     """One row a configuration, in planned order within a budget, with the columns of both files. `trial` is its first
-    run, `seed` lists its training seeds, `fvd` and `speedup` are means over them; `on_frontier` and `knee` are of these
-    means, `probability` is the share of draws in which it stands on the frontier; `infeasible` says which constraint it
-    breaks.
+    run, `seed` lists its training seeds, quality and `speedup` are means over them; `on_frontier` and `knee` are of
+    these means, `probability` is the share of draws in which it stands on the frontier; `infeasible` says which
+    constraint it breaks.
     """
     hypervolume: Mapping[str, float]
-    """By budget: area in speed-up x FVD units between the frontier, speed-up 0 and the largest FVD of that budget."""
+    """By budget: area in speed-up x quality units between the frontier, speed-up 0 and the worst quality of that
+    budget.
+    """
     bands: Mapping[str, pd.DataFrame]
-    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best FVD among what is at least as fast."""
+    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best quality among what is at least as
+    fast.
+    """
 
     def at(self, budget: str) -> pd.DataFrame:
         """Configurations of one budget."""
@@ -83,7 +83,8 @@ class Frontier:
     def non_dominated(self, budget: str) -> pd.DataFrame:
         """The frontier of one budget from slow to fast."""
         points = self.at(budget)
-        return points[points["on_frontier"].astype(bool)].sort_values(["speedup", "fvd", "trial"], kind="stable")
+        order = ["speedup", quality_of(points).key, "trial"]
+        return points[points["on_frontier"].astype(bool)].sort_values(order, kind="stable")
 
 
 def find_frontier(
@@ -96,7 +97,7 @@ def find_frontier(
     """The non-dominated configurations of each budget (no other is at least as fast and as good, and better in one),
     how probable that is of each, and where the frontier lies.
 
-    Parametric bootstrap: each draw takes every FVD from its 95% interval (normal on either side of the value at one
+    Parametric bootstrap: each draw takes every quality from its 95% interval (normal on either side of the value at one
     seed, Student's t over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a
     configuration's seeds share. The probability is the share of draws in which nothing beats the configuration in both.
 
@@ -106,10 +107,12 @@ def find_frontier(
         budgets: of the study.
         constraints: metric -> what is allowed, of the means.
     """
-    parts, volumes, bands = [pd.DataFrame([], columns=list(dict.fromkeys(COLUMNS + PROBABILITY_COLUMNS)))], {}, {}
+    quality = quality_of(kept)
+    named = list(dict.fromkeys(columns(quality) + probability_columns(quality)))
+    parts, volumes, bands = [pd.DataFrame([], columns=named)], {}, {}
     for budget in budgets:
         own = _configurations(kept[at_budget(kept["budget"], budget)], constraints).assign(budget=budget)
-        costs = own[["speedup", "fvd"]].to_numpy(np.float64) * (-1, 1)
+        costs = own[["speedup", quality.key]].to_numpy(np.float64) * (-1, 1)
         costs[(own["infeasible"] != "").to_numpy(dtype=bool)] = np.nan  # no point: it beats nothing
         feasible = np.flatnonzero(np.isfinite(costs).all(axis=1))
         volumes[budget] = hypervolume(*speed_fvd(-costs[feasible, 0], costs[feasible, 1]))
@@ -131,13 +134,14 @@ def _configurations(rows: pd.DataFrame, constraints: Mapping[str, Bound]) -> pd.
     found: dict[str, Any] = {
         name: (rows[name].to_numpy() if name in rows else np.full(len(rows), None))[first] for name in words
     }
-    values = {name: rows[name].to_numpy(np.float64) for name in dict.fromkeys((*FVD, *SPEEDUP, *constraints))}
+    ends = quality_of(rows).ends
+    values = {name: rows[name].to_numpy(np.float64) for name in dict.fromkeys((*ends, *SPEEDUP, *constraints))}
     means = {name: column[first] for name, column in values.items()}
     for row, own in enumerate(groups):
         if len(own) > 1:
-            fvd = mean_interval([Estimate(*(values[name][place] for name in FVD)) for place in own])
+            mean = mean_interval([Estimate(*(values[name][place] for name in ends)) for place in own])
             for name in means:
-                means[name][row] = dict(zip(FVD, fvd, strict=True)).get(name, fmean(values[name][own]))
+                means[name][row] = dict(zip(ends, mean, strict=True)).get(name, fmean(values[name][own]))
     seeds = [[int(seed) for seed in rows["seed"].to_numpy()[own]] for own in groups]
     found |= means | {
         "runs": [len(own) for own in groups],
@@ -155,49 +159,52 @@ def _configurations(rows: pd.DataFrame, constraints: Mapping[str, Bound]) -> pd.
 
 def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tuple[Array, pd.DataFrame]:
     """Probability of each row, and the band of the frontier."""
-    fvd, fvd_low, fvd_high, speed, speed_low, speed_high, count = table[[*FVD, *SPEEDUP, "runs"]].to_numpy(np.float64).T
+    named = [*quality_of(table).ends, *SPEEDUP, "runs"]
+    value, low, high, speed, speed_low, speed_high, count = table[named].to_numpy(np.float64).T
     several, freedom = count > 1, np.maximum(count - 1, 1)
     quantile = np.where(several, stdtrit(freedom, 0.5 + CONFIDENCE / 2), _Z)
     # Over seeds the interval is symmetric about the mean, but its low end may have been cut off at 0: the high end
     # holds the spread.
     above, below = (
-        _width(fvd_high - fvd) / quantile,
-        _width(np.where(several, fvd_high - fvd, fvd - fvd_low)) / quantile,
+        _width(high - value) / quantile,
+        _width(np.where(several, high - value, value - low)) / quantile,
     )
     faster, slower = _width(speed_high - speed) / _Z, _width(speed - speed_low) / _Z
     far = float(ndtri(_FAR))
     reach = np.where(several, stdtrit(freedom, _FAR), far)
     near = np.flatnonzero(
-        _possible(speed + far * faster, fvd - reach * below, speed - far * slower, fvd + reach * above)
+        _possible(speed + far * faster, value - reach * below, speed - far * slower, value + reach * above)
     )
     speeds = np.linspace(speed.min(), speed.max(), SPEEDS)
-    wins, best_FVD = np.zeros(len(table)), np.full((draws, SPEEDS), np.inf)
-    fvd, above, below, speed, faster, slower = (values[near] for values in (fvd, above, below, speed, faster, slower))
+    wins, best_value = np.zeros(len(table)), np.full((draws, SPEEDS), np.inf)
+    value, above, below, speed, faster, slower = (
+        values[near] for values in (value, above, below, speed, faster, slower)
+    )
     seeded, freedom = np.flatnonzero(several[near]), freedom[near][several[near]]
     for draw in range(draws):
         noise = generator.standard_normal(len(near))
         noise[seeded] = generator.standard_t(freedom)
-        drawn = np.maximum(fvd + noise * np.where(noise > 0, above, below), 0)
+        drawn = np.maximum(value + noise * np.where(noise > 0, above, below), 0)
         noise = generator.standard_normal(len(near))
         pace = speed + noise * np.where(noise > 0, faster, slower)
         order = np.argsort(-pace)
-        if not np.diff(pace[order]).all():  # equal speeds: the better FVD comes first
+        if not np.diff(pace[order]).all():  # equal speeds: the better one comes first
             order = np.lexsort((drawn, -pace))
         best = np.minimum.accumulate(drawn[order])
         wins[near[order[np.append(True, drawn[order][1:] < best[:-1])]]] += 1
         as_fast = np.searchsorted(-pace[order], -speeds, side="right")
-        best_FVD[draw] = np.where(as_fast > 0, best[np.maximum(as_fast - 1, 0)], np.inf)
-    # As ordered statistics, because the best FVD among nothing is infinite and must not be interpolated with.
-    low, high = np.quantile(best_FVD, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0, method="nearest")
+        best_value[draw] = np.where(as_fast > 0, best[np.maximum(as_fast - 1, 0)], np.inf)
+    # As ordered statistics, because the best among nothing is infinite and must not be interpolated with.
+    low, high = np.quantile(best_value, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0, method="nearest")
     return wins / draws, pd.DataFrame({"speedup": speeds, "low": low, "high": high})
 
 
-def _possible(best_speed: Array, best_fvd: Array, worst_speed: Array, worst_fvd: Array) -> NDArray[np.bool_]:
+def _possible(best_speed: Array, best_value: Array, worst_speed: Array, worst_value: Array) -> NDArray[np.bool_]:
     """Which points at their best no other point beats at its worst."""
     order = np.argsort(-worst_speed, kind="stable")
-    least = np.append(np.inf, np.minimum.accumulate(worst_fvd[order]))
+    least = np.append(np.inf, np.minimum.accumulate(worst_value[order]))
     faster = np.searchsorted(-worst_speed[order], -best_speed, side="right")
-    possible: NDArray[np.bool_] = best_fvd <= least[faster]
+    possible: NDArray[np.bool_] = best_value <= least[faster]
     return possible
 
 

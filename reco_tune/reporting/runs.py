@@ -20,6 +20,7 @@ from numpy.typing import NDArray
 from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.numbers import quoted
+from reco_tune.reporting.quality import FVD, Quality, quality_of_layouts
 from reco_tune.settings import BASELINE, LATER, SEARCH, WHERE, Bound, step_cost
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
@@ -141,16 +142,24 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
     return table
 
 
+def quality_of_runs(runs: pd.DataFrame) -> Quality:
+    """What the runs of a study are compared by; those that a reader lays beside them do not decide it."""
+    return quality_of_layouts(set(own_runs(runs)["data.layout"])) if "data.layout" in runs else FVD
+
+
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and FVD, all of one
-    protocol.
+    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and quality, all of one
+    protocol. Runs on codes alone have no columns of FVD, and those of the cross-entropy's interval, which is of seeds
+    and empty for one run (`quality_of`).
 
     Raises:
         ComparisonError: where two protocols or data sets meet; it names the knob that differs.
     """
-    kept = runs[_whole(runs)]
+    kept, quality = runs[_whole(runs)], quality_of_runs(runs)
     _one_protocol(kept)
-    return kept
+    if quality is FVD:
+        return kept
+    return kept.drop(columns=list(FVD.ends)).assign(**{quality.low: math.nan, quality.high: math.nan})
 
 
 def refuse_mixed(kept: pd.DataFrame) -> None:
@@ -208,18 +217,22 @@ def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
 
 def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
-    names = ("state", "reason", "fvd", "speedup", "steps", "training.steps")
+    quality = quality_of_runs(runs)
+    names = ("state", "reason", quality.key, "speedup", "steps", "training.steps")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
     given = _baseline_steps(runs)
-    return ["" if whole else _exclusion(given, *row) for whole, *row in zip(_whole(runs), *columns, strict=True)]
+    return [
+        "" if whole else _exclusion(given, quality, *row) for whole, *row in zip(_whole(runs), *columns, strict=True)
+    ]
 
 
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     """Which runs may stand in a table; as arrays, because it is asked often and of ten thousand runs."""
-    fvd, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in ("fvd", "speedup", "steps"))
+    names = (quality_of_runs(runs).key, "speedup", "steps")
+    quality, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in names)
     whole = (
         (runs["state"] == "evaluated").to_numpy(dtype=bool)
-        & np.isfinite(fvd)
+        & np.isfinite(quality)
         & (np.isfinite(speedup) | _elsewhere(runs))
     )
     if "training.steps" in runs:
@@ -289,7 +302,16 @@ def configurations(runs: pd.DataFrame) -> list[str]:
     ]
 
 
-def _exclusion(given: int | None, state: str, reason: str, fvd: float, speedup: float, steps: float, asked: Any) -> str:
+def _exclusion(
+    given: int | None,
+    quality: Quality,
+    state: str,
+    reason: str,
+    value: float,
+    speedup: float,
+    steps: float,
+    asked: Any,
+) -> str:
     """In words, for a run that may not stand in a table.
 
     Args:
@@ -302,8 +324,8 @@ def _exclusion(given: int | None, state: str, reason: str, fvd: float, speedup: 
         return f"pruned: {reason}" if reason else "pruned"
     if state != "evaluated":
         return f"not finished ({state})"
-    if not math.isfinite(fvd):
-        return "its FVD is not finite"
+    if not math.isfinite(value):
+        return f"its {quality.name} is not finite" if quality is FVD else f"it has no {quality.name}"
     if not math.isfinite(speedup):
         return reason if reason.startswith(OWN_BASELINE) else "its speed-up was not measured"
     if steps >= asked and given is not None:
@@ -324,8 +346,8 @@ def _one_protocol(runs: pd.DataFrame) -> None:
         knobs += _differing(one, two, STAR_KNOBS)
         raise ComparisonError(
             f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in"
-            f" {', '.join(knobs) or 'the length of their protocol'}: their FVDs are not comparable; evaluate both under"
-            " one protocol or report them apart"
+            f" {', '.join(knobs) or 'the length of their protocol'}: their numbers are not comparable; evaluate both"
+            " under one protocol or report them apart"
         )
     versions = [value for value in dict.fromkeys(runs["data_fingerprint"]) if value]
     if len(versions) > 1:

@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reco_tune.reporting.numbers import interval, number
+from reco_tune.reporting.quality import Quality
 
 Row = Mapping[str, Any]
 DPI = 160
@@ -41,6 +42,8 @@ class Column:
     """What the page sorts by, where the text has a unit."""
     optional: bool = False
     """Whether a group of rows that leaves it empty goes without it."""
+    best: bool = False
+    """Whether the cell of the best row of a group stands out (`RowGroup.best`)."""
 
 
 class RowGroup(NamedTuple):
@@ -50,7 +53,7 @@ class RowGroup(NamedTuple):
     rows: list[dict[str, Any]]
     about: str = ""
     best: int | None = None
-    """The row whose FVD stands out: lowest, its interval clear of every other's."""
+    """The row whose quality stands out: lowest, its interval clear of every other's."""
 
 
 @dataclass(frozen=True)
@@ -136,9 +139,18 @@ def number_column(key: str, heading: str, digits: int = 2, latex: str = "") -> C
     return Column(key, heading, lambda row: number(row[key], digits), latex=latex)
 
 
-def interval_column(key: str, heading: str = "95% interval") -> Column:
+def interval_column(key: str, heading: str = "95% interval", digits: int = 2) -> Column:
     """Of a value with `_low` and `_high`."""
-    return Column(f"{key}_interval", heading, lambda row: interval(row[f"{key}_low"], row[f"{key}_high"]), "interval")
+
+    def text(row: Row) -> str:
+        return interval(row[f"{key}_low"], row[f"{key}_high"], digits)
+
+    return Column(f"{key}_interval", heading, text, "interval")
+
+
+def quality_column(quality: Quality) -> Column:
+    """What a row is compared by: its best stands out."""
+    return Column(quality.key, quality.title, lambda row: number(row[quality.key], quality.digits), best=True)
 
 
 def text_column(key: str, heading: str, kind: Literal["text", "count"] = "text", latex: str = "") -> Column:

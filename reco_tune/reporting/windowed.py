@@ -11,6 +11,7 @@ import pandas as pd
 from reco_tune.reporting.aggregate import Estimate, mean_interval
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.comparisons import best_row
+from reco_tune.reporting.quality import quality_of
 from reco_tune.reporting.runs import differing, measured_with
 from reco_tune.reporting.section import RowGroup, records
 
@@ -54,14 +55,13 @@ def caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
     return f"{NOTE}{mixed} {measured_with(rows)}".rstrip()
 
 
-def mean_fvd(rows: pd.DataFrame) -> Estimate:
-    return mean_interval(
-        [Estimate(*map(float, one)) for one in zip(rows["fvd"], rows["fvd_low"], rows["fvd_high"], strict=True)]
-    )
+def mean_quality(rows: pd.DataFrame) -> Estimate:
+    columns = (rows[name] for name in quality_of(rows).ends)
+    return mean_interval([Estimate(*map(float, one)) for one in zip(*columns, strict=True)])
 
 
 def row_groups(table: pd.DataFrame) -> list[RowGroup]:
-    """Rows under the title of their budget; the best FVD stands out where rows are comparable."""
+    """Rows under the title of their budget; the best quality stands out where rows are comparable."""
     groups = []
     for budget, rows in table.groupby("budget", sort=False):
         best = best_row(rows) if rows["comparable"].all() else None

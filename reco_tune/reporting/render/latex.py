@@ -106,7 +106,7 @@ def _cells(group: RowGroup, columns: Sequence[Column], row: int) -> list[str]:
     for column in columns:
         text = column.text(group.rows[row])
         text = text.removeprefix("+").replace("−", "-") if column.kind == "number" else text
-        cells.append(BOLD + text if row == group.best and column.key == "fvd" else text)
+        cells.append(BOLD + text if row == group.best and column.best else text)
     return cells
 
 

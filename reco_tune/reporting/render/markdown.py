@@ -10,14 +10,14 @@ from reco_tune.reporting.section import Table
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Tables below each other: each group of rows under its title, then what is said of them; the best FVD is bold."""
+    """Tables below each other: each group of rows under its title, then what is said of them; the best is bold."""
     paragraphs = []
     for table in tables:
         for group in table.groups:
             columns = table.columns_of(group)
             cells = [[_cell(column.text(row), column.kind) for column in columns] for row in group.rows]
             if group.best is not None:
-                at = next(place for place, column in enumerate(columns) if column.key == "fvd")
+                at = next(place for place, column in enumerate(columns) if column.best)
                 cells[group.best][at] = f"**{cells[group.best][at]}**"
             headings = [_plain(column.heading) for column in columns]
             paragraphs.append(f"### {group.title}{f': {group.about}' if group.about else ''}")

@@ -11,6 +11,7 @@ import jinja2
 import pandas as pd
 
 from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.render.text import data_uri, with_code
 from reco_tune.reporting.section import DPI, Figure, Section
 from reco_tune.settings import SEARCH
@@ -35,6 +36,7 @@ def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Pa
     protocols = list(dict.fromkeys(result.protocol for result in evidence.results.values()))
     return environment.get_template("page.html.j2").render(
         study=evidence.study,
+        evidence_is_fvd=evidence.quality is FVD,
         counts=_counts(evidence.own),
         protocols={protocol: _standing(protocol) for protocol in protocols},
         sections=shown,
@@ -67,6 +69,11 @@ def _figure(figure: Figure, path: Path) -> dict[str, str]:
 def _standing(protocol: str) -> str:
     """What numbers of a protocol may be compared with."""
     name = protocol.split("/")[0]
+    if name == CODES_ALONE:
+        return (
+            "Its codes come without a decoder: no clips are generated and nothing is said of how they look. The"
+            " validation cross-entropy compares with that of models of the same codes alone."
+        )
     if name in ("native-random", "native-pca"):
         features = "a network at random weights" if name == "native-random" else "principal components of pixels"
         return (

@@ -11,6 +11,7 @@ import pandas as pd
 from markupsafe import Markup, escape
 
 from reco_tune.reporting.numbers import number
+from reco_tune.reporting.quality import quality_of
 from reco_tune.settings import BASELINE, SEARCH
 
 WIDTH, HEIGHT = 760, 380
@@ -21,26 +22,28 @@ MOST_TICKS = 8
 
 
 def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
-    """Speed-up against FVD: every configuration a point that can be hovered and focused, with its settings; on the
+    """Speed-up against quality: every configuration a point that can be hovered and focused, with its settings; on the
     frontier filled and joined; crossed out where it breaks a constraint.
 
     The points are one stop for the Tab key, the arrow keys go from slow to fast ones (the page's script).
 
     Args:
         points: of `frontier.Frontier`.
-        singles: runs (`trial`, `speedup`, `fvd`) that stand behind them, small: the seeds of which points are means.
+        singles: runs (`trial`, `speedup`, quality) that stand behind them, small: the seeds of which points are means.
         settings: what a point tells of its trial.
     """
-    points, singles = points[points["fvd"] > 0], singles[singles["fvd"] > 0]
+    quality = quality_of(points)
+    key, title = quality.key, quality.title
+    points, singles = points[points[key] > 0], singles[singles[key] > 0]
     if points.empty:
         return Markup("<p>No run has been evaluated yet.</p>")
     first = np.lexsort((points["arm"] == SEARCH, ~points["on_frontier"].astype(bool)))
     rows, dropped = points.iloc[first[:MOST_POINTS]].to_dict("records"), max(0, len(points) - MOST_POINTS)
     behind = singles.head(MOST_POINTS).to_dict("records")
-    levels = [row["fvd"] for row in rows + behind]
+    levels = [row[key] for row in rows + behind]
     across = _Axis([row["speedup"] for row in rows + behind], LEFT, WIDTH - RIGHT, False)
     along = _Axis(levels, HEIGHT - BOTTOM, TOP, max(levels) / 10 > min(levels))
-    words = f"Speed-up against FVD, {len(rows)} configurations, arrow keys go from one to the next"
+    words = f"Speed-up against {title}, {len(rows)} configurations, arrow keys go from one to the next"
     parts = [f'<svg viewBox="0 0 {WIDTH} {HEIGHT}" class="scatter" role="group" aria-label="{words}">']
     for value in along.ticks():
         y = along(value)
@@ -51,26 +54,26 @@ def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str
         parts.append(f'<line class="grid" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="{x:.1f}" x2="{x:.1f}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}x</text>')
     parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">speed-up per step</text>')
-    parts.append(
-        f'<text transform="translate(14 {(TOP + HEIGHT - BOTTOM) / 2:.0f}) rotate(-90)" text-anchor="middle">FVD</text>'
-    )
-    front = sorted((row for row in rows if row["on_frontier"]), key=lambda row: (row["speedup"], row["fvd"]))
+    middle = (TOP + HEIGHT - BOTTOM) / 2
+    parts.append(f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{title}</text>')
+    front = sorted((row for row in rows if row["on_frontier"]), key=lambda row: (row["speedup"], row[key]))
     if front:
-        path = f"M{across(front[0]['speedup']):.1f} {along(front[0]['fvd']):.1f}"
-        path += "".join(f"V{along(row['fvd']):.1f}H{across(row['speedup']):.1f}" for row in front[1:])
+        path = f"M{across(front[0]['speedup']):.1f} {along(front[0][key]):.1f}"
+        path += "".join(f"V{along(row[key]):.1f}H{across(row['speedup']):.1f}" for row in front[1:])
         parts.append(f'<path class="front" d="{path}"/>')
     for row in behind:
-        words = escape(f"{row['trial']}, one seed: {row['speedup']:.2f}x, FVD {number(row['fvd'])}")
-        centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row["fvd"]):.1f}"'
+        words = escape(f"{row['trial']}, one seed: {row['speedup']:.2f}x, {title} {number(row[key], quality.digits)}")
+        centre = f'cx="{across(row["speedup"]):.1f}" cy="{along(row[key]):.1f}"'
         parts.append(f'<circle class="single" {centre} r="2"><title>{words}</title></circle>')
-    for place, row in enumerate(sorted(rows, key=lambda row: (row["speedup"], row["fvd"]))):
+    for place, row in enumerate(sorted(rows, key=lambda row: (row["speedup"], row[key]))):
         kind = "search" if row["arm"] == SEARCH else "baseline" if row["arm"] == BASELINE else "arm"
         name = row["trial"] if row["arm"] == SEARCH else row["arm"]
         words = f"{name}, mean of {row['runs']} seeds" if row["runs"] > 1 else name
-        words += f": {row['speedup']:.2f}x, FVD {number(row['fvd'])}{', on the frontier' if row['on_frontier'] else ''}"
+        words += f": {row['speedup']:.2f}x, {title} {number(row[key], quality.digits)}"
+        words += ", on the frontier" if row["on_frontier"] else ""
         words += f", infeasible: {row['infeasible']}" if row["infeasible"] else ""
         label, more = escape(words), escape(settings(row["trial"]))
-        x, y, reach = across(row["speedup"]), along(row["fvd"]), 4 if kind == "search" else 5.5
+        x, y, reach = across(row["speedup"]), along(row[key]), 4 if kind == "search" else 5.5
         centre, on = f'cx="{x:.1f}" cy="{y:.1f}"', " on" if row["on_frontier"] else ""
         dot = f'<circle class="dot" {centre} r="{reach}"/>'
         if row["infeasible"]:

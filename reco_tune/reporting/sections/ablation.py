@@ -4,18 +4,21 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any
 
 import pandas as pd
 from markupsafe import Markup
 
+from reco_tune.quantities import VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
 from reco_tune.reporting.budgets import BUDGETS, meaning, reference
-from reco_tune.reporting.comparisons import COLUMNS, Comparison, best_row
+from reco_tune.reporting.comparisons import Comparison, best_row, columns
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
-from reco_tune.reporting.numbers import hours, interval, number, p_value, quoted, signed
+from reco_tune.reporting.numbers import hours, number, p_value, quoted, signed
 from reco_tune.reporting.paper import SOURCE, Reference
+from reco_tune.reporting.quality import FVD, Quality
 from reco_tune.reporting.render.scatter import interval_bar
 from reco_tune.reporting.runs import exclusions
 from reco_tune.reporting.section import (
@@ -26,61 +29,14 @@ from reco_tune.reporting.section import (
     Table,
     interval_column,
     number_column,
+    quality_column,
     records,
     text_column,
 )
 from reco_tune.settings import BASELINE, SEARCH
 
-COLUMNS_FOR_PEOPLE = (
-    text_column("arm", "arm"),
-    text_column("seeds", "seeds", "count"),
-    number_column("fvd", "FVD"),
-    Column(
-        "fvd_interval",
-        "95% interval",
-        interval_column("fvd").text,
-        "interval",
-        markup=lambda row: _drawn_interval(row),
-    ),
-    Column("fvd_delta", "Δ to baseline", lambda row: signed(row["fvd_delta"]), latex="$\\Delta$"),
-    Column("fvd_p_value", "p", lambda row: p_value(row["fvd_p_value"]), "count", "$p$", optional=True),
-    text_column("verdict", "verdict"),
-    number_column("speedup", "speed-up"),
-    interval_column("speedup"),
-    number_column("speedup_limit", "limit"),
-    number_column("limit_fraction", "of limit"),
-    number_column("peak_memory_ratio", "memory"),
-    Column("gpu_hours", "device h", lambda row: hours(row["gpu_hours"])),
-    number_column("val_cross_entropy", "val CE", 3, latex="Val.\\ CE"),
-)
-LATEX = (
-    "arm",
-    "seeds",
-    "fvd",
-    "fvd_interval",
-    "fvd_delta",
-    "speedup",
-    "speedup_limit",
-    "val_cross_entropy",
-    "fvd_p_value",
-    "verdict",
-    "fvd_paper",
-    "speedup_paper",
-)
-"""Columns that a paper has room for."""
-TERMINAL = (
-    "arm",
-    "seeds",
-    "fvd",
-    "fvd_interval",
-    "fvd_delta",
-    "fvd_p_value",
-    "verdict",
-    "speedup",
-    "speedup_limit",
-    "peak_memory_ratio",
-    "val_cross_entropy",
-)
+LOSS = VAL_CROSS_ENTROPY.name
+PAPER = ("fvd_paper", "speedup_paper")
 
 
 def build(evidence: Evidence) -> Section:
@@ -93,11 +49,12 @@ def ablation_table(evidence: Evidence) -> Table:
     paper = evidence.paper
     bests = {(turn.budget, turn.arm): turn.best for turn in evidence.turns}
     best = Column("best_val_cross_entropy", "best val CE", lambda row: number(row["best"], 3), optional=True)
-    columns = [*COLUMNS_FOR_PEOPLE, best, *(_paper_columns(paper) if paper else ())]
+    quality = evidence.quality
+    told = [quality.key, f"{quality.key}_interval", quality.delta]
     return Table(
         "ablation",
         "Ablation",
-        columns,
+        [*columns_for_people(quality), best, *(_paper_columns(paper) if paper else ())],
         _groups(evidence, bests),
         caption(evidence) + origin_note(file_names(evidence.imports)),
         [
@@ -106,12 +63,48 @@ def ablation_table(evidence: Evidence) -> Table:
             *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else []),
         ],
         left_out(evidence.runs),
-        evidence.ablation[list(COLUMNS)],
+        evidence.ablation[columns(quality)],
         ("csv", "md", "tex"),
-        LATEX,
-        TERMINAL,
+        latex=["arm", "seeds", *told, "speedup", "speedup_limit", LOSS, quality.p_value, "verdict", *PAPER],
+        terminal=[
+            *("arm", "seeds", *told, quality.p_value, "verdict"),
+            *("speedup", "speedup_limit", "peak_memory_ratio", LOSS),
+        ],
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
+
+
+def columns_for_people(quality: Quality) -> list[Column]:
+    """Of the table on the page; those of one budget that are empty are left out."""
+
+    def drawn_interval(row: Row) -> Markup:
+        """The interval in words and drawn."""
+        value, low, high = (row[name] for name in quality.ends)
+        return Markup("{}{}").format(between.text(row), interval_bar(value, low, high, *row["range"]))
+
+    between = interval_column(quality.key, digits=quality.digits)
+    loss = number_column(LOSS, "val CE", 3, latex="Val.\\ CE")
+    return [
+        text_column("arm", "arm"),
+        text_column("seeds", "seeds", "count"),
+        quality_column(quality),
+        replace(between, markup=drawn_interval),
+        Column(
+            quality.delta,
+            "Δ to baseline",
+            lambda row: signed(row[quality.delta], quality.digits),
+            latex="$\\Delta$",
+        ),
+        Column(quality.p_value, "p", lambda row: p_value(row[quality.p_value]), "count", "$p$", optional=True),
+        text_column("verdict", "verdict"),
+        number_column("speedup", "speed-up"),
+        interval_column("speedup"),
+        number_column("speedup_limit", "limit"),
+        number_column("limit_fraction", "of limit"),
+        number_column("peak_memory_ratio", "memory"),
+        Column("gpu_hours", "device h", lambda row: hours(row["gpu_hours"])),
+        *([loss] if quality is FVD else []),
+    ]
 
 
 def _refused(evidence: Evidence) -> list[str]:
@@ -141,8 +134,13 @@ def caption(evidence: Evidence) -> str:
     found, baseline = evidence.own_comparisons, evidence.baseline
     if not found:
         return "No arm has been evaluated yet."
-    seeds, pairs = max(len(one.result.fvd) for one in found), max(one.pairs for one in found)
-    if seeds <= 1:
+    seeds, pairs = max(len(one.result.values) for one in found), max(one.pairs for one in found)
+    if seeds <= 1 and evidence.quality is not FVD:
+        text = (
+            "One training seed: there is neither an interval nor a p-value, because nothing is sampled; only more seeds"
+            " tell what is noise."
+        )
+    elif seeds <= 1:
         text = (
             "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the"
             " training seed, and there is no p-value."
@@ -163,9 +161,9 @@ def caption(evidence: Evidence) -> str:
             )
         )
     if fewer := [
-        f"{quoted(one.result.arm)} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.fvd)})"
+        f"{quoted(one.result.arm)} {one.result.budget.replace('_', ' ')} ({one.pairs} of {len(one.result.values)})"
         for one in found
-        if 0 < one.pairs < len(one.result.fvd)
+        if 0 < one.pairs < len(one.result.values)
     ]:
         text += (
             " Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some:"
@@ -174,7 +172,7 @@ def caption(evidence: Evidence) -> str:
     if "half_compute" in evidence.budgets and baseline == BASELINE:
         text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
     for budget in evidence.budgets:
-        text += _detectable([one for one in found if one.result.budget == budget])
+        text += _detectable([one for one in found if one.result.budget == budget], evidence.quality)
     if any(value is True for value in evidence.runs["rank_deficient"]):
         text += (
             " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs"
@@ -183,34 +181,29 @@ def caption(evidence: Evidence) -> str:
     return f"{text} {evidence.origin}"
 
 
-def _detectable(found: Sequence[Comparison]) -> str:
+def _detectable(found: Sequence[Comparison], quality: Quality) -> str:
     """Of the arms of one budget."""
     text = ""
     for alone, noise in ((False, ""), (True, ", before training-seed noise,")):
         known = [one.difference.detectable for one in found if one.difference and (one.pairs == 1) == alone]
         if values := [value for value in known if math.isfinite(value)]:
-            reach = f"{number(min(values))} to {number(max(values))}, by arm" if len(values) > 1 else number(values[0])
+            least, most = (number(end, quality.digits) for end in (min(values), max(values)))
+            reach = f"{least} to {most}, by arm" if len(values) > 1 else least
             budget, baseline = found[0].result.budget.replace("_", " "), found[0].baseline
             text += (
-                f" At {budget} the smallest FVD difference to `{baseline}` that a test by itself, uncorrected, finds"
-                " with 80% power"
+                f" At {budget} the smallest {quality.name} difference to `{baseline}` that a test by itself,"
+                " uncorrected, finds with 80% power"
             )
             text += f"{noise} is {reach}."
     return text
 
 
-def _drawn_interval(row: Row) -> Markup:
-    """The interval in words and drawn."""
-    bar = interval_bar(row["fvd"], row["fvd_low"], row["fvd_high"], *row["range"])
-    return Markup("{}{}").format(interval(row["fvd_low"], row["fvd_high"]), bar)
-
-
 def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[RowGroup]:
     """`bests` holds the lowest validation cross-entropy of arms that overfit."""
-    groups = []
+    groups, (value, low, high) = [], evidence.quality.ends
     for name, own in evidence.ablation.groupby("budget", sort=False):
         budget = BUDGETS[str(name)]
-        ends = own["fvd_low"].fillna(own["fvd"]).min(), own["fvd_high"].fillna(own["fvd"]).max()
+        ends = own[low].fillna(own[value]).min(), own[high].fillna(own[value]).max()
         shown: list[dict[str, Any]] = [
             {**row, "range": tuple(map(float, ends)), "best": bests.get((row["budget"], row["arm"]), math.nan)}
             for row in records(own)

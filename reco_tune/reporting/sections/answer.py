@@ -8,6 +8,7 @@ from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.comparisons import MOST_SEEDS, ONE_SEED, Comparison, Unresolved
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import interval, number, quoted, setting, signed
+from reco_tune.reporting.quality import Quality
 from reco_tune.reporting.render.text import paragraphs
 from reco_tune.reporting.section import Row, Section, records
 from reco_tune.settings import SEARCH
@@ -49,51 +50,54 @@ def _at(evidence: Evidence, budget: str) -> str:
     parts = []
     if kept:
         best = max(kept, key=lambda one: one.result.means["speedup"])
-        parts.append(f"{BUDGETS[budget].words.capitalize()}, take {_told(best)}.")
+        parts.append(f"{BUDGETS[budget].words.capitalize()}, take {_told(best, evidence.quality)}.")
     elif faster:
         best = min(faster, key=lambda one: one.difference.delta if one.difference else 0.0)
         parts.append(
-            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the FVD of {quoted(best.baseline)}: the nearest"
-            f" is {_told(best)}."
+            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the {evidence.quality.name} of {quoted(best.baseline)}: the nearest"
+            f" is {_told(best, evidence.quality)}."
         )
     front = {row["arm"] for row in records(evidence.frontier.non_dominated(budget))}
     fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
     if fastest is not None and fastest is not best and fastest.result.arm in front:
-        parts.append(f"The fastest arm on the frontier is {_told(fastest)}.")
+        parts.append(f"The fastest arm on the frontier is {_told(fastest, evidence.quality)}.")
     return " ".join([*parts, *sampled] if parts else [f"{BUDGETS[budget].words.capitalize()}:", *sampled])
 
 
-def _told(one: Comparison) -> str:
-    """An arm with its speed, its FVD, and what that costs."""
+def _told(one: Comparison, quality: Quality) -> str:
+    """An arm with its speed, its quality, and what that costs."""
     means, difference = one.result.means, one.difference
     assert difference is not None  # of arms that were compared
     speed = interval(means["speedup_low"], means["speedup_high"])
-    fvd = [run.value for run in one.result.fvd.values()]
-    ends = interval(difference.low, difference.high)
+    values = [run.value for run in one.result.values.values()]
+    ends = interval(difference.low, difference.high, quality.digits)
+    mean, delta = number(sum(values) / len(values), quality.digits), signed(difference.delta, quality.digits)
     verdict = one.standing.replace(ONE_SEED, " at one seed")
     return (
         f"{quoted(one.result.arm)}: each step is {number(means['speedup'])}x{f' {speed}' if speed else ''} as fast, and"
-        f" FVD is {number(sum(fvd) / len(fvd))}, {signed(difference.delta)}{f' {ends}' if ends else ''} against"
+        f" {quality.name} is {mean}, {delta}{f' {ends}' if ends else ''} against"
         f" {quoted(one.baseline)}, {verdict}"
     )
 
 
 def _sampled(evidence: Evidence, budget: str) -> list[str]:
-    """The knee among sampled settings on the frontier, or else the one of lowest FVD among the faster ones."""
+    """The knee among sampled settings on the frontier, or else the best among the faster ones."""
+    quality = evidence.quality
     rows = [row for row in records(evidence.frontier.non_dominated(budget)) if row["arm"] == SEARCH]
     rows = [row for row in rows if row["speedup"] >= FASTER]
     if not rows:
         return []
-    best = next((row for row in rows if row["knee"]), None) or min(rows, key=lambda row: float(row["fvd"]))
+    best = next((row for row in rows if row["knee"]), None) or min(rows, key=lambda row: float(row[quality.key]))
     more = f" {len(rows)} sampled settings are on the frontier." if len(rows) > 1 else ""
-    return [f"Of the sampled settings, {_place(best)}.{more}"]
+    return [f"Of the sampled settings, {_place(best, quality)}.{more}"]
 
 
-def _place(row: Row) -> str:
+def _place(row: Row, quality: Quality) -> str:
     values = ", ".join(f"{name} {setting(row[key])}" for key, name in _SHORT.items() if setting(row[key]))
-    ends = interval(row["fvd_low"], row["fvd_high"])
+    ends = interval(row[quality.low], row[quality.high], quality.digits)
     return (
-        f"{quoted(row['trial'])} ({values}) gives {number(row['speedup'])}x at FVD {number(row['fvd'])}"
+        f"{quoted(row['trial'])} ({values}) gives {number(row['speedup'])}x at {quality.name}"
+        f" {number(row[quality.key], quality.digits)}"
         f"{f' {ends}' if ends else ''}"
     )
 

@@ -1,9 +1,9 @@
 """What a study says about each claim of the paper: supported, contradicted or not resolved, from intervals, in words
 with the numbers.
 
-A claim is read off paired differences of FVD between two arms; an interval that holds zero resolves nothing. At one
-training seed the interval holds sampling noise only, and the words say so: another training seed may turn a verdict
-round.
+A claim is read off paired differences of FVD (or what stands for it, `quality`) between two arms; an interval that
+holds zero resolves nothing. At one training seed the interval holds sampling noise only, and the words say so: another
+training seed may turn a verdict round.
 """
 
 from __future__ import annotations
@@ -20,15 +20,12 @@ from reco_tune.reporting.budgets import BUDGETS, WHOLE
 from reco_tune.reporting.comparisons import ArmResult, Results
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number, p_value, signed
+from reco_tune.reporting.quality import Quality, quality_of
 from reco_tune.reporting.render.text import with_code
 from reco_tune.reporting.section import Column, RowGroup, Section, Table
 from reco_tune.settings import BASELINE
 
 Verdict = Literal["supported", "contradicted", "not resolved", "not tested"]
-MARGIN = 0.25
-"""How much of the baseline's FVD an arm may lose and still count as having recovered it: the whole interval must lie
-below.
-"""
 LEAST_CALIBRATION_SECONDS = 2.0
 """A shorter calibration takes too few steps for its interval to be trusted."""
 BUSY_LOAD = 1.0
@@ -42,11 +39,6 @@ _ONE_SEED = {
     "not resolved": "One training seed: this run does not settle the claim",
 }
 _SIGNS = {"supported": "✓", "contradicted": "✕", "not resolved": "?", "not tested": "–"}
-_NOTE = (
-    "Read off 95% intervals of paired FVD differences (lower FVD is better), claim by claim: neither they nor their"
-    " p-values are corrected for how many claims there are (those of the ablation table are). An interval that holds"
-    " zero resolves nothing."
-)
 
 
 class Claim(NamedTuple):
@@ -78,9 +70,17 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "verdicts",
         "Claims of the paper",
-        _NOTE if tested else "",
+        _note(evidence.quality) if tested else "",
         [Table("claims", "", columns, rows, untested, files=(), terminal=("verdict", "claim"), shown=False)],
         markup=_chips(tested) + Markup('<p class="note">{}</p>').format(untested) if found else None,
+    )
+
+
+def _note(quality: Quality) -> str:
+    return (
+        f"Read off 95% intervals of paired {quality.name} differences (lower is better), claim by claim: neither they"
+        " nor their p-values are corrected for how many claims there are (those of the ablation table are). An interval"
+        " that holds zero resolves nothing."
     )
 
 
@@ -106,7 +106,11 @@ def claims(evidence: Evidence) -> list[Claim]:
     for budget in evidence.budgets:
         if budget == "half_compute":
             found.append(
-                _claim("Half of the baseline's compute is enough to reach its FVD", budget, [_reached(results)])
+                _claim(
+                    f"Half of the baseline's compute is enough to reach its {evidence.quality.name}",
+                    budget,
+                    [_reached(results)],
+                )
             )
             continue
         for claim, parts in (
@@ -137,17 +141,17 @@ def _claim(claim: str, budget: str, parts: list[_Finding]) -> Claim:
 
 
 def _worse(results: Results, budget: str, worse: str, better: str) -> _Finding:
-    """Whether `worse` has the larger FVD."""
+    """Whether `worse` has the larger value, which is the worse one."""
     difference = _difference(results, budget, worse, better)
     if difference is None:
         return _missing(results, budget, worse, better)
     verdict: Verdict = (
         "not resolved" if not difference.resolved else "supported" if difference.delta > 0 else "contradicted"
     )
-    tail = _undetected(difference) if verdict == "not resolved" else ""
-    return _Finding(
-        verdict, f"{_means(results, budget, worse, better)}: {_numbers(difference)}.{tail}", difference.seeds
-    )
+    quality = _quality(results[budget, worse])
+    tail = _undetected(difference, quality) if verdict == "not resolved" else ""
+    words = f"{_means(results, budget, worse, better)}: {_numbers(difference, quality)}.{tail}"
+    return _Finding(verdict, words, difference.seeds)
 
 
 def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Finding:
@@ -155,9 +159,10 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
     difference = _difference(results, budget, arm, baseline)
     if difference is None:
         return _missing(results, budget, arm, baseline)
-    margin = MARGIN * _mean(results[budget, baseline])
-    words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference)}."
-    loss = f"{number(margin)} ({MARGIN:.0%} of the baseline)"
+    quality = _quality(results[budget, arm])
+    margin = quality.margin * _mean(results[budget, baseline])
+    words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference, quality)}."
+    loss = f"{number(margin, quality.digits)} ({quality.margin:.0%} of the baseline)"
     verdict: Verdict = (
         "supported" if difference.high < margin else "contradicted" if difference.low > margin else "not resolved"
     )
@@ -174,7 +179,7 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
         told = f"`{arm}` is not worse by {loss} or more"
     else:
         told = f"No difference is resolved, but a loss above {loss} is not ruled out"
-    tail = _undetected(difference) if verdict == "not resolved" else ""
+    tail = _undetected(difference, quality) if verdict == "not resolved" else ""
     return _Finding(verdict, f"{words} {told}.{tail}", difference.seeds)
 
 
@@ -237,8 +242,8 @@ def _times(ratio: Ratio) -> str:
 
 
 def _reached(results: Results) -> _Finding:
-    """Whether any arm at half the compute has at most the whole baseline's FVD: yes for one, no for all, or not
-    resolved.
+    """Whether any arm at half the compute has at most the whole baseline's FVD or cross-entropy: yes for one, no for
+    all, or not resolved.
 
     Yes needs an arm that is better after Holm's correction over the arms, because the best of many is looked at. No
     needs all to be worse, each by itself: that all of them err is rarer than that one does.
@@ -256,7 +261,8 @@ def _reached(results: Results) -> _Finding:
     p_values = dict(zip(known, holm([difference.p_value for difference in known.values()]), strict=True))
     clear = {arm: known[arm].resolved and (p_values[arm] < 0.05 or math.isnan(p_values[arm])) for arm in known}
     best = min(known, key=lambda arm: (known[arm].delta, arm))
-    words = f"Best of {len(known)} arms: {_means(results, budget, best, WHOLE)}: {_numbers(known[best])}"
+    quality = _quality(results[budget, best])
+    words = f"Best of {len(known)} arms: {_means(results, budget, best, WHOLE)}: {_numbers(known[best], quality)}"
     words += f", p {p_value(p_values[best]) or 'unknown'} after Holm over the arms."
     seeds = min(difference.seeds for difference in known.values())
     better = [arm for arm in known if clear[arm] and known[arm].delta < 0]
@@ -275,7 +281,7 @@ def _reached(results: Results) -> _Finding:
     open_ = ", ".join(f"`{arm}`" for arm, difference in known.items() if difference.low <= 0)
     return _Finding(
         "not resolved",
-        f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best])}",
+        f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best], quality)}",
         seeds,
     )
 
@@ -316,7 +322,7 @@ def _doubt(arm: ArmResult) -> str:
 def _difference(results: Results, budget: str, a: str, b: str) -> Difference | None:
     if (budget, a) not in results or (budget, b) not in results:
         return None
-    return paired_difference(results[budget, a].fvd, results[budget, b].fvd)
+    return paired_difference(results[budget, a].values, results[budget, b].values)
 
 
 def _missing(results: Results, budget: str, *arms: str) -> _Finding:
@@ -331,27 +337,31 @@ def _missing(results: Results, budget: str, *arms: str) -> _Finding:
 def _means(results: Results, budget: str, a: str, b: str) -> str:
     """Over the seeds that both have, so that they differ by the difference that is told beside them."""
     one, two = results[budget, a], results[budget, b]
-    shared = one.fvd.keys() & two.fvd.keys()
-    return f"FVD {number(_mean(one, shared))} (`{a}`) against {number(_mean(two, shared))} (`{b}`)"
+    shared, quality = one.values.keys() & two.values.keys(), _quality(one)
+    first, second = (number(_mean(result, shared), quality.digits) for result in (one, two))
+    return f"{quality.name[:1].upper()}{quality.name[1:]} {first} (`{a}`) against {second} (`{b}`)"
+
+
+def _quality(result: ArmResult) -> Quality:
+    return quality_of(result.runs)
 
 
 def _mean(result: ArmResult, seeds: Set[int] | None = None) -> float:
-    values = [run.value for seed, run in result.fvd.items() if seeds is None or seed in seeds]
+    values = [run.value for seed, run in result.values.items() if seeds is None or seed in seeds]
     return sum(values) / len(values)
 
 
-def _numbers(difference: Difference) -> str:
+def _numbers(difference: Difference, quality: Quality) -> str:
+    delta, low, high = (signed(end, quality.digits) for end in (difference.delta, difference.low, difference.high))
     if difference.low == -float("inf"):
-        return f"difference {signed(difference.delta)}, without an interval"
+        return f"difference {delta}, without an interval"
     p = f", p {p_value(difference.p_value)} by itself" if p_value(difference.p_value) else ""
-    return (
-        f"difference {signed(difference.delta)}, 95% interval [{signed(difference.low)}, {signed(difference.high)}]{p}"
-    )
+    return f"difference {delta}, 95% interval [{low}, {high}]{p}"
 
 
-def _undetected(difference: Difference) -> str:
+def _undetected(difference: Difference, quality: Quality) -> str:
     return (
-        f" A true difference below {number(difference.detectable)} would most likely go unseen here."
+        f" A true difference below {number(difference.detectable, quality.digits)} would most likely go unseen here."
         if number(difference.detectable)
         else ""
     )

@@ -14,11 +14,13 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import pandas as pd
 
+from reco_tune import quantities
 from reco_tune.reporting.aggregate import mean_interval
 from reco_tune.reporting.budgets import BUDGETS, WHOLE
 from reco_tune.reporting.curves import learning_curves
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number
+from reco_tune.reporting.quality import FVD, quality_of
 from reco_tune.reporting.section import Column, Figure, Row, RowGroup, Section, Table, text_column
 from reco_tune.settings import BASELINE
 
@@ -27,20 +29,7 @@ if TYPE_CHECKING:
 
 Curves = Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]
 """budget -> arm -> (training compute, validation cross-entropy)."""
-COMPUTE_COLUMNS = (
-    "budget",
-    "arm",
-    "seeds",
-    "compute",
-    "training_flops",
-    "fvd",
-    "fvd_low",
-    "fvd_high",
-    "val_cross_entropy",
-    "best_val_cross_entropy",
-    "best_step",
-)
-"""Columns of compute.csv."""
+LOSS = quantities.VAL_CROSS_ENTROPY.name
 QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_ratio")
 """Columns of compute_to_quality.csv."""
 
@@ -57,8 +46,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "compute",
         "Training compute to reach a quality",
-        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left: FVD at the"
-        " end. Right: validation cross-entropy on the way; dashed are the levels that the baseline reached.",
+        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left:"
+        f" {evidence.quality.name} at the end. Right: validation cross-entropy on the way; dashed are the levels that the baseline reached.",
         draw_compute,
         (table, curves),
     )
@@ -77,11 +66,13 @@ def compute_table(evidence: Evidence) -> pd.DataFrame:
     for result in (one.result for one in evidence.own_comparisons):
         own = result.runs
         compute = [_compute(steps, speedup, whole) for steps, speedup in zip(own["steps"], own["speedup"], strict=True)]
-        fvd = mean_interval(list(result.fvd.values()))
+        mean = mean_interval(list(result.values.values()))
         flops, loss = _mean(own["training_flops"]), result.means["val_cross_entropy"]
         best, step = bests.get((result.budget, result.arm), (loss, math.nan))
-        rows.append([result.budget, result.arm, len(result.fvd), _mean(compute), flops, *fvd, loss, best, step])
-    return pd.DataFrame(rows, columns=list(COMPUTE_COLUMNS))
+        rows.append([result.budget, result.arm, len(result.values), _mean(compute), flops, *mean, loss, best, step])
+    named = ["budget", "arm", "seeds", "compute", "training_flops", *evidence.quality.ends]
+    table = pd.DataFrame(rows, columns=[*named, "loss", "best_val_cross_entropy", "best_step"])
+    return table.rename(columns={"loss": LOSS}) if evidence.quality is FVD else table.drop(columns="loss")
 
 
 def compute_to_quality(curves: Curves) -> pd.DataFrame:
@@ -146,8 +137,8 @@ def _compute(steps: float, speedup: float, whole_steps: float) -> float:
 
 
 def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
-    """Left: FVD of every arm and budget against its training compute. Right: validation cross-entropy along the way,
-    equal compute first.
+    """Left: quality of every arm and budget against its training compute. Right: validation cross-entropy along the
+    way, equal compute first.
 
     Args:
         table: of `compute_table`.
@@ -168,9 +159,11 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
         style,
     )
 
-    shown = drawable(table, "fvd", "fvd_high")
+    quality = quality_of(table)
+    key, low, high = quality.ends
+    shown = drawable(table, key, high)
     rows = shown[np.isfinite(shown["compute"].astype(float)) & (shown["arm"] != WHOLE)]
-    rows = rows.drop_duplicates(["arm", "compute", "fvd"])  # the baseline stands under several budgets
+    rows = rows.drop_duplicates(["arm", "compute", key])  # the baseline stands under several budgets
     if rows.empty:
         return None
     palette = colours(list(dict.fromkeys(rows["arm"])))
@@ -178,15 +171,15 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
     with style():
         figure = new_figure(11.4, 4.3)
         left, right = figure.subplots(1, 2)
-        log = spread(rows["fvd"]) > 10
+        log = spread(rows[key]) > 10
         for arm, own in rows.sort_values("compute", kind="stable").groupby("arm", sort=False):
             colour = palette[str(arm)]
-            left.plot(own["compute"], own["fvd"], color=colour, linewidth=0.9, alpha=0.7, zorder=1)
+            left.plot(own["compute"], own[key], color=colour, linewidth=0.9, alpha=0.7, zorder=1)
             for row in own.to_dict("records"):
-                along = half_widths(row["fvd"], row["fvd_low"], row["fvd_high"])
+                along = half_widths(row[key], row[low], row[high])
                 left.errorbar(
                     row["compute"],
-                    row["fvd"],
+                    row[key],
                     yerr=along,
                     fmt="none",
                     ecolor=colour,
@@ -196,7 +189,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
                 )
                 left.scatter(
                     row["compute"],
-                    row["fvd"],
+                    row[key],
                     s=46,
                     marker=MARKERS[row["budget"]],
                     color=colour,
@@ -208,7 +201,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
         left.margins(x=0.08, y=0.06)
         left.set(
             xlabel="training compute (share of the baseline's)",
-            ylabel="FVD (lower is better)",
+            ylabel=f"{quality.name} (lower is better)",
             title="Quality at the end",
         )
         plain_log(left, log)
@@ -218,7 +211,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
         lay_out(figure)
         last = rows.sort_values("compute", kind="stable").drop_duplicates("arm", keep="last")
         label_line_ends(
-            left, [(row["compute"], row["fvd"], row["arm"], palette[row["arm"]]) for row in last.to_dict("records")]
+            left, [(row["compute"], row[key], row["arm"], palette[row["arm"]]) for row in last.to_dict("records")]
         )
         ends = [(*points[-1], arm, palette.get(arm, "#444444")) for arm, points in curves.get(budget, {}).items()]
         label_line_ends(right, ends)

@@ -23,6 +23,7 @@ from reco_tune.reporting.section import (
     Table,
     interval_column,
     number_column,
+    quality_column,
     records,
     text_column,
 )
@@ -53,6 +54,7 @@ def build(evidence: Evidence) -> Section:
 
 def _table(evidence: Evidence, settings: _Settings) -> Table:
     """Configurations that stand on the frontier, or may well do, from slow to fast."""
+    quality = evidence.quality
     columns = (
         Column(
             "trial",
@@ -67,8 +69,8 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         number_column("probability", "probability"),
         text_column("runs", "runs", "count"),
         number_column("speedup", "speed-up"),
-        number_column("fvd", "FVD"),
-        interval_column("fvd"),
+        quality_column(quality),
+        interval_column(quality.key, digits=quality.digits),
         *(
             Column(key, heading, lambda row, key=key: setting(row[key]), "count")  # type: ignore[misc]
             for key, heading in zip(SETTINGS, ("window tokens", "stride tokens", "first-frame p", "λ"), strict=True)
@@ -78,7 +80,7 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
     for budget in evidence.budgets:
         points = evidence.frontier.at(budget)
         shown = points[points["on_frontier"].astype(bool) | (points["probability"] >= LEAST_CHANCE)]
-        shown = shown.sort_values(["speedup", "fvd", "trial"], kind="stable").head(MOST_ROWS)
+        shown = shown.sort_values(["speedup", quality.key, "trial"], kind="stable").head(MOST_ROWS)
         rows = records(shown.assign(**{WEIGHT: shown["trial"].map(settings.weight)}))
         if rows:
             groups.append(RowGroup(BUDGETS[budget].title, rows))
@@ -88,12 +90,12 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         columns,
         groups,
         "Arms and finalists of the search as means over their seeds, other sampled runs one by one. The probability is"
-        " the share of 1,000 draws from the intervals of FVD and speed-up in which nothing is both as fast and as good;"
-        " rows in grey are not on the frontier of the means but in at least one draw of twenty."
+        f" the share of 1,000 draws from the intervals of {quality.name} and speed-up in which nothing is both as fast"
+        " and as good; rows in grey are not on the frontier of the means but in at least one draw of twenty."
         + searched_steps(evidence.own_comparable),
         infeasible(evidence.frontier.points),
         files=(),
-        terminal=("trial", "speedup", "fvd", "fvd_interval", "probability", *SETTINGS),
+        terminal=("trial", "speedup", quality.key, f"{quality.key}_interval", "probability", *SETTINGS),
         mark=lambda row: "" if row["on_frontier"] else "near",
     )
 
@@ -120,7 +122,7 @@ def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
     several = set(configurations(points[points["runs"] > 1]))
     singles = kept[at_budget(kept["budget"], budget) & np.isin(configurations(kept), list(several))]
     volume = number(evidence.frontier.hypervolume.get(budget, math.nan))
-    covers = f", which covers {volume} speed-up × FVD units" if volume and float(volume) else ""
+    covers = f", which covers {volume} speed-up × {evidence.quality.title} units" if volume and float(volume) else ""
     return Markup(
         '<h3>{}</h3><p class="note">Filled points are on the frontier{}; the smallest are single'
         ' seeds.</p><div class="plot"><div>{}</div>'

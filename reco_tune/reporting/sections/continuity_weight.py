@@ -1,4 +1,4 @@
-"""The continuity weight λ: FVD and cross-entropy of windowed runs against it."""
+"""The continuity weight λ: quality and cross-entropy of windowed runs against it."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from reco_tune import quantities
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import interval, number
+from reco_tune.reporting.quality import FVD, Quality, quality_of
 from reco_tune.reporting.section import (
     Column,
     Figure,
@@ -20,10 +21,20 @@ from reco_tune.reporting.section import (
     Table,
     interval_column,
     number_column,
+    quality_column,
     records,
     text_column,
 )
-from reco_tune.reporting.windowed import NORM_WEIGHT, REDUCTION, WEIGHT, beside, caption, mean_fvd, row_groups, windowed
+from reco_tune.reporting.windowed import (
+    NORM_WEIGHT,
+    REDUCTION,
+    WEIGHT,
+    beside,
+    caption,
+    mean_quality,
+    row_groups,
+    windowed,
+)
 from reco_tune.settings import SEARCH
 
 if TYPE_CHECKING:
@@ -32,20 +43,20 @@ if TYPE_CHECKING:
 ASKED = (WEIGHT, REDUCTION)
 MOST_WEIGHTS = 24
 """Values of λ that stand one by one in the table for people."""
-MEANS = ("val_cross_entropy", "continuity", "hidden_norm")
+LOSS = quantities.VAL_CROSS_ENTROPY.name
 
 
 def build(evidence: Evidence) -> Section:
     runs = lambda_table(evidence)
-    groups = lambda_groups(runs)
+    groups, quality = lambda_groups(runs), evidence.quality
     columns = (
         text_column("arm", "arm"),
         Column("weight", "λ", weight_span, "text", latex="$\\lambda$"),
         text_column("reduction", "reduction"),
         text_column("runs", "runs", "count"),
-        number_column("fvd", "FVD"),
-        interval_column("fvd"),
-        number_column("val_cross_entropy", "val CE", 3, latex="Val.\\ CE"),
+        quality_column(quality),
+        interval_column(quality.key, digits=quality.digits),
+        *([number_column(LOSS, "val CE", 3, latex="Val.\\ CE")] if quality is FVD else []),
         number_column("continuity", "continuity term", 3, latex="Continuity"),
         number_column("hidden_norm", "mean h²", latex="$h^2$"),
     )
@@ -63,7 +74,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "lambda",
         "The continuity weight",
-        "FVD and validation cross-entropy against λ, λ = 0 at the left end, of windowed runs without a penalty on h².",
+        f"{' and '.join(_drawn_names(quality))} against λ, λ = 0 at the left end, of windowed runs without a penalty on"
+        " h².",
         draw_lambda,
         (runs, evidence.arms),
         " ".join(f"At {words}." for words in lowest_by_weight(groups)),
@@ -72,13 +84,13 @@ def build(evidence: Evidence) -> Section:
 
 
 def lambda_table(evidence: Evidence) -> pd.DataFrame:
-    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, FVD with interval, validation
-    cross-entropy, raw continuity term, mean h², and whether the runs of that budget differ in λ, its reduction and the
-    training seed alone.
+    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, quality with interval,
+    validation cross-entropy, raw continuity term, mean h², and whether the runs of that budget differ in λ, its
+    reduction and the training seed alone.
     """
     rows = _weighted(evidence)
     keys = ["budget", *ASKED, "arm", "trial", "seed"]
-    values = ["fvd", "fvd_low", "fvd_high", "val_cross_entropy", "continuity", "hidden_norm", "comparable"]
+    values = [*dict.fromkeys([*evidence.quality.ends, LOSS]), "continuity", "hidden_norm", "comparable"]
     rows = rows.iloc[rows[WEIGHT].astype(float).to_numpy().argsort(kind="stable")]
     parts = [
         own.assign(comparable=not beside(own, ASKED))
@@ -88,33 +100,23 @@ def lambda_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean FVD with its interval, means of
-    the other values.
+    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean quality with its interval, means
+    of the other values.
 
     Where an arm (or the search) has more than `MOST_WEIGHTS` values of λ, they are put together by half decades from
     `lowest` to `highest`.
     """
-    columns = [
-        "budget",
-        "arm",
-        "reduction",
-        "lowest",
-        "highest",
-        "runs",
-        "fvd",
-        "fvd_low",
-        "fvd_high",
-        *MEANS,
-        "comparable",
-    ]
+    ends = quality_of(table).ends
+    averaged = [name for name in (LOSS, "continuity", "hidden_norm") if name not in ends]
+    columns = ["budget", "arm", "reduction", "lowest", "highest", "runs", *ends, *averaged, "comparable"]
     rows: list[list[object]] = []
     for (budget, arm, reduction), own in table.groupby(["budget", "arm", REDUCTION], sort=False):
         weights = own[WEIGHT].astype(float)
         few = weights.nunique() <= MOST_WEIGHTS
         group = weights if few else np.floor(2 * np.log10(weights.where(weights > 0, 1e-99)))
         for _, members in own.groupby(group, sort=True):
-            fvd, inside = mean_fvd(members), weights[members.index]
-            means = [float(members[name].mean()) for name in MEANS]
+            mean, inside = mean_quality(members), weights[members.index]
+            means = [float(members[name].mean()) for name in averaged]
             rows.append(
                 [
                     budget,
@@ -123,7 +125,7 @@ def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
                     inside.min(),
                     inside.max(),
                     len(members),
-                    *fvd,
+                    *mean,
                     *means,
                     own["comparable"].iloc[0],
                 ]
@@ -132,20 +134,18 @@ def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
-    """Of `lambda_groups`, by budget in words: the lowest mean FVD, over how many runs of which arm, and its λ with the
-    reduction.
+    """Of `lambda_groups`, by budget in words: the lowest mean quality, over how many runs of which arm, and its λ with
+    the reduction.
     """
-    lines = []
+    lines, quality = [], quality_of(groups)
     for budget, rows in groups.groupby("budget", sort=False):
-        best = records(rows.iloc[[int(rows["fvd"].argmin())]])[0]
+        best = records(rows.iloc[[int(rows[quality.key].argmin())]])[0]
         runs = f"{best['runs']} run{'s' if best['runs'] > 1 else ''} of {best['arm']}"
         place = f"at λ = {weight_span(best)} ({best['reduction']})"
-        title, fvd = (
-            BUDGETS[str(budget)].title.lower(),
-            f"{number(best['fvd'])} {interval(best['fvd_low'], best['fvd_high'])}",
-        )
+        ends = interval(best[quality.low], best[quality.high], quality.digits)
+        title, lowest = BUDGETS[str(budget)].title.lower(), f"{number(best[quality.key], quality.digits)} {ends}"
         mixed = "" if best["comparable"] else "; rows differ in more than λ"
-        lines.append(f"{title}: lowest mean FVD {fvd.strip()} {place}, {runs}{mixed}")
+        lines.append(f"{title}: lowest mean {quality.name} {lowest.strip()} {place}, {runs}{mixed}")
     return lines
 
 
@@ -156,7 +156,7 @@ def weight_span(row: Mapping[str, Any]) -> str:
 
 
 def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
-    """FVD and validation cross-entropy against λ: sampled runs and the windowed arms, λ = 0 at the left end.
+    """Quality and validation cross-entropy against λ: sampled runs and the windowed arms, λ = 0 at the left end.
 
     Args:
         rows: of `lambda_table`.
@@ -178,8 +178,9 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
         style,
     )
 
-    whole = len(rows)
-    rows = drawable(rows, "fvd", "val_cross_entropy")
+    whole, quality = len(rows), quality_of(rows)
+    drawn = list(dict.fromkeys([quality.key, LOSS]))
+    rows = drawable(rows, *drawn)
     if rows[WEIGHT].nunique() < 2:
         return None
     palette = colours(order)
@@ -188,11 +189,11 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
     linear = 10.0 ** math.floor(math.log10(smallest))  # a decade: the ticks begin there, none stands between it and 0
     with style():
-        figure = new_figure(9.6, 4.0)
-        panels = figure.subplots(1, 2)
-        for axes, name in zip(panels, ("fvd", "val_cross_entropy"), strict=True):
+        figure = new_figure(4.8 * len(drawn), 4.0)
+        panels = np.atleast_1d(figure.subplots(1, len(drawn)))
+        for axes, name in zip(panels, drawn, strict=True):
             quantity = quantities.ALL[name]
-            log = name == "fvd" and spread(rows[name]) > 10
+            log = name == quantities.FVD.name and spread(rows[name]) > 10
             for (budget, arm, reduction), own in rows.groupby(["budget", "arm", REDUCTION], sort=False):
                 x, y, colour = own[WEIGHT].astype(float), own[name], palette[str(arm)]
                 look = many_points(len(x)) if arm == SEARCH else {"s": 52, "edgecolor": "white", "linewidth": 0.5}
@@ -232,6 +233,10 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
         )
         say_left_out(figure, whole - len(rows))
     return figure
+
+
+def _drawn_names(quality: Quality) -> list[str]:
+    return ["FVD", "validation cross-entropy"] if quality is FVD else ["Validation cross-entropy"]
 
 
 def _weighted(evidence: Evidence) -> pd.DataFrame:

@@ -14,9 +14,10 @@ import pandas as pd
 from reco_tune import quantities
 from reco_tune.reporting.budgets import BUDGETS, WHOLE, reference
 from reco_tune.reporting.evidence import Evidence
-from reco_tune.reporting.frontier import COLUMNS, PROBABILITY_COLUMNS, Frontier
+from reco_tune.reporting.frontier import Frontier, columns, probability_columns
 from reco_tune.reporting.numbers import number
 from reco_tune.reporting.paper import SOURCE, Reference
+from reco_tune.reporting.quality import Quality, quality_of
 from reco_tune.reporting.runs import IMPORTED, bounds
 from reco_tune.reporting.section import (
     Figure,
@@ -34,22 +35,24 @@ FEWER_FRAMES = "fewer_frames"
 
 
 def build(evidence: Evidence) -> Section:
-    points = evidence.frontier.points
+    points, quality = evidence.frontier.points, evidence.quality
     return Section(
         "frontier",
         "Frontier",
         tables=[
-            Table("frontier", data=points.loc[points["infeasible"] == "", list(COLUMNS)]),
-            Table("frontier_probability", data=points[list(PROBABILITY_COLUMNS)]),
+            Table("frontier", data=points.loc[points["infeasible"] == "", columns(quality)]),
+            Table("frontier_probability", data=points[probability_columns(quality)]),
         ],
         figures=[_figure(evidence)],
     )
 
 
 def _figure(evidence: Evidence) -> Figure:
-    rows = evidence.ablation.to_dict("records")
+    rows, quality = evidence.ablation.to_dict("records"), evidence.quality
     words = "; ".join(
-        f"{row['arm']} at {row['budget']}: {number(row['speedup'])}x, FVD {number(row['fvd'])}" for row in rows
+        f"{row['arm']} at {row['budget']}: {number(row['speedup'])}x, {quality.name}"
+        f" {number(row[quality.key], quality.digits)}"
+        for row in rows
     )
     return Figure(
         "frontier",
@@ -69,23 +72,23 @@ def draw_frontier(
     constraints: Mapping[str, Bound] | None = None,
     paper: Mapping[str, Reference] | None = None,
 ) -> Drawing | None:
-    """Speed-up against FVD, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs, the
-    frontier with its band and knee, what it must beat.
+    """Speed-up against quality, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs,
+    the frontier with its band and knee, what it must beat.
 
     Args:
         found: the configurations and their noise.
         table: of `comparisons.ablation_rows`, for the arms' means.
         order: of the study's arms.
-        constraints: metric -> what is allowed; on FVD and speed-up they are lines, others stand in the legend.
+        constraints: metric -> what is allowed; on quality and speed-up they are lines, others stand in the legend.
         paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis where it gives
             that value alone.
     """
     from reco_tune.reporting.labels import label_points
     from reco_tune.reporting.style import colours, drawable, freeze, new_figure, plain_log, say_left_out, spread, style
 
-    whole = len(found.points)
-    found = replace(found, points=drawable(found.points, "fvd", "fvd_high"))
-    table = drawable(table, "fvd", "fvd_high")
+    whole, quality = len(found.points), quality_of(found.points)
+    found = replace(found, points=drawable(found.points, quality.key, quality.high))
+    table = drawable(table, quality.key, quality.high)
     if len(found.points) < 2:
         return None
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
@@ -94,18 +97,18 @@ def draw_frontier(
         figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
         panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
         table = table[np.isfinite(table["speedup"])]
-        log = spread(pd.concat([found.points["fvd"], table["fvd"]])) > 10
+        log = spread(pd.concat([found.points[quality.key], table[quality.key]])) > 10
         shared: dict[str, Line2D] = {}
         for axes, budget in zip(panels, budgets, strict=True):
             arms = table[table["budget"] == budget]
             _frontier_panel(axes, found, budget, arms, palette, log)
-            shared |= _draw_constraints(axes, constraints or {})
+            shared |= _draw_constraints(axes, constraints or {}, quality)
             if paper and budget == "equal_steps":
                 shared |= _draw_paper(axes, paper, palette)
             axes.set_title(
                 f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {BUDGETS[budget].title.lower()}"
             )
-        panels[0].set_ylabel("FVD (lower is better)")
+        panels[0].set_ylabel(f"{quality.name} (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
@@ -115,13 +118,15 @@ def draw_frontier(
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
             points, arms = found.at(budget), table[table["budget"] == budget]
-            named = [(row["speedup"], row["fvd"], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")]
+            named = [
+                (row["speedup"], row[quality.key], row["arm"], palette[row["arm"]]) for row in arms.to_dict("records")
+            ]
             named += _paper_names(axes, paper, palette) if paper and budget == "equal_steps" else []
             searched = points[points["arm"] == SEARCH].head(300)
             label_points(
                 axes,
                 named,
-                list(zip(searched["speedup"], searched["fvd"], strict=True)),
+                list(zip(searched["speedup"], searched[quality.key], strict=True)),
                 _bars(axes, arms, _front(points)),
             )
     return figure
@@ -136,9 +141,7 @@ def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
     from reco_tune.reporting.style import drawable
 
     limits = axes.get_xlim(), axes.get_ylim()
-    known = drawable(
-        band[np.isfinite(band["high"])], "high"
-    )  # where nothing may be as fast, the best FVD has no upper end
+    known = drawable(band[np.isfinite(band["high"])], "high")  # where nothing may be as fast, the best has no upper end
     axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
     axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -152,13 +155,14 @@ def _frontier_panel(
     from reco_tune.reporting.style import dot, half_widths, many_points
 
     points, compared = found.at(budget), reference(budget)
+    key, low, high = quality_of(points).ends
     searched, front = points[points["arm"] == SEARCH], _front(points)
-    axes.scatter(searched["speedup"], searched["fvd"], color=palette[SEARCH], zorder=2, **many_points(len(searched)))
-    axes.step(front["speedup"], front["fvd"], where="pre", color="#444444", linewidth=1.2, alpha=0.8, zorder=1)
+    axes.scatter(searched["speedup"], searched[key], color=palette[SEARCH], zorder=2, **many_points(len(searched)))
+    axes.step(front["speedup"], front[key], where="pre", color="#444444", linewidth=1.2, alpha=0.8, zorder=1)
     for row in arms.to_dict("records"):
-        x, y = row["speedup"], row["fvd"]
+        x, y = row["speedup"], row[key]
         across = half_widths(x, row["speedup_low"], row["speedup_high"])
-        along = half_widths(y, row["fvd_low"], row["fvd_high"])
+        along = half_widths(y, row[low], row[high])
         bars = {
             "fmt": "none",
             "ecolor": palette[row["arm"]],
@@ -174,12 +178,12 @@ def _frontier_panel(
             x, y, s=44, marker=_marker(row["arm"], compared), color=face, edgecolor=edge, linewidth=0.9, zorder=4
         )
     refused = points[points["infeasible"] != ""]
-    axes.scatter(refused["speedup"], refused["fvd"], s=46, marker="x", color="#b22222", linewidth=1.1, zorder=5)
+    axes.scatter(refused["speedup"], refused[key], s=46, marker="x", color="#b22222", linewidth=1.1, zorder=5)
     bend = points[points["knee"].astype(bool)]
-    axes.scatter(bend["speedup"], bend["fvd"], s=150, facecolor="none", edgecolor="#444444", linewidth=1.1, zorder=3)
+    axes.scatter(bend["speedup"], bend[key], s=150, facecolor="none", edgecolor="#444444", linewidth=1.1, zorder=3)
     baseline = arms[arms["arm"] == compared]
     if len(baseline):
-        axes.axhline(float(baseline["fvd"].iloc[0]), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
+        axes.axhline(float(baseline[key].iloc[0]), color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), zorder=0)
         axes.axvline(1.0, color="#888888", linewidth=0.8, linestyle=(0, (1, 2)), zorder=0)
     if log:
         axes.set_yscale("log")
@@ -202,16 +206,17 @@ def _frontier_panel(
             Line2D([], [], color="#444444", marker="o", fillstyle="none", linestyle="none", label="imported")
         )
     if len(baseline):
-        handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label="baseline's FVD"))
+        label = f"baseline's {quality_of(points).title}"
+        handles.append(Line2D([], [], color="#888888", linewidth=0.8, linestyle=(0, (4, 3)), label=label))
     axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3, frameon=False)
 
 
-def _draw_constraints(axes: Any, constraints: Mapping[str, Bound]) -> dict[str, Line2D]:
+def _draw_constraints(axes: Any, constraints: Mapping[str, Bound], quality: Quality) -> dict[str, Line2D]:
     """Lines where they lie in this plane, and for each what it means, with its handle in the legend."""
     from matplotlib.lines import Line2D
 
     look: dict[str, Any] = {"color": "#b22222", "linewidth": 1.0, "linestyle": (0, (6, 2))}
-    draw = {quantities.FVD.name: axes.axhline, quantities.SPEEDUP.name: axes.axvline}
+    draw = {quality.key: axes.axhline, quantities.SPEEDUP.name: axes.axvline}
     handles = {}
     for metric, bound in constraints.items():
         if metric in draw:
@@ -256,7 +261,8 @@ def _paper_names(
 
 def _front(points: pd.DataFrame) -> pd.DataFrame:
     """The frontier of the means from slow to fast."""
-    return points[points["on_frontier"].astype(bool)].sort_values(["speedup", "fvd", "trial"], kind="stable")
+    order = ["speedup", quality_of(points).key, "trial"]
+    return points[points["on_frontier"].astype(bool)].sort_values(order, kind="stable")
 
 
 def _marker(arm: str, compared: str) -> str:
@@ -265,16 +271,17 @@ def _marker(arm: str, compared: str) -> str:
 
 def _bars(axes: Any, arms: pd.DataFrame, front: pd.DataFrame) -> list[tuple[float, float, float, float]]:
     """Error bars, the steps of the frontier and the baseline's line as rectangles, for labels to keep clear of."""
+    key, low, high = quality_of(front).ends
     rows = [
-        {name: float(row[name]) for name in ("speedup", "speedup_low", "speedup_high", "fvd", "fvd_low", "fvd_high")}
+        {name: float(row[name]) for name in ("speedup", "speedup_low", "speedup_high", key, low, high)}
         for row in arms.to_dict("records")
     ]
-    across = [(row["speedup_low"], row["fvd"], row["speedup_high"], row["fvd"]) for row in rows]
-    along = [(row["speedup"], row["fvd_low"], row["speedup"], row["fvd_high"]) for row in rows]
-    corners = list(zip(front["speedup"].tolist(), front["fvd"].tolist(), strict=True))
+    across = [(row["speedup_low"], row[key], row["speedup_high"], row[key]) for row in rows]
+    along = [(row["speedup"], row[low], row["speedup"], row[high]) for row in rows]
+    corners = list(zip(front["speedup"].tolist(), front[key].tolist(), strict=True))
     steps = [bar for (x0, y0), (x1, y1) in itertools.pairwise(corners) for bar in ((x0, y0, x0, y1), (x0, y1, x1, y1))]
     level = [
-        (axes.get_xlim()[0], row["fvd"], axes.get_xlim()[1], row["fvd"])
+        (axes.get_xlim()[0], row[key], axes.get_xlim()[1], row[key])
         for row in arms.to_dict("records")
         if row["arm"] in (BASELINE, WHOLE)
     ]

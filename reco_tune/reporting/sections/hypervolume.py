@@ -42,7 +42,7 @@ def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
 
     Runs count in the order in which they ended, what they cost whether or not they gave a point; a calibration that
     runs share counts with the first of them. As on the frontier a point is a configuration, the mean of its runs so
-    far, and the reference is speed-up 0 and the largest FVD of the budget: a further seed may make it shrink.
+    far, and the reference is speed-up 0 and the worst quality of the budget: a further seed may make it shrink.
     """
     runs = evidence.study.runs.values()
     ended = sorted((run for run in runs if run.ended is not None), key=lambda run: (run.ended, run.index))
@@ -51,7 +51,7 @@ def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
     for budget in evidence.budgets:
         allowed = evidence.frontier.at(budget)
         allowed = allowed[allowed["infeasible"] == ""]
-        reference = speed_fvd(allowed["speedup"], allowed["fvd"]).reference
+        reference = speed_fvd(allowed["speedup"], allowed[evidence.quality.key]).reference
         points, names = _points(evidence, budget, set(configurations(allowed)))
         sums: dict[str, NDArray[np.float64]] = {}
         front, volume = np.zeros((0, 2)), 0.0
@@ -80,10 +80,10 @@ def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
 def _points(
     evidence: Evidence, budget: str, allowed: Set[str]
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """(-speed-up, FVD) by run of the configurations that break no constraint, and the configuration of each."""
+    """(-speed-up, quality) by run of the configurations that break no constraint, and the configuration of each."""
     own = evidence.own_comparable[at_budget(evidence.own_comparable["budget"], budget)]
     names = dict(zip(own["trial"], configurations(own), strict=True))
-    points = zip(own["trial"], (-own["speedup"]).tolist(), own["fvd"].tolist(), strict=True)
+    points = zip(own["trial"], (-own["speedup"]).tolist(), own[evidence.quality.key].tolist(), strict=True)
     return {trial: (x, y) for trial, x, y in points if names[trial] in allowed}, names
 
 

@@ -24,7 +24,6 @@ LEAST_RUNS = 10
 """Fewer sampled runs say nothing about importance."""
 MOST_RUNS = 1000
 """Of more, this many are taken evenly in the order in which they were asked for: shares settle long before."""
-OBJECTIVES = ("fvd", "speedup", "val_cross_entropy")
 COLUMNS = ("objective", "setting", "importance", "runs")
 """Columns of importance.csv."""
 BEST_SHARE = 0.25
@@ -65,8 +64,9 @@ def importance_table(evidence: Evidence) -> pd.DataFrame:
     params = [runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
     names = [name for name in names if len({str(own[name]) for own in params}) > 1]
-    values = kept[list(OBJECTIVES)].astype(float)
-    told = [name for name in OBJECTIVES if np.isfinite(values[name]).sum() >= LEAST_RUNS and values[name].nunique() > 1]
+    objectives = dict.fromkeys([evidence.quality.key, quantities.SPEEDUP.name, quantities.VAL_CROSS_ENTROPY.name])
+    values = kept[list(objectives)].astype(float)
+    told = [name for name in objectives if np.isfinite(values[name]).sum() >= LEAST_RUNS and values[name].nunique() > 1]
     known = np.flatnonzero(np.isfinite(values[told]).all(axis=1)) if told and names else np.array([], dtype=int)
     if len(known) < LEAST_RUNS:
         return pd.DataFrame([], columns=list(COLUMNS))

@@ -18,6 +18,7 @@ from reco_tune.reporting.aggregate import Estimate, holm, mean_interval, paired_
 from reco_tune.reporting.budgets import BUDGETS, reference
 from reco_tune.reporting.comparisons import ONE_SEED, Results, standing
 from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.quality import FVD, quality_of
 from reco_tune.reporting.section import Column, RowGroup, Section, Table, records, text_column
 
 BESIDE_FVD = (
@@ -55,12 +56,15 @@ NOTE_OF_LAWS = (
 
 def build(evidence: Evidence) -> Section:
     table = measures_table(evidence.results)
-    beside = _table("Beside FVD", table, BESIDE_FVD, NOTE)
+    title = f"Beside {'FVD' if evidence.quality is FVD else 'the cross-entropy'}"
+    beside = _table(title, table, BESIDE_FVD, NOTE)
     analyses = _table("First-frame gap, growth of errors and steps of h", table, ANALYSES, NOTE_OF_LAWS)
     return Section(
         "beside",
-        "Beside FVD",
-        "FVD hardly sees damaged motion and says nothing of single frames." if len(table) else "",
+        title,
+        "FVD hardly sees damaged motion and says nothing of single frames."
+        if len(table) and evidence.quality is FVD
+        else "",
         [Table("measures", data=table), beside, analyses, Table("measures", remarks=[evidence.origin], files=("md",))],
     )
 
@@ -72,7 +76,8 @@ def measures_table(results: Results) -> pd.DataFrame:
     rows: list[list[object]] = []
     for budget in dict.fromkeys(budget for budget, _ in results):
         arms = {result.arm: result.runs for result in results.values() if result.budget == budget}
-        for quantity in (*BESIDE_FVD, *ANALYSES):
+        main = {quality_of(runs).key for runs in arms.values()}  # which the ablation table holds
+        for quantity in (one for one in (*BESIDE_FVD, *ANALYSES) if one.name not in main):
             known = {arm: values for arm, own in arms.items() if (values := _by_seed(own, quantity))}
             rows += [[budget, arm, quantity.name, *row] for arm, row in _rows(known, reference(budget), quantity)]
     return pd.DataFrame(rows, columns=list(COLUMNS))

@@ -31,17 +31,20 @@ PEEKING = (
 def build(evidence: Evidence) -> Section:
     found = evidence.unresolved
     return Section(
-        "more-seeds", "More training seeds", words=in_words(found), commands=seeds_commands(found, evidence.own)
+        "more-seeds",
+        "More training seeds",
+        words=in_words(found, evidence.quality.digits),
+        commands=seeds_commands(found, evidence.own),
     )
 
 
-def in_words(found: Sequence[Unresolved]) -> list[str]:
+def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
     """What more seeds would settle and what they would not, a sentence an arm and budget."""
     lines = []
     for one in found:
         told = (
             f"{quoted(one.arm)} against {quoted(reference(one.budget))} {one.budget.replace('_', ' ')}:"
-            f" {signed(one.difference.delta)}"
+            f" {signed(one.difference.delta, digits)}"
         )
         if one.needed is None:
             lines.append(f"{told} is too close to tell with {MOST_SEEDS} seeds.")

@@ -1,4 +1,4 @@
-"""Window length and stride: FVD and speed-up of windowed runs by both."""
+"""Window length and stride: quality and speed-up of windowed runs by both."""
 
 from __future__ import annotations
 
@@ -10,8 +10,18 @@ import pandas as pd
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number
-from reco_tune.reporting.section import Figure, Section, Table, interval_column, number_column, records, text_column
-from reco_tune.reporting.windowed import PLACE, beside, caption, mean_fvd, row_groups, windowed
+from reco_tune.reporting.quality import quality_of
+from reco_tune.reporting.section import (
+    Figure,
+    Section,
+    Table,
+    interval_column,
+    number_column,
+    quality_column,
+    records,
+    text_column,
+)
+from reco_tune.reporting.windowed import PLACE, beside, caption, mean_quality, row_groups, windowed
 from reco_tune.settings import SEARCH
 
 if TYPE_CHECKING:
@@ -19,15 +29,15 @@ if TYPE_CHECKING:
 
 
 def build(evidence: Evidence) -> Section:
-    rows, budget = window_stride_tables(evidence), evidence.budgets[0]
+    rows, budget, quality = window_stride_tables(evidence), evidence.budgets[0], evidence.quality
     cells = window_stride_cells(rows[rows["budget"] == budget])
     columns = (
         text_column("arm", "arm"),
         text_column("window.length_tokens", "window (tokens)", "count"),
         text_column("window.stride_tokens", "stride (tokens)", "count"),
         text_column("runs", "runs", "count"),
-        number_column("fvd", "FVD"),
-        interval_column("fvd"),
+        quality_column(quality),
+        interval_column(quality.key, digits=quality.digits),
         number_column("speedup", "speed-up"),
     )
     table = Table(
@@ -44,8 +54,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "window_stride",
         "Window and stride",
-        "Mean FVD and speed-up by window length and stride, in tokens: of sampled runs, which may differ in other"
-        " settings; without any, of arms that differ in nothing else.",
+        f"Mean {quality.name} and speed-up by window length and stride, in tokens: of sampled runs, which may differ in"
+        " other settings; without any, of arms that differ in nothing else.",
         draw_window_stride,
         (cells, budget),
         _lowest(cells, budget),
@@ -54,8 +64,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def window_stride_table(evidence: Evidence, budget: str) -> pd.DataFrame:
-    """Windowed runs by arm, window length and stride in tokens: how many, mean FVD, mean speed-up, and the 95% interval
-    of that FVD.
+    """Windowed runs by arm, window length and stride in tokens: how many, mean quality, mean speed-up, and the 95%
+    interval of that quality.
 
     The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which
     may differ in other settings. `comparable` says whether all runs of the budget differ in window, stride and training
@@ -67,9 +77,10 @@ def window_stride_table(evidence: Evidence, budget: str) -> pd.DataFrame:
     cells = []
     for arm in dict.fromkeys(rows["arm"]):
         for place, group in rows[rows["arm"] == arm].groupby(list(PLACE), sort=True):
-            fvd = mean_fvd(group)
-            cells.append([arm, *place, len(group), fvd.value, float(group["speedup"].mean()), fvd.low, fvd.high, alike])
-    return pd.DataFrame(cells, columns=["arm", *PLACE, "runs", "fvd", "speedup", "fvd_low", "fvd_high", "comparable"])
+            mean, speed = mean_quality(group), float(group["speedup"].mean())
+            cells.append([arm, *place, len(group), mean.value, speed, mean.low, mean.high, alike])
+    value, low, high = evidence.quality.ends
+    return pd.DataFrame(cells, columns=["arm", *PLACE, "runs", value, "speedup", low, high, "comparable"])
 
 
 def window_stride_tables(evidence: Evidence) -> pd.DataFrame:
@@ -89,7 +100,7 @@ def window_stride_cells(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
-    """FVD (colour and number) and speed-up (below it) by window length and stride; `window_stride_cells`
+    """Quality (colour and number) and speed-up (below it) by window length and stride; `window_stride_cells`
     chooses them.
     """
     from matplotlib.colors import LogNorm
@@ -97,24 +108,25 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
 
     from reco_tune.reporting.style import drawable, new_figure, say_left_out, spread, style, text_on
 
-    whole = len(table)
-    table = drawable(table, "fvd")
+    whole, quality = len(table), quality_of(table)
+    table = drawable(table, quality.key)
     if len(table) < 2:
         return None
     import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
 
-    fvd, speed = (
+    values, speed = (
         table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name)
-        for name in ("fvd", "speedup")
+        for name in (quality.key, "speedup")
     )
-    written = fvd.map(number) + speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
+    written = values.map(lambda value: number(value, quality.digits))
+    written += speed.map(lambda value: f"\n{value:.2f}x" if math.isfinite(value) else "")
     with style():
-        figure = new_figure(1.4 + 1.0 * max(3, fvd.shape[1]), 1.3 + 0.62 * max(2, fvd.shape[0]))
+        figure = new_figure(1.4 + 1.0 * max(3, values.shape[1]), 1.3 + 0.62 * max(2, values.shape[0]))
         axes = figure.subplots()
-        scale = LogNorm() if spread(table["fvd"]) > 10 else None
-        bar = {"label": "FVD (lower is better)", "format": FuncFormatter(lambda value, _: f"{value:g}")}
+        scale = LogNorm() if spread(table[quality.key]) > 10 else None
+        bar = {"label": f"{quality.name} (lower is better)", "format": FuncFormatter(lambda value, _: f"{value:g}")}
         sns.heatmap(
-            fvd,
+            values,
             ax=axes,
             annot=written,
             fmt="",
@@ -127,7 +139,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
         cells = axes.collections[0]
         for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
             column, row = map(int, text.get_position())
-            text.set_color(text_on(cells.to_rgba(fvd.to_numpy()[row, column])))
+            text.set_color(text_on(cells.to_rgba(values.to_numpy()[row, column])))
         axes.set_title(BUDGETS[budget].title)
         axes.set_xlabel("window length (tokens)")
         axes.set_ylabel("stride (tokens)")
@@ -142,6 +154,8 @@ def _lowest(cells: pd.DataFrame, budget: str) -> str:
     """In words, for those who cannot see the map."""
     if cells.empty:
         return ""
-    best = min(records(cells), key=lambda row: float(row["fvd"]))
+    quality = quality_of(cells)
+    best = min(records(cells), key=lambda row: float(row[quality.key]))
     place = f"a window of {best['window.length_tokens']} and a stride of {best['window.stride_tokens']} tokens"
-    return f"{BUDGETS[budget].words.capitalize()} the lowest mean FVD is {number(best['fvd'])}, at {place}."
+    lowest = number(best[quality.key], quality.digits)
+    return f"{BUDGETS[budget].words.capitalize()} the lowest mean {quality.name} is {lowest}, at {place}."

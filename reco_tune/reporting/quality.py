@@ -1,0 +1,61 @@
+"""Which metric says how good a run is where runs are compared: FVD, or for codes that nothing here turns into pixels
+(`data.layout: tokens`) the validation cross-entropy. Lower is better in both.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import pandas as pd
+
+from reco_tune import quantities
+
+
+class Quality(NamedTuple):
+    """The metric and what it is called; every table names its columns after it."""
+
+    key: str
+    name: str
+    """In a sentence."""
+    digits: int
+    margin: float
+    """How much of the baseline's value an arm may lose and still count as having recovered it: a hundredth of a
+    cross-entropy, which is a logarithm, is much.
+    """
+    title: str
+    """At an axis, and as the heading of a column."""
+
+    @property
+    def low(self) -> str:
+        return f"{self.key}_low"
+
+    @property
+    def high(self) -> str:
+        return f"{self.key}_high"
+
+    @property
+    def ends(self) -> tuple[str, str, str]:
+        """Value and ends of its 95% interval."""
+        return self.key, self.low, self.high
+
+    @property
+    def delta(self) -> str:
+        return f"{self.key}_delta"
+
+    @property
+    def p_value(self) -> str:
+        return f"{self.key}_p_value"
+
+
+FVD = Quality(quantities.FVD.name, "FVD", 2, 0.25, "FVD")
+CROSS_ENTROPY = Quality(quantities.VAL_CROSS_ENTROPY.name, "validation cross-entropy", 4, 0.01, "val CE")
+
+
+def quality_of(table: pd.DataFrame) -> Quality:
+    """What the rows of a table are compared by, from its columns: those without pixels have none of FVD."""
+    return FVD if FVD.key in table else CROSS_ENTROPY
+
+
+def quality_of_layouts(layouts: set[object]) -> Quality:
+    """What runs of these values of `data.layout` are compared by."""
+    return CROSS_ENTROPY if layouts == {"tokens"} else FVD
