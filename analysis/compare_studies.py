@@ -11,6 +11,7 @@ from pathlib import Path
 from reco_tune.reporting import load_runs
 from reco_tune.reporting.analysis_cli import run_script, write
 from reco_tune.reporting.numbers import interval, number
+from reco_tune.reporting.quality import quality_of
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.studies import comparison_table, study_names
 
@@ -20,12 +21,13 @@ def work(sources: list[str], output: Path) -> str:
         {name: load_runs(source) for name, source in zip(study_names(sources), sources, strict=True)}
     )
     write(output, "comparison.csv", csv_text(table))
-    lines = []
+    lines, quality = [], quality_of(table)
     for (budget, arm), rows in table.groupby(["budget", "arm"], sort=False):
         lines.append(f"{budget}  {arm}")
         for row in rows.to_dict("records"):
-            fvd = f"FVD {number(row['fvd'])} {interval(row['fvd_low'], row['fvd_high'])}"
-            lines.append(f"  {row['study']:24s}  {fvd}  {number(row['speedup'])}x  ({row['seeds']} seeds)")
+            ends = interval(row[quality.low], row[quality.high], quality.digits)
+            told = f"{quality.title} {number(row[quality.key], quality.digits)} {ends}"
+            lines.append(f"  {row['study']:24s}  {told}  {number(row['speedup'])}x  ({row['seeds']} seeds)")
     return "\n".join(lines) or "no arm has been evaluated"
 
 

@@ -19,14 +19,14 @@ def work(sources: list[str], output: Path) -> str:
     evidence = Evidence.read(sources[0])
     found = evidence.frontier
     save(build(evidence), output)
-    lines = []
+    lines, quality = [], evidence.quality
     for budget, volume in found.hypervolume.items():
         lines.append(f"{budget}: hypervolume {volume:.3f} over {len(found.at(budget))} configurations")
         for row in found.non_dominated(budget).to_dict("records"):
             name = row["trial"] if row["arm"] == SEARCH else row["arm"]
             knee = ", the knee" if row["knee"] else ""
             lines.append(
-                f"  {row['speedup']:5.2f}x  FVD {number(row['fvd']):>7s}"
+                f"  {row['speedup']:5.2f}x  {quality.title} {number(row[quality.key], quality.digits):>7s}"
                 f"  probability {row['probability']:.2f}  {name}{knee}"
             )
     return "\n".join(lines)

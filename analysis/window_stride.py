@@ -16,7 +16,7 @@ from reco_tune.reporting.sections.window_stride import draw_window_stride, windo
 
 def work(sources: list[str], output: Path) -> str:
     evidence = Evidence.read(sources[0])
-    lines = []
+    lines, quality = [], evidence.quality
     for budget in evidence.budgets:
         table = window_stride_table(evidence, budget)
         write(output, f"window_stride_{budget}.csv", csv_text(table))
@@ -24,9 +24,8 @@ def work(sources: list[str], output: Path) -> str:
         lines.append(budget)
         for row in table.to_dict("records"):
             place = f"window {row['window.length_tokens']:5d}  stride {row['window.stride_tokens']:5d}"
-            lines.append(
-                f"  {place}  {row['speedup']:5.2f}x  FVD {number(row['fvd']):>7s}  ({row['runs']} runs of {row['arm']})"
-            )
+            value = f"{quality.title} {number(row[quality.key], quality.digits):>7s}"
+            lines.append(f"  {place}  {row['speedup']:5.2f}x  {value}  ({row['runs']} runs of {row['arm']})")
     return "\n".join(lines)
 
 

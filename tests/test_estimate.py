@@ -39,7 +39,7 @@ FULL, FAST, SLOW = run("full-s0", 2.0, None, budget="both"), run("search-0000", 
 )
 def test_hypervolume_so_far(runs: list[RunRecord], volume: float | None, worst: float) -> None:
     found = standing(StudyRecord(runs={run.trial: run for run in runs}), trials=0, now=0)
-    assert (found.hypervolume, found.worst_fvd) == (volume, worst)
+    assert (found.hypervolume, found.worst) == (volume, worst)
     assert ("hypervolume 10 (to speed-up 0 and FVD 8)" in headline(found)) is (volume == 10.0)
 
 

@@ -7,14 +7,15 @@ import pytest
 from toy_study import record_study
 
 from reco_tune.reporting import Evidence
+from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.render import latex as renderer
 from reco_tune.reporting.render.latex import PREAMBLE, escape, latex
-from reco_tune.reporting.section import RowGroup, Table, number_column, text_column
+from reco_tune.reporting.section import RowGroup, Table, quality_column, text_column
 from reco_tune.reporting.sections import SECTIONS, build
 
 
 def test_a_small_table_by_hand():
-    columns = (text_column("arm", "arm"), number_column("fvd", "FVD"), text_column("p", "p", "count", latex="$p$"))
+    columns = (text_column("arm", "arm"), quality_column(FVD), text_column("p", "p", "count", latex="$p$"))
     rows = [{"arm": "a_b", "fvd": 12.5, "p": "<0.001"}, {"arm": "c", "fvd": -3.1, "p": ""}]
     text = latex(Table("made", "", columns, [RowGroup("Equal steps", rows, best=0)], "See `full`."))
     lines = [line.strip() for line in text.splitlines()]

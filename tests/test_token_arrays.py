@@ -305,7 +305,7 @@ def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> Non
     analyses = {"first_frame_gap", *(f"error_growth_{end}" for end in ("rate", "slope", "aic"))}
     assert (
         set(result.metrics) == {quantity.name for quantity in STEPS_OF_H} | analyses
-        and result.provenance["protocol"] == "none"
+        and result.provenance["protocol"] == "codes/8 held-out clips/last"
     )
     assert set(result.curves) == {"loss_by_frame_train", "loss_by_frame_generated", "error_growth"}
     assert all(len(curve) == 5 and np.isfinite(curve).all() for curve in result.curves.values())

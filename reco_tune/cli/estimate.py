@@ -7,19 +7,17 @@ Work is counted in baseline steps: a run's steps divided by its arm's speed-up.
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
 from reco_tune import pareto
-from reco_tune.quantities import STAGE_SECONDS
+from reco_tune.quantities import FVD, STAGE_SECONDS, VAL_CROSS_ENTROPY
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import ENDED, RunRecord, StudyRecord
 
-HEADER = ["run", "state", "step", "val CE", "speed-up", "FVD", "seconds"]
-"""Of `row`."""
-SUMMARY = ["arm", "runs", "planned", "running", "pruned", "failed", "evaluated", "moves", "best FVD"]
-"""Of `summary`."""
+COUNTED = ("planned", "running", "pruned", "failed", "evaluated")
+"""States that `summary` counts."""
 EVALUATION_SHARE = 0.1
 """Part of a run's work that comes after training: sampling and measuring."""
 
@@ -38,11 +36,13 @@ class Standing:
     left_seconds: float | None
     """None before anything is known."""
     hypervolume: float | None = None
-    """Area between the frontier so far and the reference point, in speed-up x FVD; None before two runs can be
-    compared.
+    """Area between the frontier so far and the reference point, in speed-up x FVD (or validation cross-entropy); None
+    before two runs can be compared.
     """
-    worst_fvd: float = 0.0
-    """Of the reference point (`pareto.speed_fvd`)."""
+    worst: float = 0.0
+    """Quality of the reference point (`pareto.speed_fvd`)."""
+    quality: str = "FVD"
+    """What it is of."""
 
 
 def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Standing:
@@ -71,21 +71,36 @@ def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
     return Standing(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
 
 
-def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float]:
-    """Of the whole runs at equal steps, fixed and sampled, and the FVD of its reference point."""
+def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float, str]:
+    """Of the whole runs at equal steps, fixed and sampled, and the quality of its reference point."""
+    codes = on_codes(runs)
+    key = VAL_CROSS_ENTROPY.name if codes else FVD.name
     whole = [
-        run
-        for run in runs
-        if run.state == "evaluated" and run.budget in ("equal_steps", "both") and "fvd" in run.metrics
+        run for run in runs if run.state == "evaluated" and run.budget in ("equal_steps", "both") and key in run.metrics
     ]
     speeds = tuple(run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0) for run in whole)
-    return _covered(speeds, tuple(run.metrics["fvd"] for run in whole))
+    return *_covered(speeds, tuple(run.metrics[key] for run in whole)), "validation cross-entropy" if codes else "FVD"
 
 
 @lru_cache(maxsize=1)  # a live view asks at every redraw, and a run ends seldom
-def _covered(speeds: tuple[float, ...], fvds: tuple[float, ...]) -> tuple[float | None, float]:
-    points, reference = pareto.speed_fvd(speeds, fvds)
+def _covered(speeds: tuple[float, ...], qualities: tuple[float, ...]) -> tuple[float | None, float]:
+    points, reference = pareto.speed_fvd(speeds, qualities)
     return (pareto.hypervolume(points, reference) if len(points) > 1 else None), reference[1]
+
+
+def on_codes(runs: Iterable[RunRecord]) -> bool:
+    """Whether runs have no FVD, because their codes come without a decoder."""
+    return {run.settings.get("data.layout") for run in runs} == {"tokens"}
+
+
+def header(runs: Sequence[RunRecord]) -> list[str]:
+    """Of `row`."""
+    return ["run", "state", "step", "val CE", "speed-up", *([] if on_codes(runs) else ["FVD"]), "seconds"]
+
+
+def summary_header(runs: Sequence[RunRecord]) -> list[str]:
+    """Of `summary`."""
+    return ["arm", "runs", *COUNTED, "moves", "best val CE" if on_codes(runs) else "best FVD"]
 
 
 def work(run: RunRecord) -> float:
@@ -113,7 +128,7 @@ def device_seconds(study: StudyRecord) -> float:
 
 
 def row(run: RunRecord, now: float) -> list[str]:
-    """A run as the cells under `HEADER`."""
+    """A run as the cells under `header`."""
     steps = f"{steps_done(run)}/{run.settings.get('training.steps', '?')}"
     end = run.ended if run.state in ENDED else now
     seconds = f"{end - run.started:.0f}" if run.started and end else ""
@@ -123,22 +138,23 @@ def row(run: RunRecord, now: float) -> list[str]:
         steps,
         _cell(run, "val_cross_entropy", 3),
         _cell(run, "speedup", 2, "x"),
-        _cell(run, "fvd", 2),
+        *([] if on_codes([run]) else [_cell(run, "fvd", 2)]),
         seconds,
     ]
 
 
 def summary(runs: Iterable[RunRecord]) -> list[list[str]]:
-    """The runs of every arm as the cells under `SUMMARY`, in the order in which the arms appear."""
+    """The runs of every arm as the cells under `summary_header`, in the order in which the arms appear."""
     arms: dict[str, list[RunRecord]] = {}
     for run in runs:
         arms.setdefault(run.arm, []).append(run)
     rows = []
     for arm, theirs in arms.items():
         states: Counter[str] = Counter("running" if run.state == "completed" else run.state for run in theirs)
-        fvds = [run.metrics["fvd"] for run in theirs if run.state == "evaluated" and "fvd" in run.metrics]
-        counts = (len(theirs), *(states[state] for state in SUMMARY[2:7]), sum(run.moves for run in theirs))
-        rows.append([arm, *(f"{count:,}" for count in counts), f"{min(fvds):.2f}" if fvds else ""])
+        key, digits = (VAL_CROSS_ENTROPY.name, 3) if on_codes(theirs) else (FVD.name, 2)
+        found = [run.metrics[key] for run in theirs if run.state == "evaluated" and key in run.metrics]
+        counts = (len(theirs), *(states[state] for state in COUNTED), sum(run.moves for run in theirs))
+        rows.append([arm, *(f"{count:,}" for count in counts), f"{min(found):.{digits}f}" if found else ""])
     return rows
 
 
@@ -155,7 +171,7 @@ def headline(found: Standing) -> str:
     )
     if found.hypervolume is None:
         return told
-    return f"{told}, hypervolume {found.hypervolume:.4g} (to speed-up 0 and FVD {found.worst_fvd:.4g})"
+    return f"{told}, hypervolume {found.hypervolume:.4g} (to speed-up 0 and {found.quality} {found.worst:.4g})"
 
 
 def duration(seconds: float) -> str:

@@ -30,7 +30,16 @@ def status(
     from collections import Counter
 
     from reco_tune.cli.console import print_table
-    from reco_tune.cli.estimate import HEADER, SUMMARY, device_seconds, duration, headline, row, standing, summary
+    from reco_tune.cli.estimate import (
+        device_seconds,
+        duration,
+        header,
+        headline,
+        row,
+        standing,
+        summary,
+        summary_header,
+    )
     from reco_tune.cli.study import sampled_trials
     from reco_tune.errors import command
     from reco_tune.quantities import STAGE_SECONDS
@@ -41,16 +50,16 @@ def status(
     now = time.time() if live or study.time is None else study.time  # for a study that stopped, time stands still
     runs, title = list(study.runs.values()), f"{study.name}: {study.question}"
     if every or len(runs) <= MOST_LISTED:
-        print_table(title, HEADER, [row(run, now) for run in runs], left=2)
+        print_table(title, header(runs), [row(run, now) for run in runs], left=2)
         print()
         for run in runs:
             if run.reason:
                 print(f"{run.trial} {run.state}: {run.reason}")
     else:
-        print_table(title, SUMMARY, summary(runs), left=1)
+        print_table(title, summary_header(runs), summary(runs), left=1)
         running = [run for run in runs if run.state in ("running", "completed")]
         if running:
-            print_table("at work", HEADER, [row(run, now) for run in running[:MOST_LISTED]], left=2)
+            print_table("at work", header(runs), [row(run, now) for run in running[:MOST_LISTED]], left=2)
         failed = Counter(run.reason for run in runs if run.state == "failed")
         for reason, count in failed.most_common(MOST_REASONS):
             print(f"{count} failed: {reason}")

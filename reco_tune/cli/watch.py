@@ -13,7 +13,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from reco_tune.cli.console import Bars, Lines, watched
-from reco_tune.cli.estimate import EVALUATION_SHARE, HEADER, headline, row, standing
+from reco_tune.cli.estimate import EVALUATION_SHARE, header, headline, row, standing
 from reco_tune.settings import BASELINE
 from reco_tune.study import Observer
 from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder
@@ -75,12 +75,12 @@ class PlainLines(Observer):
         if name not in (*ENDED, "retried"):
             return ""
         found = standing(study, self._trials, time.time())
-        trial, _, steps, loss, speedup, fvd, _ = row(study.runs[event["trial"]], time.time())
+        trial, _, steps, loss, speedup, *fvd, _ = row(study.runs[event["trial"]], time.time())
         told = [
             f"step {steps}",
             loss and f"val CE {loss}",
             speedup and f"speed-up {speedup}",
-            fvd and f"FVD {fvd}",
+            *(f"FVD {value}" for value in fvd if value),
             event.get("reason", ""),
         ]
         return f"[{found.ended}/{found.total}] {trial} {name}: {', '.join(filter(None, told))} ({headline(found)})"
@@ -113,8 +113,9 @@ class LiveTable(Observer):
             at_work = [f"{name}: {what} {done}/{total}" for name, (done, total, what) in list(self._running.items())]
             return Group(self._bars.drawing, Text("\n".join(at_work)))
         table = Table(box=None, pad_edge=False, header_style="bold")
-        for number, name in enumerate([*HEADER, "now"]):
-            table.add_column(name, justify="left" if number in (0, 1, len(HEADER)) else "right", no_wrap=True)
+        names = header(list(study.runs.values()))
+        for number, name in enumerate([*names, "now"]):
+            table.add_column(name, justify="left" if number in (0, 1, len(names)) else "right", no_wrap=True)
         styles = {"running": "bold", "completed": "bold", "failed": "red", "planned": "dim"}
         for run in shown(list(study.runs.values())):
             done, total, what = self._running.get(run.trial, (0, 0, ""))

@@ -185,6 +185,8 @@ def check_measured(space: Space, experiment: Experiment, classes: bool | None = 
     Raises:
         SettingsError: if the runs of the study do not measure something.
     """
+    if space.trials and space.pruning.generates_clips and (why := unmeasured(space.pruning.metric, experiment)):
+        raise SettingsError(f"pruning.metric: {space.pruning.metric} {why}, or leave it out")
     asked = [("objectives", metric) for metric in (space.objectives if space.trials else {})]
     for where, metric in [*asked, *(("constraints", metric) for metric in space.constraints)]:
         if why := unmeasured(metric, experiment, classes):

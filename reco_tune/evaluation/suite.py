@@ -35,6 +35,7 @@ from reco_tune.generation import Request, generate_clips, sample_tokens
 from reco_tune.model import Decoder
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
+from reco_tune.settings.protocols import CODES_ALONE
 from reco_tune.tokenizers import load_tokenizer
 from reco_tune.training import Group, build_scheme, scheme_class
 
@@ -85,7 +86,9 @@ def evaluate(
                 model, experiment, cache, None, requested_labels(experiment, cache), group
             )
             return EvaluationResult(
-                scalars, curves, {"protocol": "none"} | ({"error_growth": growth} if growth else {})
+                scalars,
+                curves,
+                {"protocol": _codes_protocol(experiment)} | ({"error_growth": growth} if growth else {}),
             )
         with clock.measure("evaluation"):
             reference = prepare_together(experiment, cache, group)
@@ -126,6 +129,12 @@ def evaluate(
             "tf32_convolutions": torch.backends.cudnn.allow_tf32,
         }
     return EvaluationResult(metrics, curves, provenance | ({"error_growth": growth} if growth else {}))
+
+
+def _codes_protocol(experiment: Experiment) -> str:
+    """What makes cross-entropies on the same codes comparable."""
+    evaluation = experiment.evaluation
+    return f"{CODES_ALONE}/{evaluation.validation_clips} held-out clips/{evaluation.checkpoint}"
 
 
 class _GeneratedClips(NamedTuple):

@@ -147,13 +147,15 @@ def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int
     """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None
     above `most`.
 
-    At one seed only sampling noise is known, so the number is a lower bound, and at least 3: two tell a spread no one
-    should trust.
+    At one seed only sampling noise is known, if any, so the number is a lower bound, and at least 3: two tell a spread
+    no one should trust.
 
     Args:
         comparisons: made beside each other, of which Holm's correction may weigh this one as the first.
     """
     half, seeds = difference.high - difference.delta, difference.seeds
+    if seeds == 1 and math.isinf(half) and difference.delta != 0:
+        return 3 if most >= 3 else None
     if not (math.isfinite(half) and difference.delta != 0):
         return None
     spread = half / _Z if seeds == 1 else half / float(stdtrit(seeds - 1, 1 - LEVEL / 2)) * math.sqrt(seeds)

@@ -22,6 +22,7 @@ from reco_tune.errors import ComparisonError
 from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.quality import FVD, Quality, quality_of_layouts
 from reco_tune.settings import BASELINE, LATER, SEARCH, WHERE, Bound, step_cost
+from reco_tune.settings.protocols import CODES_ALONE
 from reco_tune.study_log import RunRecord, StudyRecord, read_study
 
 Source = Path | str | StudyRecord
@@ -49,6 +50,8 @@ PROTOCOL_KNOBS = (
     "evaluation.checkpoint",
 )
 """What the slash-separated parts of a protocol string are."""
+CODES_KNOBS = ("evaluation.protocol", "evaluation.validation_clips", "evaluation.checkpoint")
+"""Of one without pixels."""
 STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
 """Settings that may cost a protocol its plain name, but do not stand in its string."""
 NOT_DATA = ("data.cache_dir", "data.min_clips", "data.decode_seconds")
@@ -338,11 +341,10 @@ def _one_protocol(runs: pd.DataFrame) -> None:
     if len(protocols) > 1:
         first, second = protocols[:2]
         one, two = _first_of(runs, "protocol", protocols)
-        knobs = [
-            f"{name} ({a} against {b})"
-            for name, a, b in zip(PROTOCOL_KNOBS, _parts(first), _parts(second), strict=False)
-            if a != b
-        ]
+        parts = _parts(first), _parts(second)
+        alone = [own[0] == CODES_ALONE for own in parts]
+        names = CODES_KNOBS if all(alone) else PROTOCOL_KNOBS[:1] if any(alone) else PROTOCOL_KNOBS
+        knobs = [f"{name} ({a} against {b})" for name, a, b in zip(names, *parts, strict=False) if a != b]
         knobs += _differing(one, two, STAR_KNOBS)
         raise ComparisonError(
             f"{one['trial']} ({first}) and {two['trial']} ({second}) differ in"

@@ -142,6 +142,13 @@ def _check_data(experiment: Sections) -> None:
             raise SettingsError(
                 f"data.min_clips ({data.min_clips}) must not exceed data.{key} ({most}); change one of them"
             )
+    evaluation = experiment.evaluation
+    if data.layout == "tokens" and (evaluation.protocol != "native" or evaluation.flow):
+        key, value = ("flow", "true") if evaluation.flow else ("protocol", evaluation.protocol)
+        raise SettingsError(
+            f"evaluation.{key} ({value}) looks at pixels, which data.layout tokens has not; leave it out and compare by"
+            " val_cross_entropy"
+        )
     if data.layout == "tokens" and scheme == "fewer_frames":
         raise SettingsError(
             "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take"

@@ -13,6 +13,12 @@ I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
 """Of i3d_torchscript.pt (51,235,320 bytes), the Kinetics-400 network that FVD is computed with."""
 
 
+CODES_ALONE = "codes"
+"""Begins the protocol of runs on codes that nothing here can turn into pixels: no FVD, only the validation
+cross-entropy.
+"""
+
+
 class PublishedProtocol(NamedTuple):
     """One way to compute FVD with I3D's 400 logits."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 import re
+from collections.abc import Mapping
 from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -216,6 +217,17 @@ class Pruning(SettingsSection):
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 
+def on_codes(experiment: Mapping[str, Any]) -> bool:
+    """Whether nested settings, or dotted ones, are of codes that come without a decoder."""
+    data = experiment.get("data")
+    layout = data.get("layout") if isinstance(data, Mapping) else None
+    return "tokens" in (layout, experiment.get("data.layout"))
+
+
+ON_CODES: dict[str, Direction] = {q.SPEEDUP.name: "maximize", q.VAL_CROSS_ENTROPY.name: "minimize"}
+"""Objectives where there are no pixels."""
+
+
 class Space(SettingsSection):
     """A study: the question, the arms, the budgets and the search."""
 
@@ -239,7 +251,9 @@ class Space(SettingsSection):
     trials: int = Field(0, ge=0)
     """Number of configurations that the search samples."""
     objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
-    """The metrics that the search optimises, with their better direction."""
+    """The metrics that the search optimises, with their better direction. With `data.layout: tokens` they are `speedup`
+    and `val_cross_entropy`, because FVD needs pixels.
+    """
     constraints: dict[str, Bound] = Field(default_factory=dict)
     """Bounds on metrics. The search avoids configurations that break them, and the log names the runs that do."""
     sampler: Sampler = Sampler()
@@ -274,6 +288,8 @@ class Space(SettingsSection):
             )
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise SettingsError(f"seeds {list(self.seeds)} must be at least one and all different")
+        if "objectives" not in self.model_fields_set and on_codes(self.experiment):
+            object.__setattr__(self, "objectives", dict(ON_CODES))
         if not self.objectives:
             raise SettingsError("objectives is empty; give one, for example fvd: minimize, or leave it out")
         self._check_arms()

@@ -14,6 +14,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import FrameType
 from typing import Any
 
@@ -127,17 +128,22 @@ class Driver:
     # --- before Ray ---
 
     def _prepare(self) -> None:
-        """Token cache, feature extractor and reference statistics; on disk when this returns."""
+        """Token cache, and where there are pixels feature extractor and reference statistics; on disk when this
+        returns.
+        """
         experiment = self._jobs.plan.shared
         preflight.check_folder(experiment.cache_dir, "the cache folder")
         seen = {run.provenance.get("data_fingerprint", "") for run in self.study.runs.values()} - {""}
         cache = prepare_tokens(experiment, self._observer.on_phase, self._jobs.plan.piece_blocks, seen=seen)
-        evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
-        check_measured(self._space, experiment, classes=evaluation.classifier is not None)
+        beside: tuple[Path, ...] = ()
+        if cache.has_pixels:
+            evaluation = prepare_evaluation(experiment, cache, self._observer.on_phase)
+            check_measured(self._space, experiment, classes=evaluation.classifier is not None)
+            beside = (cache.tokenizer_path, *evaluation.folders)
         storage, parts = None, {}
         if experiment.resources.storage is not None:
             storage = Storage(experiment.resources.storage)
-            parts = cached_parts(experiment, cache.path, (cache.tokenizer_path, *evaluation.folders))
+            parts = cached_parts(experiment, cache.path, beside)
             for done, (name, part) in enumerate(parts.items(), start=1):
                 if not storage.holds(name):
                     storage.put(part, name)

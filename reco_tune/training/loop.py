@@ -154,6 +154,7 @@ def fit(
     group.barrier()
     if run.step == steps and experiment.evaluation.checkpoint == "best":
         take_best(model, folder, group)
+        run.metrics[q.VAL_CROSS_ENTROPY.name] = run.lowest_validation
     model.zero_grad(set_to_none=True)  # a view of all gradients, which would outlive the optimiser
     model.run_eagerly()
     return FitResult(model, run.step, dict(run.metrics), stopped=run.step < steps)
@@ -274,9 +275,8 @@ class _Run:
         began = time.perf_counter()
         last = self._rung_means() | found
         if self._validation is not None:
-            losses, loss = self._history[q.VAL_CROSS_ENTROPY.name], self._validate(model)
-            lowest = min((known for known in losses if known is not None), default=float("inf"))
-            last[q.VAL_CROSS_ENTROPY.name] = losses[-1] = loss
+            lowest, loss = self.lowest_validation, self._validate(model)
+            last[q.VAL_CROSS_ENTROPY.name] = self._history[q.VAL_CROSS_ENTROPY.name][-1] = loss
             if self._training.keep_best and loss < lowest and self._group.leads:
                 save_model(self._folder / BEST, model, self._scheme.experiment, self._cache, self.step)
         del model  # a copy of its own where workers have parts
@@ -284,6 +284,12 @@ class _Run:
         self._write()
         self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size
         self.metrics.update(self._ledger.metrics())
+
+    @property
+    def lowest_validation(self) -> float:
+        """Of all rungs so far."""
+        losses = self._history[q.VAL_CROSS_ENTROPY.name]
+        return min((known for known in losses if known is not None), default=float("inf"))
 
     def report(self, report: Report) -> bool:
         """Rank 0's answer, on all ranks."""

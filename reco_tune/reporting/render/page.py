@@ -15,6 +15,7 @@ from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.render.text import data_uri, with_code
 from reco_tune.reporting.section import DPI, Figure, Section
 from reco_tune.settings import SEARCH
+from reco_tune.settings.protocols import CODES_ALONE
 
 
 def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Path]) -> str:

@@ -15,7 +15,7 @@ from reco_tune.reporting.quality import quality_of
 from reco_tune.settings import BASELINE, SEARCH
 
 WIDTH, HEIGHT = 760, 380
-LEFT, RIGHT, TOP, BOTTOM = 52, 14, 14, 44
+LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
 MOST_POINTS = 600
 """Configurations drawn; where there are more, those on the frontier and arms come first."""
 MOST_TICKS = 8

@@ -51,6 +51,7 @@ def ablation_table(evidence: Evidence) -> Table:
     best = Column("best_val_cross_entropy", "best val CE", lambda row: number(row["best"], 3), optional=True)
     quality = evidence.quality
     told = [quality.key, f"{quality.key}_interval", quality.delta]
+    loss = [LOSS] if quality is FVD else []
     return Table(
         "ablation",
         "Ablation",
@@ -65,10 +66,10 @@ def ablation_table(evidence: Evidence) -> Table:
         left_out(evidence.runs),
         evidence.ablation[columns(quality)],
         ("csv", "md", "tex"),
-        latex=["arm", "seeds", *told, "speedup", "speedup_limit", LOSS, quality.p_value, "verdict", *PAPER],
+        latex=["arm", "seeds", *told, "speedup", "speedup_limit", *loss, quality.p_value, "verdict", *PAPER],
         terminal=[
             *("arm", "seeds", *told, quality.p_value, "verdict"),
-            *("speedup", "speedup_limit", "peak_memory_ratio", LOSS),
+            *("speedup", "speedup_limit", "peak_memory_ratio", *loss),
         ],
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
@@ -135,7 +136,8 @@ def caption(evidence: Evidence) -> str:
     if not found:
         return "No arm has been evaluated yet."
     seeds, pairs = max(len(one.result.values) for one in found), max(one.pairs for one in found)
-    if seeds <= 1 and evidence.quality is not FVD:
+    fvd = evidence.quality is FVD
+    if seeds <= 1 and not fvd:
         text = (
             "One training seed: there is neither an interval nor a p-value, because nothing is sampled; only more seeds"
             " tell what is noise."
@@ -148,8 +150,9 @@ def caption(evidence: Evidence) -> str:
     else:
         text = (
             f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains"
-            " sampling noise (and is taken to be no less than it; an arm at one seed has its sampling interval)."
-            f" Differences are paired with `{baseline}` by seed"
+            " sampling noise"
+            + (" (and is taken to be no less than it; an arm at one seed has its sampling interval)" if fvd else "")
+            + f". Differences are paired with `{baseline}` by seed"
         )
         text += (
             "; no arm shares two seeds with it, so there is no p-value."

@@ -8,7 +8,7 @@ from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.comparisons import MOST_SEEDS, ONE_SEED, Comparison, Unresolved
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import interval, number, quoted, setting, signed
-from reco_tune.reporting.quality import Quality
+from reco_tune.reporting.quality import FVD, Quality
 from reco_tune.reporting.render.text import paragraphs
 from reco_tune.reporting.section import Row, Section, records
 from reco_tune.settings import SEARCH
@@ -54,8 +54,8 @@ def _at(evidence: Evidence, budget: str) -> str:
     elif faster:
         best = min(faster, key=lambda one: one.difference.delta if one.difference else 0.0)
         parts.append(
-            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the {evidence.quality.name} of {quoted(best.baseline)}: the nearest"
-            f" is {_told(best, evidence.quality)}."
+            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the {evidence.quality.name} of"
+            f" {quoted(best.baseline)}: the nearest is {_told(best, evidence.quality)}."
         )
     front = {row["arm"] for row in records(evidence.frontier.non_dominated(budget))}
     fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
@@ -107,7 +107,11 @@ def _open(evidence: Evidence) -> list[str]:
     found = []
     compared = [one for one in evidence.own_comparisons if one.difference]
     if any(one.pairs == 1 for one in compared):
-        found.append("At one training seed the intervals hold no noise of training: another seed may turn this round.")
+        found.append(
+            "At one training seed the intervals hold no noise of training: another seed may turn this round."
+            if evidence.quality is FVD
+            else "At one training seed nothing is resolved: what another seed would change is not known."
+        )
     if evidence.unresolved:
         arms: dict[str, list[str]] = {}
         for one in evidence.unresolved:

@@ -47,7 +47,8 @@ def build(evidence: Evidence) -> Section:
         "compute",
         "Training compute to reach a quality",
         "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left:"
-        f" {evidence.quality.name} at the end. Right: validation cross-entropy on the way; dashed are the levels that the baseline reached.",
+        f" {evidence.quality.name} at the end. Right: validation cross-entropy on the way; dashed are the levels that"
+        " the baseline reached.",
         draw_compute,
         (table, curves),
     )

@@ -58,7 +58,8 @@ def build(evidence: Evidence) -> Section:
     table = measures_table(evidence.results)
     title = f"Beside {'FVD' if evidence.quality is FVD else 'the cross-entropy'}"
     beside = _table(title, table, BESIDE_FVD, NOTE)
-    analyses = _table("First-frame gap, growth of errors and steps of h", table, ANALYSES, NOTE_OF_LAWS)
+    note = NOTE_OF_LAWS if beside.groups else f"{NOTE} {NOTE_OF_LAWS}"
+    analyses = _table("First-frame gap, growth of errors and steps of h", table, ANALYSES, note)
     return Section(
         "beside",
         title,
