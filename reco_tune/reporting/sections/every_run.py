@@ -7,6 +7,7 @@ import shlex
 from markupsafe import Markup
 
 from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.section import (
     STUDY_DIR,
     Column,
@@ -16,27 +17,28 @@ from reco_tune.reporting.section import (
     Table,
     interval_column,
     number_column,
+    quality_column,
     records,
     text_column,
 )
 
 MOST_ROWS = 200
-SHOWN = ("trial", "state", "speedup", "fvd", "fvd_low", "fvd_high", "val_cross_entropy", "gpu_hours")
 
 
 def build(evidence: Evidence) -> Section:
     own = evidence.own
     first = own.head(MOST_ROWS)
     workers = "resources.workers"
-    rows = records(first[[*SHOWN, *([workers] if workers in first else [])]])
+    pixels = evidence.quality is FVD
+    measured = ["speedup", *(FVD.ends if pixels else ()), "val_cross_entropy", "gpu_hours"]
+    rows = records(first[["trial", "state", *measured, *([workers] if workers in first else [])]])
     for row in rows:
         row["command"] = repeat_command(str(row["trial"]), int(row.get(workers) or 1))
     columns = (
         text_column("trial", "run"),
         text_column("state", "state"),
         number_column("speedup", "speed-up"),
-        number_column("fvd", "FVD"),
-        interval_column("fvd"),
+        *([quality_column(FVD), interval_column(FVD.key)] if pixels else []),
         number_column("val_cross_entropy", "validation loss", 3),
         number_column("gpu_hours", "device h", 3),
         Column(
