@@ -183,3 +183,20 @@ def test_resources_given_on_top_of_the_file_hold_when_the_study_is_resumed(tmp_p
         == 1
         != plan(small_space(tmp_path)).shared.resources.concurrent_trials
     )
+
+
+def test_a_run_that_ends_leaves_what_the_study_keeps(tmp_path: Path) -> None:
+    one = driver(tmp_path, "budgets=[equal_steps]", "trials=0", "keep.checkpoints=none", "keep.models=frontier")
+    asked_for(one)
+    calibrated(one, "full")
+    calibrated(one, "reco")
+    names = asked_for(one)
+    for name in names:
+        for part in ("checkpoint", "model"):
+            (StudyFolder(tmp_path / "study").trial(name) / part).mkdir(parents=True)
+        fvd = 1.0 if name.startswith("full") else 2.0
+        one.take_in({"event": "evaluated", "key": name, "kind": "trial", "metrics": {"fvd": fvd, "speedup": 1.0}})
+    left = {path.parent.name for path in (tmp_path / "study").glob("trials/*/model")}
+    assert left == set(names) and not list((tmp_path / "study").glob("trials/*/checkpoint"))
+    one.conclude()
+    assert {path.parent.name for path in (tmp_path / "study").glob("trials/*/model")} == {"full-s0", "full-s1"}

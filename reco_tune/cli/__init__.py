@@ -17,6 +17,7 @@ import typer
 
 from reco_tune.cli import (
     bench,
+    clean,
     demo,
     evaluate,
     export,
@@ -80,7 +81,7 @@ _VERBS: list[Callable[..., None]] = [
     settings.settings,
 ]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
-_VERBS += [export.export, rescore.rescore]
+_VERBS += [export.export, rescore.rescore, clean.clean]
 for _verb in _VERBS:
     app.command()(_verb)
 app.add_typer(spaces.app, name="spaces")

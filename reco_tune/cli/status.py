@@ -29,7 +29,7 @@ def status(
     import time
     from collections import Counter
 
-    from reco_tune.cli.console import print_table
+    from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import (
         device_seconds,
         duration,
@@ -43,6 +43,7 @@ def status(
     from reco_tune.cli.study import sampled_trials
     from reco_tune.errors import command
     from reco_tune.quantities import STAGE_SECONDS
+    from reco_tune.study.retention import disk_use
     from reco_tune.study_log import StudyFolder, read_study
 
     folder = StudyFolder(study_folder(study_dir))
@@ -76,3 +77,5 @@ def status(
     print(f"{headline(standing(study, trials, now))}; {state}")
     *stages, last = (stage.label.lower() for stage in STAGE_SECONDS)
     print(f"spent so far: {duration(device_seconds(study))} of device time on {', '.join(stages)} and {last}")
+    use = ", ".join(f"{what} {size(count)}" for what, count in disk_use(folder).items())
+    print(f"on disk: {use}")

@@ -162,6 +162,10 @@ def _check(space: Space) -> None:
                 raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
             if key in DECIDED:
                 raise SettingsError(f"{where}: {key} {DECIDED[key]}")
+    if space.keep.checkpoints == "best" and not arm_experiment(space, BASELINE).training.keep_best:
+        raise SettingsError(
+            "keep.checkpoints is best, but no run keeps its best weights; set training.keep_best under `experiment`"
+        )
     if "window.scheme" in space.search:
         raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
     for where, metrics in (("objectives", space.objectives), ("constraints", space.constraints)):

@@ -30,7 +30,19 @@ from reco_tune.settings.sections import (
     Training,
     Window,
 )
-from reco_tune.settings.space import ARMS, BASELINE, PROXIES, RUNG_CLIPS, SEARCH, Bound, Pruning, Range, Sampler, Space
+from reco_tune.settings.space import (
+    ARMS,
+    BASELINE,
+    PROXIES,
+    RUNG_CLIPS,
+    SEARCH,
+    Bound,
+    Keep,
+    Pruning,
+    Range,
+    Sampler,
+    Space,
+)
 
 __all__ = [
     "ARMS",
@@ -48,6 +60,7 @@ __all__ = [
     "Data",
     "Evaluation",
     "Experiment",
+    "Keep",
     "Model",
     "Objective",
     "Pruning",

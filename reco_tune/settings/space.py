@@ -228,6 +228,19 @@ ON_CODES: dict[str, Direction] = {q.SPEEDUP.name: "maximize", q.VAL_CROSS_ENTROP
 """Objectives where there are no pixels."""
 
 
+class Keep(SettingsSection):
+    """What ended runs leave on disk. Curves, samples and results always stay."""
+
+    checkpoints: Literal["none", "last", "best"] = "last"
+    """Of a run that was evaluated or pruned: its last checkpoint, from which it can be trained for longer; `best`
+    leaves in its place the weights of the rung with the lowest validation loss (`training.keep_best`).
+    """
+    models: Literal["all", "frontier", "none"] = "all"
+    """Trained weights: of all runs, of those that no other beats in every objective once the study has ended, or of
+    none. Without them a run cannot be scored again or sampled from.
+    """
+
+
 class Space(SettingsSection):
     """A study: the question, the arms, the budgets and the search."""
 
@@ -271,6 +284,7 @@ class Space(SettingsSection):
     study.
     """
     pruning: Pruning = Pruning()
+    keep: Keep = Keep()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None

@@ -18,6 +18,7 @@ from reco_tune.quantities import MOVES
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.job_source import CALIBRATION, JobSource
 from reco_tune.study.provenance import study_provenance
+from reco_tune.study.retention import give_up, give_up_run
 from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import StorageError, fetch_results
@@ -104,6 +105,8 @@ class Bookkeeping:
             self.writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
             if storage:
                 storage.forget(self.jobs.stored(key))
+            if name in ENDED:
+                give_up_run(self._folder, self.study.runs[key], self._space.keep)
         elif name == "calibrated":
             self.writer.write(name, key=key.removeprefix(CALIBRATION), **event)
             self._observer.on_phase(
@@ -124,4 +127,5 @@ class Bookkeeping:
         if unfinished or not self._search.exhausted or not self.study.runs:
             return False
         self.writer.write("finished")
+        give_up(self._folder, self.study, self._space)
         return True

@@ -132,7 +132,7 @@ def _check_same(space: Space, folder: StudyFolder) -> None:
     """Refuses a folder whose study is another one."""
 
     def essence(of: Space) -> dict[str, Any]:
-        values = flatten({**of.model_dump(mode="json", exclude={"source", "resources"})})
+        values = flatten({**of.model_dump(mode="json", exclude={"source", "resources", "keep"})})
         elsewhere = tuple(f"experiment.{key}" for key in WHERE)
         return {key: value for key, value in values.items() if not key.startswith(elsewhere)}
 
