@@ -26,6 +26,10 @@ from reco_tune.locks import holder
 
 EventName = Literal[
     "study",
+    "extended",
+    "resumed",
+    "requested",
+    "limited",
     "known",
     "planned",
     "calibrated",
@@ -40,9 +44,11 @@ EventName = Literal[
     "rescored",
     "finished",
 ]
-"""`study` opens a log (name, question, arms, settings, constraints, provenance); `known` is a run of an earlier study
-that the search starts with; `rescored` are an evaluated run's numbers under another protocol; `finished` says that
-nothing is left to do.
+"""`study` opens a log (name, question, arms, settings, constraints, provenance); `extended` gives the settings of a
+study that grew, and in `what` what is new; `resumed` says that a driver goes on with it; `requested` is what a person
+asked of a study that ran (and why it was `refused`); `limited` that it stopped at a limit of `stop_after`; `known` is a
+run of an earlier study that the search starts with; `rescored` are an evaluated run's numbers under another protocol;
+`finished` says that nothing is left to do. An event that was written while nobody drove the study is `aside`.
 """
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
@@ -96,6 +102,11 @@ class StudyFolder:
     @property
     def mlflow_artifacts(self) -> Path:
         return self.path / "mlartifacts"
+
+    @property
+    def requests(self) -> Path:
+        """Folder of what other processes ask of the driver."""
+        return self.path / "requests"
 
     @property
     def ray(self) -> Path:
@@ -240,9 +251,17 @@ class StudyRecord:
     """
     constraints: dict[str, dict[str, float]] = field(default_factory=dict)
     """Metric -> the `min` and `max` that the search is allowed."""
+    extensions: list[dict[str, Any]] = field(default_factory=list)
+    """What it grew by, in order: `what` (words), `arms` (new ones) and `time` of each event `extended`."""
+    requests: list[str] = field(default_factory=list)
+    """Those that were answered, by their names (`study.requests`)."""
+    limited: str = ""
+    """At which limit of `stop_after` it stopped, in words; empty where it was gone on with since."""
     finished: bool = False
     time: float | None = field(default=None, compare=False)
     """Unix seconds of the last event that was replayed."""
+    worked_seconds: float = field(default=0.0, compare=False)
+    """From event to event, the pauses between two drivers left out."""
 
 
 def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyRecord:
@@ -252,7 +271,6 @@ def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyReco
     try:
         for event in events:
             apply(study, event)
-            study.time = event.get("time", study.time)
     finally:
         if collecting:
             gc.enable()
@@ -335,6 +353,9 @@ def apply(study: StudyRecord, event: dict[str, Any]) -> None:
     """
     try:
         _take_in(study, event)
+        before, study.time = study.time, event.get("time", study.time)
+        if before and study.time and event["event"] != "resumed" and not event.get("aside"):
+            study.worked_seconds += max(0.0, study.time - before)
     except (KeyError, TypeError) as error:
         raise StudyError(
             f"the study's log holds an event that is none ({str(event)[:120]}, {type(error).__name__} {error}); it was"
@@ -354,6 +375,18 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
             study.runs[event["trial"]].metrics.update(event["metrics"])
     elif name == "finished":
         study.finished = True
+    elif name == "extended":
+        new = [arm for arm in event["arms"] if arm not in study.arms]
+        study.extensions.append({"what": event["what"], "arms": new, "time": event.get("time")})
+        study.arms, study.settings = event["arms"], event["settings"]
+        study.requests += [event["request"]] if "request" in event else []
+        study.finished = False
+    elif name == "resumed":
+        study.limited = ""
+    elif name == "limited":
+        study.limited = event["reason"]
+    elif name == "requested":
+        study.requests.append(event["request"])  # what follows from it are events of their own
     elif name == "known":
         pass  # it is the search's, not a run of this study
     elif name in ("planned", "asked"):
@@ -371,6 +404,7 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
         )
         study.finished = False
     else:
+        study.finished = study.finished and name != "retried"
         _apply_to_run(study.runs[event["trial"]], event)
 
 
@@ -387,7 +421,7 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
         run.reports.append({"step": event["step"], **event["metrics"]})
         run.metrics.update(event["metrics"])
     elif name == "retried":
-        run.state, run.attempt = "planned", event["attempt"]
+        run.state, run.attempt, run.ended, run.reason = "planned", event["attempt"], None, ""
         run.moves += event.get("moved", False)
     elif name == "rescored":
         run.rescored[event["protocol"]] = {

@@ -78,7 +78,7 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     near.loc[reco, "fvd"] = baseline + np.array([0.5, 1.2, 0.6])  # three seeds: 0.77 ± 0.93
     found = Evidence(near).unresolved
     lines, commands = in_words(found), seeds_commands(found, near)
-    command, together = (command.replace(STUDY_DIR, str(study)) for command in commands)
+    extend, command, together = (command.replace(STUDY_DIR, str(study)) for command in commands)
     assert any(
         line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines
     )
@@ -88,7 +88,14 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
         str(study),
         "studies/toy-more",
     ]
-    words = shlex.split(command)
+    words = shlex.split(command, comments=True)
+    assert shlex.split(extend, comments=True) == [
+        "reco-tune",
+        "extend",
+        str(study),
+        "--seeds",
+        words[words.index("--seeds") + 1],
+    ]
     assert words[:3] == ["reco-tune", "run", f"{study}/settings.yaml"]
     given = dict(zip(words[3::2], words[4::2], strict=True))
     assert given["--seeds"].startswith("3") and given["--trials"] == "0"

@@ -160,7 +160,7 @@ def _refuse_address(folder: Path) -> None:
         raise StudyError(str(error)) from error
 
 
-def _parse_seeds(given: str) -> list[int]:
+def parse_seeds(given: str) -> list[int]:
     """ "0,1,2" -> [0, 1, 2]."""
     try:
         return [int(part) for part in given.split(",")]
@@ -182,7 +182,7 @@ def asked_space(
 
     changes = list(overrides or [])
     changes += [f"trials={trials}"] if trials is not None else []
-    changes += [f"seeds={_parse_seeds(seeds)}"] if seeds is not None else []
+    changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
     space = load_space(path, changes)
     return space if arms is None else only_arms(space, arms)
 

@@ -16,7 +16,7 @@ from reco_tune.cli.console import Bars, Lines, watched
 from reco_tune.cli.estimate import EVALUATION_SHARE, header, headline, row, standing
 from reco_tune.settings import BASELINE
 from reco_tune.study import Observer
-from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder
+from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -64,6 +64,8 @@ class PlainLines(Observer):
 
     def _line(self, event: dict[str, Any]) -> str:
         name, study = event["event"], self._follower.study
+        if name == "extended":
+            return f"the study grows by {', '.join(event['what'])}"
         if name == "study":
             return f"study {study.name}: {study.question}"
         if name == "calibrated" and "trial" not in event and event["key"] != BASELINE:
@@ -74,7 +76,7 @@ class PlainLines(Observer):
             )
         if name not in (*ENDED, "retried"):
             return ""
-        found = standing(study, self._trials, time.time())
+        found = standing(study, asked_trials(study, self._trials), time.time())
         trial, _, steps, loss, speedup, *fvd, _ = row(study.runs[event["trial"]], time.time())
         told = [
             f"step {steps}",
@@ -121,7 +123,7 @@ class LiveTable(Observer):
             done, total, what = self._running.get(run.trial, (0, 0, ""))
             doing = f"{what} {done}/{total}" if run.state in ("running", "completed") and total else ""
             table.add_row(*row(run, now), doing, style=styles.get(run.state, ""))
-        found = standing(study, self._trials, now, self._trained())
+        found = standing(study, asked_trials(study, self._trials), now, self._trained())
         return Group(table, ProgressBar(total=1.0, completed=found.done_share, width=60), Text(headline(found)))
 
     def _trained(self) -> dict[str, float]:
@@ -134,6 +136,11 @@ class LiveTable(Observer):
             if run is not None and total == run.settings.get("training.steps"):
                 shares[trial] = (1 - EVALUATION_SHARE) * done / total
         return shares
+
+
+def asked_trials(study: StudyRecord, begun: int) -> int:
+    """Sampled runs that a study asks for, which may have grown since it was begun."""
+    return int(study.settings.get("trials", begun))
 
 
 def shown(runs: list[RunRecord]) -> list[RunRecord]:

@@ -4,6 +4,7 @@ from reco_tune.settings.experiment import LATER, WHERE, Experiment, flatten, ste
 from reco_tune.settings.fields import check_value, known_keys
 from reco_tune.settings.files import (
     arm_experiment,
+    arms_in,
     check_arm,
     holds_space,
     load_arms,
@@ -11,6 +12,7 @@ from reco_tune.settings.files import (
     load_run,
     load_space,
     make_experiment,
+    make_space,
     parse_overrides,
     read_yaml,
     save_space,
@@ -74,6 +76,7 @@ __all__ = [
     "Training",
     "Window",
     "arm_experiment",
+    "arms_in",
     "check_arm",
     "check_value",
     "flatten",
@@ -84,6 +87,7 @@ __all__ = [
     "load_run",
     "load_space",
     "make_experiment",
+    "make_space",
     "parse_overrides",
     "read_yaml",
     "save_space",

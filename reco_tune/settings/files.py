@@ -107,6 +107,19 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
     return space
 
 
+def arms_in(path: Path) -> dict[str, dict[str, Any]]:
+    """The arms of a YAML file: of a space, or a mapping of their names to settings."""
+    values = read_yaml(path)
+    given = values.get("arms", values)
+    return {name: _flat(own) for name, own in _arms(given or {}, str(path)).items()}
+
+
+def make_space(values: Mapping[str, Any], where: str) -> Space:
+    """A space of plain values that were one before."""
+    _refuse_unknown(values, Space.model_fields, where)
+    return make(Space, dict(values), where)
+
+
 def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
     """Settings of one run: the shared ones, then the arm's own (`ARMS`), then the space file's for that arm, then
     `overrides`.

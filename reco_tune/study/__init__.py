@@ -10,11 +10,22 @@ import importlib
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from reco_tune.study.launch import check, resume, run
+    from reco_tune.study.growth import Growth
+    from reco_tune.study.launch import check, extend, resume, run
     from reco_tune.study.runner import Options, StudyResult
     from reco_tune.study.study_writer import Observer
 
-__all__ = ["Observer", "Options", "StudyResult", "check", "resume", "run"]
+__all__ = [
+    "Growth",
+    "Observer",
+    "Options",
+    "StudyResult",
+    "check",
+    "extend",
+    "resume",
+    "run",
+]
+"""All to be found in `launch`."""
 
 
 def __getattr__(name: str) -> Any:

@@ -15,7 +15,9 @@ from typing import Any
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import RunFailedError
 from reco_tune.quantities import MOVES
+from reco_tune.settings import Space
 from reco_tune.study.dispatcher import Job
+from reco_tune.study.growth import growth_since, in_log
 from reco_tune.study.job_source import CALIBRATION, JobSource
 from reco_tune.study.provenance import study_provenance
 from reco_tune.study.retention import give_up, give_up_run
@@ -42,7 +44,7 @@ class Bookkeeping:
             clock: Unix seconds.
             sync: brings what was written to a file descriptor onto the disk.
         """
-        self._space, self._folder, self._observer = plan.space, folder, observer
+        self._folder, self._observer = folder, observer
         self._search = Search(plan.space)
         self.writer = StudyWriter(folder, self._search, observer, clock, sync)
         self.jobs = JobSource(plan, folder, self.writer, self._search)
@@ -51,16 +53,24 @@ class Bookkeeping:
     def study(self) -> StudyRecord:
         return self.writer.study
 
+    @property
+    def _space(self) -> Space:
+        """The settings as they are now: a study may grow while it runs."""
+        return self.jobs.plan.space
+
     def begin(self, name: str = "", command: str = "") -> None:
-        """The first lines of a new log: what the study is, and what an earlier one has found."""
+        """The first lines of a new log: what the study is, and what an earlier one has found; of another one what it
+        has grown by.
+        """
         if self.study.name:
+            if new := growth_since(self.study, self._space):
+                self.writer.write("extended", what=new, **in_log(self._space), aside=True)
             return
         self.writer.write(
             "study",
             name=name or self._folder.path.resolve().name,
             question=self._space.question,
-            arms=list(self._space.arms),
-            settings=self._space.model_dump(mode="json", exclude={"source"}),
+            **in_log(self._space),
             constraints={
                 metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
             },

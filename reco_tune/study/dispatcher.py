@@ -209,8 +209,10 @@ class Dispatcher:
     # --- the driver's side ---
 
     async def submit(self, job: Job) -> None:
-        """Takes a job in; groups take it once somebody follows it."""
-        self._jobs.setdefault(job.key, JobState(job))
+        """Takes a job in; groups take it once somebody follows it. One that has ended begins anew."""
+        known = self._jobs.get(job.key)
+        if known is None or known.outcome is not None:
+            self._jobs[job.key] = JobState(job)
 
     async def news(
         self, written: int = 0, seconds: float = POLL_SECONDS

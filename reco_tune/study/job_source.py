@@ -53,6 +53,8 @@ class JobSource:
         """Why the speed of arms could not be measured: their runs have failed with that."""
         self._unmeasured = self._awaited
         """Arms whose calibration nobody has been given yet."""
+        self._given: set[str] = set()
+        """Keys of the jobs that somebody was given, since the study was begun or resumed."""
         self._todo: list[str] | None = None
         """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
 
@@ -86,6 +88,28 @@ class JobSource:
         """The calibration of an arm has failed: its runs will."""
         self._unmeasurable[arm] = f"the speed of arm `{arm}` could not be measured: {reason}"
 
+    def grow(self, plan: Plan) -> None:
+        """The study has more to do: new arms are calibrated before anything else begins."""
+        self.plan, self._todo = plan, None
+        self._unmeasured = [arm for arm in self._awaited if CALIBRATION + arm not in self._given]
+
+    def again(self, trial: str) -> None:
+        """A run that had ended is to be done again, its arm measured where that had failed."""
+        self._given.discard(trial)
+        arm = self._study.runs[trial].arm
+        if self._unmeasurable.pop(arm, ""):
+            self._given.discard(CALIBRATION + arm)
+            self.grow(self.plan)
+        elif self._todo is not None:
+            self._todo.append(trial)
+
+    def withdraw(self, trial: str) -> bool:
+        """Whether a run that is not done was still to be given out; it is not any more."""
+        if self._todo is None or trial not in self._todo:
+            return self._todo is None and trial not in self._given
+        self._todo.remove(trial)
+        return True
+
     def stored(self, trial: str) -> str:
         """Name of a run's folder in the storage."""
         return f"studies/{self._folder.identity}/{trial}"
@@ -112,6 +136,7 @@ class JobSource:
         """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
         if self._unmeasured:
             arm = self._unmeasured.pop(0)
+            self._given.add(CALIBRATION + arm)
             experiment = self.plan.arms[arm]
             return Job(
                 kind="calibration",
@@ -149,7 +174,8 @@ class JobSource:
                 )
             if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in ENDED:
                 self._writer.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
-        self._todo = [record.trial for record in self._study.runs.values() if record.state not in ENDED]
+        unfinished = [record.trial for record in self._study.runs.values() if record.state not in ENDED]
+        self._todo = [trial for trial in unfinished if trial not in self._given]
 
     def _next_run(self) -> Job | None:
         """A run of the log that is not done, or a new one of the search."""
@@ -162,6 +188,7 @@ class JobSource:
         return self._job(self._study.runs[proposal.trial])
 
     def _job(self, record: RunRecord) -> Job:
+        self._given.add(record.trial)
         stored, folder, storage = self.stored(record.trial), self._folder.trial(record.trial), self.inputs.storage
         if storage and folder.is_dir() and not holds_run(storage, stored):  # it began where machines shared the folder
             store_run(storage, stored, folder)

@@ -11,9 +11,10 @@ from pathlib import Path
 
 from reco_tune.cost.planning import Plan, plan
 from reco_tune.errors import StudyError
-from reco_tune.settings import WHERE, Space, load_space, parse_overrides
+from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
 from reco_tune.study.cluster import machine, place, socket_folder
+from reco_tune.study.growth import Growth, check_extendable, grown, growth_since, parse_changes
 from reco_tune.study.runner import Driver, Options, StudyResult
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import Observer, claimed, freeze, frozen, locked
@@ -50,27 +51,50 @@ def resume(
     Raises:
         StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
     """
+    target = _began(folder)
+    parse_changes(changes, "resume")
+    with locked(target):
+        return _go_on(load_space(target.settings, changes), target, options, observer)
+
+
+def extend(folder: Path, growth: Growth, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
+    """Adds to a study that nobody drives, finished or not, and goes on with it; nothing finished is repeated. A study
+    that is driven takes it from `requests.ask`.
+
+    Raises:
+        StudyError: where the folder holds no study, or a live one, or what is added may not change under a study.
+    """
+    target = _began(folder)
+    with locked(target):
+        space = load_space(target.settings)
+        check_extendable(read_study(target.path), target.path)
+        return _go_on(grown(space, growth), target, options, observer)
+
+
+def _began(folder: Path) -> StudyFolder:
+    """
+    Raises:
+        StudyError: where no study was begun in the folder.
+    """
     target = StudyFolder(Path(folder))
     if not target.settings.exists():
         raise StudyError(
             f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
             " named"
         )
-    for key in parse_overrides(changes):
-        if not key.startswith(WHERE):
-            raise StudyError(
-                f"--set {key}: only settings that say where a study runs ({', '.join(f'{key}*' for key in WHERE)}) may"
-                " change under it; begin a new study for another value"
-            )
-    with locked(target):
-        planned = plan(load_space(target.settings, changes))
-        driver = _driver(planned, target, options, observer)
-        if not driver.study.finished:
-            _check_placed(planned, options)
-            check(planned, folder, options)
-        if changes:
-            freeze(planned.space, target)
-        return driver.drive()
+    return target
+
+
+def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observer) -> StudyResult:
+    """With a study in a folder that is locked, under these settings from here on."""
+    planned = plan(space)
+    driver = _driver(planned, folder, options, observer)
+    if not driver.study.finished or growth_since(driver.study, space):
+        _check_placed(planned, options)
+        check(planned, folder.path, options)
+    if space != load_space(folder.settings):
+        freeze(space, folder)
+    return driver.drive()
 
 
 def check(planned: Plan, folder: Path, options: Options) -> None:

@@ -28,6 +28,7 @@ from reco_tune.cost.planning import Plan, check_measured
 from reco_tune.errors import ReCoTuneError, RunFailedError, StoppedError, command, no_space
 from reco_tune.evaluation import prepare_evaluation
 from reco_tune.preparation import prepare_tokens
+from reco_tune.settings import Space
 from reco_tune.study import preflight
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.cluster import Placement, cluster, place
@@ -35,6 +36,7 @@ from reco_tune.study.dispatcher import ACTOR, POLL_SECONDS, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.ray_internals import HEAD, running_clusters
 from reco_tune.study.scheduler import ParetoAsha
+from reco_tune.study.steering import Steering
 from reco_tune.study.storage import Storage, cached_parts
 from reco_tune.study.study_writer import Observer
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
@@ -83,7 +85,7 @@ class Driver:
     """One call of `run` or `resume`."""
 
     def __init__(self, plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> None:
-        self._space, self._folder, self._options, self._observer = plan.space, folder, options, observer
+        self._folder, self._options, self._observer = folder, options, observer
         self._books = Bookkeeping(plan, folder, observer)
         self._dispatcher: Any = None
         self._stopping = threading.Event()
@@ -105,6 +107,11 @@ class Driver:
         return self._books.jobs
 
     @property
+    def _space(self) -> Space:
+        """The settings as they are now: a study may grow while it runs."""
+        return self._jobs.plan.space
+
+    @property
     def _pool_gone(self) -> bool:
         return self._pool is not None and self._pool.gone
 
@@ -114,6 +121,7 @@ class Driver:
             writer = self._books.writer
             stack.callback(writer.close)
             stack.enter_context(self._interruptible())
+            again = bool(self.study.name)
             self._books.begin(self._options.name, self._options.command)
             if self._options.track:
                 writer.mirror = Mirror(self._folder, self._options.tracking_uri)
@@ -121,6 +129,8 @@ class Driver:
                 stack.callback(writer.mirror.close)
             if not self.study.finished:
                 self._prepare()
+                if again:
+                    writer.write("resumed", command=self._options.command)
                 if not self._stopping.is_set():
                     self._work()
         return StudyResult(self._folder, self.study, interrupted=self._stopping.is_set())
@@ -189,7 +199,7 @@ class Driver:
             stack.callback(self._pool.end)
             try:
                 with self._draining(placement.groups):
-                    self._tune(name, placement)
+                    self._tune_all(name, placement)
                     if not self._broken:
                         ray.get(self._dispatcher.pause.remote())
                         self._pool.join()
@@ -198,6 +208,20 @@ class Driver:
             finally:
                 self._dispatcher = None
         self._conclude()
+
+    def _tune_all(self, dispatcher: str, placement: Placement) -> None:
+        """Until nothing is left to do and nobody has asked for more."""
+        steering = Steering(self._folder, self._books.writer, self._jobs, self._stop_run, self._stop)
+        steering.start()
+        try:
+            more = True
+            while more:
+                steering.grew.clear()
+                self._tune(dispatcher, placement)
+                steering.look()
+                more = steering.grew.is_set() and not (self._stopping.is_set() or self._broken)
+        finally:
+            steering.close()
 
     def _tune(self, dispatcher: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
@@ -324,16 +348,7 @@ class Driver:
         def interrupt(signum: int, frame: FrameType | None) -> None:
             if self._stopping.is_set() or self._dispatcher is None:
                 raise KeyboardInterrupt
-            self._stopping.set()
-            self._observer.on_phase(
-                0,
-                1,
-                "stopping: running trials write a checkpoint and leave, Ctrl-C again stops at once;"
-                f" `{command('resume', self._folder.path)}` goes on",
-            )
-            # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
-            self._pausing = threading.Thread(target=self._pause, args=(self._dispatcher,), daemon=True)
-            self._pausing.start()
+            self._stop()
 
         if threading.current_thread() is not threading.main_thread():
             yield
@@ -344,6 +359,24 @@ class Driver:
         finally:
             for number, handler in before.items():
                 signal.signal(number, handler)
+
+    def _stop(self) -> None:
+        """Has running jobs leave with a checkpoint, and the study end."""
+        if self._stopping.is_set():
+            return
+        self._stopping.set()
+        self._observer.on_phase(
+            0,
+            1,
+            "stopping: running trials write a checkpoint and leave, Ctrl-C again stops at once;"
+            f" `{command('resume', self._folder.path)}` goes on",
+        )
+        # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
+        self._pausing = threading.Thread(target=self._pause, args=(self._dispatcher,), daemon=True)
+        self._pausing.start()
+
+    def _stop_run(self, trial: str, reason: str) -> None:
+        ray.get(self._dispatcher.stop.remote(trial, reason))
 
     def _pause(self, dispatcher: Any) -> None:
         """Tells the dispatcher to stop and watches whether the cluster lives to see it: a batch system sends SIGTERM to

@@ -6,6 +6,10 @@ leaves trials without a finite objective running for ever and repeats equal poin
 it was evaluated at full length with every objective finite, else PRUNED or FAIL, and a configuration that is known
 already is not run again.
 
+A search that was extended goes on from what it knows: its ranges are those of the newest event `study` or `extended`.
+Points that lie outside of them are neither run again nor forgotten on the frontier; TPE still learns from their
+numbers, the other samplers from points inside alone.
+
 When the last of them has ended, the finalists, those on the frontier whose place another could take within their 95%
 intervals, run again with further training seeds. Optuna hears nothing of that.
 """
@@ -24,7 +28,7 @@ from typing import Any, NamedTuple
 import numpy as np
 import optuna
 from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
-from optuna.trial import TrialState
+from optuna.trial import FrozenTrial, TrialState
 
 from reco_tune.cost.planning import sampled_name
 from reco_tune.errors import SettingsError
@@ -38,6 +42,8 @@ GP_TRIALS = 200
 """Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
 MOST_REPEATED = 20
 """Known configurations that the sampler may propose in a row before one is run again."""
+GENERATION = "NSGAIISampler:generation"
+"""Where NSGA-II keeps a trial's generation among Optuna's notes of it."""
 ENDS = ("", "_low", "_high")
 """What a metric and the ends of its 95% interval are called beyond its name."""
 
@@ -62,8 +68,8 @@ class KnownConfiguration:
 class EvaluatedTrial(NamedTuple):
     """A sampled run that was told complete and breaks no constraint."""
 
-    number: int
-    """Of Optuna's trial."""
+    params: dict[str, Any]
+    """What the sampler chose."""
     ends: list[list[float]]
     """Of each objective its value and the ends of its 95% interval, NaN where it has none."""
 
@@ -83,17 +89,10 @@ class Search:
         optuna.logging.set_verbosity(optuna.logging.ERROR)
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._space = space
-        self._distributions = {key: to_distribution(key, range_) for key, range_ in space.search.items()}
-        self._grid = list(_grid_points(space)) if space.sampler.kind == "grid" else None
-        self._storage = optuna.storages.InMemoryStorage()
-        self._study = optuna.create_study(
-            directions=list(space.objectives.values()), storage=self._storage, study_name="search"
-        )
-        self._id = self._storage.get_study_id_from_name("search")
-        self._notes: dict[str, Any] = {}
-        """What the sampler noted at the study so far."""
-        self._numbers: dict[str, int] = {}
-        """Optuna's trial number of each sampled run that is not told yet."""
+        self._numbers: dict[str, int | None] = {}
+        """Optuna's trial number of each sampled run that has not ended; None where Optuna is not to hear of it."""
+        self._params: dict[str, dict[str, Any]] = {}
+        """What the sampler chose for each sampled run."""
         self._known: dict[str, KnownConfiguration] = {}
         """By settings hash, fixed runs included."""
         self._hashes: dict[str, str] = {}
@@ -105,8 +104,7 @@ class Search:
         """Sampled runs asked so far, further seeds of finalists left out."""
         self._drawn = 0
         """Optuna's trials so far: runs, skipped proposals and what earlier studies gave."""
-        self._earlier = 0
-        """How many of them earlier studies gave."""
+        self._begin()
 
     @property
     def exhausted(self) -> bool:
@@ -132,12 +130,11 @@ class Search:
         ends_NM3 = np.array([run.ends for run in self._feasible.values()]).reshape(-1, len(signs), 3) * signs
         best_NM, worst_NM = np.nanmin(ends_NM3, axis=2), np.nanmax(ends_NM3, axis=2)
         front = np.flatnonzero(non_dominated(ends_NM3[..., 0]))
-        runs, trials = list(self._feasible.items()), self.trials
-        found = [runs[row] for row in front[contested(best_NM, worst_NM[front])]]
-        return {name: trials[run.number].params for name, run in found}
+        runs = list(self._feasible.items())
+        return {name: run.params for name, run in (runs[row] for row in front[contested(best_NM, worst_NM[front])])}
 
     @property
-    def trials(self) -> list[optuna.trial.FrozenTrial]:
+    def trials(self) -> list[FrozenTrial]:
         """Optuna's trials, told and running, skipped proposals included."""
         return self._study.get_trials(deepcopy=False)
 
@@ -176,6 +173,8 @@ class Search:
     def apply(self, event: Mapping[str, Any]) -> None:
         """Takes in one event of the log; those that do not touch the search are ignored."""
         name, trial = event["event"], event.get("trial", "")
+        if name in ("study", "extended") and event.get("settings"):
+            self._become(Space.model_validate(event["settings"]))
         if name in ("planned", "asked"):
             self._known.setdefault(event["settings_hash"], KnownConfiguration())
             self._hashes[trial] = event["settings_hash"]
@@ -183,6 +182,7 @@ class Search:
             self._repeated[event["repeats"]] += 1
         elif name == "asked":
             self.asked += 1
+            self._params[trial] = dict(event["params"])
             if trial not in self._numbers:  # read from the log, not drawn just now
                 for skip in event.get("skipped", []):
                     self._tell(self._add(skip["params"], skip.get("sampler", {})), skip["metrics"])
@@ -191,19 +191,25 @@ class Search:
             self._known[self._hashes[trial]].metrics = dict(event["metrics"])
             if trial in self._numbers:
                 number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
-                self._tell(number, metrics)
+                if number is not None:
+                    self._tell(number, metrics)
                 if metrics is not None and not broken_constraints(self._space, metrics):
                     ends = [
                         [event["metrics"].get(name + end, math.nan) for end in ENDS] for name in self._space.objectives
                     ]
-                    self._feasible[trial] = EvaluatedTrial(number, ends)
+                    self._feasible[trial] = EvaluatedTrial(self._params[trial], ends)
         elif name == "known":
             self._known[event["settings_hash"]] = KnownConfiguration(dict(event["metrics"]))
             self._tell(self._add(event["params"], {}), event["metrics"])
-            self._earlier += 1
+            self._grid_starts += 1
         elif name in ("pruned", "failed") and trial in self._numbers:
-            state = TrialState.PRUNED if name == "pruned" else TrialState.FAIL
-            self._study.tell(self._numbers.pop(trial), state=state)
+            number = self._numbers.pop(trial)
+            if number is not None:
+                self._study.tell(number, state=TrialState.PRUNED if name == "pruned" else TrialState.FAIL)
+        elif name == "retried" and trial in self._params and trial not in self._numbers:  # it had ended
+            known = self._could_draw(self._params[trial])
+            self._numbers[trial] = self._add(self._params[trial], {}) if known else None
+            self._grid_starts += known
 
     def known_from(self, study: StudyRecord) -> list[dict[str, Any]]:
         """`known` events for the sampled runs of an earlier study that this one could have made: evaluated, within
@@ -226,6 +232,73 @@ class Search:
                 )
         return events
 
+    def _begin(self) -> None:
+        """An Optuna study without trials, over the ranges of the space."""
+        space = self._space
+        self._distributions = {key: to_distribution(key, range_) for key, range_ in space.search.items()}
+        self._grid = list(_grid_points(space)) if space.sampler.kind == "grid" else None
+        self._grid_starts = 0
+        """Number of the trial that has the first of these points."""
+        self._planned = space.trials
+        """What the sampler was told of how long the search is: it stays, or a search that grows would warm up again."""
+        self._storage = optuna.storages.InMemoryStorage()
+        self._study = optuna.create_study(
+            directions=list(space.objectives.values()), storage=self._storage, study_name="search"
+        )
+        self._id = self._storage.get_study_id_from_name("search")
+        self._notes: dict[str, Any] = {}
+        """What the sampler noted at the study so far."""
+
+    def _become(self, space: Space) -> None:
+        """The search of these settings from here on, with what it knows."""
+        before, self._space = self._space, space
+        if space.search == before.search and (self._drawn or space == before):
+            return
+        trials, planned = self.trials, self._planned
+        self._begin()
+        if not trials:
+            return
+        self._planned = planned or space.trials
+        if self._grid is not None:
+            passed = [trial.params for trial in trials]
+            self._grid, self._grid_starts = [point for point in self._grid if point not in passed], len(trials)
+        running = {number: name for name, number in self._numbers.items()}
+        for trial in trials:
+            kept = self._moved(trial)
+            if kept.state == TrialState.FAIL and trial.number in running:
+                self._numbers[running[trial.number]] = None
+            self._storage.create_new_trial(self._id, kept)  # as it is: `add_trial` refuses what lies outside
+
+    def _moved(self, trial: FrozenTrial) -> FrozenTrial:
+        """One of Optuna's trials under the ranges as they are now: a failed one where the sampler cannot learn from
+        it.
+        """
+        fields: dict[str, Any] = {"number": -1, "trial_id": -1, "value": None}
+        fields |= {key: getattr(trial, key) for key in ("user_attrs", "intermediate_values")}
+        fields |= {key: getattr(trial, key) for key in ("datetime_start", "datetime_complete")}
+        notes = {key: value for key, value in trial.system_attrs.items() if key.startswith("constraints")}
+        inside = self._could_draw(trial.params)
+        if trial.params.keys() == self._distributions.keys() and (inside or self._learns_outside(trial.params)):
+            if self._space.sampler.kind == "nsga2":
+                notes[GENERATION] = 0  # those that are whole are the population that the next ones descend from
+            return FrozenTrial(
+                state=trial.state,
+                params=trial.params,
+                distributions=self._distributions,
+                system_attrs=notes,
+                values=trial.values,
+                **fields,
+            )
+        fields["datetime_complete"] = fields["datetime_complete"] or fields["datetime_start"]
+        return FrozenTrial(state=TrialState.FAIL, params={}, distributions={}, system_attrs={}, **fields)
+
+    def _learns_outside(self, params: Mapping[str, Any]) -> bool:
+        """Whether the sampler takes a point outside the ranges: TPE does, unless a choice is gone."""
+        if self._space.sampler.kind != "tpe":
+            return False
+        choices = {key: one for key, one in self._distributions.items() if isinstance(one, CategoricalDistribution)}
+        return all(params[key] in one.choices for key, one in choices.items())
+
     def _could_draw(self, params: Mapping[str, Any]) -> bool:
         try:
             optuna.trial.create_trial(state=TrialState.RUNNING, params=dict(params), distributions=self._distributions)
@@ -237,7 +310,9 @@ class Search:
     def _undrawn(self) -> int:
         """Configurations that the sampler is still to propose, at most."""
         trials = max(0, self._space.trials - self.asked)
-        return trials if self._grid is None else min(trials, max(0, len(self._grid) - (self._drawn - self._earlier)))
+        return (
+            trials if self._grid is None else min(trials, max(0, len(self._grid) - (self._drawn - self._grid_starts)))
+        )
 
     def _again(self) -> Proposal | None:
         """The finalist that was asked again least, with the next training seed; None while a sampled run has
@@ -260,7 +335,7 @@ class Search:
         """Optuna's next trial, with every dimension drawn."""
         self._study.sampler = self._sampler(number)
         if self._grid is not None:
-            self._study.enqueue_trial(self._grid[number - self._earlier])
+            self._study.enqueue_trial(self._grid[number - self._grid_starts])
         self._drawn += 1
         return self._study.ask(self._distributions)
 
@@ -269,14 +344,14 @@ class Search:
         kind = self._space.sampler.kind
         if kind == "tpe" or (kind == "gp" and number >= GP_TRIALS):
             return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)), multivariate=True
+                seed=seed, n_startup_trials=min(10, max(3, self._planned // 3)), multivariate=True
             )
         if kind == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._space.trials // 3)))
+            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._planned // 3)))
         if kind == "sobol":
             return _Sobol(self._distributions, self._space.sampler.seed, seed)
         if kind == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self._space.trials // 4)))
+            return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self._planned // 4)))
         return optuna.samplers.RandomSampler(seed=seed)
 
     def _new_notes(self) -> dict[str, Any]:

@@ -2,8 +2,8 @@
 row of a table as if they were seeds of one arm.
 
 Compares the settings in a study's folder with those that its log was begun with, and with those of the runs in it; only
-knows settings and the log, and changes nothing. What a study may grow by (arms, seeds, budgets, trials) and where it
-runs (`WHERE`) is free.
+knows settings and the log, and changes nothing. What a study may grow by (`extend`: arms, seeds, budgets, trials,
+ranges of its search) and where it runs (`WHERE`) is free.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from reco_tune.errors import StudyError
 from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment, known_keys, make_experiment
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
-OF_THE_SEARCH = ("search", "objectives", "constraints", "sampler", "pruning", "repeats", "warm_start")
+OF_THE_SEARCH = ("objectives", "constraints", "sampler", "pruning", "repeats", "warm_start")
 """Keys of a space by which one proposal follows from those before it."""
 
 
@@ -44,7 +44,8 @@ def check_unchanged(space: Space, study: StudyRecord, folder: StudyFolder) -> No
     for change in _changes(space, study):
         raise StudyError(
             f"{folder.settings}: {change.key} is {_word(change.now)}, but the study runs with {_word(change.before)};"
-            " put it back, or make the change an arm of its own or a new study: runs of both would not compare"
+            " put it back, or make the change an arm of its own (`reco-tune extend`) or a new study: runs of both would"
+            " not compare"
         )
     if not (study.settings or study.finished):
         for whose, key in _own_steps(space):
@@ -59,6 +60,8 @@ def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
     if begun is not None:
         for name in OF_THE_SEARCH if begun.trials else ():
             yield from _differing(name, getattr(begun, name), getattr(space, name))
+        for key in sorted(begun.search.keys() ^ space.search.keys()) if begun.trials else ():
+            yield Change(f"search.{key}", begun.search.get(key), space.search.get(key))
         for arm in begun.arms:
             if arm not in space.arms:
                 yield Change(f"arms.{arm}", begun.arms[arm], None)

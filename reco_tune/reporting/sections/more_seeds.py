@@ -59,8 +59,8 @@ def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
 
 
 def seeds_commands(found: Sequence[Unresolved], runs: pd.DataFrame) -> list[str]:
-    """The commands that run the seeds which would settle something and put both studies together; empty where none
-    would.
+    """The commands that run the seeds which would settle something: for every arm of this study, or, to be judged by
+    themselves, in a study of their own, which is then put beside this one. Empty where none would.
 
     Args:
         runs: of the study.
@@ -77,7 +77,12 @@ def seeds_commands(found: Sequence[Unresolved], runs: pd.DataFrame) -> list[str]
     run = ["reco-tune", "run", f"{STUDY_DIR}/settings.yaml", "--name", name]
     run += ["--arms", ",".join(arms), "--seeds", seeds, "--trials", "0", "--set", f"budgets=[{budgets}]"]
     compare = ["python", str(_script("compare_studies.py")), STUDY_DIR, f"studies/{name}"]
-    return [shlex.join(run), shlex.join(compare) + "  # both studies together"]
+    extend = ["reco-tune", "extend", STUDY_DIR, "--seeds", seeds]
+    return [
+        shlex.join(extend) + "  # in this study, for all its arms",
+        shlex.join(run) + "  # in a study of their own, for a claim",
+        shlex.join(compare) + "  # both studies together",
+    ]
 
 
 def _script(name: str) -> Path:

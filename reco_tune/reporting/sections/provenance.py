@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from datetime import UTC, datetime
+from typing import Any
+
 from markupsafe import Markup
 
 from reco_tune.reporting.evidence import Evidence
@@ -42,9 +45,17 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         for name in _FACTS
     ]
     found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
+    found += [("extended", _extension(one)) for one in evidence.study.extensions]
     for key, value in evidence.study.provenance.items():
         text = (
             ", ".join(f"{name} {version}" for name, version in value.items()) if isinstance(value, dict) else str(value)
         )
         found.append((key.replace("_", " "), text))
     return [(name, text) for name, text in found if text]
+
+
+def _extension(one: dict[str, Any]) -> str:
+    """When a study grew by what, in words."""
+    when = datetime.fromtimestamp(one["time"], UTC).strftime("%Y-%m-%d %H:%M UTC: ") if one["time"] else ""
+    calibrated = "; the speed of new arms was measured beside the baseline again" if one["arms"] else ""
+    return f"{when}{', '.join(one['what'])}{calibrated}"

@@ -1,0 +1,90 @@
+"""What other processes ask of a study that runs: files in its folder, which its driver takes in, answers in the log and
+deletes. Works wherever the folder is seen, without a server.
+
+A request is one JSON file, whole or absent. The event that answers it (`extended`, or `requested` for all else) holds
+its name, so whoever asked can read the answer in the log, and a driver that died before it deleted the file does not
+do it twice. What the driver has not taken can be taken back.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+import uuid
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+from reco_tune.errors import StudyError
+from reco_tune.files import write_json
+from reco_tune.study_log import Follower, StudyFolder
+
+ANSWER_SECONDS = 30.0
+"""How long one waits for an answer: a driver that encodes videos or starts Ray takes nothing in meanwhile."""
+LOOK_SECONDS = 0.5
+"""Between two looks for an answer, and of the driver for requests."""
+
+What = Literal["extend", "stop", "retry", "pause"]
+
+
+@dataclass(frozen=True)
+class Request:
+    """One wish."""
+
+    name: str
+    what: What
+    fields: dict[str, Any] = field(default_factory=dict)
+    """`growth` of an extension; `runs` to stop or to try again."""
+
+
+def ask(folder: StudyFolder, what: What, **fields: Any) -> Request:
+    """Lays a request where the driver of a live study finds it."""
+    folder.requests.mkdir(exist_ok=True)
+    request = Request(f"{time.time_ns()}-{uuid.uuid4().hex[:8]}", what, fields)
+    write_json(_file(folder, request), {"what": what, **fields})
+    return request
+
+
+def waiting(folder: StudyFolder) -> list[Request]:
+    """Requests that nobody has taken, oldest first; what is no request is left out."""
+    found = []
+    for path in sorted(folder.requests.glob("*.json")) if folder.requests.is_dir() else []:
+        try:
+            fields = json.loads(path.read_text(encoding="utf-8"))
+            found.append(Request(path.stem, fields.pop("what"), fields))
+        except (OSError, ValueError, KeyError, AttributeError):
+            continue  # just taken back, or another program's
+    return found
+
+
+def remove(folder: StudyFolder, request: Request) -> bool:
+    """Whether it was still there."""
+    try:
+        _file(folder, request).unlink()
+    except FileNotFoundError:
+        return False
+    return True
+
+
+def answer(folder: StudyFolder, request: Request, seconds: float = ANSWER_SECONDS) -> dict[str, Any] | None:
+    """The event that answers a request; None where nobody drives the study any more and the request was taken back, or
+    where it still waits after so long.
+
+    Raises:
+        StudyError: where the study refused it, with its reason.
+    """
+    log, deadline = Follower(folder.events), time.monotonic() + seconds
+    while True:
+        gone = not folder.live and remove(folder, request)
+        for event in log.poll():
+            if event.get("request") == request.name:
+                if event.get("refused"):
+                    raise StudyError(event["refused"])
+                return event
+        if gone or time.monotonic() > deadline:
+            return None
+        time.sleep(LOOK_SECONDS)
+
+
+def _file(folder: StudyFolder, request: Request) -> Path:
+    return folder.requests / f"{request.name}.json"

@@ -1,0 +1,199 @@
+"""What becomes of requests: a study grows, runs are stopped or tried again, all pause. In the hands of the one writer
+of the log.
+
+Knows the log, the jobs and the requests; of Ray only what it is given to call.
+"""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Sequence
+from contextlib import suppress
+from typing import Any
+
+from reco_tune.cost.planning import plan
+from reco_tune.errors import ReCoTuneError, StudyError, command
+from reco_tune.settings import WHERE
+from reco_tune.study import requests
+from reco_tune.study.growth import Growth, check_extendable, grown, in_log, news
+from reco_tune.study.job_source import JobSource
+from reco_tune.study.requests import LOOK_SECONDS, Request
+from reco_tune.study.searcher import rehearse
+from reco_tune.study.study_writer import StudyWriter, freeze, frozen, locked
+from reco_tune.study.unchanged import check_unchanged
+from reco_tune.study_log import ENDED, EventLog, RunRecord, StudyFolder, StudyRecord, read_study
+
+STOPPED = "stopped by hand"
+"""Why a run ended that a person stopped; it stands in no table."""
+AGAIN = "tried again by hand"
+FAILED = "--failed"
+"""In place of a run: every one that failed."""
+
+
+class Steering:
+    """Takes in requests while a study runs."""
+
+    def __init__(
+        self,
+        folder: StudyFolder,
+        writer: StudyWriter,
+        jobs: JobSource,
+        stop: Callable[[str, str], None],
+        pause: Callable[[], None],
+    ) -> None:
+        """
+        Args:
+            stop: asks a run that somebody does to stop, with the reason.
+            pause: asks all of them to leave.
+        """
+        self.grew = threading.Event()
+        """There is more to do than there was."""
+        self._folder, self._writer, self._jobs, self._stop, self._pause = folder, writer, jobs, stop, pause
+        self._closing = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
+
+    def start(self) -> None:
+        """Looks for requests from here on."""
+        self._thread.start()
+
+    def close(self) -> None:
+        """What comes from here on waits for the next driver."""
+        self._closing.set()
+        self._thread.join()
+
+    def look(self) -> None:
+        """Takes in what waits now."""
+        for request in requests.waiting(self._folder):
+            with self._writer.lock:
+                if request.name not in self._writer.study.requests:
+                    self._take(request)
+                requests.remove(self._folder, request)
+
+    def _run(self) -> None:
+        while not self._closing.wait(LOOK_SECONDS):
+            with suppress(Exception):  # a full disk, a cluster that is gone: the driver says so
+                self.look()
+
+    def _take(self, request: Request) -> None:
+        refused = {}
+        try:
+            if request.what == "extend":
+                self._extend(Growth(**request.fields["growth"]), request.name)
+                return
+            if request.what == "stop":
+                self._end(request.fields["runs"])
+            elif request.what == "retry":
+                self._again(request.fields["runs"])
+            elif request.what == "pause":
+                self._pause()  # the next driver finds the request answered
+            else:
+                raise StudyError(f"the study knows no request `{request.what}`; it runs with another version")
+        except ReCoTuneError as error:
+            refused = {"refused": str(error)}
+        except (KeyError, TypeError, ValueError) as error:
+            refused = {"refused": f"the request is none ({type(error).__name__}: {error})"}
+        about = {"runs": request.fields["runs"]} if "runs" in request.fields else {}
+        self._writer.write("requested", request=request.name, what=request.what, **about, **refused)
+
+    def _extend(self, growth: Growth, name: str) -> None:
+        before, study = self._jobs.plan, self._writer.study
+        check_extendable(study, self._folder.path)
+        space = frozen(grown(before.space, growth))
+        planned = plan(space)
+        check_unchanged(space, study, self._folder)
+        pause = f"`{command('pause', self._folder.path)}` it first, then extend it"
+        moved = {key for key, value in planned.shared.flat().items() if value != before.shared.flat()[key]}
+        for key in sorted(moved):
+            if key.startswith(WHERE):
+                raise StudyError(f"--set {key}: where a study runs cannot change while it runs; {pause}")
+        if set(planned.piece_blocks) - set(before.piece_blocks):
+            raise StudyError(
+                f"an arm that is new trains pieces of {planned.piece_blocks} blocks, which are not encoded yet; {pause}"
+            )
+        if planned.trials:
+            rehearse(space)
+        freeze(space, self._folder)
+        self._writer.write("extended", what=news(before.space, space), **in_log(space), request=name)
+        self._jobs.grow(planned)
+        self.grew.set()
+
+    def _end(self, names: Sequence[str]) -> None:
+        for run in stoppable(self._writer.study, names):
+            if self._jobs.withdraw(run.trial):
+                self._writer.write("pruned", trial=run.trial, reason=STOPPED)
+            else:
+                self._stop(run.trial, STOPPED)
+
+    def _again(self, names: Sequence[str]) -> None:
+        for run in retryable(self._writer.study, names):
+            self._writer.write("retried", trial=run.trial, attempt=run.attempt + 1, reason=AGAIN)
+            self._jobs.again(run.trial)
+            self.grew.set()
+
+
+def stoppable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
+    """
+    Raises:
+        StudyError: for a run that is none, or has ended.
+    """
+    runs = [_run(study, name) for name in names]
+    for run in runs:
+        if run.state in ENDED:
+            raise StudyError(f"run {run.trial} has ended ({run.state}); nothing is left to stop")
+    return runs
+
+
+def retryable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
+    """
+    Raises:
+        StudyError: for a run that is none, or has not failed or been stopped; where none has failed.
+    """
+    if list(names) == [FAILED]:
+        failed = [run for run in study.runs.values() if run.state == "failed"]
+        if not failed:
+            raise StudyError("no run of the study has failed; name one that was stopped")
+        return failed
+    runs = [_run(study, name) for name in names]
+    for run in runs:
+        if run.state not in ("failed", "pruned"):
+            raise StudyError(f"run {run.trial} is {run.state}; only one that failed or was stopped is tried again")
+    return runs
+
+
+def stop_aside(folder: StudyFolder, names: Sequence[str]) -> None:
+    """Stops runs of a study that nobody drives: they will not be begun or gone on with.
+
+    Raises:
+        StudyError: as `stoppable`, and where somebody drives it.
+    """
+    with locked(folder):
+        runs = stoppable(read_study(folder.path), names)
+        _append(folder, "pruned", [{"trial": run.trial, "reason": STOPPED} for run in runs])
+
+
+def retry_aside(folder: StudyFolder, names: Sequence[str]) -> None:
+    """Has the next driver of a study try runs again.
+
+    Raises:
+        StudyError: as `retryable`, and where somebody drives it.
+    """
+    with locked(folder):
+        runs = retryable(read_study(folder.path), names)
+        events = [{"trial": run.trial, "attempt": run.attempt + 1, "reason": AGAIN} for run in runs]
+        _append(folder, "retried", events)
+
+
+def _append(folder: StudyFolder, event: Any, all_fields: list[dict[str, Any]]) -> None:
+    log = EventLog(folder.events)
+    try:
+        for fields in all_fields:
+            log.append(event, **fields, aside=True)
+    finally:
+        log.close()
+
+
+def _run(study: StudyRecord, name: str) -> RunRecord:
+    if name not in study.runs:
+        known = [run.trial for run in study.runs.values() if run.state not in ENDED] or list(study.runs)
+        raise StudyError(f"the study has no run {name}; `reco-tune status` lists them: {', '.join(known[:3])} ...")
+    return study.runs[name]
