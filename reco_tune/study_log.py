@@ -200,7 +200,7 @@ class RunRecord:
     arm: str
     """Name of the arm, or `search` for a sampled run."""
     budget: str
-    """`equal_steps`, `equal_compute`, `half_compute`, or `both` for the baseline at its whole budget."""
+    """One of the space's, or `both` for the baseline at its whole budget."""
     seed: int
     state: State = "planned"
     attempt: int = 0

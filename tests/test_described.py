@@ -40,7 +40,11 @@ KINDS = {
     "window.first_frame_probability": ("number, `uniform`", "0.5"),
     "training.compile": ("true or false", "false"),
     "model.preset": ("`debug`, `110M`, `343M`, `770M`", ""),
-    "budgets": ("list of `equal_steps`, `equal_compute`, `half_compute`", "[equal_steps]"),
+    "budgets": (
+        "list of `equal_steps`, `equal_compute`, `half_compute`, `quarter_compute`, `eighth_compute`,"
+        " `equal_cost_curve`",
+        "[equal_steps]",
+    ),
     "question": ("text", "required"),
     "search.NAME.int": ("[whole number, whole number]", ""),
 }

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from reco_tune.settings import ARMS, Experiment, Space, arm_experiment, save_space
+from reco_tune.settings import ARMS, COMPUTE_SHARES, Experiment, Space, arm_experiment, save_space
 from reco_tune.study_log import EventLog, StudyFolder
 
 PROTOCOL = "native/9x12x12/stride1/reconstructed/train2048/n512x1/9f3c21ab"
@@ -94,13 +94,16 @@ def record_study(
         speed = _speed(arm)
         if arm != "full":
             log.append("calibrated", key=arm, metrics=speed)
-        for budget in ["both", *(b for b in budgets if b == "half_compute")] if arm == "full" else budgets:
+        own = ["both", *(budget for budget in budgets if COMPUTE_SHARES.get(budget, 1) < 1)]
+        for budget in own if arm == "full" else budgets:
             for seed in seeds:
                 name = f"full-s{seed}" if budget == "both" else f"{arm}-{budget}-s{seed}"
-                share = {"equal_compute": 1.0, "half_compute": 0.5}.get(budget)
+                share = COMPUTE_SHARES.get(budget)
                 steps = 600 if share is None else round(600 * share * speed.get("speedup", 1.0))
                 experiment = arm_experiment(space, arm, {"training.seed": seed, "training.steps": steps})
-                level = FVD.get(arm, (5.0, 5.0))[budget != "equal_steps"] * (1.5 if budget == "half_compute" else 1)
+                level = FVD.get(arm, (5.0, 5.0))[budget != "equal_steps"]
+                if share is not None and share < 1:
+                    level *= 1.5 ** -math.log2(share)  # each halving of the compute costs half as much again
                 _plan(log, name, arm, budget, seed, experiment, speed)
                 trials.append((name, budget, level * math.exp(random_.gauss(0, noise)), experiment, speed))
     for name, budget, level, experiment, speed in trials:

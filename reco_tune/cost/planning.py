@@ -3,7 +3,8 @@
 `full` is the baseline, as its settings define it, whether it runs or not: steps are counted in its own, speeds are
 relative to its step. It runs once and stands under both budgets. An equal-compute arm gets the steps that the
 baseline's cost buys at the arm's speed: calibrated when the study runs and frozen in its log, estimated by the FLOP
-limit before. At half the compute `full` has a run of its own beside the whole one, which the others are compared with.
+limit before. At a share of the compute `full` has a run of its own beside the whole one, which the others are compared
+with.
 """
 
 from __future__ import annotations
@@ -14,7 +15,7 @@ from dataclasses import dataclass, replace
 from reco_tune import quantities
 from reco_tune.cost.calibration import scheme_limit
 from reco_tune.errors import SettingsError
-from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment
+from reco_tune.settings import BASELINE, COMPUTE_SHARES, SEARCH, Experiment, Space, arm_experiment
 from reco_tune.settings.fields import nearest
 from reco_tune.settings.measured import unmeasured
 from reco_tune.training.schemes import plan_scheme
@@ -36,7 +37,7 @@ class PlannedRun:
     """`full-s0`, `reco-equal_steps-s0`."""
     arm: str
     budget: str
-    """`equal_steps`, `equal_compute`, `half_compute`, or `both` for the baseline at its whole budget."""
+    """One of the space's, or `both` for the baseline at its whole budget."""
     seed: int
     experiment: Experiment
 
@@ -129,8 +130,8 @@ def sampled_name(number: int) -> str:
 
 def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
     """Optimiser steps of an arm under a budget, at its speed; `both` is the baseline at its whole budget."""
-    shares = {"equal_compute": 1.0, "half_compute": 0.5}
-    return max(1, round(shares[budget] * baseline_steps * speedup)) if budget in shares else baseline_steps
+    share = COMPUTE_SHARES.get(budget)
+    return baseline_steps if share is None else max(1, round(share * baseline_steps * speedup))
 
 
 def _runs(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, float]) -> tuple[PlannedRun, ...]:
@@ -152,7 +153,7 @@ def _budgets(arm: str, budget: str) -> tuple[str, ...]:
     """What an arm runs for a budget of the space."""
     if arm != BASELINE:
         return (budget,)
-    return ("both", budget) if budget == "half_compute" else ("both",)
+    return ("both", budget) if COMPUTE_SHARES.get(budget, 1.0) < 1 else ("both",)
 
 
 def _check(space: Space) -> None:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 import pandas as pd
 
 from reco_tune.reporting.numbers import quoted
-from reco_tune.settings import BASELINE, SEARCH, step_cost
+from reco_tune.settings import BASELINE, COMPUTE_SHARES, SEARCH, step_cost
 
 
 class Budget(NamedTuple):
@@ -18,6 +18,8 @@ class Budget(NamedTuple):
     """In a sentence."""
     gives: str
     """What it gives an arm."""
+    portion: str = ""
+    """The share of the baseline's compute that it gives, where that is not all of it."""
 
 
 BUDGETS = {
@@ -31,11 +33,29 @@ BUDGETS = {
         "Half the compute",
         "at half the compute",
         "every arm takes the steps that half of the baseline's cost buys at its measured speed",
+        "Half",
+    ),
+    "quarter_compute": Budget(
+        "A quarter of the compute",
+        "at a quarter of the compute",
+        "every arm takes the steps that a quarter of the baseline's cost buys at its measured speed",
+        "A quarter",
+    ),
+    "eighth_compute": Budget(
+        "An eighth of the compute",
+        "at an eighth of the compute",
+        "every arm takes the steps that an eighth of the baseline's cost buys at its measured speed",
+        "An eighth",
     ),
 }
 """By name, in the order of every table."""
 WHOLE = f"{BASELINE} (whole budget)"
-"""What the baseline's whole run is called under `half_compute`, where `full` is its run at half."""
+"""What the baseline's whole run is called under a share of its compute, where `full` is its run at that share."""
+
+
+def is_share(budget: str) -> bool:
+    """Whether a budget gives less than the baseline's whole compute."""
+    return COMPUTE_SHARES.get(budget, 1.0) < 1
 
 
 def budget_order(runs: pd.DataFrame) -> list[str]:
@@ -46,15 +66,15 @@ def budget_order(runs: pd.DataFrame) -> list[str]:
 
 def at_budget(run_budget: Any, budget: str) -> Any:
     """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget,
-    not under half.
+    not under a share of it.
     """
-    whole = run_budget == budget
-    return whole if budget == "half_compute" else whole | (run_budget == "both")
+    own = run_budget == budget
+    return own if is_share(budget) else own | (run_budget == "both")
 
 
 def reference(budget: str, baseline: str = BASELINE) -> str:
-    """What the arms of a budget are compared with: the baseline, at half the compute its whole run."""
-    return WHOLE if budget == "half_compute" and baseline == BASELINE else baseline
+    """What the arms of a budget are compared with: the baseline, under a share of its compute its whole run."""
+    return WHOLE if is_share(budget) and baseline == BASELINE else baseline
 
 
 def meaning(budget: str, kept: pd.DataFrame) -> str:

@@ -187,9 +187,9 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
 
 def ablation_rows(compared: Sequence[Comparison], quality: Quality = FVD) -> pd.DataFrame:
-    """One row an arm and budget with `columns` and `DETAILS`; the baseline stands under every budget, under
-    `half_compute` with its run at half and its whole run (`budgets.WHOLE`), which the differences of that budget are
-    taken to.
+    """One row an arm and budget with `columns` and `DETAILS`; the baseline stands under every budget. Under a share of
+    its compute it stands with its run at that share and with its whole run (`budgets.WHOLE`), which the differences of
+    that budget are taken to.
 
     `fvd` (or what stands for it, `quality`) is the mean over training seeds; its interval is the run's own sampling
     interval at one seed, a t interval over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the

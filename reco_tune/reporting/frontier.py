@@ -57,8 +57,8 @@ def probability_columns(quality: Quality) -> list[str]:
 class Frontier:
     """The configurations of a study that may be compared, and which of them nothing beats within their budget.
 
-    The speed frontier is that of `equal_steps`, the compute frontiers those of `equal_compute` and `half_compute`; the
-    baseline stands under every whole budget.
+    The speed frontier is that of `equal_steps`, the compute frontiers are those of the compute budgets; the baseline
+    stands under every whole budget.
     """
 
     points: pd.DataFrame

@@ -43,7 +43,7 @@ LARGEST = 1e12
 """An axis that reaches farther has no room for anything else, and matplotlib cannot lay it out."""
 MOST_NAME = 44
 """Characters."""
-MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s"}
+MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s", "quarter_compute": "D", "eighth_compute": "v"}
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:

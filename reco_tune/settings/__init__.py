@@ -35,6 +35,7 @@ from reco_tune.settings.sections import (
 from reco_tune.settings.space import (
     ARMS,
     BASELINE,
+    COMPUTE_SHARES,
     PROXIES,
     RUNG_CLIPS,
     SEARCH,
@@ -49,6 +50,7 @@ from reco_tune.settings.space import (
 __all__ = [
     "ARMS",
     "BASELINE",
+    "COMPUTE_SHARES",
     "FSQ_LEVELS",
     "HOLISTIC",
     "LATER",

@@ -67,7 +67,16 @@ RUNG_CLIPS = 256
 default.
 """
 
-Budget = Literal["equal_steps", "equal_compute", "half_compute"]
+Budget = Literal["equal_steps", "equal_compute", "half_compute", "quarter_compute", "eighth_compute"]
+COMPUTE_SHARES: dict[str, float] = {
+    "equal_compute": 1.0,
+    "half_compute": 1 / 2,
+    "quarter_compute": 1 / 4,
+    "eighth_compute": 1 / 8,
+}
+"""Budgets that are counted in compute: what share of the baseline's whole training they give."""
+COST_CURVE = "equal_cost_curve"
+"""Short for all of them, from the smallest share to the whole."""
 Direction = Literal["maximize", "minimize"]
 
 
@@ -252,10 +261,11 @@ class Space(SettingsSection):
     """The fixed arms by name. Each may override settings. A name that ReCo-Tune knows, such as `reco`, brings its own
     settings.
     """
-    budgets: tuple[Budget, ...] = ("equal_steps",)
+    budgets: tuple[Budget | Literal["equal_cost_curve"], ...] = ("equal_steps",)
     """How long each arm trains. `equal_steps`: the baseline's number of steps. `equal_compute`: as many steps as the
-    baseline's cost buys at the arm's speed. `half_compute`: the same for half of that cost; the baseline then runs at
-    half and, as the reference, at its whole budget.
+    baseline's cost buys at the arm's speed. `half_compute`, `quarter_compute` and `eighth_compute`: the same for a
+    share of that cost; the baseline then runs at that share and, as the reference, at its whole budget.
+    `equal_cost_curve`: all four compute budgets.
     """
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds of the fixed arms."""
@@ -294,7 +304,10 @@ class Space(SettingsSection):
     def _check(self) -> Space:
         if not self.budgets:
             raise SettingsError("budgets is empty; give equal_steps, or several")
-        counted = [budget for budget in self.budgets if budget != "equal_steps"]
+        curve = tuple(reversed(COMPUTE_SHARES))
+        named = [one for budget in self.budgets for one in (curve if budget == COST_CURVE else (budget,))]
+        object.__setattr__(self, "budgets", tuple(dict.fromkeys(named)))
+        counted = [budget for budget in self.budgets if budget in COMPUTE_SHARES]
         if counted and self.arms and BASELINE not in self.arms:
             raise SettingsError(
                 f"budgets holds {counted[0]}, which is counted in the baseline's cost, but arms lacks `{BASELINE}`;"

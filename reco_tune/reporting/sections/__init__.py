@@ -18,6 +18,7 @@ SECTIONS = [
     "configurations",
     "hypervolume",
     "compute",
+    "cost_curve",
     "importance",
     "continuity_weight",
     "window_stride",

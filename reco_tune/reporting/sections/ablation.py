@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from reco_tune.quantities import VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
-from reco_tune.reporting.budgets import BUDGETS, meaning, reference
+from reco_tune.reporting.budgets import BUDGETS, is_share, meaning, reference
 from reco_tune.reporting.comparisons import Comparison, best_row, columns
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
@@ -172,8 +172,9 @@ def caption(evidence: Evidence) -> str:
             " Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some:"
             f" {', '.join(fewer)}."
         )
-    if "half_compute" in evidence.budgets and baseline == BASELINE:
-        text += f" At half the compute, differences are taken to `{BASELINE}` at its whole budget."
+    if baseline == BASELINE and (shares := [BUDGETS[one].words for one in evidence.budgets if is_share(one)]):
+        where = " and ".join(shares)
+        text += f" {where[0].upper()}{where[1:]}, differences are taken to `{BASELINE}` at its whole budget."
     for budget in evidence.budgets:
         text += _detectable([one for one in found if one.result.budget == budget], evidence.quality)
     if any(value is True for value in evidence.runs["rank_deficient"]):

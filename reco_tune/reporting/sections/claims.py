@@ -16,7 +16,7 @@ from markupsafe import Markup
 
 from reco_tune import quantities
 from reco_tune.reporting.aggregate import Difference, Ratio, holm, paired_difference, paired_ratio
-from reco_tune.reporting.budgets import BUDGETS, WHOLE
+from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share
 from reco_tune.reporting.comparisons import ArmResult, Results
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number, p_value, signed
@@ -46,7 +46,7 @@ class Claim(NamedTuple):
 
     claim: str
     budget: str
-    """`equal_steps`, `equal_compute`, `half_compute`, or `per step` for the speed-up, which no budget changes."""
+    """One of the study's, or `per step` for the speed-up, which no budget changes."""
     verdict: Verdict
     words: str
 
@@ -98,20 +98,17 @@ def claims(evidence: Evidence) -> list[Claim]:
     """One verdict a claim and budget, in the order of the paper's ladder; the control of the continuity term is one of
     them.
 
-    Half the compute is no budget of the paper: the one question there is whether any arm reaches the baseline all the
-    same.
+    The paper has no budget of a share of the compute: the one question there is whether any arm reaches the baseline
+    all the same.
     """
     results = evidence.results
     found = []
     for budget in evidence.budgets:
-        if budget == "half_compute":
-            found.append(
-                _claim(
-                    f"Half of the baseline's compute is enough to reach its {evidence.quality.name}",
-                    budget,
-                    [_reached(results)],
-                )
+        if is_share(budget):
+            claim = (
+                f"{BUDGETS[budget].portion} of the baseline's compute is enough to reach its {evidence.quality.name}"
             )
+            found.append(_claim(claim, budget, [_reached(results, budget)]))
             continue
         for claim, parts in (
             ("Training on fewer frames costs quality", [_worse(results, budget, "fewer_frames", BASELINE)]),
@@ -241,14 +238,13 @@ def _times(ratio: Ratio) -> str:
     )
 
 
-def _reached(results: Results) -> _Finding:
-    """Whether any arm at half the compute has at most the whole baseline's FVD or cross-entropy: yes for one, no for
-    all, or not resolved.
+def _reached(results: Results, budget: str) -> _Finding:
+    """Whether any arm at a share of the compute has at most the whole baseline's FVD or cross-entropy: yes for one, no
+    for all, or not resolved.
 
     Yes needs an arm that is better after Holm's correction over the arms, because the best of many is looked at. No
     needs all to be worse, each by itself: that all of them err is rarer than that one does.
     """
-    budget = "half_compute"
     differences = {
         arm: _difference(results, budget, arm, WHOLE) for at, arm in results if at == budget and arm != WHOLE
     }

@@ -168,7 +168,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
     if rows.empty:
         return None
     palette = colours(list(dict.fromkeys(rows["arm"])))
-    budget = next((name for name in ("equal_compute", "equal_steps", "half_compute") if name in curves), "")
+    budget = next((name for name in ("equal_compute", "equal_steps", *curves) if name in curves), "")
     with style():
         figure = new_figure(11.4, 4.3)
         left, right = figure.subplots(1, 2)

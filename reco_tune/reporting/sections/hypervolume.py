@@ -21,7 +21,13 @@ if TYPE_CHECKING:
 
 COLUMNS = ("budget", "runs", "device_hours", "hypervolume", "trial")
 """Columns of hypervolume.csv."""
-_BUDGET_COLOURS = {"equal_steps": "#0072b2", "equal_compute": "#d55e00", "half_compute": "#009e73"}
+_BUDGET_COLOURS = {
+    "equal_steps": "#0072b2",
+    "equal_compute": "#d55e00",
+    "half_compute": "#009e73",
+    "quarter_compute": "#b0559a",
+    "eighth_compute": "#b8860b",
+}
 
 
 def build(evidence: Evidence) -> Section:
