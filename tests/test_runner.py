@@ -69,6 +69,12 @@ def test_a_log_opens_with_what_the_search_is_allowed(tmp_path: Path) -> None:
     assert one.study.constraints == {"peak_memory_ratio": {"max": 0.7}}
 
 
+def test_a_log_opens_with_the_packages_and_what_was_not_committed(tmp_path: Path) -> None:
+    driver(tmp_path)
+    first = next(iter(read_events(tmp_path / "study" / "events.jsonl")))
+    assert set(first["environment"]) == {"packages", "uncommitted"} and first["environment"]["packages"]
+
+
 def test_a_resumed_study_does_not_measure_it_again(tmp_path: Path) -> None:
     before = driver(tmp_path, "budgets=[equal_steps]", "trials=0")
     asked_for(before)

@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import time
 from collections.abc import Sequence
+from pathlib import Path
 
 import numpy as np
 import torch
@@ -50,23 +51,24 @@ def calibrate(
 
     Returns:
         speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds,
-        calibration_load (`quantities` names; the seconds are the device's, the load is the machine's per core as it
-        began), the same on all ranks.
+        calibration_load, calibration_clock (`quantities` names; the seconds are the device's, the load is the machine's
+        per core as it began, the clock is the device's while it was warm), the same on all ranks.
     """
     began, load = time.perf_counter(), load_per_core()
     if experiment.step_settings() == baseline.step_settings():
-        return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, load)
+        return _result(1.0, 1.0, 1.0, 1.0, 1.0, 0.0, load, clock_mhz(torch.device(experiment.device_type)))
     device = prepare_device(experiment)
     schemes = build_scheme(baseline, cache), build_scheme(experiment, cache)
     strata = span_strata(schemes[1].distribution())
     full, arm = (TimedStep(scheme, cache, device, group) for scheme in schemes)
     peaks = _peak_bytes(full, arm)
     times_full, times_arm = _measure(full, arm, list(strata), seconds, progress, group)
+    clock = clock_mhz(device)  # while it is warm
     weights = np.array(list(strata.values()))
     low, high = bootstrap_interval(times_full, times_arm, weights, seed=0)
     speedup = speedup_of(times_full, times_arm, weights)
     spent, limit = (time.perf_counter() - began) * group.size, scheme_limit(schemes[1], schemes[0])
-    measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent, load)
+    measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent, load, clock)
     return group.broadcast_json(measured)  # one that counts: clocks of ranks differ by a little
 
 
@@ -81,6 +83,24 @@ def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
 def load_per_core() -> float:
     """Processes that wanted a core in the last minute, per core; 0 where the system does not tell."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
+
+
+def clock_mhz(device: torch.device) -> float | None:
+    """Clock speed of the device at this moment, of a CPU the mean over this process's cores; None where the system does
+    not tell.
+    """
+    if device.type == "cuda":
+        try:
+            return float(torch.cuda.clock_rate(device))
+        except Exception:  # without NVML, and whatever that raises: a record must not end a calibration
+            return None
+    try:
+        text = Path("/proc/cpuinfo").read_text()
+    except OSError:
+        return None
+    speeds = [float(line.split(":")[1]) for line in text.splitlines() if line.startswith("cpu MHz")]
+    own = [speeds[core] for core in sorted(os.sched_getaffinity(0)) if core < len(speeds)]
+    return sum(own) / len(own) if own else None
 
 
 def _measure(
@@ -129,7 +149,14 @@ def _allocated_peak(timed: TimedStep, other: TimedStep, starts: Sequence[WindowS
 
 
 def _result(
-    speedup: float, low: float, high: float, limit: float, memory: float, seconds: float, load: float
+    speedup: float,
+    low: float,
+    high: float,
+    limit: float,
+    memory: float,
+    seconds: float,
+    load: float,
+    clock: float | None,
 ) -> dict[str, float]:
     return {
         q.SPEEDUP.name: speedup,
@@ -140,4 +167,5 @@ def _result(
         q.PEAK_MEMORY_RATIO.name: memory,
         q.CALIBRATION_SECONDS.name: seconds,
         q.CALIBRATION_LOAD.name: load,
+        **({} if clock is None else {q.CALIBRATION_CLOCK.name: clock}),
     }

@@ -19,7 +19,7 @@ from reco_tune.settings import Space
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.growth import growth_since, in_log
 from reco_tune.study.job_source import CALIBRATION, JobSource
-from reco_tune.study.provenance import study_provenance
+from reco_tune.study.provenance import environment, study_provenance
 from reco_tune.study.retention import give_up, give_up_run
 from reco_tune.study.scheduler import prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
@@ -75,6 +75,7 @@ class Bookkeeping:
                 metric: bound.model_dump(exclude_none=True) for metric, bound in self._space.constraints.items()
             },
             provenance=study_provenance(command),
+            environment=environment(),
         )
         for earlier in self._space.warm_start:
             for known in self._search.known_from(read_study(earlier)):

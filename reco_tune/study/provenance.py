@@ -1,10 +1,13 @@
-"""Where a study ran and with what: commit, versions, hardware, command."""
+"""Where a study ran and with what: commit, versions, hardware, command; and, for whoever must rebuild it, what was not
+committed and every package that was installed.
+"""
 
 from __future__ import annotations
 
 import importlib.metadata
 import os
 import platform
+import re
 import shlex
 import subprocess
 import sys
@@ -17,6 +20,53 @@ import reco_tune
 
 PACKAGES = ("torch", "numpy", "ray", "optuna", "mlflow", "decord", "av", "scikit-learn")
 """Packages that a result may depend on."""
+
+MOST_CHANGES_BYTES = 64 * 1024
+"""Of uncommitted changes that a log holds."""
+SECRET_FILES = re.compile(
+    r"(^|/)(\.env[^/]*|\.netrc|\.pypirc|id_[a-z0-9]+|[^/]*(secret|credential)[^/]*|[^/]*\.(pem|key|p12))$", re.I
+)
+"""Files whose changes are left out whole."""
+SECRET_LINES = re.compile(
+    r"passw(or)?d|secret|credential|(api|access|auth|private)[_ -]?(key|token)|bearer\s|://[^/\s:@]+:[^/\s@]+@"
+    r"|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{20}|hf_\w{20}|sk-[\w-]{20}|xox[abp]-\w)",
+    re.I,
+)
+"""Lines that are left out: better one too many."""
+
+
+def environment() -> dict[str, Any]:
+    """What a study's first event holds beside its provenance: `packages` (name==version of all that are installed) and
+    `uncommitted`, the difference of this code's checkout to its commit; likely secrets are left out, and what is over
+    `MOST_CHANGES_BYTES`.
+    """
+    packages = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name}
+    return {"packages": sorted(packages, key=str.lower), "uncommitted": _without_secrets(_uncommitted())}
+
+
+def _uncommitted() -> str:
+    """Empty for an installed wheel, and where git does not answer."""
+    root = _checkout()
+    return _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") if root else ""
+
+
+def _without_secrets(diff: str) -> str:
+    kept: list[str] = []
+    for file in re.split(r"(?m)^(?=diff --git )", diff):
+        name = file.split("\n", 1)[0].rsplit(" b/", 1)[-1]
+        if SECRET_FILES.search(name):
+            kept.append(f"diff --git {name}: left out, it may hold secrets\n")
+        else:
+            kept += (
+                "[a line that may hold a secret]\n" if SECRET_LINES.search(line) else line
+                for line in file.splitlines(keepends=True)
+            )
+    text = "".join(kept)
+    whole = text.encode(errors="replace")
+    if len(whole) <= MOST_CHANGES_BYTES:
+        return text
+    cut = whole[:MOST_CHANGES_BYTES].decode(errors="ignore")
+    return f"{cut}\n[{len(whole) - MOST_CHANGES_BYTES} more bytes were left out]\n"
 
 
 def study_provenance(command: str = "") -> dict[str, Any]:
@@ -36,19 +86,26 @@ def study_provenance(command: str = "") -> dict[str, Any]:
 
 def _commit() -> str:
     """Commit of the checkout that this code lies in; empty for an installed wheel. `+` marks uncommitted changes."""
-    root = Path(reco_tune.__file__).resolve().parents[1]
-    if not (root / ".git").exists():
+    root = _checkout()
+    if root is None:
         return ""
+    head = _git(root, "rev-parse", "--short=12", "HEAD").strip()
+    return head + ("+" if _git(root, "status", "--porcelain", "-uno").strip() else "")
+
+
+def _checkout() -> Path | None:
+    """Of this code; None for an installed wheel."""
+    root = Path(reco_tune.__file__).resolve().parents[1]
+    return root if (root / ".git").exists() else None
+
+
+def _git(root: Path, *words: str) -> str:
+    """What git says; nothing where it does not answer."""
     try:
-        head = subprocess.run(
-            ["git", "rev-parse", "--short=12", "HEAD"], cwd=root, capture_output=True, text=True, timeout=10
-        )
-        changes = subprocess.run(
-            ["git", "status", "--porcelain", "-uno"], cwd=root, capture_output=True, text=True, timeout=10
-        )
+        done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):
         return ""
-    return head.stdout.strip() + ("+" if changes.stdout.strip() else "")
+    return done.stdout.decode(errors="replace")
 
 
 def _hardware() -> str:
