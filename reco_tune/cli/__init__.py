@@ -19,6 +19,7 @@ from reco_tune.cli import (
     bench,
     clean,
     demo,
+    diff,
     evaluate,
     export,
     extend,
@@ -87,7 +88,7 @@ _VERBS: list[Callable[..., None]] = [
     settings.settings,
 ]
 _VERBS += [tokenize.tokenize, train.train, generate.generate, evaluate.evaluate]
-_VERBS += [export.export, rescore.rescore, clean.clean]
+_VERBS += [export.export, diff.diff, rescore.rescore, clean.clean]
 for _verb in _VERBS:
     app.command()(_verb)
 app.add_typer(spaces.app, name="spaces")
