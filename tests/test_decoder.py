@@ -110,3 +110,34 @@ def test_analyses_look_at_any_decoder(own: OneLayer, built_in: VideoTransformer)
     noise = 0.1 * torch.randn(6, 32, dtype=torch.float64)
     ours, written_once = built_in.disturbed(TOKENS, LABELS, noise), Decoder.disturbed(built_in, TOKENS, LABELS, noise)
     assert torch.allclose(ours, written_once, rtol=1e-10)
+
+
+CLIPS, CLASSES = torch.zeros((2, 10), dtype=torch.long), torch.zeros(2, dtype=torch.long)
+NO_CLIPS = {
+    "floats": (CLIPS.float(), CLASSES, r"tokens_BT is float32, not int64 or int32; give tokens_BT.long\(\)"),
+    "a code too many": (CLIPS + 8, CLASSES, r"tokens_BT holds 8, but the model has codes 0..7"),
+    "a code below none": (CLIPS - 1, CLASSES, "tokens_BT holds -1, but the model has codes 0..7"),
+    "one clip": (CLIPS[0], CLASSES, r"tokens_BT has shape \(10,\), where it must have 2 axes"),
+    "short clips": (CLIPS[:, :3], CLASSES, "tokens_BT has 3 tokens a clip, but"),
+    "labels of floats": (CLIPS, CLASSES.float(), "labels_B is float32"),
+    "no class": (CLIPS, CLASSES + 4, "labels_B holds 4, but the model has classes .*0..3"),
+    "labels of other clips": (CLIPS, CLASSES[:1], "tokens_BT has 2 clips, but labels_B 1"),
+}
+
+
+@pytest.mark.parametrize("case", NO_CLIPS)
+def test_what_are_no_clips_of_a_model_is_said_in_one_sentence(case: str) -> None:
+    """It was "index out of range in self", and on a GPU the end of the process."""
+    tokens, labels, sentence = NO_CLIPS[case]
+    model = VideoTransformer(8, 10, 3, 16, 1, 2)
+    for asked in (
+        lambda: window_loss(model, tokens, labels, 0, 10),
+        lambda: model(tokens, labels),
+        lambda: model.window(tokens, labels, 4, 5),
+    ):
+        with pytest.raises(ValueError, match=sentence):
+            asked()
+    if "label" in case and "other" not in case:
+        with pytest.raises(ValueError, match=sentence):
+            model.generate(labels)
+    assert window_loss(model, CLIPS.int(), CLASSES + 3, 0, 10).total > 0, "int32 codes and the null class"

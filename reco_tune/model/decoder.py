@@ -117,7 +117,11 @@ class Decoder(nn.Module):
         return None
 
     def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
-        """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read)."""
+        """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read).
+
+        Raises:
+            ValueError: for anything but codes and classes of this model.
+        """
         return self.window(tokens_BT, labels_B, 0, self.shape.num_tokens).logits_BWV
 
     def window(
@@ -139,8 +143,9 @@ class Decoder(nn.Module):
             activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
 
         Raises:
-            ValueError: where the window does not lie in the clip.
+            ValueError: where the window does not lie in the clip, or for anything but codes and classes of this model.
         """
+        self.check_clips(tokens_BT, labels_B, start + length - 1)
         hidden_BWD = self.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
         return WindowOutput(self.logits(hidden_BWD), hidden_BWD)
 
@@ -197,9 +202,11 @@ class Decoder(nn.Module):
             int64 codes [B, T].
 
         Raises:
-            ValueError: for a prompt longer than the clip, or options that leave no code to draw.
+            ValueError: for a prompt longer than the clip, options that leave no code to draw, or anything but codes and
+                classes of this model.
             RunFailedError: where the model gives no numbers.
         """
+        self.check_clips(prompt_BP, labels_B)
         drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
         sampler = sampler_for(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
         return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
@@ -214,6 +221,28 @@ class Decoder(nn.Module):
             return self.logits(hidden_BSD[:, -1:])[:, 0]
 
         return read
+
+    def check_clips(self, tokens_BT: Tensor | None, labels_B: Tensor, tokens: int = 0) -> None:
+        """Says in one sentence what embeddings say in words of their own, or on a GPU by ending the process.
+
+        Args:
+            tokens: so many of each clip are read.
+
+        Raises:
+            ValueError: for another type or shape, a code that is none of V, or a class that is none.
+        """
+        _check_numbers("labels_B", labels_B, 1, self.shape.num_classes + 1, "classes (the last is the null class)")
+        if tokens_BT is None:
+            return
+        _check_numbers("tokens_BT", tokens_BT, 2, self.shape.num_codes, "codes")
+        if len(tokens_BT) != len(labels_B):
+            raise ValueError(
+                f"tokens_BT has {len(tokens_BT)} clips, but labels_B {len(labels_B)}; give one class a clip"
+            )
+        if tokens_BT.shape[1] < tokens:
+            raise ValueError(
+                f"tokens_BT has {tokens_BT.shape[1]} tokens a clip, but {tokens} are read; give whole clips"
+            )
 
     def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
         """Puts compiled functions where blocks are run."""
@@ -241,3 +270,19 @@ class Decoder(nn.Module):
     def _states_without_storage(self, tokens: int) -> tuple[Tensor, Any]:
         codes_BT, labels_B = (torch.zeros(shape, dtype=torch.long, device="meta") for shape in ((1, tokens), (1,)))
         return self.advance(self.inputs(codes_BT, labels_B, 0, tokens))
+
+
+def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what: str) -> None:
+    if values.dtype not in (torch.int32, torch.int64):
+        raise ValueError(
+            f"{name} is {str(values.dtype).removeprefix('torch.')}, not int64 or int32; give {name}.long()"
+        )
+    if values.ndim != dimensions:
+        raise ValueError(
+            f"{name} has shape {tuple(values.shape)}, where it must have {dimensions} axes, as its letters"
+        )
+    if values.is_meta or type(values) is not Tensor or torch.compiler.is_compiling() or not values.numel():
+        return  # no values to look at
+    low, high = values.min().item(), values.max().item()
+    if low < 0 or high >= count:
+        raise ValueError(f"{name} holds {low if low < 0 else high}, but the model has {what} 0..{count - 1}")

@@ -87,8 +87,10 @@ def window_loss(
         continuity_weight: λ. options: the other fields of `LossOptions`.
 
     Raises:
-        ValueError: for a window outside the clip, a negative weight, or λ > 0 on a window of one token.
+        ValueError: for a window outside the clip, a negative weight, λ > 0 on a window of one token, or anything but
+            codes and classes of the model.
     """
+    model.check_clips(tokens_BT, labels_B, start + length)
     how = LossOptions(continuity_weight=continuity_weight, **options)
     hidden_BWD = hidden_states(model, tokens_BT, labels_B, start, length, how)
     return loss_terms(model, hidden_BWD, tokens_BT[:, start : start + length], how)
