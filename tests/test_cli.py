@@ -85,7 +85,11 @@ def test_ctrl_c_ends_in_one_sentence(monkeypatch: pytest.MonkeyPatch) -> None:
         raise KeyboardInterrupt
 
     monkeypatch.setattr("reco_tune.cli.spaces.shipped_spaces", interrupted)
-    assert say("spaces", "ls") == (130, "", "reco-tune: stopped; what is finished is kept, the same command goes on\n")
+    assert say("spaces", "ls") == (
+        130,
+        "",
+        "reco-tune: stopped; finished work is kept, and the same command continues\n",
+    )
 
 
 def test_sigterm_is_as_ctrl_c(here: Path) -> None:
@@ -102,7 +106,7 @@ def test_sigterm_is_as_ctrl_c(here: Path) -> None:
         said = process.communicate()[1]
     assert (process.returncode, said) == (
         130,
-        "reco-tune: stopped; what is finished is kept, the same command goes on\n",
+        "reco-tune: stopped; finished work is kept, and the same command continues\n",
     )
 
 
@@ -347,7 +351,7 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
         and "disk: about" in said.out
     )
     taken = memory_by_phase(arm_experiment(demo, "full"), arm_experiment(demo, "full"))
-    assert "GiB of memory" in said.out and f"{taken.training / 2**30:.2f}" in said.out
+    assert "memory of a worker in GiB" in said.out and f"{taken.training / 2**30:.2f}" in said.out
     assert list(here.iterdir()) == []
 
 
@@ -398,7 +402,7 @@ def test_a_plan_refuses_what_a_run_refuses(here: Path, command: str) -> None:
 def test_a_plan_of_what_is_still_to_be_given_says_so(here: Path) -> None:
     said = say("plan", "real_clips")
     assert (said.code, said.err) == (0, "")
-    assert said.out.endswith("\nstill to be given: data.root is not given; name the folder of the videos\n")
+    assert said.out.endswith("\nstill missing: data.root is not given; name the folder of the videos\n")
 
 
 def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
@@ -414,7 +418,7 @@ def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
 def test_a_plan_for_a_cluster_says_that_it_does_not_fit_here(here: Path) -> None:
     said = say("plan", "paper_ablation", "--set", "resources.gpus_per_worker=64")
     assert said.code == 0, said.err
-    assert "not even one run fits here" in said.out
+    assert "no run fits here" in said.out
     assert "assumed" in said.out and "--gpu-memory GIB says whether it fits" in said.out
 
 
@@ -459,7 +463,7 @@ def test_status_of_a_study_that_stopped_stands_still_and_names_the_way_on(toy: P
     (tmp_path / "events.jsonl").write_bytes(b"".join(lines[:begun]))
     said = [say("status", str(tmp_path)) for _ in range(2) if not time.sleep(1.1)]
     assert said[0] == said[1]
-    assert f"not running, `reco-tune resume {tmp_path}` goes on with it" in said[0].out
+    assert f"not running; `reco-tune resume {tmp_path}` continues it" in said[0].out
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "; running" in say("status", str(tmp_path)).out
@@ -554,7 +558,7 @@ def test_tokenize_tells_what_there_is_and_reuses_it(trained: Path) -> None:
     said = say("tokenize", str(trained / "tiny.yaml"), "--check")
     assert said.code == 0, said.err
     assert "train: 128 clips of 5 x 3 x 3 tokens" in said.out
-    found = re.search(r"come back with ([\d.]+) dB PSNR\ncodes used: (\d+) of 64 .*perplexity ([\d.]+)", said.out)
+    found = re.search(r"clips: ([\d.]+) dB PSNR .*\ncodes used: (\d+) of 64 .*perplexity ([\d.]+)", said.out)
     assert found is not None
     psnr, used, perplexity = found.groups()
     assert float(psnr) > 12 and 30 < int(used) <= 64 and 1 < float(perplexity) <= int(used)
@@ -610,7 +614,7 @@ def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:
     assert said.code == 0, said.err
     assert "training the tokenizer" in fitted.err and "training the tokenizer" not in said.err
     assert "train: 128 clips of 5 x 3 x 3 tokens" in said.out and "codes: 240" in said.out
-    found = re.search(r"come back with ([\d.]+) dB PSNR\ncodes used: (\d+) of 240 .*perplexity ([\d.]+)", said.out)
+    found = re.search(r"clips: ([\d.]+) dB PSNR .*\ncodes used: (\d+) of 240 .*perplexity ([\d.]+)", said.out)
     assert found is not None
     psnr, used, perplexity = map(float, found.groups())
     assert psnr > 12 and 60 < used <= 240 and 20 < perplexity <= used  # the best constant clip: 11.7 dB

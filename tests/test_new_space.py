@@ -59,7 +59,7 @@ def test_a_plan_of_it_passes_on_real_videos(here: Path, device: str) -> None:  #
     said = say("spaces", "new", "mine.yaml", "--root", str(REAL), device)
     assert (said.code, said.err) == (0, "") and "7 videos, 6 classes, about 1," in said.out
     planned = say("plan", "mine.yaml")
-    assert (planned.code, planned.err) == (0, "") and "still to be given" not in planned.out
+    assert (planned.code, planned.err) == (0, "") and "still missing" not in planned.out
     refused(say("spaces", "new", "mine.yaml", "--root", str(REAL)), "mine.yaml exists already")
 
 

@@ -42,11 +42,11 @@ from reco_tune.errors import ReCoTuneError, StoppedError, no_space
 app = typer.Typer(
     name="reco-tune",
     help=(
-        "Tune windowed training of autoregressive video transformers: which window, stride, first-frame probability and"
-        " λ cost what."
+        "Tune the windowed training of autoregressive video transformers: how window, stride, first-frame probability"
+        " and λ change speed and quality."
     ),
     epilog=(
-        "Start with `reco-tune demo --quick`. Errors are one sentence; --debug, anywhere on the line, adds the"
+        "Start with `reco-tune demo --quick`. An error is one sentence. Add --debug anywhere on the line to see its"
         " traceback."
     ),
     no_args_is_help=True,
@@ -114,7 +114,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     except KeyboardInterrupt:
         result = StoppedError.exit_code
     if result == StoppedError.exit_code:  # what typer makes of Ctrl-C
-        sys.exit(_tell(StoppedError("stopped; what is finished is kept, the same command goes on")))
+        sys.exit(_tell(StoppedError("stopped; finished work is kept, and the same command continues")))
     sys.exit(result if isinstance(result, int) else 0)
 
 
@@ -138,13 +138,13 @@ def _tell(error: Exception) -> int:
         message, code = _usage(error), 2
     elif no_space(error) and not getattr(error, "filename", None):
         message, code = (
-            f"the disk is full ({error}); free some space and repeat the command, what is finished is kept",
+            f"the disk is full ({error}); free some space and repeat the command; finished work is kept",
             2,
         )
     elif isinstance(error, OSError) and error.filename:  # a folder that cannot be written, a full disk
         reason = (error.strerror or type(error).__name__).lower()
         message, code = (
-            f"{error.filename} cannot be used ({reason}); give another folder, or see to its permissions and its space",
+            f"{error.filename} cannot be used ({reason}); give another folder, or check its permissions and free space",
             2,
         )
     else:

@@ -36,12 +36,19 @@ Shapes = Annotated[
         help="Named shapes, separated by commas: debug-45, debug-320, debug-1280; 110M-1280, 110M-5120, 343M-5120.",
     ),
 ]
-Seconds = Annotated[float, typer.Option(min=0, help="Bound on each comparison; slow work takes at least three rounds.")]
-Threads = Annotated[
-    int, typer.Option(min=1, help="CPU threads. With 1, time is the thread's own, which neighbours do not spoil.")
+Seconds = Annotated[
+    float, typer.Option(min=0, help="Seconds per comparison. Slow work takes longer: at least three rounds.")
 ]
-Json = Annotated[Path | None, typer.Option("--json", metavar="FILE", help="Writes every value with its provenance.")]
-Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Writes the tables for people.")]
+Threads = Annotated[
+    int,
+    typer.Option(
+        min=1, help="CPU threads. With 1, the clock is the thread's CPU time, which neighbours disturb least."
+    ),
+]
+Json = Annotated[
+    Path | None, typer.Option("--json", metavar="FILE", help="Writes all values and their provenance as JSON.")
+]
+Markdown = Annotated[Path | None, typer.Option(metavar="FILE", help="Writes the tables as Markdown.")]
 
 
 @app.command()
@@ -53,8 +60,8 @@ def step(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Speed-up of every arm's training step against its FLOP limit, its memory and parts; and other implementations'
-    full step.
+    """Compares the training step of every arm with the full step: speed-up, FLOP limit, memory and parts. Also compares
+    the full step with other implementations.
 
     \b
     Example:
@@ -81,13 +88,15 @@ def step(
 def generate(
     shapes: Shapes = None,
     batches: Annotated[str, typer.Option(metavar="NUMBERS", help="Clips at once, separated by commas.")] = "1,64",
-    greedy: Annotated[bool, typer.Option("--greedy", help="Takes the likeliest code instead of drawing one.")] = False,
+    greedy: Annotated[
+        bool, typer.Option("--greedy", help="Takes the most likely code instead of sampling one.")
+    ] = False,
     seconds: Seconds = 20.0,
     threads: Threads = 1,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Cached sampling of whole clips beside `transformers`' generate (needs the `bench` extra).
+    """Compares cached sampling of whole clips with the generate of `transformers` (needs the `bench` extra).
 
     \b
     Example:
@@ -105,7 +114,7 @@ def generate(
 def attention(
     shapes: Shapes = None, seconds: Seconds = 3.0, threads: Threads = 1, json: Json = None, markdown: Markdown = None
 ) -> None:
-    """The attention of a window after its prefix, forward and backward, beside the forms that were not kept.
+    """Compares implementations of the attention of a window to itself and its prefix, forward and backward.
 
     \b
     Example:
@@ -120,16 +129,16 @@ def attention(
 def gpu(
     shapes: Annotated[
         str | None,
-        typer.Option(metavar="NAMES", help="Named shapes, one after another; by default 110M-5120,343M-5120 on a GPU."),
+        typer.Option(metavar="NAMES", help="Named shapes, separated by commas. Default on a GPU: 110M-5120,343M-5120."),
     ] = None,
-    minutes: Annotated[float, typer.Option(min=0, help="After which no further part begins.")] = 30,
+    minutes: Annotated[float, typer.Option(min=0, help="Minutes after which no further part starts.")] = 30,
     output: Annotated[Path, typer.Option(metavar="DIR", help="Folder of the two files that are written.")] = Path(),
 ) -> None:
-    """All that one GPU has to show, in half an hour: exact attention and its speed, graphs, calibrations, a profile,
-    memory, sampling.
+    """Measures one GPU in half an hour: exactness and speed of attention, graphs, calibrations, a profile, memory,
+    sampling.
 
-    A part that fails leaves its error, and the rest goes on. Both files are written anew after each part. Without a
-    GPU the same parts run at a tiny shape: a rehearsal whose numbers say nothing of a GPU.
+    If a part fails, its error is recorded and the rest continues. Both files are rewritten after each part. Without a
+    GPU, the same parts run at a tiny shape. That is a rehearsal: its numbers say nothing about a GPU.
 
     \b
     Example:
@@ -169,13 +178,16 @@ def calibration(
     shapes: Shapes = None,
     arms: Annotated[str, typer.Option(metavar="NAMES", help="Arms, separated by commas.")] = "reco",
     repeat: Annotated[int, typer.Option(min=1, help="Calibrations of each arm.")] = 10,
-    neighbours: Annotated[int, typer.Option(min=0, help="Processes that train on the same machine all the while.")] = 1,
+    neighbours: Annotated[
+        int, typer.Option(min=0, help="Processes that train on the same machine at the same time.")
+    ] = 1,
     seconds: Seconds = 10.0,
     threads: Threads = 1,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Lowest, median and highest of one calibration repeated, while another process trains on the same machine.
+    """Repeats one calibration while another process trains on the same machine. Prints the lowest, median and highest
+    speed-up.
 
     \b
     Example:
@@ -197,18 +209,18 @@ def calibration(
 
 @app.command()
 def report(
-    runs: Annotated[int, typer.Option(min=1, help="Runs of the made-up study whose report is written.")] = 10_000,
+    runs: Annotated[int, typer.Option(min=1, help="Number of runs in the made-up study of the report.")] = 10_000,
     mlflow_runs: Annotated[
-        int, typer.Option(min=0, help="Runs of the one that is sent to MLflow and read back; 0 leaves that out.")
+        int, typer.Option(min=0, help="Number of runs that are sent to MLflow and read back. 0 leaves this out.")
     ] = 20,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Seconds and memory of a report of many runs from a study folder; and the runs of a study from MLflow, by this
-    project and plainly.
+    """Measures time and memory of a report of many runs. Also compares two ways to read a study from MLflow: this
+    project's, and one query per history.
 
-    A run in MLflow is thousands of values to send and a query for each of its histories: the second half takes time in
-    proportion.
+    A run in MLflow consists of thousands of values to send and one query per history, so the time of the second part
+    grows with --mlflow-runs.
 
     \b
     Example:
@@ -232,8 +244,8 @@ def data(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Clips decoded, encoded and written a second, beside plain loops over decord and PyAV; and how long training waits
-    for data.
+    """Compares decoding with plain loops over decord and PyAV, and measures encoding and writing, in clips per second.
+    Also measures how long training waits for data.
 
     \b
     Example:
@@ -268,7 +280,7 @@ def fvd(
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """The Fréchet distance of I3D's 400 features beside SciPy's matrix square root: time and values.
+    """Compares time and values of the Fréchet distance of I3D's 400 features with SciPy's matrix square root.
 
     \b
     Example:
@@ -286,15 +298,18 @@ def pruning(
         Path | None, typer.Option(metavar="FILE", help="Recorded configurations; by default the shipped table.")
     ] = None,
     record: Annotated[
-        Path | None, typer.Option(metavar="FILE", help="Records configurations into FILE instead, and goes on there.")
+        Path | None,
+        typer.Option(
+            metavar="FILE", help="Records configurations into FILE instead, or continues an earlier recording."
+        ),
     ] = None,
-    configurations: Annotated[int, typer.Option(min=1, help="How many to record.")] = 224,
+    configurations: Annotated[int, typer.Option(min=1, help="Number of configurations to record.")] = 224,
     seeds: Annotated[int, typer.Option(min=1, help="Searches of each kind.")] = 20,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Compute until the frontier is found, with Pareto-ASHA and without, over recorded runs; or records such runs (half
-    a CPU hour).
+    """Measures the compute until a search finds the frontier, with and without Pareto-ASHA, by replaying recorded runs.
+    With --record, records such runs (half a CPU hour).
 
     \b
     Examples:
@@ -319,14 +334,14 @@ def pruning(
 @app.command()
 def orchestration(
     seconds: Annotated[
-        str, typer.Option(metavar="NUMBERS", help="About how long a trial's work is, separated by commas.")
+        str, typer.Option(metavar="NUMBERS", help="Work of one trial in seconds (roughly), separated by commas.")
     ] = "5,15",
     trials: Annotated[int, typer.Option(min=1, help="Trials of each search.")] = 6,
     json: Json = None,
     markdown: Markdown = None,
 ) -> None:
-    """Seconds that a trial takes beyond its work, and where they go: a study, bare Ray Tune with Ray Train, bare Optuna
-    (about 8 minutes).
+    """Compares the overhead of a trial, in seconds, and its parts: in a study, with bare Ray Tune and Ray Train, and
+    with bare Optuna (about 8 minutes).
 
     \b
     Example:

@@ -28,15 +28,14 @@ QUICK = {
 def demo(
     quick: Annotated[
         bool,
-        typer.Option(
-            "--quick", help="Three arms, two sampled trials and tiny budgets: shows the path, decides nothing."
-        ),
+        typer.Option("--quick", help="Three arms, two sampled trials and tiny budgets. Too short to rank arms."),
     ] = False,
     output: Annotated[
-        Path, typer.Option(help="Folder for data, caches and studies; a second demo reuses the first one's data.")
+        Path, typer.Option(help="Folder for data, caches and studies. A second demo reuses the data of the first.")
     ] = Path("demo"),
 ) -> None:
-    """The whole story on a laptop: data, tokenizer, study, report. Under 10 minutes on two cores, under 2 with --quick.
+    """Runs everything on a laptop: data, tokenizer, study, report. Takes under 10 minutes on two cores, under 2 with
+    --quick.
 
     \b
     Example:

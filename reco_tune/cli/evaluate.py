@@ -13,15 +13,18 @@ from reco_tune.cli.options import CheckpointDir, Overrides, override_trained
 def evaluate(
     checkpoint: CheckpointDir,
     overrides: Overrides = None,
-    output: Annotated[Path | None, typer.Option(help="Folder for samples.npz; by default none are kept.")] = None,
+    output: Annotated[
+        Path | None, typer.Option(help="Folder for samples.npz. By default, samples are not kept.")
+    ] = None,
 ) -> None:
-    """Generates clips from a trained model, compares them with real ones and prints metrics, curves and protocol as
-    JSON.
+    """Evaluates a trained model: generates clips, compares them with real ones, and prints metrics, curves and protocol
+    as JSON.
 
     \b
     Examples:
-      reco-tune evaluate demo/studies/demo/trials/full-s0 --set evaluation.samples=2048 reco-tune evaluate
-      studies/mine/trials/reco-s0 --set evaluation.protocol=latte --set evaluation.extractor_path=i3d_torchscript.pt
+      reco-tune evaluate demo/studies/demo/trials/full-s0 --set evaluation.samples=2048
+      reco-tune evaluate studies/mine/trials/reco-s0 --set evaluation.protocol=latte
+        --set evaluation.extractor_path=i3d_torchscript.pt
     """
     from reco_tune.training import load_model
 

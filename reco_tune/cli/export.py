@@ -13,14 +13,16 @@ from reco_tune.cli.options import StudyDir, study_folder
 def export(
     study_dir: StudyDir,
     run: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run, as `status` lists it.")] = None,
-    best: Annotated[str | None, typer.Option(metavar="METRIC", help="The run with the best fvd, speedup, ...")] = None,
+    best: Annotated[
+        str | None, typer.Option(metavar="METRIC", help="Takes the run with the best fvd, speedup, ...")
+    ] = None,
     steps: Annotated[int | None, typer.Option(min=1, help="Another number of optimiser steps.")] = None,
     goes_on: Annotated[
-        bool, typer.Option("--continue", help="Also lays its checkpoint where `train` goes on from it.")
+        bool, typer.Option("--continue", help="Also copies its checkpoint, so that `train` continues from it.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="The file; by default RUN.yaml.")] = None,
+    output: Annotated[Path | None, typer.Option(help="The file to write. Default: RUN.yaml.")] = None,
 ) -> None:
-    """Writes the experiment file of one run, which `reco-tune train` repeats bit for bit or trains for longer.
+    """Writes the experiment file of one run. `reco-tune train` can then repeat it bit for bit, or train it for longer.
 
     \b
     Examples:
@@ -49,6 +51,6 @@ def export(
     if best is not None:
         print(f"best {ALL[best].label}: {record.trial}, {record.metrics[best]:.6g}")
     if steps is None and experiment.result_hash() != record.settings_hash:
-        print("an earlier version wrote its settings: what has come since has its default, so bits may differ")
+        print("an earlier version wrote its settings; newer settings take their defaults, so bits may differ")
     print(f"{path}: {experiment.training.steps} steps" + (f", goes on at step {step} in {trained}" if step else ""))
     print(command("train", path, "--evaluate"))

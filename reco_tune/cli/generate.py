@@ -12,18 +12,18 @@ from reco_tune.cli.options import CheckpointDir, Overrides, override_trained
 
 def generate(
     checkpoint: CheckpointDir,
-    clips: Annotated[int, typer.Option(min=1, help="How many.")] = 16,
+    clips: Annotated[int, typer.Option(min=1, help="Number of clips.")] = 16,
     classes: Annotated[
-        list[str] | None, typer.Option("--class", help="Name of a class; repeatable; by default all in turn.")
+        list[str] | None, typer.Option("--class", help="Name of a class. Repeatable. By default, all classes in turn.")
     ] = None,
-    seed: Annotated[int, typer.Option(help="Of the draws.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the sampling.")] = 0,
     overrides: Overrides = None,
     output: Annotated[
-        Path | None, typer.Option(help="Folder for clips.mp4 and clips.npz; by default generated/ beside the model.")
+        Path | None, typer.Option(help="Folder for clips.mp4 and clips.npz. Default: generated/ beside the model.")
     ] = None,
 ) -> None:
-    """Generates clips from a trained model: a grid video to look at, and the pixels as uint8 [clips, frames, 3, height,
-    width].
+    """Generates clips from a trained model. Writes a grid video to look at, and the pixels as uint8 [clips, frames, 3,
+    height, width].
 
     \b
     Example:

@@ -61,15 +61,17 @@ def new(
     file: Annotated[Path, typer.Argument(metavar="FILE.yaml", help="The space file to write.")],
     root: Annotated[Path | None, typer.Option(help="Folder of your videos.")] = None,
     layout: Annotated[
-        str | None, typer.Option(help=f"How it is laid out ({', '.join(LAYOUTS)}); by default as it looks.")
+        str | None, typer.Option(help=f"Layout of the folder ({', '.join(LAYOUTS)}). By default, it is detected.")
     ] = None,
-    size: Annotated[int | None, typer.Option(help="Height and width in pixels, 64 to 256; by default 64.")] = None,
-    frames: Annotated[int | None, typer.Option(help="Frames of a clip; by default 17.")] = None,
+    size: Annotated[int | None, typer.Option(help="Height and width in pixels, 64 to 256. Default: 64.")] = None,
+    frames: Annotated[int | None, typer.Option(help="Frames in a clip. Default: 17.")] = None,
     gpu: Annotated[
-        bool | None, typer.Option("--gpu/--cpu", help="Train on GPUs or not; by default where this machine has one.")
+        bool | None,
+        typer.Option("--gpu/--cpu", help="Train on GPUs or on the CPU. Default: on GPUs if this machine has one."),
     ] = None,
 ) -> None:
-    """Writes a space file for your own videos, with a comment on each choice. Asks, on a terminal, what no option says.
+    """Writes a space file for your own videos, with a comment on each choice. On a terminal, it asks for options that
+    you leave out.
 
     \b
     Examples:

@@ -53,19 +53,19 @@ Overrides = Annotated[
     typer.Option(
         "--set",
         metavar="KEY=VALUE",
-        help="Overrides one setting by its dotted key; repeatable.",
+        help="Overrides one setting, given by its dotted key. Repeatable.",
         autocompletion=complete_override,
     ),
 ]
 TrackingUri = Annotated[
-    str | None, typer.Option(help="MLflow server or sqlite:///FILE; by default a sqlite file in the study folder.")
+    str | None, typer.Option(help="MLflow server or sqlite:///FILE. Default: a sqlite file in the study folder.")
 ]
 Address = Annotated[
-    str | None, typer.Option(help="Ray cluster to run on, for example `auto`; by default one on this machine.")
+    str | None, typer.Option(help="Ray cluster to run on, for example `auto`. Default: a new one on this machine.")
 ]
-Name = Annotated[str | None, typer.Option(help="Name of the study; by default that of the space file.")]
-Output = Annotated[Path | None, typer.Option(help="Folder of the study; by default studies/NAME.")]
-Trials = Annotated[int | None, typer.Option(min=0, help="Sampled trials.")]
+Name = Annotated[str | None, typer.Option(help="Name of the study. Default: the name of the space file.")]
+Output = Annotated[Path | None, typer.Option(help="Folder of the study. Default: studies/NAME.")]
+Trials = Annotated[int | None, typer.Option(min=0, help="Number of configurations that the search samples.")]
 Seeds = Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")]
 Arms = Annotated[
     str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")

@@ -41,11 +41,11 @@ def plan(
     seeds: Seeds = None,
     arms: Arms = None,
     gpu_memory: Annotated[
-        float | None, typer.Option(min=1, help="GiB of the GPUs to fit into; by default those of this machine.")
+        float | None, typer.Option(min=1, help="Memory of one GPU in GiB. Default: that of this machine's GPUs.")
     ] = None,
 ) -> None:
-    """Dry run of a study or of one run: steps, estimated time, memory, disk, how they fit this machine, and last what
-    `run` would refuse. Takes the options of `run`. Launches and writes nothing.
+    """Prints what a study or one run would need: steps, estimated time, memory and disk, and whether they fit this
+    machine. Ends with an error if `run` would refuse to start. Takes the options of `run`; starts and writes nothing.
 
     \b
     Examples:
@@ -87,7 +87,7 @@ def _check(planned: Plan, folder: Path, options: Options) -> None:
     except ReCoTuneError as error:
         if planned.shared.data.root is not None or planned.shared.data.layout == "digits":
             raise
-        print(f"still to be given: {error}")
+        print(f"still missing: {error}")
 
 
 def _print_runs(planned: Plan, cost: Forecast) -> None:
@@ -110,7 +110,7 @@ def _print_memory(planned: Plan) -> None:
         taken = memory_by_phase(experiment, planned.baseline)
         rows.append([arm, *(f"{phase / 2**30:.2f}" if phase else "" for phase in taken)])
     print()
-    print_table("GiB of memory that a worker takes, by what it does", ["arm", *MemoryByPhase._fields], rows)
+    print_table("memory of a worker in GiB, by phase", ["arm", *MemoryByPhase._fields], rows)
 
 
 def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, str] | None) -> None:
@@ -125,17 +125,17 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
     )
     if planned.trials and space.finalist_seeds:
         print(
-            f"finalists: {space.finalist_seeds} further run(s) each, not counted here: how many there are shows when"
+            f"finalists: {space.finalist_seeds} further run(s) each, not counted here: their number is known only when"
             " the search ends"
         )
     if set(space.budgets) - {"equal_steps"}:
         counted = "equal-compute" if "equal_compute" in space.budgets else "half-compute"
-        print(f"{counted} steps follow from FLOP limits here, from calibrated speeds when the study runs")
+        print(f"{counted} steps: estimated here from FLOP limits; the study takes them from measured speeds")
     read = f", sampling {rates.bytes_per_second:.2g} bytes/s" if rates.bytes_per_second else ""
     print(f"pace: {rates.flops_per_second:.2g} FLOP/s per worker{read}, {source}")
     print(
         f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation"
-        " and start-up on top"
+        " and start-up not included"
     )
     print(f"memory: {_memory(planned, gpu)}")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
@@ -174,8 +174,8 @@ def _memory(planned: Plan, gpu: tuple[float, str] | None) -> str:
     from reco_tune.cost import clips_sampled_at_once
 
     if planned.shared.device_type == "cpu":
-        return "counted on the steps themselves, without running them; generation holds a sampling batch"
-    told = "counted on the steps themselves, without running them; compiled ones take less, CUDA itself a GiB more"
+        return "counted by tracing the steps, without running them; generation holds one sampling batch"
+    told = "counted by tracing the steps, without running them; compiled steps need less, CUDA itself one GiB more"
     if gpu is None:
         return f"{told}; --gpu-memory GIB says whether it fits"
     clips = min(clips_sampled_at_once(experiment, gpu[0]) for experiment in planned.kinds.values())
@@ -189,8 +189,7 @@ def _cache(shared: Experiment) -> str:
     data = shared.data
     if data.train_clips is None or data.test_clips is None:
         return (
-            "clips and codes are not counted, because data.train_clips and data.test_clips leave open how many"
-            " there are"
+            "clips and codes not included, because their number is unknown without data.train_clips and data.test_clips"
         )
     pixels = data.clip_frames * 3 * data.size_px**2
     clips = (data.train_clips, data.test_clips)
@@ -214,5 +213,5 @@ def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:
     try:
         at_once = place(wanted, [here], jobs).groups
     except SettingsError:
-        return 1, f"{needs}; {has}: not even one run fits here, give a cluster with --address"
+        return 1, f"{needs}; {has}: no run fits here; give a cluster with --address"
     return at_once, f"{needs}; {has}: {at_once} at once"

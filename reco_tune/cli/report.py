@@ -16,17 +16,17 @@ def report(
     ],
     output: Annotated[
         Path | None,
-        typer.Option(help="Where to; by default report/ in the study folder, report-EXPERIMENT for MLflow."),
+        typer.Option(help="Folder of the report. Default: report/ in the study folder; report-EXPERIMENT for MLflow."),
     ] = None,
     tracking_uri: Annotated[
-        str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT; by default MLFLOW_TRACKING_URI.")
+        str | None, typer.Option(help="MLflow server of mlflow:EXPERIMENT. Default: MLFLOW_TRACKING_URI.")
     ] = None,
     imports: Annotated[
         list[Path] | None,
         typer.Option(
             "--import",
             metavar="FILE.csv",
-            help="Runs from elsewhere as marked rows: columns arm, fvd, protocol, more as in runs.csv.",
+            help="Adds results from elsewhere as marked rows. Columns: arm, fvd, protocol, and any of runs.csv.",
         ),
     ] = None,
     protocol: Annotated[
@@ -34,8 +34,8 @@ def report(
         typer.Option(help="Another protocol that `rescore` judged the models by, or a word of it that no other has."),
     ] = None,
 ) -> None:
-    """Writes the report of a study and prints its tables; works on a study that is still running, from what is
-    finished.
+    """Writes the report of a study and prints its tables. While a study is still running, the report has the finished
+    runs.
 
     \b
     Examples:

@@ -1,4 +1,4 @@
-"""`reco-tune resume`: goes on after any crash."""
+"""`reco-tune resume`: continues a study after any crash."""
 
 from __future__ import annotations
 
@@ -13,13 +13,17 @@ def resume(
     study_dir: StudyDir,
     changes: Annotated[
         list[str] | None,
-        typer.Option("--set", metavar="KEY=VALUE", help="Changes where it runs: resources.*, or where data lies."),
+        typer.Option(
+            "--set",
+            metavar="KEY=VALUE",
+            help="Changes where the study runs (resources.*) or where its data is. Repeatable.",
+        ),
     ] = None,
     address: Address = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Goes on with a study that was stopped or whose process died; what is finished is never repeated. Refused where a
-    setting was changed that its runs depend on.
+    """Continues a study that was stopped or whose process died. Finished runs are never repeated. Refuses if a setting
+    has changed that results depend on.
 
     \b
     Examples:

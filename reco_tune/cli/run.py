@@ -32,7 +32,8 @@ def run(
     seeds: Seeds = None,
     arms: Arms = None,
 ) -> None:
-    """Runs a study: every arm under every budget and seed, then what the search proposes; ends with the report.
+    """Runs a study: every arm under every budget and seed, then the configurations that the search proposes. Ends with
+    the report.
 
     \b
     Examples:

@@ -30,15 +30,15 @@ def settings(
     key: Annotated[
         str | None,
         typer.Argument(
-            help="A setting or a section, for example training.steps or window; by default all.",
+            help="A setting or a section, for example training.steps or window. Default: all.",
             autocompletion=complete_key,
         ),
     ] = None,
     schema: Annotated[
-        FileKind | None, typer.Option(help="Print the JSON schema of such a file instead: editors complete with it.")
+        FileKind | None, typer.Option(help="Prints the JSON schema of such a file instead, for completion in editors.")
     ] = None,
 ) -> None:
-    """Prints what can be set: meaning, type, range and default of each setting.
+    """Prints the meaning, type, range and default of each setting.
 
     \b
     Examples:

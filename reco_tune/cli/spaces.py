@@ -40,7 +40,7 @@ def listed(context: typer.Context) -> None:
 
 @app.command()
 def ls() -> None:
-    """Lists the shipped spaces with the question that each asks and what it costs, and the shipped experiments.
+    """Lists the shipped spaces, each with its question and its cost, and the shipped experiments.
 
     \b
     Example:
@@ -49,7 +49,7 @@ def ls() -> None:
     for name, path in shipped_spaces().items():
         told = _header(path.read_text(encoding="utf-8"))
         print(f"{name}\n    {told['Question']}\n    costs {told['Costs']}")
-    print(f"\nexperiments, single runs at the paper's setting:\n    {', '.join(shipped_experiments())}")
+    print(f"\nexperiments (single runs with the paper's settings):\n    {', '.join(shipped_experiments())}")
 
 
 @app.command()
@@ -65,7 +65,7 @@ def show(name: Name) -> None:
 
 @app.command()
 def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or folder.")] = Path()) -> None:
-    """Copies a shipped space or experiment, to be changed.
+    """Copies a shipped space or experiment for you to edit.
 
     \b
     Example:

@@ -16,10 +16,10 @@ MOST_REASONS = 5
 
 def status(
     study_dir: StudyDir,
-    every: Annotated[bool, typer.Option("--all", help="Lists every run, however many there are.")] = False,
+    every: Annotated[bool, typer.Option("--all", help="Lists every run, even of a large study.")] = False,
 ) -> None:
-    """State of the runs, cost so far and time left, from the log; works while the study runs and after a crash. A study
-    of many runs is summed up by arm.
+    """Prints the state of the runs, the cost so far and the time left. Reads the log, so it works while the study runs
+    and after a crash. A study of many runs is summed up by arm.
 
     \b
     Example:
@@ -72,7 +72,7 @@ def status(
         if study.finished
         else "running"
         if live
-        else f"not running, `{command('resume', study_dir)}` goes on with it"
+        else f"not running; `{command('resume', study_dir)}` continues it"
     )
     print(f"{headline(standing(study, trials, now))}; {state}")
     *stages, last = (stage.label.lower() for stage in STAGE_SECONDS)

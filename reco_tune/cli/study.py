@@ -1,5 +1,5 @@
-"""What `demo`, `run` and `resume` share: a study runs under a watching eye, its report is written and its tables are
-printed.
+"""What `demo`, `run` and `resume` share: they run a study with live progress, write its report and print its
+tables.
 """
 
 from __future__ import annotations
@@ -38,7 +38,7 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
     except KeyboardInterrupt:
         result = None  # twice, or before anything ran
     if result is None or result.interrupted:
-        raise StoppedError(f"stopped; what is finished is kept, `{command('resume', path)}` continues the study")
+        raise StoppedError(f"stopped; finished work is kept, and `{command('resume', path)}` continues the study")
     conclude(path, None, tracking_uri)
     _refuse_failures(result.study)
 
@@ -110,6 +110,6 @@ def _refuse_failures(study: StudyRecord) -> None:
     if failed:
         first = failed[0]
         raise RunFailedError(
-            f"{len(failed)} of {len(study.runs)} runs failed and stand in no table, {first.trial} because:"
-            f" {first.reason}; `reco-tune status` lists them"
+            f"{len(failed)} of {len(study.runs)} runs failed and are in no table. {first.trial} failed:"
+            f" {first.reason}; `reco-tune status` lists them all"
         )

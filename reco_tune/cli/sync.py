@@ -1,4 +1,4 @@
-"""`reco-tune sync`: replays what MLflow missed."""
+"""`reco-tune sync`: sends MLflow what it missed."""
 
 from __future__ import annotations
 
@@ -14,11 +14,11 @@ def sync(
     tracking_uri: TrackingUri = None,
     name: Annotated[
         str | None,
-        typer.Option(help="MLflow experiment; by default the one that holds the study, or the study's name."),
+        typer.Option(help="MLflow experiment. Default: the one that holds the study, or the study's name."),
     ] = None,
 ) -> None:
-    """Sends MLflow whatever it lacks of a study: after a server was away, to another server, under another name, or
-    into a database that was deleted.
+    """Sends MLflow the runs of a study that it does not have yet. Use it after a server was down, or to send a study to
+    another server, under another name, or to a database that was deleted.
 
     \b
     Examples:

@@ -21,13 +21,14 @@ LISTED = 10
 def tokenize(
     settings: Planned,
     overrides: Overrides = None,
-    fit: Annotated[bool, typer.Option("--fit", help="Stop when there is a tokenizer, fitted or copied.")] = False,
+    fit: Annotated[bool, typer.Option("--fit", help="Stop after the tokenizer is fitted or copied.")] = False,
     check: Annotated[
-        bool, typer.Option("--check", help="Also show how well held-out clips come back: PSNR, codes used, a clip.")
+        bool,
+        typer.Option("--check", help="Also check the reconstruction of held-out clips: PSNR, codes used, a video."),
     ] = False,
     address: Address = None,
 ) -> None:
-    """Cuts videos into clips, fits the tokenizer where none is there yet and writes the codes; goes on where an earlier
+    """Cuts videos into clips, fits the tokenizer if there is none yet, and writes the codes. Continues where an earlier
     call stopped.
 
     \b
@@ -70,7 +71,7 @@ def tokenize(
     if check:
         found = reconstruction(cache, experiment.device_type if torch.cuda.is_available() else "cpu")
         write_video(cache.path / "check.mp4", grid_video(found.side_by_side_NFCHW))
-        print(f"held-out clips come back with {found.psnr_db:.1f} dB PSNR")
+        print(f"reconstruction of held-out clips: {found.psnr_db:.1f} dB PSNR (higher is better)")
         share = found.codes_used / cache.num_codes
         print(f"codes used: {found.codes_used} of {cache.num_codes} ({share:.1%}), perplexity {found.perplexity:.1f}")
         print(f"original and reconstruction side by side: {cache.path / 'check.mp4'}")

@@ -19,7 +19,8 @@ def train(
     ] = None,
     judge: Annotated[bool, typer.Option("--evaluate", help="Also evaluates it, as a study does.")] = False,
 ) -> None:
-    """Trains one run; goes on where an earlier call stopped. Needs neither Ray nor MLflow, and torchrun may start it.
+    """Trains one run, or continues it where an earlier call stopped. Needs neither Ray nor MLflow. You can start it
+    with torchrun.
 
     \b
     Examples:

@@ -29,7 +29,7 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     Raises:
         StudyError: where the folder holds another study, or a live one.
         SettingsError, DataError: for what cannot be run.
-        RunFailedError: where the cluster lost so much that runs are left over.
+        RunFailedError: if the cluster lost so much that runs stay unfinished.
     """
     space = frozen(space)
     target = StudyFolder(Path(folder))

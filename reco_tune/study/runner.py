@@ -335,8 +335,8 @@ class Driver:
             )
             most = "at most " if self._space.finalist_seeds else ""
             raise RunFailedError(
-                f"{most}{self._jobs.left} run(s) are left over ({why});"
-                f" `{command('resume', self._folder.path)}` goes on with them"
+                f"{most}{self._jobs.left} run(s) are unfinished ({why});"
+                f" `{command('resume', self._folder.path)}` continues them"
             )
 
     @contextmanager
@@ -368,8 +368,8 @@ class Driver:
         self._observer.on_phase(
             0,
             1,
-            "stopping: running trials write a checkpoint and leave, Ctrl-C again stops at once;"
-            f" `{command('resume', self._folder.path)}` goes on",
+            "stopping: running trials write a checkpoint and leave; Ctrl-C again stops at once;"
+            f" `{command('resume', self._folder.path)}` continues",
         )
         # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
         self._pausing = threading.Thread(target=self._pause, args=(self._dispatcher,), daemon=True)

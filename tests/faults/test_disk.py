@@ -133,7 +133,7 @@ def test_a_full_disk_while_a_study_runs(
 
     with pytest.raises(
         RunFailedError,
-        match=r"run\(s\) are left over \(.*cannot be written to.*disk.*`reco-tune resume .*` goes on with them",
+        match=r"run\(s\) are unfinished \(.*cannot be written to.*disk.*`reco-tune resume .*` continues them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert folder.events.read_bytes().endswith(b"\n")
@@ -161,7 +161,7 @@ def test_a_storage_that_stops_answering(
 
     with pytest.raises(
         RunFailedError,
-        match=r"left over \(the storage file://.* cannot be used \(.*`reco-tune resume .*` goes on with them",
+        match=r"unfinished \(the storage file://.* cannot be used \(.*`reco-tune resume .*` continues them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert not any(event["event"] == "failed" for event in read_events(folder.events)), "it is not the run's fault"

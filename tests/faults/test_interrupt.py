@@ -69,11 +69,11 @@ def test_an_interrupted_study_goes_on(
     command = [sys.executable, "-c", COMMAND_LINE, str(folder.path), how, str(times)]
     stopped = subprocess.run(command, capture_output=True, text=True, timeout=300, start_new_session=True)
     assert stopped.returncode == 130, stopped.stderr
-    assert len(lines_about(stopped.stderr, f"stops at once; `reco-tune resume {folder.path}` goes on")) == 1
+    assert len(lines_about(stopped.stderr, f"stops at once; `reco-tune resume {folder.path}` continues")) == 1
     if how != "to everybody":  # there the process may have to be ended where Ray does not let it go
         *_, last = stopped.stderr.splitlines()
         way_on = f"`reco-tune resume {folder.path}` continues the study"
-        assert last == f"reco-tune: stopped; what is finished is kept, {way_on}"
+        assert last == f"reco-tune: stopped; finished work is kept, and {way_on}"
     assert not folder.live and ray_processes_left() == []
     left = read_study(folder.path)
     assert not left.finished and not any(run.state == "failed" for run in left.runs.values())

@@ -40,7 +40,8 @@ def test_a_killed_dispatcher(finished_study: WatchedStudy, tmp_path: Path, capfd
     """Nothing can be heard any more: the study stops with one sentence and goes on when it is resumed."""
     folder = begun(finished_study, tmp_path / "study", trials=2)
     with pytest.raises(
-        RunFailedError, match=r"run\(s\) are left over \(the driver lost its dispatcher .*`reco-tune resume .*` goes on"
+        RunFailedError,
+        match=r"run\(s\) are unfinished \(the driver lost its dispatcher .*`reco-tune resume .*` continues them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, kill_process("Dispatcher")))
     assert ray_processes_left() == []
