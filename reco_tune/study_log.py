@@ -23,6 +23,7 @@ from pydantic_core import from_json
 from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
 from reco_tune.locks import holder
+from reco_tune.quantities import STAGE_SECONDS
 
 EventName = Literal[
     "study",
@@ -263,6 +264,13 @@ class StudyRecord:
     worked_seconds: float = field(default=0.0, compare=False)
     """From event to event, the pauses between two drivers left out."""
 
+    @property
+    def device_seconds(self) -> float:
+        """Spent so far on all stages, as far as runs have told; a calibration that runs share counts once."""
+        calibration, *stages = (stage.name for stage in STAGE_SECONDS)
+        calibrations = sum(metrics.get(calibration, 0.0) for metrics in self.calibrations.values())
+        return calibrations + sum(run.metrics.get(stage, 0.0) for run in self.runs.values() for stage in stages)
+
 
 def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyRecord:
     """The study's state after these events."""
@@ -354,7 +362,8 @@ def apply(study: StudyRecord, event: dict[str, Any]) -> None:
     try:
         _take_in(study, event)
         before, study.time = study.time, event.get("time", study.time)
-        if before and study.time and event["event"] != "resumed" and not event.get("aside"):
+        driven = event["event"] != "resumed" and not event.get("aside")
+        if driven and before is not None and study.time is not None:
             study.worked_seconds += max(0.0, study.time - before)
     except (KeyError, TypeError) as error:
         raise StudyError(
@@ -374,7 +383,7 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
         if event.get("trial") in study.runs:
             study.runs[event["trial"]].metrics.update(event["metrics"])
     elif name == "finished":
-        study.finished = True
+        study.finished, study.limited = True, ""
     elif name == "extended":
         new = [arm for arm in event["arms"] if arm not in study.arms]
         study.extensions.append({"what": event["what"], "arms": new, "time": event.get("time")})

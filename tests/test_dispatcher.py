@@ -204,6 +204,28 @@ def test_pausing_asks_running_jobs_to_leave_and_ends_the_others() -> None:
     run(story())
 
 
+def test_at_a_limit_jobs_end_at_their_next_rung_and_what_has_none_before_it_ends() -> None:
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2)
+        trains, evaluated, waits = await begin(dispatcher, "trains", "evaluated", "waits")
+        for slot, key in enumerate(("trains", "evaluated")):
+            await dispatcher.take(slot, f"group-{slot}", 0)
+            await dispatcher.post(key, "started", {"attempt": 1})
+        await dispatcher.pause(at_rung=True)
+        assert (await waits)[1] == "paused", "nothing new begins"
+        assert not await dispatcher.progress("trains", 5, 60, "training"), "between rungs nobody has to leave"
+        await dispatcher.post("evaluated", "evaluated", {"metrics": {}})
+        assert (await evaluated)[1] == "evaluated" and await dispatcher.take(1, "group-1", 1) == "leave"
+        assert await dispatcher.report("trains", 10, {}), "its next rung is its last for now"
+        assert (await trains)[1] is None  # news of the rung
+        again = asyncio.create_task(dispatcher.follow("trains", 1))
+        await dispatcher.left("trains", 10)
+        assert (await again)[1] == "paused" and await dispatcher.take(0, "group-0", 1) == "leave"
+        assert not any(event == "pruned" for event, _ in await dispatcher.written())
+
+    run(story())
+
+
 def test_one_job_can_be_stopped() -> None:
     async def story() -> None:
         dispatcher = Driven(workers=1, max_failures=2)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from reco_tune.cli.estimate import device_seconds, headline, standing
+from reco_tune.cli.estimate import headline, standing
 from reco_tune.study_log import RunRecord, StudyRecord
 
 
@@ -60,4 +60,4 @@ def test_what_was_spent_is_all_stages_and_a_shared_calibration_once() -> None:
         told.metrics |= stages
     runs["search-0000"].metrics["calibration_seconds"] = 7.0
     calibrations = {"reco": {"calibration_seconds": 3.0}, "search-0000": {"calibration_seconds": 7.0}}
-    assert device_seconds(StudyRecord(runs=runs, calibrations=calibrations)) == 2 * 113 + 3 + 7
+    assert StudyRecord(runs=runs, calibrations=calibrations).device_seconds == 2 * 113 + 3 + 7

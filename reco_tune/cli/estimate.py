@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from reco_tune import pareto
-from reco_tune.quantities import FVD, STAGE_SECONDS, VAL_CROSS_ENTROPY
+from reco_tune.quantities import FVD, VAL_CROSS_ENTROPY
 from reco_tune.settings import BASELINE
 from reco_tune.study_log import ENDED, RunRecord, StudyRecord
 
@@ -118,13 +118,6 @@ def share(run: RunRecord) -> float:
     if run.state in ENDED:
         return 1.0
     return (1 - EVALUATION_SHARE) * min(1.0, steps_done(run) / max(1, int(run.settings.get("training.steps", 1))))
-
-
-def device_seconds(study: StudyRecord) -> float:
-    """Spent so far on all stages; a calibration that runs share counts once."""
-    calibration, *stages = (stage.name for stage in STAGE_SECONDS)
-    calibrations = sum(metrics.get(calibration, 0.0) for metrics in study.calibrations.values())
-    return calibrations + sum(run.metrics.get(stage, 0.0) for run in study.runs.values() for stage in stages)
 
 
 def row(run: RunRecord, now: float) -> list[str]:

@@ -137,6 +137,10 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
         f"time: about {duration(cost.device_seconds)} of device time, {wall} with {at_once} run(s) at once; preparation"
         " and start-up not included"
     )
+    limits = [f"{key} {most:g}" for key, most in space.stop_after if most is not None]
+    if limits:
+        fixed = sum(run.device_seconds for run in cost.runs[: len(planned.runs)])
+        print(f"stops after: {', '.join(limits)}; the fixed arms take about {duration(fixed)} of device time")
     print(f"memory: {_memory(planned, gpu)}")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
     print(f"resources: {fit}")

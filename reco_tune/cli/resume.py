@@ -16,7 +16,7 @@ def resume(
         typer.Option(
             "--set",
             metavar="KEY=VALUE",
-            help="Changes where the study runs (resources.*) or where its data is. Repeatable.",
+            help="Changes where the study runs (resources.*), where its data is, or when it stops. Repeatable.",
         ),
     ] = None,
     address: Address = None,

@@ -31,7 +31,6 @@ def status(
 
     from reco_tune.cli.console import print_table, size
     from reco_tune.cli.estimate import (
-        device_seconds,
         duration,
         header,
         headline,
@@ -76,6 +75,6 @@ def status(
     )
     print(f"{headline(standing(study, trials, now))}; {state}")
     *stages, last = (stage.label.lower() for stage in STAGE_SECONDS)
-    print(f"spent so far: {duration(device_seconds(study))} of device time on {', '.join(stages)} and {last}")
+    print(f"spent so far: {duration(study.device_seconds)} of device time on {', '.join(stages)} and {last}")
     use = ", ".join(f"{what} {size(count)}" for what, count in disk_use(folder).items())
     print(f"on disk: {use}")

@@ -41,6 +41,9 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
         raise StoppedError(f"stopped; finished work is kept, and `{command('resume', path)}` continues the study")
     conclude(path, None, tracking_uri)
     _refuse_failures(result.study)
+    if limit := result.study.limited:
+        more = command("resume", path, "--set", f"{limit.split()[0]}=MORE")
+        print(f"the study is not finished: {limit}; `{more}` goes on with it under a higher limit")
 
 
 def conclude(

@@ -250,6 +250,19 @@ class Keep(SettingsSection):
     """
 
 
+class Limits(SettingsSection):
+    """Limits at which a study stops before it is finished. Runs that are in progress then end at their next rung; with
+    a higher limit they continue from there.
+    """
+
+    device_hours: float | None = Field(None, gt=0)
+    """Hours of all workers together, for calibration, training, generation and evaluation."""
+    wall_hours: float | None = Field(None, gt=0)
+    """Hours that the study was at work. The pauses between two calls do not count."""
+    trials: int | None = Field(None, ge=1)
+    """Number of sampled runs that have ended."""
+
+
 class Space(SettingsSection):
     """A study: the question, the arms, the budgets and the search."""
 
@@ -295,6 +308,7 @@ class Space(SettingsSection):
     """
     pruning: Pruning = Pruning()
     keep: Keep = Keep()
+    stop_after: Limits = Limits()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None

@@ -202,7 +202,8 @@ class Dispatcher:
         """Who waits until so many events are on disk, in order."""
         self._progress: dict[str, tuple[int, int, str]] = {}
         self._progress_due = False
-        self._leave = False
+        self._leave: Literal["", "at a rung", "now"] = ""
+        """When everybody is to go."""
         self._abandoned = False
         self._news, self._never = Bell(), Bell()
 
@@ -236,11 +237,13 @@ class Dispatcher:
         """Asks one job to stop: it ends as pruned."""
         self._jobs[key].stop = reason
 
-    async def pause(self) -> None:
-        """Nothing new starts; running jobs leave, as paused. Groups without work go home."""
+    async def pause(self, at_rung: bool = False) -> None:
+        """Nothing new starts; running jobs leave, as paused: now, or at their next rung, and what has none before it
+        ends. Groups without work go home.
+        """
         for key in self._queue:
             self._end(self._jobs[key], "paused")
-        self._close()
+        self._close("at a rung" if at_rung and self._leave != "now" else "now")
 
     async def abandon(self) -> None:
         """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the
@@ -252,7 +255,7 @@ class Dispatcher:
                 self._end(state, "paused")
         while self._unwritten:
             _go_on(self._unwritten.popleft()[1])
-        self._close()
+        self._close("now")
 
     async def lose(self, slot: int, reason: str) -> None:
         """A worker group is gone: another one gets its job."""
@@ -333,7 +336,7 @@ class Dispatcher:
         if number == len(group.given) and not group.evicted and incarnation not in group.retired:
             self._idle[slot] = group
             self._hand_out()
-        await group.bell.wait(lambda: incarnation in group.retired or number < len(group.given) or self._leave)
+        await group.bell.wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._leave))
         if incarnation in group.retired:
             return "leave"
         if number < len(group.given):
@@ -370,9 +373,9 @@ class Dispatcher:
         await self._kept()
         if state.job.judged:
             await state.bell.wait(
-                lambda: state.judged >= number or state.outcome is not None or self._leave, seconds=None
+                lambda: state.judged >= number or state.outcome is not None or bool(self._leave), seconds=None
             )
-        return self._asked_to_leave(state)
+        return bool(self._leave) or self._asked_to_leave(state)
 
     async def saved(self, key: str, step: int) -> None:
         """A job has a checkpoint of this step, between two reports."""
@@ -439,7 +442,7 @@ class Dispatcher:
         return [state for state in held if state.outcome is None and state.held_by == group.incarnation]
 
     def _asked_to_leave(self, state: JobState) -> bool:
-        return self._leave or state.stop is not None or state.moving
+        return self._leave == "now" or state.stop is not None or state.moving
 
     async def _limit_time(self, group: GroupState, state: JobState, seconds: float) -> None:
         """Ends a job that lasts too long: it is asked to stop, and after the grace period its workers are killed."""
@@ -518,9 +521,9 @@ class Dispatcher:
         state.outcome, state.reason = outcome, reason
         state.bell.ring()
 
-    def _close(self) -> None:
+    def _close(self, leave: Literal["at a rung", "now"]) -> None:
         """Everybody may go."""
-        self._leave = True
+        self._leave = leave
         self._queue.clear()
         for group in self._groups.values():
             group.bell.ring()

@@ -17,8 +17,8 @@ from reco_tune.study_log import StudyRecord
 
 SEARCH_KEY = "search."
 """Before the key of a setting that the search chooses."""
-GROWS = ("search", "stop_after")
-"""Groups of a space's settings that may change under a study."""
+GROWS, LIMITS = ("search", "stop_after"), ("stop_after",)
+"""Groups of a space's settings that may change under a study, and those of them that `resume` takes."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +85,7 @@ def parse_changes(changes: Iterable[str], verb: str, also: tuple[str, ...] = ())
     parsed = parse_overrides(changes)
     for key in parsed:
         if not key.startswith(allowed):
-            grows = "" if also else "`reco-tune extend` adds arms, seeds, trials and ranges; "
+            grows = "" if verb == "extend" else "`reco-tune extend` adds arms, seeds, trials and ranges; "
             raise StudyError(
                 f"--set {key}: only {', '.join(f'{one}*' for one in allowed)} may change under a study by `{verb}`;"
                 f" {grows}make the change an arm of its own or begin a new study for another value"
@@ -126,6 +126,7 @@ def news(before: Space, after: Space) -> list[str]:
     if after.trials != before.trials:
         more = after.trials - before.trials
         told.append(f"{more} further trials" if more > 0 else f"{after.trials} trials instead of {before.trials}")
+    told += _limits(before, after)
     for key in after.search:
         if key not in before.search:
             told.append(f"search.{key} {_range(after.search[key])}")
@@ -137,6 +138,16 @@ def news(before: Space, after: Space) -> list[str]:
 def in_log(space: Space) -> dict[str, Any]:
     """What the log keeps of a study's settings."""
     return {"arms": list(space.arms), "settings": space.model_dump(mode="json", exclude={"source"})}
+
+
+def _limits(before: Space, after: Space) -> list[str]:
+    had, has = before.stop_after.model_dump(), after.stop_after.model_dump()
+    word = {None: "none"}
+    return [
+        f"stop_after.{key} {word.get(has[key], has[key])} instead of {word.get(had[key], had[key])}"
+        for key in has
+        if has[key] != had[key]
+    ]
 
 
 def growth_since(study: StudyRecord, space: Space) -> list[str]:

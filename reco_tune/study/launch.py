@@ -10,11 +10,12 @@ from collections.abc import Sequence
 from pathlib import Path
 
 from reco_tune.cost.planning import Plan, plan
-from reco_tune.errors import StudyError
+from reco_tune.errors import SettingsError, StudyError, command
 from reco_tune.settings import Space, load_space
 from reco_tune.study import preflight
 from reco_tune.study.cluster import machine, place, socket_folder
-from reco_tune.study.growth import Growth, check_extendable, grown, growth_since, parse_changes
+from reco_tune.study.growth import LIMITS, Growth, check_extendable, grown, growth_since, parse_changes
+from reco_tune.study.limits import check_affordable, limit_reached
 from reco_tune.study.runner import Driver, Options, StudyResult
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import Observer, claimed, freeze, frozen, locked
@@ -46,13 +47,13 @@ def resume(
     """Goes on with the study in a folder, after any crash; what is finished is not repeated.
 
     Args:
-        changes: `key=value` of settings that say where it runs (`WHERE`); they hold from here on.
+        changes: `key=value` of settings that say where it runs (`WHERE`) or when it stops; they hold from here on.
 
     Raises:
         StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
     """
     target = _began(folder)
-    parse_changes(changes, "resume")
+    parse_changes(changes, "resume", also=LIMITS)
     with locked(target):
         return _go_on(load_space(target.settings, changes), target, options, observer)
 
@@ -69,6 +70,14 @@ def extend(folder: Path, growth: Growth, options: Options = Options(), observer:
         space = load_space(target.settings)
         check_extendable(read_study(target.path), target.path)
         return _go_on(grown(space, growth), target, options, observer)
+
+
+def _at_once(planned: Plan) -> int:
+    """Runs at the same time on this machine; 1 where it has no room for any, which is said elsewhere."""
+    try:
+        return place(planned.shared.resources, [machine()], jobs=max(1, len(planned.runs))).groups
+    except SettingsError:
+        return 1
 
 
 def _began(folder: Path) -> StudyFolder:
@@ -90,6 +99,9 @@ def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observ
     planned = plan(space)
     driver = _driver(planned, folder, options, observer)
     if not driver.study.finished or growth_since(driver.study, space):
+        if limit := limit_reached(space, driver.study):
+            raised = command("resume", folder.path, "--set", f"{limit.split()[0]}=MORE")
+            raise StudyError(f"{limit}; `{raised}` goes on with the study under a higher limit")
         _check_placed(planned, options)
         check(planned, folder.path, options)
     if space != load_space(folder.settings):
@@ -115,6 +127,7 @@ def check(planned: Plan, folder: Path, options: Options) -> None:
     if not target.events.exists():
         for earlier in planned.space.warm_start:
             read_study(earlier)
+        check_affordable(planned, options.address is None, _at_once(planned))
     if options.track and options.tracking_uri is not None:
         check_name(options.tracking_uri, _name(target, options), target)
 

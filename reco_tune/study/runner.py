@@ -88,7 +88,8 @@ class Driver:
         self._folder, self._options, self._observer = folder, options, observer
         self._books = Bookkeeping(plan, folder, observer)
         self._dispatcher: Any = None
-        self._stopping = threading.Event()
+        self._stopping, self._limited = threading.Event(), threading.Event()
+        """By hand, or by a limit of the study."""
         self._head = ""
         """Address of the cluster's head."""
         self._left = threading.Event()
@@ -110,6 +111,11 @@ class Driver:
     def _space(self) -> Space:
         """The settings as they are now: a study may grow while it runs."""
         return self._jobs.plan.space
+
+    @property
+    def _ending(self) -> bool:
+        """Whether nothing new is to begin."""
+        return self._stopping.is_set() or self._limited.is_set()
 
     @property
     def _pool_gone(self) -> bool:
@@ -211,7 +217,7 @@ class Driver:
 
     def _tune_all(self, dispatcher: str, placement: Placement) -> None:
         """Until nothing is left to do and nobody has asked for more."""
-        steering = Steering(self._folder, self._books.writer, self._jobs, self._stop_run, self._stop)
+        steering = Steering(self._folder, self._books.writer, self._jobs, self._stop_run, self._stop, self._limit)
         steering.start()
         try:
             more = True
@@ -219,7 +225,7 @@ class Driver:
                 steering.grew.clear()
                 self._tune(dispatcher, placement)
                 steering.look()
-                more = steering.grew.is_set() and not (self._stopping.is_set() or self._broken)
+                more = steering.grew.is_set() and not (self._ending or self._broken)
         finally:
             steering.close()
 
@@ -258,7 +264,7 @@ class Driver:
         proposes.
         """
         try:
-            if self._stopping.is_set() or self._broken or self._jobs.obstacles or self._pool_gone:
+            if self._ending or self._broken or self._jobs.obstacles or self._pool_gone:
                 return Searcher.FINISHED
             job = self._books.next()
             if job is None:
@@ -327,7 +333,7 @@ class Driver:
     # --- the end ---
 
     def _conclude(self) -> None:
-        if not self._books.conclude() and not self._stopping.is_set():
+        if not self._books.conclude() and not self._ending:
             why = (
                 self._broken
                 or "; ".join(dict.fromkeys(self._pool.lost.values() if self._pool else ()))
@@ -374,6 +380,14 @@ class Driver:
         # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
         self._pausing = threading.Thread(target=self._pause, args=(self._dispatcher,), daemon=True)
         self._pausing.start()
+
+    def _limit(self, reason: str) -> None:
+        """A limit is reached: nothing new begins, and what runs leaves at its next rung."""
+        if not (self._stopping.is_set() or self._limited.is_set()):
+            self._limited.set()
+            self._books.writer.write("limited", reason=reason)
+            self._observer.on_phase(0, 1, f"{reason}; what runs ends at its next rung")
+            ray.get(self._dispatcher.pause.remote(at_rung=True))
 
     def _stop_run(self, trial: str, reason: str) -> None:
         ray.get(self._dispatcher.stop.remote(trial, reason))

@@ -7,6 +7,7 @@ Knows the log, the jobs and the requests; of Ray only what it is given to call.
 from __future__ import annotations
 
 import threading
+import time
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from typing import Any
@@ -17,6 +18,7 @@ from reco_tune.settings import WHERE
 from reco_tune.study import requests
 from reco_tune.study.growth import Growth, check_extendable, grown, in_log, news
 from reco_tune.study.job_source import JobSource
+from reco_tune.study.limits import limit_reached
 from reco_tune.study.requests import LOOK_SECONDS, Request
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import StudyWriter, freeze, frozen, locked
@@ -40,15 +42,18 @@ class Steering:
         jobs: JobSource,
         stop: Callable[[str, str], None],
         pause: Callable[[], None],
+        limit: Callable[[str], None] = lambda reason: None,
     ) -> None:
         """
         Args:
             stop: asks a run that somebody does to stop, with the reason.
             pause: asks all of them to leave.
+            limit: told which limit of the study is reached, for as long as it is.
         """
         self.grew = threading.Event()
         """There is more to do than there was."""
-        self._folder, self._writer, self._jobs, self._stop, self._pause = folder, writer, jobs, stop, pause
+        self._folder, self._writer, self._jobs = folder, writer, jobs
+        self._stop, self._pause, self._limit = stop, pause, limit
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
 
@@ -73,6 +78,15 @@ class Steering:
         while not self._closing.wait(LOOK_SECONDS):
             with suppress(Exception):  # a full disk, a cluster that is gone: the driver says so
                 self.look()
+                self.check_limits()
+
+    def check_limits(self) -> None:
+        """Whether the study has reached one, as far as its log and the clock tell."""
+        study = self._writer.study
+        idle = max(0.0, time.time() - study.time) if study.time else 0.0
+        reason = limit_reached(self._jobs.plan.space, study, idle)
+        if reason and self._jobs.left:
+            self._limit(reason)
 
     def _take(self, request: Request) -> None:
         refused = {}

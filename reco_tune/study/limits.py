@@ -1,0 +1,67 @@
+"""Limits of a study (`stop_after`): what was spent, whether that is enough, and whether the fixed arms fit at all.
+
+Knows settings, the log and the forecast; stops nothing itself.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from reco_tune.cost import forecast
+from reco_tune.cost.forecast import Forecast
+from reco_tune.cost.planning import Plan
+from reco_tune.errors import SettingsError
+from reco_tune.settings import SEARCH, Space
+from reco_tune.study_log import ENDED, StudyRecord
+
+
+def limit_reached(space: Space, study: StudyRecord, idle_seconds: float = 0.0) -> str:
+    """Which limit a study has reached, in words; empty where none.
+
+    Args:
+        idle_seconds: since the last event of its log, where somebody drives it.
+    """
+    limits, tried = space.stop_after, 0
+    if limits.trials is not None:
+        tried = sum(run.arm == SEARCH and not run.repeats and run.state in ENDED for run in study.runs.values())
+    spent = {
+        "device_hours": study.device_seconds / 3600 if limits.device_hours is not None else 0.0,
+        "wall_hours": (study.worked_seconds + idle_seconds) / 3600,
+        "trials": tried,
+    }
+    for name, value in spent.items():
+        most = getattr(limits, name)
+        if most is not None and value >= most:
+            return f"stop_after.{name} ({most:g}) is reached: {value:.3g}"
+    return ""
+
+
+def check_affordable(planned: Plan, here: bool, at_once: int) -> None:
+    """Refuses a study of whose fixed arms the forecast says that they do not fit its limits.
+
+    Args:
+        here: whether it runs on this machine, whose pace can be measured.
+        at_once: runs at the same time.
+
+    Raises:
+        SettingsError: one sentence with the forecast.
+    """
+    limits, shared = planned.space.stop_after, planned.shared
+    visible = shared.device_type == "cpu" or torch.cuda.is_available()
+    if not (here and visible) or not planned.runs or (limits.device_hours is None and limits.wall_hours is None):
+        return
+    cost = forecast(planned)
+    fixed = Forecast(cost.runs[: len(planned.runs)], cost.rates)
+    needed = {
+        "device_hours": fixed.device_seconds / 3600,
+        "wall_hours": fixed.wall_seconds(at_once, shared.resources.workers) / 3600,
+    }
+    for name, hours in needed.items():
+        most = getattr(limits, name)
+        if hours > (math.inf if most is None else most):
+            raise SettingsError(
+                f"stop_after.{name} ({most:g}) is less than the fixed arms take by the forecast ({hours:.3g}, without"
+                " sampled runs); raise it, lower training.steps, or leave out arms, seeds or budgets"
+            )
