@@ -263,6 +263,25 @@ class Limits(SettingsSection):
     """Number of sampled runs that have ended."""
 
 
+class OnEvent(SettingsSection):
+    """Whom a study tells what. Each is a line for the shell, the address of a webhook, or a list of them. A line gets
+    the message as JSON on its standard input, and the sentence as RECO_TUNE_TEXT; a webhook gets the JSON. An address
+    that holds a secret can stand in an environment variable: `$NAME`.
+    """
+
+    end: str | tuple[str, ...] = ()
+    """When the study has ended."""
+    failure: str | tuple[str, ...] = ()
+    """When a run has failed, or the study cannot go on."""
+    new_best: str | tuple[str, ...] = ()
+    """When a run beats all before it in an objective. Measured speeds do not count."""
+
+    def commands(self, event: str) -> tuple[str, ...]:
+        """What is called for an event."""
+        given: str | tuple[str, ...] = getattr(self, event)
+        return (given,) if isinstance(given, str) else given
+
+
 class Space(SettingsSection):
     """A study: the question, the arms, the budgets and the search."""
 
@@ -309,6 +328,7 @@ class Space(SettingsSection):
     pruning: Pruning = Pruning()
     keep: Keep = Keep()
     stop_after: Limits = Limits()
+    on_event: OnEvent = OnEvent()
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None

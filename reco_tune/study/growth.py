@@ -137,7 +137,7 @@ def news(before: Space, after: Space) -> list[str]:
 
 def in_log(space: Space) -> dict[str, Any]:
     """What the log keeps of a study's settings."""
-    return {"arms": list(space.arms), "settings": space.model_dump(mode="json", exclude={"source"})}
+    return {"arms": list(space.arms), "settings": space.model_dump(mode="json", exclude={"source", "on_event"})}
 
 
 def _limits(before: Space, after: Space) -> list[str]:

@@ -34,6 +34,7 @@ from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.cluster import Placement, cluster, place
 from reco_tune.study.dispatcher import ACTOR, POLL_SECONDS, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
+from reco_tune.study.notices import Notices
 from reco_tune.study.ray_internals import HEAD, running_clusters
 from reco_tune.study.scheduler import ParetoAsha
 from reco_tune.study.steering import Steering
@@ -134,12 +135,26 @@ class Driver:
                 writer.mirror.notify()
                 stack.callback(writer.mirror.close)
             if not self.study.finished:
+                stack.enter_context(self._told())
                 self._prepare()
                 if again:
                     writer.write("resumed", command=self._options.command)
                 if not self._stopping.is_set():
                     self._work()
         return StudyResult(self._folder, self.study, interrupted=self._stopping.is_set())
+
+    @contextmanager
+    def _told(self) -> Iterator[None]:
+        """Tells people what `on_event` asks for while the block runs."""
+        notices = Notices(self._observer, self._space, self._folder, self.study)
+        self._books.writer.observer = notices
+        try:
+            yield
+        except ReCoTuneError as error:
+            notices.stopped_by(error)
+            raise
+        finally:
+            notices.close()
 
     # --- before Ray ---
 

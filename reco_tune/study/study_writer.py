@@ -55,7 +55,8 @@ class StudyWriter:
         self.lock = threading.RLock()
         self.mirror: Mirror | None = None
         self._log = EventLog(folder.events, clock, sync)
-        self._search, self._observer = search, observer
+        self.observer = observer
+        self._search = search
         follower = Follower(folder.events)
         for event in follower.poll():
             search.apply(event)
@@ -68,7 +69,7 @@ class StudyWriter:
             written = self._log.append(event, **fields)
             apply(self.study, written)
             self._search.apply(written)
-            self._observer.on_event(written)
+            self.observer.on_event(written)
             if self.mirror is not None:
                 self.mirror.notify()
 
@@ -132,7 +133,7 @@ def _check_same(space: Space, folder: StudyFolder) -> None:
     """Refuses a folder whose study is another one."""
 
     def essence(of: Space) -> dict[str, Any]:
-        values = flatten({**of.model_dump(mode="json", exclude={"source", "resources", "keep"})})
+        values = flatten({**of.model_dump(mode="json", exclude={"source", "resources", "keep", "on_event"})})
         elsewhere = tuple(f"experiment.{key}" for key in WHERE)
         return {key: value for key, value in values.items() if not key.startswith(elsewhere)}
 

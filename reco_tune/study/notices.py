@@ -1,0 +1,160 @@
+"""Tells people of a study what its `on_event` asks for, by a line for the shell or a webhook: that it has ended, that
+something failed, that a run is the best so far.
+
+An observer between the study and its view. One thread sends; a study waits for nobody but once, at its end, for as long
+as one message may take. What cannot be sent is one line for the view.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import os
+import queue
+import signal
+import subprocess
+import threading
+import urllib.request
+from contextlib import suppress
+from typing import Any
+
+from reco_tune import quantities as q
+from reco_tune.settings import Space
+from reco_tune.study.study_writer import Observer
+from reco_tune.study_log import StudyFolder, StudyRecord
+
+SECONDS = 30.0
+"""Longest that one message may take."""
+MOST_WAITING = 100
+"""Messages that wait at once; more are dropped: a study whose runs all fail has said so."""
+
+Message = dict[str, Any]
+"""`event`, `study`, `folder`, `run` (empty for a study), `text` (one sentence) and `metrics` of the run."""
+
+
+class Notices(Observer):
+    """Passes everything on, and sends messages."""
+
+    def __init__(self, view: Observer, space: Space, folder: StudyFolder, study: StudyRecord) -> None:
+        """
+        Args:
+            view: who watches the study.
+            study: its record as it is written: whose runs were the best before.
+        """
+        self.on_phase, self.on_progress = view.on_phase, view.on_progress  # type: ignore[method-assign]
+        self._view, self._space, self._folder, self._study = view, space, folder, study
+        self._best: dict[str, float] = {}
+        for run in study.runs.values():
+            if run.state == "evaluated" and not run.reason:
+                self._beats(run.metrics)
+        self._waiting: queue.Queue[tuple[str, Message] | None] = queue.Queue(MOST_WAITING)
+        self._closing = False
+        self._thread = threading.Thread(target=self._send_all, name="notices", daemon=True)
+        self._thread.start()
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        self._view.on_event(event)
+        name, run = event["event"], event.get("trial", "")
+        if name == "finished":
+            states = [one.state for one in self._study.runs.values()]
+            failed = f", {states.count('failed')} failed" if "failed" in states else ""
+            self._tell("end", f"the study {self._study.name} has ended: {len(states)} runs{failed}")
+        elif name == "failed":
+            self._tell("failure", f"{run} of {self._study.name} has failed: {event.get('reason', '')}", run)
+        elif name == "evaluated" and not event.get("reason"):
+            known = bool(self._best)
+            better = self._beats(event["metrics"])
+            if better and known:
+                told = ", ".join(f"{q.ALL[metric].label} {event['metrics'][metric]:.4g}" for metric in better)
+                self._tell("new_best", f"{run} of {self._study.name} is the best so far: {told}", run, event["metrics"])
+
+    def stopped_by(self, error: Exception) -> None:
+        """The study could not go on."""
+        self._tell("failure", f"the study {self._study.name} has stopped: {error}")
+
+    def close(self) -> None:
+        """Sends what is left, for at most as long as one message may take."""
+        self._closing = True
+        with suppress(queue.Full):  # else the thread sees for itself
+            self._waiting.put_nowait(None)
+        self._thread.join(SECONDS)
+
+    def _beats(self, metrics: dict[str, float]) -> list[str]:
+        """Objectives in which a run is better than all before; measured speeds are noise, and say nothing."""
+        better = []
+        for metric, direction in self._space.objectives.items():
+            value = metrics.get(metric, math.nan)
+            lower = value if direction == "minimize" else -value
+            if q.ALL[metric].deterministic and lower < self._best.get(metric, math.inf):
+                self._best[metric] = lower
+                better.append(metric)
+        return better
+
+    def _tell(self, event: str, text: str, run: str = "", metrics: dict[str, float] | None = None) -> None:
+        message = {
+            "event": event,
+            "study": self._study.name,
+            "folder": str(self._folder.path.resolve()),
+            "run": run,
+            "text": text,
+            "metrics": metrics or {},
+        }
+        for command in self._space.on_event.commands(event):
+            with suppress(queue.Full):
+                self._waiting.put_nowait((command, message))
+
+    def _send_all(self) -> None:
+        while (next_one := self._waiting.get()) is not None:
+            command, message = next_one
+            try:
+                send(command, message)
+            except Exception as error:  # whatever a shell or a server does, the study goes on
+                why = " ".join(str(error).split())[:200] or type(error).__name__
+                self._view.on_phase(1, 1, f"on_event.{message['event']} was not sent: {why}")
+            if self._closing and self._waiting.empty():
+                return
+
+
+def send(command: str, message: Message) -> None:
+    """Runs a line by the shell, which gets the message as JSON on its standard input and its parts as environment
+    variables (RECO_TUNE_EVENT, ..._TEXT), or posts it to an address.
+
+    Args:
+        command: the line, or an address that begins with http:// or https://, also one in an environment variable that
+            is named ($NAME): it may hold a secret.
+
+    Raises:
+        OSError, RuntimeError: where that does not work within `SECONDS`.
+    """
+    if (name := command.strip()).startswith("$") and name[1:].isidentifier() and name[1:] not in os.environ:
+        raise RuntimeError(f"the environment variable {name[1:]} is not set")
+    address, body = os.path.expandvars(command.strip()), json.dumps(message).encode()
+    if address.startswith(("http://", "https://")):
+        request = urllib.request.Request(address, body, {"Content-Type": "application/json"})
+        try:
+            with urllib.request.urlopen(request, timeout=SECONDS):
+                return
+        except OSError as error:  # without the address: it may hold a secret
+            raise RuntimeError(
+                f"the webhook answered with {type(error).__name__} {getattr(error, 'code', '')}"
+            ) from None
+    told = {f"RECO_TUNE_{name.upper()}": str(message[name]) for name in ("event", "study", "folder", "run", "text")}
+    shell = subprocess.Popen(
+        command,
+        shell=True,
+        env=os.environ | told,
+        stdin=subprocess.PIPE,
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.PIPE,
+        start_new_session=True,
+    )
+    try:
+        _, said = shell.communicate(body, timeout=SECONDS)
+    except subprocess.TimeoutExpired:
+        with suppress(OSError):
+            os.killpg(shell.pid, signal.SIGKILL)
+        shell.wait()
+        raise RuntimeError(f"it took longer than {SECONDS:g} s") from None
+    if shell.returncode:
+        last = said.decode(errors="replace").strip().splitlines()[-1:]
+        raise RuntimeError(f"exit code {shell.returncode} {''.join(last)}")
