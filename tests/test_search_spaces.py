@@ -31,6 +31,7 @@ def test_the_promised_spaces_are_shipped() -> None:
         "lambda",
         "joint",
         "beyond",
+        "commavq",
     }
     assert {path.stem for path in SPACES} == promised
 

@@ -8,6 +8,7 @@ import sys
 from itertools import pairwise
 from pathlib import Path
 
+import numpy as np
 import pytest
 from small_study import WatchedStudy, deterministic, ray_processes_left, run_small_study, small_space
 
@@ -16,7 +17,8 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError, StudyError
 from reco_tune.evaluation import evaluate, prepare_evaluation
 from reco_tune.preparation import prepare_tokens
-from reco_tune.settings import make_experiment
+from reco_tune.reporting import Evidence, ablation_table, load_runs
+from reco_tune.settings import load_space, make_experiment
 from reco_tune.study import Options, resume, run
 from reco_tune.study_log import read_events, read_study
 from reco_tune.training import fit
@@ -146,6 +148,43 @@ def test_what_can_never_run_is_refused_before_anything_is_written(tmp_path: Path
 def test_a_folder_without_a_study_cannot_be_resumed(tmp_path: Path) -> None:
     with pytest.raises(StudyError, match="is not a study folder"):
         resume(tmp_path)
+
+
+CODES_SPACE = """
+question: Which window do codes alone want?
+experiment:
+  data: {{layout: tokens, root: {root}, cache_dir: {root}/cache, grid: [4, 2, 4], split: time, test_fraction: 0.25}}
+  tokenizer: {{num_codes: 16}}
+  model: {{width: 16, depth: 1, heads: 2}}
+  window: {{length_blocks: 2}}
+  training: {{steps: 24, batch_size: 8, rungs: 2, learning_rate: 3.0e-3}}
+  evaluation: {{validation_clips: 8}}
+arms:
+  full:
+  reco:
+search:
+  window.length_tokens: {{int: [8, 24], step: 8}}
+trials: 2
+resources: {{calibration_seconds: 0.3, concurrent_trials: 2}}
+"""
+
+
+def test_a_study_on_codes_alone_from_recordings_to_its_report(tmp_path: Path) -> None:
+    """As commaVQ lies on disk: nothing here knows pixels, and every run is evaluated."""
+    generator = np.random.default_rng(0)
+    for number in range(6):
+        frames = (generator.integers(16, size=(1, 2, 4)) + np.arange(40)[:, None, None]) % 16
+        np.save(tmp_path / f"{number}.token.npy", frames.astype(np.int16))
+    (tmp_path / "space.yaml").write_text(CODES_SPACE.format(root=tmp_path))
+    study = run(load_space(tmp_path / "space.yaml"), tmp_path / "study", Options(name="codes", track=False)).study
+    assert study.finished and {one.state for one in study.runs.values()} == {"evaluated"} and len(study.runs) == 4
+    for one in study.runs.values():
+        assert one.provenance["protocol"] == "codes/8 held-out clips/last" and one.metrics["speedup"] > 0
+        assert not [name for name in one.metrics if name.startswith(("fvd", "kernel", "motion", "class"))]
+    table = ablation_table(load_runs(tmp_path / "study"))
+    assert list(table["arm"]) == ["full", "reco"] and table["val_cross_entropy"].notna().all()
+    front = Evidence.read(tmp_path / "study").frontier.points
+    assert (front["arm"] == "search").sum() == 2 and front["val_cross_entropy"].notna().all()
 
 
 @pytest.mark.slow

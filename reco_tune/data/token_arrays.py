@@ -91,8 +91,8 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
         )
     found: dict[Split, CodedClips] = {}
     for split, (codes, labels) in headers.items():
-        tokens = _mapped(codes)
-        _check_codes(tokens, codes.path, num_codes)
+        tokens = mapped(codes)
+        check_codes(tokens, codes.path, num_codes)
         used = labels if data.class_conditional else None
         found[split] = CodedClips(
             codes.path, tokens, np.zeros(len(tokens), np.int64) if used is None else _labels(used)
@@ -122,18 +122,24 @@ def _headers(path: Path) -> tuple[Header, Header | None]:
     """Of the codes, and of the labels where there are some."""
     beside = path.with_name(f"{path.stem}.labels.npy")
     if path.suffix == ".npy":
-        return _npy_header(path, "codes"), _npy_header(beside, "labels") if beside.is_file() else None
+        return npy_header(path, "codes"), npy_header(beside, "labels") if beside.is_file() else None
     if beside.is_file():
         raise DataError(f"{path} has labels beside it in {beside.name}; save them in it, as the tensor `labels`")
     return _safetensors_headers(path)
 
 
-def _npy_header(path: Path, what: str) -> Header:
+def npy_header(path: Path, what: str, at: int = 0) -> Header:
+    """Of a .npy file, or of one that begins at a byte of an archive.
+
+    Raises:
+        DataError: where it cannot be read, is cut off or holds no integers.
+    """
     try:
         with path.open("rb") as file:
+            file.seek(at)
             if file.read(2) == b"PK":
                 raise DataError(f"{path} is an archive of arrays (.npz) under another name; save {what} by numpy.save")
-            file.seek(0)
+            file.seek(at)
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
             shape, in_columns, dtype = read(file)
@@ -144,7 +150,7 @@ def _npy_header(path: Path, what: str) -> Header:
         raise DataError(f"{path} is no .npy file that can be read ({_first_line(error)}); write it anew") from error
     if dtype.kind not in "iu":
         raise DataError(f"{path} has {what} of type {dtype}; {what} are integers")
-    return _whole(header)
+    return whole(header)
 
 
 def _safetensors_headers(path: Path) -> tuple[Header, Header | None]:
@@ -167,7 +173,7 @@ def _safetensors_headers(path: Path) -> tuple[Header, Header | None]:
                 raise ValueError(
                     f"its header gives {name} {end - start} bytes where shape and type make another number"
                 )
-            found[name] = _whole(header)
+            found[name] = whole(header)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
         raise DataError(
             f"{path} is no .safetensors file that can be read ({_first_line(error)}); write it anew"
@@ -181,13 +187,13 @@ def _size_bytes(header: Header) -> int:
     return math.prod(header.shape) * header.dtype.itemsize
 
 
-def _whole(header: Header) -> Header:
+def whole(header: Header, exactly: bool = False) -> Header:
     """
     Raises:
-        DataError: if the file is smaller than its header says.
+        DataError: if the file is smaller than its header says, or where it must have `exactly` that size, larger.
     """
     needed, size = header.offset + _size_bytes(header), header.path.stat().st_size
-    if min(header.shape, default=0) < 0 or needed > size:
+    if min(header.shape, default=0) < 0 or needed > size or (exactly and needed != size):
         raise DataError(
             f"{header.path} has {size} bytes, but an array of shape {header.shape} makes {needed}; it is cut off or"
             " damaged: write it anew"
@@ -195,7 +201,8 @@ def _whole(header: Header) -> Header:
     return header
 
 
-def _mapped(header: Header) -> np.ndarray:
+def mapped(header: Header) -> np.ndarray:
+    """The array on disk; none of it is read yet."""
     if 0 in header.shape:
         return np.empty(header.shape, header.dtype)
     return np.memmap(header.path, header.dtype, "r", header.offset, header.shape, header.order)
@@ -215,7 +222,11 @@ def _check_shapes(codes: Header, labels: Header | None, grid: TokenGrid) -> None
         )
 
 
-def _check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
+def check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
+    """
+    Raises:
+        DataError: for codes below 0, or that a codebook of that size has not.
+    """
     for start in range(0, len(tokens), _CHUNK_CLIPS):
         chunk = tokens[start : start + _CHUNK_CLIPS]
         low, high = int(chunk.min()), int(chunk.max())
@@ -228,7 +239,7 @@ def _check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
 
 def _labels(header: Header) -> np.ndarray:
     """int64 [N]."""
-    labels = _mapped(header)
+    labels = mapped(header)
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
     if low < 0 or high >= MOST_CLASSES:
         raise DataError(

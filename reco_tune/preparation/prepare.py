@@ -20,7 +20,6 @@ from reco_tune.data.layouts import SPLITS, Split, Video, data_fingerprint, exist
 from reco_tune.data.processes import FailedCall, Processes
 from reco_tune.data.reading import VideoFacts
 from reco_tune.data.synthetic import render_digits
-from reco_tune.data.token_arrays import read_headers
 from reco_tune.data.token_cache import MANIFEST, TokenCache, TokenCacheWriter, add_pieces, piece_name
 from reco_tune.device import exact_float32
 from reco_tune.errors import DataError, TooFewClipsError
@@ -32,7 +31,7 @@ from reco_tune.preparation.cache_paths import (
     token_cache_path,
     tokenizer_path,
 )
-from reco_tune.preparation.code_import import import_codes
+from reco_tune.preparation.code_import import check_codes_there, import_codes
 from reco_tune.preparation.encoding import Encoder, LeftParts, Spread, encode_part
 from reco_tune.progress import Progress, quiet
 from reco_tune.tokenizers.base import Tokenizer
@@ -46,7 +45,7 @@ def check_data(experiment: settings.Experiment) -> None:
         DataError: where they are not.
     """
     if experiment.data.layout == "tokens":
-        read_headers(experiment.data, experiment.grid)
+        check_codes_there(experiment)
     elif experiment.data.layout != "digits":  # those are drawn
         existing_root(experiment.data)
 
