@@ -30,6 +30,7 @@ from reco_tune.cli import (
     resume,
     run,
     settings,
+    simulate,
     spaces,
     status,
     steer,
@@ -84,6 +85,7 @@ _VERBS: list[Callable[..., None]] = [
     status.status,
     sync.sync,
     plan.plan,
+    simulate.simulate,
     report.report,
     settings.settings,
 ]

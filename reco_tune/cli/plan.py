@@ -67,7 +67,7 @@ def plan(
 
     planned = plan(loaded)
     gpu = _gpu(planned.shared, gpu_memory)
-    rates, source = _rates(planned.shared, gpu_memory)
+    rates, source = rates_of(planned.shared, gpu_memory)
     cost = forecast(planned, rates)
     _print_runs(planned, cost)
     _print_memory(planned)
@@ -146,7 +146,7 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
     print(f"resources: {fit}")
 
 
-def _rates(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None, str]:
+def rates_of(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None, str]:
     """Rates to count with (None: measured) and where they come from."""
     import torch
 

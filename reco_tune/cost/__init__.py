@@ -5,6 +5,7 @@ from reco_tune.cost.forecast import (
     Forecast,
     RunForecast,
     forecast,
+    forecast_run,
 )
 from reco_tune.cost.memory import MemoryByPhase, clips_sampled_at_once, memory_by_phase, refuse_what_cannot_fit
 from reco_tune.cost.planning import Plan, PlannedRun, budget_steps, estimated_speedup, plan
@@ -24,6 +25,7 @@ __all__ = [
     "clips_sampled_at_once",
     "estimated_speedup",
     "forecast",
+    "forecast_run",
     "measure_rates",
     "memory_by_phase",
     "plan",

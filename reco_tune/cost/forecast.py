@@ -90,6 +90,11 @@ def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
     return Forecast(runs, rates)
 
 
+def forecast_run(experiment: Experiment, rates: Rates) -> RunForecast:
+    """What one run with these settings costs, its calibration left out."""
+    return _run(PlannedRun("", "", "", experiment.training.seed, experiment), rates, calibrated=False)
+
+
 def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -> RunForecast:
     """
     Args:

@@ -95,7 +95,7 @@ class Bell:
         for waiting in self._waiting:
             _go_on(waiting)
 
-    async def wait(self, ready: Callable[[], bool], seconds: float | None = POLL_SECONDS) -> bool:
+    async def wait(self, ready: Callable[[], bool], seconds: float | None) -> bool:
         """Whether it is ready; False where it was not for so long."""
         try:
             async with asyncio.timeout(seconds):
@@ -178,6 +178,7 @@ class Dispatcher:
         deadline_seconds: float | None = None,
         kill: Callable[[Any], None] = lambda worker: None,
         alive: Callable[[Any], Awaitable[bool]] | None = None,
+        poll_seconds: float | None = POLL_SECONDS,
     ) -> None:
         """
         Args:
@@ -186,9 +187,11 @@ class Dispatcher:
             deadline_seconds: longest that one attempt of a job may take.
             kill: ends a worker that does not leave by itself.
             alive: whether a worker still is; by default only its successor tells that it is not.
+            poll_seconds: longest that a call waits for news; for ever where None, which is for callers that do not die.
         """
         self._workers, self._max_failures = workers, max_failures
         self._deadline, self._kill, self._alive = deadline_seconds, kill, alive
+        self._poll = poll_seconds
         self._watching: set[asyncio.Task[None]] = set()
         self._jobs: dict[str, JobState] = {}
         self._groups: dict[int, GroupState] = {}
@@ -216,19 +219,21 @@ class Dispatcher:
             self._jobs[job.key] = JobState(job)
 
     async def news(
-        self, written: int = 0, seconds: float = POLL_SECONDS
+        self, written: int = 0, seconds: float | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
         """Events since the last call, in order, and the latest progress of running jobs; waits for either. One caller
         at a time: whoever writes the log.
 
         Args:
             written: so many more events are on disk: whoever posted them may go on.
-            seconds: how long to wait.
+            seconds: how long to wait; as every call where None.
         """
         self._written += written
         while self._unwritten and self._unwritten[0][0] <= self._written:
             _go_on(self._unwritten.popleft()[1])
-        await self._news.wait(lambda: bool(self._events) or self._progress_due, seconds)
+        await self._news.wait(
+            lambda: bool(self._events) or self._progress_due, self._poll if seconds is None else seconds
+        )
         events, self._events = self._events, []
         progress, self._progress, self._progress_due = self._progress, {}, False
         return events, progress
@@ -304,7 +309,7 @@ class Dispatcher:
             else:
                 self._queue.append(key)
                 self._hand_out()
-        await state.bell.wait(lambda: len(state.reports) > seen or state.outcome is not None)
+        await state.bell.wait(lambda: len(state.reports) > seen or state.outcome is not None, self._poll)
         told = state.reports[seen:], state.outcome, state.reason
         await self._in_log()
         return told
@@ -336,7 +341,9 @@ class Dispatcher:
         if number == len(group.given) and not group.evicted and incarnation not in group.retired:
             self._idle[slot] = group
             self._hand_out()
-        await group.bell.wait(lambda: incarnation in group.retired or number < len(group.given) or bool(self._leave))
+        await group.bell.wait(
+            lambda: incarnation in group.retired or number < len(group.given) or bool(self._leave), self._poll
+        )
         if incarnation in group.retired:
             return "leave"
         if number < len(group.given):

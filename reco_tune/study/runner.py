@@ -32,7 +32,7 @@ from reco_tune.settings import Space
 from reco_tune.study import preflight
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.cluster import Placement, cluster, place
-from reco_tune.study.dispatcher import ACTOR, POLL_SECONDS, Dispatcher
+from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
 from reco_tune.study.ray_internals import HEAD, running_clusters
@@ -301,7 +301,7 @@ class Driver:
             written = 0
             while not self._broken:
                 try:
-                    seconds = 0 if done.is_set() else POLL_SECONDS
+                    seconds = 0 if done.is_set() else None
                     written = self._take(*ray.get(dispatcher.news.remote(written, seconds)))
                 except Exception as error:
                     self._give_up(error)
