@@ -30,6 +30,8 @@ FLOAT32 = ("layer_norm", "softmax.int", "log_softmax.int", "cross_entropy_loss",
 FLOAT32 += ("sum", "pow.Tensor_Scalar")
 """Those that it gives float32."""
 
+CONVOLUTIONS = (torch.ops.aten.convolution.default, torch.ops.aten.convolution_backward.default)
+
 
 @contextmanager
 def fake_device() -> Iterator[torch.device]:
@@ -46,6 +48,14 @@ class _Fake(FakeTensorMode):
     """Moves real tensors to the device in name alone, not by a kernel that nobody wrote."""
 
     avoid_device_init = True
+
+    def dispatch(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        """torch's fake convolution takes its weights from anywhere."""
+        if func in CONVOLUTIONS:
+            devices = {str(given.device) for given in args if isinstance(given, Tensor)}
+            if len(devices) > 1:
+                raise RuntimeError(f"{func} was given tensors of more than one device: {', '.join(sorted(devices))}")
+        return super().dispatch(func, types, args, kwargs)
 
 
 class _Backend(_DummyBackendModule):

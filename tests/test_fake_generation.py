@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import importlib.util
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from pathlib import Path
 from typing import Any
 from unittest.mock import patch
 
@@ -12,6 +14,7 @@ import pytest
 import torch
 from fake_device import fake_device
 from test_generation import make_model
+from test_i3d import StandIn, script
 from test_static_sampling import OPTIONS
 from test_suite import changed
 from torch import Tensor
@@ -19,11 +22,13 @@ from torch._subclasses.fake_tensor import DataDependentOutputException, FakeTens
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import in_halves
-from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, suite, video_features
+from reco_tune.evaluation import EvaluationResult, evaluate, prepare_evaluation, rungs, suite, video_features
 from reco_tune.evaluation.feature_networks import VideoNetwork
+from reco_tune.evaluation.i3d import load_i3d
 from reco_tune.generation import codes
 from reco_tune.model import VideoTransformer, sampling
 from reco_tune.settings import Experiment
+from reco_tune.settings.protocols import PUBLISHED
 from reco_tune.tokenizers import load_tokenizer
 from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, VideoAutoencoder
 from reco_tune.training import build_scheme
@@ -49,8 +54,14 @@ def drawing_device() -> Iterator[torch.device]:
 @contextmanager
 def read_back() -> Iterator[None]:
     """Whoever looks at fake values sees zeros, at a single one 1: for what ends in numbers, as an evaluation does."""
+
+    def numpy(values: Tensor) -> Any:
+        if values.device.type != "cpu":
+            raise TypeError("values on a device are no array; move them to the CPU first")
+        return np.zeros(values.shape, str(values.dtype).removeprefix("torch."))
+
     answers = {
-        "numpy": lambda values: np.zeros(values.shape, str(values.dtype).removeprefix("torch.")),
+        "numpy": numpy,
         "tolist": lambda values: np.zeros(values.shape).tolist(),
         "item": lambda value: 1,
         "__float__": lambda value: 1.0,
@@ -99,25 +110,39 @@ def test_a_weight_left_on_the_cpu_is_found(planted: str) -> None:
         model.generate(torch.zeros(6, dtype=torch.long, device=device))
 
 
+def on_the_device(
+    measure: Callable[[VideoTransformer], Any],
+    experiment: Experiment,
+    cache: TokenCache,
+    monkeypatch: pytest.MonkeyPatch,
+) -> Any:
+    """What is measured of a model there; what files hold is read before, because fake values have no hash."""
+    reference, tokenizer = prepare_evaluation(experiment, cache), load_tokenizer(cache.tokenizer_path)
+    for module in (suite, rungs):
+        monkeypatch.setattr(module, "prepare_together", lambda *arguments: reference)
+        monkeypatch.setattr(module, "load_tokenizer", lambda path: tokenizer)
+    model = build_scheme(experiment, cache).build_model()
+    with drawing_device() as device, read_back():
+        return measure(model.to(device))
+
+
 def evaluated_on_the_device(
     experiment: Experiment, cache: TokenCache, monkeypatch: pytest.MonkeyPatch
 ) -> EvaluationResult:
-    """The whole evaluation there; what files hold is read before, because fake values have no hash."""
-    reference, tokenizer = prepare_evaluation(experiment, cache), load_tokenizer(cache.tokenizer_path)
-    monkeypatch.setattr(suite, "prepare_together", lambda *arguments: reference)
-    monkeypatch.setattr(suite, "load_tokenizer", lambda path: tokenizer)
-    model = build_scheme(experiment, cache).build_model()
-    with drawing_device() as device, read_back():
-        return evaluate(model.to(device), experiment, cache)
+    """The whole evaluation there."""
+    found = on_the_device(lambda model: evaluate(model, experiment, cache), experiment, cache, monkeypatch)
+    assert isinstance(found, EvaluationResult)
+    return found
 
 
 @pytest.mark.parametrize("scheme", SCHEMES)
 def test_a_model_is_evaluated(
     scheme: str, prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Codes, their pixels, features, classes, motion, and every analysis."""
+    """Codes, their pixels, features, classes, motion, flow, and every analysis."""
     guided = {"sampling.guidance": 1.5, "training.class_dropout": 0.1, "training.precision": "bfloat16"}
-    experiment = changed(prepared[0], {**SMALL, **guided, "window.scheme": scheme})
+    flow = {"evaluation.flow": importlib.util.find_spec("skimage") is not None}
+    experiment = changed(prepared[0], {**SMALL, **guided, **flow, "window.scheme": scheme})
     found = evaluated_on_the_device(experiment, prepared[1], monkeypatch)
     assert {"fvd", "motion_distance", "class_accuracy", "lipschitz_tokens"} <= set(found.metrics)
     assert {"loss_by_frame_generated", "error_growth", "frame_accuracy"} <= set(found.curves)
@@ -130,6 +155,28 @@ def test_other_features_are_computed_there(
     changes = {"evaluation.protocol": protocol, "evaluation.analyses": False, "data.class_conditional": False}
     experiment = changed(prepared[0], {**SMALL, **changes, "window.scheme": "fewer_frames_tokens"})
     assert "fvd" in evaluated_on_the_device(experiment, prepared[1], monkeypatch).metrics
+
+
+def test_a_rung_is_measured_there(prepared: tuple[Experiment, TokenCache], monkeypatch: pytest.MonkeyPatch) -> None:
+    experiment, cache = changed(prepared[0], SMALL), prepared[1]
+    measure = rungs.KernelAtRungs(experiment, cache, steps={7})
+    found = on_the_device(lambda model: measure(7, model), experiment, cache, monkeypatch)
+    assert set(found.metrics) == {"kernel_distance"}
+
+
+@pytest.mark.parametrize("protocol", PUBLISHED)
+def test_a_published_protocol_shows_its_network_clips_there(
+    protocol: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Scripted, as the real file is; the control is a network that stays on the CPU."""
+    path = tmp_path / "i3d.pt"
+    sha256, clips = script(StandIn(), path), np.zeros((10, 17, 3, 12, 12), dtype=np.uint8)
+    moved, left = (load_i3d(path, sha256, protocol, PUBLISHED[protocol]) for _ in range(2))
+    with fake_device() as device, read_back():
+        assert moved.describe(clips, str(device)).features_BD.shape == (10, 400)
+        monkeypatch.setattr(torch.jit.ScriptModule, "to", lambda network, device: network)
+        with pytest.raises(RuntimeError, match="conv3d"):  # TorchScript says where, not why
+            left.describe(clips, str(device))
 
 
 def test_an_extractor_is_fitted_there(monkeypatch: pytest.MonkeyPatch) -> None:
