@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
 
 import torch
 from torch import Tensor
@@ -55,6 +58,33 @@ def hand_back(device: torch.device) -> None:
 def total_bytes(device: torch.device) -> int | None:
     """The memory that it has; None where nobody knows."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
+
+
+def machine_bytes(root: Path = Path("/")) -> int:
+    """Memory of this machine, or as much of it as the container or batch job of this process may use.
+
+    Args:
+        root: where `proc` and `sys` lie.
+    """
+    limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
+    with suppress(OSError):  # no Linux
+        for line in (root / "proc/self/cgroup").read_text().splitlines():
+            _, controllers, path = line.split(":", 2)
+            if controllers in ("", "memory"):  # the second and the first version of control groups
+                groups, name = root / "sys/fs/cgroup" / controllers, LIMIT_OF_A_GROUP[controllers]
+                own = groups / path.strip("/")
+                limits += [limit for group in (own, *own.parents) if (limit := _limit(group / name)) is not None]
+    return min(limits)
+
+
+LIMIT_OF_A_GROUP = {"": "memory.max", "memory": "memory.limit_in_bytes"}
+
+
+def _limit(file: Path) -> int | None:
+    try:
+        return int(file.read_text())
+    except (OSError, ValueError):  # a group that this process does not see, or "max"
+        return None
 
 
 def in_halves(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:

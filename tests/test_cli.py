@@ -408,7 +408,10 @@ def test_a_plan_of_what_is_still_to_be_given_says_so(here: Path) -> None:
 def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
     """It ended in an allocation error of 12 TB, and where a clip had billions of tokens it was killed."""
     said = say("plan", "demo", "--set", "model.width=1000000", "--set", "tokenizer.num_codes=1000000")
-    assert (said.code, said.err) == (0, "")
+    assert said.code == 2 and "\nmemory: counted" in said.out
+    assert re.search(
+        r"arm `full` needs \d{6}\.\d GiB of memory for a training step, .*lower resources\.concurr", said.err
+    )
     refused(
         say("plan", "demo", "--set", "data.size_px=100000"),
         r"a clip has 3,125,000,000 tokens, more than the 1,048,576 .*; lower data.size_px",

@@ -147,10 +147,13 @@ def test_the_probe_has_the_work_of_a_real_step() -> None:
 
 
 def test_the_probe_runs_on_a_device(toy_experiment: Make, monkeypatch: pytest.MonkeyPatch) -> None:
+    """What sampling may take there is the part of it that a worker has."""
+    half = {"resources.gpus_per_worker": 0.5, "resources.calibrate_on_shared_gpus": True}
+    monkeypatch.setattr(rates, "total_bytes", lambda device: 80)
     with fake_device() as device:
         monkeypatch.setattr(rates, "prepare_device", lambda experiment: device)
-        found = measure_rates(toy_experiment({"training.precision": "bfloat16"}))
-    assert found.flops_per_second > 0 and found.bytes_per_second is not None
+        found = measure_rates(toy_experiment({"training.precision": "bfloat16", **half}))
+    assert found.flops_per_second > 0 and found.bytes_per_second is not None and found.memory_bytes == 40
 
 
 H200 = Rates(flops_per_second=4e14, bytes_per_second=4.8e12, memory_bytes=141e9)

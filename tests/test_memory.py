@@ -20,7 +20,7 @@ from reco_tune.evaluation.error_growth import error_growth
 from reco_tune.evaluation.loss_distribution import loss_by_block
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import clips_that_fit
-from reco_tune.model import ModelSettings, VideoTransformer
+from reco_tune.model import VideoTransformer
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import Drawing, Noise, StaticSampler, static_bytes_per_clip
 from reco_tune.model.teacher_forcing import analysis_bytes
@@ -145,7 +145,7 @@ def test_an_analysis_takes_no_more_than_is_counted(analysis: Callable[..., objec
     assert 0.1 * analysis_bytes(model.settings) < allocations.most < analysis_bytes(model.settings)
 
 
-SHIPPED = sorted([*(bundled("search_spaces").glob("*.yaml")), *bundled("search_spaces").glob("experiments/*.yaml")])
+SHIPPED = sorted(bundled("search_spaces").rglob("*.yaml"))
 
 
 @pytest.mark.parametrize("path", SHIPPED, ids=lambda path: path.stem)
@@ -178,10 +178,23 @@ def test_what_cannot_fit_is_refused_with_the_way_out(overrides: list[str], gibib
         refuse_what_cannot_fit(planned, gibibytes * 2**30, "node-1")
 
 
-def test_clips_that_fit_take_what_they_may() -> None:
-    settings = ModelSettings(num_codes=8192, num_tokens=5120, num_classes=101, width=768, depth=12, heads=12)
-    drawing, free = Drawing(guidance=1.5), 100 * 2**30
-    fit = clips_that_fit(settings, drawing, True, free, 0.85)
-    one = static_bytes_per_clip(settings, drawing, True)
-    assert fit * one < 0.85 * free < (fit + 5) * one
-    assert clips_that_fit(settings, drawing, True, 0, 0.85) == 1
+@pytest.mark.parametrize(("scheme", "share"), [("window", 0.85), ("fewer_frames_tokens", 0.85), ("fewer_frames", 0.5)])
+def test_clips_that_fit_take_what_they_may(scheme: str, share: float) -> None:
+    """Half where a tokenizer decodes and encodes between pieces: a plan counted on more than sampling took."""
+    path = bundled("search_spaces") / "experiments" / "ucf101_110M.yaml"
+    experiment = plan(load_space(path, [f"window.scheme={scheme}"])).shared
+    settings, free = plan_scheme(experiment).model_settings, 100 * 2**30
+    fit = clips_that_fit(settings, experiment, free)
+    one = static_bytes_per_clip(settings, Drawing(guidance=1.5), True)
+    assert fit * one < share * free < (fit + 5) * one + share * 2**31
+    assert clips_that_fit(settings, experiment, 0) == 1
+
+
+def test_a_state_that_would_fit_in_parts_is_told() -> None:
+    """Of 7B parameters on 80 GiB; the number of workers divides the batch."""
+    path = bundled("search_spaces") / "experiments" / "ucf101_343M.yaml"
+    large = ["model.width=4096", "model.depth=32", "model.heads=32", "training.micro_batches=1"]
+    large += ["training.activation_checkpointing=true", "training.loss_chunk_tokens=1024"]
+    told = "raise training.micro_batches, set resources.shard_state to true with resources.workers at 5 or shrink"
+    with pytest.raises(SettingsError, match=told):
+        refuse_what_cannot_fit(plan(load_space(path, large)), 80 * 2**30, "node-1")

@@ -123,16 +123,39 @@ def test_a_folder_that_cannot_be_written_to(tmp_path: Path) -> None:
 def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
     planned = plan(small_space(tmp_path, "model.width=8192", "model.depth=4", "resources.gpus_per_worker=1"))
     large, small, none = (
-        Machine(name, {}, {}, gigabytes * 2**30) for name, gigabytes in (("node-0", 141), ("node-1", 8), ("head", 0))
+        Machine(name, {}, {}, gigabytes * 2**30, 2**40)
+        for name, gigabytes in (("node-0", 141), ("node-1", 8), ("head", 0))
     )
     with pytest.raises(
         SettingsError,
         match=r"arm `full` needs \d+\.\d GiB of a GPU for a training step, but a worker on node-1 gets 8\.0; raise",
     ):
-        check_memory(planned, [none, large, small])
-    check_memory(planned, [none, large])
-    check_memory(planned, [])
-    check_memory(plan(small_space(tmp_path, "model.width=8192", "model.depth=4")), [small])
+        check_memory(planned, [none, large, small], 2)
+    check_memory(planned, [none, large], 2)
+    check_memory(planned, [], 2)
+
+
+def test_a_model_that_no_machine_can_hold(tmp_path: Path) -> None:
+    """Without GPUs workers share a machine's memory; one of them alone may still fit."""
+    planned = plan(small_space(tmp_path, "model.width=4096", "model.depth=4"))
+    needed = memory_by_phase(planned.arms["reco"], planned.baseline).largest()[1]
+    one, other = (Machine(name, {}, {}, 0, int(1.5 * needed)) for name in ("node-0", "node-1"))
+    check_memory(planned, [one], 1)
+    check_memory(planned, [one, other], 2)
+    with pytest.raises(
+        SettingsError,
+        match=r"arm `\w+` needs \d+\.\d GiB of memory for .*, but a worker on node-0, where 2 work at once, gets"
+        r" \d+\.\d; raise training.micro_batches, .* lower resources.concurrent_trials or shrink the model",
+    ):
+        check_memory(planned, [one], 2)
+    with pytest.raises(SettingsError, match="a worker on the cluster, where 4 work at once, gets"):
+        check_memory(planned, [one, other], 4)
+
+
+def test_a_study_that_this_machine_cannot_hold_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(SettingsError, match=r"arm `full` needs .* of memory for a training step, but a worker on"):
+        run(small_space(tmp_path, "model.width=65536"), tmp_path / "study", Options(track=False))
+    assert not (tmp_path / "study").exists()
 
 
 @pytest.mark.parametrize(
@@ -148,7 +171,7 @@ def test_a_model_that_no_gpu_can_hold(tmp_path: Path) -> None:
     ids=["folder not shared", "another version"],
 )
 def test_machines_that_do_not_fit(versions_there: dict[str, str], sees: bool, sentence: str, tmp_path: Path) -> None:
-    machine = Machine("node-7", {**versions(), **versions_there}, {str(tmp_path.resolve()): sees}, 0)
+    machine = Machine("node-7", {**versions(), **versions_there}, {str(tmp_path.resolve()): sees}, 0, 0)
     with pytest.raises(StudyError, match=sentence):
         compare(machine, {"the study folder": str(tmp_path.resolve())})
 

@@ -62,7 +62,7 @@ def plan(
     if name is not None or output is not None:
         refuse_used_folder(folder, "give another --name" if output is None else "give another --output")
 
-    from reco_tune.cost import forecast, plan, refuse_what_cannot_fit
+    from reco_tune.cost import forecast, plan
     from reco_tune.study import Options
 
     planned = plan(loaded)
@@ -72,9 +72,18 @@ def plan(
     _print_runs(planned, cost)
     _print_memory(planned)
     _print_words(planned, cost, source, gpu)
+    _refuse_memory(planned, gpu, address)
+    _check(planned, folder, Options(called, address, tracking_uri))
+
+
+def _refuse_memory(planned: Plan, gpu: tuple[float, str] | None, address: str | None) -> None:
+    from reco_tune.cost import refuse_what_cannot_fit
+    from reco_tune.study import check_room
+
     if gpu is not None:
         refuse_what_cannot_fit(planned, *gpu)
-    _check(planned, folder, Options(called, address, tracking_uri))
+    elif planned.shared.device_type == "cpu" and address is None and _fit(planned.shared, planned.total)[0]:
+        check_room(planned)
 
 
 def _check(planned: Plan, folder: Path, options: Options) -> None:
@@ -119,6 +128,7 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
 
     space, shared, rates = planned.space, planned.shared, cost.rates
     at_once, fit = _fit(shared, planned.total)
+    at_once = max(1, at_once)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
     print(
         f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps"
@@ -153,7 +163,8 @@ def rates_of(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None,
     from reco_tune.cost import ASSUMED_GPU
 
     if shared.device_type == "cuda" and not torch.cuda.is_available():
-        memory = gibibytes * 2**30 if gibibytes else ASSUMED_GPU.memory_bytes
+        whole = gibibytes * 2**30 if gibibytes else ASSUMED_GPU.memory_bytes or 0
+        memory = shared.resources.part_of_a_gpu * whole
         return ASSUMED_GPU._replace(memory_bytes=memory), "assumed (an A100's), because no GPU is visible here"
     return None, "measured here"
 
@@ -162,15 +173,15 @@ def _gpu(shared: Experiment, gibibytes: float | None) -> tuple[float, str] | Non
     """Bytes of a GPU that a worker gets, and whose it is; None where none is asked for or known."""
     import torch
 
-    wanted = shared.resources.gpus_per_worker
-    if not wanted or not (gibibytes or torch.cuda.is_available()):
+    part = shared.resources.part_of_a_gpu
+    if not part or not (gibibytes or torch.cuda.is_available()):
         return None
     whole, name = (gibibytes or 0) * 2**30, f"a GPU of {gibibytes:g} GiB"
     if not gibibytes:
         devices = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
         smallest = min(devices, key=lambda device: device.total_memory)
         whole, name = smallest.total_memory, f"this machine's {smallest.name}"
-    return min(1.0, wanted) * whole, name
+    return part * whole, name
 
 
 def _memory(planned: Plan, gpu: tuple[float, str] | None) -> str:
@@ -204,7 +215,7 @@ def _cache(shared: Experiment) -> str:
 
 
 def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:
-    """Runs at once on this machine, and the sentence about it."""
+    """Runs at once on this machine, 0 where none fits, and the sentence about it."""
     from reco_tune.errors import SettingsError
     from reco_tune.study.cluster import machine, place
 
@@ -217,5 +228,5 @@ def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:
     try:
         at_once = place(wanted, [here], jobs).groups
     except SettingsError:
-        return 1, f"{needs}; {has}: no run fits here; give a cluster with --address"
+        return 0, f"{needs}; {has}: no run fits here; give a cluster with --address"
     return at_once, f"{needs}; {has}: {at_once} at once"

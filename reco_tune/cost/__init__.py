@@ -7,7 +7,13 @@ from reco_tune.cost.forecast import (
     forecast,
     forecast_run,
 )
-from reco_tune.cost.memory import MemoryByPhase, clips_sampled_at_once, memory_by_phase, refuse_what_cannot_fit
+from reco_tune.cost.memory import (
+    MemoryByPhase,
+    clips_sampled_at_once,
+    memory_by_phase,
+    refuse_what_cannot_fit,
+    ways_out,
+)
 from reco_tune.cost.planning import Plan, PlannedRun, budget_steps, estimated_speedup, plan
 from reco_tune.cost.rates import ASSUMED_GPU, Rates, measure_rates, seconds_per_clip
 from reco_tune.model.flops import speedup_limit, step_flops
@@ -34,4 +40,5 @@ __all__ = [
     "seconds_per_clip",
     "speedup_limit",
     "step_flops",
+    "ways_out",
 ]

@@ -24,7 +24,7 @@ from torch.utils._pytree import tree_leaves
 
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError
-from reco_tune.generation import RESERVED_BYTES, SHARE, clips_that_fit, drawing_of
+from reco_tune.generation import RESERVED_BYTES, clips_that_fit, drawing_of
 from reco_tune.model import VideoTransformer
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import static_bytes_per_clip
@@ -36,6 +36,9 @@ from reco_tune.windows import WindowSpan
 
 CONTEXT_BYTES = 2**30
 """Of a GPU: what CUDA, workspaces of its libraries and the rounding of the allocator take beside tensors."""
+
+MOST_SHARING = 64
+"""Workers that a way out names at most."""
 
 COUNTED_DEPTHS = 2, 3
 """From the second block on, one more takes as much as the next."""
@@ -64,64 +67,94 @@ def memory_by_phase(experiment: Experiment, baseline: Experiment) -> MemoryByPha
     scheme = plan_scheme(experiment)
     weights, state, training = parameter_count(scheme.model_settings), _state_bytes(experiment), _step_bytes(experiment)
     validated = 0 if scheme.trains_pieces else _extrapolated(experiment, None)
-    whole = 4 * weights if _sharing(experiment) > 1 else 0  # what looks at clips has a model of its own
+    whole = 4 * weights if _sharing(experiment) > 1 else 0  # what looks at whole clips has a model of its own
     calibration = state + training
     if experiment.step_settings() != baseline.step_settings():
         calibration = state + _state_bytes(baseline) + max(training, _step_bytes(baseline))
     return MemoryByPhase(
         training=state + training,
-        validation=state + validated,
+        validation=state + whole + validated,
         generation=state + whole + _generation_bytes(experiment, scheme, weights),
         analyses=4 * weights + analysis_bytes(scheme.model_settings) if experiment.evaluation.analyses else 0,
         calibration=calibration,
     )
 
 
-def refuse_what_cannot_fit(plan: Plan, gpu_bytes: float, name: str) -> None:
+def refuse_what_cannot_fit(plan: Plan, worker_bytes: float, name: str) -> None:
     """
     Args:
-        gpu_bytes: of a GPU, or of the part of one, that a worker gets.
-        name: of what has it, for people.
+        worker_bytes: that a worker gets, of a GPU or, without one, of a machine's memory.
+        name: of what has them, for people.
 
     Raises:
         SettingsError: for an arm of which a phase does not fit.
     """
+    on_gpu = plan.shared.device_type == "cuda"
+    context, what = (CONTEXT_BYTES, "a GPU") if on_gpu else (0, "memory")
     for arm, experiment in plan.kinds.items():
         for phase, needed in memory_by_phase(experiment, plan.baseline)._asdict().items():
-            if needed + CONTEXT_BYTES <= gpu_bytes:
+            if needed + context <= worker_bytes:
                 continue
             raise SettingsError(
-                f"arm `{arm}` needs {(needed + CONTEXT_BYTES) / 2**30:.1f} GiB of a GPU for {_PHASES[phase]}, but a"
-                f" worker on {name} gets {gpu_bytes / 2**30:.1f}; {_WAYS_OUT[phase]}"
+                f"arm `{arm}` needs {(needed + context) / 2**30:.1f} GiB of {what} for {_PHASES[phase]}, but a worker"
+                f" on {name} gets {worker_bytes / 2**30:.1f};"
+                f" {ways_out(experiment, plan.baseline, phase, worker_bytes - context)}"
             )
 
 
 _PHASES = {
     "training": "a training step",
     "validation": "validation",
-    "generation": "the cache of a single clip",
+    "generation": "the cache of what it samples at once",
     "analyses": "its analyses",
     "calibration": "the two models of its calibration",
 }
-_LESS_AT_ONCE = (
-    "raise training.micro_batches or resources.gpus_per_worker, set training.activation_checkpointing or"
-    " training.loss_chunk_tokens, or shrink the model"
-)
-_WAYS_OUT = {
-    "training": _LESS_AT_ONCE,
-    "validation": "raise training.micro_batches or resources.gpus_per_worker, or shrink the model",
-    "generation": "raise resources.gpus_per_worker, shorten the clip or shrink the model",
-    "analyses": "set evaluation.analyses to false, or shrink the model",
-    "calibration": _LESS_AT_ONCE,
-}
+
+
+def ways_out(experiment: Experiment, baseline: Experiment, phase: str, worker_bytes: float) -> str:
+    """What to change where a phase does not fit in so many bytes, in words: only what is not done already."""
+    training, resources, on_gpu = experiment.training, experiment.resources, experiment.device_type == "cuda"
+    stepping = phase in ("training", "calibration")
+    ways = {
+        "raise training.micro_batches": stepping or phase == "validation",
+        "set training.activation_checkpointing": stepping and not training.activation_checkpointing,
+        "set training.loss_chunk_tokens": stepping and training.loss_chunk_tokens is None,
+        "shorten the clip": phase == "generation" and on_gpu,
+        "lower sampling.batch_size": phase == "generation" and not on_gpu,
+        "set evaluation.analyses to false": phase == "analyses",
+        "raise resources.gpus_per_worker": on_gpu and resources.gpus_per_worker < 1,
+        "lower resources.concurrent_trials": not on_gpu,
+        _sharing_that_fits(experiment, baseline, worker_bytes): True,
+        "shrink the model": True,
+    }
+    *several, last = (way for way, helps in ways.items() if way and helps)
+    return f"{', '.join(several)} or {last}"
+
+
+def _sharing_that_fits(experiment: Experiment, baseline: Experiment, worker_bytes: float) -> str:
+    """How many workers have to split the model's state for all phases to fit, in words; empty where more than
+    `MOST_SHARING` would.
+    """
+    training, resources = experiment.training, experiment.resources
+    if resources.storage is not None or experiment.device_type == "cpu":  # whose workers share a machine's memory
+        return ""
+    for workers in range(resources.workers, MOST_SHARING + 1):
+        if workers > _sharing(experiment) and training.batch_size % (training.micro_batches * workers) == 0:
+            split = (_with(one, "resources", workers=workers, shard_state=True) for one in (experiment, baseline))
+            if memory_by_phase(*split).largest()[1] <= worker_bytes:
+                more = "" if workers == resources.workers else f" with resources.workers at {workers}"
+                return f"set resources.shard_state to true{more}"
+    return ""
 
 
 def clips_sampled_at_once(experiment: Experiment, gpu_bytes: float) -> int:
-    """Clips that a GPU samples together once training is over, as far as formulas know."""
-    settings, drawing = plan_scheme(experiment).model_settings, drawing_of(experiment)
-    bfloat16 = experiment.training.precision == "bfloat16"
-    free = gpu_bytes - CONTEXT_BYTES - 4 * parameter_count(settings)
-    return clips_that_fit(settings, drawing, bfloat16, free, SHARE)
+    """Clips that a worker samples together once training is over, as far as formulas know.
+
+    Args:
+        gpu_bytes: of its GPU, or of its part of one.
+    """
+    settings = plan_scheme(experiment).model_settings
+    return clips_that_fit(settings, experiment, gpu_bytes - CONTEXT_BYTES - 4 * parameter_count(settings))
 
 
 def clips_of_a_step(experiment: Experiment) -> int:

@@ -44,7 +44,7 @@ class Rates(NamedTuple):
     bytes_per_second: float | None = None
     """Of a GPU's memory; None on a CPU."""
     memory_bytes: float | None = None
-    """Of a GPU."""
+    """Of a GPU, or of the worker's part of one."""
 
 
 ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_bytes=80 * 2**30)
@@ -73,7 +73,8 @@ def measure_rates(experiment: Experiment) -> Rates:
     flops = _step_rate(experiment, device)
     if device.type == "cpu":
         return Rates(flops)
-    return Rates(flops, copied_bytes_per_second(device), total_bytes(device))
+    whole = total_bytes(device)
+    return Rates(flops, copied_bytes_per_second(device), whole and experiment.resources.part_of_a_gpu * whole)
 
 
 def copied_bytes_per_second(device: torch.device) -> float:

@@ -1,11 +1,10 @@
 """Clips from a trained model: sampled tokens, decoded, for every way of training. Knows nothing of metrics or files."""
 
-from reco_tune.generation.codes import RESERVED_BYTES, SHARE, Request, clips_that_fit, drawing_of
+from reco_tune.generation.codes import RESERVED_BYTES, Request, clips_that_fit, drawing_of
 from reco_tune.generation.rollout import Generated, generate_clips, sample_tokens
 
 __all__ = [
     "RESERVED_BYTES",
-    "SHARE",
     "Generated",
     "Request",
     "clips_that_fit",

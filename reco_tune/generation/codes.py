@@ -27,6 +27,7 @@ from reco_tune.model.sampling import (
 )
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
+from reco_tune.training import scheme_class
 
 Draw = Callable[..., Tensor]
 """(labels_B, prompt_BP=None) -> int64 codes of one piece or clip; every call goes on with the same draws."""
@@ -36,10 +37,8 @@ Rollout = Callable[[Draw, Tensor], Tensor]
 
 RESERVED_BYTES = 2**30
 """Of a GPU: recorded steps, workspaces of kernels, the codes themselves."""
-
-
-SHARE = 0.85
-"""Of a GPU's free memory, that sampling may take."""
+SHARE, SHARE_BESIDE_PIXELS = 0.85, 0.5
+"""Of a GPU's free memory, that sampling takes; the second where a tokenizer works between its pieces."""
 
 
 class Request(NamedTuple):
@@ -71,19 +70,16 @@ def made_of(
     model: Decoder,
     experiment: Experiment,
     requests: Sequence[Request],
-    share: float = SHARE,
     progress: Progress = quiet,
 ) -> Iterator[Tensor]:
-    """What `rollout` makes of each request, in their order.
-
-    Args:
-        share: of a GPU's free memory that sampling may take; it is given back after the last request.
+    """What `rollout` makes of each request, in their order. The memory that sampling took is given back after the last
+    one.
     """
     drawing, device = drawing_of(experiment), model.device
     sizes = [len(request.labels_B) for request in requests]
     bfloat16, on_cpu = experiment.training.precision == "bfloat16", device.type == "cpu"
-    free = free_bytes(device, min(1.0, experiment.resources.gpus_per_worker))
-    fit = 1 if on_cpu else clips_at_once(model, drawing, bfloat16, free, share, sizes)
+    free = free_bytes(device, experiment.resources.part_of_a_gpu)
+    fit = 1 if on_cpu else clips_at_once(model, experiment, free, sizes)
     ready = largest_sampler(model, drawing, bfloat16, fit)
     packed = packs(sizes, 1 if on_cpu else ready[1], split=not on_cpu)
     yield from _rolled(rollout, ready[0], requests, packed, device, progress)
@@ -136,20 +132,26 @@ def _stream(request: Request, part: Part, device: torch.device) -> Stream:
     return Stream(torch.Generator(device).manual_seed(request.seed), len(request.labels_B), part.first)
 
 
-def clips_that_fit(settings: DecoderSettings, drawing: Drawing, bfloat16: bool, free: float, share: float) -> int:
-    """Clips that a `StaticSampler` holds in so many bytes, of which it may take a share; at least one."""
+def clips_that_fit(settings: DecoderSettings, experiment: Experiment, free: float) -> int:
+    """Clips that a `StaticSampler` holds in its share of so many bytes, at least one: for whoever samples, and for
+    whoever plans it.
+
+    Args:
+        settings: of the model that the experiment trains.
+        free: of a worker's GPU, or of its part of one.
+    """
+    bfloat16 = experiment.training.precision == "bfloat16"
+    share = SHARE_BESIDE_PIXELS if scheme_class(experiment).continues_by == "frame" else SHARE
     free -= RESERVED_BYTES + (2 * parameter_count(settings) if bfloat16 else 0)
-    return max(1, int(share * free) // static_bytes_per_clip(settings, drawing, bfloat16))
+    return max(1, int(share * free) // static_bytes_per_clip(settings, drawing_of(experiment), bfloat16))
 
 
-def clips_at_once(
-    model: Decoder, drawing: Drawing, bfloat16: bool, free: int | None, share: float, sizes: Sequence[int]
-) -> int:
+def clips_at_once(model: Decoder, experiment: Experiment, free: int | None, sizes: Sequence[int]) -> int:
     """Clips to sample together: whole requests where one fits; all of the largest where free memory is not known."""
     largest = max(sizes, default=1)
     if free is None:
         return largest
-    fit = clips_that_fit(model.settings, drawing, bfloat16, free, share)
+    fit = clips_that_fit(model.settings, experiment, free)
     return min(fit // largest * largest if fit >= largest else fit, sum(sizes))
 
 

@@ -23,9 +23,6 @@ from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer
 from reco_tune.training import scheme_class
 
-SHARE_BESIDE_PIXELS = 0.5
-"""Of a GPU's free memory that sampling takes where a tokenizer works between its pieces."""
-
 
 class Generated(NamedTuple):
     """Clips on the model's device."""
@@ -58,7 +55,7 @@ def generate_clips(
         def roll(draw: Draw, labels_B: Tensor) -> Tensor:
             return _pixel_rollout(draw, tokenizer, grid, labels_B, frames)
 
-        for video_BFCHW in made_of(roll, model, experiment, requests, SHARE_BESIDE_PIXELS, progress=progress):
+        for video_BFCHW in made_of(roll, model, experiment, requests, progress):
             yield Generated(video_BFCHW, None)
         return
     # All codes first: the cache of their keys and values is gone before pixels take its place.
@@ -79,7 +76,7 @@ def sample_tokens(
     def roll(draw: Draw, labels_B: Tensor) -> Tensor:
         return draw(labels_B) if continued_to is None else _token_rollout(draw, continued_to, labels_B)
 
-    return made_of(roll, model, experiment, requests, progress=progress)
+    return made_of(roll, model, experiment, requests, progress)
 
 
 def _pixel_rollout(draw: Draw, tokenizer: Tokenizer, grid: TokenGrid, labels_B: Tensor, frames: int) -> Tensor:

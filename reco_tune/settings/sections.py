@@ -444,6 +444,11 @@ class Resources(SettingsSection):
     unreliable.
     """
 
+    @property
+    def part_of_a_gpu(self) -> float:
+        """That a worker computes on and whose memory it has: one, or less where trials share it."""
+        return min(1.0, self.gpus_per_worker)
+
 
 class Sections(SettingsSection):
     """Everything one run depends on, each section for itself; `Experiment` is this with its sections in agreement."""

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     from reco_tune.study.growth import Growth
-    from reco_tune.study.launch import check, extend, resume, run
+    from reco_tune.study.launch import check, check_room, extend, resume, run
     from reco_tune.study.runner import Options, StudyResult
     from reco_tune.study.study_writer import Observer
 
@@ -21,6 +21,7 @@ __all__ = [
     "Options",
     "StudyResult",
     "check",
+    "check_room",
     "extend",
     "resume",
     "run",

@@ -35,7 +35,8 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     space = frozen(space)
     target = StudyFolder(Path(folder))
     planned = plan(space)
-    _check_placed(planned, options)
+    if options.address is None:
+        check_room(planned)
     check(planned, folder, options)
     with claimed(space, target):
         return _driver(planned, target, options, observer).drive()
@@ -102,7 +103,8 @@ def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observ
         if limit := limit_reached(space, driver.study):
             raised = command("resume", folder.path, "--set", f"{limit.split()[0]}=MORE")
             raise StudyError(f"{limit}; `{raised}` goes on with the study under a higher limit")
-        _check_placed(planned, options)
+        if options.address is None:
+            check_room(planned)
         check(planned, folder.path, options)
     if space != load_space(folder.settings):
         freeze(space, folder)
@@ -132,16 +134,13 @@ def check(planned: Plan, folder: Path, options: Options) -> None:
         check_name(options.tracking_uri, _name(target, options), target)
 
 
-def _check_placed(planned: Plan, options: Options) -> None:
+def check_room(planned: Plan) -> None:
     """
     Raises:
-        SettingsError: for what this machine has no room for.
+        SettingsError: for what this machine has no room for: a run's workers, or their memory.
     """
-    if options.address is None:
-        resources = planned.shared.resources
-        place(resources, [machine()], jobs=1)
-        if resources.gpus_per_worker:
-            preflight.check_memory(planned, [preflight.look({})])
+    placed = place(planned.shared.resources, [machine()], planned.total)
+    preflight.check_memory(planned, [preflight.look({})], placed.groups * placed.workers)
 
 
 def _name(folder: StudyFolder, options: Options) -> str:

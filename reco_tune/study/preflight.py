@@ -10,7 +10,7 @@ import importlib.metadata
 import platform
 import socket
 import uuid
-from collections.abc import Iterable, Mapping
+from collections.abc import Mapping, Sequence
 from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
@@ -22,6 +22,7 @@ from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reco_tune.cost import refuse_what_cannot_fit
 from reco_tune.cost.planning import Plan
+from reco_tune.device import machine_bytes
 from reco_tune.errors import StudyError
 from reco_tune.evaluation import check_extractor
 from reco_tune.preparation import check_data, check_weights
@@ -96,17 +97,26 @@ def check_files(experiment: Experiment) -> None:
     check_extractor(experiment)
 
 
-def check_memory(plan: Plan, machines: Iterable[Machine]) -> None:
-    """Compares what each phase of each arm takes with the smallest GPU.
+def check_memory(plan: Plan, machines: Sequence[Machine], workers: int) -> None:
+    """Compares what each phase of each arm takes with what a worker gets: of the smallest GPU, or without GPUs of the
+    memory that the machines have for all who work at once.
+
+    Args:
+        workers: at once, on all machines.
 
     Raises:
         SettingsError: where it cannot fit.
     """
-    with_gpu = [machine for machine in machines if machine.gpu_bytes]
-    wanted = plan.shared.resources.gpus_per_worker
-    if with_gpu and wanted:
+    part, with_gpu = plan.shared.resources.part_of_a_gpu, [machine for machine in machines if machine.gpu_bytes]
+    if part and with_gpu:
         smallest = min(with_gpu, key=lambda machine: machine.gpu_bytes)
-        refuse_what_cannot_fit(plan, min(1.0, wanted) * smallest.gpu_bytes, smallest.name)
+        refuse_what_cannot_fit(plan, part * smallest.gpu_bytes, smallest.name)
+    elif not part:
+        largest = max(machines, key=lambda machine: machine.memory_bytes)
+        shared = sum(machine.memory_bytes for machine in machines) / workers
+        name = largest.name if len(machines) == 1 else "the cluster"
+        name += f", where {workers} work at once," if workers > 1 else ""
+        refuse_what_cannot_fit(plan, min(largest.memory_bytes, shared), name)
 
 
 @dataclass(frozen=True)
@@ -119,6 +129,8 @@ class Machine:
     """Folder, or address of the storage -> whether the driver's token lies in it."""
     gpu_bytes: int
     """Of its smallest GPU; 0 where it has none."""
+    memory_bytes: int
+    """That its processes may use together."""
 
 
 def look(tokens: dict[str, str]) -> Machine:
@@ -129,7 +141,7 @@ def look(tokens: dict[str, str]) -> Machine:
     """
     gpus = [torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())]
     sees = {place: _sees(place, token) for place, token in tokens.items()}
-    return Machine(socket.gethostname(), versions(), sees, min(gpus, default=0))
+    return Machine(socket.gethostname(), versions(), sees, min(gpus, default=0), machine_bytes())
 
 
 def _sees(place: str, token: str) -> bool:

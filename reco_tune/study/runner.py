@@ -194,11 +194,11 @@ class Driver:
         self._observer.on_phase(0, 2, "starting Ray")
         with ExitStack() as stack:
             nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
-            if len(nodes) > 1:
+            placement = place(experiment.resources, nodes, left)
+            if self._options.address is not None:
                 folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
                 machines = preflight.survey({"the storage": storage} if storage else folders)
-                preflight.check_memory(self._jobs.plan, machines)
-            placement = place(experiment.resources, nodes, left)
+                preflight.check_memory(self._jobs.plan, machines, placement.groups * placement.workers)
             self._head = ray.get_runtime_context().gcs_address
             stack.callback(self._end_pausing)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")

@@ -23,8 +23,9 @@ import ray.train
 import torch
 
 from reco_tune import quantities as q
-from reco_tune.cost import calibrate, memory_by_phase
+from reco_tune.cost import calibrate, memory_by_phase, ways_out
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.device import machine_bytes
 from reco_tune.errors import ReCoTuneError, no_space
 from reco_tune.evaluation import KernelAtRungs, evaluate
 from reco_tune.files import write_json
@@ -250,11 +251,11 @@ def sentence(error: Exception, experiment: Experiment) -> str:
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         gpu = experiment.device_type == "cuda" and torch.cuda.is_available()
-        there = torch.cuda.mem_get_info()[1] if gpu else os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+        there = torch.cuda.mem_get_info()[1] if gpu else machine_bytes()
         needed, cause = memory_by_phase(experiment, experiment).training, text[:200] or type(error).__name__
         return (
             f"it ran out of memory ({cause}): a worker needs more than {needed / 2**30:.1f} GiB, its"
-            f" {'GPU' if gpu else 'machine'} has {there / 2**30:.1f} for all that runs on it; raise"
-            " training.micro_batches, lower training.batch_size or set training.activation_checkpointing"
+            f" {'GPU' if gpu else 'machine'} has {there / 2**30:.1f} for all that runs on it;"
+            f" {ways_out(experiment, experiment, 'training', there)}"
         )
     return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"
