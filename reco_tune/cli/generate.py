@@ -37,8 +37,8 @@ def generate(
     import numpy as np
 
     from reco_tune.cli.console import progress_bars
-    from reco_tune.cli.single import generated, grid_video, labels_of
     from reco_tune.data.video import write_video
+    from reco_tune.generation.trained import generated, grid_video, labels_of
 
     labels = labels_of(loaded.cache.class_names, classes, clips)
     with progress_bars() as progress:

@@ -47,8 +47,9 @@ def tokenize(
     import torch
 
     from reco_tune.cli.console import progress_bars
-    from reco_tune.cli.single import grid_video, reconstruction
+    from reco_tune.cli.single import reconstruction
     from reco_tune.data.video import write_video
+    from reco_tune.generation.trained import grid_video
     from reco_tune.preparation import prepare_tokenizer, prepare_tokens
 
     with progress_bars() as progress:

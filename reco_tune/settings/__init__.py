@@ -5,6 +5,7 @@ from reco_tune.settings.fields import check_value, known_keys
 from reco_tune.settings.files import (
     arm_experiment,
     arms_in,
+    build_space,
     check_arm,
     holds_space,
     load_arms,
@@ -81,6 +82,7 @@ __all__ = [
     "Window",
     "arm_experiment",
     "arms_in",
+    "build_space",
     "check_arm",
     "check_value",
     "flatten",

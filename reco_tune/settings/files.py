@@ -81,10 +81,14 @@ def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
 
     An experiment file is the space of its one run.
     """
-    values, given = read_yaml(path), parse_overrides(overrides)
+    return build_space(read_yaml(path), path, parse_overrides(overrides))
+
+
+def build_space(values: dict[str, Any], path: Path, given: Mapping[str, Any]) -> Space:
+    """The space of what a YAML file holds, or would hold, with parsed overrides on top (`load_space`)."""
     one_run = not holds_space(values) and bool({key.split(".")[0] for key in values} & set(Experiment.model_fields))
     if one_run:
-        values = _one_run(path, values, overrides)
+        values = _one_run(path, values, given)
     _refuse_unknown(values, Space.model_fields, str(path))
     experiment_overrides: dict[str, Any] = {}
     for key, value in given.items():
@@ -262,9 +266,10 @@ def _refuse_buried(space: Space, overrides: Mapping[str, Any]) -> None:
             )
 
 
-def _one_run(path: Path, experiment: dict[str, Any], overrides: Iterable[str]) -> dict[str, Any]:
+def _one_run(path: Path, experiment: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
     """The space of an experiment file: one arm, which adds nothing to it, at its own seed."""
-    given = load_experiment(path, [item for item in overrides if item.partition(".")[0] in Experiment.model_fields])
+    own = {key: value for key, value in overrides.items() if key.partition(".")[0] in Experiment.model_fields}
+    given = make_experiment(_overridden(_settings(experiment, str(path)), own), {}, where=str(path))
     name = path.stem if ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
     return {
         "question": f"What is one run of {path.stem}?",

@@ -1,0 +1,244 @@
+"""A study and its runs, read from its folder whenever they are asked for."""
+
+from __future__ import annotations
+
+import base64
+import tempfile
+from collections.abc import Sequence
+from dataclasses import dataclass
+from html import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from reco_tune.errors import ReCoTuneError, SettingsError, StudyError
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord, read_study
+
+if TYPE_CHECKING:
+    import numpy as np
+    import pandas as pd
+    from numpy.typing import NDArray
+
+    from reco_tune.model import Decoder
+    from reco_tune.reporting import Frontier
+
+DEFAULT_CLIPS = 16
+"""Generated where no class is named: all of them in turn."""
+
+
+class Study:
+    """A study in its folder, finished or not."""
+
+    def __init__(self, folder: Path) -> None:
+        """
+        Raises:
+            StudyError: where the folder holds none.
+        """
+        self.folder = folder
+        self._record()
+
+    @property
+    def finished(self) -> bool:
+        """Whether nothing is left to do."""
+        return self._record().finished
+
+    def runs(self) -> pd.DataFrame:
+        """One row a run: every setting under its key, every metric, cost, state and fingerprints."""
+        from reco_tune.reporting import load_runs
+
+        return load_runs(self.folder)
+
+    def ablation(self, baseline: str = "full") -> pd.DataFrame:
+        """The ablation table: one row an arm and budget, with intervals and the difference to the baseline.
+
+        Raises:
+            ComparisonError: where the runs do not compare, or none is of that baseline.
+        """
+        from reco_tune.reporting import ablation_table, load_runs
+
+        return ablation_table(load_runs(self.folder), baseline)
+
+    def frontier(self) -> Frontier:
+        """Which configurations no other beats in both speed and FVD; `points` is a table.
+
+        Raises:
+            ComparisonError: where the runs do not compare.
+        """
+        from reco_tune.reporting import frontier, load_runs
+
+        return frontier(load_runs(self.folder))
+
+    def best(self, metric: str = "fvd") -> Run:
+        """The evaluated run that breaks no constraint and has the best value.
+
+        Raises:
+            StudyError: where no run has it.
+        """
+        from reco_tune.study.export import best_run
+
+        return Run(self, best_run(self._record(), metric))
+
+    def run(self, trial: str) -> Run:
+        """A run by its name, as `runs()` lists it.
+
+        Raises:
+            StudyError: where there is none of that name.
+        """
+        from reco_tune.study.export import named_run
+
+        return Run(self, named_run(self._record(), trial))
+
+    def report(self) -> Path:
+        """Writes tables, figures and the page; returns the page."""
+        from reco_tune.reporting import write_report
+
+        return write_report(self.folder, None).index
+
+    def __repr__(self) -> str:
+        study = self._record()
+        ended = sum(run.state == "evaluated" for run in study.runs.values())
+        return f"<study {study.name}: {ended} of {len(study.runs)} runs evaluated, in {self.folder}>"
+
+    def _repr_html_(self) -> str:
+        study = self._record()
+        try:
+            table = str(self.ablation().to_html(index=False, float_format="{:.3g}".format, na_rep=""))
+        except ReCoTuneError as error:
+            table = f"<p>{escape(str(error))}</p>"
+        return f"<p><b>{escape(study.name)}</b>: {escape(study.question)}</p>{table}"
+
+    def _record(self) -> StudyRecord:
+        return read_study(self.folder)
+
+
+class Run:
+    """One run of a study."""
+
+    def __init__(self, study: Study, record: RunRecord) -> None:
+        self._study, self._record = study, record
+
+    @property
+    def trial(self) -> str:
+        """Its name."""
+        return self._record.trial
+
+    @property
+    def arm(self) -> str:
+        return self._record.arm
+
+    @property
+    def state(self) -> str:
+        """`evaluated`, `running`, `failed`, ..."""
+        return self._record.state
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Every setting under its dotted key."""
+        return dict(self._record.settings)
+
+    @property
+    def metrics(self) -> dict[str, float]:
+        """Latest value of every metric."""
+        return dict(self._record.metrics)
+
+    @property
+    def folder(self) -> Path:
+        """Its checkpoints, its model and the history of its steps."""
+        return StudyFolder(self._study.folder).trial(self.trial)
+
+    def model(self) -> Decoder:
+        """The trained model, on the CPU.
+
+        Raises:
+            CheckpointError: where it is not trained yet, or not kept.
+        """
+        from reco_tune.training import load_model
+
+        return load_model(self.folder).model
+
+    def generate(self, classes: Sequence[str | int] | None = None, seed: int = 0) -> Clips:
+        """New clips, one for each class that is named (by name or number); by default 16 of all classes in turn.
+
+        Raises:
+            CheckpointError: where there is no model.
+            SettingsError: for a class that the model does not know.
+        """
+        import numpy as np
+
+        from reco_tune.generation.trained import generated, labels_of
+        from reco_tune.progress import quiet
+        from reco_tune.training import load_model
+
+        loaded = load_model(self.folder)
+        names = list(loaded.cache.class_names)
+        if classes is None:
+            labels = labels_of(names, None, DEFAULT_CLIPS)
+        else:
+            labels = np.array([_label(one, names) for one in classes], dtype=np.int64)
+        if not len(labels):
+            raise SettingsError("classes is empty; name a class for each clip, or leave it out")
+        video = generated(loaded, loaded.experiment, labels, seed, quiet)
+        return Clips(video, tuple(names[label] if names else str(label) for label in labels.tolist()))
+
+    def __repr__(self) -> str:
+        told = [
+            f"{name} {self.metrics[name]:.4g}"
+            for name in ("fvd", "speedup", "val_cross_entropy")
+            if name in self.metrics
+        ]
+        return f"<run {self.trial}: {', '.join([self.state, *told])}>"
+
+
+@dataclass(frozen=True, eq=False)
+class Clips:
+    """Generated clips."""
+
+    video: NDArray[np.uint8]
+    """[clips, frames, channels, height, width]."""
+    classes: tuple[str, ...]
+    """Of each clip."""
+
+    def save(self, path: str | Path) -> Path:
+        """Writes all clips side by side as `.mp4`, or pixels and classes as `.npz`.
+
+        Raises:
+            StudyError: for another ending.
+        """
+        import numpy as np
+
+        from reco_tune.data.video import write_video
+        from reco_tune.generation.trained import grid_video
+
+        path = Path(path)
+        if path.suffix not in (".mp4", ".npz"):
+            raise StudyError(f"{path} must end in .mp4 (to look at) or .npz (the pixels); change it")
+        path.parent.mkdir(parents=True, exist_ok=True)
+        if path.suffix == ".mp4":
+            write_video(path, grid_video(self.video))
+        else:
+            np.savez_compressed(path, video=self.video, classes=np.array(self.classes))
+        return path
+
+    def __len__(self) -> int:
+        return len(self.video)
+
+    def __repr__(self) -> str:
+        clips, frames, _, height, width = self.video.shape
+        return f"<{clips} clips of {frames} frames, {height} x {width}>"
+
+    def _repr_html_(self) -> str:
+        """The clips side by side, playing."""
+        with tempfile.TemporaryDirectory() as folder:
+            data = base64.b64encode(self.save(Path(folder) / "clips.mp4").read_bytes()).decode()
+        return f'<video autoplay loop muted controls src="data:video/mp4;base64,{data}"></video>'
+
+
+def _label(given: str | int, names: list[str]) -> int:
+    """
+    Raises:
+        SettingsError: where the model has no such class.
+    """
+    if isinstance(given, str) and given in names:
+        return names.index(given)
+    if not isinstance(given, str) and 0 <= given < max(1, len(names)):
+        return int(given)
+    raise SettingsError(f"{given!r} is not a class of this model; it knows {', '.join(names) or 'none'}")
