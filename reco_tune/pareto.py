@@ -121,6 +121,75 @@ def goes_on(points: ArrayLike, row: int, reduction_factor: int) -> bool:
     return row in order[: max(math.ceil(len(order) / reduction_factor), non_dominated(points).sum())]
 
 
+class Fronts:
+    """Points that come one by one, kept sorted by rank: each finds its front by halving and pushes those that it
+    dominates a front further (ENLU, Li et al. 2014), so that nobody is sorted anew. Answers as `goes_on` does for all
+    of them at once; each must be finite.
+    """
+
+    def __init__(self, rows: ArrayLike = (), points: ArrayLike = ()) -> None:
+        """
+        Args:
+            rows: numbers [N] of the points [N, M] to begin with, by which equal ones are ordered.
+        """
+        row_N, points_NM = np.asarray(rows, dtype=np.int64), _points(points)
+        rank_N = ranks(points_NM)
+        self._fronts = [
+            (row_N[rank_N == rank], points_NM[rank_N == rank]) for rank in range(int(rank_N.max(initial=-1)) + 1)
+        ]
+
+    def __len__(self) -> int:
+        return sum(len(row_K) for row_K, _ in self._fronts)
+
+    def insert(self, row: int, point: ArrayLike) -> None:
+        moving_K, moving_KM = np.array([row], dtype=np.int64), _points(np.asarray(point, dtype=np.float64)[None])
+        for rank in range(self._rank(moving_KM[0]), len(self._fronts)):
+            row_N, points_NM = self._fronts[rank]
+            beaten_N = (moving_KM[:, None] <= points_NM).all(axis=2) & (moving_KM[:, None] < points_NM).any(axis=2)
+            beaten_N = beaten_N.any(axis=0)
+            self._fronts[rank] = (
+                np.concatenate([row_N[~beaten_N], moving_K]),
+                np.concatenate([points_NM[~beaten_N], moving_KM]),
+            )
+            moving_K, moving_KM = row_N[beaten_N], points_NM[beaten_N]
+            if not len(moving_K):
+                return
+        self._fronts.append((moving_K, moving_KM))
+
+    def remove(self, row: int) -> None:
+        """Takes a point out, which sorts the others anew; it is seldom done."""
+        rows = np.concatenate([row_N for row_N, _ in self._fronts])
+        points_NM = np.concatenate([points_NM for _, points_NM in self._fronts])
+        self.__init__(rows[rows != row], points_NM[rows != row])  # type: ignore[misc]
+
+    def goes_on(self, row: int, point: ArrayLike, reduction_factor: int) -> bool:
+        """`goes_on` of a point that is in."""
+        rank = self._rank(np.asarray(point, dtype=np.float64))
+        kept = max(math.ceil(len(self) / reduction_factor), len(self._fronts[0][0]))
+        row_N, points_NM = self._fronts[rank]
+        before = sum(len(others_K) for others_K, _ in self._fronts[:rank])
+        if before >= kept or before + len(row_N) <= kept:
+            return before < kept
+        order = np.argsort(row_N)
+        best_first = row_N[order][np.argsort(-crowding(points_NM[order]), kind="stable")]
+        return row in best_first[: kept - before]
+
+    def dominating(self, point: ArrayLike) -> int:
+        """How many points dominate one."""
+        return sum(int(dominating(points_NM, point).sum()) for _, points_NM in self._fronts)
+
+    def _rank(self, point_M: NDArray[np.float64]) -> int:
+        """The first front that does not dominate a point; whoever is dominated within one is so within all before."""
+        rank, end = 0, len(self._fronts)
+        while rank < end:
+            middle = (rank + end) // 2
+            if dominating(self._fronts[middle][1], point_M).any():
+                rank = middle + 1
+            else:
+                end = middle
+        return rank
+
+
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
     """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last
     objective)."""

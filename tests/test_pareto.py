@@ -6,7 +6,7 @@ import math
 import numpy as np
 import pytest
 
-from reco_tune.pareto import best_first, contested, crowding, hypervolume, knee, non_dominated, ranks
+from reco_tune.pareto import Fronts, best_first, contested, crowding, goes_on, hypervolume, knee, non_dominated, ranks
 
 
 def brute_force(points):
@@ -156,3 +156,26 @@ def test_two_objectives_with_ties_agree_with_the_definition():
     finite = points[np.isfinite(points).all(axis=1)]
     known = iter(brute_force(finite))
     assert list(non_dominated(points)) == [next(known) if ok else False for ok in expected]
+
+
+@pytest.mark.parametrize("levels", [4, 1000], ids=["many-ties", "few-ties"])
+@pytest.mark.parametrize("objectives", [1, 2, 3])
+def test_points_that_come_one_by_one_are_judged_as_all_at_once(objectives: int, levels: int) -> None:
+    """Rows come in any order, as runs reach a rung; each is judged when it comes, among those that are there."""
+    random = np.random.default_rng(objectives)
+    points = random.integers(0, levels, (90, objectives)).astype(float)
+    order = random.permutation(len(points))
+    fronts = Fronts(np.sort(order[:20]), points[np.sort(order[:20])])
+    for count in range(20, len(order)):
+        row = int(order[count])
+        fronts.insert(row, points[row])
+        if count % 40 == 0:
+            gone = int(order[count - 5])
+            fronts.remove(gone)
+            fronts.insert(gone, points[gone])
+        there = np.sort(order[: count + 1])
+        place = int(np.flatnonzero(there == row)[0])
+        assert fronts.goes_on(row, points[row], 3) == goes_on(points[there], place, 3), (count, row)
+    assert len(fronts) == len(points)
+    beaten = [sum(np.all(a <= b) and np.any(a < b) for a in points) for b in points]
+    assert [fronts.dominating(point) for point in points] == beaten

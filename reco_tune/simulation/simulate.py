@@ -57,7 +57,7 @@ class Simulated:
     groups: int
     wall: float = 0.0
     handed_out: float = 0.0
-    """When the last job was given out: what comes after is the tail."""
+    """When the last new job was given out: what comes after is the tail."""
     busy: float = 0.0
     """GPU seconds at work, what was lost included."""
     busy_before_tail: float = 0.0
@@ -287,7 +287,8 @@ class _Driver:
                 await self._dispatcher.submit(job)
                 self._live.add(job.key)
                 self._spawn(self._follow(job.key))
-                self._given_out()
+                if job.attempt == 1:  # not one that a killed driver had given out before
+                    self._given_out()
                 continue
             if not self._live:
                 break
@@ -298,7 +299,7 @@ class _Driver:
         self._over.set_result(True)
 
     def _given_out(self) -> None:
-        """A job was, perhaps the last one."""
+        """A new job was, perhaps the last one."""
         self._found.handed_out = self._world._now
         at_work = sum(self._world._now - since for since in self._working.values()) * self._world._workers
         self._found.busy_before_tail = self._found.busy + at_work

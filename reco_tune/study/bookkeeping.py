@@ -21,7 +21,7 @@ from reco_tune.study.growth import growth_since, in_log
 from reco_tune.study.job_source import CALIBRATION, JobSource
 from reco_tune.study.provenance import environment, study_provenance
 from reco_tune.study.retention import give_up, give_up_run
-from reco_tune.study.scheduler import prune_reason
+from reco_tune.study.scheduler import Rungs, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import StorageError, fetch_results
 from reco_tune.study.study_writer import Observer, StudyWriter
@@ -48,6 +48,7 @@ class Bookkeeping:
         self._search = Search(plan.space)
         self.writer = StudyWriter(folder, self._search, observer, clock, sync)
         self.jobs = JobSource(plan, folder, self.writer, self._search)
+        self._rungs = Rungs(self.study)
 
     @property
     def study(self) -> StudyRecord:
@@ -91,7 +92,7 @@ class Bookkeeping:
     def judge(self, trial: str, step: int) -> str:
         """Why a run should stop at the rung that ends at `step`, which is in the log; empty where it goes on."""
         with self.writer.lock:
-            return prune_reason(self._space, self.study, trial, step)
+            return prune_reason(self._space, self.study, trial, step, self._rungs)
 
     def take_in(self, event: dict[str, Any]) -> None:
         """Writes an event of the dispatcher to the log, with what follows from it.
@@ -113,7 +114,9 @@ class Bookkeeping:
                 fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))
                 if name == "evaluated" and not fetched:
                     raise StorageError(f"the storage {storage.address} has lost what run {key} left")
-            self.writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+            with self.writer.lock:
+                self.writer.write(name, **({"key": key} if name == "calibrated" else {}), trial=key, **event)
+                self._rungs.look(key)
             if storage:
                 storage.forget(self.jobs.stored(key))
             if name in ENDED:

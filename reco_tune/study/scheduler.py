@@ -10,23 +10,71 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from reco_tune import quantities
-from reco_tune.pareto import deciding_rungs, dominating, goes_on
+from reco_tune.pareto import Fronts, deciding_rungs
 from reco_tune.settings import SEARCH, Pruning, Space
 from reco_tune.study_log import RunRecord, StudyRecord
 from reco_tune.training.loop import rung_steps
 
 
-def prune_reason(space: Space, study: StudyRecord, trial: str, step: int) -> str:
+class Rungs:
+    """Who stands where at the rungs of a study: its state, kept event by event, so that a judgement sorts nothing
+    anew. Made from the record at any moment it is the same.
+    """
+
+    def __init__(self, study: StudyRecord) -> None:
+        self._study = study
+        self._kept: dict[tuple[int, tuple[tuple[str, float], ...]], _Rung] = {}
+
+    def at(self, step: int, axes: Mapping[str, float]) -> _Rung:
+        """The rung that ends at a step, of the runs that have all these axes there."""
+        key = (step, tuple(axes.items()))
+        if key not in self._kept:
+            rung = self._kept[key] = _Rung()
+            for run in self._study.runs.values():
+                if run.arm == SEARCH and all(map(math.isfinite, point := _point(axes, self._study, run, step))):
+                    rung.points[run.trial] = point
+            rows = [self._study.runs[trial].index for trial in rung.points]
+            rung.fronts = Fronts(rows, list(rung.points.values()))
+        return self._kept[key]
+
+    def look(self, trial: str) -> None:
+        """A run has reported or was calibrated."""
+        run = self._study.runs.get(trial)
+        if run is None or run.arm != SEARCH:
+            return
+        for (step, axes), rung in self._kept.items():
+            point, before = _point(dict(axes), self._study, run, step), rung.points.pop(trial, None)
+            if before is not None and before != point:
+                rung.fronts.remove(run.index)
+            if all(map(math.isfinite, point)):
+                rung.points[trial] = point
+                if before != point:
+                    rung.fronts.insert(run.index, point)
+
+
+@dataclass
+class _Rung:
+    """Runs that are known at a rung."""
+
+    points: dict[str, tuple[float, ...]] = field(default_factory=dict)
+    fronts: Fronts = field(default_factory=Fronts)
+
+
+def prune_reason(space: Space, study: StudyRecord, trial: str, step: int, rungs: Rungs | None = None) -> str:
     """Why a run should stop at the rung that ends at `step`; empty where it goes on.
 
     A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others.
     Runs that were pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not
     judged.
+
+    Args:
+        rungs: of this study, where somebody keeps them.
     """
     pruning, run = space.pruning, study.runs.get(trial)
     if pruning.kind == "none" or run is None or run.arm != SEARCH or run.repeats:
@@ -34,15 +82,14 @@ def prune_reason(space: Space, study: StudyRecord, trial: str, step: int) -> str
     if step not in deciding_steps(pruning, run):
         return ""
     axes = _axes(space, {**study.calibrations.get(trial, {}), **_report(run, step)})
-    points = {other.trial: _point(axes, study, other, step) for other in study.runs.values() if other.arm == SEARCH}
-    known = {name: point for name, point in points.items() if all(map(math.isfinite, point))}
-    if trial not in known or goes_on(list(known.values()), list(known).index(trial), pruning.reduction_factor):
+    known = (rungs or Rungs(study)).at(step, axes)
+    point = known.points.get(trial)
+    if point is None or known.fronts.goes_on(run.index, point, pruning.reduction_factor):
         return ""
-    better = dominating(list(known.values()), known[trial]).sum()
-    rung, rungs = _rung(run, step), run.settings["training.rungs"]
+    rung, of = _rung(run, step), run.settings["training.rungs"]
     return (
-        f"at rung {rung} of {rungs} it was not among the best 1 in {pruning.reduction_factor} of {len(known)} runs;"
-        f" {better} dominate it"
+        f"at rung {rung} of {of} it was not among the best 1 in {pruning.reduction_factor} of {len(known.points)} runs;"
+        f" {known.fronts.dominating(point)} dominate it"
     )
 
 
