@@ -70,6 +70,7 @@ LIMIT_FRACTION = _q("limit_fraction", "Speed-up divided by its limit", "", "high
 PEAK_MEMORY_RATIO = _q("peak_memory_ratio", "Peak memory divided by the baseline's", "x", "lower", deterministic=False)
 
 STEPS = _q("steps", "Optimiser steps", "steps", "neither")
+PASSES = _q("passes", "Passes over the training clips", "", "neither")
 TOKENS_SEEN = _q("tokens_seen", "Tokens seen (prefix and window)", "tokens", "neither")
 LOSS_TOKENS = _q("loss_tokens", "Tokens with a loss", "tokens", "neither")
 TRAINING_FLOPS = _q("training_flops", "Training FLOPs", "FLOPs", "lower")

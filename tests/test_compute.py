@@ -121,7 +121,8 @@ def test_overfitting_is_one_sentence_and_tables_show_best_and_last(evidence):
     risen = overfit(evidence, "reco", (0.7, 0.6, 0.9))
     words = build("compute", risen).words
     assert len(words) == 2 and words[0] == (
-        "`reco` at equal steps overfits from step 400 of 600: its validation cross-entropy rose from 0.600 to 0.900."
+        "`reco` at equal steps overfits from step 400 of 600 (pass 3.1 of 4.7): its validation cross-entropy rose from"
+        " 0.600 to 0.900."
     )
     rows = compute_table(risen).set_index(["budget", "arm"]).loc["equal_steps"]
     assert list(rows.loc["reco", ["val_cross_entropy", "best_val_cross_entropy", "best_step"]]) == [0.9, 0.6, 400]

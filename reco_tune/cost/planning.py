@@ -24,6 +24,7 @@ FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
 """Sections that one study shares, because its runs would not compare otherwise."""
 DECIDED = {
     "training.steps": "is what budgets count in, so all runs share it; set it under `experiment`",
+    "training.epochs": "is what budgets count in, so all runs share it; set it under `experiment`",
     "training.seed": "is what `seeds` decides; set those",
 }
 """Settings that neither an arm nor the search may choose, and what to do instead."""
@@ -113,6 +114,15 @@ def plan(space: Space) -> Plan:
             f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
             " training.rungs to prune at; lower it or raise training.rungs"
         )
+    for name, experiment in (arms | ({SEARCH: sampled} if sampled else {})).items():
+        if baseline.training.epochs is not None and (
+            experiment.training.steps != baseline.training.steps or "training.batch_size" in space.search
+        ):
+            whose = "sampled runs" if name == SEARCH else f"arm `{name}`"
+            raise SettingsError(
+                f"training.epochs ({baseline.training.epochs:g}) gives {whose} other steps than the baseline, because"
+                " training.batch_size differs, but budgets count in the baseline's; give training.steps"
+            )
     check_measured(space, baseline)
     limits = {name: estimated_speedup(experiment, baseline) for name, experiment in arms.items()}
     return Plan(space, arms, baseline, _runs(space, arms, limits), sampled, estimated=True)
@@ -144,7 +154,8 @@ def _runs(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, f
                     if name not in runs:
                         speedup = 1.0 if own in ("both", "equal_steps") else speedups[arm]
                         steps = budget_steps(own, experiment.training.steps, speedup)
-                        overrides = {"training.seed": seed, "training.steps": steps}
+                        counted = {} if own in ("both", "equal_steps") else {"training.steps": steps}
+                        overrides = {"training.seed": seed, **counted}
                         runs[name] = PlannedRun(name, arm, own, seed, arm_experiment(space, arm, overrides))
     return tuple(runs.values())
 

@@ -89,7 +89,7 @@ def prepare_tokens(
     if experiment.data.layout == "tokens":
         imported = import_codes(experiment)
         _check_seen(imported.data_fingerprint, seen, experiment.data)
-        return _enough(imported, experiment.data)
+        return _counted(_enough(imported, experiment.data), experiment)
     plan = _plan(experiment, progress, piece_blocks)._replace(spread=spread)
     _check_seen(plan.source, seen, plan.data)
     cache = _existing(plan)
@@ -105,7 +105,7 @@ def prepare_tokens(
                 writer.discard()
     assert cache is not None
     _add_missing_pieces(_enough(cache, plan.data), plan)
-    return cache
+    return _counted(cache, experiment)
 
 
 def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None:
@@ -120,6 +120,17 @@ def _enough(cache: TokenCache, data: settings.Data) -> TokenCache:
     """The cache, which may have been made while `data.min_clips` was lower."""
     for split in SPLITS:
         check_enough(len(cache.tokens(split)), data, split, cache.skipped)
+    return cache
+
+
+def _counted(cache: TokenCache, experiment: settings.Experiment) -> TokenCache:
+    """The cache, whose clips must be as many as the steps of `training.epochs` were counted in."""
+    clips, counted, epochs = len(cache.tokens("train")), experiment.data.train_clips, experiment.training.epochs
+    if epochs is not None and clips != counted:
+        raise DataError(
+            f"training.epochs ({epochs:g}) was counted in data.train_clips ({counted}), but there are {clips} training"
+            f" clips; set data.train_clips to {clips}"
+        )
     return cache
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import NamedTuple
 
@@ -68,12 +69,16 @@ class Turn(NamedTuple):
     """Of the whole run."""
     best: float
     last: float
+    passes_per_step: float = math.nan
+    """Over the training clips; NaN where their number is not known."""
 
     @property
     def words(self) -> str:
+        first, last = (number(step * self.passes_per_step, 1) for step in (self.step, self.steps))
+        passes = f" (pass {first} of {last})" if last else ""
         return (
-            f"{quoted(self.arm)} {BUDGETS[self.budget].words} overfits from step {self.step} of {self.steps}: its"
-            f" validation cross-entropy rose from {number(self.best, 3)} to {number(self.last, 3)}."
+            f"{quoted(self.arm)} {BUDGETS[self.budget].words} overfits from step {self.step} of {self.steps}{passes}:"
+            f" its validation cross-entropy rose from {number(self.best, 3)} to {number(self.last, 3)}."
         )
 
 
@@ -87,7 +92,33 @@ def turns(study: StudyRecord, budgets: Sequence[str]) -> list[Turn]:
             mean = _mean(curves)
             best = int(np.argmin(mean))
             if best < len(mean) - 1 and all(curve[len(mean) - 1] > curve[best] for curve in curves):
-                found.append(Turn(budget, arm, steps[best], steps[len(mean) - 1], mean[best], mean[-1]))
+                pace = passes_per_step(_by_arm(study, budget)[arm][0])
+                found.append(Turn(budget, arm, steps[best], steps[len(mean) - 1], mean[best], mean[-1], pace))
+    return found
+
+
+def passes_per_step(run: RunRecord) -> float:
+    """Passes over the training clips that one optimiser step is; NaN where a run of an earlier version does not tell
+    how many clips there were.
+    """
+    steps, passes = run.metrics.get(quantities.STEPS.name), run.metrics.get(quantities.PASSES.name)
+    if steps and passes is not None:
+        return passes / steps
+    batch, clips = (run.settings.get(key) for key in ("training.batch_size", "data.train_clips"))
+    return batch / clips if batch and clips else math.nan
+
+
+def passes_curves(
+    study: StudyRecord, budgets: Sequence[str], name: str = VAL_CROSS_ENTROPY.name
+) -> dict[str, dict[str, list[tuple[float, float]]]]:
+    """budget -> arm -> (passes over the training clips, mean over seeds) of a metric reported at the rungs."""
+    found: dict[str, dict[str, list[tuple[float, float]]]] = {}
+    for budget, arms in learning_curves(study, budgets, name).items():
+        runs = _by_arm(study, budget)
+        for arm, points in arms.items():
+            pace = passes_per_step(runs[arm][0])
+            if math.isfinite(pace):
+                found.setdefault(budget, {})[arm] = [(step * pace, value) for step, value in points]
     return found
 
 

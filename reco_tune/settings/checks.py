@@ -7,9 +7,13 @@ from __future__ import annotations
 from reco_tune.errors import SettingsError
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import PUBLISHED
-from reco_tune.settings.sections import Sections, Window
+from reco_tune.settings.sections import Sections, Training, Window
 
-ALTERNATIVES = (("window.length_tokens", "window.length_blocks"), ("window.stride_tokens", "window.stride_fraction"))
+ALTERNATIVES = (
+    ("window.length_tokens", "window.length_blocks"),
+    ("window.stride_tokens", "window.stride_fraction"),
+    ("training.steps", "training.epochs"),
+)
 """Pairs of keys that give the same thing two ways; overriding one clears the other."""
 
 MOST_TOKENS = 2**20
@@ -98,7 +102,7 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     Raises:
         SettingsError: where the window does not fit its clip or itself.
     """
-    for first, second in ALTERNATIVES:
+    for first, second in ALTERNATIVES[:2]:
         a, b = first.removeprefix("window."), second.removeprefix("window.")
         if getattr(window, a) is not None and getattr(window, b) is not None:
             raise SettingsError(
@@ -128,6 +132,29 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     return window.model_copy(
         update={"length_tokens": length, "stride_tokens": stride, "length_blocks": None, "stride_fraction": None}
     )
+
+
+def training_in_steps(experiment: Sections) -> Training:
+    """Steps, whichever way they were given.
+
+    Raises:
+        SettingsError: where the number of clips is not known, or steps and epochs are both given and differ.
+    """
+    training, clips = experiment.training, experiment.data.train_clips
+    if training.epochs is None:
+        return training
+    if clips is None:
+        raise SettingsError(
+            f"training.epochs ({training.epochs:g}) counts passes over data.train_clips, which is left out; give it, or"
+            " training.steps"
+        )
+    steps = max(1, round(training.epochs * clips / training.batch_size))
+    if "steps" in training.model_fields_set and training.steps != steps:
+        raise SettingsError(
+            f"training.steps ({training.steps}) and training.epochs ({training.epochs:g}, which is {steps} steps of"
+            f" {training.batch_size} out of {clips} clips) say different things; give one"
+        )
+    return training.model_copy(update={"steps": steps})
 
 
 def _check_data(experiment: Sections) -> None:

@@ -11,7 +11,7 @@ from typing import Any
 
 from pydantic import model_validator
 
-from reco_tune.settings.checks import check_combinations, check_shapes, window_in_tokens
+from reco_tune.settings.checks import check_combinations, check_shapes, training_in_steps, window_in_tokens
 from reco_tune.settings.sections import Sections
 
 WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path", "training.checkpoint_minutes")
@@ -22,6 +22,7 @@ LATER = {
     "data.grid": None,
     "training.residual": "float32",
     "training.keep_best": False,
+    "training.epochs": None,
     "evaluation.checkpoint": "last",
 }
 """Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
@@ -29,6 +30,7 @@ COSTLESS = frozenset(
     f"training.{key}"
     for key in (
         "steps",
+        "epochs",
         "learning_rate",
         "schedule",
         "warmup_steps",
@@ -53,6 +55,7 @@ class Experiment(Sections):
     def _check(self) -> Experiment:
         check_shapes(self)
         object.__setattr__(self, "window", window_in_tokens(self.window, self.grid))
+        object.__setattr__(self, "training", training_in_steps(self))
         check_combinations(self)
         return self
 

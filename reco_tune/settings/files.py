@@ -208,7 +208,7 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     for key, value in overrides.items():
         _put(merged, key, value)
         if key in twins and twins[key] not in overrides:
-            _put(merged, twins[key], None)
+            _clear(merged, twins[key])
     for knob in protocol_defaults(overrides.get("evaluation.protocol")):
         if f"evaluation.{knob}" not in overrides:
             merged["evaluation"].pop(knob, None)
@@ -317,6 +317,12 @@ def _settings(values: Any, where: str) -> dict[str, Any]:
     for key, value in flatten(nested).items():
         check_value(key, value, where)
     return nested
+
+
+def _clear(nested: dict[str, Any], key: str) -> None:
+    section, name = key.split(".")
+    if isinstance(nested.get(section), dict):
+        nested[section].pop(name, None)
 
 
 def _put(nested: dict[str, Any], key: str, value: Any) -> None:

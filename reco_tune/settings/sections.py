@@ -288,6 +288,10 @@ class Training(SettingsSection):
 
     steps: int = Field(1000, ge=1)
     """Optimiser steps of the baseline. A budget sets those of the other arms."""
+    epochs: float | None = Field(None, gt=0)
+    """The other way to give `steps`: passes over the training clips, of which `data.train_clips` says how many there
+    are. Both are recorded. Every clip counts once a pass, whatever part of it an arm sees.
+    """
     batch_size: int = Field(32, ge=1)
     """Clips per optimiser step, summed over all workers and micro-batches."""
     micro_batches: int = Field(1, ge=1)

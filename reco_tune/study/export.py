@@ -58,7 +58,9 @@ def exported(run: RunRecord, steps: int | None = None) -> Experiment:
     """
     known = known_keys()
     settings = {key: value for key, value in run.settings.items() if key in known}  # of an earlier version, too
-    return make_experiment({}, settings | ({} if steps is None else {"training.steps": steps}), where=run.trial)
+    if steps is not None:
+        settings |= {"training.steps": steps, "training.epochs": None}
+    return make_experiment({}, settings, where=run.trial)
 
 
 def experiment_text(experiment: Experiment, run: RunRecord, study: StudyRecord) -> str:
@@ -86,7 +88,7 @@ def continued(folder: StudyFolder, run: RunRecord, experiment: Experiment, targe
         _check_lengthened(experiment)
     if target.exists() and any(target.iterdir()):
         raise StudyError(f"{target} holds something already; remove it, or export to a file of another name")
-    step = carry_over(source, target, {"training.steps": steps})
+    step = carry_over(source, target, {"training.steps": steps, "training.epochs": experiment.training.epochs})
     if step is None:
         raise StudyError(
             f"run {run.trial} left no checkpoint in {source} (keep.checkpoints, `clean`); leave --continue out to train"

@@ -215,7 +215,7 @@ class _Run:
         self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress
     ) -> None:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
-        self._cache = CacheInfo.of(cache)
+        self._cache, self._clips = CacheInfo.of(cache), len(cache.tokens("train"))
         self._device = prepare_device(experiment)
         self._scheme = build_scheme(experiment, cache)
         feed = Feed(self._scheme, cache, group)
@@ -280,7 +280,7 @@ class _Run:
             if self._training.keep_best and loss < lowest and self._group.leads:
                 save_model(self._folder / BEST, model, self._scheme.experiment, self._cache, self.step)
         del model  # a copy of its own where workers have parts
-        self.metrics = {q.STEPS.name: float(self.step), **last}
+        self.metrics = {q.STEPS.name: float(self.step), q.PASSES.name: self._passes, **last}
         self._write()
         self._ledger.training_seconds += (time.perf_counter() - began) * self._group.size
         self.metrics.update(self._ledger.metrics())
@@ -290,6 +290,10 @@ class _Run:
         """Of all rungs so far."""
         losses = self._history[q.VAL_CROSS_ENTROPY.name]
         return min((known for known in losses if known is not None), default=float("inf"))
+
+    @property
+    def _passes(self) -> float:
+        return self.step * self._training.batch_size / self._clips
 
     def report(self, report: Report) -> bool:
         """Rank 0's answer, on all ranks."""

@@ -18,6 +18,7 @@ SECTIONS = [
     "configurations",
     "hypervolume",
     "compute",
+    "passes",
     "cost_curve",
     "importance",
     "continuity_weight",
