@@ -43,6 +43,10 @@ def plan(
     gpu_memory: Annotated[
         float | None, typer.Option(min=1, help="Memory of one GPU in GiB. Default: that of this machine's GPUs.")
     ] = None,
+    mtbf_days: Annotated[
+        float | None,
+        typer.Option(min=0.01, help="Mean days between failures of one machine. Adds how often to write checkpoints."),
+    ] = None,
 ) -> None:
     """Prints what a study or one run would need: steps, estimated time, memory and disk, and whether they fit this
     machine. Ends with an error if `run` would refuse to start. Takes the options of `run`; starts and writes nothing.
@@ -52,6 +56,7 @@ def plan(
       reco-tune plan evidence
       reco-tune plan paper_ablation --set training.steps=10000 --seeds 0,1,2
       reco-tune plan taichi_343M --gpu-memory 80
+      reco-tune plan taichi_343M --mtbf-days 30
       reco-tune plan evidence:reco    (what `train evidence:reco` takes)
     """
     path, arm = path_and_arm(space)
@@ -72,6 +77,8 @@ def plan(
     _print_runs(planned, cost)
     _print_memory(planned)
     _print_words(planned, cost, source, gpu)
+    if mtbf_days is not None:
+        _print_spacing(planned, mtbf_days)
     _refuse_memory(planned, gpu, address)
     _check(planned, folder, Options(called, address, tracking_uri))
 
@@ -154,6 +161,22 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
     print(f"memory: {_memory(planned, gpu)}")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")
     print(f"resources: {fit}")
+
+
+def _print_spacing(planned: Plan, mtbf_days: float) -> None:
+    """How often the largest runs should write a checkpoint."""
+    from reco_tune.cost.checkpoint_spacing import WRITE_BYTES_PER_SECOND, advise
+
+    found = {name: advise(experiment, mtbf_days) for name, experiment in planned.kinds.items()}
+    name = max(found, key=lambda kind: found[kind].write_seconds)
+    advice, minutes = found[name], planned.kinds[name].training.checkpoint_minutes
+    print(
+        f"checkpoints: one of `{name}` takes about {advice.write_seconds:.1f} s to write"
+        f" (at {WRITE_BYTES_PER_SECOND / 1e9:g} GB/s, assumed); with {mtbf_days:g} days between failures of each of its"
+        f" {advice.machines} machine(s), one every {advice.spacing_seconds / 60:.0f} minutes loses least,"
+        f" {advice.share_lost:.2%} of the time; training.checkpoint_minutes {minutes:g} loses"
+        f" {advice.share_lost_as_set:.2%}"
+    )
 
 
 def rates_of(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None, str]:

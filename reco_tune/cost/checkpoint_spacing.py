@@ -1,0 +1,60 @@
+"""How far apart checkpoints should be: writing them costs time, and so does doing again what was not written.
+
+    share lost = write / (spacing + write) + (spacing / 2 + write) / M        M: mean time between failures of a run
+
+The best spacing is Young's (1974) sqrt(2 write M), in the higher order that Daly gave it (2006, "A higher order
+estimate of the optimum checkpoint interval for restart dumps"). Pure arithmetic on seconds.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+from reco_tune.model.flops import parameter_count
+from reco_tune.settings import Experiment
+from reco_tune.training.schemes import plan_scheme
+
+WRITE_BYTES_PER_SECOND = 1e9
+"""Assumed of the file system that checkpoints go to."""
+COPIES = 3
+"""Times the weights, in float32, that a checkpoint holds: they and two moments."""
+GPUS_PER_MACHINE = 8
+"""Assumed of a machine, where a run has more workers than fit on one."""
+
+
+class CheckpointAdvice(NamedTuple):
+    """Of one run on machines that fail."""
+
+    write_seconds: float
+    machines: int
+    spacing_seconds: float
+    share_lost: float
+    """Of its time at that spacing."""
+    share_lost_as_set: float
+    """At `training.checkpoint_minutes`."""
+
+
+def advise(experiment: Experiment, mtbf_days: float) -> CheckpointAdvice:
+    """
+    Args:
+        mtbf_days: mean days between failures of one machine; a run on several fails with any of them.
+    """
+    write = COPIES * 4 * parameter_count(plan_scheme(experiment).model_settings) / WRITE_BYTES_PER_SECOND
+    machines = -(-experiment.resources.workers // GPUS_PER_MACHINE)
+    mtbf = mtbf_days * 86400 / machines
+    best, as_set = best_spacing(write, mtbf), 60 * experiment.training.checkpoint_minutes
+    return CheckpointAdvice(write, machines, best, share_lost(best, write, mtbf), share_lost(as_set, write, mtbf))
+
+
+def best_spacing(write: float, mtbf: float) -> float:
+    """Daly's spacing; all times in seconds."""
+    if write >= 2 * mtbf:
+        return mtbf
+    ratio = math.sqrt(write / (2 * mtbf))
+    return math.sqrt(2 * write * mtbf) * (1 + ratio / 3 + ratio**2 / 9) - write
+
+
+def share_lost(spacing: float, write: float, mtbf: float) -> float:
+    """Of a run's time, to writing checkpoints and to work that is done again."""
+    return write / (spacing + write) + (spacing / 2 + write) / mtbf
