@@ -73,7 +73,7 @@ def test_one_seed_has_its_own_interval_and_no_p_value(one_seed):
     table = ablation_table(one_seed)
     assert table["fvd_p_value"].isna().all() and (table["seeds"] == 1).all()
     assert (table["fvd_low"] <= table["fvd"]).all() and (table["fvd"] <= table["fvd_high"]).all()
-    assert "not the noise of the training seed" in caption(one_seed)
+    assert "not the noise between training seeds" in caption(one_seed)
 
 
 def test_a_failed_run_is_listed_and_not_dropped_in_silence(one_seed):
@@ -193,10 +193,10 @@ def test_the_words_of_a_table_follow_its_p_values(three_seeds):
 
 def test_seeds_that_the_baseline_lacks_are_said(three_seeds):
     lost = three_seeds[three_seeds["trial"] != "full-s1"]
-    assert "rest on fewer seeds than the mean beside them" in caption(
+    assert "use fewer seeds than the mean in their row" in caption(lost) and "`reco` equal steps (2 of 3)" in caption(
         lost
-    ) and "`reco` equal steps (2 of 3)" in caption(lost)
-    assert "could not give less than 0.5 here" in caption(lost)
+    )
+    assert "could not give a p-value below 0.5 here" in caption(lost)
     alone = caption(three_seeds[~three_seeds["trial"].isin(["full-s1", "full-s2"])])
     assert "no arm shares two seeds with it, so there is no p-value" in alone and "before training-seed noise" in alone
     assert "sign-flip" not in alone and "rest on fewer" not in caption(three_seeds)

@@ -128,7 +128,7 @@ def test_overfitting_is_one_sentence_and_tables_show_best_and_last(evidence):
     assert list(rows.loc["reco", ["val_cross_entropy", "best_val_cross_entropy", "best_step"]]) == [0.9, 0.6, 400]
     assert rows.loc["full", "best_val_cross_entropy"] == rows.loc["full", "val_cross_entropy"]
     text = markdown(build("ablation", risen).tables)
-    assert "| best val CE |" in text and " 0.900 | 0.600 |" in text and words[0] in text
+    assert "| best val CE ↓ |" in text and " 0.900 | 0.600 |" in text and words[0] in text
     assert "best val CE" not in markdown(build("ablation", evidence).tables)
     assert build("compute", evidence).words == []
 

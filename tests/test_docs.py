@@ -14,6 +14,7 @@ import pytest
 import typer.main
 
 from reco_tune.cli import app
+from reco_tune.reporting.sections.glossary import GLOSSARY
 from reco_tune.settings import Experiment, Space
 
 ROOT = Path(__file__).parents[1]
@@ -59,6 +60,12 @@ def test_links_of_the_readme_lead_somewhere() -> None:
     targets = [target for target in re.findall(r"\]\(([^)#]+)", text) if "://" not in target]
     assert len(targets) > 10
     assert [target for target in targets if not (ROOT / target).exists()] == []
+
+
+def test_the_glossary_of_the_page_is_that_of_the_documentation() -> None:
+    text = (ROOT / "docs" / "reference" / "glossary.md").read_text()
+    entries = re.findall(r"\*\*(.+?)\*\*\n:   (.+(?:\n    .+)*)", text)
+    assert {word: " ".join(told.split()) for word, told in entries} == GLOSSARY
 
 
 def test_the_documentation_builds_with_every_link_checked(tmp_path: Path) -> None:

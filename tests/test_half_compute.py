@@ -92,7 +92,7 @@ def test_the_whole_baseline_is_no_point_of_the_half_frontier(runs: pd.DataFrame)
         pytest.param(0.75, "contradicted", "Every arm is worse", id="all-worse"),
         pytest.param(0.2, "supported", "Better than the baseline at its whole budget: `reco`", id="one-clearly-better"),
         pytest.param(
-            0.56, "not resolved", "Not told apart from the baseline at its whole budget: `reco`", id="one-alike"
+            0.56, "not resolved", "Not resolved against the baseline at its whole budget: `reco`", id="one-alike"
         ),
     ],
 )

@@ -236,7 +236,7 @@ def test_the_report_names_the_files(report, name):
     assert (
         "Theirs (imported)" in text
         and "published.csv" in text
-        and "stand outside the frontier" in text
+        and "keeps them off the frontier" in text
         and ">nan<" not in text
     )
     assert '"published.csv": "' in (report.folder / "provenance.json").read_text()
@@ -287,7 +287,7 @@ def test_the_reference_columns_are_cited(runs):
     assert "FVD, paper" in text and "arXiv 2604.07402" in text
     rows = [line for line in text.splitlines() if line.startswith("| reco ")]
     assert rows[0].endswith("| 56.1 |  |") and rows[1].endswith("|  |  |")  # the paper has one budget
-    assert "arXiv 2604.07402" in latex(table) and "{FVD, paper}" in latex(table)
+    assert "arXiv 2604.07402" in latex(table) and r"{FVD, paper $\downarrow$}" in latex(table)
     assert "paper" not in markdown([ablation.ablation_table(Evidence(runs))])
 
 

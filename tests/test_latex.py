@@ -20,7 +20,7 @@ def test_a_small_table_by_hand():
     text = latex(Table("made", "", columns, [RowGroup("Equal steps", rows, best=0)], "See `full`."))
     lines = [line.strip() for line in text.splitlines()]
     assert r"\begin{tabular}{l S[table-format=-2.2] r}" in lines
-    assert r"Arm & {FVD} & $p$ \\" in lines
+    assert r"Arm & {FVD $\downarrow$} & $p$ \\" in lines
     assert r"\multicolumn{3}{l}{\emph{Equal steps}} \\" in lines
     assert r"a\_b & \bfseries 12.50 & $<$0.001 \\" in lines
     assert r"c & -3.10 & {--} \\" in lines

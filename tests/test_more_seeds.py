@@ -159,4 +159,4 @@ def test_the_smallest_p_of_a_sign_flip_test(seeds, floor, runs):
     """Counted: all sign patterns of differences that all point one way."""
     patterns = np.array(np.meshgrid(*[[-1, 1]] * seeds)).reshape(seeds, -1)
     assert sign_flip_floor(seeds) == floor == np.mean(np.abs(patterns.sum(axis=0)) >= seeds)
-    assert "could not give less than 0.25 here" in caption(Evidence(runs))
+    assert "could not give a p-value below 0.25 here" in caption(Evidence(runs))

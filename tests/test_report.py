@@ -175,7 +175,7 @@ def test_text_of_a_person_is_escaped(report):
 def test_untrained_features_are_called_illustrative(report, protocol, illustrative):
     text = page(Evidence(report.evidence.runs.assign(protocol=protocol), report.evidence.study), [], {})
     assert ("Illustrative" in text) == illustrative
-    assert "compares with nothing published" in text or "compare with nothing published" in text
+    assert "do not compare its numbers with published ones" in text
 
 
 def test_a_study_that_does_not_compare_replaces_no_report(tmp_path):

@@ -283,7 +283,7 @@ def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
         small = changed(small, f"reco-equal_steps-s{seed}", model__depth=1, training__batch_size=16)
     kept = Evidence(small).own_comparable
     assert meaning("equal_steps", kept).endswith(
-        "; steps of another kind: `reco` (model.depth 1, not 3, training.batch_size 16, not 32)"
+        "; arms with other steps: `reco` (model.depth 1, not 3, training.batch_size 16, not 32)"
     )
     assert "another kind" not in meaning("equal_compute", kept)
     searched = changed(two_seeds, "search-0001", training__batch_size=8)

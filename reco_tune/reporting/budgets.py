@@ -94,7 +94,7 @@ def meaning(budget: str, kept: pd.DataFrame) -> str:
         for arm, own in fixed.groupby("arm", sort=False)
         if (keys := other_steps(own, full))
     ]
-    return gives + (f"; steps of another kind: {', '.join(other)}" if other else "")
+    return gives + (f"; arms with other steps: {', '.join(other)}" if other else "")
 
 
 def searched_steps(kept: pd.DataFrame) -> str:

@@ -75,7 +75,8 @@ def origin_note(names: Sequence[str]) -> str:
     """What a table says of its rows from elsewhere, where it has any; begins with a space."""
     files = ", ".join(map(quoted, names))
     told = (
-        "they were not run by this study, are paired with nothing and stand outside the frontier (hollow in its figure)"
+        "this study did not run them, pairs them with no other row and keeps them off the frontier (hollow in its"
+        " figure)"
     )
     return f" Rows marked (imported) come from {files}: {told}." if names else ""
 

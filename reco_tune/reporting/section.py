@@ -14,6 +14,7 @@ from typing import Any, Literal, NamedTuple
 import pandas as pd
 from markupsafe import Markup
 
+from reco_tune import quantities
 from reco_tune.reporting.numbers import interval, number
 from reco_tune.reporting.quality import Quality
 
@@ -150,7 +151,9 @@ def interval_column(key: str, heading: str = "95% interval", digits: int = 2) ->
 
 def quality_column(quality: Quality) -> Column:
     """What a row is compared by: its best stands out."""
-    return Column(quality.key, quality.title, lambda row: number(row[quality.key], quality.digits), best=True)
+    unit = f" ({quantities.ALL[quality.key].unit})" if quantities.ALL[quality.key].unit else ""
+    heading = f"{quality.title}{unit} ↓"
+    return Column(quality.key, heading, lambda row: number(row[quality.key], quality.digits), best=True)
 
 
 def text_column(key: str, heading: str, kind: Literal["text", "count"] = "text", latex: str = "") -> Column:

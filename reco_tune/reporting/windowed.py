@@ -25,7 +25,8 @@ MOST_ROWS = 200
 """Longest group of rows of a table for people; the CSV holds every row."""
 NOTE = (
     "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other"
-    " settings; 95% intervals hold sampling noise at one run and are t intervals over the runs from two on."
+    " settings. With one run, the 95% interval includes sampling noise only. With more, it is a t interval over the"
+    " runs."
 )
 
 
@@ -51,7 +52,9 @@ def caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
     """What the rows of a table are, why no best may be marked, and where they come from."""
     also = {key for budget in dict.fromkeys(rows["budget"]) for key in beside(rows[rows["budget"] == budget], asked)}
     names = ", ".join(f"`{key}`" for key in rows.columns if key in also)
-    mixed = f" Where rows of a budget differ in more, here in {names}, no best is marked." if also else ""
+    mixed = (
+        f" No best row is marked where rows of a budget also differ in other settings, here {names}." if also else ""
+    )
     return f"{NOTE}{mixed} {measured_with(rows)}".rstrip()
 
 

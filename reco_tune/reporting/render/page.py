@@ -78,13 +78,13 @@ def _standing(protocol: str) -> str:
     if name in ("native-random", "native-pca"):
         features = "a network at random weights" if name == "native-random" else "principal components of pixels"
         return (
-            f"Illustrative: its features are {features}, which rank the arms of this study and compare with nothing"
-            " published."
+            f"Illustrative only: its features are {features}. It ranks the arms of this study; do not compare its"
+            " numbers with published ones."
         )
     if name == "native":
         return (
-            "Its features were trained on this data set, so it ranks the arms of this study and compares with nothing"
-            " published."
+            "Its features were trained on this data set. It ranks the arms of this study; do not compare its numbers"
+            " with published ones."
         )
     return ""
 

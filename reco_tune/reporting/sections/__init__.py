@@ -28,6 +28,7 @@ SECTIONS = [
     "protocols",
     "every_run",
     "provenance",
+    "glossary",
 ]
 """Modules of this package in the order of the page."""
 

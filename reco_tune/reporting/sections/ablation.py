@@ -48,7 +48,7 @@ def ablation_table(evidence: Evidence) -> Table:
     """The rows of `comparisons.ablation_rows`, a group a budget; beside them the paper's own where conditions match."""
     paper = evidence.paper
     bests = {(turn.budget, turn.arm): turn.best for turn in evidence.turns}
-    best = Column("best_val_cross_entropy", "best val CE", lambda row: number(row["best"], 3), optional=True)
+    best = Column("best_val_cross_entropy", "best val CE ↓", lambda row: number(row["best"], 3), optional=True)
     quality = evidence.quality
     told = [quality.key, f"{quality.key}_interval", quality.delta]
     loss = [LOSS] if quality is FVD else []
@@ -84,7 +84,7 @@ def columns_for_people(quality: Quality) -> list[Column]:
         return Markup("{}{}").format(between.text(row), interval_bar(value, low, high, *row["range"]))
 
     between = interval_column(quality.key, digits=quality.digits)
-    loss = number_column(LOSS, "val CE", 3, latex="Val.\\ CE")
+    loss = number_column(LOSS, "val CE (nats/token) ↓", 3, latex="Val.\\ CE (nats/token) $\\downarrow$")
     return [
         text_column("arm", "arm"),
         text_column("seeds", "seeds", "count"),
@@ -92,18 +92,18 @@ def columns_for_people(quality: Quality) -> list[Column]:
         replace(between, markup=drawn_interval),
         Column(
             quality.delta,
-            "Δ to baseline",
+            "Δ to baseline ↓",
             lambda row: signed(row[quality.delta], quality.digits),
-            latex="$\\Delta$",
+            latex="$\\Delta\\downarrow$",
         ),
         Column(quality.p_value, "p", lambda row: p_value(row[quality.p_value]), "count", "$p$", optional=True),
         text_column("verdict", "verdict"),
-        number_column("speedup", "speed-up"),
+        number_column("speedup", "speed-up (x) ↑"),
         interval_column("speedup"),
-        number_column("speedup_limit", "limit"),
-        number_column("limit_fraction", "of limit"),
-        number_column("peak_memory_ratio", "memory"),
-        Column("gpu_hours", "device h", lambda row: hours(row["gpu_hours"])),
+        number_column("speedup_limit", "limit (x)"),
+        number_column("limit_fraction", "of limit ↑"),
+        number_column("peak_memory_ratio", "memory (x) ↓"),
+        Column("gpu_hours", "device h ↓", lambda row: hours(row["gpu_hours"])),
         *([loss] if quality is FVD else []),
     ]
 
@@ -113,7 +113,9 @@ def _refused(evidence: Evidence) -> list[str]:
     points = evidence.frontier.points
     rows = records(points[(points["infeasible"] != "") & (points["arm"] != SEARCH)])
     named = [f"{quoted(row['arm'])} {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows]
-    return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
+    return (
+        [f"Kept off the frontier, because they break a constraint of the search: {'; '.join(named)}."] if rows else []
+    )
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
@@ -139,28 +141,28 @@ def caption(evidence: Evidence) -> str:
     fvd = evidence.quality is FVD
     if seeds <= 1 and not fvd:
         text = (
-            "One training seed: there is neither an interval nor a p-value, because nothing is sampled; only more seeds"
-            " tell what is noise."
+            "One training seed: there is neither an interval nor a p-value, because nothing is sampled. Only more seeds"
+            " can show the noise."
         )
     elif seeds <= 1:
         text = (
-            "One training seed: intervals hold sampling noise only (which clips were generated), not the noise of the"
-            " training seed, and there is no p-value."
+            "One training seed: the intervals include sampling noise only (which clips were generated), not the noise"
+            " between training seeds, and there is no p-value."
         )
     else:
         text = (
-            f"Means over up to {seeds} training seeds; 95% t intervals over seeds, whose spread already contains"
-            " sampling noise"
-            + (" (and is taken to be no less than it; an arm at one seed has its sampling interval)" if fvd else "")
+            f"Means over up to {seeds} training seeds, with 95% t intervals over seeds. The spread over seeds contains"
+            " the sampling noise"
+            + (" and is never taken to be smaller. An arm with one seed has its sampling interval" if fvd else "")
             + f". Differences are paired with `{baseline}` by seed"
         )
         text += (
             "; no arm shares two seeds with it, so there is no p-value."
             if pairs < 2
             else (
-                "; p-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and"
-                " decide the words. They trust that differences are normal: a sign-flip test, which trusts nothing,"
-                f" could not give less than {sign_flip_floor(pairs):.2g} here."
+                ". P-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and the"
+                " verdicts follow from them. They assume normally distributed differences. A sign-flip test, which does"
+                f" not, could not give a p-value below {sign_flip_floor(pairs):.2g} here."
             )
         )
     if fewer := [
@@ -169,7 +171,7 @@ def caption(evidence: Evidence) -> str:
         if 0 < one.pairs < len(one.result.values)
     ]:
         text += (
-            " Differences that rest on fewer seeds than the mean beside them, because the baseline lacks some:"
+            " These differences use fewer seeds than the mean in their row, because the baseline did not run all seeds:"
             f" {', '.join(fewer)}."
         )
     if baseline == BASELINE and (shares := [BUDGETS[one].words for one in evidence.budgets if is_share(one)]):
@@ -179,8 +181,8 @@ def caption(evidence: Evidence) -> str:
         text += _detectable([one for one in found if one.result.budget == budget], evidence.quality)
     if any(value is True for value in evidence.runs["rank_deficient"]):
         text += (
-            " Generated or real clips are no more than the extractor's features, so covariances lack rank: these FVDs"
-            " mean little."
+            " There are no more generated or real clips than the extractor has features, so covariances lack rank and"
+            " these FVDs mean little."
         )
     return f"{text} {evidence.origin}"
 
@@ -195,8 +197,8 @@ def _detectable(found: Sequence[Comparison], quality: Quality) -> str:
             reach = f"{least} to {most}, by arm" if len(values) > 1 else least
             budget, baseline = found[0].result.budget.replace("_", " "), found[0].baseline
             text += (
-                f" At {budget} the smallest {quality.name} difference to `{baseline}` that a test by itself,"
-                " uncorrected, finds with 80% power"
+                f" At {budget}, the smallest {quality.name} difference to `{baseline}` that a single, uncorrected test"
+                " finds with 80% power"
             )
             text += f"{noise} is {reach}."
     return text
@@ -224,6 +226,6 @@ def _paper_columns(paper: dict[str, Reference]) -> list[Column]:
         return number(getattr(found, name), 1) if found else ""
 
     return [
-        Column("fvd_paper", "FVD, paper", lambda row: known(row, "fvd")),
-        Column("speedup_paper", "speed-up, paper", lambda row: known(row, "speedup")),
+        Column("fvd_paper", "FVD, paper ↓", lambda row: known(row, "fvd")),
+        Column("speedup_paper", "speed-up, paper (x) ↑", lambda row: known(row, "speedup")),
     ]

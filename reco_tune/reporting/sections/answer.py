@@ -54,8 +54,8 @@ def _at(evidence: Evidence, budget: str) -> str:
     elif faster:
         best = min(faster, key=lambda one: one.difference.delta if one.difference else 0.0)
         parts.append(
-            f"{BUDGETS[budget].words.capitalize()}, no faster arm keeps the {evidence.quality.name} of"
-            f" {quoted(best.baseline)}: the nearest is {_told(best, evidence.quality)}."
+            f"{BUDGETS[budget].words.capitalize()}, every faster arm has a worse {evidence.quality.name} than"
+            f" {quoted(best.baseline)}. The best of them is {_told(best, evidence.quality)}."
         )
     front = {row["arm"] for row in records(evidence.frontier.non_dominated(budget))}
     fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
@@ -108,26 +108,27 @@ def _open(evidence: Evidence) -> list[str]:
     compared = [one for one in evidence.own_comparisons if one.difference]
     if any(one.pairs == 1 for one in compared):
         found.append(
-            "At one training seed the intervals hold no noise of training: another seed may turn this round."
+            "With one training seed, the intervals do not include the noise between training seeds. Another seed may"
+            " reverse these results."
             if evidence.quality is FVD
-            else "At one training seed nothing is resolved: what another seed would change is not known."
+            else "With one training seed, nothing is resolved, because the noise between seeds is unknown."
         )
     if evidence.unresolved:
         arms: dict[str, list[str]] = {}
         for one in evidence.unresolved:
             arms.setdefault(one.budget, []).append(quoted(one.arm))
         named = "; ".join(f"{', '.join(own)} {BUDGETS[budget].words}" for budget, own in arms.items())
-        found.append(f"Not told from the baseline: {named}. {_seeds(evidence.unresolved)}")
+        found.append(f"Not resolved against the baseline: {named}. {_seeds(evidence.unresolved)}")
     return [" ".join(found)] if found else []
 
 
 def _seeds(found: Sequence[Unresolved]) -> str:
     known = [one for one in found if one.needed is not None]
     if not known:
-        return f"They are too close to tell with {MOST_SEEDS} training seeds."
+        return f"They are too close to resolve with {MOST_SEEDS} training seeds."
     told = ", ".join(f"{quoted(one.arm)} {BUDGETS[one.budget].words} about {one.needed}" for one in known)
-    rest = f" The rest is too close to tell with {MOST_SEEDS}." if len(known) < len(found) else ""
-    return f"Training seeds that would settle it: {told}.{rest}"
+    rest = f" The others are too close to resolve with {MOST_SEEDS}." if len(known) < len(found) else ""
+    return f"Training seeds that would resolve it: {told}.{rest}"
 
 
 def _refused(evidence: Evidence) -> set[tuple[str, str]]:

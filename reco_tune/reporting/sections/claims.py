@@ -78,9 +78,9 @@ def build(evidence: Evidence) -> Section:
 
 def _note(quality: Quality) -> str:
     return (
-        f"Read off 95% intervals of paired {quality.name} differences (lower is better), claim by claim: neither they"
-        " nor their p-values are corrected for how many claims there are (those of the ablation table are). An interval"
-        " that holds zero resolves nothing."
+        f"Each verdict follows from the 95% interval of a paired {quality.name} difference (lower is better). If the"
+        " interval contains zero, the claim is not resolved. Unlike those of the ablation table, these intervals and"
+        " p-values are not corrected for the number of claims."
     )
 
 
@@ -133,7 +133,7 @@ def _claim(claim: str, budget: str, parts: list[_Finding]) -> Claim:
     verdict = next(kind for kind in order if kind in verdicts)
     words = " ".join(part.words for part in parts)
     if verdict != "not tested" and any(part.seeds == 1 for part in parts):
-        words += f" {_ONE_SEED[verdict]}, and the noise of the training seed is not in these intervals."
+        words += f" {_ONE_SEED[verdict]}, and these intervals do not include the noise between training seeds."
     return Claim(claim, budget, verdict, words)
 
 
@@ -170,7 +170,7 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
     elif difference.low > 0:
         told = (
             f"`{arm}` is worse,"
-            f" {'but by less than' if verdict == 'supported' else 'and it is open whether by more than'} {loss}"
+            f" {'but by less than' if verdict == 'supported' else 'and it is not resolved whether by more than'} {loss}"
         )
     elif verdict == "supported":
         told = f"`{arm}` is not worse by {loss} or more"
@@ -185,9 +185,12 @@ def _control(results: Results, budget: str) -> _Finding:
     if part.verdict == "supported":
         return part
     if part.verdict == "not tested":
-        return part._replace(words=f"{part.words} Without this control nothing can be said about continuity itself.")
+        return part._replace(
+            words=f"{part.words} Without this control, the study says nothing about continuity itself."
+        )
     return part._replace(
-        words=f"{part.words} The control does no worse as far as this study can see: no claim about continuity itself."
+        words=f"{part.words} This study does not show that the control is worse, so it supports no claim about"
+        " continuity itself."
     )
 
 
@@ -224,11 +227,7 @@ def _smoother(results: Results, budget: str, arm: str = "reco", plain: str = "lo
         for name, ratio in (("scale", scale), ("smoothness", relative))
         if not ratio.low <= 1 <= ratio.high
     }
-    told = (
-        f"What moved most is the {max(moved, key=lambda name: moved[name])}"
-        if moved
-        else "Neither is told from no change"
-    )
+    told = f"The {max(moved, key=lambda name: moved[name])} changed most" if moved else "Neither change is resolved"
     return _Finding(verdict, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
 
 
@@ -270,14 +269,14 @@ def _reached(results: Results, budget: str) -> _Finding:
         )
     if all(difference.low > 0 for difference in known.values()):
         tail = (
-            "Every arm is worse than the baseline at its whole budget (each interval by itself, which a no to all of"
-            " them asks for)."
+            "Every arm is worse than the baseline at its whole budget. (Each interval lies above zero. A no to all arms"
+            " needs no correction.)"
         )
         return _Finding("contradicted", f"{words} {tail}", seeds)
     open_ = ", ".join(f"`{arm}`" for arm, difference in known.items() if difference.low <= 0)
     return _Finding(
         "not resolved",
-        f"{words} Not told apart from the baseline at its whole budget: {open_}.{_undetected(known[best], quality)}",
+        f"{words} Not resolved against the baseline at its whole budget: {open_}.{_undetected(known[best], quality)}",
         seeds,
     )
 
@@ -289,13 +288,13 @@ def _speed(results: Results) -> _Finding:
     low, high, limit = (arm.means[name] for name in ("speedup_low", "speedup_high", "speedup_limit"))
     words = f"`reco` takes {number(arm.means['speedup'])}x as many steps per second as `full`"
     words += f" (95% interval [{number(low, 3)}, {number(high, 3)}]"
-    words += f"; its arithmetic allows {number(limit)}x)." if number(limit) else ")."
+    words += f"; its FLOPs allow {number(limit)}x)." if number(limit) else ")."
     if not (number(low) and number(high)):
         return _Finding("not resolved", f"{words} The speed-up has no interval.")
     verdict: Verdict = (
         "supported" if low >= PAPER_SPEEDUP else "contradicted" if high < PAPER_SPEEDUP else "not resolved"
     )
-    words += f" This is speed alone; what it costs in quality stands in the other verdicts.{_doubt(arm)}"
+    words += f" This is about speed alone. The other verdicts say what it costs in quality.{_doubt(arm)}"
     return _Finding(verdict, words)
 
 
@@ -308,10 +307,10 @@ def _doubt(arm: ArmResult) -> str:
         else math.nan
     )
     if seconds < LEAST_CALIBRATION_SECONDS:
-        told += f" The calibration was short (resources.calibration_seconds {seconds:g}): take the speed-up with care."
+        told += f" The calibration was short (resources.calibration_seconds {seconds:g}), so the speed-up is uncertain."
     load = arm.runs[quantities.CALIBRATION_LOAD.name].astype(float).max()
     if load > BUSY_LOAD:
-        told += f" The machine was busy when it was calibrated (load {load:.1f} per core): take the speed-up with care."
+        told += f" The machine was busy during calibration (load {load:.1f} per core), so the speed-up is uncertain."
     return told
 
 
@@ -357,7 +356,7 @@ def _numbers(difference: Difference, quality: Quality) -> str:
 
 def _undetected(difference: Difference, quality: Quality) -> str:
     return (
-        f" A true difference below {number(difference.detectable, quality.digits)} would most likely go unseen here."
+        f" This study would most likely miss a true difference below {number(difference.detectable, quality.digits)}."
         if number(difference.detectable)
         else ""
     )

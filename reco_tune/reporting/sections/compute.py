@@ -34,9 +34,9 @@ QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_rat
 """Columns of compute_to_quality.csv."""
 
 NOTE = (
-    "How many times less training compute than the baseline an arm needed to reach the validation cross-entropies that"
-    " the baseline reached, rung by rung; below 1x it needed more. Where the arm's first report is already below a"
-    " level, the true factor may be larger."
+    "Each column is a validation cross-entropy that the baseline reached at a rung. The number says how many times less"
+    " training compute an arm needed to reach it (higher is better; below 1x it needed more). If the arm's first report"
+    " is already below this level, the true factor may be larger."
 )
 
 
@@ -46,9 +46,9 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "compute",
         "Training compute to reach a quality",
-        "Compute is steps divided by the measured speed-up, in units of the baseline's whole training. Left:"
-        f" {evidence.quality.name} at the end. Right: validation cross-entropy on the way; dashed are the levels that"
-        " the baseline reached.",
+        "Compute is the number of steps divided by the measured speed-up, as a share of the baseline's whole training."
+        f" Left: {evidence.quality.name} at the end. Right: validation cross-entropy during training. Dashed lines are"
+        " levels that the baseline reached.",
         draw_compute,
         (table, curves),
     )

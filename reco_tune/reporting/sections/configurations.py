@@ -66,9 +66,9 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
                 Markup(' <span class="when">knee</span>') if row["knee"] else "",
             ),
         ),
-        number_column("probability", "probability"),
+        number_column("probability", "probability of being on it"),
         text_column("runs", "runs", "count"),
-        number_column("speedup", "speed-up"),
+        number_column("speedup", "speed-up (x) ↑"),
         quality_column(quality),
         interval_column(quality.key, digits=quality.digits),
         *(
@@ -89,10 +89,10 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         "Frontier",
         columns,
         groups,
-        "Arms and finalists of the search as means over their seeds, other sampled runs one by one. The probability is"
-        f" the share of 1,000 draws from the intervals of {quality.name} and speed-up in which nothing is both as fast"
-        " and as good; rows in grey are not on the frontier of the means but in at least one draw of twenty."
-        + searched_steps(evidence.own_comparable),
+        "Arms and finalists of the search are means over their seeds. Other sampled runs are single runs. The"
+        f" probability is the share of 1,000 draws from the intervals of {quality.name} and speed-up in which no other"
+        " row is at least as fast and as good. Rows in grey are not on the frontier of the means, but are on it in at"
+        " least one draw of twenty." + searched_steps(evidence.own_comparable),
         infeasible(evidence.frontier.points),
         files=(),
         terminal=("trial", "speedup", quality.key, f"{quality.key}_interval", "probability", *SETTINGS),
@@ -113,7 +113,9 @@ def infeasible(points: pd.DataFrame) -> list[str]:
     ]
     more = len(rows) - MOST_INFEASIBLE
     named += [f"{more} more, in `frontier_probability.csv`"] if more > 0 else []
-    return [f"On no frontier, because a constraint of the search is broken: {'; '.join(named)}."] if rows else []
+    return (
+        [f"Kept off the frontier, because they break a constraint of the search: {'; '.join(named)}."] if rows else []
+    )
 
 
 def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:

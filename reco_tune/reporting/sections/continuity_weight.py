@@ -49,6 +49,7 @@ LOSS = quantities.VAL_CROSS_ENTROPY.name
 def build(evidence: Evidence) -> Section:
     runs = lambda_table(evidence)
     groups, quality = lambda_groups(runs), evidence.quality
+    loss = number_column(LOSS, "val CE (nats/token) ↓", 3, latex="Val.\\ CE (nats/token) $\\downarrow$")
     columns = (
         text_column("arm", "arm"),
         Column("weight", "λ", weight_span, "text", latex="$\\lambda$"),
@@ -56,7 +57,7 @@ def build(evidence: Evidence) -> Section:
         text_column("runs", "runs", "count"),
         quality_column(quality),
         interval_column(quality.key, digits=quality.digits),
-        *([number_column(LOSS, "val CE", 3, latex="Val.\\ CE")] if quality is FVD else []),
+        *([loss] if quality is FVD else []),
         number_column("continuity", "continuity term", 3, latex="Continuity"),
         number_column("hidden_norm", "mean h²", latex="$h^2$"),
     )
@@ -74,8 +75,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "lambda",
         "The continuity weight",
-        f"{' and '.join(_drawn_names(quality))} against λ, λ = 0 at the left end, of windowed runs without a penalty on"
-        " h².",
+        f"{' and '.join(_drawn_names(quality))} of windowed runs against λ, with λ = 0 at the left end. Runs with a"
+        " penalty on h² are left out.",
         draw_lambda,
         (runs, evidence.arms),
         " ".join(f"At {words}." for words in lowest_by_weight(groups)),
@@ -144,7 +145,7 @@ def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
         place = f"at λ = {weight_span(best)} ({best['reduction']})"
         ends = interval(best[quality.low], best[quality.high], quality.digits)
         title, lowest = BUDGETS[str(budget)].title.lower(), f"{number(best[quality.key], quality.digits)} {ends}"
-        mixed = "" if best["comparable"] else "; rows differ in more than λ"
+        mixed = "" if best["comparable"] else "; rows differ in other settings too"
         lines.append(f"{title}: lowest mean {quality.name} {lowest.strip()} {place}, {runs}{mixed}")
     return lines
 

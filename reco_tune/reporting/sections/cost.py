@@ -32,8 +32,7 @@ def build(evidence: Evidence) -> Section:
         "Cost ledger",
         columns,
         [RowGroup("", records(ledger(evidence.study, evidence.own)))],
-        "Device seconds of the stages, summed over the runs of an arm; a calibration that several runs share counts"
-        " once.",
+        "Device seconds by stage, summed over the runs of an arm. A calibration that several runs share counts once.",
         files=(),
         mark=lambda row: "total" if row["arm"] == "total" else "",
     )

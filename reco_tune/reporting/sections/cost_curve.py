@@ -71,15 +71,15 @@ def build(evidence: Evidence) -> Section:
         text_column("verdict", "verdict"),
     ]
     caption = (
-        f"An arm reaches the baseline's {quality.name} where its own is at most {quality.margin:.0%} above that of"
-        f" `{BASELINE}` at the whole cost, seed by seed; between two shares it is interpolated on log scales. The gain"
-        f" is the share that `{BASELINE}` itself needs over the share that the arm needs: the factor that a user"
-        " saves who stops each at the right time. Means over seeds are geometric."
+        f"An arm reaches the baseline's {quality.name} once its own is at most {quality.margin:.0%} above that of"
+        f" `{BASELINE}` at the whole cost, seed by seed. Values between two shares are interpolated on log scales. The"
+        f" gain is the share that `{BASELINE}` itself needs divided by the share that the arm needs: the factor that"
+        " you save if you stop each at the right time. Means over seeds are geometric."
     )
     figure = Figure(
         "cost_curve",
         f"{quality.title} by training cost",
-        "Every point is a run of its own with its own schedule, means over seeds. Dashed:"
+        "Every point is a separate run with its own schedule; points are means over seeds. Dashed line:"
         f" {quality.margin:.0%} above `{BASELINE}` at its whole cost.",
         draw_cost_curve,
         (mean_curves(curves), quality),

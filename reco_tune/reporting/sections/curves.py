@@ -33,37 +33,38 @@ def build(evidence: Evidence) -> Section:
         Figure(
             "learning_curves",
             "Learning curves",
-            "Validation cross-entropy (full sequence, teacher-forced) at every rung.",
+            "Validation cross-entropy (full sequence, teacher-forced) at every rung. Lower is better.",
             draw_learning,
             (learning_curves(evidence.study, evidence.budgets),),
         ),
         Figure(
             "loss_by_frame",
             "Loss by frame",
-            "Cross-entropy by block on training clips and on the model's own samples: the gap in block 0 is the"
-            " first-frame effect.",
+            "Cross-entropy by block on training clips and on the model's own samples (lower is better). The difference"
+            " in block 0 is the first-frame gap.",
             draw_loss_by_frame,
             (by_arm, budget),
         ),
         Figure(
             "error_growth",
             "Error growth",
-            "How far h moves, relative to its size, in every block after block 0 was perturbed.",
+            "Change of h relative to its size, by block, after block 0 was perturbed (lower is better).",
             draw_error_growth,
             (by_arm, budget),
         ),
         Figure(
             "frame_accuracy",
             "Class accuracy by frame",
-            "Share of generated clips whose single frame a classifier takes for the class that was asked for.",
+            "Share of generated clips for which a classifier recognises the requested class in a single frame (higher"
+            " is better).",
             draw_frame_accuracy,
             (by_arm, budget),
         ),
         Figure(
             "fvd_by_samples",
             "FVD by the number of clips",
-            "FVD is biased upwards by about a constant over the number of clips: numbers from different numbers of"
-            " clips are not comparable.",
+            "FVD is too large by about a constant divided by the number of clips. So FVDs of different numbers of clips"
+            " are not comparable.",
             draw_bias,
             (bias_curves(evidence.study, budget), budget),
         ),

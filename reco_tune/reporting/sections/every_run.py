@@ -37,22 +37,22 @@ def build(evidence: Evidence) -> Section:
     columns = (
         text_column("trial", "run"),
         text_column("state", "state"),
-        number_column("speedup", "speed-up"),
+        number_column("speedup", "speed-up (x) ↑"),
         *([quality_column(FVD), interval_column(FVD.key)] if pixels else []),
-        number_column("val_cross_entropy", "validation loss", 3),
-        number_column("gpu_hours", "device h", 3),
+        number_column("val_cross_entropy", "val CE (nats/token) ↓", 3),
+        number_column("gpu_hours", "device h ↓", 3),
         Column(
             "command", "repeat it", _command, "text", markup=lambda row: Markup("<code>{}</code>").format(_command(row))
         ),
     )
-    more = f" {len(own) - MOST_ROWS} more stand in `runs.csv`." if len(own) > MOST_ROWS else ""
+    more = f" {len(own) - MOST_ROWS} more are in `runs.csv`." if len(own) > MOST_ROWS else ""
     table = Table(
         "runs",
         "Runs",
         columns,
         [RowGroup("", rows)] if rows else [],
-        "The command writes the run's settings to a file, trains it and evaluates it: on the same machine type,"
-        f" versions and number of workers it ends in the same bits. `{STUDY_DIR}` is the study's folder.{more}",
+        "The command writes the run's settings to a file, trains it and evaluates it. With the same machine type,"
+        f" versions and number of workers, it ends with the same bits. `{STUDY_DIR}` is the study's folder.{more}",
         data=evidence.runs,
         folded=True,
     )

@@ -57,8 +57,9 @@ def _figure(evidence: Evidence) -> Figure:
     return Figure(
         "frontier",
         "Speed against quality",
-        "Arms as means over seeds with 95% intervals, sampled runs in grey. The line joins what nothing else beats in"
-        " both, the band holds where that line lies in 95% of draws from the intervals, the ring marks its knee.",
+        "Arms are means over seeds with 95% intervals; sampled runs are grey. The line, the frontier, joins the points"
+        f" that no other point beats in both speed and {evidence.quality.name}. The band contains this line in 95% of"
+        " draws from the intervals. The ring marks the knee of the frontier.",
         draw_frontier,
         (evidence.frontier, evidence.ablation, evidence.arms, bounds(evidence.runs), evidence.paper),
         f"{words}.",

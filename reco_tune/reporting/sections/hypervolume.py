@@ -35,8 +35,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "hypervolume",
         "How the frontier grew",
-        "Hypervolume of the frontier against the device hours of all runs that had ended, pruned and failed ones"
-        " included. Arms and finalists count as means over the seeds that had ended.",
+        "Hypervolume of the frontier (higher is better) against the device hours of all runs that had ended, including"
+        " pruned and failed ones. Arms and finalists count as means over the seeds that had ended.",
         draw_hypervolume,
         (history,),
     )

@@ -41,8 +41,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "importance",
         "What decides",
-        "PED-ANOVA over the sampled runs: how far the best quarter's values of a setting lie from those of all; shares"
-        " add up to 100%.",
+        "PED-ANOVA over the sampled runs. It compares the values of a setting in the best quarter of the runs with"
+        " those in all runs. Shares add up to 100%.",
         draw_importance,
         (table,),
         " ".join(f"{setting} decides {objective} most ({share:.0%})." for objective, setting, share in told),

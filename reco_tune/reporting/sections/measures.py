@@ -43,14 +43,15 @@ COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta",
 _SHARES = {q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
 """Never above 1."""
 NOTE = (
-    "Means over training seeds with 95% t intervals (at one seed only the kernel distance has one, of its sampling"
-    " noise). Words compare with the baseline, paired by seed, by t tests with Holm's correction over the arms of a"
-    " budget, measure by measure; without a word nothing is resolved."
+    "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval, of its"
+    " sampling noise.) Better and worse compare with the baseline, paired by seed, by t tests with Holm's correction"
+    " over the arms of a budget, for each measure by itself. A value without such a word is not resolved."
 )
 NOTE_OF_LAWS = (
-    "The law of error growth is the one whose AIC is lower by 2 or more, from two seeds on with an interval that"
-    " excludes 0. Steps of h are root mean squares of the differences between neighbouring tokens, or the same site of"
-    " adjacent frames, raw and relative to |h|: scale alone shrinks the raw ones."
+    "The law of error growth is the one whose AIC is lower by at least 2. With two or more seeds, the interval of the"
+    " difference must also exclude 0. Steps of h are root mean squares of the differences between neighbouring tokens,"
+    " or between the same site of adjacent frames, raw and relative to |h|. A smaller scale alone makes the raw ones"
+    " smaller."
 )
 
 
@@ -63,7 +64,7 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "beside",
         title,
-        "FVD hardly sees damaged motion and says nothing of single frames."
+        "FVD is almost blind to damaged motion and says nothing about single frames."
         if len(table) and evidence.quality is FVD
         else "",
         [Table("measures", data=table), beside, analyses, Table("measures", remarks=[evidence.origin], files=("md",))],

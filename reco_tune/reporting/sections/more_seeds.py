@@ -22,8 +22,8 @@ from reco_tune.reporting.section import STUDY_DIR, Section
 from reco_tune.settings import BASELINE
 
 PEEKING = (
-    "Seeds that are added because of what the first ones said, and judged together with them, find differences that are"
-    " not there more often than once in twenty; for a claim, judge the new ones by themselves."
+    "If you add seeds because of the first results and then test all seeds together, you find false differences more"
+    " often than once in twenty. For a claim, test the new seeds alone."
 )
 """Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
 
@@ -47,11 +47,11 @@ def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
             f" {signed(one.difference.delta, digits)}"
         )
         if one.needed is None:
-            lines.append(f"{told} is too close to tell with {MOST_SEEDS} seeds.")
+            lines.append(f"{told} is too close to resolve with {MOST_SEEDS} seeds.")
         else:
             lines.append(
-                f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if it is that"
-                " large."
+                f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if the true"
+                " difference is this large."
             )
     if any(one.needed is not None for one in found):
         lines.append(PEEKING)

@@ -23,7 +23,9 @@ def build(evidence: Evidence) -> Section:
     words += [
         f"This page shows {quoted(protocol)}, which is not the study's own." for protocol in others if protocol in shown
     ]
-    words.append("Numbers of two protocols do not compare; a table holds the study's own, or the one that is named.")
+    words.append(
+        "Numbers of two protocols are not comparable. A table has one protocol: the study's own, or the one you name."
+    )
     commands = [f"reco-tune report {STUDY_DIR} --protocol {shlex.quote(name)}" for name in others if name not in shown]
     if shown & others.keys():
         commands.append(f"reco-tune report {STUDY_DIR}")

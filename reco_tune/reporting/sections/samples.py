@@ -49,8 +49,8 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "samples",
         "Samples",
-        "Each row has the same label and sampling seed in every column; all arms generate as ordinary full-sequence"
-        " sampling, except the fewer-frames ones.",
+        "Each row has the same label and sampling seed in every column. All arms generate by ordinary full-sequence"
+        " sampling, except the fewer-frames arms.",
         markup=_columns(samples),
         write=lambda folder: write_grids(samples, folder / "samples"),
     )

@@ -38,7 +38,7 @@ def build(evidence: Evidence) -> Section:
         text_column("runs", "runs", "count"),
         quality_column(quality),
         interval_column(quality.key, digits=quality.digits),
-        number_column("speedup", "speed-up"),
+        number_column("speedup", "speed-up (x) ↑"),
     )
     table = Table(
         "window_stride",
@@ -54,8 +54,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "window_stride",
         "Window and stride",
-        f"Mean {quality.name} and speed-up by window length and stride, in tokens: of sampled runs, which may differ in"
-        " other settings; without any, of arms that differ in nothing else.",
+        f"Mean {quality.name} and speed-up by window length and stride, in tokens. The runs are sampled runs, which may"
+        " differ in other settings. Without sampled runs, they are arms that differ in nothing else.",
         draw_window_stride,
         (cells, budget),
         _lowest(cells, budget),
