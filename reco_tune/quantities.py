@@ -41,6 +41,7 @@ CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "
 LAST_FRAME_ACCURACY = _q("last_frame_accuracy", "Class accuracy of last frames", "", "higher")
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
 FLOW_UNEXPLAINED = _q("flow_unexplained", "Share of change that optical flow does not explain", "", "lower")
+OWN_MEASURE = _q("own_measure", "Your own measure", "", "neither")
 LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
 LIPSCHITZ_FRAMES = _q("lipschitz_frames", "Step of h across frames", "", "neither")

@@ -13,7 +13,7 @@ from small_study import small_space
 from reco_tune.cost import plan
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Bound, Range, Sampler, Space
-from reco_tune.study import searcher
+from reco_tune.study import samplers
 from reco_tune.study.searcher import Proposal, Search, broken_constraints
 from reco_tune.study_log import replay
 
@@ -421,6 +421,6 @@ def test_the_time_of_a_rebuild_grows_with_the_log_and_not_with_its_square(tmp_pa
 
 def test_a_long_search_by_gaussian_processes_goes_on_by_tpe(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A proposal took 13 seconds where a thousand trials were known."""
-    monkeypatch.setattr(searcher, "GP_TRIALS", 0)
+    monkeypatch.setattr(samplers, "GP_TRIALS", 0)
     by_tpe, by_gp = (searched(make_space(tmp_path, kind, trials=12)) for kind in ("tpe", "gp"))
     assert [event.get("params") for event in by_gp] == [event.get("params") for event in by_tpe]

@@ -178,12 +178,12 @@ def asked_space(
     Raises:
         SettingsError: for what cannot be.
     """
-    from reco_tune.settings import load_space
+    from reco_tune.settings import load_space, pinned
 
     changes = list(overrides or [])
     changes += [f"trials={trials}"] if trials is not None else []
     changes += [f"seeds={parse_seeds(seeds)}"] if seeds is not None else []
-    space = load_space(path, changes)
+    space = pinned(load_space(path, changes))
     return space if arms is None else only_arms(space, arms)
 
 

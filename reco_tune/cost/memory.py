@@ -2,9 +2,10 @@
 
 The step and the validation are the real code, run on tensors that have shapes and nothing else; every allocation and
 release is counted, those of backward too. For a GPU these are `meta` tensors, with what autocast casts and a fused
-kernel keeps stood in for; for the CPU they are torch's fake ones. Layers are alike, so two depths are counted and the
-rest is a line. Compiled steps keep less: what a block can compute again from what it keeps, it does. Not counted are a
-GPU's context (`CONTEXT_BYTES`), and tokenizers and networks that look at clips, which work when training is over.
+kernel keeps stood in for; for the CPU they are torch's fake ones. Layers of the built-in transformer are alike, so two
+depths are counted and the rest is a line. Compiled steps keep less: what a block can compute again from what it keeps,
+it does. Not counted are a GPU's context (`CONTEXT_BYTES`), and tokenizers and networks that look at clips, which work
+when training is over.
 """
 
 from __future__ import annotations
@@ -26,6 +27,7 @@ from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError
 from reco_tune.generation import RESERVED_BYTES, clips_that_fit, drawing_of
 from reco_tune.model import VideoTransformer
+from reco_tune.model.build import BUILT_IN
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import static_bytes_per_clip
 from reco_tune.model.teacher_forcing import analysis_bytes, logits_of_clips
@@ -196,7 +198,7 @@ def largest_spans(experiment: Experiment) -> list[WindowSpan]:
 def _extrapolated(experiment: Experiment, span: WindowSpan | None) -> int:
     """Of a step there, or of validation, at the experiment's own depth."""
     depth, (low, high) = experiment.model.depth, COUNTED_DEPTHS
-    if depth <= high:
+    if depth <= high or experiment.model.kind != BUILT_IN:
         return peak_bytes(experiment, span).most
     few, more = (peak_bytes(_with(experiment, "model", depth=counted), span).most for counted in (low, high))
     return few + (depth - low) * (more - few)
@@ -224,7 +226,8 @@ def peak_bytes(experiment: Experiment, span: WindowSpan | None) -> Counted:
     scheme, clips = plan_scheme(_with(experiment, "training", compile=False)), max(1, clips_of_a_step(experiment))
     bfloat16, on_gpu = experiment.training.precision == "bfloat16", experiment.device_type == "cuda"
     gathered = bfloat16 and _sharing(experiment) > 1
-    key = type(scheme), scheme.model_settings, scheme.options, span, clips, bfloat16, on_gpu, gathered
+    own = experiment.model.kind, str(experiment.model.options)
+    key = own, type(scheme), scheme.model_settings, scheme.options, span, clips, bfloat16, on_gpu, gathered
     if key not in _known:
         with without_storage(on_gpu, bfloat16) as allocations:
             _known[key] = _count(scheme, span, clips, gathered, allocations)

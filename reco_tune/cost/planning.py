@@ -15,8 +15,18 @@ from dataclasses import dataclass, replace
 from reco_tune import quantities
 from reco_tune.cost.calibration import scheme_limit
 from reco_tune.errors import SettingsError
-from reco_tune.settings import BASELINE, COMPUTE_SHARES, SEARCH, Experiment, Space, arm_experiment
-from reco_tune.settings.fields import nearest
+from reco_tune.parts import nearest
+from reco_tune.settings import (
+    BASELINE,
+    COMPUTE_SHARES,
+    SEARCH,
+    Experiment,
+    Space,
+    arm_experiment,
+    check_options,
+    check_own,
+    pinned,
+)
 from reco_tune.settings.measured import unmeasured
 from reco_tune.training.schemes import plan_scheme
 
@@ -101,6 +111,7 @@ def plan(space: Space) -> Plan:
     Raises:
         SettingsError: for a search or an arm that would make the runs of one study incomparable.
     """
+    space = pinned(space)
     _check(space)
     arms, baseline = {name: arm_experiment(space, name) for name in space.arms}, arm_experiment(space, BASELINE)
     if baseline.window.scheme != "full":
@@ -123,6 +134,9 @@ def plan(space: Space) -> Plan:
                 f"training.epochs ({baseline.training.epochs:g}) gives {whose} other steps than the baseline, because"
                 " training.batch_size differs, but budgets count in the baseline's; give training.steps"
             )
+    for own in [*arms.values(), *([sampled] if sampled is not None else [])]:
+        check_options(own)
+    check_own("samplers", space.sampler.kind, space.sampler.options, "sampler.kind", "sampler.options")
     check_measured(space, baseline)
     limits = {name: estimated_speedup(experiment, baseline) for name, experiment in arms.items()}
     return Plan(space, arms, baseline, _runs(space, arms, limits), sampled, estimated=True)

@@ -29,6 +29,7 @@ from collections.abc import Iterator
 from pathlib import Path, PurePosixPath
 from typing import Literal, NamedTuple
 
+from reco_tune import parts
 from reco_tune.data.frame_folders import has_images, is_image
 from reco_tune.data.frame_names import order_is_new
 from reco_tune.data.video import READER
@@ -64,7 +65,7 @@ _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
 """Settings that no clip depends on, but through the videos that were found."""
-_HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip"}
+_HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip", "options"}
 """Settings that came later: at their defaults they do not change the fingerprint of a data set."""
 
 
@@ -138,12 +139,12 @@ def list_videos(data: Data) -> list[Video]:
             it.
     """
     root = existing_root(data)
-    if data.layout in ("ucf101", "digits"):
-        videos = _ucf101(root, data)
-    elif data.layout == "csv":
-        videos = _csv(root, data)
+    layout = parts.load("layouts", data.layout)
+    if data.layout in parts.BUILT_IN["layouts"]:
+        videos: list[Video] = layout(root, data)
     else:
-        videos = _folders(root, data)
+        options = parts.options_of(layout, data.options, "data.options")
+        videos = [_of_somebodys(video, root, data) for video in layout(**dict(options))(root)]
     if all(video.refused for video in videos):
         kinds = "files" if data.layout in ("ucf101", "digits", "class_folders", "flat") else "folders of images"
         reason = f"{videos[0].path} {videos[0].refused}; " if videos else ""
@@ -211,6 +212,22 @@ def inside(root: Path, name: str, where: str) -> Path:
     return root / given
 
 
+def _of_somebodys(video: Video, root: Path, data: Data) -> Video:
+    """
+    Raises:
+        DataError: where a layout of one's own gives what no layout may.
+    """
+    given = Video(*video)
+    if not given.path.is_relative_to(root):
+        raise DataError(f"data.layout {data.layout} names {given.path}, which does not lie inside {root}; leave it out")
+    if given.split not in (SPLITS if data.split == "lists" else (None,)) and not given.refused:
+        raise DataError(
+            f"data.layout {data.layout} gives {given.path.name} the split {given.split!r}, but data.split is"
+            f" {data.split}: give train or test, or with `time` None"
+        )
+    return given
+
+
 def _files(path: Path) -> list[tuple[Path, int]]:
     """What makes a video, by name, with sizes: the file, or the images of the folder."""
     if path.is_file():
@@ -221,7 +238,7 @@ def _files(path: Path) -> list[tuple[Path, int]]:
         return sorted((path / entry.name, entry.stat().st_size) for entry in entries if is_image(entry.name))
 
 
-def _ucf101(root: Path, data: Data) -> list[Video]:
+def ucf101(root: Path, data: Data) -> list[Video]:
     folder = root / "UCF-101" if (root / "UCF-101").is_dir() else root
     found = list(_class_folders(folder, None))
     if data.split == "time":
@@ -253,7 +270,7 @@ def _ucf101(root: Path, data: Data) -> list[Video]:
     return videos
 
 
-def _csv(root: Path, data: Data) -> list[Video]:
+def listed(root: Path, data: Data) -> list[Video]:
     path = root / LIST_FILE
     try:
         with path.open(newline="", encoding="utf-8-sig") as file:
@@ -282,9 +299,9 @@ def _rows(path: Path, reader: csv.DictReader[str], data: Data) -> Iterator[Video
         yield Video(video, (row.get("class") or "").strip() or "all", split)
 
 
-def _folders(root: Path, data: Data) -> list[Video]:
+def folders(root: Path, data: Data) -> list[Video]:
     """The layouts in which a split is a folder."""
-    listed, homes, splits = {
+    members, homes, splits = {
         "class_folders": (_class_folders, ("",), SPLITS),
         "flat": (_files_in, ("",), SPLITS),
         "faceforensics": (_faceforensics, ("", "preprocess_ffs"), SPLITS),
@@ -300,9 +317,9 @@ def _folders(root: Path, data: Data) -> list[Video]:
                 f"{root} has no {splits[0]} and {splits[1]} folders, which data.split lists needs; add them or set"
                 " data.split to time"
             )
-        return [video for split, folder in zip(SPLITS, folders, strict=True) for video in listed(folder, split)]
+        return [video for split, folder in zip(SPLITS, folders, strict=True) for video in members(folder, split)]
     plain = data.layout in ("class_folders", "flat") or not any(folder.is_dir() for folder in folders)
-    return [video for folder in ([home] if plain else folders) if folder.is_dir() for video in listed(folder, None)]
+    return [video for folder in ([home] if plain else folders) if folder.is_dir() for video in members(folder, None)]
 
 
 def _class_folders(folder: Path, split: Split | None) -> Iterator[Video]:

@@ -9,6 +9,7 @@ many there are.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -20,6 +21,7 @@ from torch import Tensor
 
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import SettingsError
 from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
@@ -33,6 +35,7 @@ from reco_tune.evaluation.sampling_plan import batches_of, requested_labels, see
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import Request, generate_clips, sample_tokens
 from reco_tune.model import Decoder
+from reco_tune.parts import load as load_part
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
 from reco_tune.settings.protocols import CODES_ALONE
@@ -148,6 +151,8 @@ class _GeneratedClips(NamedTuple):
     frame_class_NF: NDArray[np.int64] | None
     flow_C2: NDArray[np.float64]
     """`flow_changes` of the first clips; empty where they were not asked for."""
+    own_N: NDArray[np.float64]
+    """Values of a measure of one's own; empty without one."""
     shown_SFCHW: NDArray[np.uint8]
     tokens_AT: Tensor | None
     """Codes of the first clips; None where none were kept."""
@@ -167,6 +172,7 @@ def _generated(
     tokenizer = load_tokenizer(cache.tokenizer_path)
     labels = requested_labels(experiment, cache)
     device = str(model.device)
+    measure = None if evaluation.measure is None else load_part("measures", evaluation.measure)()
     whole = not scheme_class(experiment).trains_pieces
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
@@ -174,6 +180,7 @@ def _generated(
         "motion": [torch.empty(0, reference.motion_MD.shape[1], dtype=torch.float64)],
         "class": [torch.empty(0, 1 + data.clip_frames, dtype=torch.long)],
         "flow": [torch.empty(0, 2, dtype=torch.float64)],
+        "own": [torch.empty(0, dtype=torch.float64)],
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
         "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
     }
@@ -195,6 +202,8 @@ def _generated(
                 known = classes_of(generated.video_BFCHW, described, reference.extractor, reference.classifier, device)
                 assert known.class_B is not None and known.frame_class_BF is not None
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
+            if measure is not None:
+                mine["own"].append(_measured(measure, generated.video_BFCHW, requests[done - 1].labels_B))
             if evaluation.flow:
                 mine["flow"].append(torch.from_numpy(flow_changes(_below(generated.video_BFCHW, first, FLOW_CLIPS))))
             mine["shown"].append(_below(generated.video_BFCHW, first, SHOWN_CLIPS).cpu())
@@ -212,9 +221,24 @@ def _generated(
         None if classes is None else classes[:, 0],
         None if classes is None else classes[:, 1:],
         joint["flow"][_order_below(joint["place"], FLOW_CLIPS)].numpy() if evaluation.flow else joint["flow"].numpy(),
+        joint["own"][order].numpy() if measure is not None else joint["own"].numpy(),
         joint["shown"][_order_below(joint["place"], SHOWN_CLIPS)].numpy(),
         joint["tokens"][_order_below(joint["place"], ANALYSED_CLIPS)] if len(joint["tokens"]) else None,
     )
+
+
+def _measured(measure: Callable[[Tensor, Tensor], Tensor], video_BFCHW: Tensor, labels_B: Tensor) -> Tensor:
+    """One float64 a clip.
+
+    Raises:
+        SettingsError: where it gives anything else.
+    """
+    values = measure(video_BFCHW, labels_B)
+    if values.shape != (len(video_BFCHW),):
+        raise SettingsError(
+            f"evaluation.measure gives {tuple(values.shape)} for {len(video_BFCHW)} clips; give one number a clip"
+        )
+    return values.detach().double().cpu()
 
 
 def _below(rows: Tensor, first: int, limit: int) -> Tensor:
@@ -247,6 +271,8 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
             np.mean([motion_distance(clips.motion_ND[part], reference.motion_MD) for part in parts])
         ),
     }
+    if len(clips.own_N):
+        metrics[q.OWN_MEASURE.name] = float(clips.own_N.mean())
     if len(clips.flow_C2):
         metrics[q.FLOW_UNEXPLAINED.name] = unexplained(clips.flow_C2)
     if clips.class_N is not None:

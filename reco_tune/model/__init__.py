@@ -2,7 +2,16 @@
 optimisers."""
 
 from reco_tune.model.decoder import Decoder, Inputs, WindowOutput
+from reco_tune.model.huggingface import HuggingFaceDecoder
 from reco_tune.model.shape import DecoderSettings, ModelSettings
 from reco_tune.model.transformer import VideoTransformer
 
-__all__ = ["Decoder", "DecoderSettings", "Inputs", "ModelSettings", "VideoTransformer", "WindowOutput"]
+__all__ = [
+    "Decoder",
+    "DecoderSettings",
+    "HuggingFaceDecoder",
+    "Inputs",
+    "ModelSettings",
+    "VideoTransformer",
+    "WindowOutput",
+]

@@ -2,24 +2,41 @@
 
 from __future__ import annotations
 
+import json
+from functools import lru_cache
+from typing import Any
+
 import torch
 
-from reco_tune import settings
+from reco_tune import parts, settings
+from reco_tune.errors import SettingsError
 from reco_tune.model.decoder import Decoder
 from reco_tune.model.shape import DecoderSettings, ModelSettings
 from reco_tune.model.transformer import VideoTransformer
 
+BUILT_IN = "transformer"
+"""The kind whose shape is `width`, `depth` and `heads`."""
+
+SIZES = ("num_codes", "num_tokens", "num_classes")
+"""What every decoder is given beside its options."""
+
 
 def shape_of(model: settings.Model, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
-    """What the decoder will say of itself."""
-    return ModelSettings(
-        num_codes=num_codes,
-        num_tokens=num_tokens,
-        num_classes=num_classes,
-        width=model.width,
-        depth=model.depth,
-        heads=model.heads,
-    )
+    """What the decoder will say of itself; no weights are made.
+
+    Raises:
+        SettingsError: where it cannot be made.
+    """
+    if model.kind == BUILT_IN:
+        return ModelSettings(
+            num_codes=num_codes,
+            num_tokens=num_tokens,
+            num_classes=num_classes,
+            width=model.width,
+            depth=model.depth,
+            heads=model.heads,
+        )
+    return _counted(model.kind, json.dumps(model.options, sort_keys=True), num_codes, num_tokens, num_classes)
 
 
 def build_decoder(
@@ -28,20 +45,56 @@ def build_decoder(
     seed: int = 0,
     attention: str = "auto",
     residual: str = "float32",
+    start: bool = True,
 ) -> Decoder:
-    """A decoder on the CPU with the weights that training begins with; the same settings and seed give the same ones.
+    """A decoder on the CPU; the same settings and seed give the same weights.
 
     Args:
         attention, residual: of the built-in transformer.
+        start: whether it has the weights that training begins with; else fresh ones, which others will replace.
+
+    Raises:
+        SettingsError: where it cannot be made.
     """
-    return VideoTransformer(
-        shape.num_codes,
-        shape.num_tokens,
-        shape.num_classes,
-        model.width,
-        model.depth,
-        model.heads,
-        generator=torch.Generator().manual_seed(seed),
-        attention=attention,
-        residual=residual,
-    )
+    if model.kind == BUILT_IN:
+        return VideoTransformer(
+            num_codes=shape.num_codes,
+            num_tokens=shape.num_tokens,
+            num_classes=shape.num_classes,
+            width=model.width,
+            depth=model.depth,
+            heads=model.heads,
+            generator=torch.Generator().manual_seed(seed),
+            attention=attention,
+            residual=residual,
+        )
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        made = _made(model.kind, model.options, shape.num_codes, shape.num_tokens, shape.num_classes)
+        if start:
+            made.start()
+    return made
+
+
+@lru_cache(maxsize=64)
+def _counted(kind: str, options: str, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
+    with torch.device("meta"):
+        return _made(kind, json.loads(options), num_codes, num_tokens, num_classes).settings
+
+
+def _made(kind: str, options: dict[str, Any], num_codes: int, num_tokens: int, num_classes: int) -> Decoder:
+    part = parts.load("models", kind)
+    if not (isinstance(part, type) and issubclass(part, Decoder)):
+        raise SettingsError(f"model.kind ({kind}) is no reco_tune.model.Decoder; derive it from that class")
+    checked = parts.options_of(part, options, "model.options", SIZES)
+    try:
+        made = part.build(num_codes, num_tokens, num_classes, checked)
+    except (ValueError, TypeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise SettingsError(f"model.kind ({kind}) cannot be made of model.options {options}: {said}") from error
+    if made.shape.num_tokens != num_tokens or made.shape.num_codes != num_codes:
+        raise SettingsError(
+            f"model.kind ({kind}) was asked for {num_codes} codes and {num_tokens} tokens, but says"
+            f" {made.shape.num_codes} and {made.shape.num_tokens}; hand them to Decoder.__init__ as they are given"
+        )
+    return made

@@ -12,7 +12,6 @@ from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
 import torch
-from pydantic import BaseModel
 from torch import Tensor, nn
 
 from reco_tune.model.counting import count
@@ -38,15 +37,9 @@ class WindowOutput(NamedTuple):
     """Output of the last block, before the final norm: the h of the continuity term."""
 
 
-class NoOptions(BaseModel):
-    """Of a decoder that has none."""
-
-
 class Decoder(nn.Module):
     """p(token | class, earlier tokens). A class of one's own gives `inputs`, `advance` and `logits`."""
 
-    Options: ClassVar[type[BaseModel]] = NoOptions
-    """What `model.options` may hold."""
     recordable: ClassVar[bool] = False
     """Whether a GPU samples with `read` and `read_next` into static caches (the built-in transformer)."""
 
@@ -69,7 +62,11 @@ class Decoder(nn.Module):
 
     @classmethod
     def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any) -> Self:
-        """One with fresh weights, drawn from torch's global generator; `options` are of `Options`."""
+        """One with fresh weights, drawn from torch's global generator.
+
+        Args:
+            options: a pydantic model: the class's own `Options`, or one of its signature.
+        """
         return cls(num_codes, num_tokens, num_classes, **dict(options))
 
     def start(self) -> None:
@@ -112,7 +109,7 @@ class Decoder(nn.Module):
         return next(self.parameters()).device
 
     @property
-    def norm_and_head(self) -> tuple[nn.Module, nn.Linear] | None:
+    def norm_and_head(self) -> tuple[nn.Module, nn.Module] | None:
         """The final norm and the head, where `logits` is the head of the norm; None where it is anything else."""
         return None
 

@@ -36,9 +36,8 @@ def tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
     Args:
         source: fingerprint of the data.
     """
-    later = (
-        {"quantizer"} if experiment.tokenizer.quantizer == "vq" else None
-    )  # came later: at its default it changes no name
+    tokenizer = experiment.tokenizer  # what came later changes no name at its default
+    later = {name for name, default in (("quantizer", "vq"), ("options", {})) if getattr(tokenizer, name) == default}
     what = experiment.tokenizer.model_dump_json(exclude_none=True, exclude=later)
     return (
         experiment.cache_dir

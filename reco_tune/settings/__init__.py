@@ -19,6 +19,7 @@ from reco_tune.settings.files import (
     save_space,
 )
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
+from reco_tune.settings.own_parts import check_options, check_own, pinned
 from reco_tune.settings.sections import (
     FSQ_LEVELS,
     PRESETS,
@@ -84,6 +85,8 @@ __all__ = [
     "arms_in",
     "build_space",
     "check_arm",
+    "check_options",
+    "check_own",
     "check_value",
     "flatten",
     "holds_space",
@@ -95,6 +98,7 @@ __all__ = [
     "make_experiment",
     "make_space",
     "parse_overrides",
+    "pinned",
     "read_yaml",
     "save_space",
     "step_cost",

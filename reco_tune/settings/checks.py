@@ -254,6 +254,7 @@ def check_combinations(experiment: Sections) -> None:
             " it out"
         )
     _check_protocol(experiment)
+    _check_own_model(experiment)
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:
         raise SettingsError(
@@ -265,6 +266,31 @@ def check_combinations(experiment: Sections) -> None:
             f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null"
             " class is never trained"
         )
+
+
+def _check_own_model(experiment: Sections) -> None:
+    """What the built-in transformer alone can."""
+    model, training, resources = experiment.model, experiment.training, experiment.resources
+    if model.kind == "transformer":
+        return
+    for name in ("width", "depth", "heads"):
+        if getattr(model, name) != (default := type(model).model_fields[name].default):
+            raise SettingsError(
+                f"model.{name} ({getattr(model, name)}) is of the built-in transformer, but model.kind is {model.kind},"
+                f" whose sizes stand in model.options; leave it out (or give {default})"
+            )
+    alone: tuple[tuple[str, object, object], ...] = (
+        ("training.compile", training.compile, False),
+        ("training.activation_checkpointing", training.activation_checkpointing, False),
+        ("training.residual", training.residual, "float32"),
+        ("resources.shard_state", resources.shard_state, False),
+        ("resources.attention", resources.attention, "auto"),
+    )
+    for key, value, default in alone:
+        if value != default:
+            raise SettingsError(
+                f"{key} ({value}) is for the built-in transformer, but model.kind is {model.kind}; leave it out"
+            )
 
 
 def _check_protocol(experiment: Sections) -> None:
@@ -293,7 +319,9 @@ def _check_window_variants(window: Window) -> None:
             f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of"
             " one length; leave it out"
         )
-    if window.scheme not in ("window", "full") and (window.prefix_tokens is not None or window.prefix_keep < 1):
+    if window.scheme in ("masked_full", "fewer_frames", "fewer_frames_tokens") and (
+        window.prefix_tokens is not None or window.prefix_keep < 1
+    ):
         key, value = (
             ("prefix_tokens", window.prefix_tokens)
             if window.prefix_tokens is not None

@@ -10,7 +10,8 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from reco_tune.errors import SettingsError
-from reco_tune.settings.fields import known_keys, nearest
+from reco_tune.parts import nearest
+from reco_tune.settings.fields import known_keys
 from reco_tune.settings.sections import PRESETS, Sections
 from reco_tune.settings.space import ARMS, Space
 

@@ -24,6 +24,10 @@ LATER = {
     "training.keep_best": False,
     "training.epochs": None,
     "evaluation.checkpoint": "last",
+    "evaluation.measure": None,
+    "model.kind": "transformer",
+    "objective.term": None,
+    "objective.term_weight": 0.0,
 }
 """Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
 COSTLESS = frozenset(

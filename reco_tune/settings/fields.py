@@ -5,7 +5,6 @@ What two settings must agree on stands in `checks`.
 
 from __future__ import annotations
 
-import difflib
 from collections.abc import Iterable, Mapping
 from functools import cache
 from typing import Annotated, Any, Literal
@@ -13,6 +12,7 @@ from typing import Annotated, Any, Literal
 from pydantic import ConfigDict, TypeAdapter, ValidationError
 
 from reco_tune.errors import SettingsError
+from reco_tune.parts import nearest
 from reco_tune.settings.sections import PRESETS, Sections
 
 _WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
@@ -30,11 +30,19 @@ def known_keys() -> tuple[str, ...]:
     return (*keys, "model.preset")
 
 
+def is_option(key: str) -> bool:
+    """Whether a key names an option of somebody's own part: `model.options.width`."""
+    section, _, rest = key.partition(".")
+    return rest.startswith("options.") and f"{section}.options" in known_keys()
+
+
 def check_key(key: str, where: str) -> None:
     """
     Raises:
         SettingsError: if no setting is called that; names the nearest one.
     """
+    if is_option(key):
+        return
     if key not in (known := known_keys()):
         raise SettingsError(f"{where}: {key} is not a setting; {nearest(key, known)}")
 
@@ -46,6 +54,8 @@ def check_value(key: str, value: Any, where: str) -> Any:
         SettingsError: if no setting is called that, or it cannot have that value.
     """
     check_key(key, where)
+    if is_option(key):  # their part checks them, where something is computed with it
+        return value
     try:
         kept = _type_of(key).validate_python(value)
     except ValidationError as error:
@@ -53,16 +63,6 @@ def check_value(key: str, value: Any, where: str) -> Any:
     if isinstance(value, bool) and not isinstance(kept, bool):
         raise SettingsError(f"{where}: {key} ({value!r}): true and false are no numbers; give one")
     return kept
-
-
-def nearest(key: str, known: Iterable[str]) -> str:
-    """Which known key may be meant, in words."""
-    known = list(known)
-    close = (
-        difflib.get_close_matches(key, known, n=1, cutoff=0.5)
-        or [k for k in known if k.split(".")[-1] == key.split(".")[-1]][:1]
-    )
-    return f"did you mean {close[0]}?" if close else f"known ones are {', '.join(known[:40])}"
 
 
 def sentences(errors: Iterable[Mapping[str, Any]]) -> str:

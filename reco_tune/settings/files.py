@@ -11,9 +11,11 @@ import yaml
 from pydantic import BaseModel, ValidationError
 
 from reco_tune.errors import SettingsError
+from reco_tune.parts import nearest
 from reco_tune.settings.checks import ALTERNATIVES
 from reco_tune.settings.experiment import Experiment, flatten
-from reco_tune.settings.fields import check_key, check_value, nearest, sentences
+from reco_tune.settings.fields import check_key, check_value, sentences
+from reco_tune.settings.own_parts import PARTS
 from reco_tune.settings.protocols import protocol_defaults
 from reco_tune.settings.sections import PRESETS
 from reco_tune.settings.space import ARM_NAME, ARMS, BASELINE, Space
@@ -201,7 +203,7 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`).
 
     Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it;
-    overriding the preset of the model clears the sizes that it gives.
+    overriding the preset of the model clears the sizes that it gives, overriding a part the options of the other.
     """
     merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
@@ -212,6 +214,10 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     for knob in protocol_defaults(overrides.get("evaluation.protocol")):
         if f"evaluation.{knob}" not in overrides:
             merged["evaluation"].pop(knob, None)
+    for key, options in PARTS.items():
+        if key in overrides and not any(other.startswith(options) for other in overrides):
+            section, name = options.split(".")
+            merged.get(section, {}).pop(name, None)
     for size in PRESETS.get(str(overrides.get("model.preset")), {}):
         if f"model.{size}" not in overrides:
             merged["model"].pop(size, None)

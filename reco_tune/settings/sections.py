@@ -10,8 +10,18 @@ import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import AfterValidator, BaseModel, ConfigDict, Field, model_validator
+from pydantic import (
+    AfterValidator,
+    BaseModel,
+    ConfigDict,
+    Field,
+    GetCoreSchemaHandler,
+    GetJsonSchemaHandler,
+    model_validator,
+)
+from pydantic_core import CoreSchema, core_schema
 
+from reco_tune import parts
 from reco_tune.errors import SettingsError
 from reco_tune.files import refuse_address
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
@@ -22,6 +32,38 @@ LocalPath = Annotated[Path, AfterValidator(refuse_address)]
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
 """Of a random generator: what all the libraries' generators take."""
+
+
+class _Named:
+    """A name of a part, or an import path, of code that is imported only where something is computed with it."""
+
+    def __init__(self, group: str) -> None:
+        self._group = group
+
+    def __get_pydantic_core_schema__(self, source: Any, handler: GetCoreSchemaHandler) -> CoreSchema:
+        return core_schema.no_info_after_validator_function(self._known, handler(source))
+
+    def __get_pydantic_json_schema__(self, schema: CoreSchema, handler: GetJsonSchemaHandler) -> dict[str, Any]:
+        path = {"type": "string", "pattern": f"^{parts.IMPORT_PATH.pattern}$"}
+        names = list(parts.BUILT_IN[self._group])
+        return {"anyOf": [*([{"type": "string", "enum": names}] if names else []), path]}
+
+    def _known(self, name: str) -> str:
+        try:
+            return parts.check_name(self._group, name)
+        except SettingsError as error:
+            raise ValueError(str(error)) from error
+
+
+Options = dict[str, Any]
+"""Of a part that is not built in, checked by its own class."""
+ModelKind = Annotated[str, _Named("models")]
+TokenizerKind = Annotated[str, _Named("tokenizers")]
+Layout = Annotated[str, _Named("layouts")]
+SchemeName = Annotated[str, _Named("schemes")]
+LossTerm = Annotated[str, _Named("losses")]
+Measure = Annotated[str, _Named("measures")]
+SamplerKind = Annotated[str, _Named("samplers")]
 
 
 class SettingsSection(BaseModel):
@@ -35,20 +77,11 @@ class SettingsSection(BaseModel):
 class Data(SettingsSection):
     """The videos, and how clips are cut from them."""
 
-    layout: Literal[
-        "digits",
-        "ucf101",
-        "class_folders",
-        "flat",
-        "faceforensics",
-        "skytimelapse",
-        "taichi",
-        "frames",
-        "csv",
-        "tokens",
-    ] = "ucf101"
-    """How the folder is laid out. `digits` is the built-in data set, rendered to `root` in UCF101 layout on first use.
-    `tokens` are your own codes: you can train on them, but there are no pixels to look at or to compute FVD from.
+    layout: Layout = "ucf101"
+    """How the folder is laid out: `ucf101`, `class_folders`, `flat`, `faceforensics`, `skytimelapse`, `taichi`,
+    `frames`, `csv`, or the import path of your own layout. `digits` is the built-in data set, rendered to `root` in
+    UCF101 layout on first use. `tokens` are your own codes: you can train on them, but there are no pixels to look at
+    or to compute FVD from.
     """
     root: LocalPath | None = None
     """Folder of the videos. For `digits` it may be left out; the rendered videos then go to the cache folder."""
@@ -102,6 +135,8 @@ class Data(SettingsSection):
     """Whether the model sees the class of a clip. A layout without classes has one class."""
     seed: Seed = 0
     """Seed of rendering and of drawing clips."""
+    options: Options = {}
+    """Options of your own layout."""
 
 
 PRETRAINED: dict[str, dict[str, int]] = {
@@ -130,9 +165,10 @@ FSQ_LEVELS: dict[int, tuple[int, ...]] = {
 class Tokenizer(SettingsSection):
     """The tokenizer, which turns pixels into codes and back."""
 
-    kind: Literal["kmeans", "vq", "vidtok", "cosmos", "omnitokenizer", "larp"] = "kmeans"
+    kind: TokenizerKind = "kmeans"
     """`kmeans`: nearest tubelets, fitted in seconds. `vq`: a small causal 3D-convolutional VQ-VAE, trained on the
-    clips. The others are pretrained. Their strides and `num_codes` default to those of the published weights.
+    clips. `vidtok`, `cosmos`, `omnitokenizer` and `larp` are pretrained. Their strides and `num_codes` default to those
+    of the published weights. Or the import path of your own tokenizer, which is fitted.
     """
     path: str | None = None
     """Weights of `vidtok` (folder or hub name) and `cosmos` (folder). For `omnitokenizer` and `larp`, the folder of the
@@ -164,6 +200,8 @@ class Tokenizer(SettingsSection):
     """Learning rate of the tokenizer (`vq` only)."""
     seed: Seed = 0
     """Seed of the fit."""
+    options: Options = {}
+    """Options of your own tokenizer."""
 
     @property
     def pretrained(self) -> bool:
@@ -206,8 +244,14 @@ class Tokenizer(SettingsSection):
 
 
 class Model(SettingsSection):
-    """The autoregressive transformer over the codes of a clip."""
+    """The autoregressive decoder over the codes of a clip."""
 
+    kind: ModelKind = "transformer"
+    """`transformer` is built in. `huggingface` is any causal language model of the package transformers. Or the import
+    path of your own decoder.
+    """
+    options: Options = {}
+    """Options of a decoder that is not the built-in transformer, which has `width`, `depth` and `heads`."""
     width: int = Field(768, ge=8)
     """Residual width D."""
     depth: int = Field(12, ge=1)
@@ -228,10 +272,10 @@ PRESETS: dict[str, dict[str, int]] = {
 class Window(SettingsSection):
     """The window: which tokens of a clip get a loss and a gradient in one training step."""
 
-    scheme: Literal["window", "full", "masked_full", "fewer_frames", "fewer_frames_tokens"] = "window"
+    scheme: SchemeName = "window"
     """How a step trains. `full`: the whole clip (the baseline). `window`: ReCo's windows. `masked_full`: the loss of a
     window at the cost of a full step. `fewer_frames`: short pieces; generation decodes a piece, encodes its last frame
-    and continues. `fewer_frames_tokens`: the same, but pieces are joined by tokens.
+    and continues. `fewer_frames_tokens`: the same, but pieces are joined by tokens. Or the import path of your own.
     """
     length_tokens: int | None = Field(None, ge=1)
     """Window length W in tokens. If `length_blocks` is given, it follows from that."""
@@ -263,6 +307,8 @@ class Window(SettingsSection):
     """Probability that a token before the window keeps its code. Otherwise a random code replaces it. Targets never
     change.
     """
+    options: Options = {}
+    """Options of your own scheme."""
 
 
 class Objective(SettingsSection):
@@ -281,6 +327,12 @@ class Objective(SettingsSection):
     """
     norm_weight: float = Field(0.0, ge=0)
     """Weight of a penalty on mean h² (same reduction and state). It is a control: it compares no neighbours."""
+    term: LossTerm | None = None
+    """Import path of your own loss term."""
+    term_weight: float = Field(0.0, ge=0)
+    """Weight of `term`."""
+    options: Options = {}
+    """Options of `term`."""
 
 
 class Training(SettingsSection):
@@ -397,6 +449,8 @@ class Evaluation(SettingsSection):
     """
     analyses: bool = True
     """Whether to measure the loss by frame, the error growth and the steps of h after training."""
+    measure: Measure | None = None
+    """Import path of your own measure of generated clips."""
     flow: bool = False
     """Whether to measure optical-flow consistency, on the first 64 clips (needs the `flow` extra)."""
 

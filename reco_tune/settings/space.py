@@ -14,7 +14,7 @@ from pydantic import Field, model_validator
 from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
 from reco_tune.settings.fields import check_value
-from reco_tune.settings.sections import LocalPath, Seed, SettingsSection
+from reco_tune.settings.sections import LocalPath, Options, SamplerKind, Seed, SettingsSection
 
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
@@ -157,14 +157,17 @@ class Range(SettingsSection):
 class Sampler(SettingsSection):
     """The algorithm that proposes the next configuration."""
 
-    kind: Literal["tpe", "gp", "nsga2", "sobol", "random", "grid"] = "tpe"
-    """Optuna's sampler. `gp` models each objective with a Gaussian process; after 200 trials a proposal would take
-    seconds, so `tpe` takes over. `sobol` spreads points evenly (quasi-Monte Carlo).
+    kind: SamplerKind = "tpe"
+    """Optuna's sampler: `tpe`, `gp`, `nsga2`, `sobol`, `random`, `grid`, or the import path of your own. `gp` models
+    each objective with a Gaussian process; after 200 trials a proposal would take seconds, so `tpe` takes over. `sobol`
+    spreads points evenly (quasi-Monte Carlo).
     """
     seed: Seed = 0
     """Seed of the search. A proposal depends only on the seed and on the trials that finished before, so a search can
     be replayed from its log.
     """
+    options: Options = {}
+    """Options of your own sampler."""
 
 
 class Bound(SettingsSection):

@@ -12,8 +12,8 @@ import yaml
 
 from reco_tune import quantities as q
 from reco_tune.errors import StudyError
+from reco_tune.parts import nearest
 from reco_tune.settings import Experiment, known_keys, make_experiment
-from reco_tune.settings.fields import nearest
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 from reco_tune.training.checkpoint import carry_over
 

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from reco_tune.cost.planning import Plan, plan
 from reco_tune.errors import SettingsError, StudyError, command
-from reco_tune.settings import Space, load_space
+from reco_tune.settings import Space, load_space, pinned
 from reco_tune.study import preflight
 from reco_tune.study.cluster import machine, place, socket_folder
 from reco_tune.study.growth import LIMITS, Growth, check_extendable, grown, growth_since, parse_changes
@@ -32,7 +32,7 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
         SettingsError, DataError: for what cannot be run.
         RunFailedError: if the cluster lost so much that runs stay unfinished.
     """
-    space = frozen(space)
+    space = pinned(frozen(space))
     target = StudyFolder(Path(folder))
     planned = plan(space)
     if options.address is None:

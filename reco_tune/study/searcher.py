@@ -34,12 +34,11 @@ from reco_tune.cost.planning import sampled_name
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import contested, non_dominated
 from reco_tune.settings import SEARCH, Experiment, Range, Space, arm_experiment
+from reco_tune.study.samplers import sampler_of
 from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
 """Proposals in a row that settings may refuse before the ranges themselves are at fault."""
-GP_TRIALS = 200
-"""Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
 MOST_REPEATED = 20
 """Known configurations that the sampler may propose in a row before one is run again."""
 GENERATION = "NSGAIISampler:generation"
@@ -333,26 +332,11 @@ class Search:
 
     def _draw(self, number: int) -> optuna.Trial:
         """Optuna's next trial, with every dimension drawn."""
-        self._study.sampler = self._sampler(number)
+        self._study.sampler = sampler_of(self._space, number, self._planned, self._distributions)
         if self._grid is not None:
             self._study.enqueue_trial(self._grid[number - self._grid_starts])
         self._drawn += 1
         return self._study.ask(self._distributions)
-
-    def _sampler(self, number: int) -> optuna.samplers.BaseSampler:
-        seed = (self._space.sampler.seed * 1_000_003 + number) % 2**32
-        kind = self._space.sampler.kind
-        if kind == "tpe" or (kind == "gp" and number >= GP_TRIALS):
-            return optuna.samplers.TPESampler(
-                seed=seed, n_startup_trials=min(10, max(3, self._planned // 3)), multivariate=True
-            )
-        if kind == "gp":
-            return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, self._planned // 3)))
-        if kind == "sobol":
-            return _Sobol(self._distributions, self._space.sampler.seed, seed)
-        if kind == "nsga2":
-            return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, self._planned // 4)))
-        return optuna.samplers.RandomSampler(seed=seed)
 
     def _new_notes(self) -> dict[str, Any]:
         """What the sampler noted while it drew the last trial: NSGA-II keeps generations at trials and parents at the
@@ -409,29 +393,6 @@ def rehearse(space: Space) -> None:
     """
     if Search(space).ask() is None:
         raise SettingsError("search: settings refuse every point of its grid; change the ranges")
-
-
-class _Sobol(optuna.samplers.QMCSampler):
-    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a
-    finished trial.
-    """
-
-    def __init__(self, distributions: Mapping[str, BaseDistribution], seed: int, choice_seed: int) -> None:
-        """
-        Args:
-            seed: scrambles the sequence; the same for all its points.
-            choice_seed: of categories, which have no place in a sequence and are drawn.
-        """
-        independent = optuna.samplers.RandomSampler(seed=choice_seed)
-        super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
-        self._distributions = distributions
-
-    def infer_relative_search_space(
-        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
-    ) -> dict[str, BaseDistribution]:
-        return {
-            key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)
-        }
 
 
 def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **extra: Any) -> Proposal:

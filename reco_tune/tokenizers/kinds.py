@@ -2,37 +2,18 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
 
-from reco_tune import settings
+from reco_tune import parts, settings
 from reco_tune.errors import DataError
 from reco_tune.progress import Progress, quiet
-from reco_tune.tokenizers.base import SavedParts, Tokenizer, load_parts
-from reco_tune.tokenizers.cosmos import CosmosTokenizer
-from reco_tune.tokenizers.kmeans import KMeansTokenizer, fit_kmeans
-from reco_tune.tokenizers.larp import LarpTokenizer
-from reco_tune.tokenizers.omnitokenizer import OmniTokenizer
+from reco_tune.tokenizers.base import Tokenizer, load_parts
+from reco_tune.tokenizers.kmeans import fit_kmeans
+from reco_tune.tokenizers.own import OwnTokenizer, fit_own
 from reco_tune.tokenizers.pretrained import Pretrained, same_as_settings
-from reco_tune.tokenizers.vector_quantized import VectorQuantizedTokenizer, fit_vector_quantized
-from reco_tune.tokenizers.vidtok import VidTokTokenizer
-
-_SAVED: dict[str, Callable[[SavedParts], Tokenizer]] = {
-    "kmeans": KMeansTokenizer.from_parts,
-    "vq": VectorQuantizedTokenizer.from_parts,
-    "vidtok": VidTokTokenizer.from_parts,
-    "cosmos": CosmosTokenizer.from_parts,
-    "omnitokenizer": OmniTokenizer.from_parts,
-    "larp": LarpTokenizer.from_parts,
-}
-_OPENED: dict[str, Callable[[settings.Tokenizer], Pretrained]] = {
-    "vidtok": VidTokTokenizer.open,
-    "cosmos": CosmosTokenizer.open,
-    "omnitokenizer": OmniTokenizer.open,
-    "larp": LarpTokenizer.open,
-}
+from reco_tune.tokenizers.vector_quantized import fit_vector_quantized
 
 
 def fit_tokenizer(
@@ -41,6 +22,8 @@ def fit_tokenizer(
     """Fits the kind that `tokenizer` names to uint8 `clips` [N, F, 3, H, W]; `vq` trains on `device`."""
     if tokenizer.kind == "kmeans":
         return fit_kmeans(tokenizer, clips, progress)
+    if parts.is_own(tokenizer.kind):
+        return fit_own(tokenizer, clips)
     return fit_vector_quantized(tokenizer, clips, progress, device)
 
 
@@ -51,7 +34,7 @@ def open_pretrained(tokenizer: settings.Tokenizer) -> Pretrained:
         SettingsError: if its weights or code are not given, or are not what the settings say, or a package is missing.
         DataError: if a file of it is damaged or holds more than weights.
     """
-    opened = _OPENED[tokenizer.kind](tokenizer)
+    opened: Pretrained = parts.load("tokenizers", tokenizer.kind).open(tokenizer)
     same_as_settings(opened, tokenizer)
     return opened
 
@@ -72,15 +55,18 @@ def load_tokenizer(path: Path) -> Tokenizer:
         DataError: if it is missing, foreign or damaged, or the code that it needs is no longer where it was.
     """
     path = Path(path)
-    parts = load_parts(path)
-    if parts.kind not in _SAVED:
+    saved = load_parts(path)
+    if not parts.is_own(saved.kind) and saved.kind not in parts.BUILT_IN["tokenizers"]:
         raise DataError(
-            f"{path} holds a tokenizer of unknown kind {parts.kind}; delete the folder {path.name} and run again"
+            f"{path} holds a tokenizer of unknown kind {saved.kind}; delete the folder {path.name} and run again"
         )
-    if parts.code is not None:
-        _check_code(path, parts.code)
+    if saved.code is not None:
+        _check_code(path, saved.code)
     try:
-        return _SAVED[parts.kind](parts)
+        if parts.is_own(saved.kind):
+            return OwnTokenizer.from_parts(saved)
+        found: Tokenizer = parts.load("tokenizers", saved.kind).from_parts(saved)
+        return found
     except (KeyError, TypeError, RuntimeError) as error:
         raise DataError(
             f"the tokenizer {path} is damaged ({error}); delete the folder {path.name} and run again"

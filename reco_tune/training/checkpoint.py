@@ -34,7 +34,8 @@ from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, SettingsError
-from reco_tune.model import Decoder, VideoTransformer
+from reco_tune.model import Decoder, DecoderSettings, VideoTransformer
+from reco_tune.model.build import BUILT_IN, build_decoder
 from reco_tune.settings import LATER, Experiment, load_experiment
 from reco_tune.training.distributed import Group
 
@@ -260,7 +261,8 @@ def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: Cach
     (staging / "experiment.yaml").write_text(
         yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
     )
-    description = {"schema": SCHEMA, "step": step, "model": asdict(model.settings), "cache": asdict(cache)}
+    shape = {name: value for name, value in asdict(model.settings).items() if name not in _COUNTED}
+    description = {"schema": SCHEMA, "step": step, "model": shape, "cache": asdict(cache)}
     (staging / "model.json").write_text(json.dumps(description, indent=1))
     put_in_place(staging, folder)
 
@@ -298,7 +300,7 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
         if description["schema"] != SCHEMA:
             raise CheckpointError(f"model {folder} was written by another version; train it again")
         experiment = load_experiment(folder / "experiment.yaml")
-        model = VideoTransformer(**description["model"], residual=experiment.training.residual)
+        model = _built(description["model"], experiment)
         model.load_state_dict(load_file(folder / "model.safetensors"))
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         loaded = "best" if folder.name == BEST else "last"
@@ -315,6 +317,17 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
         raise CheckpointError(
             f"model {folder} is damaged ({' '.join(str(error).split())[:200]}); train it again"
         ) from error
+
+
+_COUNTED = ("counted", "parameters", "cached")
+"""What a shape says of costs."""
+
+
+def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
+    """A model whose weights will be replaced."""
+    if experiment.model.kind == BUILT_IN:
+        return VideoTransformer(**shape, residual=experiment.training.residual)
+    return build_decoder(experiment.model, DecoderSettings(**shape), start=False)
 
 
 def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], run: Path) -> None:

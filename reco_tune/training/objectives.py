@@ -16,6 +16,8 @@ from torch.autograd.function import once_differentiable
 from reco_tune.model import Decoder
 from reco_tune.training.compiling import compiled
 
+Term = Callable[[Tensor, Tensor], Tensor]
+"""(hidden [B, W, D], target codes [B, W]) -> a scalar."""
 Reduction = Literal["mean", "sum"]
 State = Literal["last_block", "final_norm"]
 
@@ -24,7 +26,7 @@ class LossTerms(NamedTuple):
     """Scalars of one micro-batch; `total` carries the gradient, the others are detached and unweighted."""
 
     total: Tensor
-    """cross_entropy + λ · continuity + norm weight · norm."""
+    """cross_entropy + λ · continuity + norm weight · norm, and a term of one's own."""
     cross_entropy: Tensor
     """Mean over the window's tokens, in nats."""
     continuity: Tensor
@@ -55,6 +57,9 @@ class LossOptions:
     """As `Decoder.window`."""
     compiled: bool = False
     """Whether head and loss go through the compiler."""
+    term: Term | None = None
+    """A term of one's own, on the states and targets of the window."""
+    term_weight: float = 0.0
 
     def __post_init__(self) -> None:
         """
@@ -128,7 +133,11 @@ def loss_terms(
         weight > 0, options.norm_weight > 0, options.continuity_reduction, options.continuity_state, distance
     )
     norm, head = model.norm_and_head or (nn.Identity(), model.logits)
-    return LossTerms(*judge(norm, head, hidden_BSD, targets_N, part, weights, judged, options.chunk_tokens))
+    terms = LossTerms(*judge(norm, head, hidden_BSD, targets_N, part, weights, judged, options.chunk_tokens))
+    if options.term is None:
+        return terms
+    own = options.term(hidden_BSD[:, first : first + length], targets_BW)
+    return terms._replace(total=terms.total + options.term_weight * own)
 
 
 class Judged(NamedTuple):
@@ -143,7 +152,7 @@ class Judged(NamedTuple):
 
 def _judge(
     final_norm: nn.Module,
-    head: nn.Linear | Callable[[Tensor], Tensor],
+    head: nn.Module | Callable[[Tensor], Tensor],
     hidden_BSD: Tensor,
     targets_N: Tensor,
     part: tuple[int, int] | None,
@@ -159,7 +168,7 @@ def _judge(
         hidden_BWD = hidden_BSD[:, own]
     else:
         hidden_BWD = hidden_BSD[:, own]
-        assert isinstance(head, nn.Linear)
+        assert isinstance(head, nn.Module)
         normed_ND = final_norm(hidden_BWD).flatten(0, 1)
         cross_entropy = _ChunkedCrossEntropy.apply(  # type: ignore[no-untyped-call]
             normed_ND, head.weight, targets_N, chunk_tokens, isinstance(weights[0], Tensor)

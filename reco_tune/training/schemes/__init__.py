@@ -14,31 +14,23 @@ A window's length is W, or follows `window.schedule` over the steps of the run; 
 
 from __future__ import annotations
 
+from reco_tune import parts
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.settings import Experiment
 from reco_tune.training.schemes.base import Batch, Scheme
-from reco_tune.training.schemes.fewer_frames import FewerFrames
-from reco_tune.training.schemes.fewer_frames_tokens import FewerFramesTokens
 from reco_tune.training.schemes.full import Full
-from reco_tune.training.schemes.masked_full import MaskedFull
-from reco_tune.training.schemes.window import Window
 
 __all__ = ["SCHEMES", "Batch", "Full", "Scheme", "build_scheme", "plan_scheme", "scheme_class"]
 
-SCHEMES: dict[str, type[Scheme]] = {
-    "full": Full,
-    "window": Window,
-    "masked_full": MaskedFull,
-    "fewer_frames": FewerFrames,
-    "fewer_frames_tokens": FewerFramesTokens,
-}
-"""By `window.scheme`."""
+SCHEMES = tuple(parts.BUILT_IN["schemes"])
+"""Names of `window.scheme` that are built in."""
 
 
 def scheme_class(experiment: Experiment) -> type[Scheme]:
     """What is the same for all settings of the experiment's scheme."""
-    return SCHEMES[experiment.window.scheme]
+    found: type[Scheme] = parts.load("schemes", experiment.window.scheme)
+    return found
 
 
 def plan_scheme(experiment: Experiment) -> Scheme:

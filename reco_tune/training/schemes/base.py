@@ -12,13 +12,14 @@ from typing import ClassVar, Literal, NamedTuple
 import numpy as np
 from torch import Tensor
 
+from reco_tune import parts
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model import Decoder
 from reco_tune.model.build import build_decoder, shape_of
 from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops, step_flops
 from reco_tune.settings import Experiment
-from reco_tune.training.objectives import LossOptions, LossTerms, hidden_states, loss_terms
+from reco_tune.training.objectives import LossOptions, LossTerms, Term, hidden_states, loss_terms
 from reco_tune.training.parameters import Parameters
 from reco_tune.windows import WindowSchedule, WindowSpan, prefix_inputs
 
@@ -63,7 +64,17 @@ class Scheme:
             prefix_tokens=window.prefix_tokens,
             activation_checkpointing=experiment.training.activation_checkpointing,
             compiled=experiment.training.compile,
+            term=self._term(),
+            term_weight=objective.term_weight,
         )
+
+    def _term(self) -> Term | None:
+        objective = self.experiment.objective
+        if objective.term is None:
+            return None
+        part = parts.load("losses", objective.term)
+        term: Term = part(**dict(parts.options_of(part, objective.options, "objective.options")))
+        return term
 
     @property
     def name(self) -> str:

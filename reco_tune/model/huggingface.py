@@ -1,0 +1,323 @@
+"""Causal language models of transformers as decoders: codes in their vocabulary, or in an embedding of their own.
+
+Their layers run as they are, but for attention, which is this project's: a window's keys are its own, and those of its
+prefix come beside them, without gradient and without a copy. So no cache of theirs is needed, which would be dropped
+where gradients are checkpointed, and no mask, which would keep the fused kernels away.
+
+The final norm is taken out of their body, so that h is the output of the last block as everywhere here. Every dropout
+is off: what a resumed run draws would not be what an uninterrupted one does.
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from pydantic import BaseModel, ConfigDict, model_validator
+from torch import Tensor, nn
+
+from reco_tune.errors import SettingsError
+from reco_tune.model.attention import KeysValues, attend, joined
+from reco_tune.model.decoder import Decoder, Inputs
+
+ATTENTION = "reco_tune"
+"""Name of this project's attention among those of transformers."""
+
+_NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
+"""What families call their final norm."""
+
+
+class Past:
+    """Keys and values of each layer, in the pieces in which they came."""
+
+    def __init__(self, layers: dict[int, list[KeysValues]] | None = None) -> None:
+        self._layers = layers or {}
+
+    def of(self, layer: int) -> KeysValues | None:
+        """All of a layer, joined once."""
+        pieces = self._layers.get(layer)
+        if pieces is None:
+            return None
+        if len(pieces) > 1:
+            pieces[:] = [joined(pieces[1].keys, pieces[1].values, pieces[0])]
+        return pieces[0]
+
+    def add(self, layer: int, new: KeysValues) -> None:
+        before = self.of(layer)
+        self._layers[layer] = [new] if before is None else [before, new]
+
+    def copy(self) -> Past:
+        """One that others may add to."""
+        return Past({layer: list(pieces) for layer, pieces in self._layers.items()})
+
+    def __len__(self) -> int:
+        return len(self._layers)
+
+
+class HuggingFaceOptions(BaseModel):
+    """`model.options` of `model.kind: huggingface`."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    path: str | None = None
+    """Folder or hub name of a model."""
+    revision: str | None = None
+    """Of the hub's repository; give one, or weights may change under you."""
+    config: dict[str, Any] = {}
+    """Of the model: `model_type` and its sizes, or what differs from the configuration at `path`."""
+    fresh: bool = False
+    """Whether training begins with fresh weights although there are others at `path`."""
+    code_offset: int | None = None
+    """Place of code 0 in the model's vocabulary; without one, codes have an embedding and a head of their own."""
+
+    @model_validator(mode="after")
+    def _check(self) -> HuggingFaceOptions:
+        if self.path is None and "model_type" not in self.config:
+            raise ValueError("give path (a folder or a hub name), or config with model_type and sizes")
+        return self
+
+
+class HuggingFaceDecoder(Decoder):
+    """Any causal language model of transformers whose layers all see everything before them."""
+
+    Options = HuggingFaceOptions
+
+    def __init__(
+        self, model: Any, num_codes: int, num_tokens: int, num_classes: int = 1, code_offset: int | None = None
+    ) -> None:
+        """
+        Args:
+            model: an `AutoModelForCausalLM`; its modules are taken over and changed.
+            code_offset: place of code 0 in its vocabulary; without one, codes have an embedding and a head of their
+                own.
+
+        Raises:
+            ValueError: for a model that cannot be trained in windows, or whose vocabulary or positions do not suffice.
+        """
+        config = model.config.get_text_config()
+        super().__init__(num_codes, num_tokens, num_classes, config.hidden_size)
+        _check(model, config, num_codes, num_tokens, code_offset)
+        model.set_attn_implementation(_attention_name())
+        self._offset = code_offset
+        embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
+        self.body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
+        _turn_dropout_off(self.body, config)
+        name = next((name for name in _NORMS if isinstance(getattr(self.body, name, None), nn.Module)), None)
+        if name is None:
+            raise ValueError(f"{type(model).__name__} has none of the final norms {', '.join(_NORMS)}")
+        self.final_norm: nn.Module = getattr(self.body, name)
+        setattr(self.body, name, nn.Identity())
+        self.body.set_input_embeddings(None)
+        self.classes = _embedding(num_classes + 1, config.hidden_size, embedding.weight)
+        if code_offset is None:
+            self.codes = _embedding(num_codes, config.hidden_size, embedding.weight)
+            self.head: nn.Module = nn.Linear(
+                config.hidden_size, num_codes, bias=False, device=embedding.weight.device, dtype=embedding.weight.dtype
+            )
+            nn.init.normal_(self.head.weight, std=0.02)
+        else:
+            if head is None or head.bias is not None:
+                raise ValueError(f"{type(model).__name__} has no head without bias for code_offset ({code_offset})")
+            self.codes = embedding
+            self.head = _PartOfHead(head.weight, code_offset, num_codes)
+
+    @classmethod
+    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any) -> HuggingFaceDecoder:
+        """
+        Raises:
+            SettingsError: where transformers is missing, or has no such model.
+        """
+        given = {"attn_implementation": _attention_name(), "dtype": torch.float32}
+        model = _from(lambda auto: auto.from_config(_config(options), **given))
+        made = cls(model, num_codes, num_tokens, num_classes, options.code_offset)
+        made._options = options
+        return made
+
+    _options: HuggingFaceOptions | None = None
+
+    def start(self) -> None:
+        """
+        Raises:
+            SettingsError: where the weights cannot be read.
+        """
+        options, shape = self._options, self.shape
+        if options is None or options.path is None or options.fresh:
+            return
+        path, revision = options.path, options.revision
+        given = {"revision": revision, "config": _config(options), "dtype": torch.float32}
+        model = _from(lambda auto: auto.from_pretrained(path, attn_implementation=_attention_name(), **given))
+        loaded = type(self)(model, shape.num_codes, shape.num_tokens, shape.num_classes, options.code_offset)
+        own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
+        kept = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own)}
+        self.load_state_dict({**loaded.state_dict(), **kept})
+
+    @property
+    def norm_and_head(self) -> tuple[nn.Module, nn.Module]:
+        return self.final_norm, self.head
+
+    def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
+        codes = tokens_BT[:, max(begin - 1, 0) : end - 1].long()
+        embedded_BSD = F.embedding(codes + (self._offset or 0), self.codes.weight)
+        if begin == 0:
+            embedded_BSD = torch.cat([self.classes(labels_B)[:, None], embedded_BSD], dim=1)
+        return Inputs(embedded_BSD, begin)
+
+    def advance(self, inputs: Inputs, past: Past | None = None) -> tuple[Tensor, Past]:
+        """
+        Raises:
+            RuntimeError: where its layers do not come to this project's attention as they should.
+        """
+        embedded_BSD, begin = inputs
+        if self.training and torch.is_grad_enabled() and _checkpoints(self.body):
+            raise RuntimeError(
+                "gradients are checkpointed by transformers, which would train a window without its context; call"
+                " gradient_checkpointing_disable() on the model"
+            )
+        new = Past() if past is None else past.copy()
+        positions = torch.arange(begin, begin + embedded_BSD.shape[1], device=embedded_BSD.device)[None]
+        found = self.body(
+            inputs_embeds=embedded_BSD,
+            position_ids=positions,
+            attention_mask=embedded_BSD.new_empty(1, 1, 0, 0),  # theirs would be made, and waited for, without one
+            use_cache=False,
+            reco_tune_past=new,
+        )
+        if not len(new):
+            raise RuntimeError(f"{type(self.body).__name__} hands no keyword arguments to its attention")
+        hidden_BSD: Tensor = found.last_hidden_state
+        return hidden_BSD, new
+
+    def logits(self, hidden_BSD: Tensor) -> Tensor:
+        scores: Tensor = self.head(self.final_norm(hidden_BSD))
+        return scores
+
+
+class _PartOfHead(nn.Module):
+    """The rows of a vocabulary's head that score codes."""
+
+    def __init__(self, vocabulary_VD: nn.Parameter, offset: int, codes: int) -> None:
+        super().__init__()
+        self.vocabulary_VD, self._rows = vocabulary_VD, slice(offset, offset + codes)
+
+    @property
+    def weight(self) -> Tensor:
+        return self.vocabulary_VD[self._rows]
+
+    def forward(self, hidden: Tensor) -> Tensor:
+        return F.linear(hidden, self.weight)
+
+
+def _check(model: Any, config: Any, num_codes: int, num_tokens: int, code_offset: int | None) -> None:
+    name = type(model).__name__
+    if _checkpoints(model):
+        raise ValueError(
+            f"{name} checkpoints its gradients, which would train a window without its context; call"
+            " gradient_checkpointing_disable() on it"
+        )
+    kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
+    if kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)):
+        raise ValueError(
+            f"{name} has layers that do not see all that is before ({', '.join(kinds) or 'sliding_window'})"
+        )
+    if code_offset is not None and not 0 <= code_offset <= config.vocab_size - num_codes:
+        raise ValueError(
+            f"code_offset ({code_offset}) leaves no room for {num_codes} codes in a vocabulary of {config.vocab_size}"
+        )
+    learned = hasattr(config, "n_positions")  # rotary positions have no end
+    if learned and config.n_positions < num_tokens:
+        raise ValueError(f"{name} has {config.n_positions} positions, fewer than the clip's {num_tokens} tokens")
+
+
+def _checkpoints(model: nn.Module) -> bool:
+    return any(getattr(module, "gradient_checkpointing", False) is True for module in model.modules())
+
+
+def _turn_dropout_off(body: nn.Module, config: Any) -> None:
+    for name, value in vars(config).items():
+        if ("dropout" in name or "pdrop" in name) and isinstance(value, float):
+            setattr(config, name, 0.0)
+    for module in body.modules():
+        if isinstance(module, nn.Dropout):
+            module.p = 0.0
+
+
+def _embedding(rows: int, width: int, like: Tensor) -> nn.Embedding:
+    made = nn.Embedding(rows, width, device=like.device, dtype=like.dtype)
+    nn.init.normal_(made.weight, std=0.02)
+    return made
+
+
+def _config(options: HuggingFaceOptions) -> Any:
+    from transformers import AutoConfig
+
+    own = dict(options.config)
+    if options.path is None:
+        return AutoConfig.for_model(own.pop("model_type"), **own)
+    return AutoConfig.from_pretrained(options.path, revision=options.revision, **own)
+
+
+def _from(make: Any) -> Any:
+    """
+    Raises:
+        SettingsError: with the way out.
+    """
+    _attention_name()
+    from transformers import AutoModelForCausalLM
+
+    try:
+        return make(AutoModelForCausalLM)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+        said = " ".join(str(error).split())[:200]
+        raise SettingsError(f"model.options: transformers cannot make this model ({said}); correct them") from error
+
+
+@cache
+def _attention_name() -> str:
+    """Registers this project's attention and returns its name.
+
+    Raises:
+        SettingsError: where transformers is missing.
+    """
+    try:
+        from transformers import AttentionInterface, AttentionMaskInterface
+    except ImportError as error:
+        raise SettingsError(
+            f"model.kind huggingface needs transformers, which cannot be imported ({error}); install the `hf` extra:"
+            " pip install 'reco-tune[hf]'"
+        ) from error
+    AttentionInterface.register(ATTENTION, _attend)
+    AttentionMaskInterface.register(ATTENTION, _no_mask)
+    return ATTENTION
+
+
+def _no_mask(*_: Any, **__: Any) -> None:
+    """Causality is the attention's."""
+
+
+def _attend(
+    module: Any,
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    mask: Tensor | None,
+    scaling: float | None = None,
+    reco_tune_past: Past | None = None,
+    **others: Any,
+) -> tuple[Tensor, None]:
+    """Attention [B, W, H, K] of a layer to its past and to itself; notes its keys and values in the past."""
+    if reco_tune_past is None or mask is None or mask.numel() or others.get("sliding_window") or others.get("softcap"):
+        raise RuntimeError(
+            f"{type(module).__name__} asks its attention for what reco_tune's does not do (a mask, a sliding window, a"
+            " cap), or was not called by a HuggingFaceDecoder"
+        )
+    before = reco_tune_past.of(module.layer_idx)
+    reco_tune_past.add(module.layer_idx, KeysValues(keys, values))
+    groups = queries.shape[1] // keys.shape[1]
+    if groups > 1:
+        keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
+        before = before and KeysValues(*(part.repeat_interleave(groups, dim=1) for part in before))
+    if scaling is not None and scaling != queries.shape[-1] ** -0.5:
+        queries = queries * (scaling * queries.shape[-1] ** 0.5)
+    return attend(queries, keys, values, before).transpose(1, 2).contiguous(), None

@@ -1,0 +1,82 @@
+"""Who proposes a search's next point: a function of the space, the number of the proposal and its seed.
+
+The n-th proposal is drawn by a sampler of its own seed, so it depends on nothing but the trials before it. A sampler of
+one's own is any of Optuna's classes, or a function, that takes `seed`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any
+
+import optuna
+from optuna.distributions import CategoricalDistribution
+
+from reco_tune import parts
+from reco_tune.settings import Space
+
+GP_TRIALS = 200
+"""Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
+
+
+def sampler_of(space: Space, number: int, planned: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    """The one that proposes a search's point number 0, 1, ... of as many as were planned when it began."""
+    sampler = space.sampler
+    seed = (sampler.seed * 1_000_003 + number) % 2**32
+    part = parts.load("samplers", sampler.kind)
+    if sampler.kind not in parts.BUILT_IN["samplers"]:
+        found: optuna.samplers.BaseSampler = part(
+            seed=seed, **dict(parts.options_of(part, sampler.options, "sampler.options"))
+        )
+        return found
+    made: optuna.samplers.BaseSampler = part(space, number, planned, seed, distributions)
+    return made
+
+
+def tpe(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    startup = min(10, max(3, planned // 3))
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+
+
+def gp(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    if number >= GP_TRIALS:
+        return tpe(space, number, planned, seed, distributions)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, planned // 3)))
+
+
+def sobol(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    return _Sobol(distributions, space.sampler.seed, seed)
+
+
+def nsga2(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, planned // 4)))
+
+
+def random(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
+    """Also of a grid, whose points are put in its way."""
+    return optuna.samplers.RandomSampler(seed=seed)
+
+
+class _Sobol(optuna.samplers.QMCSampler):
+    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a
+    finished trial.
+    """
+
+    def __init__(
+        self, distributions: Mapping[str, optuna.distributions.BaseDistribution], seed: int, choice_seed: int
+    ) -> None:
+        """
+        Args:
+            seed: scrambles the sequence; the same for all its points.
+            choice_seed: of categories, which have no place in a sequence and are drawn.
+        """
+        independent = optuna.samplers.RandomSampler(seed=choice_seed)
+        super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)
+        self._distributions = distributions
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, optuna.distributions.BaseDistribution]:
+        return {
+            key: value for key, value in self._distributions.items() if not isinstance(value, CategoricalDistribution)
+        }

@@ -1,0 +1,246 @@
+"""Causal language models of transformers under windows: the same numbers as their own cache and attention give."""
+
+from __future__ import annotations
+
+import copy
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd import grad
+
+from reco_tune.cost import step_flops
+from reco_tune.cost.memory import memory_by_phase
+from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import CheckpointError, SettingsError
+from reco_tune.evaluation.error_growth import error_growth
+from reco_tune.model import HuggingFaceDecoder
+from reco_tune.model import huggingface as module
+from reco_tune.model.build import build_decoder, shape_of
+from reco_tune.settings import Experiment
+from reco_tune.testing import check_decoder
+from reco_tune.training import fit
+from reco_tune.training.checkpoint import load_model
+from reco_tune.training.schemes import plan_scheme
+
+transformers = pytest.importorskip("transformers")
+
+V, T = 16, 18
+_ROTARY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+FAMILIES: dict[str, dict[str, Any]] = {
+    "llama": _ROTARY,
+    "qwen2": _ROTARY,
+    "qwen3": {**_ROTARY, "head_dim": 8},
+    "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 32, "eos_token_id": None},
+}
+TOKENS = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(1))
+LABELS = torch.tensor([0, 2])
+
+
+def language_model(family: str, **changes: Any) -> Any:
+    config = transformers.AutoConfig.for_model(family, bos_token_id=None, **{**FAMILIES[family], **changes})
+    torch.manual_seed(0)
+    return transformers.AutoModelForCausalLM.from_config(config)
+
+
+def decoder(family: str, code_offset: int | None = 10, **changes: Any) -> HuggingFaceDecoder:
+    torch.manual_seed(1)
+    return HuggingFaceDecoder(language_model(family, **changes), V, T, 2, code_offset)
+
+
+@pytest.mark.parametrize("code_offset", [None, 10], ids=["own embedding and head", "codes in the vocabulary"])
+@pytest.mark.parametrize("family", FAMILIES)
+def test_every_family_is_a_decoder(family: str, code_offset: int | None) -> None:
+    check_decoder(decoder(family, code_offset))
+
+
+def theirs(model: Any, ours: HuggingFaceDecoder, start: int, length: int) -> Tensor:
+    """Logits of a window as transformers computes them: its own cache, filled without gradient, and its own SDPA."""
+    inputs = torch.cat([ours.classes(LABELS)[:, None], model.get_input_embeddings()(TOKENS[:, :-1] + 10)], dim=1)
+    past = transformers.DynamicCache(config=model.config)
+    if start:
+        with torch.no_grad():
+            model(inputs_embeds=inputs[:, :start], past_key_values=past, use_cache=True)
+    positions = torch.arange(start, start + length)[None]
+    window = inputs[:, start : start + length]
+    found: Tensor = model(inputs_embeds=window, past_key_values=past, use_cache=True, position_ids=positions).logits
+    return found[..., 10 : 10 + V]
+
+
+@pytest.mark.parametrize("start", [0, 1, 7])
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_a_window_has_the_numbers_and_the_gradient_of_their_own_cache(family: str, start: int) -> None:
+    """In float64, where their attention and ours round apart from each other by 1e-16."""
+    model = language_model(family).double().eval()
+    ours = HuggingFaceDecoder(copy.deepcopy(model), V, T, 2, 10).double()
+    expected, found = theirs(model, ours, start, 8), ours.window(TOKENS, LABELS, start, 8).logits_BWV
+    assert torch.allclose(found, expected, rtol=1e-9, atol=1e-12)
+    own = dict(ours.named_parameters())
+    names = {"llama": ("model.layers.1.self_attn.k_proj.weight", "body.layers.1.self_attn.k_proj.weight")}
+    names["gpt2"] = ("transformer.h.1.attn.c_attn.weight", "body.h.1.attn.c_attn.weight")
+    (right,) = grad(expected.square().sum(), [dict(model.named_parameters())[names[family][0]]])
+    (mine,) = grad(found.square().sum(), [own[names[family][1]]])
+    assert (mine - right).norm() <= 1e-10 * right.norm()
+
+
+def test_the_prefix_is_seen_in_training(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Where transformers checkpoints gradients it drops its cache with one warning, and the window trains without its
+    context; the loss stays finite.
+    """
+    model = decoder("llama").train()
+    changed = TOKENS.clone()
+    changed[:, :5] = (changed[:, :5] + 1) % V
+    before, after = (model.window(tokens, LABELS, 8, 4).logits_BWV for tokens in (TOKENS, changed))
+    assert not torch.allclose(before, after)
+    model.body.gradient_checkpointing_enable()
+    with pytest.raises(RuntimeError, match="without its context; call gradient_checkpointing_disable"):
+        model.window(TOKENS, LABELS, 8, 4)
+    model.eval()
+    with torch.no_grad():
+        assert torch.equal(model.window(TOKENS, LABELS, 8, 4).logits_BWV, before), "it is read as before"
+
+
+@pytest.mark.parametrize(
+    ("make", "words"),
+    [
+        (lambda: decoder("llama", 50), "leaves no room for 16 codes in a vocabulary of 64"),
+        (lambda: decoder("gpt2", n_positions=8), "has 8 positions, fewer than the clip's 18"),
+        (lambda: decoder("qwen2", use_sliding_window=True, sliding_window=4, max_window_layers=0), "do not see all"),
+    ],
+    ids=["offset", "positions", "sliding window"],
+)
+def test_what_cannot_be_trained_in_windows_is_refused(make: Callable[[], object], words: str) -> None:
+    with pytest.raises(ValueError, match=words):
+        make()
+
+
+def test_dropout_is_off() -> None:
+    """Emu3 has attention dropout of 0.1, GPT-2 three kinds: what a resumed run draws would be other numbers."""
+    model = decoder("gpt2", resid_pdrop=0.5, embd_pdrop=0.5, attn_pdrop=0.5).train()
+    one, other = (model(TOKENS, LABELS) for _ in range(2))
+    assert torch.equal(one, other)
+
+
+def test_emu3s_vocabulary_of_text_and_vision() -> None:
+    """Its real vocabulary and code places, with narrow layers: 32,768 visual codes at the end of 184,622 words."""
+    small = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "num_key_value_heads": 1}
+    real = transformers.Emu3TextConfig()
+    assert (real.vocab_size, real.attention_dropout) == (184_622, 0.1)
+    config = transformers.Emu3Config(
+        text_config={**small, "intermediate_size": 24},
+        vq_config={"base_channels": 32, "num_res_blocks": 1, "channel_multiplier": [1]},
+        vocabulary_map={"<image>": 151_646},
+    )
+    torch.manual_seed(0)
+    model = transformers.Emu3ForConditionalGeneration(config)
+    offset = real.vocab_size - 32_768
+    found = HuggingFaceDecoder(model, 32_768, 12, 1, offset)
+    codes = torch.randint(32_768, (2, 12))
+    logits = found.train().window(codes, torch.zeros(2, dtype=torch.long), 6, 4).logits_BWV
+    assert logits.shape == (2, 4, 32_768)
+    F.cross_entropy(logits.flatten(0, 1), codes[:, 6:10].flatten()).backward()
+    rows = model.get_output_embeddings().weight.grad.abs().sum(dim=1)
+    assert not rows[:offset].any() and rows[offset:].any(), "words are not scored"
+    assert not any("vq" in name for name, _ in found.named_parameters()), "its tokenizer is not trained along"
+
+
+LLAMA = {"model_type": "llama", **_ROTARY}
+OPTIONS = {f"model.options.config.{key}": value for key, value in LLAMA.items()}
+
+
+@pytest.fixture
+def hf_experiment(toy_experiment: Callable[..., Experiment]) -> Callable[..., Experiment]:
+    def make(overrides: dict[str, object] | None = None) -> Experiment:
+        sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+        return toy_experiment({**sizes, **OPTIONS, **(overrides or {})})
+
+    return make
+
+
+def test_a_run_trains_resumes_and_is_loaded(
+    toy_cache: TokenCache, hf_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    experiment = hf_experiment()
+    whole = fit(experiment, toy_cache, tmp_path / "whole")
+    stopped = fit(experiment, toy_cache, tmp_path / "parts", report=lambda step, metrics: step < 8)
+    assert stopped.stopped
+    resumed = fit(experiment, toy_cache, tmp_path / "parts")
+    for ours, other in zip(whole.model.state_dict().values(), resumed.model.state_dict().values(), strict=True):
+        assert torch.equal(ours, other)
+    loaded = load_model(tmp_path / "whole").model
+    codes = loaded.generate(LABELS, temperature=0.0)
+    assert torch.equal(codes, whole.model.eval().generate(LABELS, temperature=0.0))
+    assert torch.equal(loaded(codes, LABELS).argmax(dim=-1), codes), "cached is uncached"
+    assert len(error_growth(loaded, codes, LABELS, 9)) == 5
+    longer = hf_experiment({"training.steps": 13})
+    with pytest.raises(CheckpointError, match=r"training\.steps"):
+        fit(longer, toy_cache, tmp_path / "parts")
+
+
+def test_costs_and_memory_are_known_before_weights_are(hf_experiment: Callable[..., Experiment]) -> None:
+    experiment = hf_experiment()
+    shape = plan_scheme(experiment).model_settings
+    layer = 2 * 32 * (32 + 16 + 16 + 32) + 3 * 2 * 32 * 48
+    tokens = shape.num_tokens
+    by_hand = tokens * (2 * layer + 2 * 32 * V) + 2 * 4 * 32 * tokens * (tokens + 1) // 2
+    assert step_flops(shape, 0, tokens) == 3 * by_hand
+    memory = memory_by_phase(experiment, hf_experiment({"window.scheme": "full"}))
+    assert all(value > 0 for value in memory)
+    on_gpu = {"resources.gpus_per_worker": 1, "training.precision": "bfloat16"}
+    assert all(value > 0 for value in memory_by_phase(hf_experiment(on_gpu), hf_experiment(on_gpu)))
+
+
+def test_training_begins_with_the_weights_of_a_folder(
+    hf_experiment: Callable[..., Experiment], toy_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    language_model("llama").save_pretrained(tmp_path / "theirs")
+    options = {"model.kind": "huggingface", "model.options.path": str(tmp_path / "theirs")}
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12}
+    experiment = toy_experiment({**sizes, **options, "model.options.code_offset": 10})
+    shape = shape_of(experiment.model, V, 45, 3)
+    started, fresh = (build_decoder(experiment.model, shape, seed=5, start=start) for start in (True, False))
+    theirs_ = dict(language_model("llama").named_parameters())["model.layers.0.mlp.up_proj.weight"]
+    own = [dict(one.named_parameters())["body.layers.0.mlp.up_proj.weight"] for one in (started, fresh)]
+    assert torch.equal(own[0], theirs_) and not torch.equal(own[1], theirs_)
+    anew = toy_experiment({**sizes, **options, "model.options.code_offset": 10, "model.options.fresh": True})
+    assert not torch.equal(
+        dict(build_decoder(anew.model, shape, seed=5).named_parameters())["body.layers.0.mlp.up_proj.weight"], theirs_
+    )
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        ({"model.options.pth": "x"}, r"model\.options\.pth is no option of HuggingFaceDecoder; did you mean path"),
+        ({}, "give path .* or config with model_type"),
+        ({"model.options.path": "/nowhere"}, "cannot make this model"),
+        ({"model.options.config.model_type": "lama"}, "cannot make this model"),
+    ],
+    ids=["key", "nothing", "folder", "family"],
+)
+def test_wrong_options_are_one_sentence(
+    toy_experiment: Callable[..., Experiment], options: dict[str, object], words: str
+) -> None:
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+    with pytest.raises(SettingsError, match=words):
+        plan_scheme(toy_experiment({**sizes, **options}))
+
+
+def test_without_transformers_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
+    module._attention_name.cache_clear()
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    with pytest.raises(SettingsError, match=r"pip install 'reco-tune\[hf\]'"):
+        module._attention_name()
+    module._attention_name.cache_clear()
