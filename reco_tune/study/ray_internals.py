@@ -9,11 +9,13 @@ from __future__ import annotations
 from typing import Any
 
 import ray
+from ray import tune
 from ray._private import services, state, worker
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.widgets.util import in_notebook
 
 HEAD = "node:__internal_head__"
 """Resource of every cluster's head node. Trial drivers ask for a thousandth of it: they start at once and never take a
@@ -21,6 +23,13 @@ worker's CPU.
 """
 LONGEST_SOCKET = "session_0000-00-00_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
 """The longest path of a socket that Ray makes in its temporary folder; `pid` is the driver's."""
+
+
+def notebook_reporter() -> tune.CLIReporter | None:
+    """What Tune is given to report with: in a notebook its own one clears what the cell shows, however silent it is
+    told to be; anywhere else it warns of any that is given.
+    """
+    return tune.CLIReporter() if in_notebook() else None
 
 
 def running_clusters() -> list[str]:

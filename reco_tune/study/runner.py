@@ -35,7 +35,7 @@ from reco_tune.study.cluster import Placement, cluster, place
 from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
-from reco_tune.study.ray_internals import HEAD, running_clusters
+from reco_tune.study.ray_internals import HEAD, notebook_reporter, running_clusters
 from reco_tune.study.scheduler import ParetoAsha
 from reco_tune.study.steering import Steering
 from reco_tune.study.storage import Storage, cached_parts
@@ -263,6 +263,7 @@ class Driver:
                 failure_config=tune.FailureConfig(max_failures=TRIAL_RETRIES),
                 callbacks=[NoTrialOutput()],
                 verbose=0,
+                progress_reporter=notebook_reporter(),
             ),
         ).fit()
 
