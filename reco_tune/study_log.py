@@ -105,6 +105,11 @@ class StudyFolder:
         return self.path / "mlartifacts"
 
     @property
+    def phase(self) -> Path:
+        """File that says what the driver is at before its runs begin."""
+        return self.path / "phase.json"
+
+    @property
     def requests(self) -> Path:
         """Folder of what other processes ask of the driver."""
         return self.path / "requests"

@@ -91,6 +91,19 @@ def test_what_a_person_sees_in_mlflow(synced: StudyFolder) -> None:
     assert {item.path for item in client.list_artifacts(reco.info.run_id)} == {"samples.npz", "samples.mp4"}
 
 
+def test_the_row_of_a_study_tells_what_came_of_it(synced: StudyFolder) -> None:
+    """The children are folded away where the page opens."""
+    client, study = MlflowClient(synced.mlflow_uri), study_log.read_study(synced.path)
+    parent = store.all_runs(client, client.get_experiment_by_name("toy"), "study")[0]
+    told, runs = parent.data.metrics, list(study.runs.values())
+    assert told["runs"] == len(runs) and told["runs_failed"] == sum(run.state == "failed" for run in runs)
+    assert told["device_hours"] == pytest.approx(study.device_seconds / 3600) and told["hypervolume"] > 0
+    fast = [run for run in runs if run.state == "evaluated" and run.metrics.get("speedup", 1.0) >= 1.5]
+    assert told["best_fvd_from_1.5x"] == min(run.metrics["fvd"] for run in fast)
+    assert told["best_fvd_from_1x"] <= told["best_fvd_from_1.5x"]
+    assert parent.data.tags["mlflow.note.content"].startswith(f"{study.question}\n\n{len(runs)} runs: ")
+
+
 def test_what_a_run_was_made_of_is_among_its_inputs(synced: StudyFolder) -> None:
     """So that MLflow's lists of data sets and of models know the runs that used them."""
     client, record = MlflowClient(synced.mlflow_uri), study_log.read_study(synced.path)
@@ -152,6 +165,13 @@ def test_a_report_written_later_is_added(synced: StudyFolder, tmp_path: Path) ->
     parent = store.all_runs(client, client.get_experiment_by_name("toy"), "study")[0].info.run_id
     assert {item.path for item in client.list_artifacts(parent)} == {"settings.yaml", "report"}
     assert {item.path for item in client.list_artifacts(parent, "report")} == {"report/ablation.csv", "report/samples"}
+    (folder.report / "ablation.md").write_text("| arm | FVD |")
+    sync(folder)
+    assert client.get_run(parent).data.tags["mlflow.note.content"].endswith("| arm | FVD |")
+    client.set_tag(parent, "mlflow.note.content", "my own words")
+    (folder.report / "ablation.md").write_text("| arm | FVD | speed-up |")
+    sync(folder)
+    assert client.get_run(parent).data.tags["mlflow.note.content"] == "my own words"
 
 
 def test_a_deleted_database_is_rebuilt(recorded: StudyFolder, tmp_path: Path) -> None:

@@ -42,6 +42,7 @@ def status(
     from reco_tune.cli.study import sampled_trials
     from reco_tune.errors import command
     from reco_tune.quantities import STAGE_SECONDS
+    from reco_tune.study.phases import current_phase
     from reco_tune.study.retention import disk_use
     from reco_tune.study_log import StudyFolder, read_study
 
@@ -66,13 +67,14 @@ def status(
         hidden = max(0, len(running) - MOST_LISTED), max(0, len(failed) - MOST_REASONS)
         more = [f"{count} more {what}" for count, what in zip(hidden, ("at work", "reasons"), strict=True) if count]
         print(f"{', '.join([*more, '']) if more else ''}--all lists every run\n")
-    state = (
-        "finished"
-        if study.finished
-        else "running"
-        if live
-        else f"not running; `{command('resume', study_dir)}` continues it"
-    )
+    phase = current_phase(folder)
+    if live:
+        state = phase.words(now) if phase else "running"
+    elif study.finished:
+        state = "finished"
+    else:
+        stopped = f"stopped, because {study.limited}" if study.limited else "not running"
+        state = f"{stopped}; `{command('resume', study_dir)}` continues it"
     print(f"{headline(standing(study, trials, now))}; {state}")
     *stages, last = (stage.label.lower() for stage in STAGE_SECONDS)
     print(f"spent so far: {duration(study.device_seconds)} of device time on {', '.join(stages)} and {last}")

@@ -35,6 +35,7 @@ from reco_tune.study.cluster import Placement, cluster, place
 from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
+from reco_tune.study.phases import Phases
 from reco_tune.study.ray_internals import HEAD, notebook_reporter, running_clusters
 from reco_tune.study.scheduler import ParetoAsha
 from reco_tune.study.steering import Steering
@@ -86,8 +87,8 @@ class Driver:
     """One call of `run` or `resume`."""
 
     def __init__(self, plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> None:
-        self._folder, self._options, self._observer = folder, options, observer
-        self._books = Bookkeeping(plan, folder, observer)
+        self._folder, self._options, self._observer = folder, options, Phases(folder, observer)
+        self._books = Bookkeeping(plan, folder, self._observer)
         self._dispatcher: Any = None
         self._stopping, self._limited = threading.Event(), threading.Event()
         """By hand, or by a limit of the study."""
@@ -127,6 +128,7 @@ class Driver:
         with ExitStack() as stack:
             writer = self._books.writer
             stack.callback(writer.close)
+            stack.callback(self._observer.close)
             stack.enter_context(self._interruptible())
             again = bool(self.study.name)
             self._books.begin(self._options.name, self._options.command)
@@ -368,7 +370,12 @@ class Driver:
         """
 
         def interrupt(signum: int, frame: FrameType | None) -> None:
-            if self._stopping.is_set() or self._dispatcher is None:
+            if self._dispatcher is None and not self._stopping.is_set():
+                self._stopping.set()
+                goes_on = command("resume", self._folder.path)
+                self._observer.on_phase(0, 1, f"stopping: nothing runs yet; `{goes_on}` goes on")
+                raise KeyboardInterrupt
+            if self._stopping.is_set():
                 raise KeyboardInterrupt
             self._stop()
 

@@ -7,6 +7,7 @@ the time of sending.
 
 from __future__ import annotations
 
+import hashlib
 import json
 import tempfile
 import threading
@@ -23,8 +24,9 @@ from reco_tune.data.video import write_video
 from reco_tune.errors import StudyError, TrackingError, command
 from reco_tune.locks import lock
 from reco_tune.progress import Progress, quiet
-from reco_tune.study_log import Follower, RunRecord, StudyFolder, StudyRecord, read_events, read_study
+from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder, StudyRecord, read_events, read_study
 from reco_tune.tracking.address import check_address, database, shown
+from reco_tune.tracking.summary import note, summary_metrics
 
 if TYPE_CHECKING:
     from mlflow.entities import Dataset
@@ -35,6 +37,8 @@ METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100
 """MLflow's limits of one request."""
 DIGEST_CHARACTERS = 36
 """MLflow's limit of a data set's digest."""
+NOTE, OWN_NOTE = "mlflow.note.content", "reco_tune.note"
+"""Tags of a run's description, and of the hash of what was written there last."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4.0, 64.0
 """Between two passes; doubled after every pass that failed."""
 STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
@@ -218,7 +222,7 @@ class Replay:
             tags = {
                 store.KIND: "study",
                 store.STUDY_ID: identity,
-                "mlflow.note.content": self.study.question,
+                NOTE: self.study.question,
                 "mlflow.source.name": "reco-tune",
             }
             created = client.create_run(self._experiment, start_time=began, run_name=self.study.name, tags=tags)
@@ -325,6 +329,7 @@ class Replay:
             **store.to_tags(store.FILES, digests),
         }
         known = self._tags[""]
+        tags |= self._note(known)
         if all(known.get(key) == value for key, value in tags.items()):
             return
         before = store.from_tags(store.FILES, known) or {}
@@ -333,10 +338,24 @@ class Replay:
                 self._client.log_artifact(
                     self._parent, str(path), str(Path(name).parent) if Path(name).parent.name else None
                 )
-        self._log(self._parent, [], {}, tags)
         ended = max((run.ended for run in study.runs.values() if run.ended), default=None)
+        step = sum(run.state in ENDED for run in study.runs.values())
+        points = [_Point(name, value, _milliseconds(ended), step) for name, value in summary_metrics(study).items()]
+        self._log(self._parent, points if step else [], {}, {})
+        self._log(self._parent, [], {}, tags)
         self._set_status(self._parent, "FINISHED" if study.finished else "RUNNING", ended)
         self._tags[""] = {**known, **tags}
+
+    def _note(self, known: dict[str, str]) -> dict[str, str]:
+        """What the parent run says of the study, unless a person has written there."""
+        own = note(self.study, self._folder.report)
+        digest = hashlib.sha256(own.encode()).hexdigest()
+        if known.get(OWN_NOTE) == digest:
+            return {}
+        there = self._client.get_run(self._parent).data.tags.get(NOTE, "")  # as it is now
+        if there in ("", self.study.question) or hashlib.sha256(there.encode()).hexdigest() == known.get(OWN_NOTE):
+            return {NOTE: own, OWN_NOTE: digest}
+        return {}
 
     def _log(self, identity: str, points: list[_Point], params: dict[str, str], tags: dict[str, str]) -> None:
         from mlflow.entities import Metric, Param, RunTag

@@ -1,0 +1,59 @@
+"""A study as its parent run in MLflow shows it: numbers that tell studies apart in a list, and a note with its tables.
+
+Pure functions of the study's record and its report folder; knows nothing of MLflow.
+"""
+
+from __future__ import annotations
+
+import math
+from pathlib import Path
+
+from reco_tune import pareto
+from reco_tune.quantities import FVD, SPEEDUP, VAL_CROSS_ENTROPY
+from reco_tune.settings import BASELINE
+from reco_tune.study_log import ENDED, RunRecord, StudyRecord
+
+SPEEDS = (1.0, 1.5, 2.0, 3.0)
+"""The best run is told among those that train at least so many times as fast as the baseline."""
+NOTE_CHARACTERS = 5000
+"""MLflow's limit of a tag."""
+
+
+def summary_metrics(study: StudyRecord) -> dict[str, float]:
+    """Counts of runs, device hours, the hypervolume of the frontier, and the best quality at each speed."""
+    runs = list(study.runs.values())
+    told: dict[str, float] = {"runs": len(runs), "device_hours": study.device_seconds / 3600}
+    told |= {f"runs_{state}": sum(run.state == state for run in runs) for state in ENDED}
+    codes = bool(runs) and {run.settings.get("data.layout") for run in runs} == {"tokens"}
+    quality = VAL_CROSS_ENTROPY.name if codes else FVD.name
+    whole = [run for run in runs if run.state == "evaluated" and math.isfinite(run.metrics.get(quality, math.nan))]
+    for least in SPEEDS:
+        found = [run.metrics[quality] for run in whole if _speed(run) >= least]
+        if found:
+            told[f"best_{quality}_from_{least:g}x"] = min(found)
+    equal = [run for run in whole if run.budget in ("equal_steps", "both")]
+    points, reference = pareto.speed_fvd([_speed(run) for run in equal], [run.metrics[quality] for run in equal])
+    if len(points) > 1:
+        told["hypervolume"] = pareto.hypervolume(points, reference)
+    return told
+
+
+def note(study: StudyRecord, report: Path) -> str:
+    """The question, what the study is made of, and its ablation table where the report has one; Markdown."""
+    counts = {state: sum(run.state == state for run in study.runs.values()) for state in ENDED}
+    ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
+    parts = [study.question, f"{len(study.runs)} runs{f': {ended}' if ended else ''}."]
+    parts += [f"Extended by {', '.join(one['what'])}." for one in study.extensions]
+    parts += [f"Stopped early: {study.limited}."] if study.limited else []
+    table = report / "ablation.md"
+    if table.is_file():
+        text = table.read_text(encoding="utf-8").strip()
+        if sum(map(len, parts)) + len(text) + 2 * len(parts) <= NOTE_CHARACTERS:
+            parts.append(text)
+        else:
+            parts.append("The tables are among the artifacts, in `report/`.")
+    return "\n\n".join(parts)[:NOTE_CHARACTERS]
+
+
+def _speed(run: RunRecord) -> float:
+    return run.metrics.get(SPEEDUP.name, 1.0 if run.arm == BASELINE else 0.0)
