@@ -49,7 +49,7 @@ from reco_tune.cost import calibrate
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, RunFailedError
 from reco_tune.settings import make_experiment
-from reco_tune.training import Group, fit, joined
+from reco_tune.training import Group, compiling, fit, joined
 sys.path.insert(0, sys.argv[4])
 from test_distributed import gathers_of_a_step, train_in_float64
 
@@ -87,6 +87,9 @@ with joined(experiment) as group:
     half |= {"training.loss_chunk_tokens": 10, "training.steps": 4}
     result = fit(make_experiment(nested, half, where="test"), cache, shared / "split, bfloat16", group=group)
     results["bfloat16"] = result.metrics
+    with patch.object(compiling, "BACKEND", "eager"):  # graphs are captured, and not turned into C++
+        compiled = make_experiment(nested, {**split, "training.compile": True}, where="test")
+        results["compiled"] = fit(compiled, cache, shared / "split, compiled", group=group).metrics
     for folder, how in ((shared / "plain", experiment), (mine / "unseen", sharded)):
         try:
             fit(how, cache, folder, lambda step, metrics: True, group=group)
@@ -268,6 +271,20 @@ def test_prefix_and_window_share_one_gathering(two_workers: TwoWorkers) -> None:
 def test_a_split_state_trains_in_bfloat16_and_saving_memory(two_workers: TwoWorkers) -> None:
     first, second = (rank["bfloat16"] for rank in two_workers.ranks)
     assert first["steps"] == 4 and 0 < first["val_cross_entropy"] == second["val_cross_entropy"] < 10
+
+
+def test_a_split_state_trains_compiled_as_it_does_without(two_workers: TwoWorkers) -> None:
+    """float32; whole graphs, or the run had failed."""
+    compiled, plain = (
+        load_file(two_workers.root / "shared" / run / "model" / "model.safetensors")
+        for run in ("split, compiled", "split")
+    )
+    assert all(torch.allclose(compiled[name], plain[name], rtol=0, atol=1e-5) for name in plain)
+    for rank in two_workers.ranks:
+        assert rank["compiled"]["compile_seconds"] > 0 and rank["compiled"]["steps"] == 12
+        assert rank["compiled"]["val_cross_entropy"] == pytest.approx(
+            rank["split and resumed"]["metrics"]["val_cross_entropy"], rel=1e-4
+        )
 
 
 @pytest.mark.parametrize(
