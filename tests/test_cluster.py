@@ -1,12 +1,15 @@
 from __future__ import annotations
 
+import gc
 import subprocess
+import weakref
 
 import pytest
+import ray
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Resources
-from reco_tune.study.cluster import place
+from reco_tune.study.cluster import _shut_down, place
 from reco_tune.study.ray_internals import running_clusters
 
 CPU_NODE = {"CPU": 8.0}
@@ -73,3 +76,17 @@ def test_another_cluster_on_this_machine_is_seen() -> None:
         assert "192.0.2.1:6379" in running_clusters()
         raylet.communicate(b"\n")
     assert "192.0.2.1:6379" not in running_clusters()
+
+
+def test_nothing_is_let_go_of_while_ray_shuts_down(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Ray ended the process, and a refused study its sentence with it, where another thread's garbage collection met
+    one of its references just then.
+    """
+    gone: list[str] = []
+    circle: list[object] = [type("Reference", (), {})()]
+    circle.append(circle)
+    weakref.finalize(circle[0], gone.append, "collected")
+    del circle
+    monkeypatch.setattr(ray, "shutdown", lambda: gone.append(f"shut down, collecting: {gc.isenabled()}"))
+    _shut_down()
+    assert gone == ["collected", "shut down, collecting: False"] and gc.isenabled()

@@ -3,7 +3,9 @@ a real log."""
 
 from __future__ import annotations
 
+import threading
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -11,13 +13,15 @@ from ray.tune.search import Searcher
 from small_study import small_space
 
 from reco_tune.cost import plan
-from reco_tune.errors import RunFailedError
+from reco_tune.errors import RunFailedError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
+from reco_tune.study import runner
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
+from reco_tune.study.runner import Driver, Options
 from reco_tune.study.scheduler import prune_reason
-from reco_tune.study.study_writer import frozen
+from reco_tune.study.study_writer import Observer, frozen
 from reco_tune.study.trial import Proposals
 from reco_tune.study_log import StudyFolder, read_events
 
@@ -206,3 +210,24 @@ def test_a_run_that_ends_leaves_what_the_study_keeps(tmp_path: Path) -> None:
     assert left == set(names) and not list((tmp_path / "study").glob("trials/*/checkpoint"))
     one.conclude()
     assert {path.parent.name for path in (tmp_path / "study").glob("trials/*/model")} == {"full-s0", "full-s1"}
+
+
+def test_whoever_writes_the_log_has_left_ray_when_a_study_gives_up(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The thread still waited for news when Ray was shut down, which then ended the process: a study whose disk was
+    full ended without its sentence.
+    """
+    woken = threading.Event()
+
+    def wake(*arguments: object) -> None:
+        threading.Timer(0.2, woken.set).start()  # the dispatcher gathers progress for a while
+
+    calls = {"news": lambda *_: woken, "progress": wake, "abandon": lambda: None}
+    stub = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
+    monkeypatch.setattr(runner.ray, "get", lambda woken: (woken.wait(30), ([], {}))[1])
+    one = Driver(plan(small_space(tmp_path)), StudyFolder(tmp_path / "study"), Options(), Observer())
+    one._dispatcher = stub
+    with one._draining(1):
+        one._give_up(StudyError("the disk is full"))
+    assert woken.is_set() and "log" not in {thread.name for thread in threading.enumerate()}

@@ -8,6 +8,7 @@ directory of its workers.
 
 from __future__ import annotations
 
+import gc
 import logging
 import os
 import secrets
@@ -168,7 +169,7 @@ def socket_folder() -> Path:
 
 
 def _join(address: str, variables: Mapping[str, str], stack: ExitStack) -> None:
-    stack.callback(ray.shutdown)
+    stack.callback(_shut_down)
     try:
         with _own_signals():
             ray.init(address=address, runtime_env={"env_vars": dict(variables)}, **QUIET)
@@ -189,7 +190,7 @@ def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
             started.callback(shutil.rmtree, temp, ignore_errors=True)
             notes.write_text(str(temp))
             started.enter_context(_token(temp))
-            started.callback(ray.shutdown)
+            started.callback(_shut_down)
             try:
                 with _own_signals():
                     _start_here(temp, variables)
@@ -202,6 +203,20 @@ def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
             else:
                 stack.push(started.pop_all())
                 return
+
+
+def _shut_down() -> None:
+    """Ray ends the process, without a word of ours, where a reference of its is let go of while it shuts down: as
+    garbage collection in any thread may do.
+    """
+    gc.collect()
+    collects = gc.isenabled()
+    gc.disable()
+    try:
+        ray.shutdown()
+    finally:
+        if collects:
+            gc.enable()
 
 
 def _start_here(temp: Path, variables: Mapping[str, str]) -> None:

@@ -321,6 +321,9 @@ class Driver:
             dispatcher.progress.remote("", 0, 0, "")  # wakes the thread; raises nothing where it is gone
             while thread.is_alive() and not self._broken:
                 thread.join(1)
+            thread.join(
+                LONGEST_LEAVE_SECONDS
+            )  # it may wait in Ray, which ends the process if it is shut down meanwhile
 
     def _take(self, events: list[dict[str, Any]], progress: dict[str, tuple[int, int, str]]) -> int:
         """Writes what the dispatcher tells to the log; how many events."""
