@@ -125,6 +125,8 @@ def test_another_kind_brings_none_of_the_options_of_the_one_before(mine: Path) -
     space = own(mine, **{"arms.second_half.model.kind": "transformer"})
     assert arm_experiment(space, "second_half").model.options == {}
     assert arm_experiment(space, "full").model.options == {"width": 16}
+    given = {"arms.second_half.model.kind": "huggingface", "arms.second_half.model.options.path": "x"}
+    assert arm_experiment(own(mine, **given), "second_half").model.options == {"path": "x"}
 
 
 def test_changed_code_is_another_setting(mine: Path) -> None:

@@ -11,7 +11,7 @@ from reco_tune.benchmarks.frechet import bench_frechet
 from reco_tune.benchmarks.sampling import bench_sampling
 from reco_tune.benchmarks.shapes import ARM_NAMES, SHAPES, BenchOptions, Shape
 from reco_tune.benchmarks.spread import bench_spread
-from reco_tune.benchmarks.steps import bench_peers, bench_steps
+from reco_tune.benchmarks.steps import bench_peers, bench_steps, bench_windows
 from reco_tune.benchmarks.tables import Column, Table, as_json, as_markdown
 
 __all__ = [
@@ -31,4 +31,5 @@ __all__ = [
     "bench_sampling",
     "bench_spread",
     "bench_steps",
+    "bench_windows",
 ]

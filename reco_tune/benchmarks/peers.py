@@ -68,6 +68,22 @@ class PeerScheme(Full):
         return LossTerms(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()))
 
 
+def llama_options(shape: ModelSettings) -> dict[str, Any]:
+    """Settings of a Llama of this shape as a decoder: its gated MLP has as much arithmetic as ours."""
+    config = {
+        "model_type": "llama",
+        "hidden_size": shape.width,
+        "intermediate_size": 8 * shape.width // 3,
+        "num_hidden_layers": shape.depth,
+        "num_attention_heads": shape.heads,
+        "num_key_value_heads": shape.heads,
+        "vocab_size": 8,  # unused: codes have an embedding and a head of their own
+        "bos_token_id": None,
+        "eos_token_id": None,
+    }
+    return {"kind": "huggingface", "options": {"config": config}}
+
+
 def llama(shape: ModelSettings, wide: bool) -> Any:
     """LlamaForCausalLM with random weights; its gated MLP has three matrices where ours has two, so equal arithmetic is
     8/3 D.

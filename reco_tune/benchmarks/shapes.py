@@ -107,8 +107,8 @@ class BenchOptions(NamedTuple):
         """An arm at a shape."""
         return self.pair(shape, arm)[0]
 
-    def pair(self, shape: Shape, arm: str) -> tuple[Experiment, Experiment]:
-        """An arm at a shape, and the baseline that its speed is relative to."""
+    def pair(self, shape: Shape, arm: str, model: dict[str, Any] | None = None) -> tuple[Experiment, Experiment]:
+        """An arm at a shape, and the baseline that its speed is relative to; of another model, where one is given."""
         nested: dict[str, Any] = {
             "data": {"layout": "digits", "clip_frames": 1 + (BLOCKS - 1) * _FRAMES, "size_px": _PIXELS * shape.side},
             "tokenizer": {
@@ -117,7 +117,7 @@ class BenchOptions(NamedTuple):
                 "spatial_stride": _PIXELS,
                 "temporal_stride": _FRAMES,
             },
-            "model": {"width": shape.width, "depth": shape.depth, "heads": shape.heads},
+            "model": model or {"width": shape.width, "depth": shape.depth, "heads": shape.heads},
             "window": {"length_blocks": WINDOW_BLOCKS, "stride_fraction": 1 / WINDOW_BLOCKS},
             "training": {
                 "batch_size": shape.batch_size * shape.micro_batches,
@@ -126,7 +126,7 @@ class BenchOptions(NamedTuple):
             "resources": {"cpus_per_worker": self.threads, "gpus_per_worker": int(self.gpu)},
         }
         if self.gpu:
-            nested["training"] |= {"precision": "bfloat16", "compile": True}
+            nested["training"] |= {"precision": "bfloat16", "compile": model is None}
         one, other = (make_experiment(nested, ARMS[name], where=f"arm `{name}`") for name in (arm, BASELINE))
         return one, other
 

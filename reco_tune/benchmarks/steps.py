@@ -12,7 +12,7 @@ from functools import partial
 import numpy as np
 
 from reco_tune.benchmarks.parts import StepParts, attention_and_rest_kept, measure_parts, prefix_flop_share
-from reco_tune.benchmarks.peers import PEERS, PeerScheme, available
+from reco_tune.benchmarks.peers import PEERS, PeerScheme, available, llama_options
 from reco_tune.benchmarks.shapes import BenchOptions, Shape, random_tokens
 from reco_tune.benchmarks.tables import Column, Row, Table, ratio_to_ours
 from reco_tune.cost import calibrate
@@ -43,6 +43,15 @@ _LOSSES = (
     Column("lost_rates", "unequal rates", "+.1%"),
     Column("prefix_share", "prefix, of the time", ".1%"),
     Column("prefix_flop_share", "of the FLOPs", ".1%"),
+)
+_WINDOWS = (
+    Column("shape", "shape"),
+    Column("decoder", "decoder"),
+    Column("speedup", "speed-up", ".2f"),
+    Column("speedup_low", "95% from", ".2f"),
+    Column("speedup_high", "to", ".2f"),
+    Column("speedup_limit", "limit", ".2f"),
+    Column("limit_fraction", "of limit", ".2f"),
 )
 _PEERS = (
     Column("shape", "shape"),
@@ -107,6 +116,20 @@ def bench_peers(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
                 {"shape": shape.name, "peer": PEERS[peer], **ratio_to_ours(times_RJ[:, column], times_RJ[:, 0])}
             )
     return Table("peers", "Full-sequence step beside other implementations of the same shape", _PEERS, rows)
+
+
+def bench_windows(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
+    """Windows of a Llama of transformers (`model.kind: huggingface`) beside those of the built-in transformer, one
+    after the other: how much of its own FLOP limit each reaches.
+    """
+    rows: list[Row] = []
+    for shape in shapes:
+        with random_tokens(shape) as cache:
+            for name, model in {"this project": None, "transformers Llama": llama_options(shape.model)}.items():
+                experiment, baseline = bench.pair(shape, "reco", model)
+                speed = calibrate(experiment, baseline, cache, bench.seconds, bench.progress)
+                rows.append({"shape": shape.name, "decoder": name, **speed})
+    return Table("windows", "Speed-up of ReCo's windows, beside a decoder of transformers", _WINDOWS, rows)
 
 
 def _shares(parts: StepParts) -> Row:

@@ -61,19 +61,24 @@ def step(
     markdown: Markdown = None,
 ) -> None:
     """Compares the training step of every arm with the full step: speed-up, FLOP limit, memory and parts. Also compares
-    the full step with other implementations.
+    the full step with other implementations, and ReCo's windows with those of a decoder of transformers.
 
     \b
     Example:
       reco-tune bench step --shapes debug-320,debug-1280 --arms fewer_frames,reco --markdown step.md
     """
-    from reco_tune.benchmarks import bench_peers, bench_steps
+    from reco_tune.benchmarks import bench_peers, bench_steps, bench_windows
     from reco_tune.benchmarks.peers import MISSING, available
     from reco_tune.benchmarks.shapes import arms_named
 
     names = arms_named(_split(arms))
+    windows = [bench_windows] if "llama" in available() else []
     _carry_out(
-        lambda wanted, bench: [*bench_steps(wanted, names, bench), bench_peers(wanted, bench)],
+        lambda wanted, bench: [
+            *bench_steps(wanted, names, bench),
+            bench_peers(wanted, bench),
+            *(tables(wanted, bench) for tables in windows),
+        ],
         shapes,
         seconds,
         threads,

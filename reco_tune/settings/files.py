@@ -207,6 +207,10 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     """
     merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
+    for key, options in PARTS.items():
+        (section, name), (_, options_name) = key.split("."), options.split(".")
+        if key in overrides and overrides[key] != merged.get(section, {}).get(name):
+            merged.get(section, {}).pop(options_name, None)
     for key, value in overrides.items():
         _put(merged, key, value)
         if key in twins and twins[key] not in overrides:
@@ -214,10 +218,6 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
     for knob in protocol_defaults(overrides.get("evaluation.protocol")):
         if f"evaluation.{knob}" not in overrides:
             merged["evaluation"].pop(knob, None)
-    for key, options in PARTS.items():
-        if key in overrides and not any(other.startswith(options) for other in overrides):
-            section, name = options.split(".")
-            merged.get(section, {}).pop(name, None)
     for size in PRESETS.get(str(overrides.get("model.preset")), {}):
         if f"model.{size}" not in overrides:
             merged["model"].pop(size, None)
