@@ -25,7 +25,14 @@ os.environ.setdefault(
     "RAY_worker_niceness", "0"
 )  # Ray's 15 starves its workers for minutes where anything else runs on the machine
 
-CLUSTERS = ("test_placement.py", "test_scheduler.py", "test_study.py", "test_surroundings.py", "test_tokenizing.py")
+CLUSTERS = (
+    "test_own_parts_study.py",
+    "test_placement.py",
+    "test_scheduler.py",
+    "test_study.py",
+    "test_surroundings.py",
+    "test_tokenizing.py",
+)
 """Files whose tests start Ray clusters."""
 
 GRID, NUM_CODES, CLASSES = TokenGrid(5, 3, 3), 16, ("left", "right", "still")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from own_decoders import WRONG, OneLayer
 from torch.autograd import grad
 
 from reco_tune.cost import speedup_limit, step_flops
@@ -14,7 +15,6 @@ from reco_tune.model.counting import count
 from reco_tune.testing import check_decoder
 from reco_tune.training.objectives import window_loss
 from reco_tune.windows import WindowSampler
-from tests.own_decoders import WRONG, OneLayer
 
 T, V = 18, 12
 TOKENS = torch.randint(V, (3, T), generator=torch.Generator().manual_seed(1))

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from extension import KINDS, PAGE, write_extension
 
 from reco_tune import parts
 from reco_tune.cost.planning import plan
@@ -21,7 +22,6 @@ from reco_tune.settings import Space, arm_experiment, load_space, make_experimen
 from reco_tune.testing import check_decoder
 from reco_tune.training import fit
 from reco_tune.training.checkpoint import load_model
-from tests.extension import KINDS, PAGE, write_extension
 
 
 @pytest.fixture
