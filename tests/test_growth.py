@@ -148,6 +148,7 @@ def test_runs_are_stopped_and_tried_again(tmp_path: Path) -> None:
     live.ask("retry", runs=["search-0001"])
     assert live.given() == ["search-0001"] and live.steering.grew.is_set()
     live.driver.take_in({"event": "failed", "key": "search-0001", "kind": "trial", "reason": "its loss is not finite"})
+    assert read_study(live.study.path).runs["search-0001"].metrics["moves"] == 0, "not only of those that are whole"
     live.ask("retry", runs=[FAILED])
     assert live.given() == ["search-0001"] and read_study(live.study.path).runs["search-0001"].attempt == 2
     assert not live.paused

@@ -74,7 +74,8 @@ def test_fixed_arms_that_do_not_fit_are_refused_with_the_forecast(tmp_path: Path
 
 
 def test_a_live_study_stops_at_its_limit_once_there_is_something_left(tmp_path: Path) -> None:
-    live, heard = Steered(begun(tmp_path, "running", "stop_after.trials=1")), []
+    live = Steered(begun(tmp_path, "running", "stop_after.trials=1"))
+    heard: list[str] = []
     live.steering._limit = heard.append
     live.steering.check_limits()
     assert heard == [] and live.given()

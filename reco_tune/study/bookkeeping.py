@@ -107,8 +107,8 @@ class Bookkeeping:
         if name == "evaluated" and (reason := broken_constraints(self._space, event["metrics"])):
             event["reason"] = reason
         if kind == "trial":
-            if name == "evaluated":
-                event["metrics"][MOVES.name] = float(self.study.runs[key].moves)
+            if name in ENDED:
+                event.setdefault("metrics", {})[MOVES.name] = float(self.study.runs[key].moves)
             storage = self.jobs.inputs.storage if name in ENDED else None
             if storage:
                 fetched = fetch_results(storage, self.jobs.stored(key), self._folder.trial(key))

@@ -376,7 +376,7 @@ class Driver:
             if self._dispatcher is None and not self._stopping.is_set():
                 self._stopping.set()
                 goes_on = command("resume", self._folder.path)
-                self._observer.on_phase(0, 1, f"stopping: nothing runs yet; `{goes_on}` goes on")
+                self._observer.on_phase(0, 1, f"stopping: `{goes_on}` goes on")
                 raise KeyboardInterrupt
             if self._stopping.is_set():
                 raise KeyboardInterrupt
