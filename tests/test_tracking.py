@@ -233,9 +233,13 @@ def test_the_mirror_follows_a_log_that_grows(recorded: StudyFolder, tmp_path: Pa
     assert read_study("toy", folder.mlflow_uri) == study_log.read_study(folder.path)
 
 
-def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, server: str, tmp_path: Path) -> None:
+def test_a_dead_server_costs_a_sentence_and_a_later_sync(
+    recorded: StudyFolder, server: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """A plain MLflow call to a dead server blocks for minutes, and asynchronous logging loses the data
     without a word."""
+    monkeypatch.setattr("reco_tune.tracking.mirror.BEHIND_SECONDS", 0.001)
+    told: list[str] = []
     log = EventLog(tmp_path / "lonely" / "events.jsonl")
     log.append("study", name="lonely", question="?", arms=["full"], provenance={})
     log.append(
@@ -250,8 +254,13 @@ def test_a_dead_server_costs_a_sentence_and_a_later_sync(recorded: StudyFolder, 
     )
     folder = StudyFolder(tmp_path / "lonely")
     began = time.monotonic()
-    mirror = Mirror(folder, f"http://127.0.0.1:{_free_port()}")
+    mirror = Mirror(folder, f"http://127.0.0.1:{_free_port()}", told.append)
     mirror.notify()
+    deadline = time.monotonic() + 30
+    while not told and time.monotonic() < deadline:
+        time.sleep(0.05)
+    assert told and told[0].startswith("MLflow is 0 minutes behind the log (") and "the study goes on" in told[0]
+    began = time.monotonic()
     log.append("started", trial="full-s0", attempt=1)
     assert not mirror.close(timeout=30)
     assert mirror.error

@@ -133,7 +133,9 @@ class Driver:
             again = bool(self.study.name)
             self._books.begin(self._options.name, self._options.command)
             if self._options.track:
-                writer.mirror = Mirror(self._folder, self._options.tracking_uri)
+                writer.mirror = Mirror(
+                    self._folder, self._options.tracking_uri, lambda what: self._observer.on_phase(1, 1, what)
+                )
                 writer.mirror.notify()
                 stack.callback(writer.mirror.close)
             if not self.study.finished:

@@ -11,7 +11,8 @@ import hashlib
 import json
 import tempfile
 import threading
-from collections.abc import Iterator
+import time
+from collections.abc import Callable, Iterator
 from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -41,6 +42,8 @@ NOTE, OWN_NOTE = "mlflow.note.content", "reco_tune.note"
 """Tags of a run's description, and of the hash of what was written there last."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4.0, 64.0
 """Between two passes; doubled after every pass that failed."""
+BEHIND_SECONDS = 120.0
+"""So far behind the log MLflow may be before anybody is told; told again whenever that has doubled."""
 STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
@@ -58,11 +61,19 @@ class SyncResult:
 class Mirror:
     """Keeps MLflow up to date from one background thread; never raises."""
 
-    def __init__(self, folder: StudyFolder, uri: str | None) -> None:
-        """`uri` None is the sqlite file of the study folder, which only this process may write."""
+    def __init__(self, folder: StudyFolder, uri: str | None, tell: Callable[[str], None] = lambda what: None) -> None:
+        """
+        Args:
+            uri: None is the sqlite file of the study folder, which only this process may write.
+            tell: hears in one sentence that MLflow is far behind, or no longer.
+        """
         self.error = ""
         """Why the last pass failed; empty while all is well."""
-        self._folder, self._uri = folder, uri
+        self._folder, self._uri, self._tell = folder, uri, tell
+        self._sent_at = time.monotonic()
+        """MLflow has what the log held then."""
+        self._told = 0.0
+        """How far behind it was when somebody was told."""
         self._news, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
@@ -80,18 +91,32 @@ class Mirror:
             self.error = f"MLflow did not answer within {timeout:.0f} s"
         return not self.error
 
+    def _tell_behind(self) -> None:
+        """Says how far MLflow is behind, where that is far, and when it no longer is."""
+        behind = time.monotonic() - self._sent_at if self._news.is_set() else 0.0
+        if behind >= max(BEHIND_SECONDS, 2 * self._told):
+            why = f" ({self.error})" if self.error else ""
+            self._tell(f"MLflow is {behind / 60:.0f} minutes behind the log{why}; the study goes on, it catches up")
+            self._told = behind
+        elif self._told and behind < BEHIND_SECONDS:
+            self._tell("MLflow has caught up with the log")
+            self._told = 0.0
+
     def _run(self) -> None:
         replay: Replay | None = None
         pause = PAUSE_SECONDS
         while True:
-            self._news.wait()
+            if not self._news.is_set():
+                self._news.wait()
+                self._sent_at = time.monotonic()  # until now there was nothing to send
             self._news.clear()
+            began = time.monotonic()
             last = self._closing.is_set()
             try:
                 if replay is None:
                     replay = Replay(self._folder, self._uri)
                 replay.send_news()
-                self.error, pause = "", PAUSE_SECONDS
+                self.error, pause, self._sent_at = "", PAUSE_SECONDS, began
             except Exception as error:  # a mirror must not end a study, whatever MLflow, the network or the disk do
                 from reco_tune.tracking.store import first_line
 
@@ -99,6 +124,7 @@ class Mirror:
                 self._news.set()
             if last:
                 return
+            self._tell_behind()
             self._closing.wait(pause)
 
 
