@@ -135,16 +135,16 @@ class _Simulation:
         gpus_per_machine: int,
     ) -> None:
         resources = plan.shared.resources
-        self._loop, self._plan, self._workload, self._rates, self._seed = loop, plan, workload, rates, seed
-        self._folder, self._workers, self._per_machine = folder, resources.workers, gpus_per_machine
+        self.loop, self.plan, self.workload, self.rates, self.seed = loop, plan, workload, rates, seed
+        self._folder, self.workers, self.per_machine = folder, resources.workers, gpus_per_machine
         jobs = len(plan.arms) + plan.total * (1 + plan.space.finalist_seeds)
         groups = min(gpus // resources.workers, jobs)  # resources.concurrent_trials is of another cluster
         self.found = Simulated(groups * resources.workers, groups)
         self._machines = -(-groups * resources.workers // gpus_per_machine)
-        self._back_at: dict[int, float] = {}
+        self.back_at: dict[int, float] = {}
         """Until when machines are away."""
-        self._going: set[int] = set()
-        self._slow_until = self._untracked_until = 0.0
+        self.going: set[int] = set()
+        self.slow_until = self.untracked_until = 0.0
         self._faults: list[tuple[float, int, Fault, Any]] = []
         self._numbers = itertools.count()
         for faults in [
@@ -152,11 +152,11 @@ class _Simulation:
             *study_faults(rates, seed),
         ]:
             self._next_of(faults)
-        self._steps: dict[str, int] = {}
+        self.steps: dict[str, int] = {}
         """Of each run's newest checkpoint."""
-        self._results: dict[str, dict[str, float]] = {}
+        self.results: dict[str, dict[str, float]] = {}
         self._experiments: dict[str, Experiment] = {}
-        self._epochs = 0
+        self.epochs = 0
         self.deadline = resources.trial_deadline_seconds
         """Seconds that an attempt may take."""
         if rates.hang_share and self.deadline is None:
@@ -166,14 +166,14 @@ class _Simulation:
             )
 
     @property
-    def _now(self) -> float:
-        return self._loop.time()
+    def now(self) -> float:
+        return self.loop.time()
 
     async def study(self) -> None:
         """One driver after another, until one of them ends the study."""
         while True:
-            self._epochs += 1
-            books = Bookkeeping(self._plan, self._folder, clock=lambda: self._now, sync=lambda descriptor: None)
+            self.epochs += 1
+            books = Bookkeeping(self.plan, self._folder, clock=lambda: self.now, sync=lambda descriptor: None)
             books.begin("simulated", "reco-tune simulate")
             driver = _Driver(self, books)
             try:
@@ -181,10 +181,10 @@ class _Simulation:
                     break
             finally:
                 books.writer.close()
-            await asyncio.sleep(self._rates.resume_seconds)
-        self.found.wall = self._now
-        for back in self._back_at.values():
-            self.found.down -= max(0.0, back - self._now) * self._per_machine
+            await asyncio.sleep(self.rates.resume_seconds)
+        self.found.wall = self.now
+        for back in self.back_at.values():
+            self.found.down -= max(0.0, back - self.now) * self.per_machine
 
     # --- faults ---
 
@@ -197,7 +197,7 @@ class _Simulation:
         if following is not None:
             self._next_of(following)
         if fault.kind == "notice":
-            self._later(Fault(fault.at + self._rates.notice_seconds, "lost", fault.machine, fault.until))
+            self._later(Fault(fault.at + self.rates.notice_seconds, "lost", fault.machine, fault.until))
         return fault
 
     def _later(self, fault: Fault, following: Any = None) -> None:
@@ -218,9 +218,9 @@ class _Driver:
 
     def __init__(self, world: _Simulation, books: Bookkeeping) -> None:
         self._world, self._books, self._found = world, books, world.found
-        resources = world._plan.shared.resources
+        resources = world.plan.shared.resources
         self._dispatcher = Dispatcher(
-            world._workers,
+            world.workers,
             resources.max_failures,
             world.deadline,
             self._kill,
@@ -230,7 +230,7 @@ class _Driver:
         self._tasks: set[asyncio.Task[Any]] = set()
         self._ended = asyncio.Event()
         """A trial has ended since somebody looked."""
-        self._over: asyncio.Future[bool] = world._loop.create_future()
+        self._over: asyncio.Future[bool] = world.loop.create_future()
         self._live: set[str] = set()
         self._tune = asyncio.Lock()
         """Tune's one thread."""
@@ -300,11 +300,11 @@ class _Driver:
 
     def _given_out(self) -> None:
         """A new job was, perhaps the last one."""
-        self._found.handed_out = self._world._now
-        at_work = sum(self._world._now - since for since in self._working.values()) * self._world._workers
+        self._found.handed_out = self._world.now
+        at_work = sum(self._world.now - since for since in self._working.values()) * self._world.workers
         self._found.busy_before_tail = self._found.busy + at_work
-        away = sum(max(0.0, back - self._world._now) for back in self._world._back_at.values())
-        self._found.down_before_tail = self._found.down - away * self._world._per_machine
+        away = sum(max(0.0, back - self._world.now) for back in self._world.back_at.values())
+        self._found.down_before_tail = self._found.down - away * self._world.per_machine
 
     async def _follow(self, key: str) -> None:
         """`study.trial.follow`, with the scheduler's judgement."""
@@ -325,17 +325,17 @@ class _Driver:
 
     async def _write(self) -> None:
         """The log's thread of `study.runner`."""
-        written, last = 0, self._world._now
+        written, last = 0, self._world.now
         while True:
             events, _ = await self._dispatcher.news(written)
-            self._found.silence = max(self._found.silence, self._world._now - last)
-            last = self._world._now
+            self._found.silence = max(self._found.silence, self._world.now - last)
+            last = self._world.now
             for event in events:
                 began = time.process_time()
                 self._books.take_in(event)
                 self._found.cpu["log"] += time.process_time() - began
-                slow = self._world._now < self._world._slow_until
-                await asyncio.sleep(self._world._rates.slow_write_seconds if slow else WRITE_SECONDS)
+                slow = self._world.now < self._world.slow_until
+                await asyncio.sleep(self._world.rates.slow_write_seconds if slow else WRITE_SECONDS)
             written = len(events)
             self._found.events += written
             await asyncio.sleep(self._found.groups * GATHER_SECONDS)
@@ -345,11 +345,11 @@ class _Driver:
         sent, seen = self._found.events, self._found.events
         while True:
             await asyncio.sleep(MIRROR_LOOK_SECONDS)
-            if self._world._now >= self._world._untracked_until:
+            if self._world.now >= self._world.untracked_until:
                 sent = min(seen, sent + int(MIRROR_LOOK_SECONDS / MIRROR_SECONDS))
                 behind = (seen - sent) * MIRROR_SECONDS
             else:
-                behind = self._world._untracked_until - self._world._now + (seen - sent) * MIRROR_SECONDS
+                behind = self._world.untracked_until - self._world.now + (seen - sent) * MIRROR_SECONDS
             self._found.mirror_lag = max(self._found.mirror_lag, behind if seen > sent else 0.0)
             seen = self._found.events
 
@@ -358,58 +358,58 @@ class _Driver:
     async def _suffer(self) -> None:
         """Lets happen what was drawn."""
         world = self._world
-        for machine, back in world._back_at.items():
-            if back > world._now:
+        for machine, back in world.back_at.items():
+            if back > world.now:
                 self._spawn(self._come_back(machine, back))
         while world.due() != float("inf"):
-            await asyncio.sleep(max(0.0, world.due() - world._now))
+            await asyncio.sleep(max(0.0, world.due() - world.now))
             fault = world.take_fault()
-            if fault.until <= world._now and fault.kind != "driver killed":
+            if fault.until <= world.now and fault.kind != "driver killed":
                 continue  # it was over before this driver came
             self._found.faults["preempted" if fault.kind == "notice" else fault.kind] += 1
             if fault.kind == "slow disk":
-                world._slow_until = fault.until
+                world.slow_until = fault.until
             elif fault.kind == "no tracking":
-                world._untracked_until = fault.until
+                world.untracked_until = fault.until
             elif fault.kind == "driver killed":
                 if not self._over.done():
                     self._over.set_result(False)
             elif fault.kind == "notice":
-                world._going.add(fault.machine)
+                world.going.add(fault.machine)
                 self._tell_machines()
                 for slot in self._slots(fault.machine):
                     self._noticed.setdefault(slot, asyncio.Event()).set()
             else:
-                if fault.machine in world._going:
-                    world._going.discard(fault.machine)
+                if fault.machine in world.going:
+                    world.going.discard(fault.machine)
                     self._found.faults["lost"] -= 1  # it was noticed before
-                world._back_at[fault.machine] = fault.until
-                self._found.down += (fault.until - world._now) * world._per_machine
+                world.back_at[fault.machine] = fault.until
+                self._found.down += (fault.until - world.now) * world.per_machine
                 for slot in self._slots(fault.machine):
                     self._die(slot)
                 self._tell_machines()
                 self._spawn(self._come_back(fault.machine, fault.until))
 
     async def _come_back(self, machine: int, at: float) -> None:
-        await asyncio.sleep(max(0.0, at - self._world._now))
+        await asyncio.sleep(max(0.0, at - self._world.now))
         self._tell_machines()
 
     def _tell_machines(self) -> None:
         async def tell() -> None:
             await asyncio.sleep(MACHINES_SECONDS)
-            lost = [str(machine) for machine, back in self._world._back_at.items() if back > self._world._now]
-            await self._dispatcher.machines(lost, [str(machine) for machine in sorted(self._world._going)])
+            lost = [str(machine) for machine, back in self._world.back_at.items() if back > self._world.now]
+            await self._dispatcher.machines(lost, [str(machine) for machine in sorted(self._world.going)])
 
         self._spawn(tell())
 
     def _slots(self, machine: int) -> list[int]:
         """Groups with a worker on a machine."""
-        first, workers = machine * self._world._per_machine, self._world._workers
-        last = first + self._world._per_machine - 1
+        first, workers = machine * self._world.per_machine, self._world.workers
+        last = first + self._world.per_machine - 1
         return [slot for slot in range(first // workers, last // workers + 1) if slot < self._found.groups]
 
     def _machine(self, slot: int, rank: int) -> int:
-        return (slot * self._world._workers + rank) // self._world._per_machine
+        return (slot * self._world.workers + rank) // self._world.per_machine
 
     def _die(self, slot: int) -> None:
         if slot in self._serving:
@@ -427,15 +427,15 @@ class _Driver:
 
     async def _group(self, slot: int) -> None:
         """A worker group, over all its lives."""
-        ranks = range(self._world._workers)
+        ranks = range(self._world.workers)
         machines = {self._machine(slot, rank) for rank in ranks}
         for life in itertools.count():
-            while (back := max(self._world._back_at.get(machine, 0.0) for machine in machines)) > self._world._now:
-                await asyncio.sleep(back - self._world._now)
+            while (back := max(self._world.back_at.get(machine, 0.0) for machine in machines)) > self._world.now:
+                await asyncio.sleep(back - self._world.now)
             await asyncio.sleep(GROUP_START_SECONDS)
-            if any(self._world._back_at.get(machine, 0.0) > self._world._now for machine in machines):
+            if any(self._world.back_at.get(machine, 0.0) > self._world.now for machine in machines):
                 continue
-            incarnation = f"{self._world._epochs}-{slot}-{life}"
+            incarnation = f"{self._world.epochs}-{slot}-{life}"
             workers = {(slot, rank, incarnation) for rank in ranks}
             self._living |= workers
             self._noticed[slot] = asyncio.Event()
@@ -455,57 +455,57 @@ class _Driver:
                         slot, incarnation, number, (slot, rank, incarnation), str(self._machine(slot, rank))
                     )
                 )
-                for rank in range(self._world._workers)
+                for rank in range(self._world.workers)
             ]
             job = (await asyncio.gather(*taken))[0]
             if job == "leave":
                 return
             number += 1
-            began = self._working[slot] = self._world._now
+            began = self._working[slot] = self._world.now
             self._found.work.append((began, 1))
             try:
                 await self._execute(slot, job)
             finally:
                 del self._working[slot]
-                self._found.busy += (self._world._now - began) * self._world._workers
-                self._found.work.append((self._world._now, -1))
+                self._found.busy += (self._world.now - began) * self._world.workers
+                self._found.work.append((self._world.now, -1))
 
     async def _execute(self, slot: int, job: Job) -> None:
         """`study.worker.execute`."""
         world, key = self._world, job.key
         experiment = world.experiment(job)
-        speed = world._workload.speed(experiment) if job.sampled or job.kind == "calibration" else {}
-        times = world._workload.times(key, experiment)
+        speed = world.workload.speed(experiment) if job.sampled or job.kind == "calibration" else {}
+        times = world.workload.times(key, experiment)
         if job.kind == "calibration":
             await self._work(times.calibration)
             await self._call(self._dispatcher.post(key, "calibrated", {"metrics": speed}))
             return
         await self._call(self._dispatcher.post(key, "started", {"attempt": job.attempt, "provenance": {}}))
-        if key not in world._results:
+        if key not in world.results:
             if job.sampled and job.calibration is None:
                 await self._work(times.calibration)
                 await self._call(self._dispatcher.post(key, "calibrated", {"metrics": speed}))
             if not await self._train(slot, job, experiment):
                 return
-            seconds = {"training_seconds": experiment.training.steps * times.step * world._workers}
+            seconds = {"training_seconds": experiment.training.steps * times.step * world.workers}
             await self._call(self._dispatcher.post(key, "completed", {"metrics": seconds}))
             await self._work(times.evaluation)
             params = self._params(key)
-            world._results[key] = world._workload.result(key, params) | (job.calibration or speed) | seconds
+            world.results[key] = world.workload.result(key, params) | (job.calibration or speed) | seconds
         await self._call(
             self._dispatcher.post(
-                key, "evaluated", {"metrics": dict(world._results[key]), "curves": {}, "provenance": {}}
+                key, "evaluated", {"metrics": dict(world.results[key]), "curves": {}, "provenance": {}}
             )
         )
 
     async def _train(self, slot: int, job: Job, experiment: Experiment) -> bool:
         """`training.fit`: False where the run was asked to leave."""
         world, key, steps = self._world, job.key, experiment.training.steps
-        step_seconds = world._workload.times(key, experiment).step
+        step_seconds = world.workload.times(key, experiment).step
         ends = rung_steps(steps, experiment.training.rungs)
-        draws = random.Random(f"{world._seed}-{key}-{job.attempt}")
-        hangs_at = draws.choice(ends) if draws.random() < world._rates.hang_share else None
-        done = world._steps.get(key, 0)
+        draws = random.Random(f"{world.seed}-{key}-{job.attempt}")
+        hangs_at = draws.choice(ends) if draws.random() < world.rates.hang_share else None
+        done = world.steps.get(key, 0)
         for end in ends:
             if end < done:
                 continue
@@ -514,22 +514,22 @@ class _Driver:
                     self._found.faults["hung"] += 1
                     await self._lasting(key, done, None, experiment)
                 noticed = self._noticed[slot]
-                began, seconds = world._now, (end - done) * step_seconds
+                began, seconds = world.now, (end - done) * step_seconds
                 if not await self._lasting(key, done, seconds, experiment, noticed):
                     done = end
                     break
-                done = min(end, done + int((world._now - began) / step_seconds))
+                done = min(end, done + int((world.now - began) / step_seconds))
                 if await self._call(self._dispatcher.progress(key, done, steps, "")):
                     await asyncio.sleep(CHECKPOINT_SECONDS)
-                    world._steps[key] = done
+                    world.steps[key] = done
                     await self._call(self._dispatcher.left(key, done))
                     return False
                 noticed.clear()
-            world._steps[key] = done
-            metrics = world._workload.rung(key, self._params(key), end / steps)
-            asked = world._now
+            world.steps[key] = done
+            metrics = world.workload.rung(key, self._params(key), end / steps)
+            asked = world.now
             stop = await self._call(self._dispatcher.report(key, end, metrics))
-            self._found.slowest_answer = max(self._found.slowest_answer, world._now - asked)
+            self._found.slowest_answer = max(self._found.slowest_answer, world.now - asked)
             if stop:
                 await self._call(self._dispatcher.left(key, end))
                 return False
@@ -541,7 +541,7 @@ class _Driver:
         """Trains for so long; True where the machine will go and the run has learned that it should leave. Where the
         workers die meanwhile, the last checkpoint between rungs is what is left.
         """
-        began, step_seconds = self._world._now, self._world._workload.times(key, experiment).step
+        began, step_seconds = self._world.now, self._world.workload.times(key, experiment).step
         between = 60 * experiment.training.checkpoint_minutes
         told_every = max(1.0, self._found.groups / PROGRESS_PER_SECOND)
         try:
@@ -552,20 +552,20 @@ class _Driver:
         except TimeoutError:
             return False
         except asyncio.CancelledError:
-            kept = between * int((self._world._now - began) / between)
-            self._found.lost += (self._world._now - began - kept) * self._world._workers
+            kept = between * int((self._world.now - began) / between)
+            self._found.lost += (self._world.now - began - kept) * self._world.workers
             if kept:
-                self._world._steps[key] = done + int(kept / step_seconds)
-                self._spawn(self._dispatcher.saved(key, self._world._steps[key]))
+                self._world.steps[key] = done + int(kept / step_seconds)
+                self._spawn(self._dispatcher.saved(key, self._world.steps[key]))
             raise
 
     async def _work(self, seconds: float) -> None:
         """What is lost as a whole where the workers die."""
-        began = self._world._now
+        began = self._world.now
         try:
             await asyncio.sleep(seconds)
         except asyncio.CancelledError:
-            self._found.lost += (self._world._now - began) * self._world._workers
+            self._found.lost += (self._world.now - began) * self._world.workers
             raise
 
     def _params(self, key: str) -> dict[str, Any]:
