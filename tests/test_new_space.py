@@ -51,6 +51,7 @@ def test_few_videos_give_overlapping_clips_and_no_more_passes_than_the_paper_mak
     assert few["data"]["clip_stride"] == 1 and "clip_stride" not in many["data"]
     passes = few["training"]["steps"] * few["training"]["batch_size"] / (0.8 * FEW.frames)
     assert 250 < passes < 301 and many["training"]["steps"] == 20000
+    assert "about 3 passes over 1,024 training clips" in space_text("m", MANY, 64, 17, False)
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="../shared/videos is absent")

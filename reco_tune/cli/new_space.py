@@ -23,6 +23,8 @@ PASSES = 300
 """Over the training clips: the paper's."""
 ENOUGH_CLIPS = 4000
 """Where clips side by side are fewer, they overlap."""
+CPU_CLIPS = 1024
+"""For training on a CPU."""
 OPENED_VIDEOS = 12
 """So many videos are opened to estimate how many clips there are."""
 SECONDS_A_VIDEO = 20.0
@@ -216,6 +218,7 @@ def space_text(name: str, videos: Videos, size: int, frames: int, gpu: bool) -> 
     overlap = 0 < side_by_side < ENOUGH_CLIPS
     clip_stride = max(1, videos.frames // ENOUGH_CLIPS)
     clips = round(0.8 * (videos.frames / clip_stride if overlap else side_by_side))
+    clips = clips if gpu else min(clips, CPU_CLIPS)
     steps = min(scale.steps, max(400, PASSES * clips // scale.batch_size)) if clips else scale.steps
     passes = f"about {steps * scale.batch_size / clips:,.0f} passes over {clips:,} training clips" if clips else ""
     known = videos.classes > 1 or videos.root is None
@@ -248,7 +251,7 @@ def space_text(name: str, videos: Videos, size: int, frames: int, gpu: bool) -> 
     ]
     if not gpu:
         lines += [
-            "    train_clips: 1024        # at most: a CPU encodes and trains on few",
+            f"    train_clips: {CPU_CLIPS}        # at most: a CPU encodes and trains on few",
             "    test_clips: 256",
         ]
     lines += [
