@@ -85,8 +85,8 @@ class EditableSpace:
         Raises:
             SettingsError: where neither a run nor a study has such a key; names the nearest.
         """
+        from reco_tune.parts import nearest
         from reco_tune.settings import Experiment, Space, known_keys
-        from reco_tune.settings.fields import nearest
 
         studys = [name for name in Space.model_fields if name != "source"]
         inside = key.split(".")[0] in studys and not key.startswith("resources.")
