@@ -34,6 +34,14 @@ def _q(
 FVD = _q("fvd", "FVD", "", "lower")
 FVD_LOW = _q("fvd_low", "FVD, low end of the 95% interval", "", "lower")
 FVD_HIGH = _q("fvd_high", "FVD, high end of the 95% interval", "", "lower")
+FVD_HELDOUT = _q("fvd_heldout", "FVD against held-out clips", "", "lower")
+FVD_HELDOUT_LOW = _q("fvd_heldout_low", "FVD against held-out clips, low end of the 95% interval", "", "lower")
+FVD_HELDOUT_HIGH = _q("fvd_heldout_high", "FVD against held-out clips, high end of the 95% interval", "", "lower")
+COPY_RATE = _q(
+    "copy_rate", "Copy rate: share of generated clips as near to a training clip as 5% of new ones", "", "lower"
+)
+COPY_RATE_LOW = _q("copy_rate_low", "Copy rate, low end of the 95% interval", "", "lower")
+COPY_RATE_HIGH = _q("copy_rate_high", "Copy rate, high end of the 95% interval", "", "lower")
 KERNEL_DISTANCE = _q("kernel_distance", "Kernel distance (polynomial MMD²)", "", "lower")
 KERNEL_DISTANCE_LOW = _q("kernel_distance_low", "Kernel distance, low end of the 95% interval", "", "lower")
 KERNEL_DISTANCE_HIGH = _q("kernel_distance_high", "Kernel distance, high end of the 95% interval", "", "lower")

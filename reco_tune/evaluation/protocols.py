@@ -32,6 +32,7 @@ from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
 from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, frechet_interval
 from reco_tune.evaluation.i3d import I3D, load_i3d
+from reco_tune.evaluation.memorising import Memory
 from reco_tune.evaluation.motion import motion_distance, motion_features
 from reco_tune.evaluation.video_features import ClipDescription, Extractor, Protocol, fit_extractor, load_extractor
 from reco_tune.files import publish
@@ -68,6 +69,8 @@ class EvaluationReference:
     """
     folders: tuple[Path, ...]
     """Where all of this lies in the cache folder."""
+    memory: Memory | None = None
+    """What tells copies of training clips from new ones, where both splits are compared with."""
 
 
 def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Progress = quiet) -> EvaluationReference:
@@ -90,7 +93,51 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     fitted = {kind: _fitted(kind, experiment, cache, progress) for kind in kinds}
     classifier = fitted["native"] if classified else None  # no other extractor learns classes
     extractor = fitted.get(evaluation.protocol) or _i3d(experiment)
-    split: Split = evaluation.reference_split
+    split = first_split(experiment)
+    clips = _reference_clips(experiment, cache, split)
+    folder, arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
+    memory, folders = None, [folder]
+    if evaluation.reference_split == "both":
+        heldout = _reference_clips(experiment, cache, "test")
+        folder, others, _ = _reference(experiment, cache, extractor, classifier, "test", heldout, progress)
+        folders.append(folder)
+        clips = min(
+            clips, heldout
+        )  # as many on both sides: a Fréchet distance depends on how many real clips there are
+        held_out = FeatureStatistics.of(others["features"][:clips], _divisor(extractor))
+        memory = Memory.of(arrays["features"], others["features"], held_out)
+        facts |= {"copied_from_clips": len(memory.training_MD), "copy_distance": memory.distance}
+        arrays = {name: values[:clips] for name, values in arrays.items()}
+    data, departures = experiment.data, deviations(experiment)
+    frames = extractor.published.frames if isinstance(extractor, I3D) else data.clip_frames
+    shape = f"{frames}x{data.size_px}x{data.size_px}/stride{data.frame_stride}"
+    sampled = f"n{evaluation.samples}x{evaluation.sampling_seeds}"
+    name = f"{evaluation.protocol}*" if departures else evaluation.protocol
+    protocol = (
+        f"{name}/{shape}/{evaluation.reference}/{evaluation.reference_split}{clips}/{sampled}/{extractor.hash[:8]}"
+    )
+    protocol += "/best" if evaluation.checkpoint == "best" else ""
+    statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
+    facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
+    folders += [_extractor_folder(kind, experiment, cache) for kind in kinds]
+    features, motion = arrays["features"], arrays["motion"]
+    return EvaluationReference(
+        protocol, extractor, classifier, features, motion, statistics, facts, tuple(folders), memory
+    )
+
+
+def first_split(experiment: Experiment) -> Split:
+    """The split that FVD is measured against, and whose classes are asked for; with `both` the training split."""
+    split = experiment.evaluation.reference_split
+    return "train" if split == "both" else split
+
+
+def _reference_clips(experiment: Experiment, cache: TokenCache, split: Split) -> int:
+    """
+    Raises:
+        DataError: where there are too few.
+    """
+    evaluation = experiment.evaluation
     available = len(cache.tokens(split)) if evaluation.reference == "reconstructed" else len(cache.clips(split))
     clips = min(evaluation.reference_clips, available)
     if clips < 2:
@@ -98,20 +145,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
             f"FVD needs at least 2 real clips, but the {split} split of {cache.path} has {clips}; add videos or take"
             " the other split"
         )
-    folder, arrays, facts = _reference(experiment, cache, extractor, classifier, split, clips, progress)
-    data, departures = experiment.data, deviations(experiment)
-    frames = extractor.published.frames if isinstance(extractor, I3D) else data.clip_frames
-    shape = f"{frames}x{data.size_px}x{data.size_px}/stride{data.frame_stride}"
-    sampled = f"n{evaluation.samples}x{evaluation.sampling_seeds}"
-    name = f"{evaluation.protocol}*" if departures else evaluation.protocol
-    protocol = f"{name}/{shape}/{evaluation.reference}/{split}{clips}/{sampled}/{extractor.hash[:8]}"
-    protocol += "/best" if evaluation.checkpoint == "best" else ""
-    statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
-    facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
-    folders = (folder, *(_extractor_folder(kind, experiment, cache) for kind in kinds))
-    return EvaluationReference(
-        protocol, extractor, classifier, arrays["features"], arrays["motion"], statistics, facts, folders
-    )
+    return clips
 
 
 def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> EvaluationReference:

@@ -14,7 +14,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.evaluation.protocols import sample_labels
+from reco_tune.evaluation.protocols import first_split, sample_labels
 from reco_tune.settings import Experiment
 
 
@@ -32,7 +32,7 @@ def requested_labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.in
     count = experiment.evaluation.samples
     if not experiment.data.class_conditional:
         return np.zeros(count, dtype=np.int64)
-    reference = cache.labels(experiment.evaluation.reference_split)[: experiment.evaluation.reference_clips]
+    reference = cache.labels(first_split(experiment))[: experiment.evaluation.reference_clips]
     return sample_labels(reference, cache.num_classes, count)
 
 

@@ -273,6 +273,14 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
     }
     if len(clips.own_N):
         metrics[q.OWN_MEASURE.name] = float(clips.own_N.mean())
+    if reference.memory is not None:
+        against = [
+            frechet_interval(clips.features_ND[part], reference.memory.heldout, clips.labels_N[part]) for part in parts
+        ]
+        other, copies = mean_interval(against), reference.memory.copies(clips.features_ND)
+        metrics |= {q.FVD_HELDOUT.name: other.value, q.FVD_HELDOUT_LOW.name: other.low}
+        metrics |= {q.FVD_HELDOUT_HIGH.name: other.high, q.COPY_RATE.name: copies.value}
+        metrics |= {q.COPY_RATE_LOW.name: copies.low, q.COPY_RATE_HIGH.name: copies.high}
     if len(clips.flow_C2):
         metrics[q.FLOW_UNEXPLAINED.name] = unexplained(clips.flow_C2)
     if clips.class_N is not None:

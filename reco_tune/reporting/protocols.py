@@ -4,6 +4,7 @@ one that is named.
 
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from typing import Any
 
@@ -42,6 +43,16 @@ def under_protocol(study: StudyRecord, given: str) -> StudyRecord:
     if meant[0] in own:
         return study
     return replace(study, runs={trial: _scored(run, meant[0]) for trial, run in study.runs.items()})
+
+
+def reference_of(protocol: str) -> str:
+    """Which real clips the FVD of a protocol is measured against, in words; empty where it does not say."""
+    for part in protocol.split("/"):
+        found = re.fullmatch(r"(train|test|both)(\d+)", part)
+        if found:
+            split = "held-out" if found[1] == "test" else "training"
+            return f"{int(found[2]):,} {split} clips"
+    return ""
 
 
 def _scored(run: RunRecord, protocol: str) -> RunRecord:

@@ -435,8 +435,11 @@ class Evaluation(SettingsSection):
     """Number of independent sets of generated clips. FVD is the mean over the sets."""
     reference_clips: int = Field(2048, ge=2)
     """At most this many real clips are compared with."""
-    reference_split: Literal["train", "test"] = "train"
-    """The split of the real clips. Published FVDs mostly use `train`."""
+    reference_split: Literal["train", "test", "both"] = "train"
+    """The split that the real clips come from. The field uses `train`. `both` measures FVD against as many clips of
+    each, and the copy rate: the share of generated clips that lie nearer to a training clip than 95% of held-out clips
+    do.
+    """
     reference: Literal["reconstructed", "raw"] = "reconstructed"
     """Whether real clips are compared as they are (`raw`) or after passing through the tokenizer (`reconstructed`). The
     latter keeps the tokenizer's loss from hiding differences between arms.

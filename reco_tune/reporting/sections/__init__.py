@@ -19,6 +19,7 @@ SECTIONS = [
     "hypervolume",
     "compute",
     "passes",
+    "memorising",
     "cost_curve",
     "importance",
     "continuity_weight",

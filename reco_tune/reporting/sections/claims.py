@@ -20,7 +20,8 @@ from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share
 from reco_tune.reporting.comparisons import ArmResult, Results
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number, p_value, signed
-from reco_tune.reporting.quality import Quality, quality_of
+from reco_tune.reporting.protocols import reference_of
+from reco_tune.reporting.quality import FVD, Quality, quality_of
 from reco_tune.reporting.render.text import with_code
 from reco_tune.reporting.section import Column, RowGroup, Section, Table
 from reco_tune.settings import BASELINE
@@ -70,17 +71,20 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "verdicts",
         "Claims of the paper",
-        _note(evidence.quality) if tested else "",
+        _note(evidence) if tested else "",
         [Table("claims", "", columns, rows, untested, files=(), terminal=("verdict", "claim"), shown=False)],
         markup=_chips(tested) + Markup('<p class="note">{}</p>').format(untested) if found else None,
     )
 
 
-def _note(quality: Quality) -> str:
+def _note(evidence: Evidence) -> str:
+    quality = evidence.quality
+    against = {words for result in evidence.results.values() if (words := reference_of(result.protocol))}
+    rest = f" They rest on FVD against {' and '.join(sorted(against))}." if quality is FVD and against else ""
     return (
         f"Each verdict follows from the 95% interval of a paired {quality.name} difference (lower is better). If the"
         " interval contains zero, the claim is not resolved. Unlike those of the ablation table, these intervals and"
-        " p-values are not corrected for the number of claims."
+        f" p-values are not corrected for the number of claims.{rest}"
     )
 
 

@@ -22,6 +22,8 @@ from reco_tune.reporting.quality import FVD, quality_of
 from reco_tune.reporting.section import Column, RowGroup, Section, Table, records, text_column
 
 BESIDE_FVD = (
+    q.FVD_HELDOUT,
+    q.COPY_RATE,
     q.KERNEL_DISTANCE,
     q.MOTION_DISTANCE,
     q.FLOW_UNEXPLAINED,
@@ -40,7 +42,7 @@ ANALYSES = (
 """Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
 COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
 """Columns of measures.csv."""
-_SHARES = {q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
+_SHARES = {q.COPY_RATE, q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
 """Never above 1."""
 NOTE = (
     "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval, of its"
