@@ -9,7 +9,6 @@ import pytest
 from toy_study import PROTOCOL, record_study
 
 from reco_tune.reporting import Evidence, load_runs
-from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.render.markdown import markdown
 from reco_tune.reporting.runs import differing
 from reco_tune.reporting.sections import build
@@ -18,6 +17,7 @@ from reco_tune.reporting.sections.window_stride import window_stride_cells, wind
 from reco_tune.reporting.windowed import PLACE
 
 SEEDS = (0, 1, 2)
+BUDGETS = ("equal_steps", "equal_compute", "half_compute")
 
 
 @pytest.fixture(scope="module")
@@ -25,7 +25,7 @@ def rungs(tmp_path_factory):
     """Two arms that differ in λ alone, and the control with a penalty on h²."""
     arms = ("full", "local_balanced", "norm_penalty", "reco")
     return load_runs(
-        record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, tuple(BUDGETS), SEEDS, searched=0, files=False)
+        record_study(tmp_path_factory.mktemp("rungs") / "toy", arms, BUDGETS, SEEDS, searched=0, files=False)
     )
 
 
