@@ -265,3 +265,34 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) ->
     )
     assert re.search(r"its machine has \d+\.\d for all that runs on it; raise training.micro_batches", said)
     assert sentence(DataError("a file is gone"), experiment) == "a file is gone"
+
+
+NATIVE = r"evaluation.protocol \(native\) learns its features from the classes .* set it to native-random or native-pca"
+OBJECTIVE = r"objectives: class_accuracy needs classes, which data.layout \w+ has not here; take another metric"
+ASKED = ("evaluation.protocol=native-pca", "objectives={class_accuracy: maximize, fvd: minimize}")
+
+
+@pytest.mark.parametrize(
+    ("files", "overrides", "sentence"),
+    [
+        pytest.param(["a.mp4"], ["data.layout=flat"], NATIVE, id="a layout without classes"),
+        pytest.param(["a/1.mp4", "a/2.mp4"], ["data.layout=class_folders"], NATIVE, id="one class"),
+        pytest.param(["a/1.mp4", "a/2.mp4"], ["data.layout=class_folders", *ASKED], OBJECTIVE, id="an objective"),
+        pytest.param(["a/1.mp4", "b/1.mp4"], ["data.layout=class_folders"], "", id="two classes"),
+    ],
+)
+def test_what_needs_classes_is_refused_before_a_video_is_opened(
+    files: list[str], overrides: list[str], sentence: str, tmp_path: Path
+) -> None:
+    """It was refused once all videos were encoded."""
+    for name in files:
+        file = tmp_path / "videos" / name
+        file.parent.mkdir(parents=True, exist_ok=True)
+        file.write_bytes(b"no video")
+    space = small_space(tmp_path, f"data.root={tmp_path / 'videos'}", "data.split=time", *overrides)
+    if not sentence:
+        check_files(plan(space).shared, space)
+        return
+    with pytest.raises(SettingsError, match=sentence):
+        run(space, tmp_path / "study", Options(track=False))
+    assert not (tmp_path / "study").exists() and not (tmp_path / "cache").exists()

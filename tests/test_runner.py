@@ -9,6 +9,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import pytest
+import ray
 from ray.tune.search import Searcher
 from small_study import small_space
 
@@ -16,7 +17,6 @@ from reco_tune.cost import plan
 from reco_tune.errors import RunFailedError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
-from reco_tune.study import runner
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
 from reco_tune.study.runner import Driver, Options
@@ -225,7 +225,7 @@ def test_whoever_writes_the_log_has_left_ray_when_a_study_gives_up(
 
     calls = {"news": lambda *_: woken, "progress": wake, "abandon": lambda: None}
     stub = SimpleNamespace(**{name: SimpleNamespace(remote=call) for name, call in calls.items()})
-    monkeypatch.setattr(runner.ray, "get", lambda woken: (woken.wait(30), ([], {}))[1])
+    monkeypatch.setattr(ray, "get", lambda woken: (woken.wait(30), ([], {}))[1])
     one = Driver(plan(small_space(tmp_path)), StudyFolder(tmp_path / "study"), Options(), Observer())
     one._dispatcher = stub
     with one._draining(1):

@@ -112,7 +112,7 @@ def shipped_experiments() -> dict[str, Path]:
     return {path.stem: path for path in sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))}
 
 
-def study_name(given: str | None, space: Path) -> str:
+def _study_name(given: str | None, space: Path) -> str:
     """The name of a study: MLflow's experiment and the folder's name."""
     name = given or space.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
@@ -123,7 +123,24 @@ def study_name(given: str | None, space: Path) -> str:
     return name
 
 
-def refuse_used_folder(folder: Path, way_out: str) -> None:
+def new_study(name: str | None, output: Path | None, space: Path, planned: bool = False) -> tuple[str, Path]:
+    """Name and folder of a study that begins, as `--name` and `--output` say or as its space is called.
+
+    Args:
+        planned: whether it may be there already where neither is given: a study that runs is planned again.
+
+    Raises:
+        SettingsError: for a name that cannot be.
+        StudyError: where something lies in the folder already, or it cannot be made.
+    """
+    called = _study_name(name, space)
+    folder = output or Path("studies") / called
+    if not planned or name is not None or output is not None:
+        _refuse_used_folder(folder, "give another --name" if output is None else "give another --output")
+    return called, folder
+
+
+def _refuse_used_folder(folder: Path, way_out: str) -> None:
     """
     Raises:
         StudyError: where something lies in the folder already, or it cannot be made.

@@ -18,10 +18,9 @@ from reco_tune.cli.options import (
     TrackingUri,
     Trials,
     asked_space,
+    new_study,
     one_arm,
     path_and_arm,
-    refuse_used_folder,
-    study_name,
 )
 
 if TYPE_CHECKING:
@@ -62,10 +61,7 @@ def plan(
     path, arm = path_and_arm(space)
     loaded = asked_space(path, overrides, trials, seeds, arms)
     loaded = loaded if arm is None else one_arm(loaded, arm, path)
-    called = study_name(name, path)
-    folder = output or Path("studies") / called
-    if name is not None or output is not None:
-        refuse_used_folder(folder, "give another --name" if output is None else "give another --output")
+    called, folder = new_study(name, output, path, planned=True)
 
     from reco_tune.cost import forecast, plan
     from reco_tune.study import Options

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-
 from reco_tune.cli.options import (
     Address,
     Arms,
@@ -15,9 +13,8 @@ from reco_tune.cli.options import (
     TrackingUri,
     Trials,
     asked_space,
-    refuse_used_folder,
+    new_study,
     settings_path,
-    study_name,
 )
 
 
@@ -43,9 +40,7 @@ def run(
     """
     path = settings_path(space)
     loaded = asked_space(path, overrides, trials, seeds, arms)
-    called = study_name(name, path)
-    folder = output or Path("studies") / called
-    refuse_used_folder(folder, "give another --name" if output is None else "give another --output")
+    called, folder = new_study(name, output, path)
 
     from reco_tune.cli.study import carry_out, command_line
     from reco_tune.study import Options, run

@@ -171,7 +171,12 @@ class _Process:
             )
         call.attempts += 1
         if status == -signal.SIGALRM:
-            call.outcome, call.done = FailedCall(f"it takes longer than {seconds:g} s", fatal=True), True
+            call.outcome, call.done = (
+                FailedCall(
+                    f"it takes longer than {seconds:g} s to read; raise data.decode_seconds to wait longer", fatal=True
+                ),
+                True,
+            )
         elif call.attempts == _ATTEMPTS:
             call.outcome, call.done = (
                 FailedCall(f"it crashes the process that reads it ({_cause(status)})", fatal=True),

@@ -26,7 +26,7 @@ from torch import Tensor
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import exact_float32, in_halves
-from reco_tune.errors import DataError
+from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import video_features
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
@@ -34,7 +34,14 @@ from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, f
 from reco_tune.evaluation.i3d import I3D, load_i3d
 from reco_tune.evaluation.memorising import Memory
 from reco_tune.evaluation.motion import motion_distance, motion_features
-from reco_tune.evaluation.video_features import ClipDescription, Extractor, Protocol, fit_extractor, load_extractor
+from reco_tune.evaluation.video_features import (
+    NO_CLASSES,
+    ClipDescription,
+    Extractor,
+    Protocol,
+    fit_extractor,
+    load_extractor,
+)
 from reco_tune.files import publish
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Experiment
@@ -162,14 +169,20 @@ def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) ->
     return reference
 
 
-def check_extractor(experiment: Experiment) -> None:
+def check_extractor(experiment: Experiment, classes: bool | None = None) -> None:
     """Opens I3D's file where the protocol needs it; hours of encoding come before its first use.
+
+    Args:
+        classes: whether the data have any, where that is known.
 
     Raises:
         DataError: where it is missing, or another one.
+        SettingsError: where the protocol needs classes and there are none.
     """
     if experiment.evaluation.protocol in PUBLISHED:
         _i3d(experiment)
+    if experiment.evaluation.protocol == "native" and classes is False:
+        raise SettingsError(NO_CLASSES)
 
 
 def deviations(experiment: Experiment) -> list[str]:

@@ -46,6 +46,10 @@ FIT_STEPS, FIT_PASSES, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 60, 64, 5e-3
 640 steps.
 """
 MOTION_WEIGHT, FRAME_WEIGHT = 0.3, 0.3
+NO_CLASSES = (
+    "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has no two; set"
+    " it to native-random or native-pca"
+)
 
 
 class ClipDescription(NamedTuple):
@@ -124,10 +128,7 @@ def fit_extractor(
             " videos"
         )
     if protocol == "native" and num_classes < 2:
-        raise SettingsError(
-            "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has one"
-            " class; set it to native-random or native-pca"
-        )
+        raise SettingsError(NO_CLASSES)
     quality: dict[str, float] = {}
     with one_thread():
         network: VideoNetwork | PixelProjection

@@ -4,6 +4,6 @@ The only place where data and tokenizers meet.
 """
 
 from reco_tune.preparation.cache_paths import check_weights
-from reco_tune.preparation.prepare import check_data, prepare_tokenizer, prepare_tokens
+from reco_tune.preparation.prepare import check_data, classes_known, prepare_tokenizer, prepare_tokens
 
-__all__ = ["check_data", "check_weights", "prepare_tokenizer", "prepare_tokens"]
+__all__ = ["check_data", "check_weights", "classes_known", "prepare_tokenizer", "prepare_tokens"]

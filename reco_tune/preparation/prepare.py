@@ -50,6 +50,21 @@ def check_data(experiment: settings.Experiment) -> None:
         existing_root(experiment.data)
 
 
+def classes_known(experiment: settings.Experiment) -> bool | None:
+    """Whether the videos have classes to tell apart, by their names and folders; None where those do not tell. Opens no
+    video.
+
+    Raises:
+        DataError: where there are no videos.
+    """
+    data = experiment.data
+    if data.layout in ("tokens", "digits"):
+        return None
+    if not data.class_conditional:
+        return False
+    return len({video.class_name for video in list_videos(data) if not video.refused} - {""}) >= 2
+
+
 def prepare_tokenizer(
     experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
 ) -> Path:

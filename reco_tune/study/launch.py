@@ -125,7 +125,7 @@ def check(planned: Plan, folder: Path, options: Options) -> None:
         socket_folder()
     preflight.check_address(options.address)
     preflight.check_storage(planned.shared.resources.storage)
-    preflight.check_files(planned.shared)
+    preflight.check_files(planned.shared, planned.space)
     if not target.events.exists():
         for earlier in planned.space.warm_start:
             read_study(earlier)

@@ -21,12 +21,12 @@ import torch
 from ray.util.scheduling_strategies import NodeAffinitySchedulingStrategy
 
 from reco_tune.cost import refuse_what_cannot_fit
-from reco_tune.cost.planning import Plan
+from reco_tune.cost.planning import Plan, check_measured
 from reco_tune.device import machine_bytes
 from reco_tune.errors import StudyError
 from reco_tune.evaluation import check_extractor
-from reco_tune.preparation import check_data, check_weights
-from reco_tune.settings import Experiment
+from reco_tune.preparation import check_data, check_weights, classes_known
+from reco_tune.settings import Experiment, Space
 from reco_tune.study.ray_internals import cluster_here
 from reco_tune.study.storage import Storage, StorageError
 from reco_tune.tracking import listens
@@ -87,14 +87,21 @@ def check_storage(address: str | None) -> None:
         storage.forget(storage.probe())
 
 
-def check_files(experiment: Experiment) -> None:
+def check_files(experiment: Experiment, space: Space | None = None) -> None:
     """
+    Args:
+        space: whose objectives and constraints must be measured on these data.
+
     Raises:
-        SettingsError, DataError: where data or weights that are named are missing, or I3D's file is another one.
+        SettingsError, DataError: where data or weights that are named are missing, I3D's file is another one, or
+            something needs classes that the data have not.
     """
     check_data(experiment)
     check_weights(experiment)
-    check_extractor(experiment)
+    classes = classes_known(experiment)
+    check_extractor(experiment, classes)
+    if space is not None:
+        check_measured(space, experiment, classes)
 
 
 def check_memory(plan: Plan, machines: Sequence[Machine], workers: int) -> None:
