@@ -423,6 +423,29 @@ def test_the_job_of_a_lost_machine_goes_to_whoever_is_free(monkeypatch: pytest.M
     run(story())
 
 
+def test_a_lost_group_gets_no_job_though_its_last_question_still_waits(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A simulated study found it: the next machine that came or went made the dead group idle, and the job that it was
+    given waited until its own machine was back."""
+    monkeypatch.setattr(dispatcher_module, "ALIVE_SECONDS", 0.01)
+
+    async def alive(worker: str) -> bool:
+        return worker == "living"
+
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=2, alive=alive)
+        asked = asyncio.create_task(dispatcher.take(0, "x", 0, "dead", "lost"))
+        await asyncio.sleep(0)
+        await dispatcher.machines(["lost"], [])
+        await asyncio.sleep(0.05)
+        await dispatcher.machines(["lost", "another"], [])
+        await begin(dispatcher, "a")
+        taken = await dispatcher.take(1, "y", 0, "living", "safe")
+        assert isinstance(taken, Job) and taken.key == "a" and not asked.done()
+        asked.cancel()
+
+    run(story())
+
+
 class CountingLoop(asyncio.SelectorEventLoop):
     """Counts what it does: every wake-up of a task and every step of one is a callback."""
 

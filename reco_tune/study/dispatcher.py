@@ -277,17 +277,17 @@ class Dispatcher:
         when the last of its workers has died, for a lost machine may have no successor.
         """
         for slot, group in self._groups.items():
+            if not group.struck and group.machines.intersection(lost):
+                group.struck = True
+                for worker in group.workers if self._alive is not None else ():
+                    self._watching.add(asyncio.create_task(self._watch(slot, group, worker)))
             group.evicted = bool(group.machines.intersection(going))
-            if group.evicted:
+            if group.evicted or group.struck:  # a dead worker's last question may still wait
                 self._idle.pop(slot, None)
             elif group.bell.awaited:  # perhaps the notice was taken back
                 self._idle.setdefault(slot, group)
             for state in self._unfinished(group):
                 state.moving = group.evicted and state.began
-            if not group.struck and group.machines.intersection(lost):
-                group.struck = True
-                for worker in group.workers if self._alive is not None else ():
-                    self._watching.add(asyncio.create_task(self._watch(slot, group, worker)))
         self._hand_out()
 
     # --- the Tune trial's side ---
@@ -338,7 +338,8 @@ class Dispatcher:
         if worker is not None and worker not in group.workers:
             group.workers.append(worker)
             group.machines.add(machine)
-        if number == len(group.given) and not group.evicted and incarnation not in group.retired:
+        free = not group.evicted and not group.struck and incarnation not in group.retired
+        if number == len(group.given) and free:
             self._idle[slot] = group
             self._hand_out()
         await group.bell.wait(
