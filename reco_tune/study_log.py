@@ -110,6 +110,11 @@ class StudyFolder:
         return self.path / "phase.json"
 
     @property
+    def optuna(self) -> Path:
+        """The search, for Optuna's own tools."""
+        return self.path / "optuna.journal"
+
+    @property
     def requests(self) -> Path:
         """Folder of what other processes ask of the driver."""
         return self.path / "requests"

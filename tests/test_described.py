@@ -57,7 +57,8 @@ def test_a_type_is_told_in_words(key: str) -> None:
 
 
 def test_a_section_lists_its_settings_and_a_wrong_key_names_the_nearest() -> None:
-    assert [one.key for one in find_settings("sampler")] == ["sampler.kind", "sampler.seed", "sampler.options"]
+    own = ["sampler.kind", "sampler.tell_arms", "sampler.seed", "sampler.options"]
+    assert [one.key for one in find_settings("sampler")] == own
     assert {"resources", "resources.workers"} <= {one.key for one in find_settings("resources")}
     assert say("settings", "sampler").out.count("\n    ") > 3
     refused(say("settings", "window.lenght_tokens"), r"did you mean window.length_tokens\?")

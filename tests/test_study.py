@@ -9,7 +9,10 @@ from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
+import optuna
 import pytest
+from optuna.storages import JournalStorage
+from optuna.storages.journal import JournalFileBackend
 from small_study import WatchedStudy, deterministic, ray_processes_left, run_small_study, small_space
 
 from reco_tune import quantities
@@ -164,6 +167,7 @@ arms:
   reco:
 search:
   window.length_tokens: {{int: [8, 24], step: 8}}
+  objective.continuity_weight: {{float: [0.1, 0.5], step: 0.1}}
 trials: 2
 resources: {{calibration_seconds: 0.3, concurrent_trials: 2}}
 """
@@ -183,6 +187,15 @@ def test_a_study_on_codes_alone_from_recordings_to_its_report(tmp_path: Path) ->
         assert not [name for name in one.metrics if name.startswith(("fvd", "kernel", "motion", "class"))]
     table = ablation_table(load_runs(tmp_path / "study"))
     assert list(table["arm"]) == ["full", "reco"] and table["val_cross_entropy"].notna().all()
+    storage = JournalStorage(JournalFileBackend(str(tmp_path / "study" / "optuna.journal")))
+    told = {
+        one.user_attrs.get("run", ""): one.values
+        for one in optuna.load_study(study_name="codes", storage=storage).trials
+    }
+    assert told.keys() - {""} == {"reco-equal_steps-s0", "search-0000", "search-0001"}, (
+        "the arm is a point of the ranges"
+    )
+    assert told["search-0001"] == [study.runs["search-0001"].metrics[name] for name in ("speedup", "val_cross_entropy")]
     front = Evidence.read(tmp_path / "study").frontier.points
     assert (front["arm"] == "search").sum() == 2 and front["val_cross_entropy"].notna().all()
 

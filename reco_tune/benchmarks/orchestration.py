@@ -291,8 +291,8 @@ def _bare_ray(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
     from ray.tune.search.optuna import OptunaSearch
 
     from reco_tune.study.cluster import cluster, place
+    from reco_tune.study.ranges import to_distribution
     from reco_tune.study.ray_internals import HEAD
-    from reco_tune.study.searcher import to_distribution
 
     asked: dict[str, float] = {}
 
@@ -364,7 +364,7 @@ def search_in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearc
     """Optuna's ask and tell, one trial after another in this process."""
     import optuna
 
-    from reco_tune.study.searcher import to_distribution
+    from reco_tune.study.ranges import to_distribution
     from reco_tune.study.worker import execute
 
     optuna.logging.set_verbosity(optuna.logging.ERROR)

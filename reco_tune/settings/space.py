@@ -9,7 +9,7 @@ from decimal import Decimal
 from pathlib import Path
 from typing import Annotated, Any, Literal
 
-from pydantic import Field, model_validator
+from pydantic import Field, field_validator, model_validator
 
 from reco_tune import quantities as q
 from reco_tune.errors import SettingsError
@@ -100,6 +100,17 @@ class Range(SettingsSection):
     """Whether the number is drawn on a log scale."""
     step: _Step | None = None
     """Distance between the values that may be drawn."""
+    when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
+    """Other searched settings with the value, or values, that they must have. Where they have others, this setting is
+    not drawn and stays what the experiment says.
+    """
+
+    @field_validator("when", mode="before")
+    @classmethod
+    def _one_value(cls, given: Any) -> Any:
+        if not isinstance(given, dict):
+            return given
+        return {key: tuple(value) if isinstance(value, list | tuple) else (value,) for key, value in given.items()}
 
     @model_validator(mode="after")
     def _check(self) -> Range:
@@ -129,6 +140,18 @@ class Range(SettingsSection):
                 f" {(Decimal(str(high)) - rest).normalize():f} or change the step"
             )
 
+    def holds(self, value: Any) -> bool:
+        """Whether the range may give a value."""
+        if self.choice is not None:
+            return value in self.choice
+        bounds = self.int or self.float
+        assert bounds is not None
+        if isinstance(value, bool | str) or not bounds[0] <= value <= bounds[1]:
+            return False
+        if self.int is not None and value != round(value):
+            return False
+        return not self.step or abs((value - bounds[0]) / self.step - round((value - bounds[0]) / self.step)) < 1e-8
+
     def of(self, key: str) -> Range:
         """The same range as one of that setting: its choices are values as the setting has them.
 
@@ -154,14 +177,32 @@ class Range(SettingsSection):
         return self
 
 
+def parents_first(search: Mapping[str, Range]) -> list[str]:
+    """Keys in an order in which no range comes before one that it is conditional on.
+
+    Raises:
+        SettingsError: where conditions run in a circle.
+    """
+    order: list[str] = []
+    while len(order) < len(search):
+        ready = [key for key in search if key not in order and set(search[key].when) <= set(order)]
+        if not ready:
+            circle = ", ".join(key for key in search if key not in order)
+            raise SettingsError(f"search: the conditions (when) of {circle} run in a circle; take one of them out")
+        order += ready
+    return order
+
+
 class Sampler(SettingsSection):
     """The algorithm that proposes the next configuration."""
 
     kind: SamplerKind = "tpe"
     """Optuna's sampler: `tpe`, `gp`, `nsga2`, `sobol`, `random`, `grid`, or the import path of your own. `gp` models
     each objective with a Gaussian process; after 200 trials a proposal would take seconds, so `tpe` takes over. `sobol`
-    spreads points evenly (quasi-Monte Carlo).
+    spreads points evenly (quasi-Monte Carlo). `grid` tries every point.
     """
+    tell_arms: bool = True
+    """Whether the sampler learns from fixed arms that the search could have proposed."""
     seed: Seed = 0
     """Seed of the search. A proposal depends only on the seed and on the trials that finished before, so a search can
     be replayed from its log.
@@ -227,6 +268,23 @@ class Pruning(SettingsSection):
     def generates_clips(self) -> bool:
         """Whether sampled runs generate clips at the deciding rungs."""
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
+
+
+def _ranges_of(points: list[dict[str, Any]]) -> dict[str, Range]:
+    """Of points that are the whole search: each setting's values, in the order in which they come.
+
+    Raises:
+        SettingsError: where they have different settings.
+    """
+    for number, point in enumerate(points, 1):
+        if point.keys() != points[0].keys():
+            odd = sorted(point.keys() ^ points[0].keys())[0]
+            raise SettingsError(
+                f"points: point {number} and the first differ in having {odd}; give every point the same settings, or"
+                " ranges to draw the others from (search)"
+            )
+    values = {key: list(dict.fromkeys(point[key] for point in points)) for key in (points[0] if points else ())}
+    return {key: Range(choice=tuple(own)) for key, own in values.items()}
 
 
 def on_codes(experiment: Mapping[str, Any]) -> bool:
@@ -306,8 +364,14 @@ class Space(SettingsSection):
     """Training seeds of the fixed arms."""
     search: dict[str, Range] = Field(default_factory=dict)
     """The searched settings: dotted key -> range."""
+    points: tuple[dict[str, Any], ...] = ()
+    """Points that the search tries first, each a mapping of searched settings to values; the sampler draws what a point
+    leaves out. Without `search`, or with the sampler `grid`, these points are the whole search.
+    """
     trials: int = Field(0, ge=0)
-    """Number of configurations that the search samples."""
+    """Number of configurations that the search samples; by default as many as there are points, where they are the
+    whole search.
+    """
     objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
     """The metrics that the search optimises, with their better direction. With `data.layout: tokens` they are `speedup`
     and `val_cross_entropy`, because FVD needs pixels.
@@ -357,7 +421,7 @@ class Space(SettingsSection):
         if not self.objectives:
             raise SettingsError("objectives is empty; give one, for example fvd: minimize, or leave it out")
         self._check_arms()
-        object.__setattr__(self, "search", {key: range_.of(key) for key, range_ in self.search.items()})
+        self._check_search()
         if self.trials and not self.search:
             raise SettingsError(
                 f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0"
@@ -365,6 +429,39 @@ class Space(SettingsSection):
         if not self.arms and not self.trials:
             raise SettingsError("a space needs arms, or search ranges and trials; it has neither")
         return self
+
+    @field_validator("sampler", mode="before")
+    @classmethod
+    def _by_name(cls, given: Any) -> Any:
+        """`sampler: grid` is short for `sampler: {kind: grid}`."""
+        return {"kind": given} if isinstance(given, str) else given
+
+    def _check_search(self) -> None:
+        points = [{key: check_value(key, value, "points") for key, value in point.items()} for point in self.points]
+        search = {key: range_.of(key) for key, range_ in self.search.items()} or _ranges_of(points)
+        parents = {parent: key for key, range_ in search.items() for parent in range_.when}
+        for parent, key in parents.items():
+            if parent not in search:
+                raise SettingsError(
+                    f"search: {key} is conditional on {parent}, which is not searched; give it a range, or take the"
+                    " condition (when) out"
+                )
+        parents_first(search)
+        for number, point in enumerate(points, 1):
+            for key, value in point.items():
+                if key not in search:
+                    raise SettingsError(f"points: point {number} has {key}, which search has no range for; give it one")
+                if not search[key].holds(value):
+                    raise SettingsError(
+                        f"points: {key} of point {number} ({value}) lies outside of its range; change one of them"
+                    )
+        whole = bool(points) and (not self.search or self.sampler.kind == "grid")
+        if whole and not self.trials:
+            object.__setattr__(self, "trials", len(points))
+        if whole and self.sampler.kind != "grid":
+            object.__setattr__(self, "sampler", self.sampler.model_copy(update={"kind": "grid"}))
+        object.__setattr__(self, "search", search)
+        object.__setattr__(self, "points", tuple(points))
 
     def _check_arms(self) -> None:
         for name in self.arms:

@@ -132,6 +132,8 @@ class Driver:
             stack.enter_context(self._interruptible())
             again = bool(self.study.name)
             self._books.begin(self._options.name, self._options.command)
+            if self._space.trials:
+                writer.begin_optuna(self._folder.optuna, self.study.name)
             if self._options.track:
                 writer.mirror = Mirror(
                     self._folder, self._options.tracking_uri, lambda what: self._observer.on_phase(1, 1, what)

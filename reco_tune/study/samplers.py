@@ -35,7 +35,9 @@ def sampler_of(space: Space, number: int, planned: int, distributions: Any) -> o
 
 def tpe(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
     startup = min(10, max(3, planned // 3))
-    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True)
+    # grouped, settings that not every point has are drawn together with those that these points share
+    group = any(range_.when for range_ in space.search.values())
+    return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=group)
 
 
 def gp(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:

@@ -16,7 +16,6 @@ intervals, run again with further training seeds. Optuna hears nothing of that.
 
 from __future__ import annotations
 
-import itertools
 import json
 import math
 import warnings
@@ -27,13 +26,13 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import optuna
-from optuna.distributions import BaseDistribution, CategoricalDistribution, FloatDistribution, IntDistribution
 from optuna.trial import FrozenTrial, TrialState
 
 from reco_tune.cost.planning import sampled_name
 from reco_tune.errors import SettingsError
 from reco_tune.pareto import contested, non_dominated
-from reco_tune.settings import SEARCH, Experiment, Range, Space, arm_experiment
+from reco_tune.settings import SEARCH, Experiment, Space, arm_experiment, make_experiment
+from reco_tune.study.ranges import Ranges
 from reco_tune.study.samplers import sampler_of
 from reco_tune.study_log import StudyRecord
 
@@ -102,7 +101,13 @@ class Search:
         self.asked = 0
         """Sampled runs asked so far, further seeds of finalists left out."""
         self._drawn = 0
-        """Optuna's trials so far: runs, skipped proposals and what earlier studies gave."""
+        """Optuna's trials so far: runs, skipped proposals, and what earlier studies and fixed arms gave."""
+        self._arms: dict[str, dict[str, Any]] = {}
+        """Points of the fixed runs that the search could have proposed, until they are evaluated."""
+        self.names: dict[int, str] = {}
+        """Run of each of Optuna's trials that has one."""
+        self.rebuilt = 0
+        """How often Optuna's study was made anew, because the ranges had changed."""
         self._begin()
 
     @property
@@ -133,6 +138,15 @@ class Search:
         return {name: run.params for name, run in (runs[row] for row in front[contested(best_NM, worst_NM[front])])}
 
     @property
+    def directions(self) -> list[optuna.study.StudyDirection]:
+        return self._study.directions
+
+    @property
+    def objectives(self) -> list[str]:
+        """What Optuna's values are of."""
+        return list(self._space.objectives)
+
+    @property
     def trials(self) -> list[FrozenTrial]:
         """Optuna's trials, told and running, skipped proposals included."""
         return self._study.get_trials(deepcopy=False)
@@ -158,6 +172,7 @@ class Search:
             if experiment is not None and (known is None or len(skipped) >= MOST_REPEATED):
                 name = sampled_name(self.asked)
                 self._numbers[name] = number  # `apply` finds it drawn already
+                self.names[number] = name
                 return _proposal(name, experiment, params, skipped=skipped, sampler=notes)
             if len(skipped) >= MOST_REFUSED:
                 raise SettingsError(
@@ -177,6 +192,8 @@ class Search:
         if name in ("planned", "asked"):
             self._known.setdefault(event["settings_hash"], KnownConfiguration())
             self._hashes[trial] = event["settings_hash"]
+        if name == "planned" and (point := self._point_of(event)):
+            self._arms[trial] = point
         if name == "asked" and "repeats" in event:
             self._repeated[event["repeats"]] += 1
         elif name == "asked":
@@ -185,9 +202,14 @@ class Search:
             if trial not in self._numbers:  # read from the log, not drawn just now
                 for skip in event.get("skipped", []):
                     self._tell(self._add(skip["params"], skip.get("sampler", {})), skip["metrics"])
-                self._numbers[trial] = self._add(event["params"], event.get("sampler", {}))
+                added = self._add(event["params"], event.get("sampler", {}))
+                self._numbers[trial], self.names[added] = added, trial
         elif name == "evaluated":
             self._known[self._hashes[trial]].metrics = dict(event["metrics"])
+            if (point := self._arms.pop(trial, None)) is not None:
+                self.names[self._drawn] = trial
+                self._tell(self._add(point, {}), self._told(event["metrics"]))
+                self._grid_starts += 1
             if trial in self._numbers:
                 number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
                 if number is not None:
@@ -206,8 +228,11 @@ class Search:
             if number is not None:
                 self._study.tell(number, state=TrialState.PRUNED if name == "pruned" else TrialState.FAIL)
         elif name == "retried" and trial in self._params and trial not in self._numbers:  # it had ended
-            known = self._could_draw(self._params[trial])
-            self._numbers[trial] = self._add(self._params[trial], {}) if known else None
+            known = self._ranges.fits(self._params[trial])
+            self._numbers[trial] = None
+            if known:
+                self._numbers[trial] = again = self._add(self._params[trial], {})
+                self.names[again] = trial
             self._grid_starts += known
 
     def known_from(self, study: StudyRecord) -> list[dict[str, Any]]:
@@ -216,7 +241,7 @@ class Search:
         """
         events = []
         for run in study.runs.values():
-            if run.state != "evaluated" or self._told(run.metrics) is None or not self._could_draw(run.params):
+            if run.state != "evaluated" or self._told(run.metrics) is None or not self._ranges.fits(run.params):
                 continue
             experiment = arm_experiment(self._space, None, {"training.seed": run.seed, **run.params})
             if experiment.result_hash() == run.settings_hash and run.settings_hash not in self._known:
@@ -234,10 +259,13 @@ class Search:
     def _begin(self) -> None:
         """An Optuna study without trials, over the ranges of the space."""
         space = self._space
-        self._distributions = {key: to_distribution(key, range_) for key, range_ in space.search.items()}
-        self._grid = list(_grid_points(space)) if space.sampler.kind == "grid" else None
+        self._ranges = Ranges(space.search)
+        whole = space.sampler.kind == "grid"
+        self._grid = [dict(point) for point in space.points] or (self._ranges.grid() if whole else [])
+        """Points to try, the whole search or its beginning."""
         self._grid_starts = 0
         """Number of the trial that has the first of these points."""
+        self._whole = whole
         self._planned = space.trials
         """What the sampler was told of how long the search is: it stays, or a search that grows would warm up again."""
         self._storage = optuna.storages.InMemoryStorage()
@@ -251,6 +279,7 @@ class Search:
     def _become(self, space: Space) -> None:
         """The search of these settings from here on, with what it knows."""
         before, self._space = self._space, space
+        tried = max(0, self._drawn - self._grid_starts)
         if space.search == before.search and (self._drawn or space == before):
             return
         trials, planned = self.trials, self._planned
@@ -258,9 +287,10 @@ class Search:
         if not trials:
             return
         self._planned = planned or space.trials
-        if self._grid is not None:
-            passed = [trial.params for trial in trials]
-            self._grid, self._grid_starts = [point for point in self._grid if point not in passed], len(trials)
+        self.rebuilt += 1
+        passed = [trial.params for trial in trials]
+        left = self._grid if self._whole else self._grid[tried:]
+        self._grid, self._grid_starts = [point for point in left if point not in passed], len(trials)
         running = {number: name for name, number in self._numbers.items()}
         for trial in trials:
             kept = self._moved(trial)
@@ -276,14 +306,14 @@ class Search:
         fields |= {key: getattr(trial, key) for key in ("user_attrs", "intermediate_values")}
         fields |= {key: getattr(trial, key) for key in ("datetime_start", "datetime_complete")}
         notes = {key: value for key, value in trial.system_attrs.items() if key.startswith("constraints")}
-        inside = self._could_draw(trial.params)
-        if trial.params.keys() == self._distributions.keys() and (inside or self._learns_outside(trial.params)):
+        outside = self._space.sampler.kind == "tpe" and self._ranges.learns(trial.params)  # others learn inside alone
+        if trial.params and (self._ranges.fits(trial.params) or outside):
             if self._space.sampler.kind == "nsga2":
                 notes[GENERATION] = 0  # those that are whole are the population that the next ones descend from
             return FrozenTrial(
                 state=trial.state,
                 params=trial.params,
-                distributions=self._distributions,
+                distributions=self._ranges.of(trial.params),
                 system_attrs=notes,
                 values=trial.values,
                 **fields,
@@ -291,27 +321,24 @@ class Search:
         fields["datetime_complete"] = fields["datetime_complete"] or fields["datetime_start"]
         return FrozenTrial(state=TrialState.FAIL, params={}, distributions={}, system_attrs={}, **fields)
 
-    def _learns_outside(self, params: Mapping[str, Any]) -> bool:
-        """Whether the sampler takes a point outside the ranges: TPE does, unless a choice is gone."""
-        if self._space.sampler.kind != "tpe":
-            return False
-        choices = {key: one for key, one in self._distributions.items() if isinstance(one, CategoricalDistribution)}
-        return all(params[key] in one.choices for key, one in choices.items())
-
-    def _could_draw(self, params: Mapping[str, Any]) -> bool:
+    def _point_of(self, event: Mapping[str, Any]) -> dict[str, Any] | None:
+        """The point of a planned run of a fixed arm, where it is one that the search could propose."""
+        space = self._space
+        if not (space.trials and space.sampler.tell_arms) or event.get("seed") != space.seeds[0]:
+            return None
         try:
-            optuna.trial.create_trial(state=TrialState.RUNNING, params=dict(params), distributions=self._distributions)
-        except (ValueError, TypeError):
-            return False
-        return True
+            point = self._ranges.point_of(make_experiment({}, event["settings"], where=event["trial"]))
+            if point is None or self._experiment(point, new_seed=False).result_hash() != event["settings_hash"]:
+                return None
+        except SettingsError:  # settings that an earlier version wrote
+            return None
+        return point
 
     @property
     def _undrawn(self) -> int:
         """Configurations that the sampler is still to propose, at most."""
         trials = max(0, self._space.trials - self.asked)
-        return (
-            trials if self._grid is None else min(trials, max(0, len(self._grid) - (self._drawn - self._grid_starts)))
-        )
+        return min(trials, max(0, len(self._grid) - (self._drawn - self._grid_starts))) if self._whole else trials
 
     def _again(self) -> Proposal | None:
         """The finalist that was asked again least, with the next training seed; None while a sampled run has
@@ -332,11 +359,13 @@ class Search:
 
     def _draw(self, number: int) -> optuna.Trial:
         """Optuna's next trial, with every dimension drawn."""
-        self._study.sampler = sampler_of(self._space, number, self._planned, self._distributions)
-        if self._grid is not None:
+        self._study.sampler = sampler_of(self._space, number, self._planned, self._ranges.always)
+        if number - self._grid_starts < len(self._grid):
             self._study.enqueue_trial(self._grid[number - self._grid_starts])
         self._drawn += 1
-        return self._study.ask(self._distributions)
+        trial = self._study.ask(self._ranges.always)
+        self._ranges.draw(trial)
+        return trial
 
     def _new_notes(self) -> dict[str, Any]:
         """What the sampler noted while it drew the last trial: NSGA-II keeps generations at trials and parents at the
@@ -354,7 +383,7 @@ class Search:
         drawn = optuna.trial.create_trial(
             state=TrialState.RUNNING,
             params=dict(params),
-            distributions=self._distributions,
+            distributions=self._ranges.of(params),
             system_attrs=notes.get("trial", {}),
         )
         self._study.add_trial(drawn)
@@ -420,38 +449,3 @@ def broken_constraints(space: Space, metrics: Mapping[str, float]) -> str:
         if broken
         else ""
     )
-
-
-def to_distribution(key: str, range_: Range) -> BaseDistribution:
-    """Optuna's form of a search range.
-
-    Raises:
-        SettingsError: for a whole-number range with a broken step.
-    """
-    if range_.choice is not None:
-        return CategoricalDistribution(list(range_.choice))
-    if range_.int is not None:
-        step = range_.step or 1
-        if step != int(step):
-            raise SettingsError(f"search: {key} is a whole number, but its step is {step}; give a whole step")
-        return IntDistribution(*range_.int, log=range_.log, step=int(step))
-    assert range_.float is not None
-    return FloatDistribution(*range_.float, log=range_.log, step=range_.step)
-
-
-def _grid_points(space: Space) -> list[dict[str, Any]]:
-    levels: dict[str, list[Any]] = {}
-    for key, range_ in space.search.items():
-        if range_.choice is not None:
-            levels[key] = list(range_.choice)
-            continue
-        bounds = range_.int or range_.float
-        assert bounds is not None
-        if range_.log or (range_.float is not None and not range_.step):
-            raise SettingsError(
-                f"search: the grid sampler needs a step for {key}; give step, or choice with its values"
-            )
-        step = range_.step or 1
-        count = int((bounds[1] - bounds[0]) / step + 1e-9) + 1
-        levels[key] = [(int if range_.int else float)(round(bounds[0] + i * step, 12)) for i in range(count)]
-    return [dict(zip(levels, point, strict=True)) for point in itertools.product(*levels.values())]

@@ -10,6 +10,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
+from pathlib import Path
 from typing import Any
 
 from reco_tune.errors import StudyError
@@ -17,6 +18,7 @@ from reco_tune.locks import HeldError, lock
 from reco_tune.settings import WHERE, Space, flatten, load_space, save_space
 from reco_tune.settings.files import make, merge
 from reco_tune.settings.sections import Sections
+from reco_tune.study.optuna_journal import OptunaJournal
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, apply
 from reco_tune.tracking import Mirror
@@ -54,6 +56,7 @@ class StudyWriter:
         """
         self.lock = threading.RLock()
         self.mirror: Mirror | None = None
+        self.optuna: OptunaJournal | None = None
         self._log = EventLog(folder.events, clock, sync)
         self.observer = observer
         self._search = search
@@ -69,9 +72,17 @@ class StudyWriter:
             written = self._log.append(event, **fields)
             apply(self.study, written)
             self._search.apply(written)
+            if self.optuna is not None:
+                self.optuna.follow(self._search)
             self.observer.on_event(written)
             if self.mirror is not None:
                 self.mirror.notify()
+
+    def begin_optuna(self, path: Path, name: str) -> None:
+        """From here on the search stands in a file for Optuna's tools, too; written anew from the log."""
+        with self.lock:
+            self.optuna = OptunaJournal(path, name)
+            self.optuna.follow(self._search)
 
     def close(self) -> None:
         self._log.close()

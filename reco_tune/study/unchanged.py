@@ -18,7 +18,7 @@ from reco_tune.errors import StudyError
 from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment, known_keys, make_experiment
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
-OF_THE_SEARCH = ("objectives", "constraints", "sampler", "pruning", "repeats", "warm_start")
+OF_THE_SEARCH = ("objectives", "constraints", "sampler", "points", "pruning", "repeats", "warm_start")
 """Keys of a space by which one proposal follows from those before it."""
 
 
