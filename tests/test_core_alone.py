@@ -13,7 +13,7 @@ import importlib, pkgutil, sys
 sys.modules.update(dict.fromkeys({BLOCKED!r}))  # None: looks absent to `import` and to `find_spec`
 import reco_tune
 outside = (
-    "reco_tune.api", "reco_tune.study", "reco_tune.reporting", "reco_tune.tracking",
+    "reco_tune.api", "reco_tune.simulation", "reco_tune.study", "reco_tune.reporting", "reco_tune.tracking",
     "reco_tune.cli", "reco_tune.__main__", "reco_tune._bundled",
 )
 modules = []
