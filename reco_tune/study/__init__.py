@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Any
 if TYPE_CHECKING:
     from reco_tune.study.growth import Growth
     from reco_tune.study.launch import check, check_room, extend, resume, run
+    from reco_tune.study.observer import Observer
     from reco_tune.study.runner import Options, StudyResult
-    from reco_tune.study.study_writer import Observer
 
 __all__ = [
     "Growth",

@@ -19,12 +19,13 @@ from reco_tune.settings import Space
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.growth import growth_since, in_log
 from reco_tune.study.job_source import CALIBRATION, JobSource
+from reco_tune.study.observer import Observer
 from reco_tune.study.provenance import environment, study_provenance
 from reco_tune.study.retention import give_up, give_up_run
 from reco_tune.study.scheduler import Rungs, prune_reason
 from reco_tune.study.searcher import Search, broken_constraints
 from reco_tune.study.storage import StorageError, fetch_results
-from reco_tune.study.study_writer import Observer, StudyWriter
+from reco_tune.study.study_writer import StudyWriter
 from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
 
 

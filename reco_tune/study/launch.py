@@ -16,9 +16,10 @@ from reco_tune.study import preflight
 from reco_tune.study.cluster import machine, place, socket_folder
 from reco_tune.study.growth import LIMITS, Growth, check_extendable, grown, growth_since, parse_changes
 from reco_tune.study.limits import check_affordable, limit_reached
+from reco_tune.study.observer import Observer
 from reco_tune.study.runner import Driver, Options, StudyResult
 from reco_tune.study.searcher import rehearse
-from reco_tune.study.study_writer import Observer, claimed, freeze, frozen, locked
+from reco_tune.study.study_writer import claimed, freeze, frozen, locked
 from reco_tune.study.unchanged import check_unchanged
 from reco_tune.study_log import StudyFolder, read_study
 from reco_tune.tracking import check_name

@@ -20,7 +20,7 @@ from typing import Any
 
 from reco_tune import quantities as q
 from reco_tune.settings import Space
-from reco_tune.study.study_writer import Observer
+from reco_tune.study.observer import Observer
 from reco_tune.study_log import StudyFolder, StudyRecord
 
 SECONDS = 30.0

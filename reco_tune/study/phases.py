@@ -13,7 +13,7 @@ from dataclasses import asdict, dataclass
 from typing import Any
 
 from reco_tune.files import write_json
-from reco_tune.study.study_writer import Observer
+from reco_tune.study.observer import Observer
 from reco_tune.study_log import StudyFolder
 
 SECONDS = 1.0

@@ -35,12 +35,12 @@ from reco_tune.study.cluster import Placement, cluster, place
 from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
+from reco_tune.study.observer import Observer
 from reco_tune.study.phases import Phases
 from reco_tune.study.ray_internals import HEAD, notebook_reporter, running_clusters
 from reco_tune.study.scheduler import ParetoAsha
 from reco_tune.study.steering import Steering
 from reco_tune.study.storage import Storage, cached_parts
-from reco_tune.study.study_writer import Observer
 from reco_tune.study.trial import NoTrialOutput, Proposals, Suggestion, follow
 from reco_tune.study.worker_pool import WorkerPool
 from reco_tune.study_log import StudyFolder, StudyRecord

@@ -18,23 +18,11 @@ from reco_tune.locks import HeldError, lock
 from reco_tune.settings import WHERE, Space, flatten, load_space, save_space
 from reco_tune.settings.files import make, merge
 from reco_tune.settings.sections import Sections
+from reco_tune.study.observer import Observer
 from reco_tune.study.optuna_journal import OptunaJournal
 from reco_tune.study.searcher import Search
 from reco_tune.study_log import EventLog, EventName, Follower, StudyFolder, apply
 from reco_tune.tracking import Mirror
-
-
-class Observer:
-    """What a live view may listen to; called from several threads."""
-
-    def on_phase(self, done: int, total: int, what: str) -> None:
-        """Preparation and start-up, in units of their own."""
-
-    def on_event(self, event: dict[str, Any]) -> None:
-        """An event was written to the log."""
-
-    def on_progress(self, trial: str, done: int, total: int, what: str) -> None:
-        """About once a second for every running job."""
 
 
 class StudyWriter:
