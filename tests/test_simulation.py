@@ -59,7 +59,8 @@ def test_nothing_is_lost_or_doubled_whatever_goes_wrong(disturbed: tuple[Plan, P
 def test_a_seed_gives_the_same_study(disturbed: tuple[Plan, Path, Simulated], tmp_path: Path) -> None:
     _, folder, first = disturbed
     second = small(tmp_path / "study", small_plan(), EVERYTHING)
-    assert (second.wall, second.busy, second.faults) == (first.wall, first.busy, first.faults)
+    assert (second.wall, second.faults) == (first.wall, first.faults)
+    assert second.busy == pytest.approx(first.busy, rel=1e-12), "a sum, in the order in which groups of one instant end"
     logs = [list(read_events(where / "events.jsonl"))[1:] for where in (folder, tmp_path / "study")]
     assert logs[0] == logs[1]
 
