@@ -227,7 +227,8 @@ class _Driver:
             self._alive,
             poll_seconds=None,
         )
-        self._tasks: set[asyncio.Task[Any]] = set()
+        self._tasks: dict[asyncio.Task[Any], None] = {}
+        """In the order in which they began, so that a seed gives the same sums to the last bit."""
         self._ended = asyncio.Event()
         """A trial has ended since somebody looked."""
         self._over: asyncio.Future[bool] = world.loop.create_future()
@@ -250,18 +251,18 @@ class _Driver:
             return await self._over
         finally:
             others = asyncio.all_tasks() - {asyncio.current_task()}
-            for task in others:
+            for task in [*self._tasks, *others]:
                 task.cancel()
             await asyncio.gather(*others, return_exceptions=True)
 
     def _spawn(self, work: Coroutine[Any, Any, Any]) -> asyncio.Task[Any]:
         task = asyncio.create_task(work)
-        self._tasks.add(task)
+        self._tasks[task] = None
         task.add_done_callback(self._done)
         return task
 
     def _done(self, task: asyncio.Task[Any]) -> None:
-        self._tasks.discard(task)
+        self._tasks.pop(task, None)
         if not task.cancelled() and (error := task.exception()) is not None and not self._over.done():
             self._over.set_exception(error)
 
