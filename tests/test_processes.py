@@ -53,7 +53,9 @@ def test_a_call_whose_process_was_killed_is_made_again(tmp_path: Path) -> None:
 
 def test_a_hang_ends_at_its_deadline() -> None:
     with Processes(0.5, 2) as processes:
-        assert list(processes.map(hostile.obey, ["hang"])) == [FailedCall("it takes longer than 0.5 s", fatal=True)]
+        assert list(processes.map(hostile.obey, ["hang"])) == [
+            FailedCall("it takes longer than 0.5 s to read; raise data.decode_seconds to wait longer", fatal=True)
+        ]
 
 
 def test_jobs_are_taken_a_few_ahead_only() -> None:
