@@ -4,6 +4,7 @@ cluster.
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +24,15 @@ from reco_tune.study.study_writer import locked
 from reco_tune.study_log import StudyFolder, read_events, read_study
 
 SMALL_ARM = {"window.scheme": "window", "window.length_blocks": 3}
+OPEN: list[Bookkeeping] = []
+"""Whose logs are open."""
+
+
+@pytest.fixture(autouse=True)
+def closed() -> Iterator[None]:
+    yield
+    while OPEN:
+        OPEN.pop().writer.close()
 
 
 class Steered:
@@ -32,6 +42,7 @@ class Steered:
         self.study = study
         self.driver = Bookkeeping(plan(load_space(study.settings)), study)
         self.driver.begin()
+        OPEN.append(self.driver)
         self.stopped: list[str] = []
         self.paused = False
         self.steering = Steering(

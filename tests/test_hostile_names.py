@@ -121,7 +121,7 @@ def test_the_terminal_gets_names_and_no_commands(ablation, width):
     assert numbers <= set(re.findall(r"\d+\.\d+", "\n".join(lines))), "numbers are never cut"
 
 
-@pytest.mark.filterwarnings("error", "ignore:Glyph")
+@pytest.mark.filterwarnings("error::UserWarning", "ignore:Glyph")
 def test_figures_take_names_for_no_formulas(evidence):
     for name in SECTIONS:
         for figure in build(name, evidence).figures:

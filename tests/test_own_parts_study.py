@@ -20,6 +20,7 @@ def told(found: dict[str, str], *words: str) -> None:
     assert done.returncode == 0, done.stderr[-2000:]
 
 
+@pytest.mark.slow
 def test_all_parts_go_through_a_study_and_its_report(tmp_path: Path) -> None:
     """The report is made again where none of the code can be imported."""
     pytest.importorskip("transformers")

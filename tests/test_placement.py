@@ -69,6 +69,7 @@ def test_more_workers_than_ray_lets_wait_by_default(two_gpus: list[dict[str, flo
     assert all(told == [{"step": 10}] for told, _, _ in ray.get(followers, timeout=100))
 
 
+@pytest.mark.slow
 def test_every_group_gets_gpus_of_its_own(
     two_gpus: list[dict[str, float]], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -40,6 +40,7 @@ def begun(folder: Path, kind: str, *overrides: str) -> StudyFolder:
         one.take_in({"event": "calibrated", "key": key, "kind": "calibration", "metrics": {"speedup": 1.73}})
     while kind != "calibrating" and one.jobs.next() is not None:
         pass
+    one.writer.close()
     if kind == "an earlier version's":
         first, *others = study.events.read_text().splitlines(keepends=True)
         event = json.loads(first)
