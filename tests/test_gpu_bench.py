@@ -48,7 +48,7 @@ def test_every_part_runs(quick: None) -> None:
     assert rows("graphs")[0]["graphs"] > 0
     for row in rows("calibration"):
         assert str(row["verdict"]).startswith("reached" if row["limit_fraction"] >= gpu.BAR else "below 0.95")
-    assert str(rows("calibration")[-1]["verdict"]).endswith("as reco")
+    assert str(rows("calibration")[-1]["verdict"]).lower().endswith("as reco")  # which of both, a busy machine decides
     shares = {str(row["what"]): row["share"] for row in rows("profile")}
     assert 0 < shares["gaps between kernels"] < 1 and 0 < shares["attention, of the kernels"] < 0.9
     assert all(row["counted"] > 0 for row in rows("memory"))
