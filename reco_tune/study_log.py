@@ -13,7 +13,7 @@ import json
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -23,7 +23,8 @@ from pydantic_core import from_json
 from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
 from reco_tune.locks import holder
-from reco_tune.quantities import STAGE_SECONDS
+from reco_tune.quantities import FVD, SPEEDUP, STAGE_SECONDS, VAL_CROSS_ENTROPY, Quantity
+from reco_tune.settings import BASELINE, on_codes
 
 EventName = Literal[
     "study",
@@ -293,6 +294,25 @@ def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyReco
         if collecting:
             gc.enable()
     return study
+
+
+def quality_of(runs: Sequence[RunRecord]) -> Quantity:
+    """What runs are judged by: FVD, or the validation cross-entropy where all are of codes without a decoder."""
+    return VAL_CROSS_ENTROPY if runs and all(on_codes(run.settings) for run in runs) else FVD
+
+
+def speed_of(run: RunRecord) -> float:
+    """Its speed-up; 1 of the baseline, 0 where it is not known."""
+    return run.metrics.get(SPEEDUP.name, 1.0 if run.arm == BASELINE else 0.0)
+
+
+def whole_at_equal_steps(runs: Iterable[RunRecord], quality: str) -> list[RunRecord]:
+    """Evaluated runs, fixed and sampled, that the speed frontier is made of."""
+    return [
+        run
+        for run in runs
+        if run.state == "evaluated" and run.budget in ("equal_steps", "both") and quality in run.metrics
+    ]
 
 
 def read_study(path: Path) -> StudyRecord:

@@ -12,9 +12,8 @@ from dataclasses import dataclass
 from functools import lru_cache
 
 from reco_tune import pareto
-from reco_tune.quantities import FVD, VAL_CROSS_ENTROPY
-from reco_tune.settings import BASELINE
-from reco_tune.study_log import ENDED, RunRecord, StudyRecord
+from reco_tune.quantities import FVD
+from reco_tune.study_log import ENDED, RunRecord, StudyRecord, quality_of, speed_of, whole_at_equal_steps
 
 COUNTED = ("planned", "running", "pruned", "failed", "evaluated")
 """States that `summary` counts."""
@@ -73,13 +72,10 @@ def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float, str]:
     """Of the whole runs at equal steps, fixed and sampled, and the quality of its reference point."""
-    codes = on_codes(runs)
-    key = VAL_CROSS_ENTROPY.name if codes else FVD.name
-    whole = [
-        run for run in runs if run.state == "evaluated" and run.budget in ("equal_steps", "both") and key in run.metrics
-    ]
-    speeds = tuple(run.metrics.get("speedup", 1.0 if run.arm == BASELINE else 0.0) for run in whole)
-    return *_covered(speeds, tuple(run.metrics[key] for run in whole)), "validation cross-entropy" if codes else "FVD"
+    quality = quality_of(runs)
+    whole = whole_at_equal_steps(runs, quality.name)
+    covered = _covered(tuple(map(speed_of, whole)), tuple(run.metrics[quality.name] for run in whole))
+    return *covered, "FVD" if quality is FVD else "validation cross-entropy"
 
 
 @lru_cache(maxsize=1)  # a live view asks at every redraw, and a run ends seldom
@@ -88,19 +84,14 @@ def _covered(speeds: tuple[float, ...], qualities: tuple[float, ...]) -> tuple[f
     return (pareto.hypervolume(points, reference) if len(points) > 1 else None), reference[1]
 
 
-def on_codes(runs: Iterable[RunRecord]) -> bool:
-    """Whether runs have no FVD, because their codes come without a decoder."""
-    return {run.settings.get("data.layout") for run in runs} == {"tokens"}
-
-
 def header(runs: Sequence[RunRecord]) -> list[str]:
     """Of `row`."""
-    return ["run", "state", "step", "val CE", "speed-up", *([] if on_codes(runs) else ["FVD"]), "seconds"]
+    return ["run", "state", "step", "val CE", "speed-up", *(["FVD"] if quality_of(runs) is FVD else []), "seconds"]
 
 
 def summary_header(runs: Sequence[RunRecord]) -> list[str]:
     """Of `summary`."""
-    return ["arm", "runs", *COUNTED, "moves", "best val CE" if on_codes(runs) else "best FVD"]
+    return ["arm", "runs", *COUNTED, "moves", "best FVD" if quality_of(runs) is FVD else "best val CE"]
 
 
 def work(run: RunRecord) -> float:
@@ -131,7 +122,7 @@ def row(run: RunRecord, now: float) -> list[str]:
         steps,
         _cell(run, "val_cross_entropy", 3),
         _cell(run, "speedup", 2, "x"),
-        *([] if on_codes([run]) else [_cell(run, "fvd", 2)]),
+        *([_cell(run, "fvd", 2)] if quality_of([run]) is FVD else []),
         seconds,
     ]
 
@@ -144,7 +135,8 @@ def summary(runs: Iterable[RunRecord]) -> list[list[str]]:
     rows = []
     for arm, theirs in arms.items():
         states: Counter[str] = Counter("running" if run.state == "completed" else run.state for run in theirs)
-        key, digits = (VAL_CROSS_ENTROPY.name, 3) if on_codes(theirs) else (FVD.name, 2)
+        quality = quality_of(theirs)
+        key, digits = quality.name, 2 if quality is FVD else 3
         found = [run.metrics[key] for run in theirs if run.state == "evaluated" and key in run.metrics]
         counts = (len(theirs), *(states[state] for state in COUNTED), sum(run.moves for run in theirs))
         rows.append([arm, *(f"{count:,}" for count in counts), f"{min(found):.{digits}f}" if found else ""])

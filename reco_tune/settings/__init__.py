@@ -48,6 +48,7 @@ from reco_tune.settings.space import (
     Range,
     Sampler,
     Space,
+    on_codes,
 )
 
 __all__ = [
@@ -97,6 +98,7 @@ __all__ = [
     "load_space",
     "make_experiment",
     "make_space",
+    "on_codes",
     "parse_overrides",
     "pinned",
     "read_yaml",

@@ -9,9 +9,7 @@ import math
 from pathlib import Path
 
 from reco_tune import pareto
-from reco_tune.quantities import FVD, SPEEDUP, VAL_CROSS_ENTROPY
-from reco_tune.settings import BASELINE
-from reco_tune.study_log import ENDED, RunRecord, StudyRecord
+from reco_tune.study_log import ENDED, StudyRecord, quality_of, speed_of, whole_at_equal_steps
 
 SPEEDS = (1.0, 1.5, 2.0, 3.0)
 """The best run is told among those that train at least so many times as fast as the baseline."""
@@ -24,15 +22,14 @@ def summary_metrics(study: StudyRecord) -> dict[str, float]:
     runs = list(study.runs.values())
     told: dict[str, float] = {"runs": len(runs), "device_hours": study.device_seconds / 3600}
     told |= {f"runs_{state}": sum(run.state == state for run in runs) for state in ENDED}
-    codes = bool(runs) and {run.settings.get("data.layout") for run in runs} == {"tokens"}
-    quality = VAL_CROSS_ENTROPY.name if codes else FVD.name
+    quality = quality_of(runs).name
     whole = [run for run in runs if run.state == "evaluated" and math.isfinite(run.metrics.get(quality, math.nan))]
     for least in SPEEDS:
-        found = [run.metrics[quality] for run in whole if _speed(run) >= least]
+        found = [run.metrics[quality] for run in whole if speed_of(run) >= least]
         if found:
             told[f"best_{quality}_from_{least:g}x"] = min(found)
-    equal = [run for run in whole if run.budget in ("equal_steps", "both")]
-    points, reference = pareto.speed_fvd([_speed(run) for run in equal], [run.metrics[quality] for run in equal])
+    equal = whole_at_equal_steps(whole, quality)
+    points, reference = pareto.speed_fvd([speed_of(run) for run in equal], [run.metrics[quality] for run in equal])
     if len(points) > 1:
         told["hypervolume"] = pareto.hypervolume(points, reference)
     return told
@@ -53,7 +50,3 @@ def note(study: StudyRecord, report: Path) -> str:
         else:
             parts.append("The tables are among the artifacts, in `report/`.")
     return "\n\n".join(parts)[:NOTE_CHARACTERS]
-
-
-def _speed(run: RunRecord) -> float:
-    return run.metrics.get(SPEEDUP.name, 1.0 if run.arm == BASELINE else 0.0)
