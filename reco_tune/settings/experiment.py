@@ -71,6 +71,10 @@ class Experiment(Sections):
         """The settings that a result depends on, by dotted key: all but `WHERE`."""
         return {key: value for key, value in self.flat().items() if not key.startswith(WHERE)}
 
+    def where_settings(self) -> dict[str, Any]:
+        """The others: where it runs and where files lie."""
+        return {key: value for key, value in self.flat().items() if key.startswith(WHERE)}
+
     def step_settings(self) -> dict[str, Any]:
         """The settings that the cost of an optimiser step may depend on, by dotted key, of those that two runs of one
         study may differ in.

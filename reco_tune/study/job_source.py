@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from reco_tune.cost.planning import Plan
-from reco_tune.settings import BASELINE, SEARCH, WHERE, make_experiment
+from reco_tune.settings import BASELINE, SEARCH, make_experiment
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.scheduler import deciding_steps
 from reco_tune.study.searcher import Search
@@ -119,11 +119,6 @@ class JobSource:
         return self.plan.baseline.model_dump(mode="json")
 
     @property
-    def _where(self) -> dict[str, Any]:
-        """Where runs work and where files lie: as it is now, not as it was when they were planned."""
-        return {key: value for key, value in self.plan.shared.flat().items() if key.startswith(WHERE)}
-
-    @property
     def _study(self) -> StudyRecord:
         return self._writer.study
 
@@ -196,12 +191,13 @@ class JobSource:
         if record.state != "planned":
             attempt = record.attempt + 1
             self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
+        settings = record.settings | self.plan.shared.where_settings()  # as it is now, not when the run was planned
         pruning, sampled = self.plan.space.pruning, record.arm == SEARCH and not record.repeats
         judged = sampled and pruning.kind != "none"
         return Job(
             kind="trial",
             key=record.trial,
-            settings=make_experiment({}, record.settings | self._where, where=record.trial).model_dump(mode="json"),
+            settings=make_experiment({}, settings, where=record.trial).model_dump(mode="json"),
             settings_hash=record.settings_hash,
             baseline=self._baseline,
             tokens=self.inputs.tokens,

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -64,15 +65,14 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
         runs = [run for run in study.runs.values() if run.state == "evaluated"]
         if not runs:
             raise StudyError(f"the study in {folder} has no evaluated run yet; wait for one")
-        here = {key: value for key, value in plan(load_space(target.settings)).shared.flat().items() if _where(key)}
+        here = plan(load_space(target.settings)).shared.where_settings()
         judged = {run.trial: _judged(run, here | overrides) for run in runs}
         cache = _cache(list(judged.values()), runs, progress)
         protocol = prepare_evaluation(judged[runs[0].trial], cache, progress).protocol
         if any(run.provenance.get("protocol") == protocol for run in runs):
             raise SettingsError(f"with these settings the protocol is the study's own, {protocol}; change evaluation.*")
         found = Rescored(protocol, [], [], {})
-        log = EventLog(target.events)
-        try:
+        with closing(EventLog(target.events)) as log:
             for done, run in enumerate(runs):
                 progress(done, len(runs), f"scoring models under {protocol.split('/')[0]}")
                 if protocol in run.rescored:
@@ -86,8 +86,6 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
                 log.append("rescored", trial=run.trial, protocol=protocol, **event)
                 found.scored.append(run.trial)
             progress(len(runs), len(runs), f"scoring models under {protocol.split('/')[0]}")
-        finally:
-            log.close()
     return found
 
 
@@ -124,7 +122,3 @@ def _score(folder: Path, experiment: Experiment, cache: TokenCache) -> dict[str,
         "provenance": result.provenance,
         "settings": {key: value for key, value in experiment.flat().items() if key.startswith("evaluation.")},
     }
-
-
-def _where(key: str) -> bool:
-    return key.startswith(WHERE)

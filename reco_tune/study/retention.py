@@ -16,7 +16,7 @@ import numpy as np
 from reco_tune import quantities as q
 from reco_tune.pareto import non_dominated
 from reco_tune.settings import BASELINE, Keep, Space
-from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
+from reco_tune.study_log import ENDED, RunRecord, StudyFolder, StudyRecord
 
 CHECKPOINT, MODEL, BEST = "checkpoint", "model", "best"
 """Folders of a run, as `training.checkpoint` lays them out; that module takes seconds to import."""
@@ -122,7 +122,7 @@ def _given_up(folder: StudyFolder, study: StudyRecord, space: Space, keep: Keep,
 
 
 def _given_up_by(folder: StudyFolder, run: RunRecord, keep: Keep, failed: bool, model: bool) -> Iterator[Removal]:
-    ended = ("evaluated", "pruned", "failed") if failed else ("evaluated", "pruned")
+    ended = ENDED if failed else ("evaluated", "pruned")
     gone = {CHECKPOINT: keep.checkpoints != "last" and run.state in ended}
     gone |= {MODEL: model and run.state == "evaluated"}
     gone |= {BEST: gone[MODEL] and keep.checkpoints != "best"}

@@ -9,12 +9,11 @@ from __future__ import annotations
 import threading
 import time
 from collections.abc import Callable, Sequence
-from contextlib import suppress
+from contextlib import closing, suppress
 from typing import Any
 
 from reco_tune.cost.planning import plan
 from reco_tune.errors import ReCoTuneError, StudyError, command
-from reco_tune.settings import WHERE
 from reco_tune.study import requests
 from reco_tune.study.growth import Growth, check_extendable, grown, in_log, news
 from reco_tune.study.job_source import JobSource
@@ -116,9 +115,9 @@ class Steering:
         planned = plan(space)
         check_unchanged(space, study, self._folder)
         pause = f"`{command('pause', self._folder.path)}` it first, then extend it"
-        moved = {key for key, value in planned.shared.flat().items() if value != before.shared.flat()[key]}
-        for key in sorted(moved):
-            if key.startswith(WHERE):
+        was = before.shared.where_settings()
+        for key, value in sorted(planned.shared.where_settings().items()):
+            if value != was[key]:
                 raise StudyError(f"--set {key}: where a study runs cannot change while it runs; {pause}")
         if set(planned.piece_blocks) - set(before.piece_blocks):
             raise StudyError(
@@ -198,12 +197,9 @@ def retry_aside(folder: StudyFolder, names: Sequence[str]) -> None:
 
 
 def _append(folder: StudyFolder, event: Any, all_fields: list[dict[str, Any]]) -> None:
-    log = EventLog(folder.events)
-    try:
+    with closing(EventLog(folder.events)) as log:
         for fields in all_fields:
             log.append(event, **fields, aside=True)
-    finally:
-        log.close()
 
 
 def _run(study: StudyRecord, name: str) -> RunRecord:
