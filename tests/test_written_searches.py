@@ -189,6 +189,31 @@ def test_fixed_arms_that_the_search_could_have_proposed_are_known_to_the_sampler
     assert quiet.trials == []
 
 
+@pytest.mark.parametrize("kind", ["tpe", "nsga2", "random", "gp", "sobol"])
+def test_the_first_proposals_do_not_depend_on_which_fixed_arms_have_ended(tmp_path: Path, kind: str) -> None:
+    """A driver that goes on asks when other runs have ended than in the study that was not stopped."""
+    ranges: dict[str, Any] = {
+        "window.stride_fraction": {"float": [0.25, 1.0]},
+        "window.length_tokens": {"int": [9, 27]},
+    }
+    weight = {"objective.continuity_weight": {"float": [0.01, 1.0]}}
+    arms = {f"at_{weight}": {"objective.continuity_weight": weight} for weight in (0.1, 0.2, 0.3, 0.4)}
+    space = space_of(tmp_path, search=ranges | weight, arms={"full": None, **arms}, sampler=kind)
+    planned = planned_arms(space)
+    early, late = Search(space), Search(space)
+    for event in planned:
+        early.apply(event)
+        if event["event"] == "planned":
+            late.apply(event)
+    assert len(early.trials) == 4 and late.trials == []
+    for _ in range(3):
+        proposals = early.ask(), late.ask()
+        for search, proposal in zip((early, late), proposals, strict=True):
+            assert proposal is not None
+            search.apply({"event": "asked", **proposal.event})
+        assert proposals[0] == proposals[1]
+
+
 class Lowest(optuna.samplers.RandomSampler):
     """A sampler of one's own: always the lowest value, but for a seed that shows."""
 

@@ -1,7 +1,8 @@
 """Who proposes a search's next point: a function of the space, the number of the proposal and its seed.
 
-The n-th proposal is drawn by a sampler of its own seed, so it depends on nothing but the trials before it. A sampler of
-one's own is any of Optuna's classes, or a function, that takes `seed`.
+The n-th proposal is drawn by a sampler of its own seed, so it depends on nothing but the trials before it; the first
+ones are drawn at random and depend on no result, so runs that end in another order ask the same. A sampler of one's own
+is any of Optuna's classes, or a function, that takes `seed`.
 """
 
 from __future__ import annotations
@@ -20,7 +21,13 @@ GP_TRIALS = 200
 
 
 def sampler_of(space: Space, number: int, planned: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    """The one that proposes a search's point number 0, 1, ... of as many as were planned when it began."""
+    """The one that proposes a search's point.
+
+    Args:
+        number: of the point: proposals and what earlier studies gave before it. Fixed arms do not count: when they are
+            told depends on when they end.
+        planned: proposals of the search when it began.
+    """
     sampler = space.sampler
     seed = (sampler.seed * 1_000_003 + number) % 2**32
     part = parts.load("samplers", sampler.kind)
@@ -34,7 +41,9 @@ def sampler_of(space: Space, number: int, planned: int, distributions: Any) -> o
 
 
 def tpe(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    startup = min(10, max(3, planned // 3))
+    startup = _drawn_at_random(planned)
+    if number < startup:  # also where fixed arms are known: which of them ended first must not matter
+        return random(space, number, planned, seed, distributions)
     # grouped, settings that not every point has are drawn together with those that these points share
     group = any(range_.when for range_ in space.search.values())
     return optuna.samplers.TPESampler(seed=seed, n_startup_trials=startup, multivariate=True, group=group)
@@ -43,7 +52,10 @@ def tpe(space: Space, number: int, planned: int, seed: int, distributions: Any) 
 def gp(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
     if number >= GP_TRIALS:
         return tpe(space, number, planned, seed, distributions)
-    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=min(10, max(3, planned // 3)))
+    startup = _drawn_at_random(planned)
+    if number < startup:
+        return random(space, number, planned, seed, distributions)
+    return optuna.samplers.GPSampler(seed=seed, n_startup_trials=startup)
 
 
 def sobol(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
@@ -57,6 +69,10 @@ def nsga2(space: Space, number: int, planned: int, seed: int, distributions: Any
 def random(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
     """Also of a grid, whose points are put in its way."""
     return optuna.samplers.RandomSampler(seed=seed)
+
+
+def _drawn_at_random(planned: int) -> int:
+    return min(10, max(3, planned // 3))
 
 
 class _Sobol(optuna.samplers.QMCSampler):

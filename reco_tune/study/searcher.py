@@ -102,6 +102,8 @@ class Search:
         """Sampled runs asked so far, further seeds of finalists left out."""
         self._drawn = 0
         """Optuna's trials so far: runs, skipped proposals, and what earlier studies and fixed arms gave."""
+        self._arms_told = 0
+        """How many of these are fixed arms."""
         self._arms: dict[str, dict[str, Any]] = {}
         """Points of the fixed runs that the search could have proposed, until they are evaluated."""
         self.names: dict[int, str] = {}
@@ -210,6 +212,7 @@ class Search:
                 self.names[self._drawn] = trial
                 self._tell(self._add(point, {}), self._told(event["metrics"]))
                 self._grid_starts += 1
+                self._arms_told += 1
             if trial in self._numbers:
                 number, metrics = self._numbers.pop(trial), self._told(event["metrics"])
                 if number is not None:
@@ -359,7 +362,7 @@ class Search:
 
     def _draw(self, number: int) -> optuna.Trial:
         """Optuna's next trial, with every dimension drawn."""
-        self._study.sampler = sampler_of(self._space, number, self._planned, self._ranges.always)
+        self._study.sampler = sampler_of(self._space, number - self._arms_told, self._planned, self._ranges.always)
         if number - self._grid_starts < len(self._grid):
             self._study.enqueue_trial(self._grid[number - self._grid_starts])
         self._drawn += 1
