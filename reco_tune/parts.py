@@ -75,6 +75,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
 
 IMPORT_PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)(?:@([^\s@]+))?")
 
+_PINNED = re.compile(r"(.+)@(?:\S+\+)?[0-9a-f]{12,40}")
+
 OUR_FOLDERS = ("events.jsonl", "history.parquet", "state.json", "model.json", "tokenizer.json", "clips.csv")
 """Files by which the folders are known that this program writes: nothing is imported from inside one."""
 
@@ -116,6 +118,12 @@ def pinned(group: str, name: str) -> str:
     load(group, name)
     path = _path(group, name)
     return f"{path}@{_identity(path.partition(':')[0])}"
+
+
+def unpinned(value: Any) -> Any:
+    """A setting's value without the pin at its end, if it has one."""
+    found = _PINNED.fullmatch(value) if isinstance(value, str) else None
+    return value if found is None else found[1]
 
 
 def load(group: str, name: str) -> Any:

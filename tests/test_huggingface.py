@@ -22,7 +22,8 @@ from reco_tune.evaluation.error_growth import error_growth
 from reco_tune.model import HuggingFaceDecoder
 from reco_tune.model import huggingface as module
 from reco_tune.model.build import build_decoder, shape_of
-from reco_tune.settings import Experiment
+from reco_tune.model.pretrained import pinned_source, source_of
+from reco_tune.settings import Experiment, Space, pinned, pinned_experiment
 from reco_tune.testing import check_decoder
 from reco_tune.training import fit
 from reco_tune.training.checkpoint import load_model
@@ -218,6 +219,69 @@ def test_training_begins_with_the_weights_of_a_folder(
     assert not torch.equal(
         dict(build_decoder(anew.model, shape, seed=5).named_parameters())["body.layers.0.mlp.up_proj.weight"], theirs_
     )
+
+
+def test_other_weights_in_the_same_folder_are_another_setting(
+    toy_cache: TokenCache, toy_experiment: Callable[..., Experiment], tmp_path: Path
+) -> None:
+    """A study began from Monday's weights, and its last arms from Tuesday's."""
+    folder = tmp_path / "theirs"
+    language_model("llama").save_pretrained(folder)
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+    given = toy_experiment({**sizes, "model.options.path": str(folder)})
+    first = pinned_experiment(given)
+    assert first.model.options["path"].startswith(f"{folder}@") and pinned_experiment(first) == first
+    (folder / "README.md").write_text("what is no weight has no part in it")
+    assert pinned_experiment(given) == first
+    stopped = fit(given, toy_cache, tmp_path / "run", report=lambda step, metrics: True)
+    assert stopped.stopped
+    torch.manual_seed(5)
+    transformers.AutoModelForCausalLM.from_config(language_model("llama").config).save_pretrained(folder)
+    second = pinned_experiment(given)
+    assert second.result_hash() != first.result_hash()
+    with pytest.raises(CheckpointError, match=r"trained with model\.options\.path"):
+        fit(given, toy_cache, tmp_path / "run")
+    with pytest.raises(SettingsError, match="bring those back, or begin anew"):
+        build_decoder(first.model, shape_of(second.model, V, 45, 3))
+
+
+def test_a_study_pins_weights_wherever_they_are_named(tmp_path: Path) -> None:
+    for name in ("one", "other"):
+        language_model("gpt2", n_embd=16 if name == "one" else 32).save_pretrained(tmp_path / name)
+    nested = {
+        "question": "which weights?",
+        "experiment": {"model": {"kind": "huggingface", "options": {"path": str(tmp_path / "one")}}},
+        "arms": {
+            "full": {},
+            "other": {"model.options.path": str(tmp_path / "other")},
+            "built_in": {"model.kind": "transformer", "model.width": 64, "model.heads": 4},
+        },
+        "search": {"model.options.path": {"choice": [str(tmp_path / "one"), str(tmp_path / "other")]}},
+        "trials": 1,
+        "objectives": {"val_cross_entropy": "minimize"},
+    }
+    space = pinned(Space.model_validate(nested))
+    one = space.experiment["model"]["options"]["path"]
+    other = space.arms["other"]["model.options.path"]
+    assert one.startswith(f"{tmp_path / 'one'}@") and other.startswith(f"{tmp_path / 'other'}@")
+    assert space.search["model.options.path"].choice == (one, other)
+    assert "model.options.path" not in space.arms["built_in"]
+    assert pinned(space) == space
+
+
+def test_a_hub_name_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Without a network, from the copy that the hub's own client keeps."""
+    commit = "0123456789abcdef0123456789abcdef01234567"
+    repository = tmp_path / "models--org--small"
+    language_model("llama").save_pretrained(repository / "snapshots" / commit)
+    (repository / "refs").mkdir()
+    (repository / "refs" / "main").write_text(commit)
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_CACHE", str(tmp_path))
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    assert pinned_source("org/small", None, "model.options.path") == f"org/small@{commit}"
+    assert source_of(f"org/small@{commit}", None, "model.options.path") == ("org/small", commit)
+    with pytest.raises(SettingsError, match=r"model\.options\.path \(org/large\) is no folder, and the hub"):
+        pinned_source("org/large", None, "model.options.path")
 
 
 @pytest.mark.parametrize(

@@ -10,6 +10,7 @@ is off: what a resumed run draws would not be what an uninterrupted one does.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
@@ -21,9 +22,12 @@ from torch import Tensor, nn
 from reco_tune.errors import SettingsError
 from reco_tune.model.attention import KeysValues, attend, joined
 from reco_tune.model.decoder import Decoder, Inputs
+from reco_tune.model.pretrained import pinned_source, source_of
 
 ATTENTION = "reco_tune"
 """Name of this project's attention among those of transformers."""
+
+PATH_KEY = "model.options.path"
 
 _NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 """What families call their final norm."""
@@ -62,9 +66,9 @@ class HuggingFaceOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | None = None
-    """Folder or hub name of a model."""
+    """Folder or hub name of a model. A study records it with the hash of what the folder holds, or the hub's commit."""
     revision: str | None = None
-    """Of the hub's repository; give one, or weights may change under you."""
+    """Of the hub's repository."""
     config: dict[str, Any] = {}
     """Of the model: `model_type` and its sizes, or what differs from the configuration at `path`."""
     fresh: bool = False
@@ -137,6 +141,18 @@ class HuggingFaceDecoder(Decoder):
 
     _options: HuggingFaceOptions | None = None
 
+    @classmethod
+    def pinned_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
+        """The same, with what is at `path` now.
+
+        Raises:
+            SettingsError: where nothing is there, or something else than what it is pinned to.
+        """
+        if not isinstance(path := options.get("path"), str):
+            return dict(options)
+        pinned = pinned_source(path, options.get("revision"), PATH_KEY, weights=not options.get("fresh"))
+        return {**options, "path": pinned}
+
     def start(self) -> None:
         """
         Raises:
@@ -145,7 +161,7 @@ class HuggingFaceDecoder(Decoder):
         options, shape = self._options, self.shape
         if options is None or options.path is None or options.fresh:
             return
-        path, revision = options.path, options.revision
+        path, revision = source_of(options.path, options.revision, PATH_KEY)
         given = {"revision": revision, "config": _config(options), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_pretrained(path, attn_implementation=_attention_name(), **given))
         loaded = type(self)(model, shape.num_codes, shape.num_tokens, shape.num_classes, options.code_offset)
@@ -255,7 +271,8 @@ def _config(options: HuggingFaceOptions) -> Any:
     own = dict(options.config)
     if options.path is None:
         return AutoConfig.for_model(own.pop("model_type"), **own)
-    return AutoConfig.from_pretrained(options.path, revision=options.revision, **own)
+    path, revision = source_of(options.path, options.revision, PATH_KEY, weights=not options.fresh)
+    return AutoConfig.from_pretrained(path, revision=revision, **own)
 
 
 def _from(make: Any) -> Any:

@@ -19,7 +19,7 @@ from reco_tune.settings.files import (
     save_space,
 )
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
-from reco_tune.settings.own_parts import check_options, check_own, pinned
+from reco_tune.settings.own_parts import check_options, check_own, pinned, pinned_experiment
 from reco_tune.settings.sections import (
     FSQ_LEVELS,
     PRESETS,
@@ -101,6 +101,7 @@ __all__ = [
     "on_codes",
     "parse_overrides",
     "pinned",
+    "pinned_experiment",
     "read_yaml",
     "save_space",
     "step_cost",

@@ -4,7 +4,10 @@ options are checked by it. Only who is about to compute calls this, since it imp
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
+
+from pydantic import BaseModel
 
 from reco_tune import parts
 from reco_tune.errors import SettingsError
@@ -31,10 +34,11 @@ _GROUPS = {
 
 
 def pinned(space: Space) -> Space:
-    """The space with every part of somebody's own pinned to the code that there is.
+    """The space with every part of somebody's own pinned to the code that there is, and what its options name pinned to
+    what is there.
 
     Raises:
-        SettingsError: for a part that cannot be imported, or is pinned to other code.
+        SettingsError: for a part that cannot be imported, or what is pinned to something else.
     """
     sections: dict[str, Any] = {}
     for section, given in space.experiment.items():
@@ -42,12 +46,40 @@ def pinned(space: Space) -> Space:
         if isinstance(given, dict):
             sections[section] = {name: _pinned(f"{section}.{name}", value) for name, value in given.items()}
     arms = {arm: {key: _pinned(key, value) for key, value in own.items()} for arm, own in space.arms.items()}
+    model = dict(sections.get("model") or {})
+    kind, shared = model.get("kind", "transformer"), dict(model.get("options") or {})
+    if shared:
+        sections["model"] = {**model, "options": _pinned_options(kind, shared)}
+    arms = {arm: _with_pinned_options(own, kind, shared) for arm, own in arms.items()}
     search = dict(space.search)
+    for key in search:
+        name = key.removeprefix(_OPTION)
+        if name != key and (choice := search[key].choice) is not None:
+            own = tuple(_pinned_options(kind, {**shared, name: value})[name] for value in choice)
+            search[key] = search[key].model_copy(update={"choice": own})
     for key in _GROUPS.keys() & search.keys():
         if (choice := search[key].choice) is not None:
             search[key] = search[key].model_copy(update={"choice": tuple(_pinned(key, name) for name in choice)})
     sampler = space.sampler.model_copy(update={"kind": parts.pinned("samplers", space.sampler.kind)})
     return space.model_copy(update={"experiment": sections, "arms": arms, "search": search, "sampler": sampler})
+
+
+def pinned_experiment(experiment: Experiment) -> Experiment:
+    """The same of one run.
+
+    Raises:
+        SettingsError: as `pinned`.
+    """
+    changed: dict[str, BaseModel] = {}
+    for key in _GROUPS:
+        section, name = key.split(".")
+        own = changed.get(section, getattr(experiment, section))
+        if (value := _pinned(key, getattr(own, name))) != getattr(own, name):
+            changed[section] = own.model_copy(update={name: value})
+    model = experiment.model
+    if model.options and (options := _pinned_options(model.kind, model.options)) != model.options:
+        changed["model"] = changed.get("model", model).model_copy(update={"options": options})
+    return experiment.model_copy(update=changed) if changed else experiment
 
 
 def check_options(experiment: Experiment) -> None:
@@ -79,6 +111,27 @@ def check_own(group: str, name: str | None, options: dict[str, Any], key: str, o
             " leave them out"
         )
     parts.options_of(part, options, options_key)
+
+
+_OPTION = "model.options."
+
+
+def _with_pinned_options(arm: dict[str, Any], kind: str, shared: dict[str, Any]) -> dict[str, Any]:
+    """An arm's overrides, whose options of the model are those of its own kind, or of the shared one."""
+    own = {key.removeprefix(_OPTION): value for key, value in arm.items() if key.startswith(_OPTION)}
+    if not own:
+        return arm
+    same = arm.get("model.kind", kind) == kind
+    options = _pinned_options(arm.get("model.kind", kind), {**shared, **own} if same else own)
+    return {**arm, **{_OPTION + name: options[name] for name in own}}
+
+
+def _pinned_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
+    """A part's class says which of them name something that may change."""
+    if kind == "transformer":
+        return options
+    pin: Callable[[dict[str, Any]], dict[str, Any]] | None = getattr(parts.load("models", kind), "pinned_options", None)
+    return options if pin is None else pin(options)
 
 
 def _pinned(key: str, value: Any) -> Any:

@@ -36,6 +36,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, SettingsError
 from reco_tune.model import Decoder, DecoderSettings, VideoTransformer
 from reco_tune.model.build import BUILT_IN, build_decoder
+from reco_tune.parts import unpinned
 from reco_tune.settings import LATER, Experiment, load_experiment
 from reco_tune.training.distributed import Group
 
@@ -327,7 +328,10 @@ def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
     """A model whose weights will be replaced."""
     if experiment.model.kind == BUILT_IN:
         return VideoTransformer(**shape, residual=experiment.training.residual)
-    return build_decoder(experiment.model, DecoderSettings(**shape), start=False)
+    try:
+        return build_decoder(experiment.model, DecoderSettings(**shape), start=False)
+    except SettingsError as error:  # code or weights that it is pinned to are gone: it is not damaged
+        raise CheckpointError(str(error)) from error
 
 
 def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], run: Path) -> None:
@@ -337,9 +341,10 @@ def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], ru
     """
     saved = {**LATER, **saved}  # it may have been written before these settings came
     for key in sorted({*saved, *current}):
-        if saved.get(key) != current.get(key, LATER.get(key)):
+        was, now = saved.get(key), current.get(key, LATER.get(key))
+        if was != now and was != unpinned(now):  # runs outside of studies were not pinned at first
             raise CheckpointError(
-                f"the checkpoint in {run} was trained with {key} = {saved.get(key)}, but now it is {current.get(key)}; "
+                f"the checkpoint in {run} was trained with {key} = {was}, but now it is {now}; "
                 "set it back, or give another output folder"
             )
 

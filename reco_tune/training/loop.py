@@ -25,7 +25,7 @@ from reco_tune.errors import CheckpointError, DataError, RunFailedError
 from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
-from reco_tune.settings import WHERE, Experiment
+from reco_tune.settings import WHERE, Experiment, pinned_experiment
 from reco_tune.training.checkpoint import (
     BEST,
     CacheInfo,
@@ -135,6 +135,7 @@ def fit(
         CheckpointError: where the folder's checkpoint is damaged or was trained with other settings.
         DataError: where the cache does not hold what the scheme trains on.
     """
+    experiment = pinned_experiment(experiment)
     run = _Run(experiment, cache, folder, group, progress)
     steps = experiment.training.steps
     rung_ends = rung_steps(steps, experiment.training.rungs)
