@@ -59,6 +59,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "window": "reco_tune.training.schemes.window:Window",
         "full": "reco_tune.training.schemes.full:Full",
         "masked_full": "reco_tune.training.schemes.masked_full:MaskedFull",
+        "chunked_full": "reco_tune.training.schemes.chunked_full:ChunkedFull",
         "fewer_frames": "reco_tune.training.schemes.fewer_frames:FewerFrames",
         "fewer_frames_tokens": "reco_tune.training.schemes.fewer_frames_tokens:FewerFramesTokens",
     },

@@ -63,6 +63,17 @@ def _on_cpu(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | 
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=causal_mask(length, keys.shape[2], queries))
 
 
+def attend_with_gradient(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
+    """The same with a gradient for the prefix too."""
+    if prefix is None:
+        return attend(queries, keys, values)
+    if queries.device.type == "cuda":
+        return lower_right(queries, keys, values, prefix)
+    keys, values = joined(keys, values, prefix)
+    mask = causal_mask(queries.shape[2], keys.shape[2], queries)
+    return F.scaled_dot_product_attention(queries, keys, values, attn_mask=mask)
+
+
 def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
     """One call on keys joined, with torch's bias object, which unlike a mask keeps the flash kernel."""
     from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used

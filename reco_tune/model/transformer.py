@@ -31,7 +31,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reco_tune.model.attention import KeysValues, attend, joined
+from reco_tune.model.attention import KeysValues, attend, attend_with_gradient, joined
 from reco_tune.model.decoder import Decoder, Inputs
 from reco_tune.model.kv_cache import LayerCache, StaticCache
 from reco_tune.model.sampling import Read
@@ -247,6 +247,11 @@ class Block(nn.Module):
         """The next hidden states of inputs after a past, and the keys and values of these inputs alone."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention)), KeysValues(keys, values)
+
+    def after_with_gradient(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        """As `after`, where the past gets its gradient."""
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, attend_with_gradient(queries, keys, values, past)), KeysValues(keys, values)
 
     def before_a_window(self, hidden_BSD: Tensor) -> tuple[Tensor, KeysValues]:
         """The next hidden states, and the keys and values of these inputs for whoever comes after them."""

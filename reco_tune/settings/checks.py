@@ -225,6 +225,7 @@ def check_combinations(experiment: Sections) -> None:
             " window or set it to 0"
         )
     _check_window_variants(window)
+    _check_chunks(experiment)
     _check_sites(experiment)
     resources = experiment.resources
     if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
@@ -311,7 +312,8 @@ def _check_protocol(experiment: Sections) -> None:
 
 
 def _check_window_variants(window: Window) -> None:
-    if window.scheme.startswith("fewer_frames") and (window.schedule != "constant" or window.full_fraction > 0):
+    one_length = "chunked_full", "fewer_frames", "fewer_frames_tokens"
+    if window.scheme in one_length and (window.schedule != "constant" or window.full_fraction > 0):
         key, value = (
             ("schedule", window.schedule) if window.schedule != "constant" else ("full_fraction", window.full_fraction)
         )
@@ -319,9 +321,7 @@ def _check_window_variants(window: Window) -> None:
             f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of"
             " one length; leave it out"
         )
-    if window.scheme in ("masked_full", "fewer_frames", "fewer_frames_tokens") and (
-        window.prefix_tokens is not None or window.prefix_keep < 1
-    ):
+    if window.scheme in ("masked_full", *one_length) and (window.prefix_tokens is not None or window.prefix_keep < 1):
         key, value = (
             ("prefix_tokens", window.prefix_tokens)
             if window.prefix_tokens is not None
@@ -330,6 +330,36 @@ def _check_window_variants(window: Window) -> None:
         raise SettingsError(
             f"window.{key} ({value}) needs a prefix, which window.scheme {window.scheme} has not; leave it out"
         )
+
+
+def _check_chunks(experiment: Sections) -> None:
+    """What cannot be cut into chunks and give the full sequence's gradient all the same."""
+    objective, training, resources = experiment.objective, experiment.training, experiment.resources
+    if experiment.window.scheme != "chunked_full":
+        return
+    whole: tuple[tuple[str, object, object, str], ...] = (
+        ("objective.continuity_weight", objective.continuity_weight, 0.0, "compares tokens of different chunks"),
+        ("objective.term", objective.term, None, "looks at all hidden states at once"),
+        ("training.compile", training.compile, False, "compiles no step in chunks"),
+        ("training.activation_checkpointing", training.activation_checkpointing, False, "saves what chunks save"),
+        (
+            "resources.shard_state",
+            resources.shard_state,
+            False,
+            "gathers weights once a step, and chunks read them again and again",
+        ),
+        (
+            "model.kind",
+            experiment.model.kind,
+            "transformer",
+            "has no keys and values that are known to carry a gradient",
+        ),
+    )
+    for key, value, default, reason in whole:
+        if value != default:
+            raise SettingsError(
+                f"{key} ({value}) {reason}, so window.scheme chunked_full cannot have it; leave it out, or take full"
+            )
 
 
 def _check_sites(experiment: Sections) -> None:

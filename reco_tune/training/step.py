@@ -124,14 +124,16 @@ class OptimiserStep:
         in it. The gradient is left as it was.
         """
         known = {tensor.untyped_storage()._cdata for tensor in micro_batch.batch}
-        batch = Batch(*(tensor.to(self.device) for tensor in micro_batch.batch))
+        batch, beside = Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), 0
 
         def compute() -> object:
+            nonlocal beside
             eager = torch.compiler.set_stance("force_eager") if self._training.compile else nullcontext()
             with eager, torch.autocast(self.device.type, torch.bfloat16, self._autocast):
-                return self.scheme.loss(self.model, batch, micro_batch.span)
+                held, beside = self.scheme.graph(self.model, batch, micro_batch.span)
+            return held
 
-        return kept_bytes(compute, lambda: known | self.parameters.storages())
+        return kept_bytes(compute, lambda: known | self.parameters.storages()) + beside
 
     def _adamw(self, learning_rate: float) -> None:
         """torch's AdamW in its functional form: the class imports the whole compiler, three seconds and 90 MB of every

@@ -190,6 +190,10 @@ class Scheme:
         targets_BW = batch.tokens_BT[:, judged.start : judged.start + judged.length]
         return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
 
+    def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
+        """What holds all that a step there keeps for backward at its most, and bytes that stand beside it."""
+        return self.loss(model, batch, span), 0
+
     def compiled_loss(self, parameters: Parameters) -> Callable[[Decoder, Batch, WindowSpan], LossTerms]:
         """`loss`, compiled: the blocks of the parameters' model, and head with loss (`options.compiled`)."""
         parameters.compile_blocks()

@@ -1,0 +1,101 @@
+"""The baseline's gradient in the memory of a window: exact, and slower than the baseline."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.autograd.function import once_differentiable
+
+from reco_tune.model import Decoder, VideoTransformer
+from reco_tune.model.chunks import chunk_spans, compute_chunk, gradient_in_chunks, read_chunks
+from reco_tune.model.flops import prefix_flops
+from reco_tune.settings import Experiment
+from reco_tune.training.objectives import LossTerms, loss_terms
+from reco_tune.training.schemes.base import Batch, Scheme
+from reco_tune.windows import WindowSpan
+
+
+class ChunkedFull(Scheme):
+    """The clip, T tokens, with a loss on all of them, computed W tokens at a time (`model.chunks`)."""
+
+    def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
+        super().__init__(experiment, num_codes, num_classes)
+        self.spans = chunk_spans(self.model_settings.num_tokens, self.loss_tokens)
+        self.loss_tokens = self.model_settings.num_tokens
+
+    def flops(self, span: WindowSpan | int) -> int:
+        """The baseline's, and the first pass, which is what the prefix of the last chunk takes."""
+        return super().flops(span) + self.prefix_flops(span)
+
+    def prefix_flops(self, span: WindowSpan | int) -> int:
+        return prefix_flops(self.model_settings, self.spans[-1].start)
+
+    def attention_flops(self, span: WindowSpan | int) -> int:
+        read = self.spans[-1].start
+        return super().attention_flops(span) + self.model_settings.costs.prefix_pair * read * (read + 1) // 2
+
+    def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
+        """The gradient is found together with the terms; backward hands it out.
+
+        The continuity, which has no weight here, is that of neighbours in one chunk.
+        """
+        assert isinstance(model, VideoTransformer)  # settings say so
+        return LossTerms(*_InChunks.apply(self, model, batch, *model.parameters()))  # type: ignore[no-untyped-call]
+
+    def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
+        """Of the last chunk that is whole. Beside it: keys and values that chunks read, their gradients, and the
+        weights' gradient.
+        """
+        assert isinstance(model, VideoTransformer)
+        largest = max(self.spans[:-3:-1], key=lambda span: span.length)
+        kept = read_chunks(model, *batch, self.spans[:-1])
+        hidden_BCD, *rest = compute_chunk(model, *batch, largest, kept)
+        terms = self._judge(model, batch, hidden_BCD, largest)
+        sums = [(part.numel(), part.element_size()) for layer in kept for part in layer]
+        weights = sum(own.numel() * own.element_size() for own in model.parameters())
+        return (terms, rest), sum(count * (size + max(size, 4)) for count, size in sums) + weights
+
+    def _judge(self, model: Decoder, batch: Batch, hidden_BCD: Tensor, span: WindowSpan) -> LossTerms:
+        targets_BC = batch.tokens_BT[:, span.start : span.start + span.length]
+        return loss_terms(model, hidden_BCD, targets_BC, self.options)
+
+    def terms_and_gradient(self, model: VideoTransformer, batch: Batch) -> tuple[LossTerms, list[Tensor]]:
+        """Of whole clips."""
+        tokens, distance = self.loss_tokens, self.options.neighbour_distance
+        pairs = sum(max(0, span.length - distance) for span in self.spans)
+        shares = []
+
+        def judge(hidden_BCD: Tensor, span: WindowSpan) -> Tensor:
+            own, part = self._judge(model, batch, hidden_BCD, span), span.length / tokens
+            neighbours = max(0, span.length - distance) / max(1, pairs)
+            shares.append(
+                torch.stack(
+                    [own.total.detach() * part, own.cross_entropy * part, own.continuity * neighbours, own.norm * part]
+                )
+            )
+            return own.total * part
+
+        gradient = gradient_in_chunks(model, *batch, self.spans, judge)
+        return LossTerms(*torch.stack(shares).sum(dim=0)), gradient
+
+
+class _InChunks(torch.autograd.Function):
+    """Loss terms of whole clips, whose gradient is there before backward asks for it."""
+
+    @staticmethod
+    def forward(
+        ctx: Any, scheme: ChunkedFull, model: VideoTransformer, batch: Batch, *parameters: nn.Parameter
+    ) -> tuple[Tensor, ...]:
+        same = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
+        with same:  # who looks at what this keeps for backward must not see the chunks' own graphs, which are gone then
+            terms, gradient = scheme.terms_and_gradient(model, batch)
+        ctx.save_for_backward(*gradient)
+        ctx.mark_non_differentiable(*terms[1:])
+        return tuple(terms)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad: Tensor, *_: Tensor) -> tuple[Tensor | None, ...]:
+        return None, None, None, *(gradient.mul_(grad) for gradient in ctx.saved_tensors)
