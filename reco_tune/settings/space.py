@@ -19,7 +19,6 @@ from reco_tune.settings.sections import LocalPath, Options, SamplerKind, Seed, S
 ARMS: dict[str, dict[str, Any]] = {
     "full": {"window.scheme": "full", "objective.continuity_weight": 0.0},
     "masked_full": {"window.scheme": "masked_full", "objective.continuity_weight": 0.0},
-    "chunked_full": {"window.scheme": "chunked_full", "objective.continuity_weight": 0.0},
     "full_continuity": {"window.scheme": "full", "objective.continuity_weight": 0.1},
     "fewer_frames": {"window.scheme": "fewer_frames", "objective.continuity_weight": 0.0},
     "fewer_frames_tokens": {"window.scheme": "fewer_frames_tokens", "objective.continuity_weight": 0.0},
