@@ -97,7 +97,7 @@ def _check_cache(model: Decoder, whole_BTD: Tensor, tokens_BT: Tensor, labels_B:
 
 def _check_gradient(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, name: str) -> None:
     """Against a window whose past was made without a graph and cut off from all weights."""
-    parameters = list(model.parameters())
+    parameters = [own for own in model.parameters() if own.requires_grad]
     with torch.no_grad():
         past = model.advance(model.inputs(tokens_BT, labels_B, 0, start))[1]
     leaks = f"a gradient goes through the prefix of {name}"

@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 import torch
 import torch.nn.functional as F
-from torch import Tensor
+from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
@@ -26,7 +26,7 @@ from torch.utils._pytree import tree_leaves
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError
 from reco_tune.generation import RESERVED_BYTES, clips_that_fit, drawing_of
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.model.build import BUILT_IN
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import static_bytes_per_clip
@@ -239,11 +239,11 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
     Args:
         gathered: whether blocks come to a worker in bfloat16, so that nothing is cast and kept here.
     """
-    model = scheme.build_model()
+    model = _built(scheme)
     if gathered and isinstance(model, VideoTransformer):
         model.blocks.to(torch.bfloat16)  # type: ignore[attr-defined]
     for parameter in model.parameters():
-        parameter.grad = torch.empty_like(parameter)
+        parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     batch = Batch(
         torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32), torch.zeros(clips, dtype=torch.long)
     )
@@ -258,6 +258,25 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
     one = torch.ones_like(total)
     torch.autograd.Variable._execution_engine.run_backward((total,), (one,), False, False, (), accumulate_grad=True)
     return Counted(kept, allocations.most - before)
+
+
+def _built(scheme: Scheme) -> Decoder:
+    """Its model, of tensors of the kind that new ones are."""
+    if scheme.experiment.model.kind == BUILT_IN:
+        return scheme.build_model()
+    from torch._subclasses.fake_tensor import unset_fake_temporarily
+
+    with unset_fake_temporarily(), torch.device("meta"):  # others may move what they make, which fake ones cannot bear
+        model = scheme.build_model(start=False)
+    for module in model.modules():
+        held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
+        for name, own in [(name, own) for tensors in held for name, own in tensors.items() if own is not None]:
+            bare = torch.empty(own.shape, dtype=own.dtype)
+            if name in module._parameters:
+                module._parameters[name] = nn.Parameter(bare, requires_grad=own.requires_grad)
+            else:
+                module._buffers[name] = bare
+    return model
 
 
 @contextmanager

@@ -20,6 +20,8 @@ class Counted(NamedTuple):
 
     costs: Costs
     parameters: int
+    frozen: int
+    """Those of them that are not trained."""
     cached: int
     """Numbers that its past keeps of a token."""
 
@@ -38,15 +40,18 @@ def count(
     """
     whole = shape.num_tokens
     half = max(1, whole // 2)
+    frozen = [own for own in module.modules() if _is_frozen(own)]
+    untrained = sum(own.numel() for own in module.parameters() if not own.requires_grad)
     with torch.no_grad(), _without_storage(module):
-        few, (_, past) = _operations(lambda: states(half))
-        many, _ = _operations(lambda: states(whole))
-        head, _ = _operations(lambda: logits(torch.empty(1, 1, shape.width, device="meta")))
+        few, _, (_, past) = _operations(lambda: states(half), frozen)
+        many, of_frozen, _ = _operations(lambda: states(whole), frozen)
+        head, of_frozen_head, _ = _operations(lambda: logits(torch.empty(1, 1, shape.width, device="meta")), frozen)
     squares = whole * (whole - half)
     pair = round((many - few * whole / half) / squares) if squares else 0
     token = round((many - pair * whole * whole) / whole)
     kept = sum(tensor.numel() for tensor in tensors_of(past)) // half
-    return Counted(Costs(token, pair, head, token, pair), sum(p.numel() for p in module.parameters()), kept)
+    costs = Costs(token, pair, head, token, pair, round(of_frozen / whole), of_frozen_head)
+    return Counted(costs, sum(own.numel() for own in module.parameters()), untrained, kept)
 
 
 def tensors_of(held: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
@@ -67,12 +72,35 @@ def tensors_of(held: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
         yield from tensors_of(vars(held), seen)
 
 
-def _operations(compute: Callable[[], Any]) -> tuple[int, Any]:
+def _is_frozen(module: nn.Module) -> bool:
+    """Whether it multiplies by weights of its own that are not trained."""
+    own = list(module.parameters(recurse=False))
+    return any(weight.dim() > 1 for weight in own) and not any(weight.requires_grad for weight in own)
+
+
+def _operations(compute: Callable[[], Any], frozen: list[nn.Module]) -> tuple[int, int, Any]:
+    """All, those inside of the frozen modules, and what was computed."""
     from torch.utils.flop_counter import FlopCounterMode  # a second of imports
 
-    with FlopCounterMode(display=False) as counter:
-        found = compute()
-    return counter.get_total_flops(), found
+    before: list[int] = []
+    inside = 0
+
+    def enter(*_: Any) -> None:
+        before.append(counter.get_total_flops())
+
+    def leave(*_: Any) -> None:
+        nonlocal inside
+        inside += counter.get_total_flops() - before.pop()
+
+    handles = [own.register_forward_pre_hook(enter) for own in frozen]
+    handles += [own.register_forward_hook(leave) for own in frozen]
+    try:
+        with FlopCounterMode(display=False) as counter:
+            found = compute()
+    finally:
+        for handle in handles:
+            handle.remove()
+    return counter.get_total_flops(), inside, found
 
 
 class _without_storage:

@@ -7,7 +7,7 @@ Knows codes, positions and classes; refuses to know what lies between inputs and
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from functools import cached_property
 from typing import Any, ClassVar, NamedTuple, Self
 
@@ -72,6 +72,10 @@ class Decoder(nn.Module):
     def start(self) -> None:
         """Takes the weights that training begins with, where those are not fresh ones."""
 
+    def given_again(self) -> frozenset[str]:
+        """Names of weights that are not trained and that `start` brings back: what is saved goes without them."""
+        return frozenset()
+
     # The three functions
 
     def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
@@ -90,6 +94,14 @@ class Decoder(nn.Module):
         """Scores [B, S, V] (or [N, V] of [N, D]) of the tokens that hidden states predict."""
         raise NotImplementedError
 
+    def layers(self) -> Sequence[nn.Module]:
+        """The modules that `advance` runs one after another, each once and called as a module. Where they are named,
+        their activations can be computed again for backward, and their weights split over workers.
+
+        A layer leaves what it is given as it is: it may run twice.
+        """
+        return ()
+
     # What is written once on top of them
 
     @cached_property
@@ -97,7 +109,16 @@ class Decoder(nn.Module):
         """Its shape and what it costs, counted on tensors without storage."""
         found = count(self, self._states_without_storage, self.logits, self.shape)
         numbers = {name: getattr(self.shape, name) for name in ("num_codes", "num_tokens", "num_classes", "width")}
-        return CountedSettings(**numbers, counted=found.costs, parameters=found.parameters, cached=found.cached)
+        blocks = [sum(weight.numel() for weight in layer.parameters()) for layer in self.layers()]
+        return CountedSettings(
+            **numbers,
+            counted=found.costs,
+            parameters=found.parameters,
+            cached=found.cached,
+            frozen=found.frozen,
+            block=max(blocks, default=0),
+            blocks=len(blocks),
+        )
 
     @property
     def null_class(self) -> int:

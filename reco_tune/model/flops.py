@@ -1,6 +1,7 @@
 """What a model has in weights, and a training step costs in floating-point operations: arithmetic on shapes.
 
-Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward; the prefix is one forward (of
+Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward, less the gradients of weights
+that are not trained, each of which would be one forward of its product; the prefix is one forward (of
 which the built-in transformer's last layer makes keys and values only); the head counts; embeddings, norms, the loss
 and the optimiser do not.
 A rectangle of masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing
@@ -27,12 +28,14 @@ def step_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens
             f"window {start}..{start + length - 1} must lie in tokens 0..{settings.num_tokens - 1} of the clip"
         )
     read = prefix_inputs(start, prefix_tokens)
-    return 3 * forward_flops(settings, read, length) + prefix_flops(settings, read)
+    forward = forward_flops(settings, read, length)
+    return forward + backward_flops(settings, start, length, prefix_tokens) + prefix_flops(settings, read)
 
 
 def backward_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
     """The part of `step_flops` that is backward: that of the window alone."""
-    return 2 * forward_flops(settings, prefix_inputs(start, prefix_tokens), length)
+    forward, costs = forward_flops(settings, prefix_inputs(start, prefix_tokens), length), settings.costs
+    return 2 * forward - (costs.frozen + costs.frozen_head) * length
 
 
 def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:

@@ -10,13 +10,14 @@ is off: what a resumed run draws would not be what an uninterrupted one does.
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping
 from functools import cache
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from pydantic import BaseModel, ConfigDict, model_validator
+from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from reco_tune.errors import SettingsError
@@ -29,6 +30,8 @@ ATTENTION = "reco_tune"
 
 PATH_KEY = "model.options.path"
 
+_ADAPTER = ".lora_"
+"""In the names of adapters' weights."""
 _NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 """What families call their final norm."""
 
@@ -60,6 +63,18 @@ class Past:
         return len(self._layers)
 
 
+class LoraOptions(BaseModel):
+    """Low-rank adapters (Hu et al. 2021, arXiv 2106.09685), as peft makes them."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True)
+
+    rank: int = Field(8, ge=1)
+    """r of W + alpha / r · B A."""
+    alpha: float = Field(16, gt=0)
+    targets: str | list[str] = "all-linear"
+    """Which layers have one: all linear ones but the head, or the ends of their names (q_proj, v_proj, ...)."""
+
+
 class HuggingFaceOptions(BaseModel):
     """`model.options` of `model.kind: huggingface`."""
 
@@ -76,6 +91,11 @@ class HuggingFaceOptions(BaseModel):
     code_offset: int | None = None
     """Place of code 0 in the model's vocabulary; without one, codes have an embedding and a head of their own."""
 
+    lora: LoraOptions | None = None
+    """Trains adapters beside the model's weights, which stay as they are; the class of a clip, and what codes have of
+    their own, is trained along.
+    """
+
     @model_validator(mode="after")
     def _check(self) -> HuggingFaceOptions:
         if self.path is None and "model_type" not in self.config:
@@ -89,20 +109,32 @@ class HuggingFaceDecoder(Decoder):
     Options = HuggingFaceOptions
 
     def __init__(
-        self, model: Any, num_codes: int, num_tokens: int, num_classes: int = 1, code_offset: int | None = None
+        self,
+        model: Any,
+        num_codes: int,
+        num_tokens: int,
+        num_classes: int = 1,
+        code_offset: int | None = None,
+        lora: LoraOptions | None = None,
     ) -> None:
         """
         Args:
-            model: an `AutoModelForCausalLM`; its modules are taken over and changed.
+            model: an `AutoModelForCausalLM`; its modules are taken over and changed. Weights whose `requires_grad` is
+                off stay as they are.
             code_offset: place of code 0 in its vocabulary; without one, codes have an embedding and a head of their
                 own.
+            lora: adapters that are trained in place of its weights.
 
         Raises:
-            ValueError: for a model that cannot be trained in windows, or whose vocabulary or positions do not suffice.
+            ValueError: for a model that cannot be trained in windows, or whose vocabulary, positions or layers do not
+                suffice.
+            SettingsError: for adapters where peft is missing.
         """
         config = model.config.get_text_config()
         super().__init__(num_codes, num_tokens, num_classes, config.hidden_size)
         _check(model, config, num_codes, num_tokens, code_offset)
+        if lora is not None:
+            _adapt(model, lora)
         model.set_attn_implementation(_attention_name())
         self._offset = code_offset
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
@@ -135,7 +167,7 @@ class HuggingFaceDecoder(Decoder):
         """
         given = {"attn_implementation": _attention_name(), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_config(_config(options), **given))
-        made = cls(model, num_codes, num_tokens, num_classes, options.code_offset)
+        made = cls(model, num_codes, num_tokens, num_classes, options.code_offset, options.lora)
         made._options = options
         return made
 
@@ -164,10 +196,17 @@ class HuggingFaceDecoder(Decoder):
         path, revision = source_of(options.path, options.revision, PATH_KEY)
         given = {"revision": revision, "config": _config(options), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_pretrained(path, attn_implementation=_attention_name(), **given))
-        loaded = type(self)(model, shape.num_codes, shape.num_tokens, shape.num_classes, options.code_offset)
+        sizes = shape.num_codes, shape.num_tokens, shape.num_classes
+        loaded = type(self)(model, *sizes, options.code_offset, options.lora)
         own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
-        kept = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own)}
-        self.load_state_dict({**loaded.state_dict(), **kept})
+        fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own) or _ADAPTER in name}
+        self.load_state_dict({**loaded.state_dict(), **fresh})
+
+    def given_again(self) -> frozenset[str]:
+        options = self._options
+        if options is None or options.path is None or options.fresh:
+            return frozenset()
+        return frozenset(name for name, own in self.named_parameters(remove_duplicate=False) if not own.requires_grad)
 
     @property
     def norm_and_head(self) -> tuple[nn.Module, nn.Module]:
@@ -208,6 +247,25 @@ class HuggingFaceDecoder(Decoder):
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         scores: Tensor = self.head(self.final_norm(hidden_BSD))
         return scores
+
+
+def _adapt(model: Any, lora: LoraOptions) -> None:
+    """
+    Raises:
+        ValueError: where the model has no such layers.
+        SettingsError: where peft is missing.
+    """
+    try:
+        from peft import LoraConfig, inject_adapter_in_model
+    except ImportError as error:
+        raise SettingsError(
+            f"model.options.lora needs peft, which cannot be imported ({error}); install the `lora` extra:"
+            " pip install 'reco-tune[lora]'"
+        ) from error
+    targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # that GPT-2 keeps its weights transposed, which peft sees for itself
+        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
 
 
 class _PartOfHead(nn.Module):

@@ -21,6 +21,10 @@ class Costs(NamedTuple):
     """An input of a prefix, of which only what later inputs read is made."""
     prefix_pair: int
     """A pair of a prefix."""
+    frozen: int = 0
+    """The part of `token` that is products with weights that are not trained, whose gradient is never computed."""
+    frozen_head: int = 0
+    """The same part of `head`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,6 +48,11 @@ class DecoderSettings:
     def parameter_counts(self) -> tuple[int, int, int]:
         """Weights of what lies around the blocks, of one block, and the number of blocks."""
         raise NotImplementedError
+
+    @property
+    def frozen_parameters(self) -> int:
+        """Weights that are not trained: they have no gradient and no moments."""
+        return 0
 
     @property
     def cached_per_token(self) -> int:
@@ -89,6 +98,9 @@ class CountedSettings(DecoderSettings):
     counted: Costs
     parameters: int
     cached: int
+    frozen: int = 0
+    block: int = 0
+    blocks: int = 0
 
     @property
     def costs(self) -> Costs:
@@ -96,7 +108,11 @@ class CountedSettings(DecoderSettings):
 
     @property
     def parameter_counts(self) -> tuple[int, int, int]:
-        return self.parameters, 0, 0
+        return self.parameters - self.blocks * self.block, self.block, self.blocks
+
+    @property
+    def frozen_parameters(self) -> int:
+        return self.frozen
 
     @property
     def cached_per_token(self) -> int:

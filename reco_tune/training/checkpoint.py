@@ -255,9 +255,10 @@ class LoadedModel:
 def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: CacheInfo, step: int) -> None:
     """Writes the trained model; replaces one that is there."""
     staging = _staging(folder)
-    weights = {
-        name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items()
-    }  # weights share one flat storage
+    given_again = model.given_again()
+    weights = {  # they share one flat storage
+        name: tensor.detach().cpu().clone() for name, tensor in model.state_dict().items() if name not in given_again
+    }
     save_file(weights, staging / "model.safetensors")
     (staging / "experiment.yaml").write_text(
         yaml.safe_dump(experiment.model_dump(mode="json"), sort_keys=False, allow_unicode=True)
@@ -302,7 +303,11 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
             raise CheckpointError(f"model {folder} was written by another version; train it again")
         experiment = load_experiment(folder / "experiment.yaml")
         model = _built(description["model"], experiment)
-        model.load_state_dict(load_file(folder / "model.safetensors"))
+        given_again = model.given_again()
+        if given_again:
+            model.start()
+        kept = {name: tensor for name, tensor in model.state_dict().items() if name in given_again}
+        model.load_state_dict({**kept, **load_file(folder / "model.safetensors")})
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         loaded = "best" if folder.name == BEST else "last"
         if folder != path and checkpoint is None and experiment.evaluation.checkpoint != loaded:
@@ -320,7 +325,7 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
         ) from error
 
 
-_COUNTED = ("counted", "parameters", "cached")
+_COUNTED = ("counted", "parameters", "cached", "frozen", "block", "blocks")
 """What a shape says of costs."""
 
 

@@ -23,6 +23,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import peak_bytes, reset_peak_bytes
 from reco_tune.errors import CheckpointError, DataError, RunFailedError
 from reco_tune.model import Decoder
+from reco_tune.model.flops import parameter_count
 from reco_tune.model.teacher_forcing import logits_of_clips
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import WHERE, Experiment, pinned_experiment
@@ -172,6 +173,7 @@ class Ledger:
 
     tokens_seen: int = 0
     loss_tokens: int = 0
+    trained_parameters: int = 0
     training_flops: int = 0
     backward_flops: int = 0
     """The part of them that is backward."""
@@ -197,6 +199,7 @@ class Ledger:
         return {
             q.TOKENS_SEEN.name: float(self.tokens_seen),
             q.LOSS_TOKENS.name: float(self.loss_tokens),
+            q.TRAINED_PARAMETERS.name: float(self.trained_parameters),
             q.TRAINING_FLOPS.name: float(self.training_flops),
             q.FORWARD_FLOPS.name: float(self.training_flops - self.backward_flops),
             q.BACKWARD_FLOPS.name: float(self.backward_flops),
@@ -243,6 +246,8 @@ class _Run:
         self.metrics: dict[str, float] = {}
         self._saved_at = time.monotonic()
         self._resume()
+        shape = self._scheme.model_settings
+        self._ledger.trained_parameters = parameter_count(shape) - shape.frozen_parameters
         if self.step < self._training.steps:
             self._ledger.compile_seconds += self._optimiser.warm_up() * group.size
 

@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from reco_tune.errors import SettingsError
 from reco_tune.model import Decoder
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.shape import DecoderSettings
@@ -30,6 +31,10 @@ class Parameters(Protocol):
 
     weights: State
     """What this worker updates."""
+    frozen: dict[str, Tensor]
+    """What nobody updates and nothing but a checkpoint brings back, by name."""
+    frozen_bytes: int
+    """Of this worker's part of all weights that are not trained."""
     gradients: State
     """Theirs; always there, zeros where a parameter has none in this step (the class embedding, when the window starts
     after token 0), so that it is treated alike on any number of workers: AdamW's moments decay, weight decay applies.
@@ -64,9 +69,9 @@ GATHERED_BLOCKS = 2
 
 def state_bytes(settings: DecoderSettings, workers: int, half: bool) -> int:
     """Of one of the workers that a model's state is split over: weights, gradients and AdamW's moments of its part, and
-    what it gathers of the others'. With one worker it is the whole state.
+    what it gathers of the others'. With one worker it is the whole state. What is not trained is weights alone.
     """
-    whole = 16 * parameter_count(settings)
+    whole = 16 * parameter_count(settings) - 12 * settings.frozen_parameters
     return whole if workers == 1 else -(-whole // workers) + gathered_bytes(settings, half)
 
 
@@ -81,15 +86,30 @@ def gathered_bytes(settings: DecoderSettings, half: bool) -> int:
     return around * (4 + 4 + 4) + GATHERED_BLOCKS * block * ((2 + 2 if half else 4 + 4) + 4)
 
 
+def untrained(model: Decoder) -> tuple[dict[str, Tensor], int]:
+    """The weights that are not trained, without those that the model's `start` brings back, and the bytes of all.
+
+    Raises:
+        SettingsError: where none is trained.
+    """
+    given_again = model.given_again()
+    named = {name: own for name, own in model.named_parameters() if not own.requires_grad}
+    if len(named) == len(list(model.parameters())):
+        raise SettingsError(f"model.kind: no weight of {type(model).__name__} is trained (requires_grad); train some")
+    kept = {name: own.detach() for name, own in named.items() if name not in given_again}
+    return kept, sum(own.numel() * own.element_size() for own in named.values())
+
+
 class FlatParameters:
-    """All weights as views of one vector, all gradients of another: sums of long slices, one norm, one AdamW kernel per
-    step. Gradients are accumulated in place.
+    """All trained weights as views of one vector, all gradients of another: sums of long slices, one norm, one AdamW
+    kernel per step. Gradients are accumulated in place.
     """
 
     gathered_bytes = 0
 
     def __init__(self, model: Decoder, group: Group = Group()) -> None:
-        self._model, named = model, dict(model.named_parameters())
+        self._model, self.frozen, self.frozen_bytes = model, *untrained(model)
+        named = {name: own for name, own in model.named_parameters() if own.requires_grad}
         parameters = list(named.values())
         self.spans: list[tuple[int, int]] = []
         end = 0
@@ -121,7 +141,8 @@ class FlatParameters:
         return {name: vector[begin:end].view(shape) for (name, shape), (begin, end) in places}
 
     def storages(self) -> set[int]:
-        return {self.vector.untyped_storage()._cdata}
+        frozen = (own for own in self._model.parameters() if not own.requires_grad)
+        return {self.vector.untyped_storage()._cdata, *(own.untyped_storage()._cdata for own in frozen)}
 
     def compile_blocks(self) -> None:
         self._model.compile_blocks(compiled)

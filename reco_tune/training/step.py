@@ -47,9 +47,11 @@ class OptimiserStep:
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory of weights, gradients and AdamW's two moments, and of what is gathered of other workers'."""
+        """Memory of weights, of the trained ones' gradients and AdamW's two moments, and of what is gathered of other
+        workers'.
+        """
         own = sum(weights.numel() * weights.element_size() for weights in self.parameters.weights)
-        return 4 * own + self.parameters.gathered_bytes
+        return 4 * own + self.parameters.frozen_bytes + self.parameters.gathered_bytes
 
     def run(self, micro_batches: Sequence[MicroBatch], learning_rate: float) -> Tensor:
         """One step; returns [3] detached means over this rank's micro-batches: cross-entropy, continuity, norm. Never
@@ -104,13 +106,15 @@ class OptimiserStep:
 
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state, the live ones, under the names that a checkpoint of one file has."""
-        return {**{name: one for name, (one,) in self._states().items()}, "adamw.steps": self._steps}
+        frozen = {f"frozen.{name}": own for name, own in self.parameters.frozen.items()}
+        return {**{name: one for name, (one,) in self._states().items()}, **frozen, "adamw.steps": self._steps}
 
     def tensors_by_parameter(self) -> dict[str, Tensor]:
         """The same under the names that a checkpoint of a file a worker has, whose tensors any workers can read."""
         states = self._states().items()
         named = ((f"{key}.{name}", one) for key, own in states for name, one in self.parameters.by_name(own).items())
-        return {**dict(named), "adamw.steps": self._steps}
+        frozen = {f"frozen.{name}": own for name, own in self.parameters.frozen.items()}
+        return {**dict(named), **frozen, "adamw.steps": self._steps}
 
     def _states(self) -> dict[str, State]:
         first, second = self._moments

@@ -171,8 +171,12 @@ class Scheme:
 
     # The step
 
-    def build_model(self) -> Decoder:
-        """A fresh model on the CPU; the same settings and seed give the same weights."""
+    def build_model(self, start: bool = True) -> Decoder:
+        """The model that training begins with, on the CPU; the same settings and seed give the same weights.
+
+        Args:
+            start: whether it has the weights of others that it begins with.
+        """
         experiment = self.experiment
         return build_decoder(
             experiment.model,
@@ -180,6 +184,7 @@ class Scheme:
             experiment.training.seed,
             experiment.resources.attention,
             experiment.training.residual,
+            start,
         )
 
     def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
