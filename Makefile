@@ -11,13 +11,13 @@ export UV_FIND_LINKS := $(subst $(space),$(comma),$(strip $(PIP_FIND_LINKS)))
 # Small tensors: one thread a process is fastest, and gives the same bits everywhere.
 export OMP_NUM_THREADS ?= 1
 
-.PHONY: help setup demo test faults chaos notebooks check format docs clean lock
+.PHONY: help setup demo test slow faults chaos check format docs clean lock
 help:
 	@echo "make demo    the main job on this machine: data, tokenizer, study, report (under 10 minutes on two cores)"
-	@echo "make test    the tests"
+	@echo "make test    the tests (under 10 minutes on two cores)"
+	@echo "make slow    the tests that take longest: whole studies, the notebooks of the documentation (about 5 minutes)"
 	@echo "make faults  studies under faults: killed processes, lost machines, full disks, hangs (about 20 minutes)"
 	@echo "make chaos   one study under 50 faults drawn by a seed (about an hour; goes on where it was stopped)"
-	@echo "make notebooks  those of the documentation, from top to bottom (a minute; \`python tests/notebooks.py\` stores them anew)"
 	@echo "make check   format, lint, types, layer contracts, tests"
 	@echo "make docs    the documentation in site/, opens offline; links are checked"
 	@echo "make setup   only the environment in $(VENV), every package pinned by requirements.lock"
@@ -33,15 +33,15 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
+slow: $(READY)
+	$(BIN)/python -m pytest -n 2 -m slow
+
 # A fault that strikes a machine busy with something else may find it late: what failed has one more try, and is named.
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m "" --reruns 1 -rfER
 
 chaos: $(READY)
 	$(BIN)/python tests/faults/chaos.py
-
-notebooks: $(READY)
-	$(BIN)/python -m pytest tests/test_notebooks.py -m notebooks
 
 check: $(READY)
 	$(BIN)/ruff format --check .

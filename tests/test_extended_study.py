@@ -6,6 +6,7 @@ import shutil
 from pathlib import Path
 from typing import Any
 
+import pytest
 from small_study import WatchedStudy, deterministic
 
 from reco_tune.settings import load_space
@@ -26,6 +27,7 @@ class Asks(Observer):
             requests.ask(self._folder, "extend", growth=LATE.to_json())
 
 
+@pytest.mark.slow
 def test_a_finished_study_grows_and_a_live_one_takes_more_up(finished_study: WatchedStudy, tmp_path: Path) -> None:
     folder = StudyFolder(tmp_path / "study")
     shutil.copytree(finished_study.folder, folder.path, ignore=shutil.ignore_patterns("ray"))

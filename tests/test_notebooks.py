@@ -24,7 +24,7 @@ def test_a_notebook_is_stored_with_its_output(path: Path) -> None:
     assert path.stat().st_size < 300_000
 
 
-@pytest.mark.notebooks
+@pytest.mark.slow
 def test_the_notebooks_run_and_say_what_is_stored(tmp_path: Path) -> None:
     """Text and tables of one type: numbers of times differ, those of results may with the machine."""
     for path, notebook in run_notebooks(tmp_path).items():

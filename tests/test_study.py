@@ -173,6 +173,7 @@ resources: {{calibration_seconds: 0.3, concurrent_trials: 2}}
 """
 
 
+@pytest.mark.slow
 def test_a_study_on_codes_alone_from_recordings_to_its_report(tmp_path: Path) -> None:
     """As commaVQ lies on disk: nothing here knows pixels, and every run is evaluated."""
     generator = np.random.default_rng(0)
