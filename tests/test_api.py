@@ -75,7 +75,7 @@ WRONG: dict[str, tuple[str, Any, str]] = {
         "objective.continuity_wieght is not a setting; did you mean objective.continuity_weight",
     ),
     "a window above the clip": ("arms", {"window.length_tokens": 1000}, r"must not exceed the clip's 45 tokens"),
-    "an arm of nothing": ("arms", {}, "neither a known arm"),
+    "an arm of nothing": ("arms", {}, "not a known arm"),
     "no mapping": ("arms", 3, "must hold settings"),
     "a misspelt setting": ("", ("trainig.steps", 7), "trainig.steps is not a setting; did you mean training.steps"),
     "a misspelt key of a study": ("", ("trails", 7), "trails is not a setting; did you mean trials"),

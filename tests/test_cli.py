@@ -170,7 +170,7 @@ OVERRIDES = {
     "a word for a number": ("training.steps=many", r"training.steps \('many'\)"),
     "an objective that no run measures": (
         "objectives={flow_unexplained: minimize}",
-        "objectives: flow_unexplained is not measured where evaluation.flow is false; set it to true",
+        "objectives: flow_unexplained is not measured if evaluation.flow is false; set it to true",
     ),
     "a grid of which nothing can be": (
         "search={window.length_tokens: {int: [9, 18], step: 9}, window.length_blocks: {int: [1, 2]}}",
@@ -178,7 +178,7 @@ OVERRIDES = {
     ),
     "steps that do not fit": (
         "search={window.length_tokens: {int: [9, 18], step: 4}}",
-        "from 9 to 18 is no whole number of steps of 4; end it at 17",
+        "from 9 to 18 is not a whole number of steps of 4; end it at 17",
     ),
 }
 
@@ -203,7 +203,7 @@ BAD_FILES: dict[str, tuple[str, str]] = {
         "question: q\nexperiment: {}\narm: {full: {}}\n",
         r"arm is not a key of a search space; did you mean arms\?",
     ),
-    "unknown arm": ("question: q\nexperiment: {}\narms: {fulll: }\n", "arm `fulll` is neither a known arm"),
+    "unknown arm": ("question: q\nexperiment: {}\narms: {fulll: }\n", "arm `fulll` is not a known arm"),
     "nothing to run": ("question: q\nexperiment: {}\n", "a space needs arms, or search ranges and trials"),
     "bytes": ("\x00\x01\x02", "is not YAML"),
 }
@@ -259,11 +259,11 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "a study to train": (
         ["train", "demo"],
-        "is a space file, a study of several runs, where an experiment file, one run, .*: .*demo.yaml:full",
+        "is a space file .*needs an experiment file .*: .*demo.yaml:full",
     ),
     "no such arm to train": (["train", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
     "no such arm to plan": (["plan", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
-    "an arm of one run": (["plan", "taichi_110M:full"], "is an experiment file, the settings of one run, and has no"),
+    "an arm of one run": (["plan", "taichi_110M:full"], "is an experiment file .*has no arms"),
     "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before there are codes"),
     "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
     "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),

@@ -46,7 +46,7 @@ def test_what_is_named_twice_is_one_budget(tmp_path: Path) -> None:
         "half_compute",
         *(one for one in CURVE if one != "half_compute"),
     )
-    with pytest.raises(SettingsError, match="but arms lacks `full`"):
+    with pytest.raises(SettingsError, match="but arms has no `full`"):
         Space.model_validate(values | {"arms": {"reco": {}}})
 
 

@@ -68,7 +68,7 @@ def test_half_of_nothing_is_refused(tmp_path: Path) -> None:
     values = {**small_space(tmp_path).model_dump(), "arms": {"reco": {}}, "budgets": ("half_compute",)}
     with pytest.raises(
         SettingsError,
-        match="holds half_compute, which is counted in the baseline's cost, but arms lacks `full`; add it",
+        match="has half_compute, which is a share of the baseline's cost, but arms has no `full`; add it",
     ):
         Space.model_validate(values)
 

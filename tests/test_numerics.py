@@ -92,7 +92,10 @@ def test_an_attention_that_is_not_installed_is_refused(toy_experiment: Make) -> 
 @pytest.mark.parametrize(
     ("own", "words"),
     [
-        ({"training.residual": "bfloat16"}, r"training\.residual \(bfloat16\).*training\.precision is float32.*leave"),
+        (
+            {"training.residual": "bfloat16"},
+            r"training\.residual \(bfloat16\).*training\.precision bfloat16, but that is float32.*leave",
+        ),
         ({"resources.deterministic": True}, r"resources\.deterministic.*gpus_per_worker is 0.*leave it out"),
         ({"resources.attention": "cudnn"}, r"resources\.attention \(cudnn\).*gpus_per_worker is 0.*leave it out"),
     ],

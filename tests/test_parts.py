@@ -73,7 +73,7 @@ def own(mine: Path, **changes: Any) -> Space:
         ({"model.kind": "mine.models:Recurent"}, "did you mean Recurrent"),
         ({"model.kind": "nowhere.models:Recurrent"}, "install its package, or put its folder on"),
         ({"model.kind": "mine.layouts:ByPrefix"}, "no reco_tune.model.Decoder"),
-        ({"model.width": 48}, r"model.width \(48\) is of the built-in transformer"),
+        ({"model.width": 48}, r"model.width \(48\) is for the built-in transformer"),
         ({"training.compile": "true"}, r"training.compile \(True\) is for the built-in transformer"),
         ({"sampler.options.frist": 3}, "did you mean first"),
         ({"objective.options.thresh": 3}, "did you mean threshold"),

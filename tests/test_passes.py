@@ -45,7 +45,7 @@ def test_epochs_are_steps_at_the_door(settings: dict[str, Any], steps: int, epoc
 @pytest.mark.parametrize(
     ("settings", "told"),
     [
-        ({"data.train_clips": None, "training.epochs": 2}, r"data\.train_clips, which is left out"),
+        ({"data.train_clips": None, "training.epochs": 2}, r"data\.train_clips, which is missing"),
         ({"training.epochs": 2, "training.steps": 25}, "which is 24 steps of 8 out of 96 clips"),
         ({"training.epochs": 0}, "greater than 0"),
     ],

@@ -117,7 +117,7 @@ def test_pieces_are_prepared_for_the_arm_that_trains_on_sub_clips_alone() -> Non
                 "objectives": {"class_accuracy": "maximize"},
                 "search": {"objective.continuity_weight": {"float": (0, 1)}},
             },
-            "needs classes, which data.layout flat has not",
+            "needs classes, but this data set of data.layout flat has none",
             id="classes of videos that have none",
         ),
         pytest.param(

@@ -328,13 +328,13 @@ def test_holistic_codes_are_one_block_of_1024_with_windows_in_tokens() -> None:
         ({"data.clip_frames": 17}, r"data.clip_frames \(17\) and data.size_px \(128\) must be 16 and 128"),
         ({"window.scheme": "fewer_frames"}, r"window.scheme \(fewer_frames\) cuts clips at frames"),
         ({"window.scheme": "fewer_frames_tokens"}, "cuts clips at frames"),
-        ({"window.length_blocks": 2}, "window.length_tokens must be given"),
-        ({"window.length_tokens": None}, "window.length_tokens must be given"),
+        ({"window.length_blocks": 2}, "window.length_tokens is missing"),
+        ({"window.length_tokens": None}, "window.length_tokens is missing"),
         ({"objective.continuity_neighbours": "sites"}, r"objective.continuity_neighbours \(sites\) compares frames"),
         ({"evaluation.analyses": True}, "set evaluation.analyses=false"),
         (
             {"tokenizer.kind": "kmeans", "tokenizer.path": "x"},
-            r"tokenizer.path \(x\) has no meaning where tokenizer.kind is kmeans",
+            r"tokenizer.path \(x\) has no meaning if tokenizer.kind is kmeans",
         ),
         (
             {"tokenizer.kind": "cosmos", "tokenizer.checkpoint": "x"},

@@ -97,7 +97,7 @@ def test_where_it_runs_does_not_change_what_it_is() -> None:
             {"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"
         ),
         pytest.param({"resources__gpus_per_worker": 0.5}, "lets trials share a GPU", id="calibration on a shared GPU"),
-        pytest.param({"sampling__guidance": 1.5}, "training.class_dropout above 0", id="guidance without null class"),
+        pytest.param({"sampling__guidance": 1.5}, "raise training.class_dropout", id="guidance without null class"),
     ],
 )
 def test_what_cannot_be_is_refused_in_one_sentence(overrides: dict[str, Any], words: str) -> None:
@@ -163,15 +163,15 @@ def test_an_arms_name_says_what_it_trains(
             "did you mean window.length_tokens",
             id="unknown search key",
         ),
-        pytest.param(SPACE + "trials: 2\n", "search names nothing to choose", id="trials without a search"),
+        pytest.param(SPACE + "trials: 2\n", "search has no ranges", id="trials without a search"),
         pytest.param(
             SPACE.replace("reco:", "recoo:").replace("objective.continuity_weight: 0.2", ""),
-            "is neither a known arm",
+            "is not a known arm",
             id="unknown arm",
         ),
         pytest.param(
             SPACE.replace("full: {}, ", "") + "budgets: [equal_compute]\n",
-            "lacks `full`",
+            "arms has no `full`",
             id="compute without baseline",
         ),
         pytest.param(SPACE.replace("0.2", "-1"), "objective.continuity_weight", id="an arm that cannot be"),
@@ -195,7 +195,9 @@ SEARCHED = SPACE + "trials: 2\n"
         pytest.param("training.learning_rate: {choice: [.nan]}", "training.learning_rate .*finite", id="nan"),
         pytest.param("objective.continuity_weight: {float: [0, .inf]}", "float.* finite", id="infinite"),
         pytest.param("training.learning_rate: {choice: [low, high]}", r"\('low'\): .*number", id="words-for-numbers"),
-        pytest.param("window.length_tokens: {choice: [true]}", "true and false are no numbers", id="true-for-a-number"),
+        pytest.param(
+            "window.length_tokens: {choice: [true]}", "true and false are not numbers", id="true-for-a-number"
+        ),
         pytest.param("window.length_tokens: {choice: [9, 9.0]}", "choice 9 is given twice", id="twice-the-same"),
         pytest.param(
             "training.schedule: {int: [0, 1]}", r"training.schedule \(0\): .*'cosine'", id="numbers-for-words"
@@ -235,7 +237,7 @@ def test_what_can_be_drawn(tmp_path: Path) -> None:
   window.prefix_tokens: {choice: [null, 9]}
 """
     space = load_space(space_file(tmp_path, SEARCHED + ranges))
-    assert space.search["training.learning_rate"].choice == (0.001, 0.003), "1e-3 is a word to YAML"
+    assert space.search["training.learning_rate"].choice == (0.001, 0.003), "1e-3 is a string to YAML"
     assert space.search["window.prefix_tokens"].choice == (None, 9)
 
 
@@ -261,10 +263,10 @@ def test_spaces_that_cannot_be_meant(tmp_path: Path, text: str, words: str) -> N
     ("arm", "words"),
     [
         ("a" * 300, "at most 100"),
-        ("search-0000", "`search-0000` has the name of sampled runs"),
-        ("search-0001-s2", "has the name of sampled runs"),
-        ("search", "has the name of sampled runs"),
-        ("Reco", "differ in capitals alone"),
+        ("search-0000", "`search-0000` has the name that sampled runs have"),
+        ("search-0001-s2", "has the name that sampled runs have"),
+        ("search", "has the name that sampled runs have"),
+        ("Reco", "differ only in upper and lower case"),
         ("reco", "gives reco for the second time"),
     ],
 )
@@ -281,7 +283,7 @@ def test_names_that_an_arm_cannot_have(tmp_path: Path, arm: str, words: str) -> 
         ("widht=3", "--set: widht is not a setting"),
         ("model.width=many", r"--set: model.width \('many'\)"),
         ("objective.continuity_weight=0.3", "no run would change; .* --set arms.reco.objective.continuity_weight=0.3"),
-        ("training.seed=3", "give them by --seeds 3"),
+        ("training.seed=3", "give --seeds 3"),
     ],
 )
 def test_a_mistake_of_the_command_line_is_told_as_one(tmp_path: Path, override: str, words: str) -> None:
@@ -352,12 +354,12 @@ def test_missing_file_names_the_way_out(tmp_path: Path) -> None:
         ),
         pytest.param(
             SPACE.replace("{full: {}", "{../full: {window.scheme: full}"),
-            "'../full' must be called by letters",
+            "'../full' must have a name of letters",
             id="a path",
         ),
         pytest.param(
             SPACE.replace("{full: {}", "{1: {window.scheme: full}"),
-            "the arm 1 must be called by a word",
+            "the arm 1 must have a string as its name",
             id="a numbered arm",
         ),
         pytest.param(SPACE + "budgets: []\n", "budgets is empty", id="no budget"),

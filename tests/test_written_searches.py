@@ -253,7 +253,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
                 "window.prefix_keep": {"choice": [0.5, 1.0], "when": {"window.full_fraction": 0.1}},
             }
         },
-        "run in a circle",
+        "form a circle",
     ),
     "a point outside": (
         {"points": [{"objective.continuity_weight": 7.0}]},
@@ -267,7 +267,7 @@ REFUSED: dict[str, tuple[dict[str, Any], str]] = {
     "a point of nothing": ({"points": [{"window.lenght": 9}]}, "window.lenght is not a setting"),
     "points that differ": (
         {"search": None, "points": [{"window.length_tokens": 9}, {"window.length_blocks": 2}]},
-        "point 2 and the first differ in having window.length_blocks",
+        "only one of point 2 and the first has window.length_blocks",
     ),
 }
 

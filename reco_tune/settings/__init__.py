@@ -1,4 +1,4 @@
-"""Settings: what a person may choose, checked at the door. Knows nothing of torch, Ray or files other than YAML."""
+"""Settings: what a user may choose, checked when it is read. Knows nothing of torch, Ray or files other than YAML."""
 
 from reco_tune.settings.experiment import LATER, WHERE, Experiment, flatten, step_cost
 from reco_tune.settings.fields import check_value, known_keys

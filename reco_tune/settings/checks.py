@@ -1,6 +1,4 @@
-"""What the settings of one experiment must agree on with each other; what one setting alone must be stands at its
-field.
-"""
+"""Checks of the settings of one experiment against each other. Each field checks its own value."""
 
 from __future__ import annotations
 
@@ -21,16 +19,16 @@ MOST_TOKENS = 2**20
 
 
 def check_shapes(experiment: Sections) -> None:
-    """What a clip's tokens and the model's layers must be before a window can be given in tokens.
+    """Checks the shapes of clip, tokens and layers, which a window in tokens depends on.
 
     Raises:
-        SettingsError: where two settings do not go together.
+        SettingsError: if two settings do not fit together.
     """
     data, tokenizer, model = experiment.data, experiment.tokenizer, experiment.model
     if data.grid is not None and data.layout != "tokens":
         raise SettingsError(
-            f"data.grid ({list(data.grid)}) is of codes that you made yourself, but data.layout is {data.layout}; leave"
-            " it out"
+            f"data.grid ({list(data.grid)}) is for data.layout tokens only, but data.layout is {data.layout}; leave it"
+            " out"
         )
     if data.grid is None:
         _check_frames(experiment)
@@ -50,7 +48,7 @@ def check_shapes(experiment: Sections) -> None:
 
 
 def _check_frames(experiment: Sections) -> None:
-    """Strides must divide what they cut."""
+    """The tokenizer's strides must divide the clip."""
     data, tokenizer = experiment.data, experiment.tokenizer
     if data.size_px % tokenizer.spatial_stride:
         raise SettingsError(
@@ -65,7 +63,7 @@ def _check_frames(experiment: Sections) -> None:
 
 
 def _check_holistic(experiment: Sections) -> None:
-    """Whatever speaks of frames is refused where the codes have none."""
+    """Refuses settings that need frames if the codes have none."""
     data, window, kind = experiment.data, experiment.window, experiment.tokenizer.kind
     if kind not in HOLISTIC:
         return
@@ -73,34 +71,35 @@ def _check_holistic(experiment: Sections) -> None:
     if (data.clip_frames, data.size_px) != (clip.frames, clip.size_px):
         raise SettingsError(
             f"data.clip_frames ({data.clip_frames}) and data.size_px ({data.size_px}) must be {clip.frames} and"
-            f" {clip.size_px} where tokenizer.kind is {kind}; change them"
+            f" {clip.size_px} if tokenizer.kind is {kind}; change them"
         )
     if window.scheme.startswith("fewer_frames"):
         raise SettingsError(
-            f"window.scheme ({window.scheme}) cuts clips at frames, which the codes of {kind} have not; take another"
-            " scheme"
+            f"window.scheme ({window.scheme}) cuts clips at frames, but the codes of {kind} have no frames; take"
+            " another scheme"
         )
     if window.length_blocks is not None or (window.length_tokens is None and window.scheme != "full"):
         raise SettingsError(
-            f"window.length_tokens must be given where tokenizer.kind is {kind}, whose codes have no frames to count"
-            " blocks in"
+            f"window.length_tokens is missing; give it, because the codes of tokenizer.kind {kind} have no frames to"
+            " count blocks in"
         )
     if experiment.objective.continuity_neighbours == "sites":
         raise SettingsError(
-            f"objective.continuity_neighbours (sites) compares frames, which the codes of {kind} have not; take tokens"
+            f"objective.continuity_neighbours (sites) compares frames, but the codes of {kind} have no frames; take"
+            " tokens"
         )
     if experiment.evaluation.analyses:
         raise SettingsError(
-            f"evaluation.analyses (true) measures frame by frame, and codes of {kind} have no frames; set"
+            f"evaluation.analyses (true) measures frame by frame, but the codes of {kind} have no frames; set"
             " evaluation.analyses=false"
         )
 
 
 def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
-    """W and S in tokens, whichever way they were given; the other way is cleared so that a record holds one truth.
+    """Converts W and S to tokens and clears the settings that gave them another way.
 
     Raises:
-        SettingsError: where the window does not fit its clip or itself.
+        SettingsError: if the window does not fit the clip, or its settings contradict each other.
     """
     for first, second in ALTERNATIVES[:2]:
         a, b = first.removeprefix("window."), second.removeprefix("window.")
@@ -135,24 +134,24 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
 
 
 def training_in_steps(experiment: Sections) -> Training:
-    """Steps, whichever way they were given.
+    """Converts epochs to steps.
 
     Raises:
-        SettingsError: where the number of clips is not known, or steps and epochs are both given and differ.
+        SettingsError: if the number of clips is unknown, or steps and epochs are both given and differ.
     """
     training, clips = experiment.training, experiment.data.train_clips
     if training.epochs is None:
         return training
     if clips is None:
         raise SettingsError(
-            f"training.epochs ({training.epochs:g}) counts passes over data.train_clips, which is left out; give it, or"
+            f"training.epochs ({training.epochs:g}) counts passes over data.train_clips, which is missing; give it, or"
             " training.steps"
         )
     steps = max(1, round(training.epochs * clips / training.batch_size))
     if "steps" in training.model_fields_set and training.steps != steps:
         raise SettingsError(
             f"training.steps ({training.steps}) and training.epochs ({training.epochs:g}, which is {steps} steps of"
-            f" {training.batch_size} out of {clips} clips) say different things; give one"
+            f" {training.batch_size} out of {clips} clips) contradict each other; give one"
         )
     return training.model_copy(update={"steps": steps})
 
@@ -173,18 +172,18 @@ def _check_data(experiment: Sections) -> None:
     if data.layout == "tokens" and (evaluation.protocol != "native" or evaluation.flow):
         key, value = ("flow", "true") if evaluation.flow else ("protocol", evaluation.protocol)
         raise SettingsError(
-            f"evaluation.{key} ({value}) looks at pixels, which data.layout tokens has not; leave it out and compare by"
+            f"evaluation.{key} ({value}) needs pixels, but data.layout tokens has none; leave it out and compare by"
             " val_cross_entropy"
         )
     if data.layout == "tokens" and scheme == "fewer_frames":
         raise SettingsError(
-            "window.scheme fewer_frames encodes pieces of clips anew, but data.layout tokens has no pixels; take"
+            "window.scheme fewer_frames re-encodes pieces of clips, but data.layout tokens has no pixels; take"
             " fewer_frames_tokens"
         )
 
 
 def _check_best(experiment: Sections) -> None:
-    """What is judged must be kept, and told by something."""
+    """`evaluation.checkpoint: best` needs kept weights, and a validation cross-entropy that selects them."""
     if experiment.evaluation.checkpoint != "best":
         return
     if not experiment.training.keep_best:
@@ -194,16 +193,16 @@ def _check_best(experiment: Sections) -> None:
         )
     if experiment.window.scheme.startswith("fewer_frames"):
         raise SettingsError(
-            f"evaluation.checkpoint (best) is told by the validation cross-entropy, which window.scheme"
-            f" ({experiment.window.scheme}) has not; take last"
+            "evaluation.checkpoint (best) is selected by the validation cross-entropy, which window.scheme"
+            f" ({experiment.window.scheme}) does not measure; take last"
         )
 
 
 def check_combinations(experiment: Sections) -> None:
-    """Everything else that two sections must agree on.
+    """Checks everything else that two sections must agree on.
 
     Raises:
-        SettingsError: where they do not.
+        SettingsError: if they do not.
     """
     _check_data(experiment)
     _check_best(experiment)
@@ -211,12 +210,12 @@ def check_combinations(experiment: Sections) -> None:
     assert window.length_tokens is not None
     if window.scheme.startswith("fewer_frames") and window.length_tokens % grid.tokens_per_block:
         raise SettingsError(
-            f"window.length_tokens ({window.length_tokens}) must be whole blocks of {grid.tokens_per_block} tokens "
-            f"where window.scheme is {window.scheme}; give window.length_blocks instead"
+            f"window.length_tokens ({window.length_tokens}) must be whole blocks of {grid.tokens_per_block} tokens if"
+            f" window.scheme is {window.scheme}; give window.length_blocks instead"
         )
     if window.scheme.startswith("fewer_frames") and window.length_tokens < 2 * grid.tokens_per_block:
         raise SettingsError(
-            f"window.length_tokens ({window.length_tokens}) must hold 2 blocks where window.scheme is {window.scheme};"
+            f"window.length_tokens ({window.length_tokens}) must hold 2 blocks if window.scheme is {window.scheme};"
             " lengthen it"
         )
     if window.length_tokens == 1 and experiment.objective.continuity_weight > 0:
@@ -230,29 +229,27 @@ def check_combinations(experiment: Sections) -> None:
     resources = experiment.resources
     if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
         raise SettingsError(
-            f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, and speeds measured so"
-            " are worth little; give 1, or set resources.calibrate_on_shared_gpus to true"
+            f"resources.gpus_per_worker ({resources.gpus_per_worker:g}) lets trials share a GPU, so measured speeds"
+            " would be unreliable; give 1, or set resources.calibrate_on_shared_gpus to true"
         )
     if resources.shard_state and resources.storage is not None:
         raise SettingsError(
-            "resources.shard_state lets every worker write its part of a checkpoint into one folder that all of them"
-            f" see, but with resources.storage ({resources.storage}) each machine has a folder of its own; leave one of"
-            " them out"
+            "resources.shard_state lets every worker write its part of a checkpoint into one shared folder, but with"
+            f" resources.storage ({resources.storage}) each machine has its own folder; leave one of them out"
         )
     if training.residual == "bfloat16" and training.precision != "bfloat16":
         raise SettingsError(
-            "training.residual (bfloat16) rounds the stream of a step whose training.precision is"
-            f" {training.precision}; set that to bfloat16 too, or leave it out"
+            f"training.residual (bfloat16) needs training.precision bfloat16, but that is {training.precision}; change"
+            " it, or leave training.residual out"
         )
     if resources.deterministic and resources.gpus_per_worker == 0:
         raise SettingsError(
-            "resources.deterministic (true) chooses kernels of a GPU, but resources.gpus_per_worker is 0, where runs"
-            " end in the same bits anyway; leave it out"
+            "resources.deterministic (true) selects GPU kernels, but resources.gpus_per_worker is 0, and CPU runs are"
+            " deterministic anyway; leave it out"
         )
     if resources.attention != "auto" and resources.gpus_per_worker == 0:
         raise SettingsError(
-            f"resources.attention ({resources.attention}) is a form for GPUs, but resources.gpus_per_worker is 0; leave"
-            " it out"
+            f"resources.attention ({resources.attention}) is for GPUs, but resources.gpus_per_worker is 0; leave it out"
         )
     _check_protocol(experiment)
     _check_own_model(experiment)
@@ -264,21 +261,21 @@ def check_combinations(experiment: Sections) -> None:
         )
     if experiment.sampling.guidance != 1 and training.class_dropout == 0:
         raise SettingsError(
-            f"sampling.guidance ({experiment.sampling.guidance}) needs training.class_dropout above 0, or the null"
-            " class is never trained"
+            f"sampling.guidance ({experiment.sampling.guidance}) needs the null class, which training.class_dropout (0)"
+            " never trains; raise training.class_dropout"
         )
 
 
 def _check_own_model(experiment: Sections) -> None:
-    """What the built-in transformer alone can."""
+    """Refuses settings of the built-in transformer if the model is another."""
     model, training, resources = experiment.model, experiment.training, experiment.resources
     if model.kind == "transformer":
         return
     for name in ("width", "depth", "heads"):
         if getattr(model, name) != (default := type(model).model_fields[name].default):
             raise SettingsError(
-                f"model.{name} ({getattr(model, name)}) is of the built-in transformer, but model.kind is {model.kind},"
-                f" whose sizes stand in model.options; leave it out (or give {default})"
+                f"model.{name} ({getattr(model, name)}) is for the built-in transformer, but model.kind is"
+                f" {model.kind}, which takes its sizes from model.options; leave it out (or give {default})"
             )
     alone: tuple[tuple[str, object, object], ...] = (
         ("training.compile", training.compile, False),
@@ -302,7 +299,7 @@ def _check_protocol(experiment: Sections) -> None:
     if evaluation.extractor_path is None:
         raise SettingsError(
             f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file"
-            " i3d_torchscript.pt (docs/reference/fvd-protocols.md says where it is found), or take the protocol native"
+            " i3d_torchscript.pt (docs/reference/fvd-protocols.md says where to get it), or take the protocol native"
         )
     if frames < published.frames:
         raise SettingsError(
@@ -328,7 +325,7 @@ def _check_window_variants(window: Window) -> None:
             else ("prefix_keep", window.prefix_keep)
         )
         raise SettingsError(
-            f"window.{key} ({value}) needs a prefix, which window.scheme {window.scheme} has not; leave it out"
+            f"window.{key} ({value}) needs a prefix, but window.scheme {window.scheme} has none; leave it out"
         )
 
 

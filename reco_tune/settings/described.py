@@ -1,5 +1,5 @@
-"""Every setting in words, and as JSON schema, both read off the fields: what `reco-tune settings`, the reference page
-and an editor show.
+"""Describes every setting, in words and as JSON schema, from its field. `reco-tune settings`, the reference page and
+editors show these descriptions.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ _PRESET = {
 
 
 class Setting(NamedTuple):
-    """One setting in words."""
+    """The description of one setting."""
 
     key: str
     kind: str
@@ -41,7 +41,7 @@ class Setting(NamedTuple):
 
 
 class Group(NamedTuple):
-    """Settings that stand together."""
+    """A section of settings."""
 
     name: str
     meaning: str
@@ -55,7 +55,7 @@ def experiment_groups() -> list[Group]:
 
 
 def space_groups() -> list[Group]:
-    """The keys of a space file, those of its own sections after them."""
+    """The keys of a space file, followed by those of its sections."""
     schema = _schema(Space)
     own = {key: given for key, given in schema["properties"].items() if not _section(given, schema)}
     groups = [_group("space", schema, {**schema, "properties": own}, "")]
@@ -68,10 +68,10 @@ def space_groups() -> list[Group]:
 
 
 def find_settings(key: str) -> list[Setting]:
-    """The setting of that name, or all those of a section.
+    """The setting with this name, or all settings of the section.
 
     Raises:
-        SettingsError: where there is none; names the nearest.
+        SettingsError: if there is none; names the nearest.
     """
     every = [setting for group in (*experiment_groups(), *space_groups()) for setting in group.settings]
     found = [setting for setting in every if setting.key == key or setting.key.startswith(f"{key}.")]

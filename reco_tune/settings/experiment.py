@@ -1,6 +1,6 @@
 """One experiment: everything that a single training run and its evaluation depend on.
 
-Settings are frozen and checked here, at the door; builders below read them and hand plain numbers to the maths.
+Settings are frozen and checked here; the code below reads them and passes plain numbers to the mathematics.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ COSTLESS = frozenset(
 
 
 class Experiment(Sections):
-    """Everything one run depends on; its sections go together, and `window` is given in tokens once made."""
+    """All settings of one run. Its sections fit together, and `window` is in tokens."""
 
     @model_validator(mode="after")
     def _check(self) -> Experiment:
@@ -64,7 +64,7 @@ class Experiment(Sections):
         return self
 
     def flat(self) -> dict[str, Any]:
-        """Every setting under its dotted key, as plain JSON values."""
+        """Every setting by dotted key, as plain JSON values."""
         return flatten(self.model_dump(mode="json"))
 
     def result_settings(self) -> dict[str, Any]:
@@ -72,12 +72,12 @@ class Experiment(Sections):
         return {key: value for key, value in self.flat().items() if not key.startswith(WHERE)}
 
     def where_settings(self) -> dict[str, Any]:
-        """The others: where it runs and where files lie."""
+        """The settings that no result depends on: where the run works and where its files lie."""
         return {key: value for key, value in self.flat().items() if key.startswith(WHERE)}
 
     def step_settings(self) -> dict[str, Any]:
-        """The settings that the cost of an optimiser step may depend on, by dotted key, of those that two runs of one
-        study may differ in.
+        """The settings, by dotted key, that may change the cost of an optimiser step and may differ between two runs of
+        a study.
         """
         return {key: value for key, value in self.flat().items() if step_cost(key)}
 
@@ -88,7 +88,7 @@ class Experiment(Sections):
 
 
 def step_cost(key: str) -> bool:
-    """Whether the cost of an optimiser step may depend on a setting that two runs of one study may differ in."""
+    """Whether a setting may change the cost of an optimiser step and may differ between two runs of a study."""
     return key.startswith(("model.", "window.", "objective.", "training.")) and key not in COSTLESS
 
 

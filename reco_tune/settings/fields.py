@@ -1,6 +1,5 @@
-"""One setting by its dotted key: which keys there are, which is meant by a wrong one, and what a value must be.
-
-What two settings must agree on stands in `checks`.
+"""Looks up and checks one setting by its dotted key, and finds the nearest key for a misspelt one. `checks` compares
+settings with each other.
 """
 
 from __future__ import annotations
@@ -21,7 +20,7 @@ _WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "
 
 @cache
 def known_keys() -> tuple[str, ...]:
-    """Every dotted key an experiment has."""
+    """Every dotted key of an experiment."""
     keys = [
         f"{section}.{key}"
         for section, field in Sections.model_fields.items()
@@ -31,7 +30,7 @@ def known_keys() -> tuple[str, ...]:
 
 
 def is_option(key: str) -> bool:
-    """Whether a key names an option of somebody's own part: `model.options.width`."""
+    """Whether a key names an option of a user's part, such as `model.options.width`."""
     section, _, rest = key.partition(".")
     return rest.startswith("options.") and f"{section}.options" in known_keys()
 
@@ -39,7 +38,7 @@ def is_option(key: str) -> bool:
 def check_key(key: str, where: str) -> None:
     """
     Raises:
-        SettingsError: if no setting is called that; names the nearest one.
+        SettingsError: if there is no such setting; names the nearest one.
     """
     if is_option(key):
         return
@@ -48,10 +47,10 @@ def check_key(key: str, where: str) -> None:
 
 
 def check_value(key: str, value: Any, where: str) -> Any:
-    """The value of one setting as it is kept: `1e-3`, which is a word to YAML, is a number where one is meant.
+    """The parsed value of one setting. `1e-3`, which YAML reads as a string, becomes a number if the setting takes one.
 
     Raises:
-        SettingsError: if no setting is called that, or it cannot have that value.
+        SettingsError: if there is no such setting, or it cannot have that value.
     """
     check_key(key, where)
     if is_option(key):  # their part checks them, where something is computed with it
@@ -61,12 +60,12 @@ def check_value(key: str, value: Any, where: str) -> Any:
     except ValidationError as error:
         raise SettingsError(f"{where}: {key} ({value!r}): {sentences(error.errors())}") from error
     if isinstance(value, bool) and not isinstance(kept, bool):
-        raise SettingsError(f"{where}: {key} ({value!r}): true and false are no numbers; give one")
+        raise SettingsError(f"{where}: {key} ({value!r}): true and false are not numbers; give a number")
     return kept
 
 
 def sentences(errors: Iterable[Mapping[str, Any]]) -> str:
-    """What is wrong with one value, by each of the types that it may have."""
+    """The errors of one value, one for each type that the setting allows."""
     return ", or ".join(dict.fromkeys(map(_sentence, errors)))
 
 

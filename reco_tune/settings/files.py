@@ -1,4 +1,4 @@
-"""Reading settings from YAML and dotted overrides; every mistake becomes one sentence with the nearest known key."""
+"""Reads settings from YAML and dotted overrides. Each mistake becomes one sentence, with the nearest known key."""
 
 from __future__ import annotations
 
@@ -24,26 +24,26 @@ M = TypeVar("M", bound=BaseModel)
 
 
 def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
-    """The experiment of a YAML file with `key=value` overrides on top.
+    """The experiment in a YAML file, with `key=value` overrides.
 
     Raises:
-        SettingsError: for what cannot be, and for a space file.
+        SettingsError: for settings that are invalid, and for a space file.
     """
     if holds_space(read_yaml(path)):
         first = next(iter(load_space(path).arms), "ARM")
         raise SettingsError(
-            f"{path} is a space file, a study of several runs, where an experiment file, one run, is asked for; name an"
-            f" arm of it: {path}:{first}"
+            f"{path} is a space file (a study of several runs), but this command needs an experiment file (one run);"
+            f" name an arm: {path}:{first}"
         )
     shared = _overridden(_settings(read_yaml(path), str(path)), parse_overrides(overrides))
     return make_experiment(shared, {}, where=str(path))
 
 
 def load_run(path: Path, arm: str | None, overrides: Iterable[str] = ()) -> Experiment:
-    """The settings of one run: of an experiment file, or of an arm of a space file at the study's first seed.
+    """The settings of one run: from an experiment file, or from an arm of a space file at the study's first seed.
 
     Raises:
-        SettingsError: for what cannot be, an arm that there is not, and a space file without one.
+        SettingsError: for settings that are invalid, an unknown arm, and a space file without an arm.
     """
     if arm is None:
         return load_experiment(path, overrides)
@@ -53,41 +53,39 @@ def load_run(path: Path, arm: str | None, overrides: Iterable[str] = ()) -> Expe
 
 
 def load_arms(path: Path, overrides: Iterable[str] = ()) -> Space:
-    """The space of a space file, one of whose arms is asked for.
+    """The space in a space file, for a caller that names one of its arms.
 
     Raises:
-        SettingsError: for an experiment file, which has none.
+        SettingsError: for an experiment file, which has no arms.
     """
     if not holds_space(read_yaml(path)):
-        raise SettingsError(f"{path} is an experiment file, the settings of one run, and has no arms; name no arm")
+        raise SettingsError(f"{path} is an experiment file (one run), which has no arms; leave the arm out")
     return load_space(path, overrides)
 
 
 def check_arm(space: Space, arm: str, path: Path) -> None:
     """
     Raises:
-        SettingsError: where the space has no such arm.
+        SettingsError: if the space has no such arm.
     """
     if arm not in space.arms:
         raise SettingsError(f"{path} has no arm {arm or repr(arm)}; it has {', '.join(space.arms) or 'none'}")
 
 
 def holds_space(values: Mapping[str, Any]) -> bool:
-    """Whether a file holds a space (a study: question, arms, search) and not an experiment (one run)."""
+    """Whether a file holds a space (a study: question, arms, search) rather than an experiment (one run)."""
     return bool(set(values) & (set(Space.model_fields) - {"resources"}))
 
 
 def load_space(path: Path, overrides: Iterable[str] = ()) -> Space:
-    """The space of a YAML file; overrides are dotted experiment keys, or a space's own key (`trials=4`,
-    `sampler.seed=1`).
-
-    An experiment file is the space of its one run.
+    """The space in a YAML file. Overrides are dotted keys of the experiment or of the space (`trials=4`,
+    `sampler.seed=1`). An experiment file becomes a space of one run.
     """
     return build_space(read_yaml(path), path, parse_overrides(overrides))
 
 
 def build_space(values: dict[str, Any], path: Path, given: Mapping[str, Any]) -> Space:
-    """The space of what a YAML file holds, or would hold, with parsed overrides on top (`load_space`)."""
+    """`load_space` for values that are read already, with parsed overrides."""
     one_run = not holds_space(values) and bool({key.split(".")[0] for key in values} & set(Experiment.model_fields))
     if one_run:
         values = _one_run(path, values, given)
@@ -114,23 +112,21 @@ def build_space(values: dict[str, Any], path: Path, given: Mapping[str, Any]) ->
 
 
 def arms_in(path: Path) -> dict[str, dict[str, Any]]:
-    """The arms of a YAML file: of a space, or a mapping of their names to settings."""
+    """The arms in a YAML file, which is a space file or a mapping of arm names to settings."""
     values = read_yaml(path)
     given = values.get("arms", values)
     return {name: _flat(own) for name, own in _arms(given or {}, str(path)).items()}
 
 
 def make_space(values: Mapping[str, Any], where: str) -> Space:
-    """A space of plain values that were one before."""
+    """Rebuilds a space from its plain values."""
     _refuse_unknown(values, Space.model_fields, where)
     return make(Space, dict(values), where)
 
 
 def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Settings of one run: the shared ones, then the arm's own (`ARMS`), then the space file's for that arm, then
-    `overrides`.
-
-    `arm` None is a sampled trial: ReCo's windows with everything in `overrides`.
+    """Settings of one run. Later ones win: the shared settings, the known arm's (`ARMS`), the space file's for that
+    arm, `overrides`. `arm` None is a sampled trial: ReCo's windows with `overrides`.
     """
     nested = dict(space.experiment)
     layers = [{"window.scheme": "window"}] if arm is None else [ARMS.get(arm, {}), space.arms.get(arm, {})]
@@ -140,7 +136,7 @@ def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] |
 
 
 def make_experiment(nested: dict[str, Any], overrides: Mapping[str, Any], where: str) -> Experiment:
-    """An experiment of nested values with dotted overrides on top."""
+    """Builds an experiment from nested values and dotted overrides."""
     merged = merge(nested, overrides)
     for key in flatten(merged):
         if key not in Experiment.model_fields:
@@ -149,7 +145,7 @@ def make_experiment(nested: dict[str, Any], overrides: Mapping[str, Any], where:
 
 
 def make(kind: type[M], values: Any, where: str) -> M:
-    """A settings object, or a SettingsError that names the first wrong key."""
+    """Builds a settings object; a SettingsError names the first wrong key."""
     try:
         return kind.model_validate(values)
     except ValidationError as error:
@@ -200,10 +196,9 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
 
 
 def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Dotted overrides on top of nested values; giving one way to say a thing clears the other (`ALTERNATIVES`).
-
-    Overriding the protocol by a published one clears what that one decides, so that a trained run can be judged by it;
-    overriding the preset of the model clears the sizes that it gives, overriding a part the options of the other.
+    """Applies dotted overrides to nested values. Giving a value one way clears its alternative (`ALTERNATIVES`). A
+    published protocol clears the settings that it fixes, so that it can judge a trained run. A model preset clears the
+    sizes that it sets. A new part clears the options of the old one.
     """
     merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
@@ -225,7 +220,7 @@ def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, 
 
 
 def save_space(space: Space, path: Path) -> None:
-    """The frozen settings of a study."""
+    """Writes the frozen settings of a study."""
     path.write_text(
         yaml.safe_dump(space.model_dump(mode="json"), sort_keys=False, allow_unicode=True), encoding="utf-8"
     )
@@ -263,12 +258,12 @@ def _refuse_buried(space: Space, overrides: Mapping[str, Any]) -> None:
     own += [{"window.scheme": "window", **space.search}] if space.trials else []
     for key, value in overrides.items():
         if key == "training.seed":
-            raise SettingsError(f"--set {key}: training seeds are the study's; give them by --seeds {value}")
+            raise SettingsError(f"--set {key}: training seeds belong to the study; give --seeds {value}")
         if all(key in keys or twins.get(key) in keys for keys in own):
             arm = next((arm for arm in reversed(space.arms) if arm != BASELINE), BASELINE)
             raise SettingsError(
-                f"--set {key}: every arm and search has its own, so no run would change; set it for one, for example"
-                f" --set arms.{arm}.{key}={value}"
+                f"--set {key}: every arm and the search set their own value, so no run would change; set it for one"
+                f" arm, for example --set arms.{arm}.{key}={value}"
             )
 
 
@@ -289,12 +284,11 @@ def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
     """Arms by name, each a mapping of settings."""
     if not isinstance(arms, dict):
         raise SettingsError(
-            f"{where}: arms must be a mapping of names to settings, for example `full:` in a line of its own; got"
-            f" {arms!r}"
+            f"{where}: arms must be a mapping of names to settings, for example `full:` on its own line; got {arms!r}"
         )
     for name, own in arms.items():
         if not isinstance(name, str):
-            raise SettingsError(f"{where}: the arm {name!r} must be called by a word; put its name in quotes")
+            raise SettingsError(f"{where}: the arm {name!r} must have a string as its name; put the name in quotes")
         if own is not None and not isinstance(own, dict):
             raise SettingsError(
                 f"{where}: arm `{name}` must hold settings, for example {{objective.continuity_weight: 0.1}}; got"
@@ -302,8 +296,7 @@ def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
             )
         if name not in ARMS and not own:
             raise SettingsError(
-                f"{where}: arm `{name}` is neither a known arm ({', '.join(ARMS)}) nor has settings of its own; give it"
-                " overrides"
+                f"{where}: arm `{name}` is not a known arm ({', '.join(ARMS)}) and has no settings; give it overrides"
             )
     return {name: own or {} for name, own in arms.items()}
 

@@ -27,7 +27,7 @@ class TokenGrid(NamedTuple):
 
 
 class HolisticClip(NamedTuple):
-    """What a tokenizer without a frame grid takes and gives."""
+    """The clip that a tokenizer without a frame grid takes, and the number of its tokens."""
 
     frames: int
     size_px: int

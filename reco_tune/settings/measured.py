@@ -1,6 +1,5 @@
-"""Which metrics a run never measures, as far as its settings tell: an objective among them would fail every run.
-
-What only the data tell, such as whether they have classes, shows once they are prepared.
+"""Finds metrics that a run cannot measure with its settings; as an objective, such a metric would fail every run.
+Properties of the data, such as classes, are known only after preparation.
 """
 
 from __future__ import annotations
@@ -22,26 +21,26 @@ _ANALYSES = {quantity.name for quantity in q.STEPS_OF_H} | {q.FIRST_FRAME_GAP.na
 
 
 def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -> str:
-    """Why no run of these settings measures a metric, and the way out; empty where one may.
+    """Why runs with these settings cannot measure a metric, and the way out; empty if they can.
 
     Args:
-        classes: whether the data have any, once that is known.
+        classes: whether the data have classes, if known.
     """
     data, evaluation, blocks = experiment.data, experiment.evaluation, experiment.grid.blocks
     if metric in _PIXELS and data.layout == "tokens":
-        return "needs pixels, which data.layout tokens has not; take val_cross_entropy"
+        return "needs pixels, but data.layout tokens has none; take val_cross_entropy"
     if metric == q.OWN_MEASURE.name and evaluation.measure is None:
-        return "is not measured where evaluation.measure is not given; give it"
+        return "is not measured without evaluation.measure; give it"
     if metric in _BOTH and evaluation.reference_split != "both":
-        return f"is not measured where evaluation.reference_split is {evaluation.reference_split}; set it to both"
+        return f"is not measured if evaluation.reference_split is {evaluation.reference_split}; set it to both"
     if metric in _FLOW and not evaluation.flow:
-        return "is not measured where evaluation.flow is false; set it to true"
+        return "is not measured if evaluation.flow is false; set it to true"
     if metric in _ANALYSES and not evaluation.analyses:
-        return "is not measured where evaluation.analyses is false; set it to true"
+        return "is not measured if evaluation.analyses is false; set it to true"
     if metric in _GROWTH and blocks < q.FEWEST_GROWTH_BLOCKS:
         return f"needs clips of {q.FEWEST_GROWTH_BLOCKS} blocks, but these have {blocks}; lengthen data.clip_frames"
     if metric in _CLASSES and not data.class_conditional:
         return "needs classes, but data.class_conditional is false; set it to true"
     if metric in _CLASSES and (classes is False or data.layout in CLASSLESS):
-        return f"needs classes, which data.layout {data.layout} has not here; take another metric"
+        return f"needs classes, but this data set of data.layout {data.layout} has none; take another metric"
     return ""

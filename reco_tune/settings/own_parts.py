@@ -1,5 +1,5 @@
-"""Which settings name parts, and what becomes of those that are not built in: they are pinned to their code, and their
-options are checked by it. Only who is about to compute calls this, since it imports them.
+"""Pins a user's parts (model, tokenizer, ...) to their code and lets the code check their options. This imports the
+parts, so it is called only before a computation.
 """
 
 from __future__ import annotations
@@ -34,11 +34,10 @@ _GROUPS = {
 
 
 def pinned(space: Space) -> Space:
-    """The space with every part of somebody's own pinned to the code that there is, and what its options name pinned to
-    what is there.
+    """The space with each of the user's parts, and the files that their options name, pinned to their current content.
 
     Raises:
-        SettingsError: for a part that cannot be imported, or what is pinned to something else.
+        SettingsError: for a part that cannot be imported, and for one whose pinned content has changed.
     """
     sections: dict[str, Any] = {}
     for section, given in space.experiment.items():
@@ -85,7 +84,7 @@ def pinned_experiment(experiment: Experiment) -> Experiment:
 def check_options(experiment: Experiment) -> None:
     """
     Raises:
-        SettingsError: for options that a part has not, or that a built-in one is given.
+        SettingsError: for options that a part does not have, and for options of a built-in part.
     """
     flat = experiment.model_dump()
     for key, options_key in PARTS.items():
@@ -95,13 +94,15 @@ def check_options(experiment: Experiment) -> None:
 
 def check_own(group: str, name: str | None, options: dict[str, Any], key: str, options_key: str) -> None:
     """
+    Checks the user's parts only.
+
     Raises:
         SettingsError: as `check_options`.
     """
     if name is None or (not options and name in parts.BUILT_IN[group]):
         if options:
             raise SettingsError(
-                f"{options_key} ({options}) are of a {key} that is not given; give it, or leave them out"
+                f"{options_key} ({options}) are options of {key}, which is not given; give it, or leave them out"
             )
         return
     part = parts.load(group, name)

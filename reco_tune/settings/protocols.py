@@ -1,8 +1,5 @@
-"""Published FVD protocols: what each fixes, as its authors' code does it. Numbers of two protocols are never
-comparable.
-
-Knows facts only; `reco_tune.evaluation.i3d` follows them. docs/reference/fvd-protocols.md says what each does and where
-it is found.
+"""Published FVD protocols: what each fixes, taken from its authors' code. FVDs of two protocols are never comparable.
+`reco_tune.evaluation.i3d` computes them. docs/reference/fvd-protocols.md describes each and links to its code.
 """
 
 from __future__ import annotations
@@ -42,7 +39,7 @@ class PublishedProtocol(NamedTuple):
     """The code that it follows."""
 
     def frame_stride(self, layout: str) -> int:
-        """The one of a data set, by its `data.layout`."""
+        """The frame stride of a data set, by its `data.layout`."""
         return self.frame_strides[-1 if layout == "taichi" else 0]
 
 
@@ -70,7 +67,7 @@ PUBLISHED: dict[str, PublishedProtocol] = {
 
 
 def protocol_defaults(name: object) -> dict[str, object]:
-    """The settings of `evaluation` that a published protocol decides where they are left out; none for the others."""
+    """The settings of `evaluation` that a published protocol sets if they are left out; none for other protocols."""
     if name not in PUBLISHED:
         return {}
     protocol = PUBLISHED[str(name)]

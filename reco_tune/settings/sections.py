@@ -67,7 +67,7 @@ SamplerKind = Annotated[str, _Named("samplers")]
 
 
 class SettingsSection(BaseModel):
-    """A frozen group of settings that refuses unknown keys."""
+    """A frozen section of settings that refuses unknown keys."""
 
     model_config = ConfigDict(
         frozen=True, extra="forbid", allow_inf_nan=False, use_attribute_docstrings=True, protected_namespaces=()
@@ -205,12 +205,12 @@ class Tokenizer(SettingsSection):
 
     @property
     def pretrained(self) -> bool:
-        """Whether weights are given, not fitted."""
+        """Whether the weights are given rather than fitted."""
         return self.kind in PRETRAINED
 
     def grid(self, frames: int, size_px: int) -> TokenGrid:
-        """Tokens of one clip: block 0 is the first frame, every later block `temporal_stride` frames; holistic ones are
-        one row.
+        """Token grid of one clip. Block 0 is the first frame, every later block `temporal_stride` frames. A holistic
+        tokenizer has one row.
         """
         if self.kind in HOLISTIC:
             return TokenGrid(1, 1, HOLISTIC[self.kind].tokens)
@@ -227,8 +227,8 @@ class Tokenizer(SettingsSection):
         for name, kinds in (("path", tuple(PRETRAINED)), ("checkpoint", ("omnitokenizer", "larp"))):
             if getattr(self, name) is not None and self.kind not in kinds:
                 raise SettingsError(
-                    f"tokenizer.{name} ({getattr(self, name)}) has no meaning where tokenizer.kind is {self.kind}; "
-                    f"leave it out, or take one of {', '.join(kinds)}"
+                    f"tokenizer.{name} ({getattr(self, name)}) has no meaning if tokenizer.kind is {self.kind}; leave"
+                    f" it out, or take one of {', '.join(kinds)}"
                 )
         if self.quantizer == "fsq" and self.kind != "vq":
             raise SettingsError(
@@ -237,8 +237,8 @@ class Tokenizer(SettingsSection):
         if self.quantizer == "fsq" and self.num_codes not in FSQ_LEVELS:
             nearest = min(FSQ_LEVELS, key=lambda size: abs(math.log(size / self.num_codes)))
             raise SettingsError(
-                f"tokenizer.num_codes ({self.num_codes}) is no product of levels of tokenizer.quantizer fsq; "
-                f"take {nearest}, the nearest of {', '.join(map(str, FSQ_LEVELS))}"
+                f"tokenizer.num_codes ({self.num_codes}) is not a codebook size of tokenizer.quantizer fsq; take"
+                f" {nearest}, the nearest of {', '.join(map(str, FSQ_LEVELS))}"
             )
         return self
 
@@ -508,12 +508,14 @@ class Resources(SettingsSection):
 
     @property
     def part_of_a_gpu(self) -> float:
-        """That a worker computes on and whose memory it has: one, or less where trials share it."""
+        """The share of a GPU, and of its memory, that a worker has: 1, or less if trials share a GPU."""
         return min(1.0, self.gpus_per_worker)
 
 
 class Sections(SettingsSection):
-    """Everything one run depends on, each section for itself; `Experiment` is this with its sections in agreement."""
+    """The settings of one run, each section checked by itself. `Experiment` also checks the sections against each
+    other.
+    """
 
     data: Data = Data()
     tokenizer: Tokenizer = Tokenizer()
@@ -534,15 +536,13 @@ class Sections(SettingsSection):
 
     @property
     def kept_clips(self) -> int:
-        """So many clips of each split keep their pixels in the cache: what evaluation and the fitting of a tokenizer
-        look at.
-        """
+        """Number of clips of each split whose pixels stay in the cache, for evaluation and for fitting a tokenizer."""
         fitted = 0 if self.tokenizer.pretrained else self.tokenizer.fit_clips
         return max(self.evaluation.reference_clips, self.evaluation.validation_clips, fitted)
 
     @property
     def cache_dir(self) -> Path:
-        """Folder of everything computed once for a data set."""
+        """Cache folder of everything that is computed once for a data set."""
         if self.data.cache_dir is not None:
             return self.data.cache_dir
         return (self.data.root.parent if self.data.root is not None else Path()) / ".cache" / "reco-tune"

@@ -1,4 +1,4 @@
-"""A search space: the question, the arms that are compared, and what Optuna may choose."""
+"""A search space: the question, the arms that are compared, and the settings that Optuna may choose."""
 
 from __future__ import annotations
 
@@ -136,12 +136,12 @@ class Range(SettingsSection):
             raise SettingsError(f"a search range of whole numbers has a step of {step:f}; give a whole step")
         if rest := (Decimal(str(high)) - Decimal(str(low))) % step:
             raise SettingsError(
-                f"a search range from {low} to {high} is no whole number of steps of {step:f}; end it at"
+                f"a search range from {low} to {high} is not a whole number of steps of {step:f}; end it at"
                 f" {(Decimal(str(high)) - rest).normalize():f} or change the step"
             )
 
     def holds(self, value: Any) -> bool:
-        """Whether the range may give a value."""
+        """Whether the range contains a value."""
         if self.choice is not None:
             return value in self.choice
         bounds = self.int or self.float
@@ -153,17 +153,19 @@ class Range(SettingsSection):
         return not self.step or abs((value - bounds[0]) / self.step - round((value - bounds[0]) / self.step)) < 1e-8
 
     def of(self, key: str) -> Range:
-        """The same range as one of that setting: its choices are values as the setting has them.
+        """The range with its choices parsed as values of the setting.
 
         Raises:
-            SettingsError: if the setting is none, or cannot have the values that may be drawn.
+            SettingsError: if there is no such setting, or it cannot have the values that may be drawn.
         """
         where = f"search: {key}"
         if self.choice is not None:
             kept = [check_value(key, value, "search") for value in self.choice]
             for value in kept:
                 if not isinstance(value, bool | int | float | str | None):
-                    raise SettingsError(f"{where}: a choice of {value!r} is no number, word, true or false; change it")
+                    raise SettingsError(
+                        f"{where}: a choice of {value!r} is not a number, word, true or false; change it"
+                    )
                 if kept.count(value) > 1:
                     raise SettingsError(f"{where}: the choice {value!r} is given twice; keep one")
             return self.model_copy(update={"choice": tuple(kept)})
@@ -173,22 +175,22 @@ class Range(SettingsSection):
         between = low + (float(self.step) if self.step else (high - low) * (math.sqrt(5) - 1) / 2)
         for value in (low, high) if self.int or low == high else (low, high, between):
             if isinstance(check_value(key, value, "search"), bool | str):
-                raise SettingsError(f"{where}: a range of numbers, but this setting is none; give choice")
+                raise SettingsError(f"{where}: a range of numbers, but this setting is not a number; give choice")
         return self
 
 
 def parents_first(search: Mapping[str, Range]) -> list[str]:
-    """Keys in an order in which no range comes before one that it is conditional on.
+    """The keys, each after those that its range is conditional on.
 
     Raises:
-        SettingsError: where conditions run in a circle.
+        SettingsError: if conditions form a circle.
     """
     order: list[str] = []
     while len(order) < len(search):
         ready = [key for key in search if key not in order and set(search[key].when) <= set(order)]
         if not ready:
             circle = ", ".join(key for key in search if key not in order)
-            raise SettingsError(f"search: the conditions (when) of {circle} run in a circle; take one of them out")
+            raise SettingsError(f"search: the conditions (when) of {circle} form a circle; remove one of them")
         order += ready
     return order
 
@@ -228,7 +230,7 @@ class Bound(SettingsSection):
         return self
 
     def violation(self, value: float) -> float:
-        """How far a value lies outside; at most 0 where it is allowed."""
+        """How far a value lies outside the bounds; at most 0 if it is allowed."""
         over = value - self.max if self.max is not None else -float("inf")
         under = self.min - value if self.min is not None else -float("inf")
         return over if over >= under else under
@@ -266,7 +268,7 @@ class Pruning(SettingsSection):
 
     @property
     def generates_clips(self) -> bool:
-        """Whether sampled runs generate clips at the deciding rungs."""
+        """Whether sampled runs generate clips at rungs where they may be pruned."""
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 
@@ -280,15 +282,15 @@ def _ranges_of(points: list[dict[str, Any]]) -> dict[str, Range]:
         if point.keys() != points[0].keys():
             odd = sorted(point.keys() ^ points[0].keys())[0]
             raise SettingsError(
-                f"points: point {number} and the first differ in having {odd}; give every point the same settings, or"
-                " ranges to draw the others from (search)"
+                f"points: only one of point {number} and the first has {odd}; give every point the same settings, or"
+                " give search the ranges to draw them from"
             )
     values = {key: list(dict.fromkeys(point[key] for point in points)) for key in (points[0] if points else ())}
     return {key: Range(choice=tuple(own)) for key, own in values.items()}
 
 
 def on_codes(experiment: Mapping[str, Any]) -> bool:
-    """Whether nested settings, or dotted ones, are of codes that come without a decoder."""
+    """Whether nested or dotted settings have `data.layout: tokens`, codes without a decoder."""
     data = experiment.get("data")
     layout = data.get("layout") if isinstance(data, Mapping) else None
     return "tokens" in (layout, experiment.get("data.layout"))
@@ -338,7 +340,7 @@ class OnEvent(SettingsSection):
     """When a run beats all before it in an objective. Measured speeds do not count."""
 
     def commands(self, event: str) -> tuple[str, ...]:
-        """What is called for an event."""
+        """The commands and webhooks for an event."""
         given: str | tuple[str, ...] = getattr(self, event)
         return (given,) if isinstance(given, str) else given
 
@@ -411,8 +413,8 @@ class Space(SettingsSection):
         counted = [budget for budget in self.budgets if budget in COMPUTE_SHARES]
         if counted and self.arms and BASELINE not in self.arms:
             raise SettingsError(
-                f"budgets holds {counted[0]}, which is counted in the baseline's cost, but arms lacks `{BASELINE}`;"
-                " add it"
+                f"budgets has {counted[0]}, which is a share of the baseline's cost, but arms has no `{BASELINE}`; add"
+                " it"
             )
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise SettingsError(f"seeds {list(self.seeds)} must be at least one and all different")
@@ -423,9 +425,7 @@ class Space(SettingsSection):
         self._check_arms()
         self._check_search()
         if self.trials and not self.search:
-            raise SettingsError(
-                f"trials is {self.trials}, but search names nothing to choose; add ranges or set trials to 0"
-            )
+            raise SettingsError(f"trials is {self.trials}, but search has no ranges; add some or set trials to 0")
         if not self.arms and not self.trials:
             raise SettingsError("a space needs arms, or search ranges and trials; it has neither")
         return self
@@ -443,14 +443,16 @@ class Space(SettingsSection):
         for parent, key in parents.items():
             if parent not in search:
                 raise SettingsError(
-                    f"search: {key} is conditional on {parent}, which is not searched; give it a range, or take the"
-                    " condition (when) out"
+                    f"search: {key} is conditional on {parent}, which is not searched; give it a range, or remove the"
+                    " condition (when)"
                 )
         parents_first(search)
         for number, point in enumerate(points, 1):
             for key, value in point.items():
                 if key not in search:
-                    raise SettingsError(f"points: point {number} has {key}, which search has no range for; give it one")
+                    raise SettingsError(
+                        f"points: point {number} has {key}, but search has no range for it; give it one"
+                    )
                 if not search[key].holds(value):
                     raise SettingsError(
                         f"points: {key} of point {number} ({value}) lies outside of its range; change one of them"
@@ -467,13 +469,13 @@ class Space(SettingsSection):
         for name in self.arms:
             if not ARM_NAME.fullmatch(name):
                 raise SettingsError(
-                    f"the arm {name!r} must be called by letters, digits, dots, dashes and underscores, at most 100,"
-                    " because folders are named after it; change it"
+                    f"the arm {name!r} must have a name of letters, digits, dots, dashes and underscores, at most 100,"
+                    " because its folders have that name; change it"
                 )
             if re.fullmatch(rf"{SEARCH}(-\d+.*)?", name):
-                raise SettingsError(f"arm `{name}` has the name of sampled runs; call it something else")
+                raise SettingsError(f"arm `{name}` has the name that sampled runs have; rename it")
         if len({name.lower() for name in self.arms}) < len(self.arms):
             raise SettingsError(
-                f"two of the arms {', '.join(self.arms)} differ in capitals alone, which some disks do not tell apart;"
-                " rename one"
+                f"two of the arms {', '.join(self.arms)} differ only in upper and lower case, which some file systems"
+                " ignore; rename one"
             )
