@@ -56,6 +56,10 @@ run of an earlier study that the search starts with; `rescored` are an evaluated
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 ENDED: tuple[State, ...] = ("evaluated", "pruned", "failed")
 """States in which nothing is left to do for a run; events of these names bring it there."""
+JUDGED = "at rung "
+"""Begins the reason why a run was pruned by its rungs, not by a person."""
+AGAIN = "tried again by hand"
+"""Why a run that had ended began again: a person wants it whole, whatever its rungs say."""
 
 
 @dataclass(frozen=True)
@@ -231,6 +235,8 @@ class RunRecord:
     """Rung reports: {"step": s, metric: value, ...}."""
     provenance: dict[str, Any] = field(default_factory=dict)
     """protocol, extractor, data and tokenizer fingerprints, hardware."""
+    insisted: bool = False
+    """Whether a person had it tried again: it is judged at no rung."""
     moves: int = 0
     """How often it went on on other workers, through no fault of its own."""
     rescored: dict[str, dict[str, Any]] = field(default_factory=dict)
@@ -241,6 +247,11 @@ class RunRecord:
     """Why it failed or was pruned, or which constraint it breaks."""
     started: float | None = None
     ended: float | None = None
+
+    @property
+    def stopped_at_rung(self) -> bool:
+        """Whether it was pruned for what it was worth, not by a person."""
+        return self.state == "pruned" and self.reason.startswith(JUDGED)
 
 
 @dataclass
@@ -462,6 +473,7 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
     elif name == "retried":
         run.state, run.attempt, run.ended, run.reason = "planned", event["attempt"], None, ""
         run.moves += event.get("moved", False)
+        run.insisted |= event.get("reason") == AGAIN
     elif name == "rescored":
         run.rescored[event["protocol"]] = {
             name: event[name] for name in ("metrics", "curves", "provenance", "settings")

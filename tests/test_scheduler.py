@@ -155,15 +155,16 @@ def test_what_cannot_prune_is_refused(tmp_path: Path, override: str, said: str) 
 
 @pytest.fixture(scope="module")
 def pruned_study(finished_study: WatchedStudy, tmp_path_factory: pytest.TempPathFactory) -> WatchedStudy:
-    """Six sampled runs, one after another, judged by numbers that are the same on every machine: the FLOP limit and the
-    loss.
+    """The baseline, an arm that learns nothing and six sampled runs, one after another, judged by numbers that are the
+    same on every machine: the FLOP limit and the loss.
     """
     return run_small_study(
         tmp_path_factory.mktemp("pruned"),
         *("pruning.kind=pareto_asha", "pruning.reduction_factor=5", "sampler.kind=random", "trials=6"),
         *("objectives={speedup_limit: maximize, fvd: minimize}", "constraints={fvd: {max: -1}}"),
         *(
-            "arms={full: null}",
+            "pruning.arms=true",
+            "arms={full: null, untrained: {window.scheme: masked_full, training.learning_rate: 1.0e-9}}",
             "budgets=[equal_steps]",
             "resources.concurrent_trials=1",
             "resources.calibration_seconds=0.1",
@@ -188,6 +189,11 @@ def test_pruned_runs_end_at_their_rung_and_the_others_are_whole(pruned_study: Wa
         )
     for run in pruned_study.study.runs.values():
         assert run.state == "pruned" or run.reports[-1]["step"] == 60
+
+
+def test_an_arm_that_the_baseline_dominates_is_stopped_where_that_is_asked_for(pruned_study: WatchedStudy) -> None:
+    run = pruned_study.study.runs["untrained-equal_steps-s0"]
+    assert (run.state, run.reports[-1]["step"]) == ("pruned", 10) and "of 2 arms of seed 0; 1 dominate it" in run.reason
 
 
 def test_the_log_alone_gives_the_decisions_that_were_made(pruned_study: WatchedStudy) -> None:
@@ -227,8 +233,10 @@ def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathF
     In its log the FVDs of sampled runs are such that all are on the frontier, each within the interval of the others.
     """
     source, folder = StudyFolder(pruned_study.folder), StudyFolder(tmp_path_factory.mktemp("resumed") / "study")
-    events = list(read_events(source.events))
-    first = next(index for index, event in enumerate(events) if event["event"] == "pruned")
+    events, sampled = list(read_events(source.events)), _sampled(pruned_study.study)
+    first = next(
+        index for index, event in enumerate(events) if event["event"] == "pruned" and event["trial"] in sampled
+    )
     asked = sum(event["event"] == "asked" for event in events[:first])
     folder.path.mkdir()
     changes = {"trials": asked, "finalist_seeds": 1, "constraints": {}}
@@ -244,7 +252,7 @@ def resumed_study(pruned_study: WatchedStudy, tmp_path_factory: pytest.TempPathF
 
 def test_a_resumed_study_judges_by_the_rungs_of_its_log(pruned_study: WatchedStudy, resumed_study: StudyRecord) -> None:
     """It stops the run at that rung, and repeats no other."""
-    first = next(run for run in pruned_study.study.runs.values() if run.state == "pruned")
+    first = next(run for run in pruned_study.study.runs.values() if run.state == "pruned" and run.arm == "search")
     stopped = resumed_study.runs[first.trial]
     assert resumed_study.finished and (stopped.state, stopped.reason) == ("pruned", first.reason)
     assert {run.attempt for run in resumed_study.runs.values() if run is not stopped} == {1} and stopped.attempt == 2

@@ -81,7 +81,8 @@ def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
     rates = rates or measure_rates(plan.baseline)
     runs, calibrated = [], {BASELINE}
     for run in plan.runs:
-        runs.append(_run(run, rates, run.arm not in calibrated))
+        clips = _rung_clips(plan.space.pruning, run.experiment) if plan.space.pruning.arms else 0
+        runs.append(_run(run, rates, run.arm not in calibrated, clips))
         calibrated.add(run.arm)
     if plan.sampled is not None:  # ranges of the search vary around these settings
         one = PlannedRun(SEARCH, SEARCH, "equal_steps", plan.space.sampler.seed, plan.sampled)
@@ -116,9 +117,9 @@ def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -
     return RunForecast(run.trial, run.arm, run.budget, run.seed, steps, flops, seconds, disk)
 
 
-def _rung_clips(pruning: Pruning, sampled: Experiment) -> int:
-    """Clips that a sampled run generates before its evaluation, where it is never pruned."""
+def _rung_clips(pruning: Pruning, experiment: Experiment) -> int:
+    """Clips that a run which may be pruned generates before its evaluation, where it never is."""
     if not pruning.generates_clips:
         return 0
-    deciding = deciding_rungs(sampled.training.rungs, pruning.grace_rungs, pruning.reduction_factor)
-    return len(deciding) * min(RUNG_CLIPS, sampled.evaluation.samples)
+    deciding = deciding_rungs(experiment.training.rungs, pruning.grace_rungs, pruning.reduction_factor)
+    return len(deciding) * min(RUNG_CLIPS, experiment.evaluation.samples)

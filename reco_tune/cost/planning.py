@@ -120,11 +120,12 @@ def plan(space: Space) -> Plan:
             f" {baseline.window.scheme}; call that arm something else"
         )
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
-    if sampled is not None and space.pruning.kind != "none" and space.pruning.grace_rungs >= sampled.training.rungs:
-        raise SettingsError(
-            f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {sampled.training.rungs}"
-            " training.rungs to prune at; lower it or raise training.rungs"
-        )
+    for judged in [*([sampled] if sampled else []), *(arms.values() if space.pruning.arms else [])]:
+        if space.pruning.kind != "none" and space.pruning.grace_rungs >= judged.training.rungs:
+            raise SettingsError(
+                f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {judged.training.rungs}"
+                " training.rungs to prune at; lower it or raise training.rungs"
+            )
     for name, experiment in (arms | ({SEARCH: sampled} if sampled else {})).items():
         if baseline.training.epochs is not None and (
             experiment.training.steps != baseline.training.steps or "training.batch_size" in space.search
@@ -215,7 +216,8 @@ def check_measured(space: Space, experiment: Experiment, classes: bool | None = 
     Raises:
         SettingsError: if the runs of the study do not measure something.
     """
-    if space.trials and space.pruning.generates_clips and (why := unmeasured(space.pruning.metric, experiment)):
+    judged = space.trials or space.pruning.arms
+    if judged and space.pruning.generates_clips and (why := unmeasured(space.pruning.metric, experiment)):
         raise SettingsError(f"pruning.metric: {space.pruning.metric} {why}, or leave it out")
     asked = [("objectives", metric) for metric in (space.objectives if space.trials else {})]
     for where, metric in [*asked, *(("constraints", metric) for metric in space.constraints)]:

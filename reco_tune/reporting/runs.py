@@ -23,7 +23,7 @@ from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.quality import FVD, Quality, quality_of_layouts
 from reco_tune.settings import BASELINE, LATER, SEARCH, WHERE, Bound, step_cost
 from reco_tune.settings.protocols import CODES_ALONE
-from reco_tune.study_log import RunRecord, StudyRecord, read_study
+from reco_tune.study_log import JUDGED, RunRecord, StudyRecord, read_study
 
 Source = Path | str | StudyRecord
 """A study folder, `mlflow:EXPERIMENT` (the server of MLFLOW_TRACKING_URI), or a study already read."""
@@ -223,10 +223,14 @@ def exclusions(runs: pd.DataFrame) -> list[str]:
     quality = quality_of_runs(runs)
     names = ("state", "reason", quality.key, "speedup", "steps", "training.steps")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
-    given = _baseline_steps(runs)
-    return [
+    given, stopped = _baseline_steps(runs), stopped_arms(runs)
+    found = [
         "" if whole else _exclusion(given, quality, *row) for whole, *row in zip(_whole(runs), *columns, strict=True)
     ]
+    for row, (at, state) in enumerate(zip(zip(runs["arm"], runs["budget"], strict=True), runs["state"], strict=True)):
+        if at in stopped and state == "evaluated":
+            found[row] = f"seed {stopped[at]['seed']} of its arm was stopped early, and the seeds left are no fair mean"
+    return found
 
 
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
@@ -248,7 +252,21 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
         whole &= ~(equal & (steps < asked))
         if (given := _baseline_steps(runs)) is not None:
             whole &= ~(equal & ~_elsewhere(runs) & (asked != given))
+    if stopped := stopped_arms(runs):
+        whole &= [at not in stopped for at in zip(runs["arm"], runs["budget"], strict=True)]
     found: NDArray[np.bool_] = whole
+    return found
+
+
+def stopped_arms(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
+    """(arm, budget) -> the row of the arm's first run that was stopped at a rung (`pruning.arms`): the seeds that went
+    on are the better ones, so the arm is in no comparison.
+    """
+    found: dict[tuple[str, str], dict[str, Any]] = {}
+    for row in np.flatnonzero(((runs["state"] == "pruned") & (runs["arm"] != SEARCH)).to_numpy(dtype=bool)):
+        run = {str(name): value for name, value in runs.iloc[row].items()}
+        if run["reason"].startswith(JUDGED):
+            found.setdefault((run["arm"], run["budget"]), run)
     return found
 
 

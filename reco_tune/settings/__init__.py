@@ -49,6 +49,7 @@ from reco_tune.settings.space import (
     Sampler,
     Space,
     on_codes,
+    stands_under,
 )
 
 __all__ = [
@@ -104,5 +105,6 @@ __all__ = [
     "pinned_experiment",
     "read_yaml",
     "save_space",
+    "stands_under",
     "step_cost",
 ]

@@ -80,6 +80,11 @@ COST_CURVE = "equal_cost_curve"
 Direction = Literal["maximize", "minimize"]
 
 
+def stands_under(run_budget: str, budget: str) -> bool:
+    """Whether a run is one of a budget: one of `both` is of every whole budget, not of a share of it."""
+    return run_budget == budget or (run_budget == "both" and COMPUTE_SHARES.get(budget, 1.0) == 1)
+
+
 _Whole = tuple[int, int]
 _Real = tuple[float, float]
 _Step = Annotated[float, Field(gt=0)]
@@ -242,7 +247,7 @@ class Bound(SettingsSection):
 
 
 class Pruning(SettingsSection):
-    """Which sampled runs to stop early. Fixed arms are never stopped."""
+    """Which runs to stop early: sampled ones, and fixed arms where you ask for it."""
 
     kind: Literal["none", "pareto_asha"] = "none"
     """`pareto_asha` prunes at some rungs. There, a run continues if it is among the best runs that have reached that
@@ -257,6 +262,11 @@ class Pruning(SettingsSection):
     """Rungs (of `training.rungs`) that every run completes. The first pruning happens at the last of them."""
     reduction_factor: int = Field(3, ge=2)
     """With a factor of 3, one run in three continues, and the next pruning comes after three times as many rungs."""
+    arms: bool = False
+    """Whether fixed arms may be stopped too, but never the baseline. At a rung, a run is compared with those of the
+    other arms that have its budget and training seed. If one seed of an arm is stopped, the arm is in no comparison at
+    that budget, and its other seeds also stop at their next such rung.
+    """
 
     @model_validator(mode="after")
     def _check(self) -> Pruning:
@@ -264,11 +274,13 @@ class Pruning(SettingsSection):
             raise SettingsError(
                 f"pruning.metric ({self.metric}) is not known at rungs; take {', '.join(PROXIES[:-1])} or {PROXIES[-1]}"
             )
+        if self.arms and self.kind == "none":
+            raise SettingsError("pruning.arms is true, but pruning.kind is none; take pareto_asha, or leave arms out")
         return self
 
     @property
     def generates_clips(self) -> bool:
-        """Whether sampled runs generate clips at rungs where they may be pruned."""
+        """Whether runs that may be pruned generate clips at the rungs where that is decided."""
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 

@@ -13,7 +13,7 @@ from typing import Any
 from reco_tune.cost.planning import Plan
 from reco_tune.settings import BASELINE, SEARCH, make_experiment
 from reco_tune.study.dispatcher import Job
-from reco_tune.study.scheduler import deciding_steps
+from reco_tune.study.scheduler import is_judged, measured_steps
 from reco_tune.study.searcher import Search
 from reco_tune.study.storage import Storage, holds_run, store_run
 from reco_tune.study.study_writer import StudyWriter
@@ -192,8 +192,7 @@ class JobSource:
             attempt = record.attempt + 1
             self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
         settings = record.settings | self.plan.shared.where_settings()  # as it is now, not when the run was planned
-        pruning, sampled = self.plan.space.pruning, record.arm == SEARCH and not record.repeats
-        judged = sampled and pruning.kind != "none"
+        pruning = self.plan.space.pruning
         return Job(
             kind="trial",
             key=record.trial,
@@ -203,10 +202,10 @@ class JobSource:
             tokens=self.inputs.tokens,
             folder=str(folder.resolve()),
             attempt=attempt,
-            sampled=sampled,
+            sampled=record.arm == SEARCH and not record.repeats,
             calibration=self._study.calibrations.get(record.trial),
-            judged=judged,
-            generates_at=deciding_steps(pruning, record) if judged and pruning.generates_clips else (),
+            judged=is_judged(pruning, record),
+            generates_at=measured_steps(pruning, record),
             storage=self.inputs.address,
             cached=self.inputs.cached,
             stored=stored,

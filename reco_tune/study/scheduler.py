@@ -1,4 +1,4 @@
-"""Pareto-ASHA: which sampled runs go on at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
+"""Pareto-ASHA: which runs go on at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
 
 The decision is a pure function of the study's record, so the log is all the state there is, and a resumed study judges
 as the killed one would have. Asynchronous successive halving in its stopping form (Li et al. 2020, "A System for
@@ -11,15 +11,35 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from fractions import Fraction
+from typing import Any, NamedTuple
 
 from ray.tune.schedulers import FIFOScheduler, TrialScheduler
 
 from reco_tune import quantities
 from reco_tune.pareto import Fronts, deciding_rungs
-from reco_tune.settings import SEARCH, Pruning, Space
-from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.settings import BASELINE, SEARCH, Pruning, Space, stands_under
+from reco_tune.study_log import JUDGED, RunRecord, StudyRecord
 from reco_tune.training.loop import rung_steps
+
+
+class Pool(NamedTuple):
+    """Who is judged beside whom: sampled runs at one step; fixed arms under one budget, with one training seed, at one
+    share of their training, so that an arm that takes more steps for the same compute is met half way, too.
+    """
+
+    budget: str
+    """`search` of sampled runs."""
+    seed: int
+    at: int | Fraction
+
+    def step_of(self, run: RunRecord) -> int | None:
+        """At which step a run was there; None where it was not, or stands elsewhere."""
+        if self.budget == SEARCH:
+            return int(self.at) if run.arm == SEARCH and _report(run, int(self.at)) else None
+        if run.arm == SEARCH or run.seed != self.seed or not stands_under(run.budget, self.budget):
+            return None
+        return next((int(report["step"]) for report in run.reports if _share(run, report["step"]) == self.at), None)
 
 
 class Rungs:
@@ -29,15 +49,15 @@ class Rungs:
 
     def __init__(self, study: StudyRecord) -> None:
         self._study = study
-        self._kept: dict[tuple[int, tuple[tuple[str, float], ...]], _Rung] = {}
+        self._kept: dict[tuple[Pool, tuple[tuple[str, float], ...]], _Rung] = {}
 
-    def at(self, step: int, axes: Mapping[str, float]) -> _Rung:
-        """The rung that ends at a step, of the runs that have all these axes there."""
-        key = (step, tuple(axes.items()))
+    def at(self, pool: Pool, axes: Mapping[str, float]) -> _Rung:
+        """Of the runs that have all these axes there."""
+        key = (pool, tuple(axes.items()))
         if key not in self._kept:
             rung = self._kept[key] = _Rung()
             for run in self._study.runs.values():
-                if run.arm == SEARCH and all(map(math.isfinite, point := _point(axes, self._study, run, step))):
+                if all(map(math.isfinite, point := _point(axes, self._study, run, pool.step_of(run)))):
                     rung.points[run.trial] = point
             rows = [self._study.runs[trial].index for trial in rung.points]
             rung.fronts = Fronts(rows, list(rung.points.values()))
@@ -46,10 +66,13 @@ class Rungs:
     def look(self, trial: str) -> None:
         """A run has reported or was calibrated."""
         run = self._study.runs.get(trial)
-        if run is None or run.arm != SEARCH:
+        if run is None:
             return
-        for (step, axes), rung in self._kept.items():
-            point, before = _point(dict(axes), self._study, run, step), rung.points.pop(trial, None)
+        for (pool, axes), rung in self._kept.items():
+            if (pool.budget == SEARCH) != (run.arm == SEARCH):
+                continue
+            point = _point(dict(axes), self._study, run, pool.step_of(run))
+            before = rung.points.pop(trial, None)
             if before is not None and before != point:
                 rung.fronts.remove(run.index)
             if all(map(math.isfinite, point)):
@@ -71,26 +94,40 @@ def prune_reason(space: Space, study: StudyRecord, trial: str, step: int, rungs:
 
     A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others.
     Runs that were pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not
-    judged.
+    judged. An arm of which a seed was stopped is in no comparison, so its other seeds stop, too.
 
     Args:
         rungs: of this study, where somebody keeps them.
     """
     pruning, run = space.pruning, study.runs.get(trial)
-    if pruning.kind == "none" or run is None or run.arm != SEARCH or run.repeats:
+    if run is None or not is_judged(pruning, run) or step not in deciding_steps(pruning, run):
         return ""
-    if step not in deciding_steps(pruning, run):
-        return ""
-    axes = _axes(space, {**study.calibrations.get(trial, {}), **_report(run, step)})
-    known = (rungs or Rungs(study)).at(step, axes)
+    rung, of = _rung(run, step), run.settings["training.rungs"]
+    if run.arm != SEARCH and (other := _stopped_seed(study, run)) is not None:
+        return f"{JUDGED}{rung} of {of} it stopped because seed {other} of its arm was stopped"
+    axes = _axes(space, {**_speeds(study, run), **_report(run, step)})
+    known = (rungs or Rungs(study)).at(_pool(run, step), axes)
     point = known.points.get(trial)
     if point is None or known.fronts.goes_on(run.index, point, pruning.reduction_factor):
         return ""
-    rung, of = _rung(run, step), run.settings["training.rungs"]
+    beside = "runs" if run.arm == SEARCH else f"arms of seed {run.seed}"
     return (
-        f"at rung {rung} of {of} it was not among the best 1 in {pruning.reduction_factor} of {len(known.points)} runs;"
-        f" {known.fronts.dominating(point)} dominate it"
+        f"{JUDGED}{rung} of {of} it was not among the best 1 in {pruning.reduction_factor} of {len(known.points)}"
+        f" {beside}; {known.fronts.dominating(point)} dominate it"
     )
+
+
+def is_judged(pruning: Pruning, run: RunRecord) -> bool:
+    """Whether a run may be stopped at a rung. The baseline never is, nor a run that a person had tried again."""
+    if pruning.kind == "none" or run.insisted:
+        return False
+    return not run.repeats if run.arm == SEARCH else pruning.arms and run.arm != BASELINE
+
+
+def measured_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
+    """Steps at which a run generates clips: where it is judged by them, or others are beside it."""
+    beside = pruning.arms and run.arm == BASELINE
+    return deciding_steps(pruning, run) if pruning.generates_clips and (beside or is_judged(pruning, run)) else ()
 
 
 def deciding_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
@@ -131,6 +168,32 @@ def _rung(run: RunRecord, step: int) -> int:
     return step * int(run.settings["training.rungs"]) // int(run.settings["training.steps"])
 
 
+def _share(run: RunRecord, step: int) -> Fraction:
+    """Of its training, at the end of a rung."""
+    return Fraction(_rung(run, step), int(run.settings["training.rungs"]))
+
+
+def _pool(run: RunRecord, step: int) -> Pool:
+    return Pool(SEARCH, 0, step) if run.arm == SEARCH else Pool(run.budget, run.seed, _share(run, step))
+
+
+def _stopped_seed(study: StudyRecord, run: RunRecord) -> int | None:
+    """The first seed of a fixed arm's runs under the same budget that was stopped at a rung."""
+    return next(
+        (
+            other.seed
+            for other in study.runs.values()
+            if (other.arm, other.budget) == (run.arm, run.budget) and other.stopped_at_rung
+        ),
+        None,
+    )
+
+
+def _speeds(study: StudyRecord, run: RunRecord) -> dict[str, float]:
+    """What is calibrated: of a sampled run by itself, of a fixed arm once."""
+    return study.calibrations.get(run.trial if run.arm == SEARCH else run.arm, {})
+
+
 def _report(run: RunRecord, step: int) -> dict[str, float]:
     """What a run said at a rung; nothing where it was not there."""
     return next((report for report in run.reports if report["step"] == step), {})
@@ -145,8 +208,8 @@ def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
     return {name: -1.0 if direction == "maximize" else 1.0 for name, direction in directions.items()}
 
 
-def _point(axes: Mapping[str, float], study: StudyRecord, run: RunRecord, step: int) -> tuple[float, ...]:
-    report, speeds = _report(run, step), study.calibrations.get(run.trial, {})
-    if not report:
+def _point(axes: Mapping[str, float], study: StudyRecord, run: RunRecord, step: int | None) -> tuple[float, ...]:
+    if step is None:
         return (math.nan,) * len(axes)
+    report, speeds = _report(run, step), _speeds(study, run)
     return tuple(sign * report.get(name, speeds.get(name, math.nan)) for name, sign in axes.items())

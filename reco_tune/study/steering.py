@@ -22,11 +22,10 @@ from reco_tune.study.requests import LOOK_SECONDS, Request
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import StudyWriter, freeze, frozen, locked
 from reco_tune.study.unchanged import check_unchanged
-from reco_tune.study_log import ENDED, EventLog, RunRecord, StudyFolder, StudyRecord, read_study
+from reco_tune.study_log import AGAIN, ENDED, EventLog, RunRecord, StudyFolder, StudyRecord, read_study
 
 STOPPED = "stopped by hand"
 """Why a run ended that a person stopped; it stands in no table."""
-AGAIN = "tried again by hand"
 FAILED = "--failed"
 """In place of a run: every one that failed."""
 

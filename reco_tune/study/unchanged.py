@@ -58,7 +58,8 @@ def check_unchanged(space: Space, study: StudyRecord, folder: StudyFolder) -> No
 def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
     begun = Space.model_validate(study.settings) if study.settings else None
     if begun is not None:
-        for name in OF_THE_SEARCH if begun.trials else ():
+        arms_too = begun.pruning.arms or space.pruning.arms
+        for name in OF_THE_SEARCH if begun.trials else ("pruning",) if arms_too else ():
             yield from _differing(name, getattr(begun, name), getattr(space, name))
         for key in sorted(begun.search.keys() ^ space.search.keys()) if begun.trials else ():
             yield Change(f"search.{key}", begun.search.get(key), space.search.get(key))

@@ -10,7 +10,7 @@ from typing import Any
 import pandas as pd
 from markupsafe import Markup
 
-from reco_tune.quantities import VAL_CROSS_ENTROPY
+from reco_tune.quantities import KERNEL_DISTANCE, VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
 from reco_tune.reporting.budgets import BUDGETS, is_share, meaning, reference
 from reco_tune.reporting.comparisons import Comparison, best_row, columns
@@ -20,7 +20,7 @@ from reco_tune.reporting.numbers import hours, number, p_value, quoted, signed
 from reco_tune.reporting.paper import SOURCE, Reference
 from reco_tune.reporting.quality import FVD, Quality
 from reco_tune.reporting.render.scatter import interval_bar
-from reco_tune.reporting.runs import exclusions
+from reco_tune.reporting.runs import SPEEDS, exclusions, stopped_arms
 from reco_tune.reporting.section import (
     Column,
     Row,
@@ -36,6 +36,8 @@ from reco_tune.reporting.section import (
 from reco_tune.settings import BASELINE, SEARCH
 
 LOSS = VAL_CROSS_ENTROPY.name
+HAD = {LOSS: "val CE", KERNEL_DISTANCE.name: "kernel distance"}
+"""What is told of an arm that was stopped, as far as it was measured by then."""
 PAPER = ("fvd_paper", "speedup_paper")
 
 
@@ -214,8 +216,23 @@ def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[
             {**row, "range": tuple(map(float, ends)), "best": bests.get((row["budget"], row["arm"]), math.nan)}
             for row in records(own)
         ]
+        shown += [{**shown[0], **row} for row in _stopped(evidence, str(name))]
         groups.append(RowGroup(budget.title, shown, meaning(str(name), evidence.own_comparable), best_row(own)))
     return groups
+
+
+def _stopped(evidence: Evidence, budget: str) -> list[dict[str, Any]]:
+    """Arms that were stopped at a rung: how far they came, what they had then, and their speed, which is known."""
+    empty = dict.fromkeys([*columns(evidence.quality), "best"], math.nan)
+    found = []
+    for (arm, own), run in stopped_arms(evidence.runs).items():
+        if own == budget:
+            had = [f"{name} {number(run[key], 3)}" for key, name in HAD.items() if number(run[key])]
+            where = f"step {run['steps']:.0f} of {run['training.steps']} (seed {run['seed']})"
+            verdict = f"stopped at {where}: {', '.join(had)}"
+            speeds = {name: run[name] for name in SPEEDS}
+            found.append({**empty, **speeds, "budget": own, "arm": arm, "seeds": 0, "verdict": verdict})
+    return found
 
 
 def _paper_columns(paper: dict[str, Reference]) -> list[Column]:
