@@ -51,6 +51,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "taichi": "reco_tune.data.layouts:folders",
         "frames": "reco_tune.data.layouts:folders",
         "csv": "reco_tune.data.layouts:listed",
+        "msrvtt": "reco_tune.data.msrvtt:msrvtt",
         "tokens": "reco_tune.data.token_arrays:token_files",
     },
     "losses": {},

@@ -47,6 +47,10 @@ KERNEL_DISTANCE_LOW = _q("kernel_distance_low", "Kernel distance, low end of the
 KERNEL_DISTANCE_HIGH = _q("kernel_distance_high", "Kernel distance, high end of the 95% interval", "", "lower")
 CLASS_ACCURACY = _q("class_accuracy", "Class accuracy of generated clips", "", "higher")
 LAST_FRAME_ACCURACY = _q("last_frame_accuracy", "Class accuracy of last frames", "", "higher")
+PROMPT_DIGIT_ACCURACY = _q("prompt_digit_accuracy", "Share of clips that show the digit of their prompt", "", "higher")
+PROMPT_DIRECTION_ACCURACY = _q(
+    "prompt_direction_accuracy", "Share of clips that move as their prompt says", "", "higher"
+)
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
 FLOW_UNEXPLAINED = _q("flow_unexplained", "Share of change that optical flow does not explain", "", "lower")
 OWN_MEASURE = _q("own_measure", "Your own measure", "", "neither")

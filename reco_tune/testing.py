@@ -9,6 +9,7 @@ from torch import Tensor
 
 from reco_tune.model import Decoder
 from reco_tune.model.counting import tensors_of
+from reco_tune.windows import PADDING
 
 TOLERANCE = 1e-5
 """Relative, in float64: some kernels round to float32 on the way."""
@@ -29,6 +30,9 @@ def check_decoder(decoder: Decoder) -> None:
         shape.num_codes
     )
     labels_B = torch.arange(2) % (shape.num_classes + 1)
+    if shape.condition_tokens > 1:  # a text with padding, and one without
+        labels_B = torch.randint(shape.num_classes, shape.condition_shape(2), generator=draw)
+        labels_B[0, 0] = PADDING
     start = shape.num_tokens // 2
     length = max(1, (shape.num_tokens - start) // 2)
     with torch.no_grad():

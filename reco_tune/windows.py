@@ -7,6 +7,9 @@ from typing import Any, Literal, NamedTuple
 
 Schedule = Literal["constant", "short_to_long", "long_to_short"]
 
+PADDING = -1
+"""Stands before the words of a text that is shorter than the others."""
+
 MOST_LENGTHS = 4
 """Most lengths of a schedule: each has starts and shapes of its own."""
 

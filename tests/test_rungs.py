@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation import KernelAtRungs, evaluate, prepare_evaluation, rungs
 from reco_tune.evaluation.kernel import kernel_interval
-from reco_tune.evaluation.sampling_plan import requested_labels, seed_of
+from reco_tune.evaluation.sampling_plan import asked_for, seed_of
 from reco_tune.generation import Request, generate_clips
 from reco_tune.model import VideoTransformer
 from reco_tune.settings import PROXIES, Experiment, make_experiment
@@ -41,7 +41,7 @@ def test_is_the_kernel_distance_of_the_first_clips(
     experiment = changed(prepared[0], {"window.scheme": scheme, "window.length_blocks": 2, "window.stride_tokens": 9})
     cache, model = prepared[1], build_scheme(experiment, prepared[1]).build_model()
     asked, tokenizer, reference = (
-        torch.from_numpy(requested_labels(experiment, cache)),
+        torch.from_numpy(asked_for(experiment, cache).given_N),
         load_tokenizer(cache.tokenizer_path),
         prepare_evaluation(experiment, cache),
     )

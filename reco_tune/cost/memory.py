@@ -245,7 +245,8 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     batch = Batch(
-        torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32), torch.zeros(clips, dtype=torch.long)
+        torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32),
+        torch.zeros(scheme.model_settings.condition_shape(clips), dtype=torch.long),
     )
     before = allocations.restart()
     if span is None:

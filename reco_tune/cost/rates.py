@@ -86,6 +86,7 @@ def copied_bytes_per_second(device: torch.device) -> float:
 
 def _step_rate(experiment: Experiment, device: torch.device) -> float:
     shape, clips = probe(experiment, device.type != "cpu")
+    shape = replace(shape, condition_tokens=1)  # a rate is that of codes
     model = VideoTransformer(shape.num_codes, shape.num_tokens, 1, shape.width, shape.depth, shape.heads).to(device)
     tokens_BT = torch.zeros(clips, shape.num_tokens, dtype=torch.int32, device=device)
     labels_B = torch.zeros(clips, dtype=torch.long, device=device)

@@ -10,7 +10,8 @@ one class
 `taichi`                {train,test}/<video>/*.png or *.jpg; in the root, in frames or in taichi-256/frames; one class
 `frames`                <video>/*.jpg or <Class>/<video>/*.jpg, or the same in train and test
 `csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted
-class and split
+class, split and caption
+`msrvtt`                video*.mp4 of MSR-VTT, and its JSON with videos and sentences (`msrvtt`)
 
 A file may be a video whatever its name, unless the name says that it lies beside videos (text, pictures, sound,
 archives): who opens it finds out. In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are
@@ -63,7 +64,7 @@ _NO_CLASSES = frozenset({"ucfTrainTestlist", "__MACOSX"})
 """Folders beside those of classes."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
-_NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds"}
+_NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds", "caption_rule"}
 """Settings that no clip depends on, but through the videos that were found."""
 _HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip", "options"}
 """Settings that came later: at their defaults they do not change the fingerprint of a data set."""

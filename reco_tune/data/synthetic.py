@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import math
 import os
+from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -27,7 +28,7 @@ TRAIN_IMAGES = 1400
 DEFAULT_CLIPS = {"train": 4096, "test": 1024}
 """Clips rendered where `data.train_clips` and `data.test_clips` are not given."""
 _DIGIT_PX = 8
-_STEP_PX = 2
+STEP_PX = 2
 
 
 class _DigitVideo(NamedTuple):
@@ -46,9 +47,9 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
         DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit
             that moves.
     """
-    if data.size_px < _DIGIT_PX + _STEP_PX:
+    if data.size_px < _DIGIT_PX + STEP_PX:
         raise DataError(
-            f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + _STEP_PX}"
+            f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + STEP_PX}"
         )
     wanted = rendering_settings(data)
     marker = root / MARKER
@@ -78,6 +79,47 @@ def rendering_settings(data: Data) -> dict[str, Any]:
         "test_clips": data.test_clips or DEFAULT_CLIPS["test"],
         "seed": data.seed,
     }
+
+
+def digit_captions(data: Data) -> dict[str, str]:
+    """What each file of the set shows, by its name below `UCF-101`, as in "a 3 moves left and up": how the digit moves
+    from a clip's first frame to its second.
+    """
+    from sklearn.datasets import load_digits
+
+    settings, digits = rendering_settings(data), load_digits().target
+    return {
+        plan.file: digit_caption(int(digits[plan.image]), *_first_move(plan.motion, data))
+        for _, part in _plans(settings, digits, data.size_px)
+        for plan in part
+    }
+
+
+def digit_and_motion(caption: str) -> tuple[int, int, int]:
+    """What `digit_caption` was made of."""
+    words = caption.split()
+    down, right = ((word in words) - (opposite in words) for word, opposite in (("down", "up"), ("right", "left")))
+    return int(words[1]), down, right
+
+
+def digit_caption(digit: int, down: int, right: int) -> str:
+    """
+    Args:
+        down, right: signs of the motion.
+    """
+    across = {-1: "left", 0: "", 1: "right"}[right]
+    along = {-1: "up", 0: "", 1: "down"}[down]
+    ways = " and ".join(way for way in (across, along) if way)
+    return f"a {digit} moves {ways}" if ways else f"a {digit} stands still"
+
+
+def _first_move(motion: tuple[int, int, int, int], data: Data) -> tuple[int, int]:
+    """Signs down and right; a step that leaves the canvas turns round at once."""
+    moves = []
+    for axis in range(2):
+        path = bounce(motion[axis], motion[2 + axis], data.size_px - _DIGIT_PX, data.frame_stride + 1)
+        moves.append(int(np.sign(path[-1] - path[0])))
+    return moves[0], moves[1]
 
 
 def block_factor(size_px: int) -> int:
@@ -115,13 +157,8 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
     lists = root / "ucfTrainTestlist"
     lists.mkdir(exist_ok=True)
     (lists / "classInd.txt").write_text("".join(f"{label + 1} Digit{label}\n" for label in range(10)), encoding="utf-8")
-    order = np.random.default_rng([settings["seed"], 0]).permutation(len(images))
     plans: list[_DigitVideo] = []
-    for number, (split, chosen) in enumerate(
-        (("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1
-    ):
-        random = np.random.default_rng([settings["seed"], number])
-        part = _plan(chosen, digits.target, settings[f"{split}_clips"], data.size_px, random)
+    for split, part in _plans(settings, digits.target, data.size_px):
         lines = [f"{plan.file} {digits.target[plan.image] + 1}" if split == "train" else plan.file for plan in part]
         (lists / f"{split}list01.txt").write_text("\n".join(lines) + "\n", encoding="utf-8")
         plans += part
@@ -140,12 +177,22 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
                 progress(done, len(plans), "rendering digits")
 
 
+def _plans(settings: dict[str, Any], labels: np.ndarray, size_px: int) -> Iterator[tuple[str, list[_DigitVideo]]]:
+    """Of each split; settings alone decide."""
+    order = np.random.default_rng([settings["seed"], 0]).permutation(len(labels))
+    for number, (split, chosen) in enumerate(
+        (("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1
+    ):
+        random = np.random.default_rng([settings["seed"], number])
+        yield split, _plan(chosen, labels, settings[f"{split}_clips"], size_px, random)
+
+
 def _plan(
     chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, random: np.random.Generator
 ) -> list[_DigitVideo]:
     """Balanced classes; the group number in a name is the digit image, as UCF101's is the source video."""
     last = size_px - _DIGIT_PX
-    positions = range(0, last + 1, _STEP_PX)
+    positions = range(0, last + 1, STEP_PX)
     uses: dict[int, int] = {}
     plans = []
     for index in range(clips):
@@ -153,7 +200,7 @@ def _plan(
         image = int(random.choice(chosen[labels[chosen] == label]))
         uses[image] = uses.get(image, 0) + 1
         row, column = (int(random.choice(positions)) for _ in range(2))
-        down, right = (int(step) for step in random.choice((-_STEP_PX, 0, _STEP_PX), size=2))
+        down, right = (int(step) for step in random.choice((-STEP_PX, 0, STEP_PX), size=2))
         name = f"Digit{label}"
         plans.append(
             _DigitVideo(f"{name}/v_{name}_g{image:04d}_c{uses[image]:02d}.avi", image, (row, column, down, right))

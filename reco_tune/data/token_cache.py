@@ -2,7 +2,7 @@
 
 A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv`
 (which frames of which video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only
-arrays of pieces are added later, each whole.
+arrays of pieces and captions (`texts`) are added later, each whole.
 
 Until then it is a hidden folder beside its place with a journal of the parts that are done, each written to disk before
 it is noted, so that a killed run goes on where it was.
@@ -29,6 +29,7 @@ import numpy as np
 
 from reco_tune.data.clips import Clip, Failure, Skipped
 from reco_tune.data.layouts import SPLITS, Split
+from reco_tune.data.texts import Captions
 from reco_tune.errors import DataError
 from reco_tune.files import LineWriter, write_json
 from reco_tune.progress import Progress, quiet
@@ -134,6 +135,14 @@ class TokenCache:
         """int64 [N]: places in `class_names`."""
         name = f"{split}.labels"
         return np.array(self._array(name, self._shapes[name]))
+
+    def captions(self, name: str) -> Captions:
+        """Those of some settings (`Experiment.captions_name`).
+
+        Raises:
+            DataError: if there are none.
+        """
+        return Captions.open(self.path / name)
 
     def clips(self, split: Split) -> np.ndarray:
         """uint8 [M, F, C, H, W]: pixels of the first M <= N clips."""

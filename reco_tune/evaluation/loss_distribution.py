@@ -14,7 +14,7 @@ from torch import Tensor
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.model import Decoder
 from reco_tune.model.teacher_forcing import clips_at_once, logits_of_clips
-from reco_tune.training import Scheme
+from reco_tune.training import Scheme, conditions
 
 
 @torch.no_grad()
@@ -34,9 +34,7 @@ def training_clips(scheme: Scheme, cache: TokenCache, clips: int) -> tuple[Tenso
     """Tokens [B, T] and labels of the first training clips as the scheme sees them: whole, or clip i's piece number i
     modulo P.
     """
-    labels = torch.from_numpy(cache.labels("train")[:clips])
-    if not scheme.experiment.data.class_conditional:
-        labels = torch.zeros_like(labels)
+    labels = torch.from_numpy(conditions(scheme.experiment, cache, "train")[:clips])
     tokens = scheme.tokens(cache, "train")[: len(labels)]
     if scheme.trains_pieces:
         clip = np.arange(len(labels))

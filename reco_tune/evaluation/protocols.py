@@ -93,7 +93,8 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     evaluation = experiment.evaluation
     if evaluation.flow:
         require_flow()
-    classified = experiment.data.class_conditional and cache.num_classes >= 2
+    told = experiment.model.condition != "none"  # what was never asked for cannot be hit
+    classified = experiment.data.class_conditional and cache.num_classes >= 2 and told
     kinds = dict.fromkeys(
         ([] if evaluation.protocol in PUBLISHED else [evaluation.protocol]) + (["native"] if classified else [])
     )
@@ -124,6 +125,9 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
         f"{name}/{shape}/{evaluation.reference}/{evaluation.reference_split}{clips}/{sampled}/{extractor.hash[:8]}"
     )
     protocol += "/best" if evaluation.checkpoint == "best" else ""
+    if experiment.model.condition == "text":
+        captions = cache.captions(experiment.captions_name)
+        protocol += f"/{captions.rule} caption of {split} {captions.fingerprint[:8]}"
     statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
     folders += [_extractor_folder(kind, experiment, cache) for kind in kinds]

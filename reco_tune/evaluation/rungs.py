@@ -17,7 +17,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.kernel import kernel_distance
 from reco_tune.evaluation.protocols import prepare_together
-from reco_tune.evaluation.sampling_plan import batches_of, requested_labels
+from reco_tune.evaluation.sampling_plan import asked_for, batches_of
 from reco_tune.generation import Request, generate_clips
 from reco_tune.model import Decoder
 from reco_tune.progress import Progress, quiet
@@ -67,13 +67,13 @@ class KernelAtRungs:
                 self._experiment, self._cache, self._group
             )  # not kept: between rungs a GPU is training's alone
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
-            labels_N = torch.from_numpy(requested_labels(self._experiment, self._cache)[:RUNG_CLIPS])
+            given_N = torch.from_numpy(asked_for(self._experiment, self._cache).given_N[:RUNG_CLIPS])
         device = str(model.device)
-        batches = list(batches_of(len(labels_N), 1, self._experiment.sampling.batch_size))
+        batches = list(batches_of(len(given_N), 1, self._experiment.sampling.batch_size))
         own = batches[self._group.rank :: self._group.size]
         places = [torch.empty(0, dtype=torch.long)]
         features = [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)]
-        requests = [Request(labels_N[batch.start : batch.stop], batch.draw_seed) for batch in own]
+        requests = [Request(given_N[batch.start : batch.stop], batch.draw_seed) for batch in own]
         made = generate_clips(model, self._experiment, tokenizer, self._cache.grid, requests)
         for done, batch in enumerate(own, 1):
             with clock.measure("generation"):

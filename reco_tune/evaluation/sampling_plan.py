@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.evaluation.protocols import first_split, sample_labels
 from reco_tune.settings import Experiment
+from reco_tune.training import sees_classes
 
 
 class SamplingBatch(NamedTuple):
@@ -27,13 +28,33 @@ class SamplingBatch(NamedTuple):
     draw_seed: int
 
 
-def requested_labels(experiment: Experiment, cache: TokenCache) -> NDArray[np.int64]:
-    """Classes to ask for, one list for every sampling seed; every beginning of it has the same mixture."""
-    count = experiment.evaluation.samples
-    if not experiment.data.class_conditional:
-        return np.zeros(count, dtype=np.int64)
-    reference = cache.labels(first_split(experiment))[: experiment.evaluation.reference_clips]
-    return sample_labels(reference, cache.num_classes, count)
+class Asked(NamedTuple):
+    """What the clips of a sampling seed are to show, the same for every model and seed; every beginning of it has the
+    same mixture.
+    """
+
+    labels_N: NDArray[np.int64]
+    """Classes."""
+    given_N: NDArray[np.int64]
+    """What the model is given: classes [N], or the words of prompts [N, C]."""
+    prompts_N: tuple[str, ...] | None
+    """Texts, where the model is asked with texts: what a measure of clips and words compares with."""
+
+
+def asked_for(experiment: Experiment, cache: TokenCache) -> Asked:
+    """Classes as frequent as among the reference clips, or the captions of these clips, in their order."""
+    count, split = experiment.evaluation.samples, first_split(experiment)
+    reference = cache.labels(split)[: experiment.evaluation.reference_clips]
+    if experiment.model.condition == "text":
+        captions = cache.captions(experiment.captions_name)
+        prompts = captions.prompts(split, len(reference), count)
+        clips, texts = np.array([clip for clip, _ in prompts]), tuple(text for _, text in prompts)
+        return Asked(reference[clips], captions.encoded(texts), texts)
+    if not sees_classes(experiment):
+        nothing = np.zeros(count, dtype=np.int64)
+        return Asked(nothing, nothing, None)
+    labels = sample_labels(reference, cache.num_classes, count)
+    return Asked(labels, labels, None)
 
 
 def batches_of(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[SamplingBatch]:

@@ -9,7 +9,7 @@ many there are.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -30,8 +30,9 @@ from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, mean_in
 from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
+from reco_tune.evaluation.prompted_digits import motion_signs, prompt_hits
 from reco_tune.evaluation.protocols import EvaluationReference, classes_of, prepare_together
-from reco_tune.evaluation.sampling_plan import batches_of, requested_labels, seed_of
+from reco_tune.evaluation.sampling_plan import Asked, asked_for, batches_of, seed_of
 from reco_tune.evaluation.smoothness import smoothness
 from reco_tune.generation import Request, generate_clips, sample_tokens
 from reco_tune.model import Decoder
@@ -86,7 +87,7 @@ def evaluate(
     try:
         if not cache.has_pixels:
             curves, scalars, growth = _analysed(
-                model, experiment, cache, None, requested_labels(experiment, cache), group
+                model, experiment, cache, None, asked_for(experiment, cache).given_N, group
             )
             return EvaluationResult(
                 scalars,
@@ -98,7 +99,8 @@ def evaluate(
         clips = _generated(model, experiment, cache, reference, group, clock, progress)
         with clock.measure("evaluation"):
             metrics = _distances(clips, reference, experiment.evaluation.sampling_seeds)
-            curves, scalars, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.labels_N, group)
+            metrics |= _prompts_followed(clips, cache.class_names)
+            curves, scalars, growth = _analysed(model, experiment, cache, clips.tokens_AT, clips.given_N, group)
             metrics |= scalars
             bias = frechet_bias(clips.features_ND[: experiment.evaluation.samples], reference.statistics)
             curves[q.FVD_BY_SAMPLES] = bias.distance
@@ -110,6 +112,8 @@ def evaluate(
                 shown: dict[str, Any] = {"video": clips.shown_SFCHW, "labels": clips.labels_N[: len(clips.shown_SFCHW)]}
                 if len(cache.clips("test")):
                     shown["real"] = _real(cache, experiment, shown["labels"])
+                if clips.prompts_N is not None:
+                    shown["prompts"] = np.array(clips.prompts_N[: len(clips.shown_SFCHW)])
                 np.savez_compressed(folder / "samples.npz", allow_pickle=False, **shown)
     finally:
         model.train(was_training)
@@ -144,11 +148,16 @@ class _GeneratedClips(NamedTuple):
     """All generated clips, described, in their fixed order: sampling seed after sampling seed."""
 
     labels_N: NDArray[np.int64]
+    given_N: NDArray[np.int64]
+    """What the model was given: classes, or the words of prompts."""
+    prompts_N: tuple[str, ...] | None
     features_ND: NDArray[np.float64]
     motion_ND: NDArray[np.float64]
     class_N: NDArray[np.int64] | None
     """What the extractor takes the clips for; None without a classifier or an asked class."""
     frame_class_NF: NDArray[np.int64] | None
+    moves_N2: NDArray[np.int64]
+    """`motion_signs`; empty where no prompt speaks of them."""
     flow_C2: NDArray[np.float64]
     """`flow_changes` of the first clips; empty where they were not asked for."""
     own_N: NDArray[np.float64]
@@ -170,7 +179,8 @@ def _generated(
     """Generates this rank's batches, describes them and gathers what all ranks found."""
     evaluation, data = experiment.evaluation, experiment.data
     tokenizer = load_tokenizer(cache.tokenizer_path)
-    labels = requested_labels(experiment, cache)
+    asked, seeds = asked_for(experiment, cache), evaluation.sampling_seeds
+    digits = asked.prompts_N is not None and data.layout == "digits"
     device = str(model.device)
     measure = None if evaluation.measure is None else load_part("measures", evaluation.measure)()
     whole = not scheme_class(experiment).trains_pieces
@@ -179,14 +189,15 @@ def _generated(
         "features": [torch.empty(0, reference.features_MD.shape[1], dtype=torch.float64)],
         "motion": [torch.empty(0, reference.motion_MD.shape[1], dtype=torch.float64)],
         "class": [torch.empty(0, 1 + data.clip_frames, dtype=torch.long)],
+        "moves": [torch.empty(0, 2, dtype=torch.long)],
         "flow": [torch.empty(0, 2, dtype=torch.float64)],
         "own": [torch.empty(0, dtype=torch.float64)],
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
         "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
     }
-    batches = list(batches_of(evaluation.samples, evaluation.sampling_seeds, experiment.sampling.batch_size))
+    batches = list(batches_of(evaluation.samples, seeds, experiment.sampling.batch_size))
     own = batches[group.rank :: group.size]
-    requests = [Request(torch.from_numpy(labels[batch.start : batch.stop]), batch.draw_seed) for batch in own]
+    requests = [Request(torch.from_numpy(asked.given_N[batch.start : batch.stop]), batch.draw_seed) for batch in own]
     made = generate_clips(model, experiment, tokenizer, cache.grid, requests, progress)
     for done, batch in enumerate(own, 1):
         with clock.measure("generation"):
@@ -203,7 +214,10 @@ def _generated(
                 assert known.class_B is not None and known.frame_class_BF is not None
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
             if measure is not None:
-                mine["own"].append(_measured(measure, generated.video_BFCHW, requests[done - 1].labels_B))
+                part = Asked(*(None if rows is None else rows[batch.start : batch.stop] for rows in asked))
+                mine["own"].append(_measured(measure, generated.video_BFCHW, part))
+            if digits:
+                mine["moves"].append(motion_signs(generated.video_BFCHW).cpu())
             if evaluation.flow:
                 mine["flow"].append(torch.from_numpy(flow_changes(_below(generated.video_BFCHW, first, FLOW_CLIPS))))
             mine["shown"].append(_below(generated.video_BFCHW, first, SHOWN_CLIPS).cpu())
@@ -215,11 +229,14 @@ def _generated(
         order = joint["place"].argsort()
     classes = joint["class"][order].numpy() if reference.classifier is not None else None
     return _GeneratedClips(
-        np.tile(labels, evaluation.sampling_seeds),
+        np.concatenate([asked.labels_N] * seeds),
+        np.concatenate([asked.given_N] * seeds),
+        asked.prompts_N and asked.prompts_N * seeds,
         joint["features"][order].numpy(),
         joint["motion"][order].numpy(),
         None if classes is None else classes[:, 0],
         None if classes is None else classes[:, 1:],
+        joint["moves"][order].numpy() if digits else joint["moves"].numpy(),
         joint["flow"][_order_below(joint["place"], FLOW_CLIPS)].numpy() if evaluation.flow else joint["flow"].numpy(),
         joint["own"][order].numpy() if measure is not None else joint["own"].numpy(),
         joint["shown"][_order_below(joint["place"], SHOWN_CLIPS)].numpy(),
@@ -227,13 +244,23 @@ def _generated(
     )
 
 
-def _measured(measure: Callable[[Tensor, Tensor], Tensor], video_BFCHW: Tensor, labels_B: Tensor) -> Tensor:
+def _measured(measure: Callable[..., Tensor], video_BFCHW: Tensor, asked: Asked) -> Tensor:
     """One float64 a clip.
 
+    A measure is called with pixels and classes; one whose attribute `reads_prompts` is true also with the keyword
+    argument `prompts`, the text that each clip was asked for (a list of str).
+
     Raises:
-        SettingsError: where it gives anything else.
+        SettingsError: where it gives anything else, or needs prompts that there are not.
     """
-    values = measure(video_BFCHW, labels_B)
+    labels_B, more = torch.from_numpy(asked.labels_N), {}
+    if getattr(measure, "reads_prompts", False):
+        if asked.prompts_N is None:
+            raise SettingsError(
+                "evaluation.measure reads prompts, which the model is not asked with; set model.condition to text"
+            )
+        more["prompts"] = list(asked.prompts_N)
+    values = measure(video_BFCHW, labels_B, **more)
     if values.shape != (len(video_BFCHW),):
         raise SettingsError(
             f"evaluation.measure gives {tuple(values.shape)} for {len(video_BFCHW)} clips; give one number a clip"
@@ -288,6 +315,15 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
     return metrics
 
 
+def _prompts_followed(clips: _GeneratedClips, class_names: Sequence[str]) -> dict[str, float]:
+    """How often the embedded digits are those of their prompts; nothing for other data."""
+    if clips.prompts_N is None or clips.class_N is None or not len(clips.moves_N2):
+        return {}
+    digits = np.array([int(name.removeprefix("Digit")) for name in class_names])
+    hits = prompt_hits(clips.prompts_N, digits[clips.class_N], clips.moves_N2)
+    return {q.PROMPT_DIGIT_ACCURACY.name: hits.digit, q.PROMPT_DIRECTION_ACCURACY.name: hits.direction}
+
+
 _Analyses = tuple[dict[str, list[float]], dict[str, float], dict[str, Any] | None]
 """Curves by block, scalars of them and of the steps of h, and the law of the error's growth where there are blocks
 enough to tell.
@@ -299,13 +335,13 @@ def _analysed(
     experiment: Experiment,
     cache: TokenCache,
     tokens_AT: Tensor | None,
-    labels_N: NDArray[np.int64],
+    given_N: NDArray[np.int64],
     group: Group,
 ) -> _Analyses:
     """`_analyses`, made by rank 0 and known to all."""
     if not experiment.evaluation.analyses:
         return {}, {}, None
-    found = _analyses(model, experiment, cache, tokens_AT, labels_N) if group.leads else ({}, {}, None)
+    found = _analyses(model, experiment, cache, tokens_AT, given_N) if group.leads else ({}, {}, None)
     curves, scalars, growth = group.broadcast_json(found)
     return curves, scalars, growth
 
@@ -315,15 +351,15 @@ def _analyses(
     experiment: Experiment,
     cache: TokenCache,
     tokens_AT: Tensor | None,
-    labels_N: NDArray[np.int64],
+    given_N: NDArray[np.int64],
 ) -> _Analyses:
     scheme = build_scheme(experiment, cache)
     per_block = cache.grid.tokens_per_block
     tokens, labels = training_clips(scheme, cache, ANALYSED_CLIPS)
     if tokens_AT is not None:
-        sampled, sampled_labels = tokens_AT, torch.from_numpy(labels_N[: len(tokens_AT)])
+        sampled, sampled_labels = tokens_AT, torch.from_numpy(given_N[: len(tokens_AT)])
     else:  # a model of pieces is judged on pieces of its own
-        sampled_labels = torch.from_numpy(labels_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
+        sampled_labels = torch.from_numpy(given_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
         sampled = _sampled_pieces(model, experiment, sampled_labels)
     growth = error_growth(model, tokens, labels, per_block)
     curves = {
@@ -356,7 +392,8 @@ def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]
     as decoded.
     """
     clips, known = cache.clips("test"), cache.labels("test")
-    known = known[: len(clips)] if experiment.data.class_conditional else np.zeros(len(clips), dtype=np.int64)
+    told = experiment.data.class_conditional and experiment.model.condition != "none"
+    known = known[: len(clips)] if told else np.zeros(len(clips), dtype=np.int64)
     chosen = []
     for place, label in enumerate(labels_S):
         same = np.flatnonzero(known == label)

@@ -30,7 +30,12 @@ class KeysValues(NamedTuple):
 
 
 def attend(
-    queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None, form: str = "auto"
+    queries: Tensor,
+    keys: Tensor,
+    values: Tensor,
+    prefix: KeysValues | None = None,
+    form: str = "auto",
+    seen: Tensor | None = None,
 ) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V, each query seeing the whole prefix and the window up to itself; all [B, H, W, K].
 
@@ -40,7 +45,11 @@ def attend(
         form: how it is computed where that is not on the CPU, or is compiled: "auto" is `split_attention` with the
             kernel that a full sequence gets; a name of `split_attention.KERNELS` is that with this kernel, for full
             sequences too; "lower_right" and "flex" are single calls on prefix and window joined.
+        seen: bool [B, 1, W, prefix + W], where a query does not see all that is before it (`beside_padding`); both are
+            then joined for one call.
     """
+    if seen is not None:
+        return F.scaled_dot_product_attention(queries, *joined(keys, values, prefix), attn_mask=seen)
     if form == "auto" and queries.device.type == "cpu" and not torch.compiler.is_compiling():
         return _on_cpu(queries, keys, values, prefix)
     if form in SINGLE_CALLS:
@@ -116,6 +125,17 @@ def joined(keys: Tensor, values: Tensor, prefix: KeysValues | None) -> KeysValue
     if prefix is None:
         return KeysValues(keys, values)
     return KeysValues(torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2))
+
+
+def beside_padding(padding_B: Tensor, rows: int, columns: int) -> Tensor:
+    """bool [B, 1, rows, columns]: what the last `rows` of `columns` inputs see, of which a clip's first `padding_B` are
+    padding.
+
+    Padding sees itself alone, so that its own states, which nobody reads, are numbers.
+    """
+    column = torch.arange(columns, device=padding_B.device)
+    row = column[columns - rows :, None]
+    return ((column <= row) & (column >= padding_B[:, None, None]) | (column == row))[:, None]
 
 
 class _RowBlocks(torch.autograd.Function):

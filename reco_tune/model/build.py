@@ -17,8 +17,8 @@ from reco_tune.model.transformer import VideoTransformer
 BUILT_IN = "transformer"
 """The kind whose shape is `width`, `depth` and `heads`."""
 
-SIZES = ("num_codes", "num_tokens", "num_classes")
-"""What every decoder is given beside its options."""
+SIZES = ("num_codes", "num_tokens", "num_classes", "condition_tokens")
+"""What every decoder is given beside its options; the last one only under text."""
 
 
 def shape_of(model: settings.Model, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
@@ -35,8 +35,10 @@ def shape_of(model: settings.Model, num_codes: int, num_tokens: int, num_classes
             width=model.width,
             depth=model.depth,
             heads=model.heads,
+            condition_tokens=model.condition_tokens,
         )
-    return _counted(model.kind, json.dumps(model.options, sort_keys=True), num_codes, num_tokens, num_classes)
+    sizes = num_codes, num_tokens, num_classes, model.condition_tokens
+    return _counted(model.kind, json.dumps(model.options, sort_keys=True), *sizes)
 
 
 def build_decoder(
@@ -67,34 +69,47 @@ def build_decoder(
             generator=torch.Generator().manual_seed(seed),
             attention=attention,
             residual=residual,
+            condition_tokens=shape.condition_tokens,
         )
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        made = _made(model.kind, model.options, shape.num_codes, shape.num_tokens, shape.num_classes)
+        made = _made(model.kind, model.options, *(getattr(shape, size) for size in SIZES))
         if start:
             made.start()
     return made
 
 
 @lru_cache(maxsize=64)
-def _counted(kind: str, options: str, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
+def _counted(
+    kind: str, options: str, num_codes: int, num_tokens: int, num_classes: int, condition_tokens: int
+) -> DecoderSettings:
     with torch.device("meta"):
-        return _made(kind, json.loads(options), num_codes, num_tokens, num_classes).settings
+        return _made(kind, json.loads(options), num_codes, num_tokens, num_classes, condition_tokens).settings
 
 
-def _made(kind: str, options: dict[str, Any], num_codes: int, num_tokens: int, num_classes: int) -> Decoder:
+def _made(
+    kind: str, options: dict[str, Any], num_codes: int, num_tokens: int, num_classes: int, condition_tokens: int
+) -> Decoder:
     part = parts.load("models", kind)
     if not (isinstance(part, type) and issubclass(part, Decoder)):
         raise SettingsError(f"model.kind ({kind}) is no reco_tune.model.Decoder; derive it from that class")
     checked = parts.options_of(part, options, "model.options", SIZES)
+    text = {"condition_tokens": condition_tokens} if condition_tokens > 1 else {}
     try:
-        made = part.build(num_codes, num_tokens, num_classes, checked)
+        made = part.build(num_codes, num_tokens, num_classes, checked, **text)
     except (ValueError, TypeError) as error:
         said = " ".join(str(error).split())[:200]
+        if text and isinstance(error, TypeError) and "condition_tokens" in said:
+            raise SettingsError(
+                f"model.condition (text) needs a decoder that reads several words, but model.kind ({kind}) takes no"
+                " condition_tokens; give it to Decoder.__init__ and read the words of labels_B, or take class"
+            ) from error
         raise SettingsError(f"model.kind ({kind}) cannot be made of model.options {options}: {said}") from error
-    if made.shape.num_tokens != num_tokens or made.shape.num_codes != num_codes:
+    asked = num_codes, num_tokens, condition_tokens
+    says = made.shape.num_codes, made.shape.num_tokens, made.shape.condition_tokens
+    if says != asked:
         raise SettingsError(
-            f"model.kind ({kind}) was asked for {num_codes} codes and {num_tokens} tokens, but says"
-            f" {made.shape.num_codes} and {made.shape.num_tokens}; hand them to Decoder.__init__ as they are given"
+            f"model.kind ({kind}) was asked for num_codes, num_tokens and condition_tokens {asked}, but says {says};"
+            " hand them to Decoder.__init__ as they are given"
         )
     return made

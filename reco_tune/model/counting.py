@@ -35,16 +35,16 @@ def count(
     """
     Args:
         module: whose weights they are.
-        states: hidden states [1, S, D] and past of the first S tokens, from tensors of the device `meta`.
+        states: hidden states [1, S, D] and past of all inputs of the first tokens, from tensors of the device `meta`.
         logits: of hidden states.
     """
-    whole = shape.num_tokens
-    half = max(1, whole // 2)
+    words, tokens = shape.condition_tokens - 1, shape.num_tokens
+    whole, half = words + tokens, words + max(1, tokens // 2)
     frozen = [own for own in module.modules() if _is_frozen(own)]
     untrained = sum(own.numel() for own in module.parameters() if not own.requires_grad)
     with torch.no_grad(), _without_storage(module):
-        few, _, (_, past) = _operations(lambda: states(half), frozen)
-        many, of_frozen, _ = _operations(lambda: states(whole), frozen)
+        few, _, (_, past) = _operations(lambda: states(half - words), frozen)
+        many, of_frozen, _ = _operations(lambda: states(tokens), frozen)
         head, of_frozen_head, _ = _operations(lambda: logits(torch.empty(1, 1, shape.width, device="meta")), frozen)
     squares = whole * (whole - half)
     pair = round((many - few * whole / half) / squares) if squares else 0

@@ -3,13 +3,18 @@ and in whatever takes a `Decoder`: full sequences, windows after a prefix withou
 
 Knows codes, positions and classes; refuses to know what lies between inputs and hidden states. Letters as in
 `transformer`. Input i is token i-1, and the class at i = 0, so the output at i predicts token i.
+
+A text is a class of several words. Labels are then int64 [B, C], padded on the left with `PADDING`, so that the last
+word stands where a class would, at input 0, and the others before it: they are inputs whenever input 0 is. The word
+`num_classes` alone is "no text", as the class of that number is "no class".
 """
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import asdict
 from functools import cached_property
-from typing import Any, ClassVar, NamedTuple, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +22,7 @@ from torch import Tensor, nn
 from reco_tune.model.counting import count
 from reco_tune.model.sampling import Drawing, Noise, Read, sampler_for
 from reco_tune.model.shape import CountedSettings, DecoderSettings
-from reco_tune.windows import prefix_inputs
+from reco_tune.windows import PADDING, prefix_inputs
 
 
 class Inputs(NamedTuple):
@@ -25,7 +30,10 @@ class Inputs(NamedTuple):
 
     embedded_BSD: Tensor
     begin: int
-    """Position of the first one; the others follow."""
+    """Position of the first one; the others follow. Of a text, all stand before it but the last word, which is 0."""
+    padding_B: Tensor | None = None
+    """How many of each clip's first inputs are padding, which nobody may see (`attention.beside_padding`); None under
+    classes."""
 
 
 class WindowOutput(NamedTuple):
@@ -40,34 +48,40 @@ class WindowOutput(NamedTuple):
 class Decoder(nn.Module):
     """p(token | class, earlier tokens). A class of one's own gives `inputs`, `advance` and `logits`."""
 
-    recordable: ClassVar[bool] = False
-    """Whether a GPU samples with `read` and `read_next` into static caches (the built-in transformer)."""
-
-    def __init__(self, num_codes: int, num_tokens: int, num_classes: int, width: int) -> None:
+    def __init__(
+        self, num_codes: int, num_tokens: int, num_classes: int, width: int, condition_tokens: int = 1
+    ) -> None:
         """
         Args:
             num_codes: V. num_tokens: T. num_classes: without the null class, whose label is this number. width: D, of
-                the hidden states.
+                the hidden states. condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
             ValueError: for a shape that cannot be.
         """
         super().__init__()
-        if min(num_codes, num_tokens, num_classes, width) < 1:
+        if min(num_codes, num_tokens, num_classes, width, condition_tokens) < 1:
             raise ValueError(
-                "num_codes, num_tokens, num_classes and width must be 1 or more, got"
-                f" {(num_codes, num_tokens, num_classes, width)}"
+                "num_codes, num_tokens, num_classes, width and condition_tokens must be 1 or more, got"
+                f" {(num_codes, num_tokens, num_classes, width, condition_tokens)}"
             )
-        self.shape = DecoderSettings(num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width)
+        self.shape = DecoderSettings(
+            num_codes=num_codes,
+            num_tokens=num_tokens,
+            num_classes=num_classes,
+            width=width,
+            condition_tokens=condition_tokens,
+        )
 
     @classmethod
-    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any) -> Self:
+    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any, **text: int) -> Self:
         """One with fresh weights, drawn from torch's global generator.
 
         Args:
             options: a pydantic model: the class's own `Options`, or one of its signature.
+            text: `condition_tokens`, where the condition is one.
         """
-        return cls(num_codes, num_tokens, num_classes, **dict(options))
+        return cls(num_codes, num_tokens, num_classes, **dict(options), **text)
 
     def start(self) -> None:
         """Takes the weights that training begins with, where those are not fresh ones."""
@@ -79,7 +93,7 @@ class Decoder(nn.Module):
     # The three functions
 
     def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
-        """Inputs begin .. end-1."""
+        """Inputs begin .. end-1; where begin is 0, also the words of a text that stand before input 0."""
         raise NotImplementedError
 
     def advance(self, inputs: Inputs, past: Any = None) -> tuple[Tensor, Any]:
@@ -108,10 +122,9 @@ class Decoder(nn.Module):
     def settings(self) -> DecoderSettings:
         """Its shape and what it costs, counted on tensors without storage."""
         found = count(self, self._states_without_storage, self.logits, self.shape)
-        numbers = {name: getattr(self.shape, name) for name in ("num_codes", "num_tokens", "num_classes", "width")}
         blocks = [sum(weight.numel() for weight in layer.parameters()) for layer in self.layers()]
         return CountedSettings(
-            **numbers,
+            **asdict(self.shape),
             counted=found.costs,
             parameters=found.parameters,
             cached=found.cached,
@@ -124,6 +137,18 @@ class Decoder(nn.Module):
     def null_class(self) -> int:
         """Label of "no class": what guidance is measured against and class dropout trains."""
         return self.shape.num_classes
+
+    @property
+    def recordable(self) -> bool:
+        """Whether a GPU samples with `read` and `read_next` into static caches (the built-in transformer)."""
+        return False
+
+    def without_condition(self, labels_B: Tensor) -> Tensor:
+        """Labels of "no class" or "no text" for as many clips."""
+        null = torch.full_like(labels_B, self.null_class)
+        if labels_B.ndim > 1:
+            null[:, :-1] = PADDING
+        return null
 
     @property
     def device(self) -> torch.device:
@@ -185,14 +210,28 @@ class Decoder(nn.Module):
         if activation_checkpointing:
             raise ValueError(f"activation_checkpointing: {type(self).__name__} has no blocks to compute again")
         past = self._past(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens)) if start else None
-        return self.advance(self.inputs(tokens_BT, labels_B, start, start + length), past)[0]
+        hidden_BSD = self.advance(self.inputs(tokens_BT, labels_B, start, start + length), past)[0]
+        return hidden_BSD if start else self.after_words(hidden_BSD)
+
+    def after_words(self, hidden_BSD: Tensor) -> Tensor:
+        """States from input 0 on, of those that begin with a whole condition."""
+        words = self.shape.condition_tokens - 1
+        return hidden_BSD[:, words:] if words else hidden_BSD
+
+    def words_and_padding(self, labels_B: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Words [B, C] of the condition, padding replaced by the null word, and how many of each clip are padding."""
+        if labels_B.ndim == 1:
+            return labels_B[:, None], None
+        padding = labels_B == PADDING
+        return labels_B.masked_fill(padding, self.null_class), padding.sum(dim=1)
 
     def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
         """The h of whole clips whose inputs 1 .. S have noise on them."""
         inputs = self.inputs(tokens_BT, labels_B, 0, self.shape.num_tokens)
         moved_BTD = inputs.embedded_BSD.clone()
-        moved_BTD[:, 1 : 1 + len(noise_SD)] += noise_SD[: moved_BTD.shape[1] - 1]
-        return self.advance(inputs._replace(embedded_BSD=moved_BTD))[0]
+        first = self.shape.condition_tokens
+        moved_BTD[:, first : first + len(noise_SD)] += noise_SD[: moved_BTD.shape[1] - first]
+        return self.after_words(self.advance(inputs._replace(embedded_BSD=moved_BTD))[0])
 
     @torch.no_grad()
     def generate(
@@ -208,7 +247,7 @@ class Decoder(nn.Module):
         """Samples whole clips, token after token, with cached keys and values.
 
         Args:
-            labels_B: classes; the null class samples without one.
+            labels_B: classes or texts; the null class samples without one.
             generator: of the draws, on the model's device; torch's global one where None.
             temperature: of the softmax; 0 takes the likeliest code.
             top_k: keep the k likeliest codes.
@@ -249,7 +288,16 @@ class Decoder(nn.Module):
         Raises:
             ValueError: for another type or shape, a code that is none of V, or a class that is none.
         """
-        _check_numbers("labels_B", labels_B, 1, self.shape.num_classes + 1, "classes (the last is the null class)")
+        shape = self.shape
+        if shape.condition_tokens == 1:
+            _check_numbers("labels_B", labels_B, 1, shape.num_classes + 1, "classes (the last is the null class)")
+        else:
+            _check_numbers("labels_B", labels_B, 2, shape.num_classes + 1, "words (the last is none)", PADDING)
+            if labels_B.shape[1] != shape.condition_tokens:
+                raise ValueError(
+                    f"labels_B has {labels_B.shape[1]} words a clip, but the model reads {shape.condition_tokens}; pad"
+                    f" them on the left with {PADDING}"
+                )
         if tokens_BT is None:
             return
         _check_numbers("tokens_BT", tokens_BT, 2, self.shape.num_codes, "codes")
@@ -286,11 +334,12 @@ class Decoder(nn.Module):
         return past
 
     def _states_without_storage(self, tokens: int) -> tuple[Tensor, Any]:
-        codes_BT, labels_B = (torch.zeros(shape, dtype=torch.long, device="meta") for shape in ((1, tokens), (1,)))
+        shapes = (1, tokens), self.shape.condition_shape(1)
+        codes_BT, labels_B = (torch.zeros(shape, dtype=torch.long, device="meta") for shape in shapes)
         return self.advance(self.inputs(codes_BT, labels_B, 0, tokens))
 
 
-def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what: str) -> None:
+def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what: str, least: int = 0) -> None:
     if values.dtype not in (torch.int32, torch.int64):
         raise ValueError(
             f"{name} is {str(values.dtype).removeprefix('torch.')}, not int64 or int32; give {name}.long()"
@@ -302,5 +351,5 @@ def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what:
     if values.is_meta or type(values) is not Tensor or torch.compiler.is_compiling() or not values.numel():
         return  # no values to look at
     low, high = values.min().item(), values.max().item()
-    if low < 0 or high >= count:
-        raise ValueError(f"{name} holds {low if low < 0 else high}, but the model has {what} 0..{count - 1}")
+    if low < least or high >= count:
+        raise ValueError(f"{name} holds {low if low < least else high}, but the model has {what} 0..{count - 1}")

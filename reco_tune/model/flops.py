@@ -3,7 +3,8 @@
 Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward, less the gradients of weights
 that are not trained, each of which would be one forward of its product; the prefix is one forward (of
 which the built-in transformer's last layer makes keys and values only); the head counts; embeddings, norms, the loss
-and the optimiser do not.
+and the optimiser do not. Words of a text count as inputs, their padding too: they belong to the prefix, or to the
+window that begins with the clip.
 A rectangle of masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing
 computes twice: the limit is what the method needs, not what a kernel does.
 """
@@ -35,28 +36,30 @@ def step_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens
 def backward_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
     """The part of `step_flops` that is backward: that of the window alone."""
     forward, costs = forward_flops(settings, prefix_inputs(start, prefix_tokens), length), settings.costs
-    return 2 * forward - (costs.frozen + costs.frozen_head) * length
+    _, inputs = _inputs(settings, start, length)
+    return 2 * forward - costs.frozen * inputs - costs.frozen_head * length
 
 
 def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:
     """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are
     there.
     """
-    costs = settings.costs
-    return (costs.token + costs.head) * length + costs.pair * (length * start + _triangle(length))
+    costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
+    return costs.token * inputs + costs.head * length + costs.pair * (inputs * before + _triangle(inputs))
 
 
 def prefix_flops(settings: DecoderSettings, start: int) -> int:
     """What later tokens read of `start` earlier ones; in the built-in transformer all of the lower layers, two
     projections of the last.
     """
-    return settings.costs.prefix_token * start + settings.costs.prefix_pair * _triangle(start)
+    before, _ = _inputs(settings, start, 0)
+    return settings.costs.prefix_token * before + settings.costs.prefix_pair * _triangle(before)
 
 
 def attention_flops(settings: DecoderSettings, start: int, length: int) -> int:
     """The part of `step_flops`, with the whole prefix, that is Q K^T and weighted sums of V."""
-    costs = settings.costs
-    return 3 * costs.pair * (length * start + _triangle(length)) + costs.prefix_pair * _triangle(start)
+    costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
+    return 3 * costs.pair * (inputs * before + _triangle(inputs)) + costs.prefix_pair * _triangle(before)
 
 
 def speedup_limit(settings: DecoderSettings, sampler: WindowSampler) -> float:
@@ -79,6 +82,12 @@ def parameter_count(settings: DecoderSettings) -> int:
     """Weights of a model of this shape."""
     around, block, blocks = settings.parameter_counts
     return around + blocks * block
+
+
+def _inputs(settings: DecoderSettings, start: int, length: int) -> tuple[int, int]:
+    """Inputs before a window and in it: a text's other words stand where the clip's first input does."""
+    words = settings.condition_tokens - 1
+    return (start + words, length) if start else (0, length + words)
 
 
 def _triangle(length: int) -> int:

@@ -11,7 +11,7 @@ is off: what a resumed run draws would not be what an uninterrupted one does.
 from __future__ import annotations
 
 import warnings
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from functools import cache
 from typing import Any
 
@@ -21,7 +21,7 @@ from pydantic import BaseModel, ConfigDict, Field, model_validator
 from torch import Tensor, nn
 
 from reco_tune.errors import SettingsError
-from reco_tune.model.attention import KeysValues, attend, joined
+from reco_tune.model.attention import KeysValues, attend, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
 from reco_tune.model.pretrained import pinned_source, source_of
 
@@ -41,6 +41,8 @@ class Past:
 
     def __init__(self, layers: dict[int, list[KeysValues]] | None = None) -> None:
         self._layers = layers or {}
+        self.seen: Tensor | None = None
+        """`attention.attend`'s, while inputs are added."""
 
     def of(self, layer: int) -> KeysValues | None:
         """All of a layer, joined once."""
@@ -58,6 +60,11 @@ class Past:
     def copy(self) -> Past:
         """One that others may add to."""
         return Past({layer: list(pieces) for layer, pieces in self._layers.items()})
+
+    @property
+    def inputs(self) -> int:
+        """Read so far."""
+        return sum(piece.keys.shape[2] for piece in next(iter(self._layers.values()), []))
 
     def __len__(self) -> int:
         return len(self._layers)
@@ -90,11 +97,20 @@ class HuggingFaceOptions(BaseModel):
     """Whether training begins with fresh weights although there are others at `path`."""
     code_offset: int | None = None
     """Place of code 0 in the model's vocabulary; without one, codes have an embedding and a head of their own."""
+    text_offset: int | None = None
+    """Place of word 0 of a text in the model's vocabulary: 0 where `model.text_tokenizer` is the model's own. Without
+    one, words have an embedding of their own.
+    """
 
     lora: LoraOptions | None = None
     """Trains adapters beside the model's weights, which stay as they are; the class of a clip, and what codes have of
     their own, is trained along.
     """
+
+    @property
+    def parts(self) -> dict[str, Any]:
+        """What of the model is used for what."""
+        return {"code_offset": self.code_offset, "text_offset": self.text_offset, "lora": self.lora}
 
     @model_validator(mode="after")
     def _check(self) -> HuggingFaceOptions:
@@ -115,6 +131,8 @@ class HuggingFaceDecoder(Decoder):
         num_tokens: int,
         num_classes: int = 1,
         code_offset: int | None = None,
+        text_offset: int | None = None,
+        condition_tokens: int = 1,
         lora: LoraOptions | None = None,
     ) -> None:
         """
@@ -123,6 +141,9 @@ class HuggingFaceDecoder(Decoder):
                 off stay as they are.
             code_offset: place of code 0 in its vocabulary; without one, codes have an embedding and a head of their
                 own.
+            text_offset: place of word 0 in its vocabulary; without one, words (or classes) have an embedding of their
+                own.
+            condition_tokens: C, the words of a text; 1 for a class.
             lora: adapters that are trained in place of its weights.
 
         Raises:
@@ -131,12 +152,15 @@ class HuggingFaceDecoder(Decoder):
             SettingsError: for adapters where peft is missing.
         """
         config = model.config.get_text_config()
-        super().__init__(num_codes, num_tokens, num_classes, config.hidden_size)
-        _check(model, config, num_codes, num_tokens, code_offset)
+        super().__init__(num_codes, num_tokens, num_classes, config.hidden_size, condition_tokens)
+        if text_offset is not None and condition_tokens == 1:
+            raise ValueError(f"text_offset ({text_offset}) is of words, but the condition is a class; leave it out")
+        used = ("code_offset", code_offset, f"{num_codes} codes"), ("text_offset", text_offset, f"{num_classes} words")
+        _check(model, config, self.shape.num_inputs, used)
         if lora is not None:
             _adapt(model, lora)
         model.set_attn_implementation(_attention_name())
-        self._offset = code_offset
+        self._offset, self._text_offset = code_offset, text_offset
         embedding, head = model.get_input_embeddings(), model.get_output_embeddings()
         self.body = model.get_decoder() if hasattr(model, "get_decoder") else model.base_model
         _turn_dropout_off(self.body, config)
@@ -146,8 +170,11 @@ class HuggingFaceDecoder(Decoder):
         self.final_norm: nn.Module = getattr(self.body, name)
         setattr(self.body, name, nn.Identity())
         self.body.set_input_embeddings(None)
-        self.classes = _embedding(num_classes + 1, config.hidden_size, embedding.weight)
+        own_words = num_classes if text_offset is None else 0
+        self.classes = _embedding(own_words + 1, config.hidden_size, embedding.weight)
         if code_offset is None:
+            if text_offset is not None:
+                self.vocabulary = embedding
             self.codes = _embedding(num_codes, config.hidden_size, embedding.weight)
             self.head: nn.Module = nn.Linear(
                 config.hidden_size, num_codes, bias=False, device=embedding.weight.device, dtype=embedding.weight.dtype
@@ -160,14 +187,14 @@ class HuggingFaceDecoder(Decoder):
             self.head = _PartOfHead(head.weight, code_offset, num_codes)
 
     @classmethod
-    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any) -> HuggingFaceDecoder:
+    def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any, **text: int) -> HuggingFaceDecoder:
         """
         Raises:
             SettingsError: where transformers is missing, or has no such model.
         """
         given = {"attn_implementation": _attention_name(), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_config(_config(options), **given))
-        made = cls(model, num_codes, num_tokens, num_classes, options.code_offset, options.lora)
+        made = cls(model, num_codes, num_tokens, num_classes, **options.parts, **text)
         made._options = options
         return made
 
@@ -197,7 +224,7 @@ class HuggingFaceDecoder(Decoder):
         given = {"revision": revision, "config": _config(options), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_pretrained(path, attn_implementation=_attention_name(), **given))
         sizes = shape.num_codes, shape.num_tokens, shape.num_classes
-        loaded = type(self)(model, *sizes, options.code_offset, options.lora)
+        loaded = type(self)(model, *sizes, **options.parts, condition_tokens=shape.condition_tokens)
         own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
         fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own) or _ADAPTER in name}
         self.load_state_dict({**loaded.state_dict(), **fresh})
@@ -216,22 +243,35 @@ class HuggingFaceDecoder(Decoder):
         codes = tokens_BT[:, max(begin - 1, 0) : end - 1].long()
         embedded_BSD = F.embedding(codes + (self._offset or 0), self.codes.weight)
         if begin == 0:
-            embedded_BSD = torch.cat([self.classes(labels_B)[:, None], embedded_BSD], dim=1)
-        return Inputs(embedded_BSD, begin)
+            embedded_BSD = torch.cat([self._words(labels_B), embedded_BSD], dim=1)
+        return Inputs(embedded_BSD, begin, self.words_and_padding(labels_B)[1])
+
+    def _words(self, labels_B: Tensor) -> Tensor:
+        words_BC, _ = self.words_and_padding(labels_B)
+        if self._text_offset is None:
+            own: Tensor = self.classes(words_BC)
+            return own
+        vocabulary = self.codes if self._offset is not None else self.vocabulary
+        null_BC = words_BC == self.null_class
+        given_BCD = F.embedding(words_BC.masked_fill(null_BC, 0) + self._text_offset, vocabulary.weight)
+        return torch.where(null_BC[..., None], self.classes.weight[0].to(given_BCD.dtype), given_BCD)
 
     def advance(self, inputs: Inputs, past: Past | None = None) -> tuple[Tensor, Past]:
         """
         Raises:
             RuntimeError: where its layers do not come to this project's attention as they should.
         """
-        embedded_BSD, begin = inputs
+        embedded_BSD, begin, padding_B = inputs
         if self.training and torch.is_grad_enabled() and _checkpoints(self.body):
             raise RuntimeError(
                 "gradients are checkpointed by transformers, which would train a window without its context; call"
                 " gradient_checkpointing_disable() on the model"
             )
         new = Past() if past is None else past.copy()
-        positions = torch.arange(begin, begin + embedded_BSD.shape[1], device=embedded_BSD.device)[None]
+        rows, first = embedded_BSD.shape[1], begin + (self.shape.condition_tokens - 1 if begin else 0)
+        if padding_B is not None:
+            new.seen = beside_padding(padding_B, rows, new.inputs + rows)
+        positions = torch.arange(first, first + rows, device=embedded_BSD.device)[None]
         found = self.body(
             inputs_embeds=embedded_BSD,
             position_ids=positions,
@@ -283,7 +323,11 @@ class _PartOfHead(nn.Module):
         return F.linear(hidden, self.weight)
 
 
-def _check(model: Any, config: Any, num_codes: int, num_tokens: int, code_offset: int | None) -> None:
+def _check(model: Any, config: Any, inputs: int, parts: Sequence[tuple[str, int | None, str]]) -> None:
+    """
+    Args:
+        parts: of its vocabulary that are used: the option that says where one begins, where, and what it holds.
+    """
     name = type(model).__name__
     if _checkpoints(model):
         raise ValueError(
@@ -295,13 +339,12 @@ def _check(model: Any, config: Any, num_codes: int, num_tokens: int, code_offset
         raise ValueError(
             f"{name} has layers that do not see all that is before ({', '.join(kinds) or 'sliding_window'})"
         )
-    if code_offset is not None and not 0 <= code_offset <= config.vocab_size - num_codes:
-        raise ValueError(
-            f"code_offset ({code_offset}) leaves no room for {num_codes} codes in a vocabulary of {config.vocab_size}"
-        )
+    for option, offset, held in parts:
+        if offset is not None and not 0 <= offset <= config.vocab_size - int(held.split()[0]):
+            raise ValueError(f"{option} ({offset}) leaves no room for {held} in a vocabulary of {config.vocab_size}")
     learned = hasattr(config, "n_positions")  # rotary positions have no end
-    if learned and config.n_positions < num_tokens:
-        raise ValueError(f"{name} has {config.n_positions} positions, fewer than the clip's {num_tokens} tokens")
+    if learned and config.n_positions < inputs:
+        raise ValueError(f"{name} has {config.n_positions} positions, fewer than the clip's {inputs} inputs")
 
 
 def _checkpoints(model: nn.Module) -> bool:
@@ -395,4 +438,4 @@ def _attend(
         before = before and KeysValues(*(part.repeat_interleave(groups, dim=1) for part in before))
     if scaling is not None and scaling != queries.shape[-1] ** -0.5:
         queries = queries * (scaling * queries.shape[-1] ** 0.5)
-    return attend(queries, keys, values, before).transpose(1, 2).contiguous(), None
+    return attend(queries, keys, values, before, seen=reco_tune_past.seen).transpose(1, 2).contiguous(), None

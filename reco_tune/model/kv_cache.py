@@ -15,7 +15,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from reco_tune.model.attention import attend
+from reco_tune.model.attention import attend, beside_padding
 
 BLOCK_TOKENS = 128
 """Keys that attention to a static cache reads or leaves out together; its buffers are whole blocks."""
@@ -35,10 +35,10 @@ class LayerCache:
         self._values: Tensor | None = None
         self._length = 0
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
         """Adds the keys and values of new inputs and attends to all up to each; [B, H, S, K].
 
-        Only the first call may bring more than one input: then no mask is needed afterwards.
+        Only the first call may bring more than one input: then no mask is needed afterwards, but for padding.
         """
         batch, heads, new, head_width = keys.shape
         if self._keys is None or self._values is None:
@@ -49,10 +49,11 @@ class LayerCache:
         begin, self._length = self._length, self._length + new
         self._keys[:, :, begin : self._length] = keys
         self._values[:, :, begin : self._length] = values
+        seen = None if padding_B is None else beside_padding(padding_B, new, self._length)
         if new > 1:
-            return attend(queries, keys, values)
+            return attend(queries, keys, values, seen=seen)
         return F.scaled_dot_product_attention(
-            queries, self._keys[:, :, : self._length], self._values[:, :, : self._length]
+            queries, self._keys[:, :, : self._length], self._values[:, :, : self._length], attn_mask=seen
         )
 
 
@@ -76,8 +77,9 @@ class StaticCache:
         """The same buffers for some of the clips."""
         return StaticCache(self._keys[clips], self._values[clips], self._position)
 
-    def attend(self, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-        """As `LayerCache.attend`; several inputs are the first ones of their clips."""
+    def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
+        """As `LayerCache.attend`; several inputs are the first ones of their clips, and none is padding."""
+        assert padding_B is None  # models of texts are not sampled so
         new = keys.shape[2]
         if new > 1:
             self._keys[:, :, :new] = keys

@@ -12,7 +12,7 @@ import copy
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, ClassVar, NamedTuple, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import torch
 import torch.nn.functional as F
@@ -106,15 +106,15 @@ Read = Callable[[Tensor, Tensor, int, int], Tensor]
 class Readable(Protocol):
     """What a sampler needs of a model, a module on its device."""
 
-    recordable: ClassVar[bool]
-    """Whether it is `Recordable`."""
+    @property
+    def recordable(self) -> bool:
+        """Whether it is `Recordable`."""
 
     @property
     def settings(self) -> DecoderSettings: ...
 
-    @property
-    def null_class(self) -> int:
-        """Label of "no class"."""
+    def without_condition(self, labels_B: Tensor) -> Tensor:
+        """Labels of "no class" or "no text" for as many clips."""
 
     def reader(self) -> Read:
         """One that begins with the first input."""
@@ -304,7 +304,7 @@ def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -
 
 def static_bytes_per_clip(settings: DecoderSettings, drawing: Drawing, bfloat16: bool) -> int:
     """What a clip of a `StaticSampler` takes: keys and values in every layer, and what drawing its next code takes."""
-    held = settings.cached_per_token * StaticCache.tokens_held(settings.num_tokens) * (2 if bfloat16 else 4)
+    held = settings.cached_per_token * StaticCache.tokens_held(settings.num_inputs) * (2 if bfloat16 else 4)
     row = held + 10 * settings.num_codes + 64 * settings.width
     return drawing.copies * row + 64 * settings.num_codes + 8 * settings.num_tokens
 
@@ -367,7 +367,7 @@ class _Rows(NamedTuple):
         if given > num_tokens:
             raise ValueError(f"prompt ({given} tokens) must not exceed the clip's {num_tokens} tokens")
         if drawing.copies == 2:
-            labels_B = torch.cat([labels_B, torch.full_like(labels_B, model.null_class)])
+            labels_B = torch.cat([labels_B, model.without_condition(labels_B)])
         tokens_RT = labels_B.new_zeros(len(labels_B), num_tokens, dtype=torch.long)
         if prompt_BP is not None:
             tokens_RT[:, :given] = prompt_BP.repeat(drawing.copies, 1)

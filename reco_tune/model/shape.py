@@ -36,9 +36,20 @@ class DecoderSettings:
     num_tokens: int
     """T."""
     num_classes: int
-    """Classes without the null class; 1 is unconditional."""
+    """Classes without the null class; 1 is unconditional. Under text, the words of its vocabulary."""
     width: int
     """D, of the hidden states."""
+    condition_tokens: int = 1
+    """C, inputs before the first code: 1 for a class, the words of a text with its padding."""
+
+    @property
+    def num_inputs(self) -> int:
+        """Of a whole clip: its condition and all codes but the last."""
+        return self.condition_tokens - 1 + self.num_tokens
+
+    def condition_shape(self, clips: int) -> tuple[int, ...]:
+        """Of the labels of so many clips."""
+        return (clips,) if self.condition_tokens == 1 else (clips, self.condition_tokens)
 
     @property
     def costs(self) -> Costs:
@@ -83,7 +94,7 @@ class ModelSettings(DecoderSettings):
 
     @property
     def parameter_counts(self) -> tuple[int, int, int]:
-        around = 2 * self.num_codes + self.num_classes + 1 + self.num_tokens + 1
+        around = 2 * self.num_codes + self.num_classes + 1 + self.num_inputs + 1
         return around * self.width, 12 * self.width**2 + 2 * self.width, self.depth
 
     @property

@@ -14,7 +14,8 @@ the inputs s..s+W-1:
 
 The window attends to the keys and values of its prefix, which carry no gradient: neither through their own computation
 (the prefix runs without a graph) nor into the projections that make them. The last layer's prefix needs keys and values
-only.
+only. The words of a text stand before input 0, which is its last word, and belong to whatever input 0 belongs to;
+padding before them is seen by nobody.
 
 Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (they cost a kernel each and buy
 nothing here).
@@ -24,14 +25,15 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import asdict
 from functools import partial
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from reco_tune.model.attention import KeysValues, attend, attend_with_gradient, joined
+from reco_tune.model.attention import KeysValues, attend, attend_with_gradient, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
 from reco_tune.model.kv_cache import LayerCache, StaticCache
 from reco_tune.model.sampling import Read
@@ -44,7 +46,6 @@ class VideoTransformer(Decoder):
     sampling.
     """
 
-    recordable: ClassVar[bool] = True
     settings: ModelSettings
 
     def __init__(
@@ -58,6 +59,7 @@ class VideoTransformer(Decoder):
         generator: torch.Generator | None = None,
         attention: str = "auto",
         residual: str = "float32",
+        condition_tokens: int = 1,
     ) -> None:
         """
         Args:
@@ -65,25 +67,28 @@ class VideoTransformer(Decoder):
             attention: `form` of `attention.attend`; no matter of a trained model.
             residual: "bfloat16" keeps the stream so where products are made so (autocast); norms take their statistics
                 in float32 all the same.
+            condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
             ValueError: for a shape that cannot be.
         """
-        super().__init__(num_codes, num_tokens, num_classes, width)
+        super().__init__(num_codes, num_tokens, num_classes, width, condition_tokens)
         if width % heads:
             raise ValueError(f"heads ({heads}) must divide width ({width})")
         if depth < 1:
             raise ValueError(f"depth must be 1 or more, got {depth}")
-        self.settings = ModelSettings(
-            num_codes=num_codes, num_tokens=num_tokens, num_classes=num_classes, width=width, depth=depth, heads=heads
-        )
+        self.settings = ModelSettings(**asdict(self.shape), depth=depth, heads=heads)
         self.residual = residual
         self.token_embedding = nn.Parameter(torch.empty(num_codes, width))
         self.class_embedding = nn.Parameter(torch.empty(num_classes + 1, width))
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
+        self.word_position_embedding: Tensor | None = None
+        """Of the words before input 0."""
+        if condition_tokens > 1:
+            self.word_position_embedding = nn.Parameter(torch.empty(condition_tokens - 1, width))
         # A ModuleList hides the type of its modules.
         self.blocks: list[Block] = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))  # type: ignore[assignment]
-        self.run_block: Callable[[Block, Tensor, KeysValues | None], Tensor]
+        self.run_block: Callable[[Block, Tensor, KeysValues | None, Tensor | None], Tensor]
         """How a block is run; training puts compiled functions here."""
         self.run_eagerly()
         self.final_norm = nn.LayerNorm(width, bias=False)
@@ -98,15 +103,21 @@ class VideoTransformer(Decoder):
         self.run_block = compiled(Block.forward)
         self.run_block_before_a_window = compiled(Block.before_a_window)
 
+    @property
+    def recordable(self) -> bool:
+        return self.shape.condition_tokens == 1
+
     def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
-        return Inputs(self._embed(tokens_BT, labels_B, begin, end), begin)
+        return Inputs(self._embed(tokens_BT, labels_B, begin, end), begin, self.words_and_padding(labels_B)[1])
 
     def advance(self, inputs: Inputs, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
         """The past is keys and values of each layer. It carries no gradient whoever made it."""
         hidden_BSD, found = inputs.embedded_BSD, []
         earlier: list[KeysValues] | list[None] = past or [None] * len(self.blocks)
+        read = past[0].keys.shape[2] if past else 0
+        seen = _seen(inputs.padding_B, hidden_BSD.shape[1], read + hidden_BSD.shape[1])
         for block, before in zip(self.blocks, earlier, strict=True):
-            hidden_BSD, own = block.after(hidden_BSD, before)
+            hidden_BSD, own = block.after(hidden_BSD, before, seen)
             found.append(joined(own.keys, own.values, before))
         return hidden_BSD, found
 
@@ -133,18 +144,17 @@ class VideoTransformer(Decoder):
             ValueError: where the window does not lie in the clip.
         """
         self._check_window(start, length)
-        prefix = (
-            self._prefix(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens))
-            if start
-            else [None] * len(self.blocks)
-        )
+        read = prefix_inputs(start, prefix_tokens)
+        prefix = self._prefix(tokens_BT, labels_B, start, read) if start else [None] * len(self.blocks)
         hidden_BWD = self._embed(tokens_BT, labels_B, start, start + length)
+        columns = self.shape.condition_tokens - 1 + read + length
+        seen = _seen(self.words_and_padding(labels_B)[1], hidden_BWD.shape[1], columns)
         for block, keys_values in zip(self.blocks, prefix, strict=True):
             if activation_checkpointing and torch.is_grad_enabled():
-                hidden_BWD = _checkpointed(partial(self.run_block, block), hidden_BWD, keys_values)
+                hidden_BWD = _checkpointed(partial(self.run_block, block), hidden_BWD, keys_values, seen)
             else:
-                hidden_BWD = self.run_block(block, hidden_BWD, keys_values)
-        return hidden_BWD
+                hidden_BWD = self.run_block(block, hidden_BWD, keys_values, seen)
+        return hidden_BWD if start else self.after_words(hidden_BWD)
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
         """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the
@@ -156,10 +166,11 @@ class VideoTransformer(Decoder):
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
             if 1 < read < start:
                 hidden_BSD = torch.cat([hidden_BSD, self._embed(tokens_BT, labels_B, start - read + 1, start)], dim=1)
+            seen = _seen(self.words_and_padding(labels_B)[1], hidden_BSD.shape[1], hidden_BSD.shape[1])
         *lower, last = self.blocks
         for block in lower:
             with torch.no_grad():
-                hidden_BSD, keys_values = self.run_block_before_a_window(block, hidden_BSD)
+                hidden_BSD, keys_values = self.run_block_before_a_window(block, hidden_BSD, seen)
             # older torch would hand the weights cast here, which carry no gradient, to the window
             torch.clear_autocast_cache()
             yield keys_values
@@ -169,11 +180,15 @@ class VideoTransformer(Decoder):
         yield keys_values
 
     def _embed(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
-        """Inputs begin .. end-1."""
+        """Inputs begin .. end-1, with the words before input 0."""
         inputs = F.embedding(tokens_BT[:, max(begin - 1, 0) : end - 1], self.token_embedding)
+        positions = self.position_embedding[begin:end]
         if begin == 0:
-            inputs = torch.cat([F.embedding(labels_B, self.class_embedding)[:, None], inputs], dim=1)
-        return self._stream(inputs + self.position_embedding[begin:end])
+            words, _ = self.words_and_padding(labels_B)
+            inputs = torch.cat([F.embedding(words, self.class_embedding), inputs], dim=1)
+            if self.word_position_embedding is not None:
+                positions = torch.cat([self.word_position_embedding, positions])
+        return self._stream(inputs + positions)
 
     def _stream(self, inputs: Tensor) -> Tensor:
         """In the type of the residual stream."""
@@ -192,23 +207,26 @@ class VideoTransformer(Decoder):
             self.position_embedding = own
 
     def reader(self) -> Read:
-        caches = [LayerCache(self.settings.num_tokens) for _ in self.blocks]
+        caches = [LayerCache(self.settings.num_inputs) for _ in self.blocks]
         return partial(self.read, caches=caches)
 
     def read(
         self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
     ) -> Tensor:
         """Logits [B, V] after inputs begin .. end-1, which continue those in the caches (sampling)."""
-        return self._read(self._embed(tokens_BT, labels_B, begin, end), caches)
+        _, padding_B = self.words_and_padding(labels_B)
+        return self._read(self._embed(tokens_BT, labels_B, begin, end), caches, padding_B)
 
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
         """The same after one more input, the code before a position [1] that the device alone knows."""
         inputs_BD = F.embedding(codes_B, self.token_embedding) + self.position_embedding.index_select(0, position)
         return self._read(self._stream(inputs_BD[:, None]), caches)
 
-    def _read(self, hidden_BSD: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
+    def _read(
+        self, hidden_BSD: Tensor, caches: Sequence[LayerCache | StaticCache], padding_B: Tensor | None = None
+    ) -> Tensor:
         for block, cache in zip(self.blocks, caches, strict=True):
-            hidden_BSD = block.step(hidden_BSD, cache)
+            hidden_BSD = block.step(hidden_BSD, cache, padding_B)
         logits: Tensor = self.head(self.final_norm(hidden_BSD[:, -1]))
         return logits
 
@@ -238,35 +256,45 @@ class Block(nn.Module):
         self.mlp_in = _Linear(width, 4 * width)
         self.mlp_out = _Linear(4 * width, width)
 
-    def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None) -> Tensor:
-        """The next hidden states."""
-        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention))
+    def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None, seen: Tensor | None = None) -> Tensor:
+        """The next hidden states.
 
-    def after(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
+        Args:
+            seen: as `attention.attend`, here and below.
+        """
+        queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
+        return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention, seen))
+
+    def after(
+        self, hidden_BSD: Tensor, past: KeysValues | None, seen: Tensor | None = None
+    ) -> tuple[Tensor, KeysValues]:
         """The next hidden states of inputs after a past, and the keys and values of these inputs alone."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention)), KeysValues(keys, values)
+        return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention, seen)), KeysValues(
+            keys, values
+        )
 
     def after_with_gradient(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
         """As `after`, where the past gets its gradient."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend_with_gradient(queries, keys, values, past)), KeysValues(keys, values)
 
-    def before_a_window(self, hidden_BSD: Tensor) -> tuple[Tensor, KeysValues]:
+    def before_a_window(self, hidden_BSD: Tensor, seen: Tensor | None = None) -> tuple[Tensor, KeysValues]:
         """The next hidden states, and the keys and values of these inputs for whoever comes after them."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, attend(queries, keys, values, None, self.attention)), KeysValues(keys, values)
+        return self._finish(hidden_BSD, attend(queries, keys, values, None, self.attention, seen)), KeysValues(
+            keys, values
+        )
 
     def keys_values(self, hidden_BSD: Tensor) -> KeysValues:
         """Only what later inputs read of these: no queries, attention or MLP."""
         width = hidden_BSD.shape[-1]
         return KeysValues(*self._heads(F.linear(self.attention_norm(hidden_BSD), self.qkv.weight[width:]), 2))
 
-    def step(self, hidden_BSD: Tensor, cache: LayerCache | StaticCache) -> Tensor:
+    def step(self, hidden_BSD: Tensor, cache: LayerCache | StaticCache, padding_B: Tensor | None = None) -> Tensor:
         """The next hidden states of inputs that continue those in the cache (sampling)."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
-        return self._finish(hidden_BSD, cache.attend(queries, keys, values))
+        return self._finish(hidden_BSD, cache.attend(queries, keys, values, padding_B))
 
     def _heads(self, projected: Tensor, parts: int) -> tuple[Tensor, ...]:
         """[B, S, parts D] -> `parts` views of [B, H, S, K]."""
@@ -281,8 +309,16 @@ class Block(nn.Module):
         return hidden_BSD + change_BSD
 
 
+def _seen(padding_B: Tensor | None, rows: int, columns: int) -> Tensor | None:
+    """What the last `rows` of `columns` inputs see, where that is not all before them."""
+    return None if padding_B is None else beside_padding(padding_B, rows, columns)
+
+
 def _checkpointed(
-    run_block: Callable[[Tensor, KeysValues | None], Tensor], hidden_BSD: Tensor, prefix: KeysValues | None
+    run_block: Callable[[Tensor, KeysValues | None, Tensor | None], Tensor],
+    hidden_BSD: Tensor,
+    prefix: KeysValues | None,
+    seen: Tensor | None,
 ) -> Tensor:
     """The block's next hidden states; whatever it computes on the way is computed again for backward."""
     from torch.utils.checkpoint import (
@@ -290,7 +326,7 @@ def _checkpointed(
     )  # its first call imports the compiler, so only who asks for it pays the seconds
 
     def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
-        return run_block(hidden, KeysValues(*prefix) if prefix else None)
+        return run_block(hidden, KeysValues(*prefix) if prefix else None, seen)
 
     found: Tensor = checkpoint(run, hidden_BSD, *(prefix or ()), use_reentrant=False, preserve_rng_state=False)
     return found

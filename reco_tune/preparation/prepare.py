@@ -31,6 +31,7 @@ from reco_tune.preparation.cache_paths import (
     token_cache_path,
     tokenizer_path,
 )
+from reco_tune.preparation.captioning import add_captions
 from reco_tune.preparation.code_import import check_codes_there, import_codes
 from reco_tune.preparation.encoding import Encoder, LeftParts, Spread, encode_part
 from reco_tune.progress import Progress, quiet
@@ -104,7 +105,7 @@ def prepare_tokens(
     if experiment.data.layout == "tokens":
         imported = import_codes(experiment)
         _check_seen(imported.data_fingerprint, seen, experiment.data)
-        return _counted(_enough(imported, experiment.data), experiment)
+        return _with_captions(_counted(_enough(imported, experiment.data), experiment), experiment, progress)
     plan = _plan(experiment, progress, piece_blocks)._replace(spread=spread)
     _check_seen(plan.source, seen, plan.data)
     cache = _existing(plan)
@@ -120,7 +121,13 @@ def prepare_tokens(
                 writer.discard()
     assert cache is not None
     _add_missing_pieces(_enough(cache, plan.data), plan)
-    return _counted(cache, experiment)
+    return _with_captions(_counted(cache, experiment), experiment, progress)
+
+
+def _with_captions(cache: TokenCache, experiment: settings.Experiment, progress: Progress) -> TokenCache:
+    if experiment.model.condition == "text":
+        add_captions(cache, experiment, progress)
+    return cache
 
 
 def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None:

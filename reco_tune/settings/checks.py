@@ -252,6 +252,7 @@ def check_combinations(experiment: Sections) -> None:
             f"resources.attention ({resources.attention}) is for GPUs, but resources.gpus_per_worker is 0; leave it out"
         )
     _check_protocol(experiment)
+    _check_condition(experiment)
     _check_own_model(experiment)
     parts = training.micro_batches * experiment.resources.workers
     if training.batch_size % parts:
@@ -264,6 +265,28 @@ def check_combinations(experiment: Sections) -> None:
             f"sampling.guidance ({experiment.sampling.guidance}) needs the null class, which training.class_dropout (0)"
             " never trains; raise training.class_dropout"
         )
+
+
+def _check_condition(experiment: Sections) -> None:
+    """What belongs to texts alone."""
+    model, data, guidance = experiment.model, experiment.data, experiment.sampling.guidance
+    if model.condition == "none" and guidance != 1:
+        raise SettingsError(
+            f"sampling.guidance ({guidance}) compares with no condition, but model.condition is none; set it to 1"
+        )
+    if model.condition == "text":
+        return
+    of_text: tuple[tuple[str, object, object], ...] = (
+        ("model.text_tokens", model.text_tokens, 32),
+        ("model.text_tokenizer", model.text_tokenizer, "words"),
+        ("data.caption_rule", data.caption_rule, "first"),
+    )
+    for key, value, default in of_text:
+        if value != default:
+            raise SettingsError(
+                f"{key} ({value}) is of captions, but model.condition is {model.condition}; set that to text, or leave"
+                " it out"
+            )
 
 
 def _check_own_model(experiment: Sections) -> None:

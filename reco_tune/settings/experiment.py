@@ -20,6 +20,10 @@ them.
 """
 LATER = {
     "data.grid": None,
+    "data.caption_rule": "first",
+    "model.condition": "class",
+    "model.text_tokens": 32,
+    "model.text_tokenizer": "words",
     "training.residual": "float32",
     "training.keep_best": False,
     "training.epochs": None,

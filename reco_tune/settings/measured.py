@@ -11,11 +11,12 @@ CLASSLESS = ("flat", "faceforensics", "skytimelapse", "taichi")
 """Layouts whose videos have no classes."""
 
 _CLASSES = {q.CLASS_ACCURACY.name, q.LAST_FRAME_ACCURACY.name}
+_PROMPTS = {q.PROMPT_DIGIT_ACCURACY.name, q.PROMPT_DIRECTION_ACCURACY.name}
 _FLOW = {q.FLOW_UNEXPLAINED.name}
 _CLIPS = {q.FVD.name, q.KERNEL_DISTANCE.name, q.MOTION_DISTANCE.name}
 _BOTH = {name + end for name in (q.FVD_HELDOUT.name, q.COPY_RATE.name) for end in ("", "_low", "_high")}
 _DISTANCES = {name + end for name in _CLIPS for end in ("", "_low", "_high")}
-_PIXELS = _DISTANCES | _BOTH | _CLASSES | _FLOW | {q.OWN_MEASURE.name}
+_PIXELS = _DISTANCES | _BOTH | _CLASSES | _PROMPTS | _FLOW | {q.OWN_MEASURE.name}
 _GROWTH = {q.ERROR_GROWTH_RATE.name, q.ERROR_GROWTH_SLOPE.name, q.ERROR_GROWTH_AIC.name}
 _ANALYSES = {quantity.name for quantity in q.STEPS_OF_H} | {q.FIRST_FRAME_GAP.name} | _GROWTH
 
@@ -39,6 +40,10 @@ def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -
         return "is not measured if evaluation.analyses is false; set it to true"
     if metric in _GROWTH and blocks < q.FEWEST_GROWTH_BLOCKS:
         return f"needs clips of {q.FEWEST_GROWTH_BLOCKS} blocks, but these have {blocks}; lengthen data.clip_frames"
+    if metric in _PROMPTS and (experiment.model.condition != "text" or data.layout != "digits"):
+        return "reads the captions of data.layout digits; set model.condition to text there, or take another metric"
+    if metric in _CLASSES and experiment.model.condition == "none":
+        return "compares with the class asked for, but model.condition is none; set it to class"
     if metric in _CLASSES and not data.class_conditional:
         return "needs classes, but data.class_conditional is false; set it to true"
     if metric in _CLASSES and (classes is False or data.layout in CLASSLESS):

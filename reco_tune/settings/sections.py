@@ -6,6 +6,8 @@ parameter, table column.
 
 from __future__ import annotations
 
+import hashlib
+import json
 import math
 from pathlib import Path
 from typing import Annotated, Any, Literal
@@ -79,9 +81,9 @@ class Data(SettingsSection):
 
     layout: Layout = "ucf101"
     """How the folder is laid out: `ucf101`, `class_folders`, `flat`, `faceforensics`, `skytimelapse`, `taichi`,
-    `frames`, `csv`, or the import path of your own layout. `digits` is the built-in data set, rendered to `root` in
-    UCF101 layout on first use. `tokens` are your own codes: you can train on them, but there are no pixels to look at
-    or to compute FVD from.
+    `frames`, `csv`, `msrvtt`, or the import path of your own layout. `digits` is the built-in data set, rendered to
+    `root` in UCF101 layout on first use. `tokens` are your own codes: you can train on them, but there are no pixels to
+    look at or to compute FVD from.
     """
     root: LocalPath | None = None
     """Folder of the videos. For `digits` it may be left out; the rendered videos then go to the cache folder."""
@@ -133,6 +135,10 @@ class Data(SettingsSection):
     """At most this many held-out clips (drawn with `seed`). For `digits`, the number to render."""
     class_conditional: bool = True
     """Whether the model sees the class of a clip. A layout without classes has one class."""
+    caption_rule: Literal["first", "all", "random"] = "first"
+    """Which caption a video with several has, if `model.condition` is `text`: the `first`, one drawn with `seed`
+    (`random`), or `all`: training then draws one of them each time that it sees the clip.
+    """
     seed: Seed = 0
     """Seed of rendering and of drawing clips."""
     options: Options = {}
@@ -258,6 +264,21 @@ class Model(SettingsSection):
     """Number of transformer layers L."""
     heads: int = Field(12, ge=1)
     """Attention heads. The number must divide the width."""
+    condition: Literal["class", "text", "none"] = "class"
+    """What the model sees of a clip beside its codes: its class, its caption (`text`), or nothing."""
+    text_tokens: int = Field(32, ge=2)
+    """Length of a text in words, if `condition` is `text`. Shorter captions are padded, and the padding is masked.
+    Longer ones lose their end. Every step computes all of them.
+    """
+    text_tokenizer: str = "words"
+    """What cuts captions into words, if `condition` is `text`. `words`: a list of the words in the training captions.
+    Or a tokenizer of transformers: a folder, or a hub name (needs the `hf` extra).
+    """
+
+    @property
+    def condition_tokens(self) -> int:
+        """Inputs before the first code."""
+        return self.text_tokens if self.condition == "text" else 1
 
 
 PRESETS: dict[str, dict[str, int]] = {
@@ -384,7 +405,9 @@ class Training(SettingsSection):
     large. By default all logits exist at once.
     """
     class_dropout: float = Field(0.0, ge=0, lt=1)
-    """Probability that the null class replaces the class of a clip. Guidance needs it above 0."""
+    """Probability that the null class replaces the class of a clip, or that its text is left out. Guidance needs it
+    above 0.
+    """
     rungs: int = Field(5, ge=1)
     """Number of equal parts of a run. At the end of each part, called a rung, the run validates, reports and writes a
     checkpoint.
@@ -539,6 +562,14 @@ class Sections(SettingsSection):
         """Number of clips of each split whose pixels stay in the cache, for evaluation and for fitting a tokenizer."""
         fitted = 0 if self.tokenizer.pretrained else self.tokenizer.fit_clips
         return max(self.evaluation.reference_clips, self.evaluation.validation_clips, fitted)
+
+    @property
+    def captions_name(self) -> str:
+        """Folder of the captions in a token cache, after all that decides how they are read."""
+        model, data = self.model, self.data
+        drawn = data.seed if data.caption_rule == "random" else None
+        what = json.dumps([model.text_tokenizer, model.text_tokens, data.caption_rule, drawn])
+        return f"captions-{hashlib.sha256(what.encode()).hexdigest()[:16]}"
 
     @property
     def cache_dir(self) -> Path:

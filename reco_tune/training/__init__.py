@@ -1,6 +1,7 @@
 """Training: what a step computes, the loop around it, and its checkpoints. Never hears of Ray or MLflow."""
 
 from reco_tune.training.checkpoint import CacheInfo, LoadedModel, load_model, save_model
+from reco_tune.training.conditions import conditions, sees_classes
 from reco_tune.training.distributed import Group, joined, prepare_device
 from reco_tune.training.loop import FitResult, RungMeasurement, fit
 from reco_tune.training.objectives import LossOptions, LossTerms, window_loss
@@ -16,6 +17,7 @@ __all__ = [
     "RungMeasurement",
     "Scheme",
     "build_scheme",
+    "conditions",
     "fit",
     "joined",
     "load_model",
@@ -23,5 +25,6 @@ __all__ = [
     "prepare_device",
     "save_model",
     "scheme_class",
+    "sees_classes",
     "window_loss",
 ]

@@ -15,9 +15,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
+from reco_tune.training.conditions import conditions, without
 from reco_tune.training.distributed import Group
 from reco_tune.training.schemes import Batch, Scheme
 from reco_tune.windows import WindowSpan
@@ -25,7 +25,7 @@ from reco_tune.windows import WindowSpan
 IN_MEMORY_BYTES = 1 << 30
 """A split below this is copied into memory: then a batch costs an index, not page faults."""
 
-_ORDER, _DROPOUT, _PIECES, _CORRUPTION = range(4)
+_ORDER, _DROPOUT, _PIECES, _CORRUPTION, _CAPTIONS = range(5)
 """Streams of draws that must not repeat each other."""
 
 
@@ -58,7 +58,9 @@ class Feed:
         self._share = group.share(self.clips_per_micro_batch)
         tokens = scheme.tokens(cache, "train")
         self._tokens = np.array(tokens) if tokens.nbytes < IN_MEMORY_BYTES else tokens
-        self._labels = _labels(scheme, cache, "train")
+        self._labels = conditions(scheme.experiment, cache, "train")
+        several = scheme.experiment.model.condition == "text" and scheme.experiment.data.caption_rule == "all"
+        self._captions = cache.captions(scheme.experiment.captions_name) if several else None
         if not len(self._labels):
             raise DataError(
                 f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips"
@@ -70,9 +72,11 @@ class Feed:
         """The next micro-batch, in memory of the CPU."""
         indices = self._clips(self._position * self.clips_per_micro_batch, self.clips_per_micro_batch)
         labels = self._labels[indices]
+        if self._captions is not None:
+            labels = self._captions.drawn("train", indices, self._draws(_CAPTIONS, self._position))
         if self._class_dropout > 0:
             dropped = self._draws(_DROPOUT, self._position).random(len(indices)) < self._class_dropout
-            labels = np.where(dropped, self.scheme.model_settings.num_classes, labels)
+            labels = without(dropped, labels, self.scheme.model_settings.num_classes)
         span = self.scheme.draw(self._position // self._micro_batches)
         columns = self._piece_columns(len(indices), span)
         mine = indices[self._share]
@@ -185,9 +189,4 @@ def _work_for(device: torch.device) -> None:
 def held_out(scheme: Scheme, cache: TokenCache, clips: int) -> Batch:
     """The first `clips` held-out clips, whole."""
     tokens = np.array(cache.tokens("test")[:clips])
-    return Batch(torch.from_numpy(tokens), torch.from_numpy(_labels(scheme, cache, "test")[:clips]))
-
-
-def _labels(scheme: Scheme, cache: TokenCache, split: Split) -> np.ndarray:
-    labels = np.array(cache.labels(split), dtype=np.int64)
-    return labels if scheme.experiment.data.class_conditional else np.zeros_like(labels)
+    return Batch(torch.from_numpy(tokens), torch.from_numpy(conditions(scheme.experiment, cache, "test")[:clips]))

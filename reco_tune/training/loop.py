@@ -236,6 +236,8 @@ class _Run:
             )
         self._sharded = experiment.resources.shard_state and group.size > 1
         self._identity = {**_training_settings(experiment), "token cache": cache.fingerprint}
+        if experiment.model.condition == "text":
+            self._identity["captions"] = cache.captions(experiment.captions_name).fingerprint
         self._ledger = Ledger()
         self._largest_start: dict[str, int] = {}
         """By window length (text, as JSON has it)."""

@@ -86,7 +86,7 @@ class OptimiserStep:
         shape, training = self.scheme.model_settings, self._training
         clips = self._group.share(training.batch_size // training.micro_batches)
         tokens_BT = torch.zeros(clips.stop - clips.start, shape.num_tokens, dtype=torch.int32)
-        batch = Batch(tokens_BT, torch.zeros(len(tokens_BT), dtype=torch.int64))
+        batch = Batch(tokens_BT, torch.zeros(shape.condition_shape(len(tokens_BT)), dtype=torch.int64))
         for span in self.scheme.kinds_of_spans():
             self.backward(MicroBatch(batch, span))
         if isinstance(self.parameters, FlatParameters):  # a split model is validated by one that is whole

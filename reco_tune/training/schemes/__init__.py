@@ -19,6 +19,7 @@ from reco_tune import parts
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import DataError
 from reco_tune.settings import Experiment
+from reco_tune.training.conditions import num_conditions
 from reco_tune.training.schemes.base import Batch, Scheme
 from reco_tune.training.schemes.full import Full
 
@@ -51,5 +52,4 @@ def build_scheme(experiment: Experiment, cache: TokenCache) -> Scheme:
             f" tokenizer settings give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these"
             " settings"
         )
-    num_classes = cache.num_classes if experiment.data.class_conditional else 1
-    return scheme_class(experiment)(experiment, cache.num_codes, num_classes)
+    return scheme_class(experiment)(experiment, cache.num_codes, num_conditions(experiment, cache))

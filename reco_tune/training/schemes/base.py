@@ -30,7 +30,7 @@ class Batch(NamedTuple):
     tokens_BT: Tensor
     """int32 codes; T is the scheme's `model_settings.num_tokens`."""
     labels_B: Tensor
-    """Classes; the null class where dropped."""
+    """Classes [B], or words of texts [B, C]; the null class where dropped."""
 
 
 class Scheme:

@@ -1,0 +1,139 @@
+"""The captions of a token cache as numbers: what a model of texts is trained on and asked for. One folder in the cache.
+
+    captions.json             captions of every clip, and what made them
+    words.json                the list of words, or tokenizer.json, a tokenizer of transformers
+    train.npy, test.npy       int32 [captions, C]: words, padded on the left
+
+Text tokens are made once; a clip with several captions has as many rows.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Mapping, Sequence
+from functools import cached_property
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from reco_tune.data.layouts import SPLITS, Split
+from reco_tune.data.word_list import TextTokenizer, load_text_tokenizer
+from reco_tune.errors import DataError
+from reco_tune.windows import PADDING
+
+SCHEMA = 1
+FILE = "captions.json"
+
+
+class Captions:
+    """Those of an existing cache, read only."""
+
+    def __init__(self, path: Path, description: dict[str, Any]) -> None:
+        self.path = path
+        self.fingerprint: str = description["fingerprint"]
+        self.source: str = description["source"]
+        """Hash of the captions themselves."""
+        self.num_words: int = description["num_words"]
+        self.length: int = description["length"]
+        """C."""
+        self.rule: str = description["rule"]
+        self.shortened: int = description["shortened"]
+        """Captions that lost their end."""
+        self._texts: dict[Split, list[list[str]]] = {split: description[split] for split in SPLITS}
+        self._words: dict[Split, np.ndarray] = {
+            split: np.load(path / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in SPLITS
+        }
+        self._first = {split: np.cumsum([0, *map(len, self._texts[split])], dtype=np.int64) for split in SPLITS}
+        if any(self._words[split].shape != (self._first[split][-1], self.length) for split in SPLITS):
+            raise ValueError("arrays of another shape")
+
+    @classmethod
+    def open(cls, path: Path) -> Captions:
+        """
+        Raises:
+            DataError: where there are none, or they are damaged.
+        """
+        if not (path / FILE).is_file():
+            raise DataError(f"{path.parent} holds no captions for these settings; run `reco-tune tokenize` with them")
+        try:
+            description = json.loads((path / FILE).read_text(encoding="utf-8"))
+            if description["schema"] != SCHEMA:
+                raise ValueError(f"version {description['schema']}")
+            return cls(path, description)
+        except (OSError, ValueError, KeyError, TypeError) as error:
+            raise DataError(
+                f"the captions {path} are damaged or of another version ({error}); delete the folder {path.name} and"
+                " run again"
+            ) from error
+
+    @cached_property
+    def tokenizer(self) -> TextTokenizer:
+        return load_text_tokenizer(self.path)
+
+    def texts(self, split: Split) -> list[str]:
+        """The first caption of every clip."""
+        return [captions[0] for captions in self._texts[split]]
+
+    def words(self, split: Split) -> np.ndarray:
+        """int64 [N, C]: of the first caption of every clip."""
+        return np.array(self._words[split][self._first[split][:-1]], dtype=np.int64)
+
+    def encoded(self, texts: Sequence[str]) -> np.ndarray:
+        """int64 [texts, C]."""
+        return padded([self.tokenizer.encode(text) for text in texts], self.length, self.num_words)
+
+    def drawn(self, split: Split, clips: np.ndarray, draws: np.random.Generator) -> np.ndarray:
+        """int64 [clips, C]: of one caption of each, all of them as likely."""
+        first, counts = self._first[split][clips], np.diff(self._first[split])[clips]
+        rows = first + (draws.random(len(clips)) * counts).astype(np.int64)
+        return np.array(self._words[split][rows], dtype=np.int64)
+
+    def prompts(self, split: Split, clips: int, count: int) -> list[tuple[int, str]]:
+        """`count` captions, each with its clip: the first of the first clips, then their second ones, and so on; from
+        the beginning again where there are not so many.
+        """
+        texts = self._texts[split][:clips]
+        most = max(map(len, texts), default=0)
+        order = [(clip, own[place]) for place in range(most) for clip, own in enumerate(texts) if place < len(own)]
+        return [order[place % len(order)] for place in range(count)]
+
+
+def write_captions(
+    folder: Path, texts: Mapping[Split, list[list[str]]], tokenizer: TextTokenizer, length: int, rule: str
+) -> None:
+    """Makes the text tokens of all captions and writes them with what made them."""
+    folder.mkdir(parents=True)
+    tokenizer.save(folder)
+    shortened = 0
+    for split in SPLITS:
+        encoded = [tokenizer.encode(caption) for captions in texts[split] for caption in captions]
+        shortened += sum(len(words) > length for words in encoded)
+        np.save(folder / f"{split}.npy", padded(encoded, length, tokenizer.num_words).astype(np.int32))
+    source = source_of(texts)
+    description = {
+        "schema": SCHEMA,
+        "fingerprint": hashlib.sha256(f"{source} {tokenizer.fingerprint} {length}".encode()).hexdigest(),
+        "source": source,
+        "rule": rule,
+        "num_words": tokenizer.num_words,
+        "length": length,
+        "shortened": shortened,
+        **texts,
+    }
+    (folder / FILE).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
+
+
+def source_of(texts: Mapping[Split, list[list[str]]]) -> str:
+    """Hash of captions and of whose they are."""
+    return hashlib.sha256(json.dumps([texts[split] for split in SPLITS]).encode()).hexdigest()
+
+
+def padded(encoded: Sequence[Sequence[int]], length: int, null: int) -> np.ndarray:
+    """int64 [texts, length]: words on the right; a text without words is the null word."""
+    words = np.full((len(encoded), length), PADDING, dtype=np.int64)
+    for row, text in enumerate(encoded):
+        kept = list(text[:length]) or [null]
+        words[row, length - len(kept) :] = kept
+    return words
