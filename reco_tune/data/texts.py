@@ -112,7 +112,7 @@ def write_captions(
         shortened += sum(len(words) > length for words in encoded)
         np.save(folder / f"{split}.npy", padded(encoded, length, tokenizer.num_words).astype(np.int32))
     source = source_of(texts)
-    description = {
+    description: dict[str, object] = {
         "schema": SCHEMA,
         "fingerprint": hashlib.sha256(f"{source} {tokenizer.fingerprint} {length}".encode()).hexdigest(),
         "source": source,
@@ -120,7 +120,7 @@ def write_captions(
         "num_words": tokenizer.num_words,
         "length": length,
         "shortened": shortened,
-        **texts,
+        **{split: texts[split] for split in SPLITS},
     }
     (folder / FILE).write_text(json.dumps(description, ensure_ascii=False), encoding="utf-8")
 

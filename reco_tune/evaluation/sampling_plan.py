@@ -40,6 +40,11 @@ class Asked(NamedTuple):
     prompts_N: tuple[str, ...] | None
     """Texts, where the model is asked with texts: what a measure of clips and words compares with."""
 
+    def part(self, batch: SamplingBatch) -> Asked:
+        """Of the batch's clips."""
+        own = slice(batch.start, batch.stop)
+        return Asked(self.labels_N[own], self.given_N[own], None if self.prompts_N is None else self.prompts_N[own])
+
 
 def asked_for(experiment: Experiment, cache: TokenCache) -> Asked:
     """Classes as frequent as among the reference clips, or the captions of these clips, in their order."""

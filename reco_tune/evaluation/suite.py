@@ -214,8 +214,7 @@ def _generated(
                 assert known.class_B is not None and known.frame_class_BF is not None
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
             if measure is not None:
-                part = Asked(*(None if rows is None else rows[batch.start : batch.stop] for rows in asked))
-                mine["own"].append(_measured(measure, generated.video_BFCHW, part))
+                mine["own"].append(_measured(measure, generated.video_BFCHW, asked.part(batch)))
             if digits:
                 mine["moves"].append(motion_signs(generated.video_BFCHW).cpu())
             if evaluation.flow:
