@@ -374,6 +374,12 @@ def _check_chunks(experiment: Sections) -> None:
             "transformer",
             "has no keys and values that are known to carry a gradient",
         ),
+        (
+            "model.condition",
+            experiment.model.condition,
+            "none" if experiment.model.condition == "none" else "class",
+            "puts words before the first chunk",
+        ),
     )
     for key, value, default, reason in whole:
         if value != default:
