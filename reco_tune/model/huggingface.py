@@ -131,9 +131,9 @@ class HuggingFaceDecoder(Decoder):
         num_tokens: int,
         num_classes: int = 1,
         code_offset: int | None = None,
+        lora: LoraOptions | None = None,
         text_offset: int | None = None,
         condition_tokens: int = 1,
-        lora: LoraOptions | None = None,
     ) -> None:
         """
         Args:
@@ -141,10 +141,10 @@ class HuggingFaceDecoder(Decoder):
                 off stay as they are.
             code_offset: place of code 0 in its vocabulary; without one, codes have an embedding and a head of their
                 own.
+            lora: adapters that are trained in place of its weights.
             text_offset: place of word 0 in its vocabulary; without one, words (or classes) have an embedding of their
                 own.
             condition_tokens: C, the words of a text; 1 for a class.
-            lora: adapters that are trained in place of its weights.
 
         Raises:
             ValueError: for a model that cannot be trained in windows, or whose vocabulary, positions or layers do not
@@ -194,7 +194,7 @@ class HuggingFaceDecoder(Decoder):
         """
         given = {"attn_implementation": _attention_name(), "dtype": torch.float32}
         model = _from(lambda auto: auto.from_config(_config(options), **given))
-        made = cls(model, num_codes, num_tokens, num_classes, **options.parts, **text)
+        made = cls(model, num_codes, num_tokens, num_classes, **{**options.parts, **text})
         made._options = options
         return made
 
