@@ -59,6 +59,18 @@ def _fitted(columns: Sequence[Sequence[str]], left: Collection[int], width: int)
         if not folding:
             return None
         widths[max(folding, key=lambda place: widths[place])] -= 1
+    return _with_lower_headings([name for name, *_ in columns], widths, room - sum(widths))
+
+
+def _with_lower_headings(names: Sequence[str], widths: list[int], spare: int) -> list[int]:
+    """Widths that spend spare room on the headings with the most lines."""
+    heights = [len(_wrap(name, width)) for name, width in zip(names, widths, strict=True)]
+    for place, name in enumerate(names):
+        if heights[place] == max(heights) > 1:
+            lower = (more for more in range(1, spare + 1) if len(_wrap(name, widths[place] + more)) < heights[place])
+            more = next(lower, 0)
+            widths[place] += more
+            spare -= more
     return widths
 
 

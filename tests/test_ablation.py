@@ -196,7 +196,7 @@ def test_seeds_that_the_baseline_lacks_are_said(three_seeds):
     assert "use fewer seeds than the mean in their row" in caption(lost) and "`reco` equal steps (2 of 3)" in caption(
         lost
     )
-    assert "could not give a p-value below 0.5 here" in caption(lost)
+    assert "cannot give a p-value below 0.5 here" in caption(lost)
     alone = caption(three_seeds[~three_seeds["trial"].isin(["full-s1", "full-s2"])])
     assert "no arm shares two seeds with it, so there is no p-value" in alone and "before training-seed noise" in alone
     assert "sign-flip" not in alone and "rest on fewer" not in caption(three_seeds)
@@ -241,7 +241,7 @@ def test_latex_is_balanced_and_escaped(one_seed):
 
 @pytest.mark.parametrize(
     ("value", "plain", "with_sign"),
-    [(1.005, "1.00", "+1.00"), (-0.001, "0.00", "0.00"), (-2.5, "-2.50", "−2.50"), (math.nan, "", "")],
+    [(1.005, "1.00", "+1.00"), (-0.001, "0.00", "0.00"), (-2.5, "−2.50", "−2.50"), (math.nan, "", "")],
     ids=["rounds", "no-negative-zero", "negative", "missing"],
 )
 def test_numbers_have_one_spelling(value, plain, with_sign):

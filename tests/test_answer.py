@@ -21,8 +21,8 @@ def test_the_fastest_arm_that_is_not_worse_is_recommended_with_its_cost(runs):
     rows = evidence.ablation[evidence.ablation["budget"] == "equal_compute"].set_index("arm")
     fit = rows[~rows["verdict"].str.startswith("worse") & (rows["speedup"] > 1.05)]
     best = rows.loc[fit["speedup"].idxmax()]
-    assert lead.startswith(f"At equal compute, take `{best.name}`: each step is {best['speedup']:.2f}x ")
-    assert f"FVD is {best['fvd']:.2f}, +{best['fvd_delta']:.2f} [" in lead and "against `full`, not resolved" in lead
+    assert lead.startswith(f"At equal compute, take `{best.name}`. Its steps are {best['speedup']:.2f}x ")
+    assert f"FVD is {best['fvd']:.2f}, a difference of +{best['fvd_delta']:.2f} [" in lead and "]: not resolved" in lead
 
 
 def test_where_every_faster_arm_is_worse_none_is_recommended(runs):
@@ -30,7 +30,7 @@ def test_where_every_faster_arm_is_worse_none_is_recommended(runs):
     assert steps.startswith(
         "At equal steps, every faster arm has a worse FVD than `full`. The best of them is `norm_penalty`"
     )
-    assert "Of the sampled settings, `search-" in steps and "window 27" in steps
+    assert "Among the sampled settings, `search-" in steps and "window 27" in steps
 
 
 def test_what_is_open_is_told_with_the_seeds_that_would_settle_it(runs):

@@ -160,7 +160,7 @@ def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_s
     found = verdict(with_steps(one_seed, 0.3, 0.5), "smoother, not only smaller")
     assert (
         found.verdict == "not resolved"
-        and "0.30x raw and 0.50x relative" in found.words
+        and "0.30x, and 0.50x relative" in found.words
         and "One training seed" in found.words
     )
     unmeasured = one_seed.drop(columns=[name for name in one_seed if name.startswith("lipschitz")])
@@ -171,7 +171,7 @@ def test_one_seed_settles_no_smoothness_and_an_unmeasured_study_tests_none(one_s
 
 
 def test_the_toy_ladder_shrinks_h_and_smooths_nothing(one_seed):
-    assert "0.40x raw and 1.00x relative to |h|" in verdict(one_seed, "smoother, not only smaller").words
+    assert "0.40x, and 1.00x relative to |h|" in verdict(one_seed, "smoother, not only smaller").words
 
 
 @pytest.mark.parametrize(
@@ -194,5 +194,5 @@ def test_what_is_not_tested_is_one_line(one_seed):
     (table,) = section.tables
     assert "not tested" not in {row["verdict"] for row in table.groups[0].rows}
     line = "Balancing the first frame helps (at equal steps, at equal compute); "
-    assert line in table.caption and section.markup.count("Not tested by this study") == 1
+    assert line in table.caption and section.markup.count("This study did not test") == 1
     assert "not-tested" not in section.markup

@@ -53,7 +53,7 @@ def test_compilation_is_a_stage_where_a_run_compiled(evidence):
     stages = [stage.name for stage in STAGE_SECONDS]
     without, runs = ledger(evidence.study, evidence.own), evidence.own.copy()
     assert without["compile_seconds"].isna().all()
-    assert "compile s" not in headings(evidence)
+    assert "compile (s)" not in headings(evidence)
     runs.loc[runs["arm"] == "reco", "compile_seconds"] = 1800.0
     costs, before = (table.set_index("arm") for table in (ledger(evidence.study, runs), without))
     of_reco = (runs["arm"] == "reco").sum()
@@ -62,7 +62,7 @@ def test_compilation_is_a_stage_where_a_run_compiled(evidence):
     assert list(more[more > 0].index) == ["reco", "total"] and more["total"] == pytest.approx(of_reco / 2)
     assert_frame_equal(*(table.drop(columns=["compile_seconds", "device_hours"]) for table in (costs, before)))
     assert costs.loc["total", "device_hours"] == pytest.approx(costs.loc["total", stages].sum() / 3600)
-    assert "compile s" in headings(Evidence(runs, evidence.study))
+    assert "compile (s)" in headings(Evidence(runs, evidence.study))
 
 
 def headings(evidence):
@@ -121,14 +121,14 @@ def test_overfitting_is_one_sentence_and_tables_show_best_and_last(evidence):
     risen = overfit(evidence, "reco", (0.7, 0.6, 0.9))
     words = build("compute", risen).words
     assert len(words) == 2 and words[0] == (
-        "`reco` at equal steps overfits from step 400 of 600 (pass 3.1 of 4.7): its validation cross-entropy rose from"
+        "`reco` at equal steps overfits after step 400 of 600 (pass 3.1 of 4.7): its validation cross-entropy rose from"
         " 0.600 to 0.900."
     )
     rows = compute_table(risen).set_index(["budget", "arm"]).loc["equal_steps"]
     assert list(rows.loc["reco", ["val_cross_entropy", "best_val_cross_entropy", "best_step"]]) == [0.9, 0.6, 400]
     assert rows.loc["full", "best_val_cross_entropy"] == rows.loc["full", "val_cross_entropy"]
     text = markdown(build("ablation", risen).tables)
-    assert "| best val CE ↓ |" in text and " 0.900 | 0.600 |" in text and words[0] in text
+    assert "| best val CE (nats/token) ↓ |" in text and " 0.900 | 0.600 |" in text and words[0] in text
     assert "best val CE" not in markdown(build("ablation", evidence).tables)
     assert build("compute", evidence).words == []
 

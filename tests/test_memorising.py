@@ -115,7 +115,7 @@ def test_a_report_says_who_copies_and_what_verdicts_rest_on(tmp_path: Path) -> N
     evidence = Evidence.read(record)
     section = memorising.build(evidence)
     assert len(section.words) == 2 and all("`full`" in words and "90%" in words for words in section.words)
-    assert "7.00 against held-out ones" in section.words[0]
+    assert "7.00 against held-out clips" in section.words[0]
     row = memorising.memorising_table(evidence).set_index(["budget", "arm"]).loc["equal_steps", "reco"]
     assert (row["copy_rate"], row["fvd_heldout"], row["seeds"]) == (pytest.approx(0.04), 7.0, 2)
     assert "They rest on FVD against 512 training clips." in claims.build(evidence).about

@@ -80,7 +80,8 @@ def test_the_command_loads_and_holds_what_it_names(study, runs):
     lines, commands = in_words(found), seeds_commands(found, near)
     extend, command, together = (command.replace(STUDY_DIR, str(study)) for command in commands)
     assert any(
-        line.startswith("`reco` against `full` equal compute: +0.77 would be resolved by about") for line in lines
+        line.startswith("`reco` against `full` at equal compute: the difference is +0.77. If the true")
+        for line in lines
     )
     assert shlex.split(together, comments=True) == [
         "python",
@@ -159,4 +160,4 @@ def test_the_smallest_p_of_a_sign_flip_test(seeds, floor, runs):
     """Counted: all sign patterns of differences that all point one way."""
     patterns = np.array(np.meshgrid(*[[-1, 1]] * seeds)).reshape(seeds, -1)
     assert sign_flip_floor(seeds) == floor == np.mean(np.abs(patterns.sum(axis=0)) >= seeds)
-    assert "could not give a p-value below 0.25 here" in caption(Evidence(runs))
+    assert "cannot give a p-value below 0.25 here" in caption(Evidence(runs))

@@ -23,28 +23,28 @@ class Budget(NamedTuple):
 
 
 BUDGETS = {
-    "equal_steps": Budget("Equal steps", "at equal steps", "every arm takes the baseline's optimiser steps"),
+    "equal_steps": Budget("Equal steps", "at equal steps", "every arm takes as many optimiser steps as the baseline"),
     "equal_compute": Budget(
         "Equal compute",
         "at equal compute",
-        "every arm takes the steps that the baseline's cost buys at its measured speed",
+        "every arm costs as much as the baseline, so a faster arm takes more steps",
     ),
     "half_compute": Budget(
         "Half the compute",
         "at half the compute",
-        "every arm takes the steps that half of the baseline's cost buys at its measured speed",
+        "every arm costs half as much as the whole baseline, so a faster arm takes more steps",
         "Half",
     ),
     "quarter_compute": Budget(
         "A quarter of the compute",
         "at a quarter of the compute",
-        "every arm takes the steps that a quarter of the baseline's cost buys at its measured speed",
+        "every arm costs a quarter as much as the whole baseline, so a faster arm takes more steps",
         "A quarter",
     ),
     "eighth_compute": Budget(
         "An eighth of the compute",
         "at an eighth of the compute",
-        "every arm takes the steps that an eighth of the baseline's cost buys at its measured speed",
+        "every arm costs an eighth as much as the whole baseline, so a faster arm takes more steps",
         "An eighth",
     ),
 }

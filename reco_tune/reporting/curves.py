@@ -77,7 +77,7 @@ class Turn(NamedTuple):
         first, last = (number(step * self.passes_per_step, 1) for step in (self.step, self.steps))
         passes = f" (pass {first} of {last})" if last else ""
         return (
-            f"{quoted(self.arm)} {BUDGETS[self.budget].words} overfits from step {self.step} of {self.steps}{passes}:"
+            f"{quoted(self.arm)} {BUDGETS[self.budget].words} overfits after step {self.step} of {self.steps}{passes}:"
             f" its validation cross-entropy rose from {number(self.best, 3)} to {number(self.last, 3)}."
         )
 

@@ -11,6 +11,8 @@ from matplotlib.ticker import MaxNLocator
 from reco_tune.reporting.labels import label_line_ends
 from reco_tune.reporting.style import LARGEST, colours, lay_out, new_figure, plain_log, say_left_out, style
 
+LOSS_LABEL = "validation cross-entropy\n(nats/token, lower is better)"
+
 
 def line_figure(
     lines: Mapping[str, Sequence[tuple[float, float]]],

@@ -7,6 +7,7 @@ from typing import Any
 
 FORMULA = ("=", "+", "-", "@")
 """Begin a formula in a spreadsheet."""
+MINUS = "\N{MINUS SIGN}"
 
 
 def formula_safe(text: str) -> str:
@@ -26,21 +27,31 @@ def quoted(name: str) -> str:
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Fixed digits, from a thousand million on in powers of ten; empty where there is no number; no minus before a
-    zero.
+    """Fixed digits, from a thousand million on in powers of ten; empty where there is no number; a minus sign, not a
+    hyphen, and none before a zero.
     """
     if value is None or not math.isfinite(value):
         return ""
     if abs(value) >= 1e9:
-        return f"{value:.{digits}e}".replace("e+", "e")
+        return with_minus(f"{value:.{digits}e}".replace("e+", "e"))
     text = f"{value:.{digits}f}"
-    return text.removeprefix("-") if float(text) == 0 else text
+    return text.removeprefix("-") if float(text) == 0 else with_minus(text)
+
+
+def significant(value: float, digits: int = 3) -> str:
+    """So many significant digits; powers of ten where there are many zeros."""
+    return with_minus(f"{value:.{digits}g}")
+
+
+def with_minus(text: str) -> str:
+    """A number's hyphens as minus signs, which are as wide as a plus and never break a line."""
+    return text.replace("-", MINUS)
 
 
 def signed(value: float, digits: int = 2) -> str:
     """As `number`, with a plus before what is above zero."""
     text = number(value, digits)
-    return f"+{text}" if text and float(text) > 0 else text.replace("-", "−")
+    return f"+{text}" if text and value > 0 and float(text) else text
 
 
 def interval(low: float, high: float, digits: int = 2) -> str:

@@ -53,7 +53,7 @@ def caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
     also = {key for budget in dict.fromkeys(rows["budget"]) for key in beside(rows[rows["budget"] == budget], asked)}
     names = ", ".join(f"`{key}`" for key in rows.columns if key in also)
     mixed = (
-        f" No best row is marked where rows of a budget also differ in other settings, here {names}." if also else ""
+        f" No row is marked as best, because rows of a budget also differ in other settings: {names}." if also else ""
     )
     return f"{NOTE}{mixed} {measured_with(rows)}".rstrip()
 

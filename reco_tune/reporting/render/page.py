@@ -12,7 +12,7 @@ import pandas as pd
 
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.quality import FVD
-from reco_tune.reporting.render.text import data_uri, with_code
+from reco_tune.reporting.render.text import data_uri, glued, with_code
 from reco_tune.reporting.section import DPI, Figure, Section
 from reco_tune.settings import SEARCH
 from reco_tune.settings.protocols import CODES_ALONE
@@ -33,6 +33,7 @@ def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Pa
         undefined=jinja2.StrictUndefined,
     )
     environment.filters["code"] = with_code
+    environment.filters["glued"] = glued
     shown = [one for one in (_shown(section, drawn) for section in sections) if one]
     protocols = list(dict.fromkeys(result.protocol for result in evidence.results.values()))
     return environment.get_template("page.html.j2").render(

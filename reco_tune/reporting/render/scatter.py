@@ -16,6 +16,7 @@ from reco_tune.settings import BASELINE, SEARCH
 
 WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
+X_LABEL = "speed-up per step (x, higher is better)"
 MOST_POINTS = 600
 """Configurations drawn; where there are more, those on the frontier and arms come first."""
 MOST_TICKS = 8
@@ -53,9 +54,9 @@ def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str
         x = across(value)
         parts.append(f'<line class="grid" y1="{TOP}" y2="{HEIGHT - BOTTOM}" x1="{x:.1f}" x2="{x:.1f}"/>')
         parts.append(f'<text x="{x:.1f}" y="{HEIGHT - BOTTOM + 18}" text-anchor="middle">{value:g}x</text>')
-    parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">speed-up per step</text>')
-    middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{title}</text>')
+    parts.append(f'<text x="{(LEFT + WIDTH) / 2:.0f}" y="{HEIGHT - 6}" text-anchor="middle">{X_LABEL}</text>')
+    middle, y_label = (TOP + HEIGHT - BOTTOM) / 2, f"{title} (lower is better)"
+    parts.append(f'<text transform="translate(14 {middle:.0f}) rotate(-90)" text-anchor="middle">{y_label}</text>')
     front = sorted((row for row in rows if row["on_frontier"]), key=lambda row: (row["speedup"], row[key]))
     if front:
         path = f"M{across(front[0]['speedup']):.1f} {along(front[0][key]):.1f}"

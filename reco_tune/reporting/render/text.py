@@ -15,6 +15,11 @@ def with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
+def glued(heading: str) -> str:
+    """A heading whose arrow stays on the line of its last word."""
+    return heading.replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑")
+
+
 def breakable(name: str) -> Markup:
     """A name that may break after its underscores."""
     return Markup(str(escape(name)).replace("_", "_<wbr>"))

@@ -50,7 +50,9 @@ def ablation_table(evidence: Evidence) -> Table:
     """The rows of `comparisons.ablation_rows`, a group a budget; beside them the paper's own where conditions match."""
     paper = evidence.paper
     bests = {(turn.budget, turn.arm): turn.best for turn in evidence.turns}
-    best = Column("best_val_cross_entropy", "best val CE ↓", lambda row: number(row["best"], 3), optional=True)
+    best = Column(
+        "best_val_cross_entropy", "best val CE (nats/token) ↓", lambda row: number(row["best"], 3), optional=True
+    )
     quality = evidence.quality
     told = [quality.key, f"{quality.key}_interval", quality.delta]
     loss = [LOSS] if quality is FVD else []
@@ -71,7 +73,7 @@ def ablation_table(evidence: Evidence) -> Table:
         latex=["arm", "seeds", *told, "speedup", "speedup_limit", *loss, quality.p_value, "verdict", *PAPER],
         terminal=[
             *("arm", "seeds", *told, quality.p_value, "verdict"),
-            *("speedup", "speedup_limit", "peak_memory_ratio", *loss),
+            *("speedup", "speedup_limit", "peak_memory_ratio"),
         ],
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
@@ -105,7 +107,7 @@ def columns_for_people(quality: Quality) -> list[Column]:
         number_column("speedup_limit", "limit (x)"),
         number_column("limit_fraction", "of limit ↑"),
         number_column("peak_memory_ratio", "memory (x) ↓"),
-        Column("gpu_hours", "device h ↓", lambda row: hours(row["gpu_hours"])),
+        Column("gpu_hours", "device (h) ↓", lambda row: hours(row["gpu_hours"])),
         *([loss] if quality is FVD else []),
     ]
 
@@ -149,22 +151,26 @@ def caption(evidence: Evidence) -> str:
     elif seeds <= 1:
         text = (
             "One training seed: the intervals include sampling noise only (which clips were generated), not the noise"
-            " between training seeds, and there is no p-value."
+            " between training seeds. There is no p-value; the verdicts follow from the intervals."
         )
     else:
         text = (
-            f"Means over up to {seeds} training seeds, with 95% t intervals over seeds. The spread over seeds contains"
-            " the sampling noise"
-            + (" and is never taken to be smaller. An arm with one seed has its sampling interval" if fvd else "")
-            + f". Differences are paired with `{baseline}` by seed"
+            f"Means over up to {seeds} training seeds, with 95% t intervals over seeds."
+            + (
+                " If the spread over seeds is smaller than the sampling noise, the interval uses the sampling noise. An"
+                " arm with one seed has the interval of its sampling noise."
+                if fvd
+                else ""
+            )
+            + f" Differences are paired with `{baseline}` by seed"
         )
         text += (
             "; no arm shares two seeds with it, so there is no p-value."
             if pairs < 2
             else (
-                ". P-values are t tests of the seeds' differences, corrected by Holm over the arms of a budget, and the"
-                " verdicts follow from them. They assume normally distributed differences. A sign-flip test, which does"
-                f" not, could not give a p-value below {sign_flip_floor(pairs):.2g} here."
+                ". P-values are from t tests of these differences, corrected by Holm over the arms of a budget. The"
+                " verdicts follow from them. The t test assumes normally distributed differences. A sign-flip test does"
+                f" not, but it cannot give a p-value below {sign_flip_floor(pairs):.2g} here."
             )
         )
     if fewer := [
@@ -183,8 +189,8 @@ def caption(evidence: Evidence) -> str:
         text += _detectable([one for one in found if one.result.budget == budget], evidence.quality)
     if any(value is True for value in evidence.runs["rank_deficient"]):
         text += (
-            " There are no more generated or real clips than the extractor has features, so covariances lack rank and"
-            " these FVDs mean little."
+            " The extractor has at least as many features as there are generated or real clips. So the covariances lack"
+            " rank, and these FVDs mean little."
         )
     return f"{text} {evidence.origin}"
 

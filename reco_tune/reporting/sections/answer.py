@@ -18,7 +18,7 @@ FASTER = 1.05
 _SHORT = {
     "window.length_tokens": "window",
     "window.stride_tokens": "stride",
-    "window.first_frame_probability": "first-frame p",
+    "window.first_frame_probability": "first-frame probability",
     "objective.continuity_weight": "λ",
 }
 
@@ -61,7 +61,9 @@ def _at(evidence: Evidence, budget: str) -> str:
     fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
     if fastest is not None and fastest is not best and fastest.result.arm in front:
         parts.append(f"The fastest arm on the frontier is {_told(fastest, evidence.quality)}.")
-    return " ".join([*parts, *sampled] if parts else [f"{BUDGETS[budget].words.capitalize()}:", *sampled])
+    if not parts:
+        sampled[0] = f"{BUDGETS[budget].words.capitalize()}, {sampled[0][:1].lower()}{sampled[0][1:]}"
+    return " ".join([*parts, *sampled])
 
 
 def _told(one: Comparison, quality: Quality) -> str:
@@ -74,9 +76,9 @@ def _told(one: Comparison, quality: Quality) -> str:
     mean, delta = number(sum(values) / len(values), quality.digits), signed(difference.delta, quality.digits)
     verdict = one.standing.replace(ONE_SEED, " at one seed")
     return (
-        f"{quoted(one.result.arm)}: each step is {number(means['speedup'])}x{f' {speed}' if speed else ''} as fast, and"
-        f" {quality.name} is {mean}, {delta}{f' {ends}' if ends else ''} against"
-        f" {quoted(one.baseline)}, {verdict}"
+        f"{quoted(one.result.arm)}. Its steps are {number(means['speedup'])}x{f' {speed}' if speed else ''} as fast as"
+        f" those of {quoted(one.baseline)}. Its {quality.name} is {mean}, a difference of"
+        f" {delta}{f' {ends}' if ends else ''}: {verdict}"
     )
 
 
@@ -89,14 +91,14 @@ def _sampled(evidence: Evidence, budget: str) -> list[str]:
         return []
     best = next((row for row in rows if row["knee"]), None) or min(rows, key=lambda row: float(row[quality.key]))
     more = f" {len(rows)} sampled settings are on the frontier." if len(rows) > 1 else ""
-    return [f"Of the sampled settings, {_place(best, quality)}.{more}"]
+    return [f"Among the sampled settings, {_place(best, quality)}.{more}"]
 
 
 def _place(row: Row, quality: Quality) -> str:
     values = ", ".join(f"{name} {setting(row[key])}" for key, name in _SHORT.items() if setting(row[key]))
     ends = interval(row[quality.low], row[quality.high], quality.digits)
     return (
-        f"{quoted(row['trial'])} ({values}) gives {number(row['speedup'])}x at {quality.name}"
+        f"{quoted(row['trial'])} ({values}) is {number(row['speedup'])}x as fast per step, with {quality.name}"
         f" {number(row[quality.key], quality.digits)}"
         f"{f' {ends}' if ends else ''}"
     )
@@ -125,10 +127,10 @@ def _open(evidence: Evidence) -> list[str]:
 def _seeds(found: Sequence[Unresolved]) -> str:
     known = [one for one in found if one.needed is not None]
     if not known:
-        return f"They are too close to resolve with {MOST_SEEDS} training seeds."
+        return f"More than {MOST_SEEDS} training seeds would be needed to tell them apart."
     told = ", ".join(f"{quoted(one.arm)} {BUDGETS[one.budget].words} about {one.needed}" for one in known)
-    rest = f" The others are too close to resolve with {MOST_SEEDS}." if len(known) < len(found) else ""
-    return f"Training seeds that would resolve it: {told}.{rest}"
+    rest = f" The others would need more than {MOST_SEEDS}." if len(known) < len(found) else ""
+    return f"Training seeds that would probably resolve it: {told}.{rest}"
 
 
 def _refused(evidence: Evidence) -> set[tuple[str, str]]:

@@ -82,9 +82,9 @@ def _note(evidence: Evidence) -> str:
     against = {words for result in evidence.results.values() if (words := reference_of(result.protocol))}
     rest = f" They rest on FVD against {' and '.join(sorted(against))}." if quality is FVD and against else ""
     return (
-        f"Each verdict follows from the 95% interval of a paired {quality.name} difference (lower is better). If the"
-        " interval contains zero, the claim is not resolved. Unlike those of the ablation table, these intervals and"
-        f" p-values are not corrected for the number of claims.{rest}"
+        f"Each verdict follows from the 95% interval of a paired {quality.name} difference (below zero, the first arm"
+        " is better). If the interval contains zero, the claim is not resolved. These intervals and p-values are not"
+        f" corrected for the number of claims. Those of the ablation table are corrected.{rest}"
     )
 
 
@@ -95,7 +95,7 @@ def _untested(found: Sequence[Claim]) -> str:
         for claim in dict.fromkeys(one.claim for one in found)
     }
     named = "; ".join(f"{claim} ({', '.join(map(_when, own))})" for claim, own in budgets.items())
-    return f"Not tested by this study: {named}." if found else ""
+    return f"This study did not test: {named}." if found else ""
 
 
 def claims(evidence: Evidence) -> list[Claim]:
@@ -177,7 +177,7 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
             f" {'but by less than' if verdict == 'supported' else 'and it is not resolved whether by more than'} {loss}"
         )
     elif verdict == "supported":
-        told = f"`{arm}` is not worse by {loss} or more"
+        told = f"If `{arm}` is worse, then by less than {loss}"
     else:
         told = f"No difference is resolved, but a loss above {loss} is not ruled out"
     tail = _undetected(difference, quality) if verdict == "not resolved" else ""
@@ -220,11 +220,11 @@ def _smoother(results: Results, budget: str, arm: str = "reco", plain: str = "lo
             "not tested", f"The study has not measured the steps of h of `{arm}` and `{plain}` {BUDGETS[budget].words}."
         )
     words = (
-        f"Of `{plain}`'s, `{arm}`'s steps of h along tokens are {_times(raw)} raw and {_times(relative)} relative"
-        " to |h|"
+        f"Steps of h of `{arm}` over those of `{plain}`: along tokens {_times(raw)}, and {_times(relative)} relative to"
+        " |h|"
     )
     if frames is not None and frames_relative is not None:
-        words += f"; across frames {_times(frames)} and {_times(frames_relative)}"
+        words += f"; across frames {_times(frames)}, and {_times(frames_relative)} relative to |h|"
     verdict: Verdict = "supported" if relative.high < 1 else "contradicted" if relative.low > 1 else "not resolved"
     moved = {
         name: abs(math.log(ratio.value))
@@ -232,7 +232,7 @@ def _smoother(results: Results, budget: str, arm: str = "reco", plain: str = "lo
         if not ratio.low <= 1 <= ratio.high
     }
     told = f"The {max(moved, key=lambda name: moved[name])} changed most" if moved else "Neither change is resolved"
-    return _Finding(verdict, f"{words}; |h| is {_times(scale)}. {told}.", relative.seeds)
+    return _Finding(verdict, f"{words}. |h| itself: {_times(scale)}. {told}.", relative.seeds)
 
 
 def _times(ratio: Ratio) -> str:
@@ -261,7 +261,7 @@ def _reached(results: Results, budget: str) -> _Finding:
     clear = {arm: known[arm].resolved and (p_values[arm] < 0.05 or math.isnan(p_values[arm])) for arm in known}
     best = min(known, key=lambda arm: (known[arm].delta, arm))
     quality = _quality(results[budget, best])
-    words = f"Best of {len(known)} arms: {_means(results, budget, best, WHOLE)}: {_numbers(known[best], quality)}"
+    words = f"Best of {len(known)} arms. {_means(results, budget, best, WHOLE)}: {_numbers(known[best], quality)}"
     words += f", p {p_value(p_values[best]) or 'unknown'} after Holm over the arms."
     seeds = min(difference.seeds for difference in known.values())
     better = [arm for arm in known if clear[arm] and known[arm].delta < 0]
@@ -273,8 +273,8 @@ def _reached(results: Results, budget: str) -> _Finding:
         )
     if all(difference.low > 0 for difference in known.values()):
         tail = (
-            "Every arm is worse than the baseline at its whole budget. (Each interval lies above zero. A no to all arms"
-            " needs no correction.)"
+            "Every arm is worse than the baseline at its whole budget: each interval lies above zero. This answer for"
+            " all arms at once needs no correction."
         )
         return _Finding("contradicted", f"{words} {tail}", seeds)
     open_ = ", ".join(f"`{arm}`" for arm, difference in known.items() if difference.low <= 0)
@@ -292,7 +292,7 @@ def _speed(results: Results) -> _Finding:
     low, high, limit = (arm.means[name] for name in ("speedup_low", "speedup_high", "speedup_limit"))
     words = f"`reco` takes {number(arm.means['speedup'])}x as many steps per second as `full`"
     words += f" (95% interval [{number(low, 3)}, {number(high, 3)}]"
-    words += f"; its FLOPs allow {number(limit)}x)." if number(limit) else ")."
+    words += f"; the FLOPs allow {number(limit)}x)." if number(limit) else ")."
     if not (number(low) and number(high)):
         return _Finding("not resolved", f"{words} The speed-up has no interval.")
     verdict: Verdict = (

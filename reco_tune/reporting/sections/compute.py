@@ -34,9 +34,9 @@ QUALITY_COLUMNS = ("budget", "arm", "val_cross_entropy", "compute", "compute_rat
 """Columns of compute_to_quality.csv."""
 
 NOTE = (
-    "Each column is a validation cross-entropy that the baseline reached at a rung. The number says how many times less"
-    " training compute an arm needed to reach it (higher is better; below 1x it needed more). If the arm's first report"
-    " is already below this level, the true factor may be larger."
+    "Each column is a validation cross-entropy (val CE, nats/token) that the baseline reached at a rung. The number is"
+    " the baseline's training compute to reach it, divided by the arm's. Below 1x the arm needed more. If the arm's"
+    " first rung is already below this level, the true factor may be larger."
 )
 
 
@@ -223,6 +223,7 @@ def draw_compute(table: pd.DataFrame, curves: Curves) -> Drawing | None:
 def _learning_panel(axes: Any, arms: Mapping[str, Sequence[tuple[float, float]]], budget: str) -> None:
     from matplotlib.lines import Line2D
 
+    from reco_tune.reporting.line_figure import LOSS_LABEL
     from reco_tune.reporting.style import colours
 
     palette = colours(list(arms))
@@ -238,7 +239,10 @@ def _learning_panel(axes: Any, arms: Mapping[str, Sequence[tuple[float, float]]]
             )
         ]
         axes.legend(handles=handles, loc="upper center", bbox_to_anchor=(0.5, -0.16), frameon=False)
-    axes.set(xlabel="training compute (share of the baseline's)", ylabel="validation cross-entropy (nats/token)")
+    axes.set(
+        xlabel="training compute (share of the baseline's)",
+        ylabel=LOSS_LABEL,
+    )
     axes.set_title(f"Compute to reach a quality{f', {BUDGETS[budget].title.lower()}' if budget else ''}")
 
 
@@ -266,7 +270,7 @@ def _level_column(level: float) -> Column:
         ratio = row[str(level)]
         return f"{number(ratio)}x" if math.isfinite(ratio) else "never"
 
-    return Column(str(level), f"to val CE {number(level, 3)}", text)
+    return Column(str(level), f"gain to val CE {number(level, 3)} ↑", text)
 
 
 def _mean(values: Sequence[float] | pd.Series) -> float:

@@ -73,7 +73,9 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         interval_column(quality.key, digits=quality.digits),
         *(
             Column(key, heading, lambda row, key=key: setting(row[key]), "count")  # type: ignore[misc]
-            for key, heading in zip(SETTINGS, ("window tokens", "stride tokens", "first-frame p", "λ"), strict=True)
+            for key, heading in zip(
+                SETTINGS, ("window (tokens)", "stride (tokens)", "first-frame probability", "λ"), strict=True
+            )
         ),
     )
     groups = []
@@ -90,9 +92,9 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
         columns,
         groups,
         "Arms and finalists of the search are means over their seeds. Other sampled runs are single runs. The"
-        f" probability is the share of 1,000 draws from the intervals of {quality.name} and speed-up in which no other"
-        " row is at least as fast and as good. Rows in grey are not on the frontier of the means, but are on it in at"
-        " least one draw of twenty." + searched_steps(evidence.own_comparable),
+        f" probability is from 1,000 random draws from the intervals of {quality.name} and speed-up: the share of"
+        " draws in which no other row is at least as fast and as good. Rows in grey are not on the frontier of the"
+        " means, but have a probability of at least 5%." + searched_steps(evidence.own_comparable),
         infeasible(evidence.frontier.points),
         files=(),
         terminal=("trial", "speedup", quality.key, f"{quality.key}_interval", "probability", *SETTINGS),
@@ -124,12 +126,12 @@ def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
     several = set(configurations(points[points["runs"] > 1]))
     singles = kept[at_budget(kept["budget"], budget) & np.isin(configurations(kept), list(several))]
     volume = number(evidence.frontier.hypervolume.get(budget, math.nan))
-    covers = f", which covers {volume} speed-up × {evidence.quality.title} units" if volume and float(volume) else ""
+    covers = f" Its hypervolume is {volume} (speed-up × {evidence.quality.title})." if volume and float(volume) else ""
     return Markup(
-        '<h3>{}</h3><p class="note">Filled points are on the frontier{}; the smallest are single'
+        '<h3>{}</h3><p class="note">Filled points are on the frontier.{} The smallest points are single'
         ' seeds.</p><div class="plot"><div>{}</div>'
-        '<p class="readout" aria-live="polite">Hover or focus a point for its settings; the arrow keys go from one to'
-        " the next.</p></div>"
+        '<p class="readout" aria-live="polite">Point at a configuration to see its settings. Tab and the arrow keys'
+        " move between points.</p></div>"
     ).format(
         BUDGETS[budget].title,
         covers,

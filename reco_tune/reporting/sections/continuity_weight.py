@@ -75,8 +75,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "lambda",
         "The continuity weight",
-        f"{' and '.join(_drawn_names(quality))} of windowed runs against λ, with λ = 0 at the left end. Runs with a"
-        " penalty on h² are left out.",
+        f"{' and '.join(_drawn_names(quality))} of windowed runs, by λ. The left end is λ = 0. Runs with a penalty on"
+        " h² are not shown.",
         draw_lambda,
         (runs, evidence.arms),
         " ".join(f"At {words}." for words in lowest_by_weight(groups)),
@@ -206,9 +206,8 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
             axes.set_xlim(-0.35 * linear, max(1.5 * weights.max(), 2 * linear))
             axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:g}"))
             axes.set_xlabel(f"continuity weight λ (reduction: {' and '.join(reductions)})")
-            axes.set_ylabel(
-                f"{quantity.label} ({f'{quantity.unit}, ' if quantity.unit else ''}{quantity.better} is better)"
-            )
+            unit = f"\n({quantity.unit}, " if quantity.unit else " ("
+            axes.set_ylabel(f"{quantity.label}{unit}{quantity.better} is better)")
             if log:
                 axes.set_yscale("log")
             plain_log(axes, log)

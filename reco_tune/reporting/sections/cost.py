@@ -24,7 +24,7 @@ def build(evidence: Evidence) -> Section:
         text_column("arm", "arm"),
         text_column("runs", "runs", "count"),
         *(_stage_column(stage) for stage in STAGES),
-        number_column("device_hours", "device h", 3),
+        number_column("device_hours", "device (h)", 3),
         *(_count_column(name) for name in COUNTS),
     )
     table = Table(
@@ -32,7 +32,8 @@ def build(evidence: Evidence) -> Section:
         "Cost ledger",
         columns,
         [RowGroup("", records(ledger(evidence.study, evidence.own)))],
-        "Device seconds by stage, summed over the runs of an arm. A calibration that several runs share counts once.",
+        "Device time by stage, summed over the runs of an arm. A device is a GPU, or a worker without one. A"
+        " calibration that several runs share counts once.",
         files=(),
         mark=lambda row: "total" if row["arm"] == "total" else "",
     )
@@ -60,7 +61,7 @@ def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def _stage_column(stage: str) -> Column:
-    return replace(number_column(stage, f"{stage.removesuffix('_seconds')} s", 1), optional=True)
+    return replace(number_column(stage, f"{stage.removesuffix('_seconds')} (s)", 1), optional=True)
 
 
 def _count_column(name: str) -> Column:

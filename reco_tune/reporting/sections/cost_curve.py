@@ -64,23 +64,23 @@ def build(evidence: Evidence) -> Section:
     columns = [
         text_column("arm", "arm"),
         text_column("seeds", "seeds", "count"),
-        Column("cost_share", "share of the baseline's cost (lower is better)", _share),
+        Column("cost_share", "share of the baseline's cost ↓", _share),
         Column("cost_interval", "95% interval", lambda row: interval(row["cost_share_low"], row["cost_share_high"])),
-        Column("gain", "gain over the baseline (higher is better)", lambda row: _times(row["gain"])),
+        Column("gain", "gain over the baseline (x) ↑", lambda row: _times(row["gain"])),
         Column("gain_interval", "95% interval", lambda row: interval(row["gain_low"], row["gain_high"])),
         text_column("verdict", "verdict"),
     ]
     caption = (
-        f"An arm reaches the baseline's {quality.name} once its own is at most {quality.margin:.0%} above that of"
-        f" `{BASELINE}` at the whole cost, seed by seed. Values between two shares are interpolated on log scales. The"
-        f" gain is the share that `{BASELINE}` itself needs divided by the share that the arm needs: the factor that"
-        " you save if you stop each at the right time. Means over seeds are geometric."
+        f"An arm reaches the baseline's {quality.name} when its own is at most {quality.margin:.0%} above that of"
+        f" `{BASELINE}` at the whole cost, with the same seed. Between two shares we interpolate on log scales. The"
+        f" gain is the share that `{BASELINE}` needs divided by the share that the arm needs. It is what you save if"
+        " you stop both in time. Means over seeds are geometric."
     )
     figure = Figure(
         "cost_curve",
         f"{quality.title} by training cost",
-        "Every point is a separate run with its own schedule; points are means over seeds. Dashed line:"
-        f" {quality.margin:.0%} above `{BASELINE}` at its whole cost.",
+        "Every point has its own training runs with their own learning-rate schedule, and is a mean over seeds. Dashed"
+        f" line: {quality.margin:.0%} above `{BASELINE}` at its whole cost.",
         draw_cost_curve,
         (mean_curves(curves), quality),
     )

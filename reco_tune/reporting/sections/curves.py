@@ -33,30 +33,29 @@ def build(evidence: Evidence) -> Section:
         Figure(
             "learning_curves",
             "Learning curves",
-            "Validation cross-entropy (full sequence, teacher-forced) at every rung. Lower is better.",
+            "Validation cross-entropy of whole held-out clips (teacher-forced) at every rung.",
             draw_learning,
             (learning_curves(evidence.study, evidence.budgets),),
         ),
         Figure(
             "loss_by_frame",
             "Loss by frame",
-            "Cross-entropy by block on training clips and on the model's own samples (lower is better). The difference"
-            " in block 0 is the first-frame gap.",
+            "Cross-entropy by block on training clips and on the model's own samples. The difference in block 0 is the"
+            " first-frame gap.",
             draw_loss_by_frame,
             (by_arm, budget),
         ),
         Figure(
             "error_growth",
             "Error growth",
-            "Change of h relative to its size, by block, after block 0 was perturbed (lower is better).",
+            "Block 0 is disturbed. The curves show how much h changes in each block, relative to its size.",
             draw_error_growth,
             (by_arm, budget),
         ),
         Figure(
             "frame_accuracy",
             "Class accuracy by frame",
-            "Share of generated clips for which a classifier recognises the requested class in a single frame (higher"
-            " is better).",
+            "Share of generated clips for which a classifier recognises the requested class in a single frame.",
             draw_frame_accuracy,
             (by_arm, budget),
         ),
@@ -86,7 +85,7 @@ def curve_table(study: StudyRecord, names: Sequence[str]) -> pd.DataFrame:
 
 def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]]]]) -> Drawing | None:
     """Validation cross-entropy over steps: budget -> arm -> (step, value)."""
-    from reco_tune.reporting.line_figure import line_figure
+    from reco_tune.reporting.line_figure import LOSS_LABEL, line_figure
 
     lines = {
         f"{budget}/{arm}": list(points) for budget, arms in curves.items() for arm, points in arms.items() if points
@@ -97,7 +96,7 @@ def draw_learning(curves: Mapping[str, Mapping[str, Sequence[tuple[float, float]
     return line_figure(
         lines,
         "optimiser steps",
-        "validation cross-entropy (nats/token)",
+        LOSS_LABEL,
         {title: names for title, names in panels.items() if names},
     )
 
@@ -108,7 +107,7 @@ def draw_error_growth(curves: Curves, budget: str) -> Drawing | None:
 
     lines = _by_position(curves, quantities.ERROR_GROWTH)
     panels = {BUDGETS[budget].title: list(lines)}
-    return line_figure(lines, "block (0 was perturbed)", "relative divergence of h", panels, log=True)
+    return line_figure(lines, "block (0 is disturbed)", "relative change of h (lower is better)", panels, log=True)
 
 
 def draw_frame_accuracy(curves: Curves, budget: str) -> Drawing | None:
@@ -116,7 +115,7 @@ def draw_frame_accuracy(curves: Curves, budget: str) -> Drawing | None:
     from reco_tune.reporting.line_figure import line_figure
 
     lines = _by_position(curves, quantities.FRAME_ACCURACY)
-    return line_figure(lines, "frame", "class accuracy", {BUDGETS[budget].title: list(lines)})
+    return line_figure(lines, "frame", "class accuracy (higher is better)", {BUDGETS[budget].title: list(lines)})
 
 
 def draw_bias(curves: Mapping[str, Sequence[tuple[int, float]]], budget: str) -> Drawing | None:
@@ -126,7 +125,7 @@ def draw_bias(curves: Mapping[str, Sequence[tuple[int, float]]], budget: str) ->
 
     log = bool(curves) and spread(pd.Series([value for points in curves.values() for _, value in points])) > 10
     panels = {BUDGETS[budget].title: list(curves)}
-    return line_figure(curves, "generated clips", "FVD of that many", panels, log=log)
+    return line_figure(curves, "generated clips", "FVD (lower is better)", panels, log=log)
 
 
 def draw_loss_by_frame(curves: Curves, budget: str) -> Drawing | None:
@@ -164,7 +163,7 @@ def draw_loss_by_frame(curves: Curves, budget: str) -> Drawing | None:
         for axes in panels[len(arms) :]:
             axes.set_visible(False)
         figure.supxlabel("block (0 is the first frame)", fontsize=9.5)
-        figure.supylabel("cross-entropy (nats/token)", fontsize=9.5)
+        figure.supylabel("cross-entropy\n(nats/token, lower is better)", fontsize=9.5)
         handles = [line("#444444", "-", "o", "training clips"), line("#444444", (0, (3, 1.5)), "s", "own samples")]
         if BASELINE in arms and len(arms) > 1:
             handles.append(Line2D([], [], color="#bbbbbb", linewidth=2.5, label=f"{BASELINE}, training clips"))

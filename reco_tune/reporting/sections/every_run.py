@@ -40,7 +40,7 @@ def build(evidence: Evidence) -> Section:
         number_column("speedup", "speed-up (x) ↑"),
         *([quality_column(FVD), interval_column(FVD.key)] if pixels else []),
         number_column("val_cross_entropy", "val CE (nats/token) ↓", 3),
-        number_column("gpu_hours", "device h ↓", 3),
+        number_column("gpu_hours", "device (h) ↓", 3),
         Column(
             "command", "repeat it", _command, "text", markup=lambda row: Markup("<code>{}</code>").format(_command(row))
         ),
@@ -51,7 +51,7 @@ def build(evidence: Evidence) -> Section:
         "Runs",
         columns,
         [RowGroup("", rows)] if rows else [],
-        "The command writes the run's settings to a file, trains it and evaluates it. With the same machine type,"
+        "The command writes the run's settings to a file, trains with them, and evaluates. With the same machine type,"
         f" versions and number of workers, it ends with the same bits. `{STUDY_DIR}` is the study's folder.{more}",
         data=evidence.runs,
         folded=True,

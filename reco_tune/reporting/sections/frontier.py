@@ -57,9 +57,9 @@ def _figure(evidence: Evidence) -> Figure:
     return Figure(
         "frontier",
         "Speed against quality",
-        "Arms are means over seeds with 95% intervals; sampled runs are grey. The line, the frontier, joins the points"
-        f" that no other point beats in both speed and {evidence.quality.name}. The band contains this line in 95% of"
-        " draws from the intervals. The ring marks the knee of the frontier.",
+        "Arms are means over seeds with 95% intervals. Sampled runs are grey. The line is the frontier: it joins the"
+        f" points that no other point beats in both speed and {evidence.quality.name}. The band contains this line in"
+        " 95% of random draws from the intervals. The ring marks the knee of the frontier.",
         draw_frontier,
         (evidence.frontier, evidence.ablation, evidence.arms, bounds(evidence.runs), evidence.paper),
         f"{words}.",
@@ -189,7 +189,7 @@ def _frontier_panel(
     if log:
         axes.set_yscale("log")
     axes.margins(x=0.14, y=0.1)
-    axes.set_xlabel("speed-up per step (higher is better)")
+    axes.set_xlabel("speed-up per step (x, higher is better)")
     handles: list[Any] = [Line2D([], [], color="#444444", linewidth=1.2, label="frontier of the means")]
     handles.append(Patch(color="#444444", alpha=0.1, label="its 95% band"))
     if len(bend):

@@ -14,18 +14,37 @@ GLOSSARY = {
     "baseline": "The arm `full`: every step trains on the whole clip. All other arms are compared with it.",
     "block": "One latent frame of the tokenizer. Block 0 is the first frame alone. Each later block holds"
     " `tokenizer.temporal_stride` frames.",
-    "budget": "The rule for how long each arm trains: for the baseline's number of steps, or for the steps that a share"
-    " of the baseline's cost buys at the arm's speed.",
+    "budget": "The rule for how long each arm trains: for as many steps as the baseline, or at the same cost. At the"
+    " same cost, an arm that is twice as fast takes twice as many steps.",
     "calibration": "The benchmark that measures an arm's speed-up before training.",
-    "frontier": "The arms that no other arm beats in both speed-up and quality.",
+    "configuration": "One set of settings, with all its training seeds: an arm, or a sampled run.",
+    "continuity term": "A term of the loss that penalises steps of h, the last hidden states, from one token of the"
+    " window to the next.",
+    "device hour": "One hour of a GPU, or of a worker without a GPU.",
+    "first-frame probability": "The probability that a window starts at the first frame.",
+    "fixed arm, fixed run": "An arm that the space file names, and its runs. The settings of sampled runs come from"
+    " the search.",
+    "frontier": "The configurations that no other one beats in both speed-up and quality.",
     "FVD": "Fréchet video distance: how far the features of generated clips are from those of real clips. Lower is"
     " better.",
+    "hypervolume": "How much of the plane of speed and quality the frontier covers. Higher is better.",
+    "knee": "The point of the frontier that lies farthest below the line between its two ends: much speed for little"
+    " quality.",
     "λ (lambda)": "The weight of the continuity term, `objective.continuity_weight`.",
-    "protocol": "Everything that changes an FVD number without changing the model: features, frames, resizing, number"
-    " of clips.",
+    "loss token": "A token with a loss. A window of W tokens has W of them, a full step all T tokens of a clip.",
+    "not resolved": "The data cannot tell two arms apart. This does not mean that they are equal.",
+    "prefix": "The tokens before the window. The window attends to them, but they get no loss and no gradient.",
+    "protocol": "Everything that changes an FVD number without changing the model: features, frames, resizing,"
+    " number of clips.",
+    "run": "One training of one configuration with one seed, and its evaluation.",
     "rung": "A point in a run where the run validates, reports, and writes a checkpoint.",
+    "seed": "The number that fixes the random choices of a run: initial weights, order of clips, window starts.",
+    "speed-up": "Seconds per step of the baseline, divided by those of the arm. The limit is the speed-up that the"
+    " FLOPs allow.",
     "stride (S)": "The distance between possible window starts, in tokens.",
+    "trial": "A run, as Ray Tune and Optuna call it. `trials` in a space file is the number of sampled runs.",
     "window (W)": "The tokens of a clip that get a loss and a gradient in one training step.",
+    "worker group": "The Ray Train workers that train one run together. A group trains one run after another.",
 }
 """Word -> meaning, with `names` in backquotes."""
 

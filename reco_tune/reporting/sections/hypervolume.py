@@ -35,8 +35,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "hypervolume",
         "How the frontier grew",
-        "Hypervolume of the frontier (higher is better) against the device hours of all runs that had ended, including"
-        " pruned and failed ones. Arms and finalists count as means over the seeds that had ended.",
+        "Hypervolume of the frontier against the device hours of all runs that had ended, including pruned and failed"
+        " runs. Arms and finalists count as means over the seeds that had ended.",
         draw_hypervolume,
         (history,),
     )
@@ -120,7 +120,9 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
                 color=colour,
             )
         axes.set(
-            xlabel="device hours spent by the study", ylabel="hypervolume (share of the last)", ylim=(0, 1.04 * top)
+            xlabel="device hours spent by the study",
+            ylabel="hypervolume\n(share of the last, higher is better)",
+            ylim=(0, 1.04 * top),
         )
         axes.set_xlim(left=0)
         axes.legend(loc="lower right", frameon=False)

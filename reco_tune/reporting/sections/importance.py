@@ -40,14 +40,14 @@ def build(evidence: Evidence) -> Section:
     told = zip(first["objective"], first["setting"], first["importance"], strict=True)
     figure = Figure(
         "importance",
-        "What decides",
+        "Which settings matter",
         "PED-ANOVA over the sampled runs. It compares the values of a setting in the best quarter of the runs with"
         " those in all runs. Shares add up to 100%.",
         draw_importance,
         (table,),
-        " ".join(f"{setting} decides {objective} most ({share:.0%})." for objective, setting, share in told),
+        " ".join(f"{setting} matters most for {objective} ({share:.0%})." for objective, setting, share in told),
     )
-    return Section("importance", "What decides", tables=[Table("importance", data=table)], figures=[figure])
+    return Section("importance", "Which settings matter", tables=[Table("importance", data=table)], figures=[figure])
 
 
 def importance_table(evidence: Evidence) -> pd.DataFrame:

@@ -18,6 +18,7 @@ from reco_tune.reporting.aggregate import Estimate, holm, mean_interval, paired_
 from reco_tune.reporting.budgets import BUDGETS, reference
 from reco_tune.reporting.comparisons import ONE_SEED, Results, standing
 from reco_tune.reporting.evidence import Evidence
+from reco_tune.reporting.numbers import significant
 from reco_tune.reporting.quality import FVD, quality_of
 from reco_tune.reporting.section import Column, RowGroup, Section, Table, records, text_column
 
@@ -45,24 +46,25 @@ COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta",
 _SHARES = {q.COPY_RATE, q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
 """Never above 1."""
 NOTE = (
-    "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval, of its"
-    " sampling noise.) Better and worse compare with the baseline, paired by seed, by t tests with Holm's correction"
-    " over the arms of a budget, for each measure by itself. A value without such a word is not resolved."
+    "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval. It"
+    " contains sampling noise only.) Better and worse compare with the baseline: t tests of differences paired by seed,"
+    " with Holm's correction over the arms of a budget, separately for each measure. A value without such a word is not"
+    " resolved."
 )
 NOTE_OF_LAWS = (
-    "The law of error growth is the one whose AIC is lower by at least 2. With two or more seeds, the interval of the"
-    " difference must also exclude 0. Steps of h are root mean squares of the differences between neighbouring tokens,"
-    " or between the same site of adjacent frames, raw and relative to |h|. A smaller scale alone makes the raw ones"
-    " smaller."
+    "The law of error growth (exponential or linear) is the one whose AIC is lower by at least 2. With two or more"
+    " seeds, the interval of the AIC difference must also exclude 0. A step of h is the root mean square difference of"
+    " h between neighbouring tokens, or between the same place in adjacent frames. Columns with / |h| divide it by the"
+    " size of h. If h only shrinks, its steps shrink too, but not these columns."
 )
 
 
 def build(evidence: Evidence) -> Section:
     table = measures_table(evidence.results)
-    title = f"Beside {'FVD' if evidence.quality is FVD else 'the cross-entropy'}"
+    title = "Other measures"
     beside = _table(title, table, BESIDE_FVD, NOTE)
     note = NOTE_OF_LAWS if beside.groups else f"{NOTE} {NOTE_OF_LAWS}"
-    analyses = _table("First-frame gap, growth of errors and steps of h", table, ANALYSES, note)
+    analyses = _table("First-frame gap, error growth and steps of h", table, ANALYSES, note)
     return Section(
         "beside",
         title,
@@ -179,6 +181,6 @@ def _parts(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
     """
     if row is None:
         return "", "", ""
-    value, low, high = (f"{row[name]:.3g}" for name in ("value", "low", "high"))
+    value, low, high = (significant(row[name]) for name in ("value", "low", "high"))
     ends = f"[{low}, {high}]" if math.isfinite(row["low"]) else ""
     return value, ends, "" if row["verdict"] == "not resolved" else row["verdict"]

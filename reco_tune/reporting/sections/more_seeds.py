@@ -13,7 +13,7 @@ from pathlib import Path
 import pandas as pd
 
 from reco_tune.bundled import bundled
-from reco_tune.reporting.budgets import reference
+from reco_tune.reporting.budgets import BUDGETS, reference
 from reco_tune.reporting.comparisons import MOST_SEEDS, Unresolved
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import quoted, signed
@@ -22,8 +22,8 @@ from reco_tune.reporting.section import STUDY_DIR, Section
 from reco_tune.settings import BASELINE
 
 PEEKING = (
-    "If you add seeds because of the first results and then test all seeds together, you find false differences more"
-    " often than once in twenty. For a claim, test the new seeds alone."
+    "Suppose you add seeds because of the first results, and then test all seeds together. You then find false"
+    " differences more often than once in twenty. For a claim, test the new seeds alone."
 )
 """Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
 
@@ -43,15 +43,15 @@ def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
     lines = []
     for one in found:
         told = (
-            f"{quoted(one.arm)} against {quoted(reference(one.budget))} {one.budget.replace('_', ' ')}:"
-            f" {signed(one.difference.delta, digits)}"
+            f"{quoted(one.arm)} against {quoted(reference(one.budget))} {BUDGETS[one.budget].words}: the difference is"
+            f" {signed(one.difference.delta, digits)}."
         )
         if one.needed is None:
-            lines.append(f"{told} is too close to resolve with {MOST_SEEDS} seeds.")
+            lines.append(f"{told} More than {MOST_SEEDS} seeds would be needed to resolve it.")
         else:
             lines.append(
-                f"{told} would be resolved by about {one.needed} seeds (it has {one.difference.seeds}), if the true"
-                " difference is this large."
+                f"{told} If the true difference is this large, about {one.needed} seeds would resolve it (it has"
+                f" {one.difference.seeds})."
             )
     if any(one.needed is not None for one in found):
         lines.append(PEEKING)

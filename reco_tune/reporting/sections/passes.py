@@ -41,9 +41,9 @@ def build(evidence: Evidence) -> Section:
     columns = (
         text_column("arm", "arm"),
         number_column("passes", "passes", 1),
-        number_column("best_val_cross_entropy", "best val CE", 3),
+        number_column("best_val_cross_entropy", "best val CE (nats/token) ↓", 3),
         number_column("best_pass", "at pass", 1),
-        number_column("last_val_cross_entropy", "last val CE", 3),
+        number_column("last_val_cross_entropy", "last val CE (nats/token) ↓", 3),
         *([quality_column(FVD), interval_column(FVD.key)] if quality is FVD else []),
     )
     groups = [
@@ -52,14 +52,14 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "passes",
         "Quality over passes",
-        "A pass shows every training clip once, whatever part of it an arm sees. Validation cross-entropy at every"
-        " rung; where it rises, an arm memorises.",
+        "Validation cross-entropy at every rung. Where it rises, an arm memorises. One pass draws every training clip"
+        " once, even if an arm sees only a part of each clip.",
         draw_passes,
         (curves,),
     )
     caption = (
-        "Means over seeds. The best validation cross-entropy is that of a rung; where it stands before the last pass,"
-        " more passes made the arm worse on held-out clips."
+        "Means over seeds. Validation cross-entropy (val CE) is measured at every rung. If the best one comes before"
+        " the last pass, the passes after it made the arm worse on held-out clips."
     )
     shown = Table("passes", "Passes over the training clips", columns, groups, caption if groups else "", data=table)
     return Section("passes", "Passes over the data", tables=[shown], figures=[figure])
@@ -93,8 +93,8 @@ def _passes(row: Mapping[object, object]) -> float:
 
 def draw_passes(curves: Curves) -> Drawing | None:
     """Validation cross-entropy over passes, a panel a budget."""
-    from reco_tune.reporting.line_figure import line_figure
+    from reco_tune.reporting.line_figure import LOSS_LABEL, line_figure
 
     lines = {f"{budget}/{arm}": list(points) for budget, arms in curves.items() for arm, points in arms.items()}
     panels = {BUDGETS[budget].title: [f"{budget}/{arm}" for arm in arms] for budget, arms in curves.items()}
-    return line_figure(lines, "passes over the training clips", "validation cross-entropy (nats/token)", panels)
+    return line_figure(lines, "passes over the training clips", LOSS_LABEL, panels)

@@ -17,12 +17,12 @@ _FACTS = ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
 
 def build(evidence: Evidence) -> Section:
     study = evidence.study
-    command = f"; {quoted(str(study.provenance['command']))} made it" if "command" in study.provenance else ""
+    command = f" {quoted(str(study.provenance['command']))} made the study." if "command" in study.provenance else ""
     facts = (Markup("<dt>{}</dt><dd>{}</dd>").format(name, text) for name, text in _facts(evidence))
     commands = [
         f"reco-tune report {STUDY_DIR}                        # this page, from the event log",
         f"reco-tune report mlflow:{study.name} --output DIR   # the same tables, from MLflow",
-        f"reco-tune resume {STUDY_DIR}                        # finish what is not finished, then report",
+        f"reco-tune resume {STUDY_DIR}                        # finish the unfinished runs, then report",
     ]
     return Section(
         "provenance",
@@ -33,7 +33,7 @@ def build(evidence: Evidence) -> Section:
         ).format(
             Markup("").join(facts),
             "\n".join(commands),
-            with_code(f"`{STUDY_DIR}` is the study's folder{command}."),
+            with_code(f"`{STUDY_DIR}` is the study's folder.{command}"),
         ),
     )
 

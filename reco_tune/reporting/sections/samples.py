@@ -49,8 +49,8 @@ def build(evidence: Evidence) -> Section:
     return Section(
         "samples",
         "Samples",
-        "Each row has the same label and sampling seed in every column. All arms generate by ordinary full-sequence"
-        " sampling, except the fewer-frames arms.",
+        "A row has the same class and sampling seed in every column. All arms generate whole clips in the ordinary way,"
+        " except the fewer-frames arms.",
         markup=_columns(samples),
         write=lambda folder: write_grids(samples, folder / "samples"),
     )

@@ -54,8 +54,9 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "window_stride",
         "Window and stride",
-        f"Mean {quality.name} and speed-up by window length and stride, in tokens. The runs are sampled runs, which may"
-        " differ in other settings. Without sampled runs, they are arms that differ in nothing else.",
+        f"Mean {quality.name} (colour and first number) and speed-up (second number) by window length and stride. The"
+        " runs are sampled runs, which may also differ in other settings. In a study without a search, they are arms"
+        " that differ in nothing else.",
         draw_window_stride,
         (cells, budget),
         _lowest(cells, budget),
