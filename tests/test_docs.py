@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 import shlex
 import subprocess
@@ -51,7 +52,10 @@ def test_every_overridden_setting_exists(page: Path) -> None:
     keys = {f"{name}.{key}" for name, field in Experiment.model_fields.items() for key in _keys(field.annotation)}
     for words in shell_commands(page):
         given = [words[place + 1].split("=")[0] for place, word in enumerate(words) if word == "--set"]
-        wrong = [key for key in given if key not in keys and key.split(".")[0] not in Space.model_fields]
+        known = keys | {
+            key for key in given if key.split(".options.")[0] + ".options" in keys
+        }  # a part's own are its own
+        wrong = [key for key in given if key not in known and key.split(".")[0] not in Space.model_fields]
         assert not wrong, (page.name, wrong)
 
 
@@ -66,6 +70,24 @@ def test_the_glossary_of_the_page_is_that_of_the_documentation() -> None:
     text = (ROOT / "docs" / "reference" / "glossary.md").read_text()
     entries = re.findall(r"\*\*(.+?)\*\*\n:   (.+(?:\n    .+)*)", text)
     assert {word: " ".join(told.split()) for word, told in entries} == GLOSSARY
+
+
+def test_the_model_of_the_tutorial_is_a_decoder_and_its_study_a_study(tmp_path: Path) -> None:
+    """Written as the page says, in an empty folder; in a process of its own, because other tests have a `mine` too."""
+    text = (ROOT / "docs" / "tutorials" / "your-model.md").read_text()
+    blocks = dict(re.findall(r'```\w+ title="([^"]+)"\n(.*?)```', text, re.DOTALL))
+    for title, content in {"mine/__init__.py": "", **blocks}.items():
+        (tmp_path / title).parent.mkdir(exist_ok=True)
+        (tmp_path / title).write_text(content)
+    space = "from pathlib import Path; from reco_tune.settings import load_space; load_space(Path('gru.yaml'))"
+    done = subprocess.run(
+        [sys.executable, "-c", f"import check; {space}"],
+        cwd=tmp_path,
+        env={**os.environ, "PYTHONPATH": os.pathsep.join([str(tmp_path), str(ROOT)])},
+        capture_output=True,
+        text=True,
+    )
+    assert done.returncode == 0 and done.stdout == "the decoder is right\n", done.stderr
 
 
 def test_the_documentation_builds_with_every_link_checked(tmp_path: Path) -> None:
