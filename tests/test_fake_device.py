@@ -128,6 +128,9 @@ def test_every_arm_that_is_shipped_trains_at_its_own_settings(path: Path, shared
             batch = Batch(tokens_BT, torch.zeros(clips, dtype=torch.int64))
             step = OptimiserStep(scheme, device)
             for span in scheme.kinds_of_spans():
-                step.run([MicroBatch(batch, span)] * min(2, training.micro_batches), training.learning_rate)
+                step.run(
+                    [MicroBatch(scheme.redrawn(batch, span), span)] * min(2, training.micro_batches),
+                    training.learning_rate,
+                )
             assert {tensor.device for tensor in step.tensors().values()} == {device}
     assert len(shared_graphs) - before <= MOST_GRAPHS

@@ -74,7 +74,7 @@ def test_a_gpu_keeps_what_its_stand_in_keeps(
     monkeypatch.setattr(F, "scaled_dot_product_attention", lambda *heads, is_causal: FusedAttention.apply(*heads))
     with fake_device() as device, allocations:
         model, (batch, _) = built.build_model().to(device), Feed(built, toy_cache).next()
-        moved = type(batch)(*(tensor.to(device) for tensor in batch))
+        moved = batch.moved(lambda tensor: tensor.to(device))
         before = allocations.now
         with torch.autocast(device.type, torch.bfloat16, enabled=options == "bfloat16"):
             total = built.loss(model, moved, span).total

@@ -118,7 +118,7 @@ def test_the_residual_stream_is_kept_in_bfloat16_and_weights_are_not(
         scheme = build_scheme(experiment, toy_cache)
         step, micro_batch = OptimiserStep(scheme, torch.device("cpu")), Feed(scheme, toy_cache).next()
         with torch.autocast("cpu", torch.bfloat16):
-            hidden = step.model.hidden(*micro_batch.batch, 9, 18)
+            hidden = step.model.hidden(*micro_batch.batch.read, 9, 18)
         assert hidden.dtype == getattr(torch, residual)
         step.run([micro_batch], 1e-3)
         assert {own.dtype for own in (*step.parameters.weights, *step.parameters.gradients)} == {torch.float32}
@@ -139,7 +139,7 @@ def test_gradients_of_a_bfloat16_stream_are_near_those_of_float32(toy_cache: Tok
         model = scheme.build_model()
         model.residual = residual
         with torch.autocast("cpu", torch.bfloat16, enabled=half):
-            window_loss(model, *batch, 9, 18, continuity_weight=0.1).total.backward()
+            window_loss(model, *batch.read, 9, 18, continuity_weight=0.1).total.backward()
         gradients[name] = torch.cat([p.grad.flatten() for p in model.parameters() if p.grad is not None])
     lost = {
         name: float((own - gradients["exact"]).norm() / gradients["exact"].norm()) for name, own in gradients.items()

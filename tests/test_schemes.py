@@ -67,7 +67,7 @@ def test_the_loss_is_window_loss_with_the_objective_of_the_settings(
     arm = build_scheme(toy_experiment({"window.scheme": "window", **objective}), toy_cache)
     batch, model = held_out(arm, toy_cache, 4), arm.build_model()
     how = {"continuity_reduction": "sum", "continuity_state": "final_norm", "norm_weight": 0.2}
-    expected = window_loss(model, *batch, 9, 18, 0.3, **how)
+    expected = window_loss(model, *batch.read, 9, 18, 0.3, **how)
     assert all(torch.equal(a, b) for a, b in zip(arm.loss(model, batch, 9), expected, strict=True))
 
 

@@ -37,7 +37,7 @@ def kept(depth: int) -> int:
     with FakeTensorMode():
         model = scheme.build_model()
         batch = Batch(torch.zeros(1, LARGE.num_tokens, dtype=torch.int32), torch.zeros(1, dtype=torch.long))
-        known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *batch)}
+        known = {tensor.untyped_storage()._cdata for tensor in (*model.parameters(), *batch.read)}
 
         def compute() -> object:
             with torch.autocast("cpu", torch.bfloat16):

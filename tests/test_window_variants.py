@@ -215,7 +215,7 @@ def test_sites_compare_the_same_place_of_adjacent_frames(toy_cache: TokenCache, 
         toy_experiment({"objective.continuity_neighbours": "sites", "objective.continuity_weight": 0.1}), toy_cache
     )
     model, micro_batch = arm.build_model(), Feed(arm, toy_cache).next()
-    expected = window_loss(model, *micro_batch.batch, 9, 18, 0.1, neighbour_distance=9)
+    expected = window_loss(model, *micro_batch.batch.read, 9, 18, 0.1, neighbour_distance=9)
     assert torch.equal(arm.loss(model, micro_batch.batch, 9).total, expected.total)
 
 

@@ -16,6 +16,7 @@ from contextlib import contextmanager
 from itertools import islice
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
@@ -248,9 +249,12 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
         torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32),
         torch.zeros(scheme.model_settings.condition_shape(clips), dtype=torch.long),
     )
+    draws = None if span is None else scheme.draws(clips, span, np.random.default_rng(0))
+    if draws is not None:
+        batch = batch._replace(draws=draws.moved(lambda own: torch.zeros(own.shape, dtype=own.dtype)))
     before = allocations.restart()
     if span is None:
-        for logits, codes in islice(logits_of_clips(model, *batch), 3):  # the pieces that follow are alike
+        for logits, codes in islice(logits_of_clips(model, *batch.read), 3):  # the pieces that follow are alike
             F.cross_entropy(logits, codes, reduction="sum")
         return Counted(0, allocations.most - before)
     total = scheme.loss(model, batch, span).total

@@ -191,4 +191,5 @@ class TimedStep:
         self.step.run([micro_batch], learning_rate=0.0)
 
     def micro_batches(self, start: WindowSpan | int) -> list[MicroBatch]:
-        return [MicroBatch(micro_batch.batch, self.scheme.span(start)) for micro_batch in self._micro_batches]
+        span = self.scheme.span(start)
+        return [MicroBatch(self.scheme.redrawn(batch, span), span) for batch, _ in self._micro_batches]

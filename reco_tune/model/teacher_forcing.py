@@ -40,18 +40,18 @@ def analysis_bytes(settings: DecoderSettings) -> int:
     """
     clips = clips_at_once(settings)
     states = clips * _STATE_COPIES * settings.num_tokens * settings.width
-    return states + 3 * 4 * settings.num_codes * min(clips * settings.num_tokens, _rows(settings))
+    return states + 3 * 4 * settings.num_codes * min(clips * settings.num_tokens, logits_at_once(settings))
 
 
 @torch.no_grad()
 def logits_of_clips(model: Decoder, tokens_BT: Tensor, labels_B: Tensor) -> Iterator[tuple[Tensor, Tensor]]:
     """Logits [N, V] and the codes [N] that they predict, a stretch of the clips' tokens after another."""
     hidden_ND = model.hidden(tokens_BT, labels_B, 0, model.settings.num_tokens).flatten(0, 1)
-    rows = _rows(model.settings)
+    rows = logits_at_once(model.settings)
     for hidden, codes in zip(hidden_ND.split(rows), tokens_BT.flatten().long().split(rows), strict=True):
         yield model.logits(hidden), codes
 
 
-def _rows(settings: DecoderSettings) -> int:
+def logits_at_once(settings: DecoderSettings) -> int:
     """Tokens that have logits at once."""
     return max(1, LOGITS_BYTES // (4 * settings.num_codes))

@@ -111,7 +111,13 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
     if window.scheme == "full":  # nothing that shapes a window has a meaning here, so that shared settings may hold it
         length = grid.num_tokens
         window = window.model_copy(
-            update={"schedule": "constant", "full_fraction": 0.0, "prefix_tokens": None, "prefix_keep": 1.0}
+            update={
+                "schedule": "constant",
+                "full_fraction": 0.0,
+                "prefix_tokens": None,
+                "prefix_keep": 1.0,
+                "prefix_resampled": 0.0,
+            }
         )
     stride = window.stride_tokens or max(1, round((window.stride_fraction or 0.5) * length))
     if length > grid.num_tokens:
@@ -225,6 +231,7 @@ def check_combinations(experiment: Sections) -> None:
         )
     _check_window_variants(window)
     _check_chunks(experiment)
+    _check_resampling(experiment)
     _check_sites(experiment)
     resources = experiment.resources
     if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
@@ -341,15 +348,32 @@ def _check_window_variants(window: Window) -> None:
             f"window.{key} ({value}) changes the length of windows, but window.scheme {window.scheme} trains pieces of"
             " one length; leave it out"
         )
-    if window.scheme in ("masked_full", *one_length) and (window.prefix_tokens is not None or window.prefix_keep < 1):
-        key, value = (
-            ("prefix_tokens", window.prefix_tokens)
-            if window.prefix_tokens is not None
-            else ("prefix_keep", window.prefix_keep)
-        )
-        raise SettingsError(
-            f"window.{key} ({value}) needs a prefix, but window.scheme {window.scheme} has none; leave it out"
-        )
+    if window.scheme not in ("masked_full", *one_length):
+        return
+    for name, default in (("prefix_tokens", None), ("prefix_keep", 1.0), ("prefix_resampled", 0.0)):
+        if (found := getattr(window, name)) != default:
+            raise SettingsError(
+                f"window.{name} ({found}) needs a prefix, but window.scheme {window.scheme} has none; leave it out"
+            )
+
+
+def _check_resampling(experiment: Sections) -> None:
+    """The model draws tokens after a whole prefix of true ones, in a pass of its own."""
+    window, resources = experiment.window, experiment.resources
+    if window.prefix_resampled == 0:
+        return
+    others: tuple[tuple[str, object, object, str], ...] = (
+        ("window.prefix_tokens", window.prefix_tokens, None, "cuts the prefix"),
+        ("window.prefix_keep", window.prefix_keep, 1.0, "replaces tokens of the prefix too"),
+        ("resources.shard_state", resources.shard_state, False, "gathers weights for one pass over the prefix"),
+        ("resources.deterministic", resources.deterministic, False, "needs sums that a GPU adds in a fixed order"),
+    )
+    for key, value, default, reason in others:
+        if value != default:
+            raise SettingsError(
+                f"{key} ({value}) {reason}, so it does not go with window.prefix_resampled"
+                f" ({window.prefix_resampled:g}); leave one of them out"
+            )
 
 
 def _check_chunks(experiment: Sections) -> None:

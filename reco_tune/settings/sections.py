@@ -329,6 +329,10 @@ class Window(SettingsSection):
     """Probability that a token before the window keeps its code. Otherwise a random code replaces it. Targets never
     change.
     """
+    prefix_resampled: float = Field(0.0, ge=0, le=1)
+    """Fraction of the tokens before the window that the model draws itself, each after the true tokens before it
+    (parallel scheduled sampling). It costs one more pass over the prefix. Targets never change.
+    """
     options: Options = {}
     """Options of your own scheme."""
 
@@ -407,6 +411,10 @@ class Training(SettingsSection):
     class_dropout: float = Field(0.0, ge=0, lt=1)
     """Probability that the null class replaces the class of a clip, or that its text is left out. Guidance needs it
     above 0.
+    """
+    token_dropout: float = Field(0.0, ge=0, lt=1)
+    """Probability that the model reads a random code in place of a token, in the window and before it. Targets never
+    change.
     """
     rungs: int = Field(5, ge=1)
     """Number of equal parts of a run. At the end of each part, called a rung, the run validates, reports and writes a

@@ -25,7 +25,7 @@ from reco_tune.windows import WindowSpan
 IN_MEMORY_BYTES = 1 << 30
 """A split below this is copied into memory: then a batch costs an index, not page faults."""
 
-_ORDER, _DROPOUT, _PIECES, _CORRUPTION, _CAPTIONS = range(5)
+_ORDER, _DROPOUT, _PIECES, _CORRUPTION, _CAPTIONS, _TOKEN_DROPOUT, _RESAMPLING = range(7)
 """Streams of draws that must not repeat each other."""
 
 
@@ -55,6 +55,7 @@ class Feed:
             training.micro_batches,
         )
         self._prefix_keep = scheme.experiment.window.prefix_keep
+        self._token_dropout = training.token_dropout
         self._share = group.share(self.clips_per_micro_batch)
         tokens = scheme.tokens(cache, "train")
         self._tokens = np.array(tokens) if tokens.nbytes < IN_MEMORY_BYTES else tokens
@@ -83,8 +84,16 @@ class Feed:
         tokens = self._tokens[mine] if columns is None else self._tokens[mine[:, None], columns[self._share]]
         if self._prefix_keep < 1 and span.start > 0:
             tokens = self._corrupted(tokens, len(indices), span.start)
+        inputs = self._dropped(tokens, len(indices)) if self._token_dropout > 0 else None
+        drawn = self.scheme.draws(len(indices), span, self._draws(_RESAMPLING, self._position))
         self._position += 1
-        return MicroBatch(Batch(torch.from_numpy(tokens), torch.from_numpy(labels[self._share])), span)
+        batch = Batch(
+            torch.from_numpy(tokens),
+            torch.from_numpy(labels[self._share]),
+            None if inputs is None else torch.from_numpy(inputs),
+            None if drawn is None else drawn.moved(lambda draws: draws[self._share]),
+        )
+        return MicroBatch(batch, span)
 
     def state_dict(self) -> dict[str, Any]:
         """Position and state of the starts, as JSON values."""
@@ -126,11 +135,19 @@ class Feed:
 
         The window's first input is the token before it, so that one may be replaced too.
         """
-        draws = self._draws(_CORRUPTION, self._position)
-        replaced = draws.random((clips, start), dtype=np.float32) >= self._prefix_keep
-        codes = draws.integers(self.scheme.model_settings.num_codes, size=(clips, start), dtype=np.int32)
-        before = np.where(replaced[self._share], codes[self._share], tokens[:, :start])
+        before = self._replaced(tokens[:, :start], clips, self._prefix_keep, _CORRUPTION)
         return np.concatenate([before, tokens[:, start:]], axis=1)
+
+    def _dropped(self, tokens: np.ndarray, clips: int) -> np.ndarray:
+        """What the model reads of the rank's clips: some tokens, of the window too, are random codes."""
+        return self._replaced(tokens, clips, 1 - self._token_dropout, _TOKEN_DROPOUT)
+
+    def _replaced(self, tokens: np.ndarray, clips: int, keep: float, stream: int) -> np.ndarray:
+        """The rank's tokens, each kept with that probability, else a random code."""
+        draws, size = self._draws(stream, self._position), (clips, tokens.shape[1])
+        replaced = draws.random(size, dtype=np.float32) >= keep
+        codes = draws.integers(self.scheme.model_settings.num_codes, size=size, dtype=np.int32)
+        return np.where(replaced[self._share], codes[self._share], tokens)
 
     def _draws(self, stream: int, position: int) -> np.random.Generator:
         return np.random.default_rng([self._seed, stream, position])
@@ -171,8 +188,8 @@ class FeedAhead:
     def _make(self) -> tuple[dict[str, Any], MicroBatch]:
         """The state before it was made, and the micro-batch."""
         state = self._feed.state_dict()
-        (tokens_BT, labels_B), span = self._feed.next()
-        return state, MicroBatch(Batch(pinned(tokens_BT, self._device), pinned(labels_B, self._device)), span)
+        batch, span = self._feed.next()
+        return state, MicroBatch(batch.moved(partial(pinned, device=self._device)), span)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:

@@ -392,7 +392,7 @@ class _Run:
     def _validate(self, model: Decoder) -> float:
         """Full-sequence cross-entropy in nats per token over the held-out clips, spread over the ranks."""
         assert self._validation is not None
-        tokens, labels = self._validation
+        tokens, labels = self._validation.read
         mine = self._group.share(len(labels))
         tokens_BT, labels_B = tokens[mine].to(self._device), labels[mine].to(self._device)
         at_once = max(1, self._feed.clips_per_micro_batch // self._group.size)

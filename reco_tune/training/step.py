@@ -67,7 +67,7 @@ class OptimiserStep:
 
     def backward(self, micro_batch: MicroBatch, parts: int = 1) -> Tensor:
         """Adds 1/parts of a micro-batch's gradient; returns its three terms."""
-        batch = Batch(*(tensor.to(self.device, non_blocking=True) for tensor in micro_batch.batch))
+        batch = micro_batch.batch.moved(partial(Tensor.to, device=self.device, non_blocking=True))
         with no_way_back() if self._training.compile else nullcontext(), self._numerics():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
                 loss = self._loss(self.model, batch, micro_batch.span)
@@ -88,10 +88,10 @@ class OptimiserStep:
         tokens_BT = torch.zeros(clips.stop - clips.start, shape.num_tokens, dtype=torch.int32)
         batch = Batch(tokens_BT, torch.zeros(shape.condition_shape(len(tokens_BT)), dtype=torch.int64))
         for span in self.scheme.kinds_of_spans():
-            self.backward(MicroBatch(batch, span))
+            self.backward(MicroBatch(self.scheme.redrawn(batch, span), span))
         if isinstance(self.parameters, FlatParameters):  # a split model is validated by one that is whole
             with no_way_back(), torch.no_grad(), torch.autocast(self.device.type, torch.bfloat16, self._autocast):
-                self.model(*(tensor.to(self.device) for tensor in batch))
+                self.model(tokens_BT.to(self.device), batch.labels_B.to(self.device))
         torch._foreach_zero_(self.parameters.gradients)
         if self.device.type == "cuda":
             torch.cuda.synchronize(self.device)
@@ -127,8 +127,13 @@ class OptimiserStep:
         A deterministic stand-in for peak memory where the allocator keeps no count (CPU); short-lived buffers are not
         in it. The gradient is left as it was.
         """
-        known = {tensor.untyped_storage()._cdata for tensor in micro_batch.batch}
-        batch, beside = Batch(*(tensor.to(self.device) for tensor in micro_batch.batch)), 0
+        known, beside = set[int](), 0
+
+        def given(tensor: Tensor) -> Tensor:
+            known.add(tensor.untyped_storage()._cdata)
+            return tensor.to(self.device)
+
+        batch = micro_batch.batch.moved(given)
 
         def compute() -> object:
             nonlocal beside

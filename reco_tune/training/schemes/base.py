@@ -21,6 +21,7 @@ from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops,
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossOptions, LossTerms, Term, hidden_states, loss_terms
 from reco_tune.training.parameters import Parameters
+from reco_tune.training.resampling import Draws
 from reco_tune.windows import WindowSchedule, WindowSpan, prefix_inputs
 
 
@@ -31,6 +32,24 @@ class Batch(NamedTuple):
     """int32 codes; T is the scheme's `model_settings.num_tokens`."""
     labels_B: Tensor
     """Classes [B], or words of texts [B, C]; the null class where dropped."""
+    inputs_BT: Tensor | None = None
+    """int32 codes that the model reads in place of `tokens_BT`, which stay what it has to predict."""
+    draws: Draws | None = None
+    """For tokens of the prefix that the model draws itself."""
+
+    @property
+    def read(self) -> tuple[Tensor, Tensor]:
+        """Codes and classes that the model reads."""
+        return self.tokens_BT if self.inputs_BT is None else self.inputs_BT, self.labels_B
+
+    def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
+        """With each tensor moved."""
+        return Batch(
+            move(self.tokens_BT),
+            move(self.labels_B),
+            None if self.inputs_BT is None else move(self.inputs_BT),
+            None if self.draws is None else self.draws.moved(move),
+        )
 
 
 class Scheme:
@@ -157,6 +176,14 @@ class Scheme:
         """int32 [N, ...]: each clip's codes, or all its pieces' one after another."""
         return cache.tokens(split)
 
+    def draws(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> Draws | None:
+        """For tokens before a window there that the model draws itself; None where it draws none."""
+        return None
+
+    def redrawn(self, batch: Batch, span: WindowSpan) -> Batch:
+        """The batch for a step there, whatever step it was made for."""
+        return batch._replace(draws=self.draws(len(batch.labels_B), span, np.random.default_rng(0)))
+
     def piece_columns(self, first_C: np.ndarray) -> np.ndarray:
         """Columns [C, tokens of a piece] of `tokens` of the pieces that begin there."""
         return first_C[:, None] + np.arange(self.model_settings.num_tokens)
@@ -191,7 +218,7 @@ class Scheme:
         """Loss of one micro-batch whose window lies there."""
         span = self.span(span)
         computed, judged = self.computed(span), self.judged(span)
-        hidden_BSD = hidden_states(model, *batch, *computed, self.options)
+        hidden_BSD = hidden_states(model, *batch.read, *computed, self.options)
         targets_BW = batch.tokens_BT[:, judged.start : judged.start + judged.length]
         return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
 

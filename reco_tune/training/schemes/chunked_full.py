@@ -50,8 +50,8 @@ class ChunkedFull(Scheme):
         """
         assert isinstance(model, VideoTransformer)
         largest = max(self.spans[:-3:-1], key=lambda span: span.length)
-        kept = read_chunks(model, *batch, self.spans[:-1])
-        hidden_BCD, *rest = compute_chunk(model, *batch, largest, kept)
+        kept = read_chunks(model, *batch.read, self.spans[:-1])
+        hidden_BCD, *rest = compute_chunk(model, *batch.read, largest, kept)
         terms = self._judge(model, batch, hidden_BCD, largest)
         sums = [(part.numel(), part.element_size()) for layer in kept for part in layer]
         weights = sum(own.numel() * own.element_size() for own in model.parameters())
@@ -77,7 +77,7 @@ class ChunkedFull(Scheme):
             )
             return own.total * part
 
-        gradient = gradient_in_chunks(model, *batch, self.spans, judge)
+        gradient = gradient_in_chunks(model, *batch.read, self.spans, judge)
         return LossTerms(*torch.stack(shares).sum(dim=0)), gradient
 
 
