@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
+from typer.testing import CliRunner
 
+from reco_tune.cli import app
 from reco_tune.data.captions import captions_of
 from reco_tune.data.clips import Clip
 from reco_tune.data.layouts import SPLITS, list_videos
@@ -18,9 +21,11 @@ from reco_tune.data.word_list import WordList
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation.prompted_digits import motion_signs, prompt_hits
 from reco_tune.evaluation.sampling_plan import asked_for
+from reco_tune.generation.trained import generated, wanted
 from reco_tune.preparation import prepare_tokens
+from reco_tune.progress import quiet
 from reco_tune.settings import Data, Experiment, TokenGrid, make_experiment
-from reco_tune.training import build_scheme, fit
+from reco_tune.training import build_scheme, fit, load_model
 from reco_tune.training.feed import Feed
 from reco_tune.training.schemes import plan_scheme
 
@@ -219,3 +224,24 @@ def test_training_follows_the_words(tmp_path: Path, told: tuple[Experiment, Toke
 
 def test_words_that_a_list_does_not_know() -> None:
     assert WordList.fit(["a b"]).unknown("a c d") == ["c", "d"]
+
+
+def test_prompts_make_clips(tmp_path: Path, told: tuple[Experiment, TokenCache]) -> None:
+    """A model of texts knows its words wherever it goes, is asked with prompts alone, and is evaluated on captions."""
+    small = {"training.steps": 2, "training.rungs": 1, "training.batch_size": 8, "training.class_dropout": 0.2}
+    experiment, cache = changed(told[0], {**small, "sampling.guidance": 2.0, "evaluation.samples": 20}), told[1]
+    fit(experiment, cache, tmp_path / "run")
+    moved = shutil.copytree(tmp_path / "run" / "model", tmp_path / "elsewhere")
+    loaded = load_model(moved)
+    asked = wanted(loaded, None, ["a 3 moves left", "a 5 flies up"], 3)
+    assert asked.names == ("a 3 moves left", "a 5 flies up", "a 3 moves left") and asked.unknown == ("flies",)
+    made = generated(loaded, experiment, asked.given_N, 0, quiet)
+    assert made.shape == (3, 9, 3, 12, 12)
+    for classes, prompts, words in ((["Digit3"], None, "--prompt"), (None, ["flying saucers"], "no word")):
+        with pytest.raises(SettingsError, match=words):
+            wanted(loaded, classes, prompts, None)
+    assert (
+        CliRunner().invoke(app, ["generate", str(moved), "--prompt", "a 3 stands still", "--clips", "2"]).exit_code == 0
+    )
+    with np.load(tmp_path / "elsewhere" / "generated" / "clips.npz") as found:
+        assert found["prompts"].tolist() == ["a 3 stands still"] * 2 and len(found["video"]) == 2

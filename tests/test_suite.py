@@ -16,10 +16,12 @@ import torch
 
 from reco_tune import quantities
 from reco_tune.data.token_cache import TokenCache
-from reco_tune.errors import DataError
+from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import EvaluationResult, KernelAtRungs, evaluate, prepare_evaluation
 from reco_tune.evaluation.protocols import sample_labels
+from reco_tune.evaluation.sampling_plan import asked_for
 from reco_tune.model import VideoTransformer
+from reco_tune.preparation import prepare_tokens
 from reco_tune.quantities import STEPS_OF_H
 from reco_tune.settings import Experiment, make_experiment
 from reco_tune.training import build_scheme
@@ -260,3 +262,33 @@ def test_the_protocol_says_it(prepared: tuple[Experiment, TokenCache]) -> None:
     nested = experiment.model_dump()
     nested["training"]["keep_best"], nested["evaluation"]["checkpoint"] = True, "best"
     assert prepare_evaluation(make_experiment(nested, {}, where="best"), cache).protocol == f"{last}/best"
+
+
+def test_prompts_are_judged(prepared: tuple[Experiment, TokenCache], tmp_path: Path) -> None:
+    """How often digit and direction are those asked for, and the prompts that a measure of words is given."""
+    text = {"model.condition": "text", "model.text_tokens": 6, "evaluation.analyses": False}
+    experiment = changed(prepared[0], {**text, "evaluation.measure": "test_suite:CountsWords"})
+    cache = prepare_tokens(experiment)
+    result = evaluate(model_of(experiment, cache), experiment, cache, folder=tmp_path)
+    assert 0 <= result.metrics["prompt_digit_accuracy"] == result.metrics["class_accuracy"] < 0.5
+    assert 0 <= result.metrics["prompt_direction_accuracy"] < 1
+    prompts = asked_for(experiment, cache).prompts_N
+    assert prompts is not None and len(prompts) == experiment.evaluation.samples
+    assert result.metrics["own_measure"] == np.mean([len(prompt.split()) for prompt in prompts])
+    assert "first caption of train" in result.provenance["protocol"]
+    with np.load(tmp_path / "samples.npz") as samples:
+        assert samples["prompts"].tolist() == list(prompts[:8])
+    with pytest.raises(SettingsError, match="reads prompts"):
+        evaluate(
+            model_of(*prepared), changed(prepared[0], {"evaluation.measure": "test_suite:CountsWords"}), prepared[1]
+        )
+
+
+class CountsWords:
+    """A measure of clips and their prompts."""
+
+    reads_prompts = True
+
+    def __call__(self, video_BFCHW: torch.Tensor, labels_B: torch.Tensor, prompts: list[str]) -> torch.Tensor:
+        assert len(prompts) == len(labels_B) == len(video_BFCHW)
+        return torch.tensor([float(len(prompt.split())) for prompt in prompts])

@@ -21,7 +21,6 @@ if TYPE_CHECKING:
     from reco_tune.model import Decoder
     from reco_tune.reporting import Frontier
 
-DEFAULT_CLIPS = 16
 """Generated where no class is named: all of them in turn."""
 
 
@@ -155,29 +154,27 @@ class Run:
 
         return load_model(self.folder).model
 
-    def generate(self, classes: Sequence[str | int] | None = None, seed: int = 0) -> Clips:
-        """New clips, one for each class that is named (by name or number); by default 16 of all classes in turn.
+    def generate(
+        self, classes: Sequence[str | int] | None = None, seed: int = 0, prompts: Sequence[str] | None = None
+    ) -> Clips:
+        """New clips, one for each class that is named (by name or number), or for each prompt where the model was
+        trained on texts; by default 16 of all classes in turn.
 
         Raises:
             CheckpointError: where there is no model.
-            SettingsError: for a class that the model does not know.
+            SettingsError: for a class or a prompt that the model does not know.
         """
-        import numpy as np
-
-        from reco_tune.generation.trained import generated, labels_of
+        from reco_tune.generation.trained import generated, wanted
         from reco_tune.progress import quiet
         from reco_tune.training import load_model
 
         loaded = load_model(self.folder)
         names = list(loaded.cache.class_names)
-        if classes is None:
-            labels = labels_of(names, None, DEFAULT_CLIPS)
-        else:
-            labels = np.array([_label(one, names) for one in classes], dtype=np.int64)
-        if not len(labels):
+        if classes is not None and not len(classes):
             raise SettingsError("classes is empty; name a class for each clip, or leave it out")
-        video = generated(loaded, loaded.experiment, labels, seed, quiet)
-        return Clips(video, tuple(names[label] if names else str(label) for label in labels.tolist()))
+        chosen = None if classes is None else [_name(one, names) for one in classes]
+        asked = wanted(loaded, chosen, list(prompts or []), None if chosen is None else len(chosen))
+        return Clips(generated(loaded, loaded.experiment, asked.given_N, seed, quiet), asked.names)
 
     def __repr__(self) -> str:
         told = [
@@ -195,7 +192,7 @@ class Clips:
     video: NDArray[np.uint8]
     """[clips, frames, channels, height, width]."""
     classes: tuple[str, ...]
-    """Of each clip."""
+    """Of each clip; its prompt, where the model was trained on texts."""
 
     def save(self, path: str | Path) -> Path:
         """Writes all clips side by side as `.mp4`, or pixels and classes as `.npz`.
@@ -232,13 +229,13 @@ class Clips:
         return f'<video autoplay loop muted controls src="data:video/mp4;base64,{data}"></video>'
 
 
-def _label(given: str | int, names: list[str]) -> int:
+def _name(given: str | int, names: list[str]) -> str:
     """
     Raises:
         SettingsError: where the model has no such class.
     """
     if isinstance(given, str) and given in names:
-        return names.index(given)
-    if not isinstance(given, str) and 0 <= given < max(1, len(names)):
-        return int(given)
+        return given
+    if not isinstance(given, str) and 0 <= given < len(names):
+        return names[given]
     raise SettingsError(f"{given!r} is not a class of this model; it knows {', '.join(names) or 'none'}")

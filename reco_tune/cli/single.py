@@ -32,6 +32,13 @@ def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) ->
             f"the codes in {cache.path} are not those the model was trained on (another tokenizer or other data); "
             "give the old ones with --set data.root=FOLDER and --set data.cache_dir=FOLDER"
         )
+    if loaded.words is not None:
+        captions = cache.captions(experiment.captions_name)
+        if captions.tokenizer.fingerprint != loaded.words.fingerprint:
+            raise DataError(
+                f"the words of {captions.path} are not those the model was trained on (other captions); give the"
+                " old ones with --set data.root=FOLDER and --set data.cache_dir=FOLDER"
+            )
     return cache
 
 

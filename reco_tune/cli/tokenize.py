@@ -67,6 +67,9 @@ def tokenize(
     for split in ("train", "test"):
         print(f"{split}: {len(cache.tokens(split))} clips of {blocks} x {rows} x {columns} tokens")
     print(f"classes: {cache.num_classes}, codes: {cache.num_codes}")
+    if experiment.model.condition == "text":
+        captions = cache.captions(experiment.captions_name)
+        print(f"captions: {captions.num_words} words, {captions.length} a clip; {captions.shortened} captions cut off")
     _print_list("left out", cache.skipped, cache.path / "skipped.csv")
     _print_list("used, but suspicious", cache.suspicious, cache.path / "suspicious.csv")
     if check:

@@ -1,14 +1,16 @@
-"""Clips of a trained model, as a person asks for them: by class and seed, and laid side by side to look at."""
+"""Clips of a trained model, as a person asks for them: by class, prompt and seed, and laid side by side to look at."""
 
 from __future__ import annotations
 
 import math
 from pathlib import Path
+from typing import NamedTuple
 
 import numpy as np
 import torch
 from numpy.typing import NDArray
 
+from reco_tune.data.texts import padded
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.generation.codes import Request
 from reco_tune.generation.rollout import generate_clips
@@ -17,6 +19,7 @@ from reco_tune.settings import Experiment, TokenGrid
 from reco_tune.tokenizers import Tokenizer, load_tokenizer
 from reco_tune.training import LoadedModel, prepare_device
 
+DEFAULT_CLIPS = 16
 SHOWN_SIDE_PX = 96
 """Clips are enlarged to about this height, so that a person sees 12-pixel digits."""
 
@@ -34,6 +37,47 @@ def labels_of(class_names: list[str], chosen: list[str] | None, clips: int) -> N
             )
     labels = [class_names.index(name) for name in chosen] if chosen else list(range(max(1, len(class_names))))
     return np.resize(np.array(labels, dtype=np.int64), clips)
+
+
+class Wanted(NamedTuple):
+    """What clips are to show."""
+
+    given_N: NDArray[np.int64]
+    """For the model: classes [N], or words of prompts [N, C]."""
+    names: tuple[str, ...]
+    """For people: the class or the prompt of each."""
+    unknown: tuple[str, ...] = ()
+    """Words of prompts that no training caption has; to the model they all look the same."""
+
+
+def wanted(loaded: LoadedModel, classes: list[str] | None, prompts: list[str] | None, clips: int | None) -> Wanted:
+    """One class or prompt a clip, in turn.
+
+    Args:
+        clips: as many as there are prompts where None.
+
+    Raises:
+        SettingsError: for a class or a prompt that the model does not know.
+    """
+    if loaded.words is None:
+        if prompts:
+            raise SettingsError(
+                f"--prompt {prompts[0]!r}: this model was not trained on texts (model.condition is"
+                f" {loaded.experiment.model.condition}); leave it out, or name classes with --class"
+            )
+        names = loaded.cache.class_names if loaded.experiment.model.condition == "class" else []
+        labels = labels_of(names, classes, clips or DEFAULT_CLIPS)
+        return Wanted(labels, tuple(names[label] if names else str(label) for label in labels.tolist()))
+    if classes or not prompts:
+        raise SettingsError("this model was trained on texts (model.condition text); say with --prompt what to show")
+    words = loaded.words
+    for prompt in prompts:
+        if not (cut := words.encode(prompt)) or len(words.unknown(prompt)) == len(cut):
+            raise SettingsError(f"--prompt {prompt!r} has no word of a training caption; write it in their words")
+    unknown = dict.fromkeys(word for prompt in prompts for word in words.unknown(prompt))
+    texts = [prompts[place % len(prompts)] for place in range(clips or len(prompts))]
+    length = loaded.experiment.model.text_tokens
+    return Wanted(padded([words.encode(text) for text in texts], length, words.num_words), tuple(texts), tuple(unknown))
 
 
 def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
@@ -60,7 +104,7 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
 
 
 def generated(
-    loaded: LoadedModel, experiment: Experiment, labels: NDArray[np.int64], seed: int, progress: Progress
+    loaded: LoadedModel, experiment: Experiment, given_N: NDArray[np.int64], seed: int, progress: Progress
 ) -> NDArray[np.uint8]:
     """uint8 [N, F, C, H, W], a sampling batch at a time; batch i draws with its own seed.
 
@@ -71,7 +115,7 @@ def generated(
     model = loaded.model.to(prepare_device(experiment))
     size = experiment.sampling.batch_size
     requests = [
-        Request(torch.from_numpy(labels[start : start + size]), seed + start) for start in range(0, len(labels), size)
+        Request(torch.from_numpy(given_N[start : start + size]), seed + start) for start in range(0, len(given_N), size)
     ]
     made = generate_clips(model, experiment, tokenizer, TokenGrid(*loaded.cache.grid), requests, progress)
     return np.concatenate([clips.video_BFCHW.cpu().numpy() for clips in made])

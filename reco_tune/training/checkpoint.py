@@ -33,6 +33,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.data.word_list import TextTokenizer, load_text_tokenizer
 from reco_tune.errors import CheckpointError, SettingsError
 from reco_tune.model import Decoder, DecoderSettings, VideoTransformer
 from reco_tune.model.build import BUILT_IN, build_decoder
@@ -227,9 +228,16 @@ class CacheInfo:
     data_fingerprint: str
     tokenizer_fingerprint: str
     tokenizer_path: str
+    captions_path: str = ""
+    """Folder of the captions of a model of texts."""
 
     @classmethod
-    def of(cls, cache: TokenCache) -> CacheInfo:
+    def of(cls, cache: TokenCache, experiment: Experiment | None = None) -> CacheInfo:
+        """
+        Args:
+            experiment: of the model, where it may be one of texts.
+        """
+        texts = experiment is not None and experiment.model.condition == "text"
         blocks, rows, columns = cache.grid
         return cls(
             (blocks, rows, columns),
@@ -239,6 +247,7 @@ class CacheInfo:
             cache.data_fingerprint,
             cache.tokenizer_fingerprint,
             str(cache.tokenizer_path),
+            str(cache.path / experiment.captions_name) if experiment is not None and texts else "",
         )
 
 
@@ -250,6 +259,8 @@ class LoadedModel:
     experiment: Experiment
     cache: CacheInfo
     step: int
+    words: TextTokenizer | None = None
+    """What cuts prompts into the words of a model of texts."""
 
 
 def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: CacheInfo, step: int) -> None:
@@ -266,6 +277,8 @@ def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: Cach
     shape = {name: value for name, value in asdict(model.settings).items() if name not in _COUNTED}
     description = {"schema": SCHEMA, "step": step, "model": shape, "cache": asdict(cache)}
     (staging / "model.json").write_text(json.dumps(description, indent=1))
+    if cache.captions_path:  # prompts are cut as captions were, wherever the model goes
+        load_text_tokenizer(Path(cache.captions_path)).save(staging)
     put_in_place(staging, folder)
 
 
@@ -318,7 +331,8 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
             )
         judged = experiment.evaluation.model_copy(update={"checkpoint": loaded})
         experiment = experiment.model_copy(update={"evaluation": judged})
-        return LoadedModel(model.eval(), experiment, info, description["step"])
+        words = load_text_tokenizer(folder) if experiment.model.condition == "text" else None
+        return LoadedModel(model.eval(), experiment, info, description["step"], words)
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError, SettingsError) as error:
         raise CheckpointError(
             f"model {folder} is damaged ({' '.join(str(error).split())[:200]}); train it again"

@@ -152,7 +152,7 @@ def fit(
             stop = run.report(report)
     model = run.whole_model()
     if run.step == steps and group.leads:
-        save_model(folder / "model", model, experiment, CacheInfo.of(cache), run.step)
+        save_model(folder / "model", model, experiment, CacheInfo.of(cache, experiment), run.step)
     group.barrier()
     if run.step == steps and experiment.evaluation.checkpoint == "best":
         take_best(model, folder, group)
@@ -219,7 +219,7 @@ class _Run:
         self, experiment: Experiment, cache: TokenCache, folder: Path, group: Group, progress: Progress
     ) -> None:
         self._training, self._folder, self._group, self._progress = experiment.training, folder, group, progress
-        self._cache, self._clips = CacheInfo.of(cache), len(cache.tokens("train"))
+        self._cache, self._clips = CacheInfo.of(cache, experiment), len(cache.tokens("train"))
         self._device = prepare_device(experiment)
         self._scheme = build_scheme(experiment, cache)
         feed = Feed(self._scheme, cache, group)
