@@ -32,6 +32,8 @@ def test_the_promised_spaces_are_shipped() -> None:
         "joint",
         "beyond",
         "commavq",
+        "text_digits",
+        "msrvtt_7B",
     }
     assert {path.stem for path in SPACES} == promised
 
