@@ -24,7 +24,7 @@ from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
 from reco_tune.locks import holder
 from reco_tune.quantities import FVD, SPEEDUP, STAGE_SECONDS, VAL_CROSS_ENTROPY, Quantity
-from reco_tune.settings import BASELINE, on_codes
+from reco_tune.settings import BASELINE, TUNE, on_codes
 
 EventName = Literal[
     "study",
@@ -34,6 +34,7 @@ EventName = Literal[
     "limited",
     "known",
     "planned",
+    "tuned",
     "calibrated",
     "asked",
     "started",
@@ -48,8 +49,9 @@ EventName = Literal[
 ]
 """`study` opens a log (name, question, arms, settings, constraints, provenance); `extended` gives the settings of a
 study that grew, and in `what` what is new; `resumed` says that a driver goes on with it; `requested` is what a person
-asked of a study that ran (and why it was `refused`); `limited` that it stopped at a limit of `stop_after`; `known` is a
-run of an earlier study that the search starts with; `rescored` are an evaluated run's numbers under another protocol;
+asked of a study that ran (and why it was `refused`); `limited` that it stopped at a limit of `stop_after`; `tuned`
+holds the settings that were chosen for an arm; `known` is a run of an earlier study that the search starts with;
+`rescored` are an evaluated run's numbers under another protocol;
 `finished` says that nothing is left to do. An event that was written while nobody drove the study is `aside`.
 """
 
@@ -216,7 +218,7 @@ class RunRecord:
     arm: str
     """Name of the arm, or `search` for a sampled run."""
     budget: str
-    """One of the space's, or `both` for the baseline at its whole budget."""
+    """One of the space's, `both` for the baseline at its whole budget, or `tune`."""
     seed: int
     state: State = "planned"
     attempt: int = 0
@@ -224,7 +226,7 @@ class RunRecord:
     """Every setting under its dotted key (JSON values)."""
     settings_hash: str = ""
     params: dict[str, Any] = field(default_factory=dict)
-    """What the sampler chose (sampled runs only)."""
+    """What the sampler chose for a sampled run, or the point that a tuning run tries."""
     repeats: str = ""
     """The sampled run whose configuration this one runs again with another training seed, sharing its calibration."""
     metrics: dict[str, float] = field(default_factory=dict)
@@ -253,6 +255,11 @@ class RunRecord:
         """Whether it was pruned for what it was worth, not by a person."""
         return self.state == "pruned" and self.reason.startswith(JUDGED)
 
+    @property
+    def tunes(self) -> bool:
+        """Whether it helps to choose the settings of its arm, and stands in no table."""
+        return self.budget == TUNE
+
 
 @dataclass
 class StudyRecord:
@@ -268,6 +275,8 @@ class StudyRecord:
     """Speed metrics by calibration key (an arm's name, or a sampled run's)."""
     arms: list[str] = field(default_factory=list)
     """Arms in the order of the space file."""
+    tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
+    """Settings that were chosen before the table, by arm."""
     settings: dict[str, Any] = field(default_factory=dict)
     """The space that it was begun with; empty where an earlier version began it, which also measured the speed of an
     arm with a model or a batch of its own against a baseline with the same.
@@ -423,6 +432,8 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
         study.calibrations[event["key"]] = event["metrics"]
         if event.get("trial") in study.runs:
             study.runs[event["trial"]].metrics.update(event["metrics"])
+    elif name == "tuned":
+        study.tuned[event["arm"]] = event["settings"]
     elif name == "finished":
         study.finished, study.limited = True, ""
     elif name == "extended":

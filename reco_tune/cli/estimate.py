@@ -13,6 +13,7 @@ from functools import lru_cache
 
 from reco_tune import pareto
 from reco_tune.quantities import FVD
+from reco_tune.settings import BASELINE, COMPUTE_SHARES
 from reco_tune.study_log import ENDED, RunRecord, StudyRecord, quality_of, speed_of, whole_at_equal_steps
 
 COUNTED = ("planned", "running", "pruned", "failed", "evaluated")
@@ -42,6 +43,8 @@ class Standing:
     """Quality of the reference point (`pareto.speed_fvd`)."""
     quality: str = "FVD"
     """What it is of."""
+    tuning: str = ""
+    """How far the choice of the arms' settings is, in words, until all are chosen."""
 
 
 def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Standing:
@@ -59,7 +62,8 @@ def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
     known = [works[run.trial] for run in sampled if run.trial in works]
     per_sampled = sum(known) / len(known) if known else max(works.values(), default=1.0) / 2
     works |= {run.trial: per_sampled for run in runs if run.trial not in works}  # not calibrated yet
-    total = sum(works.values()) + missing * per_sampled
+    unplanned = _unplanned(study)
+    total = sum(works.values()) + missing * per_sampled + sum(unplanned)
     done = sum(works[run.trial] * max(share(run), (running or {}).get(run.trial, 0.0)) for run in runs)
     began = min((run.started for run in runs if run.started), default=None)
     end = max((run.ended for run in runs if run.ended), default=now) if study.finished else now
@@ -67,7 +71,31 @@ def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
     left = elapsed * (total - done) / done if done > 0 and elapsed > 0 else None
     ended = sum(run.state in ENDED for run in runs)
     left = 0.0 if study.finished else left
-    return Standing(ended, len(runs) + missing, done / total if total else 0.0, elapsed, left, *_hypervolume(runs))
+    everything, area = len(runs) + missing + len(unplanned), _hypervolume(runs)
+    return Standing(ended, everything, done / total if total else 0.0, elapsed, left, *area, _tuning(study))
+
+
+def _unplanned(study: StudyRecord) -> list[float]:
+    """Work of every run of the table that waits until the settings of its arm are chosen: at an arm's longest budget it
+    is that of a run that tunes it.
+    """
+    works: list[float] = []
+    longest: dict[str, float] = {}
+    for run in study.runs.values():
+        if run.tunes and run.arm not in study.tuned:
+            longest[run.arm] = max(longest.get(run.arm, 0.0), work(run))
+    for arm, whole in longest.items():
+        shares = [COMPUTE_SHARES.get(budget, 1.0) for budget in study.settings["budgets"]]
+        own = [1.0, *(share for share in shares if share < 1)] if arm == BASELINE else shares
+        works += [whole * share for share in own for _ in study.settings["seeds"]]
+    return works
+
+
+def _tuning(study: StudyRecord) -> str:
+    """How far the choice of the arms' settings is; empty where none is to be made, or all are."""
+    arms = {run.arm for run in study.runs.values() if run.tunes}
+    left = arms - study.tuned.keys()
+    return f"tuning: settings chosen for {len(arms) - len(left)} of {len(arms)} arms" if left else ""
 
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float, str]:
@@ -137,7 +165,9 @@ def summary(runs: Iterable[RunRecord]) -> list[list[str]]:
         states: Counter[str] = Counter("running" if run.state == "completed" else run.state for run in theirs)
         quality = quality_of(theirs)
         key, digits = quality.name, 2 if quality is FVD else 3
-        found = [run.metrics[key] for run in theirs if run.state == "evaluated" and key in run.metrics]
+        found = [
+            run.metrics[key] for run in theirs if run.state == "evaluated" and not run.tunes and key in run.metrics
+        ]
         counts = (len(theirs), *(states[state] for state in COUNTED), sum(run.moves for run in theirs))
         rows.append([arm, *(f"{count:,}" for count in counts), f"{min(found):.{digits}f}" if found else ""])
     return rows
@@ -152,7 +182,7 @@ def headline(found: Standing) -> str:
     )
     told = (
         f"{found.ended} of {found.total} runs ended, {found.done_share:.0%} of the work,"
-        f" {duration(found.elapsed_seconds)} so far{left}"
+        f" {duration(found.elapsed_seconds)} so far{left}{f', {found.tuning}' if found.tuning else ''}"
     )
     if found.hypervolume is None:
         return told

@@ -103,12 +103,19 @@ def _check(planned: Plan, folder: Path, options: Options) -> None:
 
 
 def _print_runs(planned: Plan, cost: Forecast) -> None:
+    from collections import Counter
+
     from reco_tune.cli.console import print_table
     from reco_tune.cli.estimate import duration
+    from reco_tune.settings import TUNE
 
     rows = []
-    for run in cost.runs[: len(planned.runs) + 1]:
+    tuned = Counter(run.arm for run in planned.tuning)
+    for run in cost.runs[: len(planned.fixed) + 1]:
+        if run.budget == TUNE and not (count := tuned.pop(run.arm, 0)):
+            continue  # like the first of its arm, which stands for all
         name = f"{planned.trials} sampled, each" if run.arm == "search" else run.trial
+        name = f"{count} to tune {run.arm}, each" if run.budget == TUNE else name
         rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds)])
     print_table(planned.space.question, ["run", "budget", "steps", "FLOPs", "device time"], rows, left=2)
 
@@ -133,9 +140,18 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
     at_once, fit = _fit(shared, planned.total)
     at_once = max(1, at_once)
     wall = duration(cost.wall_seconds(at_once, shared.resources.workers))
+    tuning = f", {len(planned.tuning)} to tune them" if planned.tuning else ""
     print(
-        f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms and {planned.trials} sampled; {cost.steps:,} steps"
+        f"\nruns: {planned.total}, {len(planned.runs)} of fixed arms{tuning} and {planned.trials} sampled;"
+        f" {cost.steps:,} steps"
     )
+    if space.tune is not None:
+        spent = sum(run.device_seconds for run in cost.runs[: len(planned.tuning)])
+        print(
+            f"tuning: {len(planned.tuning)} of the runs come before the table,"
+            f" {len(planned.tuning) // len(planned.arms)} for each arm at the longest of its budgets,"
+            f" about {duration(spent)} of device time"
+        )
     if planned.trials and space.finalist_seeds:
         print(
             f"finalists: {space.finalist_seeds} further run(s) each, not counted here: their number is known only when"
@@ -152,7 +168,7 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
     )
     limits = [f"{key} {most:g}" for key, most in space.stop_after if most is not None]
     if limits:
-        fixed = sum(run.device_seconds for run in cost.runs[: len(planned.runs)])
+        fixed = sum(run.device_seconds for run in cost.runs[: len(planned.fixed)])
         print(f"stops after: {', '.join(limits)}; the fixed arms take about {duration(fixed)} of device time")
     print(f"memory: {_memory(planned, gpu)}")
     print(f"disk: about {size(cost.disk_bytes)} for runs; {_cache(shared)}")

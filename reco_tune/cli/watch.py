@@ -17,6 +17,7 @@ from reco_tune.cli.estimate import EVALUATION_SHARE, header, headline, row, stan
 from reco_tune.settings import BASELINE
 from reco_tune.study import Observer
 from reco_tune.study_log import ENDED, Follower, RunRecord, StudyFolder, StudyRecord
+from reco_tune.tuning import in_words
 
 if TYPE_CHECKING:
     from rich.console import Group
@@ -74,6 +75,8 @@ class PlainLines(Observer):
                 f"calibrated {event['key']}: {speed['speedup']:.2f}x as fast as full, limit"
                 f" {speed['speedup_limit']:.2f}x"
             )
+        if name == "tuned":
+            return f"chosen for {event['arm']}: {in_words(event['settings'])} ({event['metric']} {event['value']:.4g})"
         if name not in (*ENDED, "retried"):
             return ""
         found = standing(study, asked_trials(study, self._trials), time.time())

@@ -14,7 +14,8 @@ from reco_tune.cost.planning import Plan, PlannedRun, sampled_name
 from reco_tune.cost.rates import Rates, measure_rates, seconds_per_clip
 from reco_tune.model.flops import forward_flops, parameter_count
 from reco_tune.pareto import deciding_rungs
-from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, Experiment, Pruning
+from reco_tune.quantities import VAL_CROSS_ENTROPY
+from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, TUNE, Experiment, Pruning
 from reco_tune.training.schemes import plan_scheme
 
 CHECKPOINT_COPIES = 7
@@ -47,7 +48,7 @@ class Forecast:
     """A plan in numbers."""
 
     runs: list[RunForecast]
-    """The fixed runs, then every sampled one."""
+    """The fixed runs, those that tune the arms first, then every sampled one."""
     rates: Rates
     """Of one worker's device."""
 
@@ -80,9 +81,12 @@ def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
     """
     rates = rates or measure_rates(plan.baseline)
     runs, calibrated = [], {BASELINE}
-    for run in plan.runs:
-        clips = _rung_clips(plan.space.pruning, run.experiment) if plan.space.pruning.arms else 0
-        runs.append(_run(run, rates, run.arm not in calibrated, clips))
+    for run in plan.fixed:
+        tuning = plan.space.tune if run.budget == TUNE else None
+        judged = plan.space.pruning.arms or tuning is not None
+        clips = _rung_clips(plan.space.pruning, run.experiment) if judged else 0
+        evaluated = tuning is None or tuning.metric != VAL_CROSS_ENTROPY.name
+        runs.append(_run(run, rates, run.arm not in calibrated, clips, evaluated))
         calibrated.add(run.arm)
     if plan.sampled is not None:  # ranges of the search vary around these settings
         one = PlannedRun(SEARCH, SEARCH, "equal_steps", plan.space.sampler.seed, plan.sampled)
@@ -96,11 +100,12 @@ def forecast_run(experiment: Experiment, rates: Rates) -> RunForecast:
     return _run(PlannedRun("", "", "", experiment.training.seed, experiment), rates, calibrated=False)
 
 
-def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -> RunForecast:
+def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0, evaluated: bool = True) -> RunForecast:
     """
     Args:
         calibrated: whether the run pays for the calibration of its settings.
         rung_clips: generated before the evaluation.
+        evaluated: whether it generates clips at its end.
     """
     experiment, steps = run.experiment, run.steps
     scheme, training, evaluation = plan_scheme(experiment), experiment.training, experiment.evaluation
@@ -109,7 +114,8 @@ def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0) -
     one_clip = forward_flops(whole, 0, whole.num_tokens)
     validated = 0 if scheme.trains_pieces else training.rungs * evaluation.validation_clips
     flops = steps * training.batch_size * per_clip + validated * one_clip
-    sampled = (evaluation.samples * evaluation.sampling_seeds + rung_clips) * seconds_per_clip(experiment, rates)
+    clips = rung_clips + evaluated * evaluation.samples * evaluation.sampling_seeds
+    sampled = clips * seconds_per_clip(experiment, rates)
     calibration = experiment.resources.calibration_seconds if calibrated else 0.0
     copies = CHECKPOINT_COPIES + training.keep_best
     disk = copies * 4 * parameter_count(scheme.model_settings) + 2 * steps * _HISTORY_BYTES_PER_STEP

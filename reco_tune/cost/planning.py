@@ -1,4 +1,5 @@
-"""What a study runs: fixed arms times budgets times seeds, then the sampled trials. Pure settings; launches nothing.
+"""What a study runs: tuning runs of the arms, fixed arms times budgets times seeds, then the sampled trials. Pure
+settings; launches nothing.
 
 `full` is the baseline, as its settings define it, whether it runs or not: steps are counted in its own, speeds are
 relative to its step. It runs once and stands under both budgets. An equal-compute arm gets the steps that the
@@ -10,7 +11,8 @@ with.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
+from typing import Any
 
 from reco_tune import quantities
 from reco_tune.cost.calibration import scheme_limit
@@ -20,15 +22,18 @@ from reco_tune.settings import (
     BASELINE,
     COMPUTE_SHARES,
     SEARCH,
+    TUNE,
     Experiment,
     Space,
     arm_experiment,
     check_options,
     check_own,
     pinned,
+    step_cost,
 )
 from reco_tune.settings.measured import unmeasured
 from reco_tune.training.schemes import plan_scheme
+from reco_tune.tuning import tuning_name
 
 FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
 """Sections that one study shares, because its runs would not compare otherwise."""
@@ -48,9 +53,11 @@ class PlannedRun:
     """`full-s0`, `reco-equal_steps-s0`."""
     arm: str
     budget: str
-    """One of the space's, or `both` for the baseline at its whole budget."""
+    """One of the space's, `both` for the baseline at its whole budget, or `tune`."""
     seed: int
     experiment: Experiment
+    params: dict[str, Any] = field(default_factory=dict)
+    """The point that a tuning run tries."""
 
     @property
     def steps(self) -> int:
@@ -67,10 +74,20 @@ class Plan:
     baseline: Experiment
     """Settings of `full`, also where no arm of that name runs: what speed, memory and budgets are relative to."""
     runs: tuple[PlannedRun, ...]
+    """Of the table. Until an arm's settings are chosen, its runs have those of the file."""
     sampled: Experiment | None
     """Settings of a sampled run before anything is sampled: its steps and cost stand for all of them."""
     estimated: bool
     """Whether the steps of compute budgets come from FLOP limits and not from calibrations."""
+    tuning: tuple[PlannedRun, ...] = ()
+    """What the arms try before the table, arm by arm."""
+    untuned: tuple[str, ...] = ()
+    """Arms whose settings are still to be chosen."""
+
+    @property
+    def fixed(self) -> tuple[PlannedRun, ...]:
+        """Every run of a fixed arm, those that tune it first."""
+        return (*self.tuning, *self.runs)
 
     @property
     def trials(self) -> int:
@@ -79,7 +96,7 @@ class Plan:
 
     @property
     def total(self) -> int:
-        return len(self.runs) + self.trials
+        return len(self.fixed) + self.trials
 
     @property
     def kinds(self) -> dict[str, Experiment]:
@@ -96,11 +113,15 @@ class Plan:
     @property
     def piece_blocks(self) -> tuple[int, ...]:
         """Lengths in blocks of the sub-clips that must be encoded by themselves."""
-        return tuple(sorted({n for run in self.runs for n in plan_scheme(run.experiment).encoded_piece_blocks}))
+        return tuple(sorted({n for run in self.fixed for n in plan_scheme(run.experiment).encoded_piece_blocks}))
 
-    def at_speeds(self, speedups: Mapping[str, float]) -> Plan:
-        """The same plan with the steps that calibrated speed-ups, by arm, give under compute budgets."""
-        return replace(self, runs=_runs(self.space, self.arms, speedups), estimated=False)
+    def at_speeds(self, speedups: Mapping[str, float], tuned: Mapping[str, Mapping[str, Any]] | None = None) -> Plan:
+        """The same plan with the steps that calibrated speed-ups, by arm, give under compute budgets.
+
+        Args:
+            tuned: settings that were chosen, by arm.
+        """
+        return _planned(replace(self, estimated=False), speedups, tuned or {})
 
 
 def plan(space: Space) -> Plan:
@@ -120,7 +141,8 @@ def plan(space: Space) -> Plan:
             f" {baseline.window.scheme}; call that arm something else"
         )
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
-    for judged in [*([sampled] if sampled else []), *(arms.values() if space.pruning.arms else [])]:
+    judging = [*([sampled] if sampled else []), *(arms.values() if space.pruning.arms or space.tune else [])]
+    for judged in judging:
         if space.pruning.kind != "none" and space.pruning.grace_rungs >= judged.training.rungs:
             raise SettingsError(
                 f"pruning.grace_rungs ({space.pruning.grace_rungs}) leaves none of the {judged.training.rungs}"
@@ -139,8 +161,15 @@ def plan(space: Space) -> Plan:
         check_options(own)
     check_own("samplers", space.sampler.kind, space.sampler.options, "sampler.kind", "sampler.options")
     check_measured(space, baseline)
+    if space.tune is not None and space.tune.metric == quantities.VAL_CROSS_ENTROPY.name:
+        for name, experiment in arms.items():
+            if plan_scheme(experiment).trains_pieces:
+                raise SettingsError(
+                    f"tune.metric is {space.tune.metric}, which arm `{name}` does not have: it trains on pieces of a"
+                    f" clip; set tune.metric to {quantities.FVD.name}"
+                )
     limits = {name: estimated_speedup(experiment, baseline) for name, experiment in arms.items()}
-    return Plan(space, arms, baseline, _runs(space, arms, limits), sampled, estimated=True)
+    return _planned(Plan(space, arms, baseline, (), sampled, estimated=True), limits, {})
 
 
 def estimated_speedup(experiment: Experiment, baseline: Experiment) -> float:
@@ -159,7 +188,23 @@ def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
     return baseline_steps if share is None else max(1, round(share * baseline_steps * speedup))
 
 
-def _runs(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, float]) -> tuple[PlannedRun, ...]:
+def _planned(planned: Plan, speedups: Mapping[str, float], tuned: Mapping[str, Mapping[str, Any]]) -> Plan:
+    """With the runs of its fixed arms."""
+    space, arms = planned.space, planned.arms
+    return replace(
+        planned,
+        runs=_runs(space, arms, speedups, tuned),
+        tuning=_tuning(space, arms, speedups),
+        untuned=tuple(arm for arm in arms if space.tune is not None and arm not in tuned),
+    )
+
+
+def _runs(
+    space: Space,
+    arms: Mapping[str, Experiment],
+    speedups: Mapping[str, float],
+    tuned: Mapping[str, Mapping[str, Any]],
+) -> tuple[PlannedRun, ...]:
     runs: dict[str, PlannedRun] = {}
     for budget in space.budgets:
         for seed in space.seeds:
@@ -167,12 +212,32 @@ def _runs(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, f
                 for own in _budgets(arm, budget):
                     name = f"{arm}-s{seed}" if own == "both" else f"{arm}-{own}-s{seed}"
                     if name not in runs:
-                        speedup = 1.0 if own in ("both", "equal_steps") else speedups[arm]
-                        steps = budget_steps(own, experiment.training.steps, speedup)
+                        steps = _steps(own, arm, experiment, speedups)
                         counted = {} if own in ("both", "equal_steps") else {"training.steps": steps}
-                        overrides = {"training.seed": seed, **counted}
+                        overrides = {**tuned.get(arm, {}), "training.seed": seed, **counted}
                         runs[name] = PlannedRun(name, arm, own, seed, arm_experiment(space, arm, overrides))
     return tuple(runs.values())
+
+
+def _tuning(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str, float]) -> tuple[PlannedRun, ...]:
+    """Each arm at the longest of its budgets: what is chosen there holds in all of them."""
+    if space.tune is None:
+        return ()
+    runs = []
+    for arm, experiment in arms.items():
+        budgets = {own for budget in space.budgets for own in _budgets(arm, budget)}
+        steps = max(_steps(budget, arm, experiment, speedups) for budget in budgets)
+        counted = {} if steps == experiment.training.steps else {"training.steps": steps}
+        for seed in space.tune.seeds:
+            for number, point in enumerate(space.tune.points):
+                own = arm_experiment(space, arm, {**point, "training.seed": seed, **counted})
+                runs.append(PlannedRun(tuning_name(arm, number, seed), arm, TUNE, seed, own, point))
+    return tuple(runs)
+
+
+def _steps(budget: str, arm: str, experiment: Experiment, speedups: Mapping[str, float]) -> int:
+    """Only what is counted in compute asks for the arm's speed."""
+    return budget_steps(budget, experiment.training.steps, speedups[arm] if budget in COMPUTE_SHARES else 1.0)
 
 
 def _budgets(arm: str, budget: str) -> tuple[str, ...]:
@@ -183,12 +248,19 @@ def _budgets(arm: str, budget: str) -> tuple[str, ...]:
 
 
 def _check(space: Space) -> None:
-    for where, keys in [("search", space.search), *((f"arm `{name}`", own) for name, own in space.arms.items())]:
+    tuned = space.tune.per_arm if space.tune is not None else {}
+    arms = [(f"arm `{name}`", own) for name, own in space.arms.items()]
+    for where, keys in [("search", space.search), ("tune.per_arm", tuned), *arms]:
         for key in keys:
             if key.split(".")[0] in FROZEN_SECTIONS:
                 raise SettingsError(f"{where}: {key} is shared by all runs of a study; set it under `experiment`")
             if key in DECIDED:
                 raise SettingsError(f"{where}: {key} {DECIDED[key]}")
+    for key in filter(step_cost, tuned):
+        raise SettingsError(
+            f"tune.per_arm: {key} changes what a step costs, but speeds are measured before anything is tuned; name an"
+            " arm for each value, or search it"
+        )
     if space.keep.checkpoints == "best" and not arm_experiment(space, BASELINE).training.keep_best:
         raise SettingsError(
             "keep.checkpoints is best, but no run keeps its best weights; set training.keep_best under `experiment`"
@@ -216,7 +288,9 @@ def check_measured(space: Space, experiment: Experiment, classes: bool | None = 
     Raises:
         SettingsError: if the runs of the study do not measure something.
     """
-    judged = space.trials or space.pruning.arms
+    if space.tune is not None and (why := unmeasured(space.tune.metric, experiment, classes)):
+        raise SettingsError(f"tune.metric: {space.tune.metric} {why}")
+    judged = space.trials or space.pruning.arms or space.tune is not None
     if judged and space.pruning.generates_clips and (why := unmeasured(space.pruning.metric, experiment)):
         raise SettingsError(f"pruning.metric: {space.pruning.metric} {why}, or leave it out")
     asked = [("objectives", metric) for metric in (space.objectives if space.trials else {})]

@@ -26,7 +26,7 @@ from reco_tune.errors import ComparisonError
 from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.numbers import FORMULA, quoted
 from reco_tune.reporting.runs import IMPORTED, told_apart
-from reco_tune.settings import SEARCH
+from reco_tune.settings import SEARCH, TUNE
 from reco_tune.study_log import State
 
 NEEDED = ("arm", "fvd", "protocol")
@@ -94,7 +94,11 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
     _check_columns(path, columns, runs)
     named = {number: _line(f"{path}, line {number}", columns, cells) for number, cells in lines}
     finished = {number: line for number, line in named.items() if (line.get("state") or "evaluated") == "evaluated"}
-    rows = [_row(path, name, number, line, runs) for number, line in finished.items() if line["arm"] != SEARCH]
+    rows = [
+        _row(path, name, number, line, runs)
+        for number, line in finished.items()
+        if line["arm"] != SEARCH and line.get("budget") != TUNE
+    ]
     if not rows:
         raise ComparisonError(
             f"{path}: none of its {len(lines)} rows can be imported; a row needs `evaluated` or nothing as its state,"

@@ -26,6 +26,7 @@ from reco_tune.reporting.render.page import page
 from reco_tune.reporting.runs import Source
 from reco_tune.reporting.section import Section, file_stem
 from reco_tune.reporting.sections import SECTIONS, build
+from reco_tune.settings import TUNE
 
 _STEPS = 4
 _OLD_FIGURES = (
@@ -136,8 +137,9 @@ def _provenance(evidence: Evidence, folder: Path) -> str:
         **study.provenance,
         "report_version": __version__,
         "arms": study.arms,
+        **({"tuned": study.tuned} if study.tuned else {}),
         "budgets": evidence.budgets,
-        "seeds": sorted({int(seed) for seed in runs["seed"]}),
+        "seeds": sorted({int(seed) for seed in runs["seed"][runs["budget"] != TUNE]}),
         "runs_by_state": {state: int(count) for state, count in sorted(runs["state"].value_counts().items())},
         **{
             name: [value for value in dict.fromkeys(runs[name]) if value]

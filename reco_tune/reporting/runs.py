@@ -21,7 +21,7 @@ from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.quality import FVD, Quality, quality_of_layouts
-from reco_tune.settings import BASELINE, LATER, SEARCH, WHERE, Bound, step_cost
+from reco_tune.settings import BASELINE, LATER, SEARCH, TUNE, WHERE, Bound, step_cost
 from reco_tune.settings.protocols import CODES_ALONE
 from reco_tune.study_log import JUDGED, RunRecord, StudyRecord, read_study
 
@@ -221,7 +221,7 @@ def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
 def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
     quality = quality_of_runs(runs)
-    names = ("state", "reason", quality.key, "speedup", "steps", "training.steps")
+    names = ("budget", "state", "reason", quality.key, "speedup", "steps", "training.steps")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
     given, stopped = _baseline_steps(runs), stopped_arms(runs)
     found = [
@@ -239,6 +239,7 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
     quality, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in names)
     whole = (
         (runs["state"] == "evaluated").to_numpy(dtype=bool)
+        & (runs["budget"] != TUNE).to_numpy(dtype=bool)
         & np.isfinite(quality)
         & (np.isfinite(speedup) | _elsewhere(runs))
     )
@@ -326,6 +327,7 @@ def configurations(runs: pd.DataFrame) -> list[str]:
 def _exclusion(
     given: int | None,
     quality: Quality,
+    budget: str,
     state: str,
     reason: str,
     value: float,
@@ -339,6 +341,8 @@ def _exclusion(
         given: the baseline's steps.
         asked: those of the run's settings.
     """
+    if budget == TUNE:
+        return "it tunes its arm"
     if state == "failed":
         return f"failed: {reason}" if reason else "failed"
     if state == "pruned":

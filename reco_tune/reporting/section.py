@@ -160,6 +160,16 @@ def text_column(key: str, heading: str, kind: Literal["text", "count"] = "text",
     return Column(key, heading, lambda row: "" if row[key] is None else str(row[key]), kind, latex)
 
 
+def setting_column(key: str) -> Column:
+    """Of a setting that arms have values of their own for."""
+
+    def text(row: Row) -> str:
+        value = row.get(key)
+        return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
+
+    return Column(key, key.split(".")[-1].replace("_", " "), text, "count", optional=True)
+
+
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
     """Rows of a frame as rows of a table."""
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]

@@ -20,6 +20,7 @@ from reco_tune.settings.files import (
 )
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.own_parts import check_options, check_own, pinned, pinned_experiment
+from reco_tune.settings.ranges import Range
 from reco_tune.settings.sections import (
     FSQ_LEVELS,
     PRESETS,
@@ -45,12 +46,12 @@ from reco_tune.settings.space import (
     Keep,
     Limits,
     Pruning,
-    Range,
     Sampler,
     Space,
     on_codes,
     stands_under,
 )
+from reco_tune.settings.tuning import TUNE, Tune
 
 __all__ = [
     "ARMS",
@@ -64,6 +65,7 @@ __all__ = [
     "PROXIES",
     "RUNG_CLIPS",
     "SEARCH",
+    "TUNE",
     "WHERE",
     "Bound",
     "Data",
@@ -82,6 +84,7 @@ __all__ = [
     "TokenGrid",
     "Tokenizer",
     "Training",
+    "Tune",
     "Window",
     "arm_experiment",
     "arms_in",

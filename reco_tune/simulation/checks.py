@@ -43,7 +43,7 @@ def check_log(plan: Plan, folder: Path) -> list[str]:
             reported[run].append(event["step"])
     found += [f"{run} was given out {count} times" for run, count in Counter(opened).items() if count > 1]
     found += [f"{run} never ended" for run in opened if not ends[run]]
-    found += [f"{run.trial} was never planned" for run in plan.runs if run.trial not in opened]
+    found += [f"{run.trial} was never planned" for run in plan.fixed if run.trial not in opened]
     if sampled != plan.trials and plan.space.sampler.kind != "grid":
         found.append(f"{sampled} configurations were asked, not {plan.trials}")
     if finished != 1 or name != "finished":

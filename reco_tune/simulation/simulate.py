@@ -20,7 +20,7 @@ from typing import Any
 
 from reco_tune.cost import Plan
 from reco_tune.errors import RunFailedError, SettingsError
-from reco_tune.settings import Experiment
+from reco_tune.settings import SEARCH, Experiment
 from reco_tune.simulation.checks import check_log
 from reco_tune.simulation.clock import SimulatedLoop
 from reco_tune.simulation.faults import Fault, FaultRates, machine_faults, study_faults
@@ -160,7 +160,7 @@ class _Simulation:
         self.deadline = resources.trial_deadline_seconds
         """Seconds that an attempt may take."""
         if rates.hang_share and self.deadline is None:
-            kinds = [run.experiment for run in plan.runs] + ([plan.sampled] if plan.sampled else [])
+            kinds = [run.experiment for run in plan.fixed] + ([plan.sampled] if plan.sampled else [])
             self.deadline = DEADLINE * max(
                 workload.times(f"kind {n}", kind).whole(kind) for n, kind in enumerate(kinds)
             )
@@ -571,4 +571,4 @@ class _Driver:
 
     def _params(self, key: str) -> dict[str, Any]:
         run = self._books.study.runs[key]
-        return run.params or run.settings
+        return run.params if run.arm == SEARCH else run.settings

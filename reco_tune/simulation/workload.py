@@ -18,7 +18,7 @@ from typing import Any
 from reco_tune import quantities as q
 from reco_tune.cost import Plan, Rates, estimated_speedup, forecast_run
 from reco_tune.errors import StudyError
-from reco_tune.settings import BASELINE, SEARCH, Experiment
+from reco_tune.settings import BASELINE, SEARCH, Experiment, Range
 from reco_tune.study_log import RunRecord, StudyRecord
 
 REACHED = 0.95
@@ -107,17 +107,23 @@ class Workload:
         return 3 * math.exp(bowl + NOISE * draws.gauss(0, 1))
 
     @cached_property
+    def _ranges(self) -> dict[str, Range]:
+        """Everything that is searched or tuned."""
+        space = self._plan.space
+        return {**space.search, **(space.tune.per_arm if space.tune is not None else {})}
+
+    @cached_property
     def _centres(self) -> list[tuple[float, float]]:
-        """Of every dimension of the search where it is best, in 0 to 1, and how much it matters."""
+        """Of every dimension of the ranges where it is best, in 0 to 1, and how much it matters."""
         draws = random.Random(f"{self._seed}-surface")
-        return [(draws.uniform(0.2, 0.8), draws.uniform(0.5, 3.0)) for _ in self._plan.space.search]
+        return [(draws.uniform(0.2, 0.8), draws.uniform(0.5, 3.0)) for _ in self._ranges]
 
     def _places(self, params: Mapping[str, Any]) -> list[float]:
-        """Of each dimension of the search where in its range a run is, from 0 to 1; the middle for what is none of its
+        """Of each dimension of the ranges where in it a run is, from 0 to 1; the middle for what is none of its
         values.
         """
         places = []
-        for key, range_ in self._plan.space.search.items():
+        for key, range_ in self._ranges.items():
             value = params.get(key)
             low, high = range_.int or range_.float or (0, len(range_.choice or ()) - 1)
             if range_.choice is not None:

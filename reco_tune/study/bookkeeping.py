@@ -84,8 +84,9 @@ class Bookkeeping:
                 self.writer.write("known", **known)
 
     def next(self) -> Job | None:
-        """The calibrations, then what the log holds unfinished, then what the search proposes; None where nothing is
-        left, or where what comes next depends on jobs that have not ended (`jobs.exhausted` tells).
+        """The calibrations, the runs that tune the arms, what else the log holds unfinished, then what the search
+        proposes; None where nothing is left, or where what comes next depends on jobs that have not ended
+        (`jobs.exhausted` tells).
         """
         with self.writer.lock:
             return self.jobs.next()
@@ -139,8 +140,10 @@ class Bookkeeping:
         for obstacle in self.jobs.obstacles:
             raise RunFailedError(obstacle)
         unfinished = any(record.state not in ENDED for record in self.study.runs.values())
-        if unfinished or not self._search.exhausted or not self.study.runs:
+        if unfinished or not self.jobs.exhausted or not self.study.runs:
             return False
+        for obstacle in self.jobs.untunable:
+            raise RunFailedError(obstacle)
         self.writer.write("finished")
         give_up(self._folder, self.study, self._space)
         return True

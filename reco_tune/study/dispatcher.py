@@ -70,6 +70,8 @@ class Job:
     """Speed metrics that are known already."""
     judged: bool = False
     """Whether the workers wait after every rung until Tune has judged it."""
+    evaluated: bool = True
+    """Whether the run generates clips at its end; else it is known by its validation loss alone."""
     generates_at: tuple[int, ...] = ()
     """Ends of the rungs whose reports hold the kernel distance of clips that are generated there."""
     storage: str | None = None

@@ -43,7 +43,10 @@ def best_run(study: StudyRecord, metric: str) -> RunRecord:
     whole = [
         run
         for run in study.runs.values()
-        if run.state == "evaluated" and not run.reason and math.isfinite(run.metrics.get(metric, math.nan))
+        if run.state == "evaluated"
+        and not run.reason
+        and not run.tunes
+        and math.isfinite(run.metrics.get(metric, math.nan))
     ]
     if not whole:
         raise StudyError(f"--best {metric}: no run of study `{study.name}` that is evaluated has it; name a run")

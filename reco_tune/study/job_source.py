@@ -1,5 +1,5 @@
-"""What a study has still to do, and in which order: the calibrations, what its log holds unfinished, what the search
-proposes.
+"""What a study has still to do, and in which order: the calibrations, the runs that tune the arms, what else its log
+holds unfinished, what the search proposes.
 
 Rebuilt from the log whenever a study is resumed; knows the log, the search and the storage, nothing of Ray or of who
 does the work.
@@ -11,13 +11,15 @@ from dataclasses import dataclass
 from typing import Any
 
 from reco_tune.cost.planning import Plan
-from reco_tune.settings import BASELINE, SEARCH, make_experiment
+from reco_tune.quantities import VAL_CROSS_ENTROPY
+from reco_tune.settings import BASELINE, SEARCH, TUNE, make_experiment
 from reco_tune.study.dispatcher import Job
 from reco_tune.study.scheduler import is_judged, measured_steps
 from reco_tune.study.searcher import Search
 from reco_tune.study.storage import Storage, holds_run, store_run
 from reco_tune.study.study_writer import StudyWriter
 from reco_tune.study_log import ENDED, RunRecord, StudyFolder, StudyRecord
+from reco_tune.tuning import best_point, point_results, tuning_ended, tuning_runs
 
 CALIBRATION = "calibration."
 """Before an arm's name: the key of its calibration at the dispatcher."""
@@ -66,9 +68,19 @@ class JobSource:
         return [reason for arm, reason in self._unmeasurable.items() if arm == BASELINE or counted]
 
     @property
+    def untunable(self) -> list[str]:
+        """Why settings could not be chosen for arms, whose runs then cannot be planned."""
+        return [
+            f"no tuning run of arm `{arm}` could be evaluated ({self._why(arm)}); `reco-tune retry` one of them, or"
+            " begin a study with other ranges (tune.per_arm)"
+            for arm in self.plan.untuned
+            if tuning_ended(self._study.runs.values(), arm)
+        ]
+
+    @property
     def exhausted(self) -> bool:
         """Whether every job has been given out."""
-        return self._todo is not None and self._search.exhausted
+        return self._todo is not None and self._search.exhausted and not self._tuning
 
     @property
     def left(self) -> int:
@@ -76,7 +88,7 @@ class JobSource:
         most.
         """
         runs = self._study.runs
-        unplanned = sum(run.trial not in runs for run in self.plan.runs)
+        unplanned = sum(run.trial not in runs for run in self.plan.fixed)
         return unplanned + sum(record.state not in ENDED for record in runs.values()) + self._search.left
 
     def next(self) -> Job | None:
@@ -150,12 +162,16 @@ class JobSource:
         return self._next_run()
 
     def _freeze(self) -> None:
-        """Writes the runs of the fixed arms, whose steps follow from the measured speeds."""
+        """Writes the runs of the fixed arms, whose steps follow from the measured speeds; of an arm that is to be tuned
+        only those that tune it.
+        """
         known = self._study.calibrations
         self.plan = self.plan.at_speeds(
-            {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms}
+            {arm: speed["speedup"] for arm, speed in known.items() if arm in self.plan.arms}, self._study.tuned
         )
-        for run in self.plan.runs:
+        for run in self.plan.fixed:
+            if run.budget != TUNE and run.arm in self.plan.untuned:
+                continue
             if run.trial not in self._study.runs:
                 self._writer.write(
                     "planned",
@@ -166,16 +182,40 @@ class JobSource:
                     settings=run.experiment.flat(),
                     settings_hash=run.experiment.result_hash(),
                     metrics=known.get(run.arm, {}),
+                    **({"params": run.params} if run.params else {}),
                 )
             if run.arm in self._unmeasurable and self._study.runs[run.trial].state not in ENDED:
                 self._writer.write("failed", trial=run.trial, reason=self._unmeasurable[run.arm])
         unfinished = [record.trial for record in self._study.runs.values() if record.state not in ENDED]
         self._todo = [trial for trial in unfinished if trial not in self._given]
 
+    @property
+    def _tuning(self) -> list[str]:
+        """Arms whose tuning runs have not all ended."""
+        return [arm for arm in self.plan.untuned if not tuning_ended(self._study.runs.values(), arm)]
+
+    def _why(self, arm: str) -> str:
+        """What the first of an arm's tuning runs ended with."""
+        run = tuning_runs(self._study.runs.values(), arm)[0]
+        return run.reason or f"{run.trial} has no {self.plan.space.tune.metric}" if self.plan.space.tune else ""
+
+    def _choose(self) -> None:
+        """Writes which settings the arms have whose tuning runs have all ended, and their runs with them."""
+        tune, runs = self.plan.space.tune, self._study.runs.values()
+        ended = [arm for arm in self.plan.untuned if tuning_ended(runs, arm)]
+        for arm in ended if tune is not None else ():
+            if best := best_point(point_results(tune, runs, arm)):
+                self._writer.write("tuned", arm=arm, settings=best.params, metric=tune.metric, value=best.mean)
+        if set(ended) & self._study.tuned.keys():
+            self._freeze()
+
     def _next_run(self) -> Job | None:
         """A run of the log that is not done, or a new one of the search."""
+        self._choose()
         if self._todo:
             return self._job(self._study.runs[self._todo.pop(0)])
+        if self._tuning:
+            return None
         proposal = self._search.ask()
         if proposal is None:
             return None
@@ -192,7 +232,7 @@ class JobSource:
             attempt = record.attempt + 1
             self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
         settings = record.settings | self.plan.shared.where_settings()  # as it is now, not when the run was planned
-        pruning = self.plan.space.pruning
+        pruning, tune = self.plan.space.pruning, self.plan.space.tune if record.tunes else None
         return Job(
             kind="trial",
             key=record.trial,
@@ -205,6 +245,7 @@ class JobSource:
             sampled=record.arm == SEARCH and not record.repeats,
             calibration=self._study.calibrations.get(record.trial),
             judged=is_judged(pruning, record),
+            evaluated=tune is None or tune.metric != VAL_CROSS_ENTROPY.name,
             generates_at=measured_steps(pruning, record),
             storage=self.inputs.address,
             cached=self.inputs.cached,

@@ -50,10 +50,10 @@ def check_affordable(planned: Plan, here: bool, at_once: int) -> None:
     """
     limits, shared = planned.space.stop_after, planned.shared
     visible = shared.device_type == "cpu" or torch.cuda.is_available()
-    if not (here and visible) or not planned.runs or (limits.device_hours is None and limits.wall_hours is None):
+    if not (here and visible) or not planned.fixed or (limits.device_hours is None and limits.wall_hours is None):
         return
     cost = forecast(planned)
-    fixed = Forecast(cost.runs[: len(planned.runs)], cost.rates)
+    fixed = Forecast(cost.runs[: len(planned.fixed)], cost.rates)
     needed = {
         "device_hours": fixed.device_seconds / 3600,
         "wall_hours": fixed.wall_seconds(at_once, shared.resources.workers) / 3600,

@@ -45,7 +45,7 @@ class Notices(Observer):
         self._view, self._space, self._folder, self._study = view, space, folder, study
         self._best: dict[str, float] = {}
         for run in study.runs.values():
-            if run.state == "evaluated" and not run.reason:
+            if run.state == "evaluated" and not run.reason and not run.tunes:
                 self._beats(run.metrics)
         self._waiting: queue.Queue[tuple[str, Message] | None] = queue.Queue(MOST_WAITING)
         self._closing = False
@@ -61,7 +61,7 @@ class Notices(Observer):
             self._tell("end", f"the study {self._study.name} has ended: {len(states)} runs{failed}")
         elif name == "failed":
             self._tell("failure", f"{run} of {self._study.name} has failed: {event.get('reason', '')}", run)
-        elif name == "evaluated" and not event.get("reason"):
+        elif name == "evaluated" and not event.get("reason") and not self._study.runs[run].tunes:
             known = bool(self._best)
             better = self._beats(event["metrics"])
             if better and known:

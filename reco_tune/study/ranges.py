@@ -15,7 +15,7 @@ from optuna.trial import TrialState
 
 from reco_tune.errors import SettingsError
 from reco_tune.settings import Experiment, Range
-from reco_tune.settings.space import parents_first
+from reco_tune.settings.ranges import parents_first
 
 
 class Ranges:

@@ -93,7 +93,7 @@ def on_frontier(study: StudyRecord, space: Space) -> set[str]:
     """
     rows: dict[tuple[str, str], list[RunRecord]] = {}
     for run in study.runs.values():
-        if run.state == "evaluated" and not run.reason:
+        if run.state == "evaluated" and not run.reason and not run.tunes:
             rows.setdefault((run.repeats or (run.trial if run.params else run.arm), run.budget), []).append(run)
     budgets = {budget for _, budget in rows} - {"both"} or {"both"}
     kept: set[str] = set()

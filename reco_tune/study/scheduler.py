@@ -25,18 +25,23 @@ from reco_tune.training.loop import rung_steps
 
 class Pool(NamedTuple):
     """Who is judged beside whom: sampled runs at one step; fixed arms under one budget, with one training seed, at one
-    share of their training, so that an arm that takes more steps for the same compute is met half way, too.
+    share of their training, so that an arm that takes more steps for the same compute is met half way, too; runs that
+    tune an arm beside those of that arm alone.
     """
 
     budget: str
     """`search` of sampled runs."""
     seed: int
     at: int | Fraction
+    arm: str = ""
+    """The one that is tuned."""
 
     def step_of(self, run: RunRecord) -> int | None:
         """At which step a run was there; None where it was not, or stands elsewhere."""
         if self.budget == SEARCH:
             return int(self.at) if run.arm == SEARCH and _report(run, int(self.at)) else None
+        if self.arm != (run.arm if run.tunes else ""):
+            return None
         if run.arm == SEARCH or run.seed != self.seed or not stands_under(run.budget, self.budget):
             return None
         return next((int(report["step"]) for report in run.reports if _share(run, report["step"]) == self.at), None)
@@ -103,14 +108,14 @@ def prune_reason(space: Space, study: StudyRecord, trial: str, step: int, rungs:
     if run is None or not is_judged(pruning, run) or step not in deciding_steps(pruning, run):
         return ""
     rung, of = _rung(run, step), run.settings["training.rungs"]
-    if run.arm != SEARCH and (other := _stopped_seed(study, run)) is not None:
+    if run.arm != SEARCH and not run.tunes and (other := _stopped_seed(study, run)) is not None:
         return f"{JUDGED}{rung} of {of} it stopped because seed {other} of its arm was stopped"
     axes = _axes(space, {**_speeds(study, run), **_report(run, step)})
     known = (rungs or Rungs(study)).at(_pool(run, step), axes)
     point = known.points.get(trial)
     if point is None or known.fronts.goes_on(run.index, point, pruning.reduction_factor):
         return ""
-    beside = "runs" if run.arm == SEARCH else f"arms of seed {run.seed}"
+    beside = "runs" if run.arm == SEARCH else "points" if run.tunes else f"arms of seed {run.seed}"
     return (
         f"{JUDGED}{rung} of {of} it was not among the best 1 in {pruning.reduction_factor} of {len(known.points)}"
         f" {beside}; {known.fronts.dominating(point)} dominate it"
@@ -121,7 +126,7 @@ def is_judged(pruning: Pruning, run: RunRecord) -> bool:
     """Whether a run may be stopped at a rung. The baseline never is, nor a run that a person had tried again."""
     if pruning.kind == "none" or run.insisted:
         return False
-    return not run.repeats if run.arm == SEARCH else pruning.arms and run.arm != BASELINE
+    return not run.repeats if run.arm == SEARCH else run.tunes or (pruning.arms and run.arm != BASELINE)
 
 
 def measured_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
@@ -163,6 +168,11 @@ class ParetoAsha(FIFOScheduler):
         return (ParetoAsha, ())  # Tune pickles its configuration; a restored one is never used
 
 
+def _chosen_among(run: RunRecord) -> bool:
+    """Whether the run is one of many of which some are to be taken: sampled, or to tune its arm."""
+    return run.arm == SEARCH or run.tunes
+
+
 def _rung(run: RunRecord, step: int) -> int:
     """Number of the rung that ends at a step, counted from 1."""
     return step * int(run.settings["training.rungs"]) // int(run.settings["training.steps"])
@@ -174,7 +184,9 @@ def _share(run: RunRecord, step: int) -> Fraction:
 
 
 def _pool(run: RunRecord, step: int) -> Pool:
-    return Pool(SEARCH, 0, step) if run.arm == SEARCH else Pool(run.budget, run.seed, _share(run, step))
+    if run.arm == SEARCH:
+        return Pool(SEARCH, 0, step)
+    return Pool(run.budget, run.seed, _share(run, step), run.arm if run.tunes else "")
 
 
 def _stopped_seed(study: StudyRecord, run: RunRecord) -> int | None:

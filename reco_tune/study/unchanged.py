@@ -15,7 +15,7 @@ from typing import Any, NamedTuple
 from pydantic import BaseModel
 
 from reco_tune.errors import StudyError
-from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, arm_experiment, known_keys, make_experiment
+from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, Tune, arm_experiment, known_keys, make_experiment
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 OF_THE_SEARCH = ("objectives", "constraints", "sampler", "points", "pruning", "repeats", "warm_start")
@@ -61,6 +61,7 @@ def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
         arms_too = begun.pruning.arms or space.pruning.arms
         for name in OF_THE_SEARCH if begun.trials else ("pruning",) if arms_too else ():
             yield from _differing(name, getattr(begun, name), getattr(space, name))
+        yield from _differing("tune", _plain(begun.tune), _plain(space.tune))
         for key in sorted(begun.search.keys() ^ space.search.keys()) if begun.trials else ():
             yield Change(f"search.{key}", begun.search.get(key), space.search.get(key))
         for arm in begun.arms:
@@ -77,7 +78,8 @@ def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
             now = arm_experiment(space, None, {"training.seed": run.seed, **run.params})
         elif run.arm in space.arms:
             steps = {} if run.budget in ("both", "equal_steps") else {"training.steps": before["training.steps"]}
-            now = arm_experiment(space, run.arm, {"training.seed": run.seed, **steps})
+            chosen = run.params or study.tuned.get(run.arm, {})
+            now = arm_experiment(space, run.arm, {**chosen, "training.seed": run.seed, **steps})
         else:
             continue
         yield from _compared(run.arm, make_experiment({}, before, where=run.trial), now)
@@ -107,6 +109,10 @@ def _differing(name: str, before: Any, now: Any) -> Iterator[Change]:
             yield from _differing(f"{name}.{key}".lstrip("."), before.get(key), now.get(key))
     elif before != now:
         yield Change(name, before, now)
+
+
+def _plain(tune: Tune | None) -> dict[str, Any] | None:
+    return None if tune is None else tune.model_dump(mode="json")
 
 
 def _word(value: Any) -> str:

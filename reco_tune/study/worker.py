@@ -27,7 +27,7 @@ from reco_tune.cost import calibrate, memory_by_phase, ways_out
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import machine_bytes
 from reco_tune.errors import ReCoTuneError, no_space
-from reco_tune.evaluation import KernelAtRungs, evaluate
+from reco_tune.evaluation import EvaluationResult, KernelAtRungs, evaluate
 from reco_tune.files import write_json
 from reco_tune.settings import Experiment
 from reco_tune.study.dispatcher import Job
@@ -203,8 +203,10 @@ def _run(
         hooks.left(trained.steps)
         return None
     hooks.event("completed", metrics=finite(trained.metrics))
-    evaluated = evaluate(
-        trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress
+    evaluated = (
+        evaluate(trained.model, here.experiment, cache, group=group, folder=here.folder, progress=hooks.progress)
+        if job.evaluated
+        else EvaluationResult(metrics={}, curves={}, provenance={})
     )
     metrics |= finite(trained.metrics) | finite(evaluated.metrics)
     for stage in (q.GENERATION_SECONDS.name, q.EVALUATION_SECONDS.name):  # the rungs' and the end's

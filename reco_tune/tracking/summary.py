@@ -23,7 +23,11 @@ def summary_metrics(study: StudyRecord) -> dict[str, float]:
     told: dict[str, float] = {"runs": len(runs), "device_hours": study.device_seconds / 3600}
     told |= {f"runs_{state}": sum(run.state == state for run in runs) for state in ENDED}
     quality = quality_of(runs).name
-    whole = [run for run in runs if run.state == "evaluated" and math.isfinite(run.metrics.get(quality, math.nan))]
+    whole = [
+        run
+        for run in runs
+        if run.state == "evaluated" and not run.tunes and math.isfinite(run.metrics.get(quality, math.nan))
+    ]
     for least in SPEEDS:
         found = [run.metrics[quality] for run in whole if speed_of(run) >= least]
         if found:

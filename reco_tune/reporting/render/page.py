@@ -14,7 +14,7 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.render.text import data_uri, glued, with_code
 from reco_tune.reporting.section import DPI, Figure, Section
-from reco_tune.settings import SEARCH
+from reco_tune.settings import SEARCH, TUNE
 from reco_tune.settings.protocols import CODES_ALONE
 
 
@@ -94,7 +94,11 @@ def _counts(runs: pd.DataFrame) -> list[str]:
     states = runs["state"].value_counts()
     again = len(runs.attrs.get("repeats", {}))
     fixed, sampled = int((runs["arm"] != SEARCH).sum()), int((runs["arm"] == SEARCH).sum()) - again
-    words = [f"{fixed} runs of fixed arms", f"{sampled} sampled runs"] if sampled else [f"{fixed} runs"]
+    tuning = int((runs["budget"] == TUNE).sum())
+    words = (
+        [f"{fixed - tuning} runs of fixed arms", f"{sampled} sampled runs"] if sampled else [f"{fixed - tuning} runs"]
+    )
+    words += [f"{tuning} runs that tuned the arms"] if tuning else []
     words += [f"{again} runs of finalists with further seeds"] if again else []
     return words + [
         f"{states[state]} {state}" for state in ("pruned", "failed", "running", "planned") if state in states

@@ -14,6 +14,7 @@ SECTIONS = [
     "claims",
     "more_seeds",
     "ablation",
+    "tuning",
     "measures",
     "configurations",
     "hypervolume",

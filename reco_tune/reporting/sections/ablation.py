@@ -12,7 +12,7 @@ from markupsafe import Markup
 
 from reco_tune.quantities import KERNEL_DISTANCE, VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
-from reco_tune.reporting.budgets import BUDGETS, is_share, meaning, reference
+from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share, meaning, reference
 from reco_tune.reporting.comparisons import Comparison, best_row, columns
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
@@ -31,9 +31,10 @@ from reco_tune.reporting.section import (
     number_column,
     quality_column,
     records,
+    setting_column,
     text_column,
 )
-from reco_tune.settings import BASELINE, SEARCH
+from reco_tune.settings import BASELINE, SEARCH, TUNE
 
 LOSS = VAL_CROSS_ENTROPY.name
 HAD = {LOSS: "val CE", KERNEL_DISTANCE.name: "kernel distance"}
@@ -56,15 +57,17 @@ def ablation_table(evidence: Evidence) -> Table:
     quality = evidence.quality
     told = [quality.key, f"{quality.key}_interval", quality.delta]
     loss = [LOSS] if quality is FVD else []
+    chosen = list(dict.fromkeys(key for own in evidence.study.tuned.values() for key in own))
     return Table(
         "ablation",
         "Ablation",
-        [*columns_for_people(quality), best, *(_paper_columns(paper) if paper else ())],
+        [*columns_for_people(quality), best, *map(setting_column, chosen), *(_paper_columns(paper) if paper else ())],
         _groups(evidence, bests),
         caption(evidence) + origin_note(file_names(evidence.imports)),
         [
             *_refused(evidence),
             *(turn.words for turn in evidence.turns),
+            *([f"Chosen for each arm before the table: {', '.join(map(quoted, chosen))}."] if chosen else []),
             *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else []),
         ],
         left_out(evidence.runs),
@@ -73,7 +76,7 @@ def ablation_table(evidence: Evidence) -> Table:
         latex=["arm", "seeds", *told, "speedup", "speedup_limit", *loss, quality.p_value, "verdict", *PAPER],
         terminal=[
             *("arm", "seeds", *told, quality.p_value, "verdict"),
-            *("speedup", "speedup_limit", "peak_memory_ratio"),
+            *("speedup", "speedup_limit", "peak_memory_ratio", *chosen),
         ],
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
@@ -129,8 +132,8 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
     reasons = exclusions(runs)
     return [
         (trial, why)
-        for trial, arm, why in zip(runs["trial"], runs["arm"], reasons, strict=True)
-        if why and arm != SEARCH
+        for trial, arm, budget, why in zip(runs["trial"], runs["arm"], runs["budget"], reasons, strict=True)
+        if why and arm != SEARCH and budget != TUNE
     ]
 
 
@@ -219,7 +222,12 @@ def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[
         budget = BUDGETS[str(name)]
         ends = own[low].fillna(own[value]).min(), own[high].fillna(own[value]).max()
         shown: list[dict[str, Any]] = [
-            {**row, "range": tuple(map(float, ends)), "best": bests.get((row["budget"], row["arm"]), math.nan)}
+            {
+                **row,
+                **evidence.study.tuned.get(BASELINE if row["arm"] == WHOLE else str(row["arm"]), {}),
+                "range": tuple(map(float, ends)),
+                "best": bests.get((row["budget"], row["arm"]), math.nan),
+            }
             for row in records(own)
         ]
         shown += [{**shown[0], **row} for row in _stopped(evidence, str(name))]

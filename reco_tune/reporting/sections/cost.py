@@ -11,10 +11,11 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import thousands
 from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.section import Column, RowGroup, Section, Table, number_column, records, text_column
-from reco_tune.settings import SEARCH
+from reco_tune.settings import SEARCH, TUNE
 from reco_tune.study_log import StudyRecord
 
 STAGES = [stage.name for stage in quantities.STAGE_SECONDS]
+TUNING = "tuning of all arms"
 COUNTS = ("tokens_seen", "loss_tokens", "training_flops")
 COLUMNS = ("arm", "runs", *STAGES, "device_hours", *COUNTS, "forward_flops", "backward_flops")
 
@@ -32,8 +33,8 @@ def build(evidence: Evidence) -> Section:
         "Cost ledger",
         columns,
         [RowGroup("", records(ledger(evidence.study, evidence.own)))],
-        "Device time by stage, summed over the runs of an arm. A device is a GPU, or a worker without one. A"
-        " calibration that several runs share counts once.",
+        "Device time by stage, summed over the runs of an arm; those that tuned the arms are one row. A device is a GPU,"
+        " or a worker without one. A calibration that several runs share counts once.",
         files=(),
         mark=lambda row: "total" if row["arm"] == "total" else "",
     )
@@ -41,14 +42,15 @@ def build(evidence: Evidence) -> Section:
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row an arm (sampled runs last) and a total; sums over its runs, NaN of what no run measured. A calibration
-    that several runs share counts once.
+    """One row of what tuned the arms, one an arm (sampled runs last) and a total; sums over its runs, NaN of what no
+    run measured. A calibration that several runs share counts once.
     """
     rows = []
     arms = runs["arm"].to_numpy()
     calibrated = _calibration_seconds(study)
-    for arm in [*arm_order(runs), SEARCH]:
-        own = arms == arm
+    tuning = (runs["budget"] == TUNE).to_numpy()
+    for arm in [TUNING, *arm_order(runs), SEARCH]:
+        own = tuning if arm == TUNING else (arms == arm) & ~tuning
         if own.any():
             sums = {name: runs[name][own].sum(min_count=1) for name in COLUMNS if name in runs and name != "arm"}
             rows.append({"arm": arm, "runs": int(own.sum()), **sums, STAGES[0]: calibrated.get(arm, 0.0)})

@@ -97,6 +97,7 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
     """Hypervolume of each budget's frontier over device hours, as a share of its last value."""
     from reco_tune.reporting.style import MARKERS, new_figure, style
 
+    history = history[history.groupby("budget")["hypervolume"].transform("last") > 0]  # else it has no shares
     if len(history) < 3:
         return None
     with style():

@@ -6,9 +6,12 @@ Formulas and words only; nothing here runs a study.
 
 from __future__ import annotations
 
+import itertools
+import json
 import shlex
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
+from typing import Any
 
 import pandas as pd
 
@@ -19,7 +22,7 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import quoted, signed
 from reco_tune.reporting.runs import arm_order
 from reco_tune.reporting.section import STUDY_DIR, Section
-from reco_tune.settings import BASELINE
+from reco_tune.settings import BASELINE, TUNE
 
 PEEKING = (
     "Suppose you add seeds because of the first results, and then test all seeds together. You then find false"
@@ -34,7 +37,7 @@ def build(evidence: Evidence) -> Section:
         "more-seeds",
         "More training seeds",
         words=in_words(found, evidence.quality.digits),
-        commands=seeds_commands(found, evidence.own),
+        commands=seeds_commands(found, evidence.own, evidence.study.tuned),
     )
 
 
@@ -58,24 +61,32 @@ def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
     return lines
 
 
-def seeds_commands(found: Sequence[Unresolved], runs: pd.DataFrame) -> list[str]:
+def seeds_commands(
+    found: Sequence[Unresolved], runs: pd.DataFrame, tuned: Mapping[str, Mapping[str, Any]] | None = None
+) -> list[str]:
     """The commands that run the seeds which would settle something: for every arm of this study, or, to be judged by
     themselves, in a study of their own, which is then put beside this one. Empty where none would.
 
     Args:
         runs: of the study.
+        tuned: what was chosen for its arms, which the other study must have too.
     """
     wanted = [one for one in found if one.needed is not None]
     if not wanted:
         return []
     arms = [arm for arm in arm_order(runs) if arm == BASELINE or arm in {one.arm for one in wanted}]
-    first = max(int(seed) for seed in runs["seed"]) + 1
+    used, tuning = (set(runs["seed"][own].astype(int)) for own in (runs["budget"] != TUNE, runs["budget"] == TUNE))
     more = max(one.needed - one.difference.seeds for one in wanted if one.needed is not None)
-    seeds = ",".join(str(first + number) for number in range(more))
+    free = (seed for seed in itertools.count(max(used) + 1) if seed not in tuning)
+    seeds = ",".join(map(str, itertools.islice(free, more)))
     budgets = ",".join(dict.fromkeys(one.budget for one in wanted))
     name = f"{runs['study'].iloc[0]}-more"
     run = ["reco-tune", "run", f"{STUDY_DIR}/settings.yaml", "--name", name]
     run += ["--arms", ",".join(arms), "--seeds", seeds, "--trials", "0", "--set", f"budgets=[{budgets}]"]
+    run += ["--set", "tune=null"] if tuned else []
+    for arm in arms:
+        for key, value in (tuned or {}).get(arm, {}).items():
+            run += ["--set", f"arms.{arm}.{key}={json.dumps(value)}"]
     compare = ["python", str(_script("compare_studies.py")), STUDY_DIR, f"studies/{name}"]
     extend = ["reco-tune", "extend", STUDY_DIR, "--seeds", seeds]
     return [

@@ -11,6 +11,7 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import quoted
 from reco_tune.reporting.render.text import with_code
 from reco_tune.reporting.section import STUDY_DIR, Section
+from reco_tune.settings import TUNE
 
 _FACTS = ("protocol", "extractor", "data_fingerprint", "tokenizer_fingerprint")
 
@@ -44,7 +45,9 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
         (name.replace("_", " "), ", ".join(dict.fromkeys(str(value) for value in runs[name] if value)))
         for name in _FACTS
     ]
-    found.append(("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"]}))))
+    found.append(
+        ("seeds", ", ".join(str(seed) for seed in sorted({int(seed) for seed in runs["seed"][runs["budget"] != TUNE]})))
+    )
     found += [("extended", _extension(one)) for one in evidence.study.extensions]
     for key, value in evidence.study.provenance.items():
         text = (
