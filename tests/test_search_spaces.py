@@ -13,7 +13,7 @@ import pytest
 
 from reco_tune.bundled import bundled
 from reco_tune.cost import ASSUMED_GPU, forecast, plan
-from reco_tune.settings import ARMS, Range, arm_experiment, load_experiment, load_space
+from reco_tune.settings import ARMS, COMPUTE_SHARES, Range, arm_experiment, load_experiment, load_space
 
 SPACES = sorted(bundled("search_spaces").glob("*.yaml"))
 EXPERIMENTS = sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))
@@ -24,6 +24,7 @@ def test_the_promised_spaces_are_shipped() -> None:
     promised = {
         "demo",
         "evidence",
+        "evidence_300_passes",
         "real_clips",
         "paper_ablation",
         "window_stride",
@@ -72,10 +73,17 @@ def test_a_grid_is_tried_whole(path: Path) -> None:
     assert space.trials == len(list(product(*(range(size) for size in sizes))))
 
 
-def test_the_evidence_has_every_arm_with_three_seeds() -> None:
-    space = load_space(bundled("search_spaces") / "evidence.yaml")
-    assert set(space.arms) == set(ARMS) - {"fewer_frames_tokens"}  # that one is a variant, not an arm of the comparison
-    assert space.seeds == (0, 1, 2)
+def test_the_evidence_is_one_study_in_two_regimes() -> None:
+    """Every arm with three seeds at its own best; few passes over many clips, and 300 over few."""
+    few, many = (load_space(bundled("search_spaces") / f"{name}.yaml") for name in ("evidence", "evidence_300_passes"))
+    assert set(few.arms) == set(ARMS) - {"fewer_frames_tokens"}  # that one is a variant, not an arm of the comparison
+    assert few.seeds == (0, 1, 2) and few.tune is not None and {"equal_steps", *COMPUTE_SHARES} == set(few.budgets)
+    regime = {"data.train_clips", "training.steps", "training.epochs"}
+    one, other = (arm_experiment(space, "full").flat() for space in (few, many))
+    assert {key for key in one if one[key] != other[key]} == regime
+    same = {"arms", "budgets", "seeds", "tune", "resources"}
+    assert few.model_dump(include=same) == many.model_dump(include=same)
+    assert one["training.steps"] * 32 / 4096 < 4 and other["training.epochs"] == 300
 
 
 def test_the_papers_setting_is_the_papers() -> None:

@@ -80,7 +80,7 @@ def calibrate(one: Bookkeeping) -> None:
 def fvd(settings: dict[str, Any]) -> float:
     """Lowest at the best rate of the arm, in a bowl over the three."""
     arm = "full" if settings["window.scheme"] == "full" else "reco"
-    return 2.0 + abs(RATES.index(settings[RATE]) - RATES.index(BEST[arm])) + 0.01 * settings["training.seed"]
+    return 2.0 + float(abs(RATES.index(settings[RATE]) - RATES.index(BEST[arm]))) + 0.01 * settings["training.seed"]
 
 
 def end(one: Bookkeeping, key: str, **metrics: float) -> None:

@@ -264,7 +264,8 @@ def stopped_arms(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
     on are the better ones, so the arm is in no comparison.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
-    for row in np.flatnonzero(((runs["state"] == "pruned") & (runs["arm"] != SEARCH)).to_numpy(dtype=bool)):
+    fixed = (runs["arm"] != SEARCH) & (runs["budget"] != TUNE)
+    for row in np.flatnonzero(((runs["state"] == "pruned") & fixed).to_numpy(dtype=bool)):
         run = {str(name): value for name, value in runs.iloc[row].items()}
         if run["reason"].startswith(JUDGED):
             found.setdefault((run["arm"], run["budget"]), run)

@@ -202,8 +202,10 @@ class JobSource:
     def _choose(self) -> None:
         """Writes which settings the arms have whose tuning runs have all ended, and their runs with them."""
         tune, runs = self.plan.space.tune, self._study.runs.values()
+        if tune is None:
+            return
         ended = [arm for arm in self.plan.untuned if tuning_ended(runs, arm)]
-        for arm in ended if tune is not None else ():
+        for arm in ended:
             if best := best_point(point_results(tune, runs, arm)):
                 self._writer.write("tuned", arm=arm, settings=best.params, metric=tune.metric, value=best.mean)
         if set(ended) & self._study.tuned.keys():

@@ -57,7 +57,7 @@ def ablation_table(evidence: Evidence) -> Table:
     quality = evidence.quality
     told = [quality.key, f"{quality.key}_interval", quality.delta]
     loss = [LOSS] if quality is FVD else []
-    chosen = list(dict.fromkeys(key for own in evidence.study.tuned.values() for key in own))
+    chosen = list(_chosen(evidence, BASELINE))
     return Table(
         "ablation",
         "Ablation",
@@ -224,15 +224,22 @@ def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[
         shown: list[dict[str, Any]] = [
             {
                 **row,
-                **evidence.study.tuned.get(BASELINE if row["arm"] == WHOLE else str(row["arm"]), {}),
+                **_chosen(evidence, str(row["arm"])),
                 "range": tuple(map(float, ends)),
                 "best": bests.get((row["budget"], row["arm"]), math.nan),
             }
             for row in records(own)
         ]
-        shown += [{**shown[0], **row} for row in _stopped(evidence, str(name))]
+        shown += [{**shown[0], **row, **_chosen(evidence, row["arm"])} for row in _stopped(evidence, str(name))]
         groups.append(RowGroup(budget.title, shown, meaning(str(name), evidence.own_comparable), best_row(own)))
     return groups
+
+
+def _chosen(evidence: Evidence, arm: str) -> dict[str, Any]:
+    """Settings that were chosen for an arm before the table, None where they were for others alone."""
+    tuned = evidence.study.tuned
+    own = tuned.get(BASELINE if arm == WHOLE else arm, {})
+    return {key: own.get(key) for chosen in tuned.values() for key in chosen}
 
 
 def _stopped(evidence: Evidence, budget: str) -> list[dict[str, Any]]:

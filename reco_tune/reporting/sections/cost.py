@@ -33,7 +33,7 @@ def build(evidence: Evidence) -> Section:
         "Cost ledger",
         columns,
         [RowGroup("", records(ledger(evidence.study, evidence.own)))],
-        "Device time by stage, summed over the runs of an arm; those that tuned the arms are one row. A device is a GPU,"
+        "Device time by stage, summed over the runs of an arm; what tuned the arms is one row. A device is a GPU,"
         " or a worker without one. A calibration that several runs share counts once.",
         files=(),
         mark=lambda row: "total" if row["arm"] == "total" else "",
