@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,7 @@ from reco_tune.cli.estimate import headline, standing
 from reco_tune.cost import Rates, forecast, plan
 from reco_tune.errors import RunFailedError, SettingsError, StudyError
 from reco_tune.reporting import Evidence, load_runs
+from reco_tune.reporting.difference import of_studies
 from reco_tune.reporting.render.csv import csv_text
 from reco_tune.reporting.render.page import _counts
 from reco_tune.reporting.report import _provenance
@@ -80,7 +82,8 @@ def calibrate(one: Bookkeeping) -> None:
 def fvd(settings: dict[str, Any]) -> float:
     """Lowest at the best rate of the arm, in a bowl over the three."""
     arm = "full" if settings["window.scheme"] == "full" else "reco"
-    return 2.0 + float(abs(RATES.index(settings[RATE]) - RATES.index(BEST[arm]))) + 0.01 * settings["training.seed"]
+    away, seed = abs(RATES.index(settings[RATE]) - RATES.index(BEST[arm])), int(settings["training.seed"])
+    return 2.0 + away + 0.01 * seed
 
 
 def end(one: Bookkeeping, key: str, **metrics: float) -> None:
@@ -366,6 +369,13 @@ def test_the_report_tells_what_was_chosen_and_what_it_cost(tmp_path: Path) -> No
     (tmp_path / "runs.csv").write_text(csv_text(runs), encoding="utf-8")
     beside = Evidence.read(tmp_path / "study", imports=[tmp_path / "runs.csv"]).runs
     assert len(beside) == 2 * len(runs) - 6, "tuning runs of another study are laid beside nothing"
+
+
+def test_what_was_chosen_is_told_where_studies_differ(tmp_path: Path) -> None:
+    study = whole(tuned_space(tmp_path), tmp_path).study
+    other = replace(study, tuned={**study.tuned, "reco": {RATE: 3e-3}})
+    told = [tuple(row) for row in of_studies(study, other).settings]
+    assert told == [("chosen for reco", f"{RATE} 0.01", f"{RATE} 0.003", "")]
 
 
 def test_a_study_that_is_not_tuned_has_no_such_section(tmp_path: Path) -> None:

@@ -15,6 +15,7 @@ from reco_tune.reporting.runs import load_runs
 from reco_tune.reporting.studies import comparison_table
 from reco_tune.settings import flatten
 from reco_tune.study_log import RunRecord, StudyRecord
+from reco_tune.tuning import in_words
 
 MUST_AGREE = ("protocol", "data_fingerprint")
 """What of two runs' provenance must be the same for the numbers of their evaluation to compare."""
@@ -82,7 +83,8 @@ def _arm(row: Mapping[Any, Any] | None, ends: tuple[str, str, str], digits: int)
 
 def _space(study: StudyRecord) -> dict[str, Any]:
     settings = {key: value for key, value in study.settings.items() if key not in ("source", "question")}
-    return {key.removeprefix("experiment."): value for key, value in flatten(settings).items()}
+    own = {key.removeprefix("experiment."): value for key, value in flatten(settings).items()}
+    return own | {f"chosen for {arm}": in_words(chosen) for arm, chosen in study.tuned.items()}
 
 
 def _differing(first: Mapping[str, Any], second: Mapping[str, Any]) -> Iterator[Row]:
