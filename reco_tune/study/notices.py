@@ -61,7 +61,7 @@ class Notices(Observer):
             self._tell("end", f"the study {self._study.name} has ended: {len(states)} runs{failed}")
         elif name == "failed":
             self._tell("failure", f"{run} of {self._study.name} has failed: {event.get('reason', '')}", run)
-        elif name == "evaluated" and not event.get("reason") and not self._study.runs[run].tunes:
+        elif name == "evaluated" and not event.get("reason") and not self._tunes(run):
             known = bool(self._best)
             better = self._beats(event["metrics"])
             if better and known:
@@ -78,6 +78,10 @@ class Notices(Observer):
         with suppress(queue.Full):  # else the thread sees for itself
             self._waiting.put_nowait(None)
         self._thread.join(SECONDS)
+
+    def _tunes(self, run: str) -> bool:
+        """Whether a run only helps to choose settings."""
+        return run in self._study.runs and self._study.runs[run].tunes
 
     def _beats(self, metrics: dict[str, float]) -> list[str]:
         """Objectives in which a run is better than all before; measured speeds are noise, and say nothing."""
