@@ -41,6 +41,8 @@ def check_decoder(decoder: Decoder) -> None:
         _check_prefix(model, whole_BTD, tokens_BT, other_BT, labels_B, start, length, name)
         _check_cache(model, whole_BTD, tokens_BT, labels_B, name)
     _check_gradient(model, tokens_BT, labels_B, start, length, name)
+    if model.layers():
+        _check_layers(model, tokens_BT, labels_B, start, length, name)
 
 
 def _states(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, name: str) -> Tensor:
@@ -115,6 +117,31 @@ def _check_gradient(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: 
         empty = (own is None or not own.any()) and (right is None or not right.any())
         assert same or empty, f"{leaks}: a window's gradient is not that of the window alone"
     assert any(own is not None and bool(own.any()) for own in found), f"{name}.advance gives no gradient at all"
+
+
+def _check_layers(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, name: str) -> None:
+    parameters = [own for own in model.parameters() if own.requires_grad]
+    calls: list[int] = []
+    handles = [
+        layer.register_forward_hook(lambda *_, number=number: calls.append(number))
+        for number, layer in enumerate(model.layers())
+    ]
+    plain_BWD = model.hidden(tokens_BT, labels_B, 0, length)
+    for handle in handles:
+        handle.remove()
+    assert calls == [*range(len(handles))], (
+        f"{name}.layers() names {len(handles)} layers, which must be called as modules, each once and in their order"
+    )
+    plain_BWD = model.hidden(tokens_BT, labels_B, start, length)
+    again_BWD = model.hidden(tokens_BT, labels_B, start, length, activation_checkpointing=True)
+    twice = f"the layers of {name} cannot be computed again for backward: a layer must leave what it is given as it is"
+    assert _alike(again_BWD, plain_BWD), twice
+    expected, found = (
+        torch.autograd.grad(model.logits(hidden).square().sum(), parameters, allow_unused=True)
+        for hidden in (plain_BWD, again_BWD)
+    )
+    for own, right in zip(found, expected, strict=True):
+        assert own is right or (own is not None and right is not None and _alike(own, right)), twice
 
 
 def _alike(found: Tensor, expected: Tensor) -> bool:

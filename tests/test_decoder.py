@@ -72,7 +72,7 @@ def test_a_window_over_everything_is_the_full_sequence(own: OneLayer) -> None:
 def test_what_needs_a_head_by_name_is_refused(own: OneLayer) -> None:
     with pytest.raises(ValueError, match="norm_and_head"):
         window_loss(own, TOKENS, LABELS, 5, 6, chunk_tokens=2)
-    with pytest.raises(ValueError, match="no blocks to compute again"):
+    with pytest.raises(ValueError, match="names no layers to compute again"):
         window_loss(own, TOKENS, LABELS, 5, 6, activation_checkpointing=True)
 
 

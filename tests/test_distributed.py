@@ -39,6 +39,22 @@ SETTINGS = {
     "evaluation.validation_clips": 13,
 }
 
+LLAMA = {
+    **{"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"},
+    **{
+        f"model.options.config.{key}": value
+        for key, value in {
+            "model_type": "llama",
+            "hidden_size": 32,
+            "num_hidden_layers": 2,
+            "num_attention_heads": 4,
+            "num_key_value_heads": 2,
+            "intermediate_size": 48,
+            "vocab_size": 64,
+        }.items()
+    },
+}
+
 WORKER = """
 import json, sys, time
 from pathlib import Path
@@ -90,6 +106,14 @@ with joined(experiment) as group:
     with patch.object(compiling, "BACKEND", "eager"):  # graphs are captured, and not turned into C++
         compiled = make_experiment(nested, {**split, "training.compile": True}, where="test")
         results["compiled"] = fit(compiled, cache, shared / "split, compiled", group=group).metrics
+    llama = make_experiment(json.loads(sys.argv[5]), split, where="test")
+    for name, ends in (("llama", None), ("llama, stopped", 4)):
+        fit(llama, cache, shared / name, lambda step, metrics: step == ends, group=group)
+    fit(llama, cache, shared / "llama, stopped", group=group)
+    results["gathers of a Llama"] = gathers_of_a_step(llama, cache, group)
+    adapters = {**half, "model.options.lora.rank": 2, "training.loss_chunk_tokens": None, "training.steps": 12}
+    result = fit(make_experiment(json.loads(sys.argv[5]), adapters, where="test"), cache, shared / "lora", group=group)
+    results["lora"] = result.metrics
     for folder, how in ((shared / "plain", experiment), (mine / "unseen", sharded)):
         try:
             fit(how, cache, folder, lambda step, metrics: True, group=group)
@@ -172,7 +196,9 @@ def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: p
     script.write_text(WORKER)
     nested = toy_experiment(SETTINGS).model_dump(mode="json")
     launcher = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
-    command = [*launcher, str(script), str(root), str(toy_cache.path), json.dumps(nested), str(Path(__file__).parent)]
+    llama = toy_experiment({**SETTINGS, **LLAMA}).model_dump(mode="json")
+    told = [str(root), str(toy_cache.path), json.dumps(nested), str(Path(__file__).parent), json.dumps(llama)]
+    command = [*launcher, str(script), *told]
     ended = subprocess.run(
         command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
     )
@@ -271,6 +297,39 @@ def test_prefix_and_window_share_one_gathering(two_workers: TwoWorkers) -> None:
 def test_a_split_state_trains_in_bfloat16_and_saving_memory(two_workers: TwoWorkers) -> None:
     first, second = (rank["bfloat16"] for rank in two_workers.ranks)
     assert first["steps"] == 4 and 0 < first["val_cross_entropy"] == second["val_cross_entropy"] < 10
+
+
+def test_a_llama_whose_state_is_split_trains_as_one_worker_does(
+    two_workers: TwoWorkers, toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path
+) -> None:
+    """float32: only the order of additions differs. What was stopped goes on in the same bits."""
+    alone = fit(toy_experiment({**SETTINGS, **LLAMA}), toy_cache, tmp_path)
+    split, resumed = (
+        load_file(two_workers.root / "shared" / run / "model" / "model.safetensors")
+        for run in ("llama", "llama, stopped")
+    )
+    for name, tensor in alone.model.state_dict().items():
+        assert torch.allclose(tensor, split[name], rtol=0, atol=1e-5), name
+        assert torch.equal(resumed[name], split[name]), name
+
+
+def test_a_llamas_layers_are_gathered_again_for_the_window(two_workers: TwoWorkers) -> None:
+    """Once around the layers, and each of the two once for forward, once for backward and once for a prefix."""
+    assert [rank["gathers of a Llama"] for rank in two_workers.ranks] == [{"from 0": 5, "from 18": 7}] * 2
+
+
+def test_adapters_of_a_split_llama_train_beside_weights_that_stay(
+    two_workers: TwoWorkers, toy_experiment: Make, toy_cache: TokenCache
+) -> None:
+    """In bfloat16, with activations computed again."""
+    experiment = toy_experiment({**SETTINGS, **LLAMA, "model.options.lora.rank": 2})
+    fresh = build_scheme(experiment, toy_cache).build_model().state_dict()
+    trained = load_file(two_workers.root / "shared" / "lora" / "model" / "model.safetensors")
+    assert trained.keys() == fresh.keys()
+    for name, tensor in fresh.items():
+        stays = ".lora_" not in name and name.startswith(("body.", "final_norm."))
+        assert torch.equal(trained[name], tensor) == stays, name
+    assert two_workers.ranks[0]["lora"]["val_cross_entropy"] == two_workers.ranks[1]["lora"]["val_cross_entropy"]
 
 
 def test_a_split_state_trains_compiled_as_it_does_without(two_workers: TwoWorkers) -> None:

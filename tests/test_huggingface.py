@@ -25,9 +25,10 @@ from reco_tune.model.build import build_decoder, shape_of
 from reco_tune.model.pretrained import pinned_source, source_of
 from reco_tune.settings import Experiment, Space, pinned, pinned_experiment
 from reco_tune.testing import check_decoder
-from reco_tune.training import fit
+from reco_tune.training import fit, window_loss
 from reco_tune.training.checkpoint import load_model
 from reco_tune.training.schemes import plan_scheme
+from reco_tune.training.step import kept_bytes
 
 transformers = pytest.importorskip("transformers")
 
@@ -111,6 +112,35 @@ def test_the_prefix_is_seen_in_training(monkeypatch: pytest.MonkeyPatch) -> None
     model.eval()
     with torch.no_grad():
         assert torch.equal(model.window(TOKENS, LABELS, 8, 4).logits_BWV, before), "it is read as before"
+
+
+@pytest.mark.parametrize("family", ["llama", "gpt2"])
+def test_layers_computed_again_see_the_prefix_too(family: str) -> None:
+    """The loss and the gradient of a window change with its prefix, and are those of layers that keep everything."""
+    model = decoder(family).double().train()
+    changed = TOKENS.clone()
+    changed[:, :5] = (changed[:, :5] + 1) % V
+    found: dict[tuple[bool, bool], tuple[Tensor, list[Tensor]]] = {}
+    for again in (False, True):
+        for tokens in (TOKENS, changed):
+            loss = window_loss(model, tokens, LABELS, 8, 6, 0.1, activation_checkpointing=again).total
+            weights = [own for name, own in model.named_parameters() if name.startswith("body.") and own.dim() > 1]
+            used = [own for own in grad(loss, weights, allow_unused=True) if own is not None]
+            found[again, tokens is changed] = loss.detach(), used
+    for other in (False, True):
+        (kept, kept_gradients), (loss, gradients) = found[False, other], found[True, other]
+        assert torch.equal(loss, kept)
+        assert all(torch.equal(*pair) for pair in zip(gradients, kept_gradients, strict=True))
+    assert abs(found[True, True][0] - found[True, False][0]) > 1e-6
+    assert not torch.allclose(found[True, True][1][-1], found[True, False][1][-1])
+    fewer, more = (
+        kept_bytes(
+            lambda again=again: window_loss(model, TOKENS, LABELS, 8, 6, activation_checkpointing=again).total,
+            lambda: {own.untyped_storage()._cdata for own in model.parameters()},
+        )
+        for again in (True, False)
+    )
+    assert fewer < 0.5 * more
 
 
 @pytest.mark.parametrize(

@@ -27,7 +27,7 @@ from torch.utils._pytree import tree_leaves
 from reco_tune.cost.planning import Plan
 from reco_tune.errors import SettingsError
 from reco_tune.generation import RESERVED_BYTES, clips_that_fit, drawing_of
-from reco_tune.model import Decoder, VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.model.build import BUILT_IN
 from reco_tune.model.flops import parameter_count
 from reco_tune.model.sampling import static_bytes_per_clip
@@ -241,8 +241,8 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
         gathered: whether blocks come to a worker in bfloat16, so that nothing is cast and kept here.
     """
     model = _built(scheme)
-    if gathered and isinstance(model, VideoTransformer):
-        model.blocks.to(torch.bfloat16)  # type: ignore[attr-defined]
+    for layer in model.layers() if gathered else ():
+        layer.to(torch.bfloat16)
     for parameter in model.parameters():
         parameter.grad = torch.empty_like(parameter) if parameter.requires_grad else None
     batch = Batch(

@@ -2,7 +2,7 @@
 optimisers."""
 
 from reco_tune.model.decoder import Decoder, Inputs, WindowOutput
-from reco_tune.model.huggingface import HuggingFaceDecoder
+from reco_tune.model.huggingface import HuggingFaceDecoder, LoraOptions
 from reco_tune.model.shape import DecoderSettings, ModelSettings
 from reco_tune.model.transformer import VideoTransformer
 
@@ -11,6 +11,7 @@ __all__ = [
     "DecoderSettings",
     "HuggingFaceDecoder",
     "Inputs",
+    "LoraOptions",
     "ModelSettings",
     "VideoTransformer",
     "WindowOutput",

@@ -11,9 +11,10 @@ word stands where a class would, at input 0, and the others before it: they are 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import asdict
-from functools import cached_property
+from functools import cached_property, partial
 from typing import Any, NamedTuple, Self
 
 import torch
@@ -108,11 +109,15 @@ class Decoder(nn.Module):
         """Scores [B, S, V] (or [N, V] of [N, D]) of the tokens that hidden states predict."""
         raise NotImplementedError
 
+    def finish(self, inputs: Inputs, past: Any = None) -> Tensor:
+        """The hidden states of `advance` alone, of inputs that nothing follows: their own past need not be kept."""
+        return self.advance(inputs, past)[0]
+
     def layers(self) -> Sequence[nn.Module]:
         """The modules that `advance` runs one after another, each once and called as a module. Where they are named,
         their activations can be computed again for backward, and their weights split over workers.
 
-        A layer leaves what it is given as it is: it may run twice.
+        A layer leaves what it is given in `finish` as it is: it may run twice.
         """
         return ()
 
@@ -207,10 +212,12 @@ class Decoder(nn.Module):
             ValueError: where the window does not lie in the clip, or blocks cannot be computed again.
         """
         self._check_window(start, length)
-        if activation_checkpointing:
-            raise ValueError(f"activation_checkpointing: {type(self).__name__} has no blocks to compute again")
+        if activation_checkpointing and not self.layers():
+            raise ValueError(f"activation_checkpointing: {type(self).__name__} names no layers to compute again")
         past = self._past(tokens_BT, labels_B, start, prefix_inputs(start, prefix_tokens)) if start else None
-        hidden_BSD = self.advance(self.inputs(tokens_BT, labels_B, start, start + length), past)[0]
+        inputs = self.inputs(tokens_BT, labels_B, start, start + length)
+        with computed_again(self.layers() if activation_checkpointing and torch.is_grad_enabled() else ()):
+            hidden_BSD = self.finish(inputs, past)
         return hidden_BSD if start else self.after_words(hidden_BSD)
 
     def after_words(self, hidden_BSD: Tensor) -> Tensor:
@@ -337,6 +344,25 @@ class Decoder(nn.Module):
         shapes = (1, tokens), self.shape.condition_shape(1)
         codes_BT, labels_B = (torch.zeros(shape, dtype=torch.long, device="meta") for shape in shapes)
         return self.advance(self.inputs(codes_BT, labels_B, 0, tokens))
+
+
+@contextmanager
+def computed_again(layers: Sequence[nn.Module]) -> Iterator[None]:
+    """Inside, what these layers compute on the way to their outputs is computed again for backward, not kept."""
+    if not layers:
+        yield
+        return
+    # its first call imports the compiler, so only who asks for it pays the seconds
+    from torch.utils.checkpoint import checkpoint
+
+    own = [layer.forward for layer in layers]
+    for layer, forward in zip(layers, own, strict=True):
+        layer.forward = partial(checkpoint, forward, use_reentrant=False, preserve_rng_state=False)
+    try:
+        yield
+    finally:
+        for layer, forward in zip(layers, own, strict=True):
+            layer.forward = forward
 
 
 def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what: str, least: int = 0) -> None:

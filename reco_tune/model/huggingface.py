@@ -34,6 +34,8 @@ _ADAPTER = ".lora_"
 """In the names of adapters' weights."""
 _NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 """What families call their final norm."""
+_LAYERS = ("layers", "h", "blocks")
+"""What they call their layers."""
 
 
 class Past:
@@ -41,8 +43,6 @@ class Past:
 
     def __init__(self, layers: dict[int, list[KeysValues]] | None = None) -> None:
         self._layers = layers or {}
-        self.seen: Tensor | None = None
-        """`attention.attend`'s, while inputs are added."""
 
     def of(self, layer: int) -> KeysValues | None:
         """All of a layer, joined once."""
@@ -66,8 +66,27 @@ class Past:
         """Read so far."""
         return sum(piece.keys.shape[2] for piece in next(iter(self._layers.values()), []))
 
-    def __len__(self) -> int:
-        return len(self._layers)
+
+class _Reading:
+    """What a layer's attention is handed."""
+
+    def __init__(self, past: Past | None, adds: bool) -> None:
+        """
+        Args:
+            adds: whether new keys and values are noted; where a layer may run twice they must not be.
+        """
+        self.past, self._adds, self.heard = Past() if past is None else past, adds, False
+        if adds:
+            self.past = self.past.copy()
+        self.seen: Tensor | None = None
+        """`attention.attend`'s."""
+
+    def before(self, layer: int, new: KeysValues) -> KeysValues | None:
+        """Keys and values of earlier inputs; those of these ones are noted."""
+        self.heard, found = True, self.past.of(layer)
+        if self._adds:
+            self.past.add(layer, new)
+        return found
 
 
 class LoraOptions(BaseModel):
@@ -261,28 +280,37 @@ class HuggingFaceDecoder(Decoder):
         Raises:
             RuntimeError: where its layers do not come to this project's attention as they should.
         """
+        reading = _Reading(past, adds=True)
+        return self._read_by(reading, inputs), reading.past
+
+    def finish(self, inputs: Inputs, past: Past | None = None) -> Tensor:
+        return self._read_by(_Reading(past, adds=False), inputs)
+
+    def layers(self) -> list[nn.Module]:
+        return next((list(getattr(self.body, name)) for name in _LAYERS if hasattr(self.body, name)), [])
+
+    def _read_by(self, reading: _Reading, inputs: Inputs) -> Tensor:
         embedded_BSD, begin, padding_B = inputs
         if self.training and torch.is_grad_enabled() and _checkpoints(self.body):
             raise RuntimeError(
                 "gradients are checkpointed by transformers, which would train a window without its context; call"
-                " gradient_checkpointing_disable() on the model"
+                " gradient_checkpointing_disable() on the model, and set training.activation_checkpointing"
             )
-        new = Past() if past is None else past.copy()
         rows, first = embedded_BSD.shape[1], begin + (self.shape.condition_tokens - 1 if begin else 0)
         if padding_B is not None:
-            new.seen = beside_padding(padding_B, rows, new.inputs + rows)
+            reading.seen = beside_padding(padding_B, rows, reading.past.inputs + rows)
         positions = torch.arange(first, first + rows, device=embedded_BSD.device)[None]
         found = self.body(
             inputs_embeds=embedded_BSD,
             position_ids=positions,
             attention_mask=embedded_BSD.new_empty(1, 1, 0, 0),  # theirs would be made, and waited for, without one
             use_cache=False,
-            reco_tune_past=new,
+            reco_tune_reading=reading,
         )
-        if not len(new):
+        if not reading.heard:
             raise RuntimeError(f"{type(self.body).__name__} hands no keyword arguments to its attention")
         hidden_BSD: Tensor = found.last_hidden_state
-        return hidden_BSD, new
+        return hidden_BSD
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
         scores: Tensor = self.head(self.final_norm(hidden_BSD))
@@ -421,21 +449,26 @@ def _attend(
     values: Tensor,
     mask: Tensor | None,
     scaling: float | None = None,
-    reco_tune_past: Past | None = None,
+    reco_tune_reading: _Reading | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
     """Attention [B, W, H, K] of a layer to its past and to itself; notes its keys and values in the past."""
-    if reco_tune_past is None or mask is None or mask.numel() or others.get("sliding_window") or others.get("softcap"):
+    if (
+        reco_tune_reading is None
+        or mask is None
+        or mask.numel()
+        or others.get("sliding_window")
+        or others.get("softcap")
+    ):
         raise RuntimeError(
             f"{type(module).__name__} asks its attention for what reco_tune's does not do (a mask, a sliding window, a"
             " cap), or was not called by a HuggingFaceDecoder"
         )
-    before = reco_tune_past.of(module.layer_idx)
-    reco_tune_past.add(module.layer_idx, KeysValues(keys, values))
+    before = reco_tune_reading.before(module.layer_idx, KeysValues(keys, values))
     groups = queries.shape[1] // keys.shape[1]
     if groups > 1:
         keys, values = (part.repeat_interleave(groups, dim=1) for part in (keys, values))
         before = before and KeysValues(*(part.repeat_interleave(groups, dim=1) for part in before))
     if scaling is not None and scaling != queries.shape[-1] ** -0.5:
         queries = queries * (scaling * queries.shape[-1] ** 0.5)
-    return attend(queries, keys, values, before, seen=reco_tune_past.seen).transpose(1, 2).contiguous(), None
+    return attend(queries, keys, values, before, seen=reco_tune_reading.seen).transpose(1, 2).contiguous(), None

@@ -107,6 +107,9 @@ class VideoTransformer(Decoder):
     def recordable(self) -> bool:
         return self.shape.condition_tokens == 1
 
+    def layers(self) -> list[Block]:
+        return list(self.blocks)
+
     def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
         return Inputs(self._embed(tokens_BT, labels_B, begin, end), begin, self.words_and_padding(labels_B)[1])
 

@@ -309,9 +309,7 @@ def _check_own_model(experiment: Sections) -> None:
             )
     alone: tuple[tuple[str, object, object], ...] = (
         ("training.compile", training.compile, False),
-        ("training.activation_checkpointing", training.activation_checkpointing, False),
         ("training.residual", training.residual, "float32"),
-        ("resources.shard_state", resources.shard_state, False),
         ("resources.attention", resources.attention, "auto"),
     )
     for key, value, default in alone:

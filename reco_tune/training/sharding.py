@@ -8,8 +8,9 @@ the blocks (embeddings, final norm, head) is gathered once a step.
     backward, block k:  gather, window, sum the gradient, drop
 
 A window's prefix runs without a graph, so FSDP's own hooks, which wrap `forward`, would gather a block for it, drop it,
-and gather it again for the window. Here the block is gathered before its prefix, and the window's forward finds it
-there. Nothing else runs without a graph on a split model, since torch would not drop weights after it (pytorch issue
+and gather it again for the window. In the built-in transformer the block is gathered before its prefix, and the
+window's forward finds it there. Any other decoder runs its prefix through all of its layers first, and gathers them
+twice. Nothing else runs without a graph on a split model, since torch would not drop weights after it (pytorch issue
 149029) and ranks that sample different clips would wait for each other: `whole_model` is for that.
 
 Knows FSDP2; refuses to know losses, optimisers and files.
@@ -17,9 +18,9 @@ Knows FSDP2; refuses to know losses, optimisers and files.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator
 from contextlib import AbstractContextManager, nullcontext
-from dataclasses import asdict
 from functools import partial
 from typing import Any, cast
 
@@ -30,19 +31,19 @@ from torch.distributed.device_mesh import init_device_mesh
 from torch.distributed.fsdp import FSDPModule, MixedPrecisionPolicy, fully_shard, register_fsdp_forward_method
 from torch.distributed.tensor import DTensor
 
-from reco_tune.model import VideoTransformer
+from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.model.attention import KeysValues
 from reco_tune.model.transformer import Block
 from reco_tune.training.compiling import compiled
 from reco_tune.training.distributed import Group
-from reco_tune.training.parameters import State, gathered_bytes
+from reco_tune.training.parameters import State, gathered_bytes, untrained
 
 
 class ShardedParameters:
     """A model's weights and gradients, of which this worker has a part."""
 
-    def __init__(self, model: VideoTransformer, group: Group, device: torch.device, half: bool) -> None:
-        """Splits the model, block by block, onto the workers' devices.
+    def __init__(self, model: Decoder, group: Group, device: torch.device, half: bool) -> None:
+        """Splits the model, layer by layer, onto the workers' devices.
 
         Args:
             model: whole, on the CPU; it is split in place.
@@ -50,18 +51,29 @@ class ShardedParameters:
         """
         self._model, self._group, self._device = model, group, device
         self.gathered_bytes = gathered_bytes(model.settings, half)
+        self.frozen_bytes = untrained(model)[1] // group.size
+        self._shell = _without_weights(model)
         mesh = init_device_mesh(device.type, (group.size,))
         own = MixedPrecisionPolicy(torch.bfloat16, torch.float32, cast_forward_inputs=False)
-        for block in model.blocks:
-            fully_shard(block, mesh=mesh, mp_policy=own if half else MixedPrecisionPolicy(), reshard_after_forward=True)
-            for norm in (block.attention_norm, block.mlp_norm):
-                norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
-        fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the head is read after the last block
+        for layer in model.layers():
+            fully_shard(layer, mesh=mesh, mp_policy=own if half else MixedPrecisionPolicy(), reshard_after_forward=True)
+            for norm in layer.modules():
+                if isinstance(norm, nn.LayerNorm):
+                    norm.forward = partial(_normed, norm)  # type: ignore[method-assign]
+        fully_shard(model, mesh=mesh, reshard_after_forward=False)  # the head is read after the last layer
         register_fsdp_forward_method(model, "hidden")
-        _gather_before_the_prefix(model)
-        self._parameters: dict[str, DTensor] = {
-            name: cast(DTensor, parameter) for name, parameter in model.named_parameters()
+        if isinstance(model, VideoTransformer):
+            _gather_before_the_prefix(model)
+        else:
+            _gather_in_backward_what_comes_next(model)
+        given_again = model.given_again()
+        self._all = {name: cast(DTensor, parameter) for name, parameter in model.named_parameters()}
+        self.frozen: dict[str, Tensor] = {
+            name: parameter.detach()
+            for name, parameter in self._all.items()
+            if not (parameter.requires_grad or name in given_again)
         }
+        self._parameters = {name: parameter for name, parameter in self._all.items() if parameter.requires_grad}
         for parameter in self._parameters.values():
             parameter.grad = torch.zeros_like(parameter)
         self.weights = [_local(parameter) for parameter in self._parameters.values()]
@@ -94,18 +106,31 @@ class ShardedParameters:
 
     def compile_blocks(self) -> None:
         """Inside of FSDP's hooks, which gather a block around its `forward`."""
+        assert isinstance(self._model, VideoTransformer)  # settings say so
         for block in self._model.blocks:
             block.forward = partial(compiled(Block.forward), block)  # type: ignore[method-assign]
         self._model.run_block_before_a_window = compiled(Block.before_a_window)
 
-    def whole_model(self) -> VideoTransformer:
-        with torch.device("meta"):
-            model = VideoTransformer(
-                **asdict(self._model.settings), attention=self._model.blocks[0].attention, residual=self._model.residual
-            )
-        whole = {name: cast(DTensor, parameter.detach()).full_tensor() for name, parameter in self._parameters.items()}
-        model.load_state_dict(whole, assign=True)
+    def whole_model(self) -> Decoder:
+        model = copy.deepcopy(self._shell)
+        whole = {name: cast(DTensor, parameter.detach()).full_tensor() for name, parameter in self._all.items()}
+        filled = {id(own): nn.Parameter(whole[name], own.requires_grad) for name, own in model.named_parameters()}
+        for module in model.modules():
+            for name, own in module._parameters.items():
+                if own is not None:
+                    module._parameters[name] = filled[id(own)]  # one that two modules share stays one
+            for name, buffer in module._buffers.items():
+                module._buffers[name] = None if buffer is None else buffer.to(self._device)
         return model
+
+
+def _without_weights(model: Decoder) -> Decoder:
+    """A copy whose parameters have no storage."""
+    bare = {
+        id(own): nn.Parameter(torch.empty_like(own, device="meta"), requires_grad=own.requires_grad)
+        for own in model.parameters()
+    }
+    return copy.deepcopy(model, bare)
 
 
 def _gather_before_the_prefix(model: VideoTransformer) -> None:
@@ -120,9 +145,19 @@ def _gather_before_the_prefix(model: VideoTransformer) -> None:
     model._prefix = gathering  # type: ignore[method-assign, assignment]
 
 
+def _gather_in_backward_what_comes_next(model: Decoder) -> None:
+    """FSDP takes the order of forward turned round, in which the prefix stands before the window's first layer: there
+    it would gather the last layer once more, for nothing.
+    """
+    layers = [cast(FSDPModule, layer) for layer in model.layers()]
+    for layer, next_one in zip(layers, [cast(FSDPModule, model), *layers], strict=False):
+        layer.set_modules_to_backward_prefetch([next_one])
+
+
 def _normed(norm: nn.LayerNorm, hidden: Tensor) -> Tensor:
     """With weights in the type of what is normed, whatever they were gathered in."""
-    return F.layer_norm(hidden, norm.normalized_shape, norm.weight.to(hidden.dtype), None, norm.eps)
+    weight, bias = (None if own is None else own.to(hidden.dtype) for own in (norm.weight, norm.bias))
+    return F.layer_norm(hidden, norm.normalized_shape, weight, bias, norm.eps)
 
 
 def _local(tensor: Tensor | None) -> Tensor:

@@ -17,7 +17,7 @@ from torch import Tensor
 from torch.autograd.graph import saved_tensors_hooks
 from torch.optim.adamw import adamw
 
-from reco_tune.model import Decoder, VideoTransformer
+from reco_tune.model import Decoder
 from reco_tune.settings import Training
 from reco_tune.training.compiling import no_way_back
 from reco_tune.training.distributed import Group
@@ -205,7 +205,6 @@ def _placed(scheme: Scheme, device: torch.device, group: Group) -> tuple[Decoder
     if experiment.resources.shard_state and group.size > 1:
         from reco_tune.training.sharding import ShardedParameters  # FSDP is a second of imports
 
-        assert isinstance(model, VideoTransformer)  # settings say so
         return model, ShardedParameters(model, group, device, half=experiment.training.precision == "bfloat16")
     model = model.to(device)
     return model, FlatParameters(model, group)

@@ -15,6 +15,7 @@ from torch import Tensor
 from reco_tune import parts
 from reco_tune.data.layouts import Split
 from reco_tune.data.token_cache import TokenCache
+from reco_tune.errors import SettingsError
 from reco_tune.model import Decoder
 from reco_tune.model.build import build_decoder, shape_of
 from reco_tune.model.flops import attention_flops, backward_flops, prefix_flops, step_flops
@@ -71,6 +72,7 @@ class Scheme:
         """k, the blocks that the model sees."""
         num_tokens = window.length_tokens if self.trains_pieces else grid.num_tokens
         self.model_settings = shape_of(experiment.model, num_codes, num_tokens, num_classes)
+        self._check_layers()
         self.windows = self._windows()
         """Starts and lengths; None where every step is the same, from token 0."""
         self.options = LossOptions(
@@ -86,6 +88,19 @@ class Scheme:
             term=self._term(),
             term_weight=objective.term_weight,
         )
+
+    def _check_layers(self) -> None:
+        _, _, layers = self.model_settings.parameter_counts
+        training, resources = self.experiment.training, self.experiment.resources
+        for key, asked in (
+            ("training.activation_checkpointing", training.activation_checkpointing),
+            ("resources.shard_state", resources.shard_state),
+        ):
+            if asked and not layers:
+                raise SettingsError(
+                    f"{key} (true) goes layer by layer, but model.kind {self.experiment.model.kind} names no layers"
+                    " (Decoder.layers); name them, or leave it out"
+                )
 
     def _term(self) -> Term | None:
         objective = self.experiment.objective
