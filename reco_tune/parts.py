@@ -61,6 +61,7 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "full": "reco_tune.training.schemes.full:Full",
         "masked_full": "reco_tune.training.schemes.masked_full:MaskedFull",
         "chunked_full": "reco_tune.training.schemes.chunked_full:ChunkedFull",
+        "stale_prefix": "reco_tune.training.schemes.stale_prefix:StalePrefix",
         "fewer_frames": "reco_tune.training.schemes.fewer_frames:FewerFrames",
         "fewer_frames_tokens": "reco_tune.training.schemes.fewer_frames_tokens:FewerFramesTokens",
     },

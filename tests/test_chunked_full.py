@@ -127,7 +127,10 @@ def test_its_speed_is_measured_like_any_other(toy_cache: TokenCache, toy_experim
 @pytest.mark.parametrize(
     ("overrides", "words"),
     [
-        ({"objective.continuity_weight": 0.1}, r"objective.continuity_weight \(0.1\).*leave it out, or take full"),
+        (
+            {"objective.continuity_weight": 0.1},
+            r"objective.continuity_weight \(0.1\).*leave it out, or take another scheme",
+        ),
         ({"training.compile": True}, r"training.compile \(True\)"),
         ({"training.activation_checkpointing": True}, r"training.activation_checkpointing \(True\)"),
         ({"resources.shard_state": True}, r"resources.shard_state \(True\)"),

@@ -46,7 +46,7 @@ def test_a_study_in_one_process_has_a_few_graphs(
 
     Each start once had a graph of its own, and each λ: `local` was refused, and the fourth λ ran eager unseen.
     """
-    eager = {"chunked_full"}
+    eager = {"chunked_full", "stale_prefix"}
     arms = [toy_experiment({"window.scheme": scheme, **COMPILED}) for scheme in SCHEMES if scheme not in eager]
     arms.append(toy_experiment({"window.prefix_resampled": 0.5, **COMPILED}))
     arms.append(toy_experiment({"window.stride_tokens": 1, "window.first_frame_probability": "uniform", **COMPILED}))

@@ -335,7 +335,7 @@ def test_a_schedule_is_calibrated_over_its_lengths(toy_cache: TokenCache, toy_ex
         ),
         (
             {"window.scheme": "masked_full", "window.prefix_tokens": 9},
-            r"window.prefix_tokens \(9\) needs a prefix, but .* masked_full has",
+            r"window.prefix_tokens \(9\) needs a prefix, but .* masked_full computes",
         ),
         ({"window.scheme": "fewer_frames", "window.prefix_keep": 0.9}, r"window.prefix_keep \(0.9\) needs a prefix"),
         (

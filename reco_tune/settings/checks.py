@@ -337,7 +337,7 @@ def _check_protocol(experiment: Sections) -> None:
 
 
 def _check_window_variants(window: Window) -> None:
-    one_length = "chunked_full", "fewer_frames", "fewer_frames_tokens"
+    one_length = "chunked_full", "stale_prefix", "fewer_frames", "fewer_frames_tokens"
     if window.scheme in one_length and (window.schedule != "constant" or window.full_fraction > 0):
         key, value = (
             ("schedule", window.schedule) if window.schedule != "constant" else ("full_fraction", window.full_fraction)
@@ -351,7 +351,7 @@ def _check_window_variants(window: Window) -> None:
     for name, default in (("prefix_tokens", None), ("prefix_keep", 1.0), ("prefix_resampled", 0.0)):
         if (found := getattr(window, name)) != default:
             raise SettingsError(
-                f"window.{name} ({found}) needs a prefix, but window.scheme {window.scheme} has none; leave it out"
+                f"window.{name} ({found}) needs a prefix, but window.scheme {window.scheme} computes none; leave it out"
             )
 
 
@@ -375,39 +375,50 @@ def _check_resampling(experiment: Sections) -> None:
 
 
 def _check_chunks(experiment: Sections) -> None:
-    """What cannot be cut into chunks and give the full sequence's gradient all the same."""
-    objective, training, resources = experiment.objective, experiment.training, experiment.resources
-    if experiment.window.scheme != "chunked_full":
+    """What a clip that is computed piece by piece cannot have: its gradient must be the full sequence's, or its keys
+    and values are kept from step to step.
+    """
+    window, objective, training = experiment.window, experiment.objective, experiment.training
+    resources, condition = experiment.resources, experiment.model.condition
+    plain: list[tuple[str, object, object, str]] = [
+        ("training.compile", training.compile, False, "compiles whole layers"),
+        ("training.activation_checkpointing", training.activation_checkpointing, False, "computes layers again"),
+        ("resources.shard_state", resources.shard_state, False, "gathers weights for one pass"),
+        ("model.kind", experiment.model.kind, "transformer", "has a past that only it can read"),
+        ("model.condition", condition, "none" if condition == "none" else "class", "puts words before the clip"),
+    ]
+    if window.scheme == "chunked_full":
+        plain += [
+            ("objective.continuity_weight", objective.continuity_weight, 0.0, "compares tokens of different chunks"),
+            ("objective.term", objective.term, None, "looks at all hidden states at once"),
+        ]
+    elif window.scheme == "stale_prefix":
+        plain += [
+            ("training.micro_batches", training.micro_batches, 1, "would need keys and values of several batches"),
+            ("resources.workers", resources.workers, 1, "would keep keys and values that no checkpoint holds"),
+        ]
+        _check_last_window(experiment)
+    else:
         return
-    whole: tuple[tuple[str, object, object, str], ...] = (
-        ("objective.continuity_weight", objective.continuity_weight, 0.0, "compares tokens of different chunks"),
-        ("objective.term", objective.term, None, "looks at all hidden states at once"),
-        ("training.compile", training.compile, False, "compiles no step in chunks"),
-        ("training.activation_checkpointing", training.activation_checkpointing, False, "saves what chunks save"),
-        (
-            "resources.shard_state",
-            resources.shard_state,
-            False,
-            "gathers weights once a step, and chunks read them again and again",
-        ),
-        (
-            "model.kind",
-            experiment.model.kind,
-            "transformer",
-            "has no keys and values that are known to carry a gradient",
-        ),
-        (
-            "model.condition",
-            experiment.model.condition,
-            "none" if experiment.model.condition == "none" else "class",
-            "puts words before the first chunk",
-        ),
-    )
-    for key, value, default, reason in whole:
+    for key, value, default, reason in plain:
         if value != default:
             raise SettingsError(
-                f"{key} ({value}) {reason}, so window.scheme chunked_full cannot have it; leave it out, or take full"
+                f"{key} ({value}) {reason}, so window.scheme {window.scheme} cannot have it; leave it out, or take"
+                " another scheme"
             )
+
+
+def _check_last_window(experiment: Sections) -> None:
+    """Windows that follow each other end with a shorter one, in which λ must still find neighbours."""
+    window, objective, grid = experiment.window, experiment.objective, experiment.grid
+    assert window.length_tokens is not None
+    last = grid.num_tokens % window.length_tokens or window.length_tokens
+    distance = grid.tokens_per_block if objective.continuity_neighbours == "sites" else 1
+    if objective.continuity_weight > 0 and last <= distance:
+        raise SettingsError(
+            f"objective.continuity_weight compares tokens at distance {distance}, but with window.length_tokens"
+            f" ({window.length_tokens}) the last window of a clip has {last}; change the length or set the weight to 0"
+        )
 
 
 def _check_sites(experiment: Sections) -> None:

@@ -296,8 +296,9 @@ class Window(SettingsSection):
     scheme: SchemeName = "window"
     """How a step trains. `full`: the whole clip (the baseline). `window`: ReCo's windows. `masked_full`: the loss of a
     window at the cost of a full step. `chunked_full`: the gradient of a full step in the memory of a window, which is
-    slower. `fewer_frames`: short pieces; generation decodes a piece, encodes its last frame
-    and continues. `fewer_frames_tokens`: the same, but pieces are joined by tokens. Or the import path of your own.
+    slower. `stale_prefix`: windows in order, each after the keys and values of the step before (Transformer-XL).
+    `fewer_frames`: short pieces; generation decodes a piece, encodes its last frame and continues.
+    `fewer_frames_tokens`: the same, but pieces are joined by tokens. Or the import path of your own.
     """
     length_tokens: int | None = Field(None, ge=1)
     """Window length W in tokens. If `length_blocks` is given, it follows from that."""

@@ -71,7 +71,8 @@ class Feed:
 
     def next(self) -> MicroBatch:
         """The next micro-batch, in memory of the CPU."""
-        indices = self._clips(self._position * self.clips_per_micro_batch, self.clips_per_micro_batch)
+        batches = self._position // self.scheme.steps_of_a_batch
+        indices = self._clips(batches * self.clips_per_micro_batch, self.clips_per_micro_batch)
         labels = self._labels[indices]
         if self._captions is not None:
             labels = self._captions.drawn("train", indices, self._draws(_CAPTIONS, self._position))

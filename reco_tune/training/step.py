@@ -38,6 +38,8 @@ class OptimiserStep:
         self._moments = tuple([torch.zeros_like(own) for own in self.parameters.weights] for _ in range(2))
         self._steps = torch.zeros((), device=device)
         self._training = training
+        share = group.share(training.batch_size // training.micro_batches)
+        self._clips = share.stop - share.start
         self._autocast = training.precision == "bfloat16"
         tf32, deterministic = training.precision == "tf32", scheme.experiment.resources.deterministic
         self._numerics: Callable[[], AbstractContextManager[None]] = (
@@ -83,9 +85,8 @@ class OptimiserStep:
         if not self._training.compile:
             return 0.0
         began = time.perf_counter()
-        shape, training = self.scheme.model_settings, self._training
-        clips = self._group.share(training.batch_size // training.micro_batches)
-        tokens_BT = torch.zeros(clips.stop - clips.start, shape.num_tokens, dtype=torch.int32)
+        shape = self.scheme.model_settings
+        tokens_BT = torch.zeros(self._clips, shape.num_tokens, dtype=torch.int32)
         batch = Batch(tokens_BT, torch.zeros(shape.condition_shape(len(tokens_BT)), dtype=torch.int64))
         for span in self.scheme.kinds_of_spans():
             self.backward(MicroBatch(self.scheme.redrawn(batch, span), span))
@@ -107,7 +108,8 @@ class OptimiserStep:
     def tensors(self) -> dict[str, Tensor]:
         """Weights and optimiser state, the live ones, under the names that a checkpoint of one file has."""
         frozen = {f"frozen.{name}": own for name, own in self.parameters.frozen.items()}
-        return {**{name: one for name, (one,) in self._states().items()}, **frozen, "adamw.steps": self._steps}
+        own = self.scheme.state(self._clips, self.device)
+        return {**{name: one for name, (one,) in self._states().items()}, **frozen, **own, "adamw.steps": self._steps}
 
     def tensors_by_parameter(self) -> dict[str, Tensor]:
         """The same under the names that a checkpoint of a file a worker has, whose tensors any workers can read."""

@@ -5,6 +5,7 @@
     window                 prefix and window      the window, W tokens    drawn (`windows.WindowSchedule`)
     masked_full            the clip, T tokens     the window, W tokens    drawn; a control: same loss, nothing saved
     chunked_full           the clip, T tokens     all T                   0; the gradient of full, W tokens at a time
+    stale_prefix           the window             the window, W tokens    0, W, 2W, ... of the same clips, a step each
     fewer_frames           a piece of k blocks    all of the piece        0; pieces are sub-clips encoded by themselves
     fewer_frames_tokens    a piece of k blocks    all of a piece at 0,    drawn; the piece is cut out of the clip's own
                                                   else all but block 0    tokens, so its block 0 may be a later one

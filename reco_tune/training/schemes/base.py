@@ -10,6 +10,7 @@ from collections.abc import Callable
 from typing import ClassVar, Literal, NamedTuple
 
 import numpy as np
+import torch
 from torch import Tensor
 
 from reco_tune import parts
@@ -146,6 +147,17 @@ class Scheme:
 
     def _windows(self) -> WindowSchedule | None:
         return None
+
+    steps_of_a_batch: int = 1
+    """Steps that the same clips are trained on, one after another."""
+
+    def state(self, clips: int, device: torch.device) -> dict[str, Tensor]:
+        """Tensors beside the weights that a step leaves to the next, the live ones, by name; a checkpoint holds them.
+
+        Args:
+            clips: of a micro-batch.
+        """
+        return {}
 
     # What a step costs
 
