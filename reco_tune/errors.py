@@ -1,4 +1,4 @@
-"""Errors that a person can cause or must hear of: one sentence that names the thing and the way out."""
+"""Errors for the user: one sentence that names the thing and the way out."""
 
 import errno
 import shlex
@@ -17,7 +17,7 @@ class ReCoTuneError(Exception):
 
 
 class SettingsError(ReCoTuneError):
-    """A setting, a search space or an override that cannot be."""
+    """An invalid setting, search space or override."""
 
 
 class DataError(ReCoTuneError):
@@ -25,7 +25,7 @@ class DataError(ReCoTuneError):
 
 
 class TooFewClipsError(DataError):
-    """Videos that were found, but of which too few could be used."""
+    """Too few of the videos that were found could be used."""
 
     exit_code = 1
 
@@ -44,34 +44,32 @@ class StudyError(ReCoTuneError):
 
 
 class ComparisonError(ReCoTuneError):
-    """Numbers that must not stand in one table."""
+    """Numbers that must not be in one table."""
 
 
 class TrackingError(ReCoTuneError):
-    """A tracking server that cannot be reached or holds something else."""
+    """A tracking server that cannot be reached or has another study."""
 
 
 class RunFailedError(ReCoTuneError):
-    """A run that was set up rightly and failed all the same."""
+    """A run with valid settings that failed."""
 
     exit_code = 1
 
 
 class StoppedError(ReCoTuneError):
-    """A person stopped the work."""
+    """The user stopped the work."""
 
     exit_code = 130
 
 
 def command(verb: str, *words: str | Path) -> str:
-    """A command of this program as a message prints it: a shell takes it back as it is."""
+    """A command of this program for a message, quoted for the shell."""
     return shlex.join(["reco-tune", verb, *map(str, words)])
 
 
 def no_space(error: BaseException) -> bool:
-    """Whether an error says that nothing more can be written; libraries written in other languages say it in words
-    alone.
-    """
+    """Whether an error means that the disk is full; some libraries say so only in words."""
     seen: BaseException | None = error
     while seen is not None:
         if (isinstance(seen, OSError) and seen.errno in NO_SPACE) or any(

@@ -1,4 +1,4 @@
-"""Files that are whole or absent, whoever is killed while they are written: lines, JSON values, folders."""
+"""Writes lines, JSON values and folders so that a killed process never leaves a partial one."""
 
 from __future__ import annotations
 
@@ -16,26 +16,26 @@ def refuse_address(path: Path) -> Path:
     """The path itself.
 
     Raises:
-        ValueError: for an address such as s3://bucket/folder, which would become a folder called `s3:`.
+        ValueError: for an address such as s3://bucket/folder, which would create a folder called `s3:`.
     """
     found = re.match(r"([A-Za-z][A-Za-z0-9+.-]+):/(.*)", str(path))
     if found:
         raise ValueError(
-            f"{found[1]}://{found[2].lstrip('/')} is an address; give a path here, because logs are appended to"
-            " and caches are memory-mapped. Where machines share no file system, give the address as resources.storage"
+            f"{found[1]}://{found[2].lstrip('/')} is an address; give a path here, because logs are appended to and"
+            " caches are memory-mapped. If machines share no file system, give the address as resources.storage"
             " (docs/tutorials/cluster.md)"
         )
     return path
 
 
 class LineWriter:
-    """Appends lines to a file that has one writer; each is whole and on disk when `append` returns."""
+    """Appends lines to a file with one writer. Each line is complete and on disk when `append` returns."""
 
     def __init__(self, path: Path, sync: Callable[[int], None] = os.fsync) -> None:
-        """Opens for appending. A torn last line (the writer was killed) is cut off; `torn` then holds it.
+        """Opens the file for appending. Removes an incomplete last line of a killed writer; `torn` then holds it.
 
         Args:
-            sync: brings what was written to a file descriptor onto the disk.
+            sync: function that syncs a file descriptor to disk, as `os.fsync`.
         """
         self.torn, self._sync = "", sync
         if path.exists():
@@ -49,10 +49,10 @@ class LineWriter:
     def append(self, line: str) -> None:
         """
         Args:
-            line: without its end.
+            line: without its line end.
 
         Raises:
-            OSError: where the disk does not take it; the file then ends with the line before.
+            OSError: if it cannot be written; the file then ends with the line before.
         """
         left, whole = f"{line}\n".encode(), os.fstat(self._file.fileno()).st_size
         try:
@@ -68,7 +68,7 @@ class LineWriter:
 
 
 def write_json(path: Path, value: Any) -> None:
-    """Beside its place first; on disk when this returns."""
+    """Writes a JSON file atomically; it is on disk when this returns."""
     staging = path.with_name(f".{path.name}")
     with staging.open("w", encoding="utf-8") as file:
         json.dump(value, file)
@@ -78,9 +78,7 @@ def write_json(path: Path, value: Any) -> None:
 
 
 def publish(folder: Path, save: Callable[[Path], None]) -> None:
-    """Lets `save` write a folder beside its place and renames it; where another process finished the same work first,
-    its folder stays.
-    """
+    """Lets `save` write a temporary folder and renames it. If another process finished first, its folder stays."""
     staging = folder.with_name(f".writing-{uuid.uuid4().hex[:12]}")
     try:
         save(staging)

@@ -24,7 +24,7 @@ TAKEOVER_SECONDS = 0.2
 
 
 class HeldError(Exception):
-    """Another process holds the lock; says which."""
+    """Another process holds the lock; the message names it."""
 
 
 @contextmanager
@@ -32,12 +32,12 @@ def lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Keeps every other process out while the block runs.
 
     Args:
-        path: of the lock file, which stays and names the last owner; its folder must exist.
-        seconds: how long to wait; below 0 for ever.
+        path: path of the lock file, which stays and names the last owner; its folder must exist. seconds: how long to
+            wait; below 0 means for ever.
 
     Raises:
-        HeldError: where another process holds it.
-        OSError: where the file cannot be written.
+        HeldError: if another process holds it.
+        OSError: if the file cannot be written.
     """
     held = _acquired(path, seconds)
     try:
@@ -48,7 +48,7 @@ def lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
 
 
 def holder(path: Path) -> str:
-    """Who holds the lock at this moment, in words; empty where nobody does."""
+    """The process that holds the lock now, in words; empty if none does."""
     try:
         with path.open() as file:
             fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
@@ -64,7 +64,7 @@ def holder(path: Path) -> str:
 
 
 def marker(path: Path) -> Path:
-    """The file that is the lock where the file system knows no other."""
+    """The marker file that replaces the lock on file systems without locks."""
     return path.with_name(f"{path.name}.marker")
 
 
@@ -87,7 +87,7 @@ def _marked(path: Path, seconds: float) -> BaseFileLock:
         held.acquire(timeout=max(seconds, TAKEOVER_SECONDS) if seconds >= 0 else seconds)
     except Timeout as error:
         raise HeldError(
-            f"{_owner(path)}; the file system there has no locks that end with their process, so if that one is gone,"
+            f"{_owner(path)}; the file system has no locks that end with their process, so if that process is gone,"
             f" remove {marker(path)}"
         ) from error
     return held

@@ -85,7 +85,7 @@ OUR_FOLDERS = ("events.jsonl", "history.parquet", "state.json", "model.json", "t
 
 
 def is_own(name: str) -> bool:
-    """Whether it is an import path, pinned or not."""
+    """Whether a name is an import path, pinned or not."""
     return ":" in name
 
 
@@ -95,10 +95,10 @@ def names(group: str) -> list[str]:
 
 
 def check_name(group: str, name: str) -> str:
-    """The name as it is; imports nothing.
+    """Checks a name without importing anything, and returns it.
 
     Raises:
-        SettingsError: for one that nobody has, or that is no import path.
+        SettingsError: for an unknown name, or a malformed import path.
     """
     if is_own(name):
         if not IMPORT_PATH.fullmatch(name):
@@ -111,10 +111,11 @@ def check_name(group: str, name: str) -> str:
 
 
 def pinned(group: str, name: str) -> str:
-    """What settings record: a built-in name as it is, any other part by import path, version and source.
+    """The name as settings record it: a built-in name unchanged, any other part with import path, version and hash of
+    its source.
 
     Raises:
-        SettingsError: where it cannot be imported, or is pinned to other code than there is.
+        SettingsError: if it cannot be imported, or is pinned to different code.
     """
     if name in BUILT_IN[group]:
         return name
@@ -130,10 +131,10 @@ def unpinned(value: Any) -> Any:
 
 
 def load(group: str, name: str) -> Any:
-    """The class or function itself.
+    """Imports the class or function.
 
     Raises:
-        SettingsError: where it cannot be imported, or is pinned to other code than there is.
+        SettingsError: if it cannot be imported, or is pinned to different code.
     """
     check_name(group, name)
     path = _path(group, name)
@@ -154,27 +155,27 @@ def load(group: str, name: str) -> Any:
     pin = (IMPORT_PATH.fullmatch(name) or [None] * 4)[3]
     if pin is not None and (found := _identity(module_name)) != pin:
         raise SettingsError(
-            f"{path} is the code {found}, but these settings were made with {pin}; bring that code back, or begin"
-            f" anew with {path} alone"
+            f"{path} is now code {found}, but these settings were made with {pin}; restore that code, or begin a new"
+            f" study with {path}"
         )
     return getattr(module, attribute)
 
 
 def options_of(part: Any, given: Mapping[str, Any], key: str, beside: Iterable[str] = ("seed",)) -> Any:
-    """The options of a part, checked by its own pydantic model `Options`, or by the signature of what has none.
+    """Checks the options of a part by its pydantic model `Options`, or else by its signature.
 
     Args:
-        key: the setting that holds them. beside: what a part without `Options` is given apart from them.
+        key: the setting that holds them. beside: other arguments that a part without `Options` gets.
 
     Raises:
-        SettingsError: for an option that it has not, or a value that it cannot have.
+        SettingsError: for an unknown option or an invalid value.
     """
     model = getattr(part, "Options", None) or _options_of_signature(part, beside)
     for name in given:
         if name not in model.model_fields:
             known = [*model.model_fields]
-            way_out = nearest(name, known) if known else "it has none; leave it out"
-            raise SettingsError(f"{key}.{name} is no option of {part.__name__}; {way_out}")
+            way_out = nearest(name, known) if known else "it has no options; leave it out"
+            raise SettingsError(f"{key}.{name} is not an option of {part.__name__}; {way_out}")
     try:
         return model.model_validate(dict(given))
     except ValidationError as error:
@@ -184,7 +185,7 @@ def options_of(part: Any, given: Mapping[str, Any], key: str, beside: Iterable[s
 
 
 def nearest(key: str, known: Iterable[str]) -> str:
-    """Which known key may be meant, in words."""
+    """A hint with the nearest known key."""
     known = list(known)
     close = (
         difflib.get_close_matches(key, known, n=1, cutoff=0.5)
@@ -248,7 +249,7 @@ def _refuse_our_folders(name: str, module_name: str) -> None:
         for folder in place.resolve().parents:
             if any((folder / file).is_file() for file in OUR_FOLDERS):
                 raise SettingsError(
-                    f"{name} lies in {folder}, which this program wrote; no code is run from there: move it elsewhere"
+                    f"{name} is in {folder}, which ReCo-Tune wrote, and code from there is never run; move it elsewhere"
                 )
 
 

@@ -1,4 +1,4 @@
-"""How long functions say how far they are: a plain callable, drawn by whoever wants to."""
+"""Progress of long functions: they call a plain function, which the caller may draw."""
 
 from __future__ import annotations
 

@@ -52,7 +52,7 @@ def test_another_run_removes_it_after_a_week_and_says_so(left: Path) -> None:
     grow_old(left)
     with TokenCacheWriter(left.parent, "other", lambda done, total, what: said.append(what)) as writer:
         assert list(left.parent.iterdir()) == [writer.folder]
-    assert set(said) == {f"removing what a run left unfinished 8 days ago ({left.name})"}
+    assert set(said) == {f"removing an unfinished preparation from 8 days ago ({left.name})"}
 
 
 def test_the_same_run_goes_on_however_long_it_was_away(left: Path) -> None:

@@ -174,7 +174,7 @@ OVERRIDES = {
     ),
     "a grid of which nothing can be": (
         "search={window.length_tokens: {int: [9, 18], step: 9}, window.length_blocks: {int: [1, 2]}}",
-        "search: settings refuse every point of its grid",
+        "search: every point of its grid has invalid settings",
     ),
     "steps that do not fit": (
         "search={window.length_tokens: {int: [9, 18], step: 4}}",
@@ -264,7 +264,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such arm to train": (["train", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
     "no such arm to plan": (["plan", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
     "an arm of one run": (["plan", "taichi_110M:full"], "is an experiment file .*has no arms"),
-    "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before there are codes"),
+    "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before encoding"),
     "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
     "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),
 }
@@ -309,7 +309,7 @@ def test_a_folder_that_cannot_be_made_is_said_before_anything_starts(here: Path)
     (here / "file").touch()
     refused(
         say("run", "demo", "--output", "file/study"),
-        "file/study cannot be made, because .*file is no folder that can be written to",
+        "file/study cannot be made, because .*file is not a writable folder",
     )
     (here / "tiny.yaml").write_text("data: {layout: digits, clip_frames: 9, size_px: 12, cache_dir: file/cache}\n")
     refused(say("tokenize", "tiny.yaml"), r"file/cache/.* cannot be used \(not a directory\); give another folder")
@@ -358,21 +358,21 @@ def test_a_plan_counts_and_writes_nothing(here: Path) -> None:
 REFUSED = {
     "data that are not there": (
         ["real_clips", "--set", "data.root=nowhere"],
-        r"data.root \(.*nowhere\) is not a folder; name the folder of the videos",
+        r"data.root \(.*nowhere\) is not a folder; give the folder of the videos",
     ),
     "codes that are not there": (
         ["codes.yaml", "--set", "data.root=nowhere"],
-        r"data.root \(.*nowhere\) is not a folder; name the folder of train.npy and test.npy",
+        r"data.root \(.*nowhere\) is not a folder; give the folder of train.npy and test.npy",
     ),
     "codes of another grid": (
         ["codes.yaml", "--set", "data.root=codes"],
-        r"codes/train.npy has clips of shape \(44,\), but the settings make 5 x 3 x 3 = 45 tokens",
+        r"codes/train.npy has clips of shape \(44,\), but the settings give 5 x 3 x 3 = 45 tokens",
     ),
     "weights that are not there": (
         ["demo", "--set", "tokenizer.kind=cosmos", "--set", "data.size_px=16"],
         "tokenizer.kind cosmos needs tokenizer.path",
     ),
-    "no address of MLflow": (["demo", "--tracking-uri", "ftp://x"], "ftp://x is no address of MLflow"),
+    "not an address of MLflow": (["demo", "--tracking-uri", "ftp://x"], "ftp://x is not an address of MLflow"),
     "no cluster": (["demo", "--address", "127.0.0.1:9"], "no Ray cluster answers at 127.0.0.1:9"),
     "an earlier study that is not there": (
         ["lambda", "--set", "warm_start=[nowhere]"],
@@ -402,7 +402,7 @@ def test_a_plan_refuses_what_a_run_refuses(here: Path, command: str) -> None:
 def test_a_plan_of_what_is_still_to_be_given_says_so(here: Path) -> None:
     said = say("plan", "real_clips")
     assert (said.code, said.err) == (0, "")
-    assert said.out.endswith("\nstill missing: data.root is not given; name the folder of the videos\n")
+    assert said.out.endswith("\nstill missing: data.root is missing; give the folder of the videos\n")
 
 
 def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
@@ -470,7 +470,7 @@ def test_status_of_a_study_that_stopped_stands_still_and_names_the_way_on(toy: P
     with (tmp_path / ".lock").open("w") as lock:
         fcntl.flock(lock, fcntl.LOCK_EX)
         assert "; running" in say("status", str(tmp_path)).out
-        refused(say("sync", str(tmp_path)), r"is running \(process \?\) and keeps MLflow up to date by itself")
+        refused(say("sync", str(tmp_path)), r"is running \(process \?\) and updates MLflow by itself")
 
 
 @pytest.mark.parametrize("verb", ["status", "report", "sync"])
@@ -495,10 +495,10 @@ def test_a_log_that_is_none(toy: Path, tmp_path: Path, verb: str, log: bytes, se
 
 def test_a_study_without_its_settings_or_before_its_first_event(toy: Path, tmp_path: Path) -> None:
     (tmp_path / "events.jsonl").write_bytes((toy / "events.jsonl").read_bytes())
-    refused(say("status", str(tmp_path)), "has lost its settings.yaml")
-    refused(say("resume", str(tmp_path)), "has lost its settings.yaml")
+    refused(say("status", str(tmp_path)), "has no settings.yaml")
+    refused(say("resume", str(tmp_path)), "has no settings.yaml")
     (tmp_path / "events.jsonl").write_bytes(b"")
-    refused(say("sync", str(tmp_path)), "has not begun, its log is empty")
+    refused(say("sync", str(tmp_path)), "has an empty log")
     assert [path.name for path in tmp_path.iterdir()] == ["events.jsonl"]
 
 
@@ -666,7 +666,7 @@ def test_generate_refuses_an_unknown_class_and_a_setting_of_training(trained: Pa
     )
     refused(
         say("generate", str(trained / "runs" / "tiny"), "--set", "model.width=64"),
-        "model.width: the model was trained with it",
+        "model.width: training depended on this setting",
     )
 
 

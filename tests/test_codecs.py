@@ -132,11 +132,11 @@ def test_frames_of_uneven_times_are_counted_as_they_are_stored(tmp_path: Path, f
     ("kind", "words"),
     [
         ("zero bytes", "is empty"),
-        ("text", "is not a video that can be read"),
+        ("text", "is not a readable video"),
         ("folder", "is a folder without images, not a video file"),
         ("only sound", "has no video stream"),
-        ("cut before its index", "is not a video that can be read"),
-        ("no file", "is not there"),
+        ("cut before its index", "is not a readable video"),
+        ("no file", "does not exist"),
     ],
 )
 def test_what_is_no_video_is_named(tmp_path: Path, kind: str, words: str) -> None:
@@ -158,7 +158,7 @@ def test_what_is_no_video_is_named(tmp_path: Path, kind: str, words: str) -> Non
         write_video(path, picture())
         path.write_bytes(path.read_bytes()[: path.stat().st_size // 2])
     for read in (count_frames, facts_of):
-        with pytest.raises(DataError, match=rf"a\.mp4 {words}.*; (replace or remove it|put it back, .*)$"):
+        with pytest.raises(DataError, match=rf"a\.mp4 {words}.*; (replace or remove it|restore it, .*)$"):
             read(path)
 
 
@@ -192,7 +192,7 @@ def test_damage_that_decodes_silently_is_suspicious_and_the_rest_is_used(tmp_pat
     suspicious = {path.name: reason for path, reason in listed.suspicious}
     assert set(suspicious) == {"cut.mp4", "cut.avi", "packets.mp4"}
     assert "of its packets cannot be decoded" in suspicious.pop("packets.mp4")
-    assert all("of the 40 frames that its header names" in reason for reason in suspicious.values())
+    assert all("frames, but its header says 40" in reason for reason in suspicious.values())
     equal, failed = {}, set()
     for part in decode(listed.train, data):
         equal |= {path.name: (first, last) for path, first, last in part.equal}

@@ -82,7 +82,7 @@ def test_a_run_goes_on_where_it_stopped(
     for name, tensor in whole.model.state_dict().items():
         assert tensor.equal(on.model.state_dict()[name]), name
     assert on.metrics["val_cross_entropy"] == whole.metrics["val_cross_entropy"]
-    with pytest.raises(StudyError, match="holds something already"):
+    with pytest.raises(StudyError, match="is not empty; remove it"):
         continued(folder, record, longer, tmp_path / "on")
 
 
@@ -119,7 +119,7 @@ def test_the_best_run_is_whole_and_allowed(tmp_path: Path) -> None:
     assert best_run(study, "speedup").metrics["speedup"] == max(run.metrics.get("speedup", 1.0) for run in rest)
     best.reason = "fvd is too high"
     assert best_run(study, "fvd") is not best
-    for metric, told in (("fdv", "did you mean fvd"), ("learning_rate", "neither more nor less")):
+    for metric, told in (("fdv", "did you mean fvd"), ("learning_rate", "neither higher nor lower")):
         with pytest.raises(StudyError, match=told):
             best_run(study, metric)
     with pytest.raises(StudyError, match="did you mean full-s0"):

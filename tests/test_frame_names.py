@@ -119,8 +119,8 @@ def test_what_is_no_one_film_is_refused_in_one_sentence(names: list[str], messag
         (IN_TIME["dates"], ""),
         (IN_TIME["two counters"], ""),
         ([f"2019-{month:02d}-{day:02d}.png" for month in (4, 5) for day in range(1, 31)], ""),
-        ([f"part{part}_{frame}.png" for part in (1, 2) for frame in range(1, 101)], "begin anew after part1_100.png"),
-        (_numbered("a1_{}.png", *range(50)) + _numbered("a2_{}.png", *range(80)), "begin anew after a1_49.png"),
+        ([f"part{part}_{frame}.png" for part in (1, 2) for frame in range(1, 101)], "restart after part1_100.png"),
+        (_numbered("a1_{}.png", *range(50)) + _numbered("a2_{}.png", *range(80)), "restart after a1_49.png"),
     ],
     ids=[
         "whole",

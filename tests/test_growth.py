@@ -118,16 +118,22 @@ def test_a_study_that_nobody_drives_grows_when_it_is_gone_on_with(tmp_path: Path
 @pytest.mark.parametrize(
     ("growth", "said"),
     [
-        (Growth(), "nothing of that is new"),
-        (Growth(seeds=(0,)), "nothing of that is new"),
-        (Growth(arms={"reco": SMALL_ARM}), "arm `reco` is in the study with other settings; call the new one"),
+        (Growth(), "the study has all of that already"),
+        (Growth(seeds=(0,)), "the study has all of that already"),
+        (
+            Growth(arms={"reco": SMALL_ARM}),
+            "arm `reco` is in the study with other settings, so their runs would not be comparable; rename the new one",
+        ),
         (Growth(arms={"mine": {"training.steps": 9}}), "arm `mine`: training.steps is what budgets count in"),
         (Growth(arms={"mine": {"window.lenght": 9}}), "window.lenght"),
         (Growth(arms={"mine": {"evaluation.samples": 9}}), "evaluation.samples is shared by all runs of a study"),
         (Growth(budgets=("equal_time",)), "budgets"),
         (Growth(changes=("training.steps=9",)), r"--set training.steps: only .*search\.\*.*begin a new study"),
         (Growth(changes=("search.window.stride_tokens={int: [1, 4]}",)), "search.window.stride_tokens is .* left out"),
-        (Growth(changes=("resources.workers=2",)), r"resources.workers: where a study runs .* `reco-tune pause"),
+        (
+            Growth(changes=("resources.workers=2",)),
+            r"resources.workers: this cannot change while the study runs; `reco-tune pause",
+        ),
         (Growth(arms={"fewer_frames": {}}), "pieces of .* are not encoded yet; `reco-tune pause"),
     ],
     ids=lambda value: "" if isinstance(value, str) else ",".join(key for key, one in value.to_json().items() if one),
@@ -155,7 +161,7 @@ def test_runs_are_stopped_and_tried_again(tmp_path: Path) -> None:
     assert (run.state, run.reason) == ("pruned", "stopped by hand")
     assert "has ended (pruned)" in live.ask("stop", runs=["search-0001"])["refused"]
     assert "no run nonsense" in live.ask("stop", runs=["nonsense"])["refused"]
-    assert "only one that failed or was stopped" in live.ask("retry", runs=["reco-equal_steps-s0"])["refused"]
+    assert "only runs that failed or were stopped" in live.ask("retry", runs=["reco-equal_steps-s0"])["refused"]
     live.ask("retry", runs=["search-0001"])
     assert live.given() == ["search-0001"] and live.steering.grew.is_set()
     live.driver.take_in({"event": "failed", "key": "search-0001", "kind": "trial", "reason": "its loss is not finite"})
@@ -210,7 +216,7 @@ def test_arms_come_by_name_or_from_a_file(tmp_path: Path) -> None:
     assert given_arms(str(file), space) == {"mine": SMALL_ARM}
     assert news(space, grown(space, Growth(given_arms(str(file), space)))) == ["arm `mine`"]
     for given in ("reco", "nonsense", str(tmp_path / "none.yaml")):
-        with pytest.raises(ReCoTuneError, match=r"already; leave it out|is no known arm|does not exist"):
+        with pytest.raises(ReCoTuneError, match=r"already; leave it out|is not a known arm|does not exist"):
             given_arms(given, space)
 
 
@@ -224,23 +230,23 @@ def test_from_another_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         return int(left.value.code or 0), told.out + told.err
 
     study = begun(tmp_path, "running")
-    assert "nobody drives the study" in say("pause", str(study.path))[1]
+    assert "is not running" in say("pause", str(study.path))[1]
     assert say("stop", str(study.path), "search-0001") == (
         0,
-        f"search-0001 stops; `reco-tune retry {study.path} search-0001` goes on with it\n",
+        f"search-0001 stops; `reco-tune retry {study.path} search-0001` continues it\n",
     )
     assert say("retry", str(study.path))[0] == say("retry", str(study.path), "x", "--failed")[0] == 2
     with locked(study):
         live = Steered(study)
         live.steering.start()
         code, told = say("extend", str(study.path), "--trials", "+2", "--seeds", "4", "--arms", "local")
-        assert code == 0 and "the study takes up arm `local`, seed 4, 2 further trials" in told
+        assert code == 0 and "added to the running study: arm `local`, seed 4, 2 further trials" in told
         assert "more often than once in twenty" in told, "the warning of a second look"
         code, told = say("extend", str(study.path), "--set", "training.steps=3")
         assert code == 2 and told.startswith("reco-tune: --set training.steps: only")
         code, told = say("stop", str(study.path), "nonsense")
         assert code == 2 and "the study has no run nonsense" in told
-        assert say("retry", str(study.path), "search-0001") == (0, "the study tries search-0001 again\n")
+        assert say("retry", str(study.path), "search-0001") == (0, "the study retries search-0001\n")
         assert say("pause", str(study.path))[0] == 0 and live.paused
         live.steering.close()
     assert load_space(study.settings).trials == 4

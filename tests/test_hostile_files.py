@@ -42,7 +42,7 @@ def test_a_checkpoint_with_a_program_in_it_is_not_run(tmp_path: Path, zipped: bo
         {"state_dict": {"w": torch.ones(2)}, "callbacks": _Bomb(mark)}, path, _use_new_zipfile_serialization=zipped
     )
     with pytest.raises(
-        DataError, match=r"evil\.ckpt holds more than tensors and plain values \((posix|nt)\.system\)"
+        DataError, match=r"evil\.ckpt is not loaded, .* holds more than tensors and plain values \((posix|nt)\.system\)"
     ) as error:
         load_checkpoint(path)
     assert not mark.exists() and "\n" not in str(error.value)
@@ -67,7 +67,7 @@ def test_the_weights_of_a_tokenizer_run_nothing(tmp_path: Path, kind: str) -> No
     torch.save(
         {"state_dict": {}, "hyper_parameters": _Bomb(mark), "model": {"args": {}, "sd": _Bomb(mark)}}, checkpoint
     )
-    with pytest.raises(DataError, match="is not loaded, because that could run anything"):
+    with pytest.raises(DataError, match="could run any code"):
         open_pretrained(Tokenizer(kind=kind, path=str(code), checkpoint=str(checkpoint)))
     assert not mark.exists()
     forget("OmniTokenizer", "models", "pretend_lightning")

@@ -317,7 +317,7 @@ def test_a_hub_name_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        ({"model.options.pth": "x"}, r"model\.options\.pth is no option of HuggingFaceDecoder; did you mean path"),
+        ({"model.options.pth": "x"}, r"model\.options\.pth is not an option of HuggingFaceDecoder; did you mean path"),
         ({}, "give path .* or config with model_type"),
         ({"model.options.path": "/nowhere"}, "cannot make this model"),
         ({"model.options.config.model_type": "lama"}, "cannot make this model"),

@@ -78,7 +78,7 @@ def test_nothing_vanishes_without_a_word(tmp_path: Path) -> None:
         assert [name for name, _, _ in _names(used, tmp_path)] == ["A/1.wmv", "A/2.flv", "A/3", "B/1.ogv"]
         refused = {video.path.relative_to(tmp_path).as_posix(): video for video in videos if video.refused}
         assert set(refused) == {"B/deep", "C", "D", "lost.mp4"}
-        assert "is a folder among files" in refused["B/deep"].refused and "holds no video" in refused["C"].refused
+        assert "is a folder among video files" in refused["B/deep"].refused and "has no video" in refused["C"].refused
         assert {video.class_name for video in videos} - {""} == {"A", "B", "C", "D"}
 
 
@@ -118,15 +118,15 @@ def test_train_and_test_folders_are_the_lists_of_the_plain_layouts(tmp_path: Pat
 @pytest.mark.parametrize(
     ("layout", "split", "files", "message"),
     [
-        ("ucf101", "time", {}, "holds no video"),
-        ("flat", "time", {"notes.txt": ""}, "holds no video"),
+        ("ucf101", "time", {}, "has no video"),
+        ("flat", "time", {"notes.txt": ""}, "has no video"),
         ("class_folders", "lists", {"A/1.mp4": ""}, "no train and test folders.*set data.split to time"),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "testlist" not in k}, "testlist01.txt cannot be read"),
         (
             "ucf101",
             "lists",
             UCF101 | {"ucfTrainTestlist/testlist01.txt": "\n"},
-            "testlist01.txt names no video; restore",
+            "testlist01.txt lists no video; restore",
         ),
         ("ucf101", "lists", {k: v for k, v in UCF101.items() if "UCF-101" not in k}, "none of the 4 videos"),
     ],
@@ -149,7 +149,7 @@ def test_unusable_folders_are_one_sentence(
 def test_a_missing_root_is_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"nowhere.* is not a folder"):
         list_videos(Data(root=tmp_path / "nowhere"))
-    with pytest.raises(DataError, match=r"data\.root is not given"):
+    with pytest.raises(DataError, match=r"data\.root is missing"):
         list_videos(Data())
 
 

@@ -66,7 +66,7 @@ def test_fixed_arms_that_do_not_fit_are_refused_with_the_forecast(tmp_path: Path
     for limit in ("device_hours=1.0e-6", "wall_hours=1.0e-6"):
         planned = plan(small_space(tmp_path, f"stop_after.{limit}"))
         with pytest.raises(
-            SettingsError, match=r"stop_after.* is less than the fixed arms take by the forecast \(.*raise"
+            SettingsError, match=r"stop_after.* is less than the forecast for the fixed arms alone \(.*raise"
         ):
             check_affordable(planned, here=True, at_once=2)
         check_affordable(planned, here=False, at_once=2)  # whose pace nobody knows

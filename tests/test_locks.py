@@ -94,7 +94,7 @@ def test_a_study_says_who_drives_it_and_what_its_file_system_cannot(code: int, t
         with pytest.raises(StudyError, match=rf"is running \(process {owner.pid} on {socket.gethostname()}") as refused:
             locked(folder).__enter__()
         assert str(refused.value).endswith("; wait for it or stop it")
-    hint = f"the file system there has no locks that end with their process, .* remove {folder.lock}.marker"
+    hint = f"the file system has no locks that end with their process, .* remove {folder.lock}.marker"
     assert bool(re.search(hint, str(refused.value))) == bool(code)
     assert not folder.live
     with locked(folder):

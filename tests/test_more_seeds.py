@@ -122,7 +122,7 @@ def test_a_shell_takes_both_commands_as_they_stand(runs):
 
 def test_an_arm_that_is_not_there_is_one_sentence(study):
     space = load_space(study / "settings.yaml")
-    with pytest.raises(SettingsError, match=r"--arms full,rocco: rocco is no arm of the space, which has full"):
+    with pytest.raises(SettingsError, match=r"--arms full,rocco: rocco is not an arm of the space, which has full"):
         only_arms(space, "full,rocco")
 
 

@@ -91,16 +91,16 @@ def test_the_layout_is_guessed_by_names(tmp_path: Path, case: str) -> None:
 
 def test_a_folder_of_nothing_is_no_layout(tmp_path: Path) -> None:
     (tmp_path / "notes.txt").write_text("x")
-    with pytest.raises(DataError, match="neither videos nor folders"):
+    with pytest.raises(DataError, match="has no videos and no folders"):
         guess_layout(tmp_path)
 
 
 REFUSED = {
     "no folder": (["--root", "nowhere"], r"nowhere\) is not a folder"),
-    "nothing known": ([], "--root FOLDER names the folder of your videos"),
+    "nothing known": ([], "--root FOLDER is missing"),
     "a toy": (["--layout", "flat", "--size", "12"], "--size 12 must be a multiple of 8 from 32"),
     "frames between blocks": (["--layout", "flat", "--frames", "16"], "--frames 16 must be 1 more .* give 17"),
-    "no layout of videos": (["--layout", "tokens"], "--layout tokens is no layout of videos; take one of class_fo"),
+    "no layout of videos": (["--layout", "tokens"], "--layout tokens is not a layout of videos; take one of class_fo"),
 }
 
 

@@ -69,7 +69,7 @@ def own(mine: Path, **changes: Any) -> Space:
 @pytest.mark.parametrize(
     ("changes", "words"),
     [
-        ({"model.options.widht": 8}, r"model.options.widht is no option of Recurrent; did you mean width"),
+        ({"model.options.widht": 8}, r"model.options.widht is not an option of Recurrent; did you mean width"),
         ({"model.kind": "mine.models:Recurent"}, "did you mean Recurrent"),
         ({"model.kind": "nowhere.models:Recurrent"}, "install its package, or put its folder on"),
         ({"model.kind": "mine.layouts:ByPrefix"}, "no reco_tune.model.Decoder"),
@@ -142,7 +142,7 @@ def test_changed_code_is_another_setting(mine: Path) -> None:
     forget()
     after = pinned(own(mine))
     assert arm_experiment(after, "full").result_hash() != first
-    with pytest.raises(SettingsError, match="bring that code back, or begin anew"):
+    with pytest.raises(SettingsError, match="restore that code, or begin a new study"):
         plan(before)
     helper.unlink()
     forget()
@@ -157,7 +157,7 @@ def test_nothing_is_imported_from_what_this_program_wrote(
     write_module(tmp_path / "run", "other", "raise SystemExit('it ran')\n")
     (tmp_path / "run" / mark).touch()
     monkeypatch.syspath_prepend(str(tmp_path / "run"))
-    with pytest.raises(SettingsError, match="no code is run from there"):
+    with pytest.raises(SettingsError, match="code from there is never run"):
         parts.load("models", "other:Model")
 
 

@@ -54,7 +54,7 @@ def test_an_address_where_nothing_listens(closed_port: int, tmp_path: Path) -> N
 @pytest.mark.parametrize(
     ("address", "sentence"),
     [
-        ("ray://head:10001", r"cannot be driven from outside its cluster \(ray://head:10001\).*ray job submit"),
+        ("ray://head:10001", r"cannot be run from outside its cluster \(ray://head:10001\).*ray job submit"),
         ("nonsense", "no Ray cluster answers at nonsense"),
         ("", "no Ray cluster answers on this machine"),
     ],
@@ -86,11 +86,11 @@ def test_a_tracking_server_that_does_not_answer(closed_port: int, tmp_path: Path
 @pytest.mark.parametrize(
     ("uri", "sentence"),
     [
-        ("ftp://x", "ftp://x is no address of MLflow; give an http address"),
-        ("mlruns", "mlruns is no address of MLflow"),
-        ("file:///mlruns", "file:///mlruns is no address of MLflow"),
+        ("ftp://x", "ftp://x is not an address of MLflow; give an http address"),
+        ("mlruns", "mlruns is not an address of MLflow"),
+        ("file:///mlruns", "file:///mlruns is not an address of MLflow"),
         ("http://", "http:// names no server"),
-        ("http://mlflow:port", "http://mlflow:port is no address"),
+        ("http://mlflow:port", "http://mlflow:port is not an address"),
         ("sqlite://", "sqlite:// names no file"),
         ("sqlite:///:memory:", "names no file"),
         (
@@ -164,7 +164,7 @@ def test_a_study_that_this_machine_cannot_hold_leaves_nothing(tmp_path: Path) ->
         (
             {},
             False,
-            "the study folder .* is not seen by node-7; put it on storage that all machines of the cluster share",
+            "the study folder .* is not visible from node-7; put it on storage that all machines share",
         ),
         ({"torch": "1.0"}, True, "node-7 has torch 1.0, but the driver has .*; install the same everywhere"),
     ],
@@ -182,7 +182,7 @@ def test_this_machine_fits_itself(tmp_path: Path) -> None:
     token = storage.probe()
     compare(look({place: "token", storage.address: token}), {"the study folder": place, "the storage": storage.address})
     storage.forget(token)
-    with pytest.raises(StudyError, match=r"the storage file://.* cannot be used from .*; see to its credentials"):
+    with pytest.raises(StudyError, match=r"the storage file://.* cannot be used from .*; check credentials"):
         compare(look({storage.address: token}), {"the storage": storage.address})
 
 
@@ -219,7 +219,7 @@ def test_one_sentence_on_the_command_line(closed_port: int, tmp_path: Path) -> N
         (["tokenizer.kind=cosmos"], "tokenizer.kind cosmos needs tokenizer.path"),
         (
             ["tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos"],
-            r"tokenizer.path \(/nowhere/cosmos\) is neither a folder or file that is",
+            r"tokenizer.path \(/nowhere/cosmos\) does not exist as a file or folder",
         ),
         (
             ["tokenizer.kind=omnitokenizer", "tokenizer.path=."],
@@ -246,7 +246,7 @@ def test_weights_that_were_copied_are_not_missed(tmp_path: Path) -> None:
     experiment = plan(
         small_space(tmp_path, "tokenizer.kind=cosmos", "tokenizer.path=/nowhere/cosmos", "data.size_px=16")
     ).shared
-    with pytest.raises(SettingsError, match="is neither a folder"):
+    with pytest.raises(SettingsError, match="does not exist as a file"):
         check_files(experiment)
     tokenizer_path(experiment, source="").mkdir(parents=True)
     check_files(experiment)
@@ -263,7 +263,7 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) ->
         rf" {memory_by_phase(experiment, experiment).training / 2**30:.1f} GiB",
         said,
     )
-    assert re.search(r"its machine has \d+\.\d for all that runs on it; raise training.micro_batches", said)
+    assert re.search(r"its machine has \d+\.\d in total; raise training.micro_batches", said)
     assert sentence(DataError("a file is gone"), experiment) == "a file is gone"
 
 

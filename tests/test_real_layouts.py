@@ -194,7 +194,7 @@ def test_empty_and_short_folders_are_listed(tmp_path: Path) -> None:
     assert set(skipped) == {"07U1fSrk9oI_3", "xY_9"}
     assert (
         "folder without images" in skipped["07U1fSrk9oI_3"]
-        and "its 1 frames for test are fewer than the 5" in skipped["xY_9"]
+        and "it has 1 frames for test, but a clip spans 5" in skipped["xY_9"]
     )
 
 
@@ -220,13 +220,13 @@ def test_faceforensics_reads_films_where_there_are_no_images(tmp_path: Path) -> 
         ("video,split\na.mp4,train\n", "has no column path; name it in the first line"),
         ("path\na.mp4\n", "has no column split; add it or set data.split to time"),
         ("path,split\na.mp4,valid\n", "line 2 of .* has split 'valid'; write train or test"),
-        ("path,split\n../a.mp4,train\n", r"line 2 of .* names '../a.mp4', which does not lie inside"),
-        ("path,split\nb/../../a.mp4,train\n", "does not lie inside"),
-        ("path,split\n/etc/passwd,train\n", "does not lie inside"),
-        ("path,split\n,train\n", "does not lie inside"),
-        ("path,split\na.mp4,train\na.mp4,test\n", "line 3 of .* names a.mp4 again"),
+        ("path,split\n../a.mp4,train\n", r"line 2 of .* names '../a.mp4', which lies outside"),
+        ("path,split\nb/../../a.mp4,train\n", "lies outside"),
+        ("path,split\n/etc/passwd,train\n", "lies outside"),
+        ("path,split\n,train\n", "lies outside"),
+        ("path,split\na.mp4,train\na.mp4,test\n", "line 3 of .* lists a.mp4 again"),
         (b"path,split\n\xff.mp4,train\n", "cannot be read"),
-        ("path,split\n", "holds no video"),
+        ("path,split\n", "has no video"),
         (None, r"videos\.csv cannot be read"),
     ],
     ids=[
@@ -255,7 +255,7 @@ def test_a_split_list_of_ucf101_cannot_leave_its_folder(tmp_path: Path) -> None:
     ucf101(tmp_path)
     path = tmp_path / "ucfTrainTestlist" / "trainlist01.txt"
     path.write_text("../../secret.avi 1\n")
-    with pytest.raises(DataError, match=r"names '../../secret.avi', which does not lie inside"):
+    with pytest.raises(DataError, match=r"names '../../secret.avi', which lies outside"):
         list_videos(Data(root=tmp_path))
 
 
@@ -266,5 +266,5 @@ def test_videos_of_a_list_that_are_not_there_are_reported_not_dropped(tmp_path: 
     assert Video(tmp_path / "4.avi", "dog", "test") in list_videos(data)
     assert (
         dict(list_clips(data).skipped)[Path("4.avi")]
-        == "is not there; put it back, or take it off the list that names it"
+        == "does not exist; restore it, or remove it from the list that names it"
     )

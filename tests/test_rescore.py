@@ -39,7 +39,7 @@ def test_models_are_scored_once_and_beside_the_first(
     before = Evidence(Evidence.read(folder.path).runs).ablation
     assert reco_tune("rescore", folder.path, "--set", OTHER[0], "--set", OTHER[1]) == 0
     told = capsys.readouterr().out
-    assert "4 runs scored, 0 were already, 1 have no model" in told and "search-0000: " in told
+    assert "4 runs evaluated, 0 had been already, 1 have no model" in told and "search-0000: " in told
     again = rescore(folder.path, OTHER)
     assert (again.scored, len(again.known), list(again.lost)) == ([], 4, ["search-0000"])
     study = read_study(folder.path)

@@ -137,7 +137,7 @@ def test_an_address_that_is_none(address: str) -> None:
 
 
 def test_an_address_with_a_password() -> None:
-    with pytest.raises(StorageError, match="must not hold a password") as told:
+    with pytest.raises(StorageError, match="must not contain a password") as told:
         Storage("s3://key:secret@bucket/folder")
     assert "secret" not in str(told.value)
 
@@ -262,7 +262,7 @@ def test_a_job_finds_its_files_on_a_machine(tmp_path: Path, monkeypatch: pytest.
     assert here.experiment.result_hash() == job.settings_hash
     FileSystem.from_uri(storage.address)[0].delete_dir(f"{tmp_path}/storage/tokens")
     monkeypatch.setattr(storage_module, "scratch", lambda: tmp_path / "another worker")
-    with pytest.raises(StorageError, match=r"has lost tokens/abc-.*; `reco-tune resume` lays it there again"):
+    with pytest.raises(StorageError, match=r"has lost tokens/abc-.*; `reco-tune resume` stores it again"):
         fetch_cache(job, storage)
 
 

@@ -119,7 +119,7 @@ def test_the_folder_of_another_study_is_refused(finished_study: WatchedStudy, tm
         run(other, finished_study.folder, Options(track=False))
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "mine.txt").write_text("mine")
-    with pytest.raises(StudyError, match="is not empty and holds no study"):
+    with pytest.raises(StudyError, match="is not empty and has no study"):
         run(other, tmp_path / "notes", Options(track=False))
     assert [file.name for file in (tmp_path / "notes").iterdir()] == ["mine.txt"]
 

@@ -45,8 +45,8 @@ def test_sockets_lie_where_their_paths_fit(
     assert str(socket_folder()) == "/tmp"
     monkeypatch.setattr(clusters, "ELSEWHERE", (f"/{'y' * room}", "/none"))
     sentence = (
-        rf"fit into no temporary folder \({long} has {room + 60} bytes, /y+ has {room + 1} bytes, /none cannot be"
-        rf" written to\): the system allows {LONGEST_PATH} bytes a path, which leaves {room} for the folder's; set"
+        rf"is suitable for Ray's sockets \({long} has {room + 60} bytes, /y+ has {room + 1} bytes, /none cannot be"
+        rf" written to\): their paths may have {LONGEST_PATH} bytes, so the folder's path may have {room}; set"
     )
     with pytest.raises(StudyError, match=sentence):
         socket_folder()

@@ -125,12 +125,12 @@ def test_folders_of_others_are_refused(rendered: Data, tmp_path: Path) -> None:
         render_digits(rendered.root, rendered.model_copy(update={"seed": 1}))
     (tmp_path / "mine").mkdir()
     (tmp_path / "mine" / "holiday.avi").write_bytes(b"x")
-    with pytest.raises(DataError, match="not rendered here"):
+    with pytest.raises(DataError, match="ReCo-Tune did not render"):
         render_digits(tmp_path / "mine", rendered)
     (tmp_path / "mine" / MARKER).write_text("{")
     with pytest.raises(DataError, match="delete the folder mine"):
         render_digits(tmp_path / "mine", rendered)
-    with pytest.raises(DataError, match="no room to move"):
+    with pytest.raises(DataError, match="leaves no room for a digit to move"):
         render_digits(tmp_path / "tiny", _data(tmp_path / "tiny", size_px=8))
     assert not (tmp_path / "tiny").exists()
 

@@ -153,13 +153,13 @@ def test_what_a_result_depends_on_gets_its_own_cache(prepared: tuple[Experiment,
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / MANIFEST).unlink(), "holds no token cache"),
+        (lambda path: (path / MANIFEST).unlink(), "has no token cache"),
         (lambda path: (path / MANIFEST).write_text("{"), "is damaged .*not readable JSON"),
         (lambda path: (path / MANIFEST).write_text('{"kind": "other"}'), "is not a token cache"),
-        (lambda path: _edit(path, schema=99), "version 99 of the token cache, this program reads 2"),
+        (lambda path: _edit(path, schema=99), "version 99 of the token cache, but this program reads version 2"),
         (lambda path: _edit(path, grid=None), "is damaged"),
         (lambda path: (path / "train.tokens.npy").unlink(), "train.tokens.npy is missing"),
-        (lambda path: _cut(path / "test.clips.npy"), "test.clips.npy is missing or cut off"),
+        (lambda path: _cut(path / "test.clips.npy"), "test.clips.npy is missing or truncated"),
         (lambda path: np.save(path / "train.labels.npy", np.zeros(3)), "has shape"),
         (lambda path: _edit(path, tokenizer_fingerprint="0"), "another tokenizer"),
     ],
@@ -211,7 +211,7 @@ def test_a_damaged_tokenizer_is_refused(copied: tuple[Experiment, TokenCache], n
 def test_a_cut_off_piece_array_is_refused(copied: tuple[Experiment, TokenCache]) -> None:
     _, cache = copied
     _cut(cache.path / "test.pieces-2.npy")
-    with pytest.raises(DataError, match=r"test\.pieces-2\.npy is missing or cut off"):
+    with pytest.raises(DataError, match=r"test\.pieces-2\.npy is missing or truncated"):
         cache.pieces("test", 2)
     with pytest.raises(DataError, match="no pieces of 4 blocks"):
         cache.pieces("train", 4)
@@ -334,7 +334,7 @@ def test_a_cache_that_may_hold_wrong_frames_is_not_used_on(tmp_path: Path, monke
 
 def test_an_empty_folder_writes_nothing(tmp_path: Path) -> None:
     (tmp_path / "videos").mkdir()
-    with pytest.raises(DataError, match="holds no video"):
+    with pytest.raises(DataError, match="has no video"):
         prepare_tokens(Experiment(data=Data(layout="flat", root=tmp_path / "videos", split="time")))
     assert [path.name for path in tmp_path.iterdir()] == ["videos"]
 

@@ -111,7 +111,7 @@ def test_groups_of_the_second_world_model_are_kept_whole(tmp_path: Path, flat: b
         "of each shard the second group is cut by frame 20"
     )
     assert firsts(cache, "test") == [(0, 1, 2)]
-    with pytest.raises(DataError, match=r"groups of 17 frames .* data\.frame_stride and data\.clip_stride would tear"):
+    with pytest.raises(DataError, match=r"groups of 17 frames .* data\.frame_stride and data\.clip_stride would split"):
         prepare_tokens(experiment(tmp_path, (3, 4, 4), frame_stride=2))
     with pytest.raises(DataError, match=r"set data\.grid to \[3, 32, 32\]"):
         prepare_tokens(experiment(tmp_path, (3, 2, 8)))
@@ -169,14 +169,14 @@ def _facts(text: str) -> Callable[[Path], None]:
 
 
 DAMAGED: dict[str, tuple[Callable[[Path], object], str]] = {
-    "codes cut off": (_cut_off, r"video\.bin has \d+ bytes, but an array of shape .*cut off or damaged"),
+    "codes cut off": (_cut_off, r"video\.bin has \d+ bytes, but an array of shape .*truncated or damaged"),
     "no segments": (
         lambda root: (root / "train/segment_ids.bin").unlink(),
-        r"segment_ids\.bin is missing, without which",
+        r"segment_ids\.bin is missing, so",
     ),
     "no facts": (lambda root: (root / "train/metadata.json").unlink(), r"metadata\.json is missing"),
-    "facts of no JSON": (_facts("{"), r"metadata\.json cannot be read as the facts"),
-    "facts without a size": (_facts('{"num_images": 17}'), r"metadata\.json cannot be read as the facts"),
+    "facts of no JSON": (_facts("{"), r"metadata\.json cannot be read as metadata"),
+    "facts without a size": (_facts('{"num_images": 17}'), r"metadata\.json cannot be read as metadata"),
     "facts of words": (_facts('{"num_images": "17", "s": 3}'), r"num_images and s must be whole numbers"),
     "codes of floats": (_facts('{"num_images": 17, "s": 3, "token_dtype": "float32"}'), "token_dtype 'float32'"),
     "codes of objects": (_facts('{"num_images": 17, "s": 3, "token_dtype": "O"}'), "token_dtype 'O'"),
@@ -206,12 +206,12 @@ def test_codes_and_shapes_that_do_not_fit_name_the_setting(tmp_path: Path) -> No
         check_codes_there(experiment(tmp_path, (5, 4, 4)))
     few = experiment(tmp_path, (5, 2, 4)).model_dump()
     few["tokenizer"]["num_codes"] = 16
-    with pytest.raises(DataError, match=r"holds the code \d+, but tokenizer\.num_codes is 16"):
+    with pytest.raises(DataError, match=r"has the code \d+, but tokenizer\.num_codes is 16"):
         prepare_tokens(make_experiment(few, {}, where="test"))
     with pytest.raises(TooFewClipsError, match="no clip for test"):
         prepare_tokens(experiment(tmp_path, (13, 2, 4)))
     np.save(tmp_path / "train" / "cut.npy", np.zeros((4, 5, 2, 4), int))
-    with pytest.raises(DataError, match=r"a recording is \[frames, rows, columns\].*train\.npy and test\.npy"):
+    with pytest.raises(DataError, match=r"a recording needs \[frames, rows, columns\].*train\.npy and test\.npy"):
         check_codes_there(experiment(tmp_path, (5, 2, 4)))
     (tmp_path / "train" / "cut.npy").unlink()
     (tmp_path / "train" / "data-0000.tar.gz").write_bytes(b"packed")

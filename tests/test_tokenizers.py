@@ -265,13 +265,13 @@ def test_blocks_by_hand(frames: int, stride: int, blocks: int) -> None:
 @pytest.mark.parametrize(
     ("damage", "message"),
     [
-        (lambda path: (path / "tokenizer.json").unlink(), "holds no tokenizer"),
+        (lambda path: (path / "tokenizer.json").unlink(), "has no tokenizer"),
         (lambda path: (path / "tokenizer.json").write_text("{}"), "is damaged"),
         (lambda path: (path / "tokenizer.json").write_text("[1]"), "is damaged"),
-        (lambda path: _edit(path, schema=7), "of version 7, this program reads 1"),
+        (lambda path: _edit(path, schema=7), "of version 7, but this program reads version 1"),
         (
             lambda path: _edit(path, settings={"spatial_stride": 2, "temporal_stride": 2}),
-            "not those of its fingerprint",
+            "do not match its fingerprint",
         ),
         (lambda path: (path / "tokenizer.safetensors").write_bytes(b"abc"), "is damaged"),
         (lambda path: (path / "tokenizer.safetensors").unlink(), "is damaged"),

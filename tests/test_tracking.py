@@ -259,7 +259,7 @@ def test_a_dead_server_costs_a_sentence_and_a_later_sync(
     deadline = time.monotonic() + 30
     while not told and time.monotonic() < deadline:
         time.sleep(0.05)
-    assert told and told[0].startswith("MLflow is 0 minutes behind the log (") and "the study goes on" in told[0]
+    assert told and told[0].startswith("MLflow is 0 minutes behind the log (") and "the study continues" in told[0]
     began = time.monotonic()
     log.append("started", trial="full-s0", attempt=1)
     assert not mirror.close(timeout=30)
@@ -313,9 +313,9 @@ def test_another_study_of_the_same_name_is_refused_and_goes_elsewhere(
     sync(first, server)
     check_name(server, "taken", first)
     for folder in (second, StudyFolder(tmp_path / "not yet")):
-        with pytest.raises(TrackingError, match="holds another study named `taken`; give another --name"):
+        with pytest.raises(TrackingError, match="has another study named `taken`; give another --name"):
             check_name(server, "taken", folder)
-    with pytest.raises(TrackingError, match="holds another study named `taken`") as refused:
+    with pytest.raises(TrackingError, match="has another study named `taken`") as refused:
         sync(second, server)
     assert printed_command(refused, "sync") == f"reco-tune sync {second.path} --tracking-uri {server} --name NAME"
     assert sync(second, server, experiment="free").sent == len(study_log.read_study(second.path).runs)
@@ -334,9 +334,7 @@ def test_a_deleted_experiment_is_brought_back_or_left_alone(recorded: StudyFolde
     sync(study, server)
     client.delete_experiment(client.get_experiment_by_name("gone").experiment_id)
     for ask in (lambda: check_name(server, "gone", study), lambda: read_study("gone", server)):
-        with pytest.raises(
-            TrackingError, match=r"the experiment `gone` was deleted in MLflow at .*; bring it back with"
-        ):
+        with pytest.raises(TrackingError, match=r"the experiment `gone` was deleted in MLflow at .*; restore it with"):
             ask()
     with pytest.raises(TrackingError, match="`gone` was deleted") as refused:
         sync(study, server)
@@ -441,7 +439,7 @@ def test_a_command_is_printed_as_a_shell_takes_it(tmp_path: Path) -> None:
     study = StudyFolder(tmp_path / "it's $HOME & more")
     study.path.mkdir()
     study.events.touch()
-    with pytest.raises(StudyError, match="has not begun, its log is empty") as refused:
+    with pytest.raises(StudyError, match="has an empty log") as refused:
         sync(study)
     assert shlex.split(str(refused.value).split("`")[1]) == ["reco-tune", "resume", str(study.path)]
 
@@ -450,7 +448,7 @@ def test_a_command_is_printed_as_a_shell_takes_it(tmp_path: Path) -> None:
     ("name", "uri", "sentence"),
     [
         ("toy", None, "needs the address of MLflow"),
-        ("nothing", "synced", "holds no study named `nothing`"),
+        ("nothing", "synced", "has no study named `nothing`"),
         ("toy", "dead", "does not answer"),
     ],
     ids=["no address", "no such study", "no server"],

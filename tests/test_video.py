@@ -100,7 +100,7 @@ def test_files_that_are_no_videos_are_named(tmp_path: Path, kind: str) -> None:
     _broken(path, kind)
     for read in (lambda: count_frames(path), lambda: read_frames(path, [0])):
         with pytest.raises(
-            DataError, match=r"broken\.mp4 .*(replace or remove it|take it off the list that names it)$"
+            DataError, match=r"broken\.mp4 .*(replace or remove it|remove it from the list that names it)$"
         ):
             read()
 

@@ -1,8 +1,7 @@
 """The command line: one verb a module. Chooses and wires; computes nothing. Heavy packages are imported by the verb
 that needs them.
 
-An error that a person can cause ends as one sentence on stderr with exit code 2, a failed run with 1; a traceback only
-with --debug.
+A user's mistake ends with one sentence on stderr and exit code 2, a failed run with 1; only --debug prints a traceback.
 """
 
 from __future__ import annotations
@@ -98,7 +97,7 @@ app.add_typer(bench.app, name="bench")
 
 
 def main(arguments: Sequence[str] | None = None) -> NoReturn:
-    """Runs one verb and exits."""
+    """Runs one command and exits."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
     signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends is as Ctrl-C

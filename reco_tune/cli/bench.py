@@ -1,4 +1,4 @@
-"""`reco-tune bench`: the project measures itself, in turn with what it is compared with, in one process."""
+"""`reco-tune bench`: measures this project, alternating with what it is compared with, in one process."""
 
 from __future__ import annotations
 
@@ -240,7 +240,11 @@ def report(
 @app.command()
 def data(
     videos: Annotated[
-        Path | None, typer.Option(metavar="DIR", help="Your videos, or folders of them; by default some are rendered.")
+        Path | None,
+        typer.Option(
+            metavar="DIR",
+            help="Folder of videos, or of one folder of videos per class. By default, videos are rendered.",
+        ),
     ] = None,
     size: Annotated[int, typer.Option(min=8, help="Height and width of a clip in pixels, a multiple of 8.")] = 64,
     shapes: Shapes = "debug-45",
@@ -259,7 +263,7 @@ def data(
     from reco_tune.benchmarks import bench_data, bench_reading
 
     if videos is not None and not videos.is_dir():
-        raise SettingsError(f"--videos {videos} is not a folder; name a folder of videos, or of one folder a class")
+        raise SettingsError(f"--videos {videos} is not a folder; give a folder of videos, or of one folder per class")
     if size % 8:
         raise SettingsError(
             f"--size ({size}) must be a multiple of 8, the stride of the tokenizer that is timed; take"
@@ -406,7 +410,9 @@ def _show(measure: Callable[[Progress], list[Table]], threads: int, json: Path |
 def _check_folders(*files: Path | None) -> None:
     for path in files:
         if path is not None and not path.parent.is_dir():
-            raise SettingsError(f"{path} cannot be written, because there is no folder {path.parent}; make it first")
+            raise SettingsError(
+                f"{path} cannot be written, because the folder {path.parent} does not exist; make it first"
+            )
 
 
 def _origin(threads: int, with_peers: bool) -> dict[str, object]:

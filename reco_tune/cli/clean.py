@@ -1,4 +1,4 @@
-"""`reco-tune clean`: what a study no longer needs."""
+"""`reco-tune clean`: deletes what a study no longer needs."""
 
 from __future__ import annotations
 
@@ -13,16 +13,16 @@ def clean(
     study_dir: StudyDir,
     checkpoints: Annotated[
         Literal["none", "last", "best"] | None,
-        typer.Option(help="Which checkpoints of ended runs stay; by default as the study's keep.checkpoints says."),
+        typer.Option(help="Which checkpoints of ended runs to keep. Default: the study's keep.checkpoints."),
     ] = None,
     models: Annotated[
         Literal["all", "frontier", "none"] | None,
-        typer.Option(help="Whose models stay; by default as the study's keep.models says."),
+        typer.Option(help="Which runs keep their models. Default: the study's keep.models."),
     ] = None,
-    yes: Annotated[bool, typer.Option("--yes", help="Deletes it; else it is only listed.")] = False,
+    yes: Annotated[bool, typer.Option("--yes", help="Deletes the files. Without it, they are only listed.")] = False,
 ) -> None:
-    """Lists what can be deleted of a study that nobody runs, and how much that is; deletes it with --yes. Without an
-    option it touches nothing that resume, export or rescore still needs.
+    """Lists what can be deleted from a study that is not running, with sizes. Deletes it with --yes. Without other
+    options, it touches nothing that resume, export or rescore still needs.
 
     \b
     Examples:

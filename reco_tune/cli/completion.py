@@ -1,4 +1,4 @@
-"""What a shell offers at the tab key: settings, overrides and shipped spaces. Must answer at once."""
+"""Shell completion of settings, overrides and shipped spaces. Must answer at once."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from reco_tune.bundled import bundled
 
 
 def complete_key(incomplete: str) -> list[str]:
-    """Settings and sections that begin so, for a shell."""
+    """Settings and sections that begin with the given text."""
     from reco_tune.settings.described import experiment_groups, space_groups
 
     keys = [one.key for group in (*experiment_groups(), *space_groups()) for one in group.settings]

@@ -21,12 +21,12 @@ SECONDS_BETWEEN_LINES = 10.0
 
 
 def watched() -> bool:
-    """Whether a person looks at both streams."""
+    """Whether both output streams are terminals."""
     return sys.stdout.isatty() and sys.stderr.isatty()
 
 
 def size(count: float) -> str:
-    """Bytes for people."""
+    """Bytes in a readable unit."""
     for unit in ("B", "kB", "MB", "GB"):
         if count < 1000:
             return f"{count:.0f} {unit}"
@@ -36,7 +36,7 @@ def size(count: float) -> str:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A progress callable that draws a bar per piece of work, or says a line now and then."""
+    """A progress callable that draws a bar for each piece of work, or prints a line now and then."""
     if not watched():
         yield Lines().tell
         return
@@ -118,11 +118,11 @@ class Lines:
 
 
 def terminal_width() -> int:
-    """Columns of the terminal, or what COLUMNS says; 200 where nothing says anything (a pipe)."""
+    """Columns of the terminal, or the value of COLUMNS; 200 if neither is known (a pipe)."""
     return shutil.get_terminal_size((200, 24)).columns
 
 
 def print_table(title: str, header: list[str], rows: list[list[str]], left: int = 1) -> None:
-    """A table on stdout; the first `left` columns are text, the others numbers."""
+    """Prints a table on stdout; the first `left` columns are text, the others numbers."""
     print(title)
     print("\n".join(text_table(header, rows, range(left), terminal_width())))

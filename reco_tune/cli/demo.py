@@ -1,4 +1,4 @@
-"""`reco-tune demo`: the whole story on a laptop."""
+"""`reco-tune demo`: a whole study on a laptop."""
 
 from __future__ import annotations
 
@@ -53,7 +53,7 @@ def demo(
 
 
 def free_folder(path: Path) -> Path:
-    """The path, or with -2, -3, ... where something is there already."""
+    """The path, with -2, -3, ... appended if it exists already."""
     number, free = 1, path
     while free.exists():
         number += 1

@@ -1,4 +1,4 @@
-"""`reco-tune diff`: what two runs or two studies differ in."""
+"""`reco-tune diff`: the differences of two runs or two studies."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ Side = Annotated[str, typer.Argument(metavar="STUDY_DIR[:RUN]", help="Folder of 
 
 
 def diff(first: Side, second: Side) -> None:
-    """Settings and results in which two runs or two studies differ. Numbers of two protocols are left out.
+    """Prints the settings and results in which two runs or two studies differ. Leaves out FVDs of different protocols.
 
     \b
     Examples:
@@ -27,7 +27,7 @@ def diff(first: Side, second: Side) -> None:
 
     (study_a, run_a), (study_b, run_b) = (_side(given) for given in (first, second))
     if (run_a is None) != (run_b is None):
-        raise StudyError(f"{first} and {second} are a study and a run; give two of one kind, a run as STUDY_DIR:RUN")
+        raise StudyError(f"{first} and {second} are a study and a run; give two studies or two runs (STUDY_DIR:RUN)")
 
     from reco_tune.cli.console import print_table
     from reco_tune.reporting.difference import of_runs, of_studies
@@ -42,7 +42,7 @@ def diff(first: Side, second: Side) -> None:
     if found.results:
         print_table("results", ["result", "A", "B", "B less A"], [list(row) for row in found.results], left=1)
     elif not found.incomparable:
-        print("results: the same" if run_a else "results: none is evaluated")
+        print("results: the same" if run_a else "results: no run is evaluated yet")
     if found.incomparable:
         print(f"not compared: {found.incomparable}")
 

@@ -1,5 +1,5 @@
-"""How far a study is and how long it will still take, from its log alone; and its runs as rows of a table. No terminal,
-no clock.
+"""Estimates the state of a study and its time left from its log alone, and turns its runs into table rows. Uses no
+terminal and no clock.
 
 Work is counted in baseline steps: a run's steps divided by its arm's speed-up.
 """
@@ -24,7 +24,7 @@ EVALUATION_SHARE = 0.1
 
 @dataclass(frozen=True)
 class Standing:
-    """Where a study stands."""
+    """The state of a study."""
 
     ended: int
     total: int
@@ -50,10 +50,10 @@ class Standing:
 def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Standing:
     """
     Args:
-        trials: sampled runs that the space asks for; those not in the log yet count as planned ones, further seeds of
-            finalists do not.
-        now: Unix seconds; ignored where the study is finished.
-        running: fresher shares of runs at work than the log has.
+        trials: sampled runs of the space; runs that are not in the log yet count as planned, further seeds of finalists
+            do not count.
+        now: Unix seconds; ignored if the study is finished.
+        running: shares of running runs that are newer than the log's.
     """
     runs = list(study.runs.values())
     sampled = [run for run in runs if run.arm == "search" and not run.repeats]
@@ -128,7 +128,7 @@ def work(run: RunRecord) -> float:
 
 
 def steps_done(run: RunRecord) -> int:
-    """Optimiser steps that the log knows of."""
+    """Optimiser steps in the log."""
     return int(max([run.metrics.get("steps", 0), *(report["step"] for report in run.reports)]))
 
 
@@ -174,7 +174,7 @@ def summary(runs: Iterable[RunRecord]) -> list[list[str]]:
 
 
 def headline(found: Standing) -> str:
-    """Where the study stands, in one line."""
+    """The state of the study, in one line."""
     left = (
         ""
         if found.left_seconds is None or found.ended == found.total

@@ -1,4 +1,4 @@
-"""`reco-tune evaluate`: the numbers of a trained model."""
+"""`reco-tune evaluate`: evaluates a trained model."""
 
 from __future__ import annotations
 

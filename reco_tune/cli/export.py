@@ -16,7 +16,7 @@ def export(
     best: Annotated[
         str | None, typer.Option(metavar="METRIC", help="Takes the run with the best fvd, speedup, ...")
     ] = None,
-    steps: Annotated[int | None, typer.Option(min=1, help="Another number of optimiser steps.")] = None,
+    steps: Annotated[int | None, typer.Option(min=1, help="Changes the number of optimiser steps.")] = None,
     goes_on: Annotated[
         bool, typer.Option("--continue", help="Also copies its checkpoint, so that `train` continues from it.")
     ] = False,
@@ -51,6 +51,9 @@ def export(
     if best is not None:
         print(f"best {ALL[best].label}: {record.trial}, {record.metrics[best]:.6g}")
     if steps is None and experiment.result_hash() != record.settings_hash:
-        print("an earlier version wrote its settings; newer settings take their defaults, so bits may differ")
+        print(
+            "note: an earlier version wrote its settings; newer settings take their defaults, so results may differ in"
+            " bits"
+        )
     print(f"{path}: {experiment.training.steps} steps" + (f", goes on at step {step} in {trained}" if step else ""))
     print(command("train", path, "--evaluate"))

@@ -32,8 +32,8 @@ def extend(
     address: Address = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Adds arms, seeds, trials, budgets or ranges to a study and goes on with it, also where it was finished; nothing
-    that is finished is repeated. A study that runs takes it up.
+    """Adds arms, seeds, trials, budgets or ranges to a study and continues it, even if it was finished. Finished runs
+    are never repeated. A running study takes the additions up.
 
     \b
     Examples:
@@ -67,7 +67,7 @@ def extend(
         print(f"note: {PEEKING}", file=sys.stderr)
     event = answered(target, "extend", growth=growth.to_json())
     if event is not None:
-        print(f"the study takes up {', '.join(event['what'])}")
+        print(f"added to the running study: {', '.join(event['what'])}")
         return
     options = Options(address=address, tracking_uri=tracking_uri, command=command_line())
     carry_out(folder, larger.trials, lambda observer: extend(folder, growth, options, observer), tracking_uri)

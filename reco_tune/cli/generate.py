@@ -1,4 +1,4 @@
-"""`reco-tune generate`: clips from a trained model."""
+"""`reco-tune generate`: generates clips from a trained model."""
 
 from __future__ import annotations
 

@@ -1,7 +1,6 @@
-"""`reco-tune spaces new`: a space file for one's own videos, with a reason beside each choice.
-
-What is chosen: tokens that keep detail at that size, a model and a batch that fit the device, as many steps as the
-paper's passes over the clips allow, and a window of two fifths of a clip.
+"""`reco-tune spaces new`: writes a space file for a user's videos, with a reason beside each choice. It chooses tokens
+that keep detail at that size, a model and batch that fit the device, as many steps as the paper's passes over the
+clips, and a window of two fifths of a clip.
 """
 
 from __future__ import annotations
@@ -35,7 +34,7 @@ LAYOUTS = ("class_folders", "flat", "frames", "csv", "ucf101", "faceforensics", 
 
 
 class Videos(NamedTuple):
-    """What is known of somebody's videos."""
+    """Facts about a user's videos."""
 
     root: Path | None
     layout: str
@@ -47,7 +46,7 @@ class Videos(NamedTuple):
 
 
 class Scale(NamedTuple):
-    """What training costs are set by."""
+    """The sizes that determine the training cost."""
 
     spatial_stride: int
     num_codes: int
@@ -83,13 +82,13 @@ def new(
     if file.exists():
         raise SettingsError(f"{file} exists already; give another file name")
     if not file.absolute().parent.is_dir():
-        raise SettingsError(f"{file.parent} is no folder; make it, or give another file name")
+        raise SettingsError(f"{file.parent} is not a folder; make it, or give another file name")
     asks = sys.stdin.isatty() and sys.stdout.isatty()
     if root is None and asks:
         root = Path(typer.prompt("Folder of your videos", type=str))
     if root is None and layout is None:
         raise SettingsError(
-            "--root FOLDER names the folder of your videos; give it, or --layout where there is none yet"
+            "--root FOLDER is missing; give the folder of your videos, or --layout if there is none yet"
         )
     videos = _look(root, layout)
     if root is not None:
@@ -121,8 +120,8 @@ def _write(file: Path, text: str) -> None:
 def _check(size: int, frames: int) -> None:
     if not SMALLEST_PX <= size <= LARGEST_PX or size % SIZE_STEP_PX:
         raise SettingsError(
-            f"--size {size} must be a multiple of {SIZE_STEP_PX} from {SMALLEST_PX} to {LARGEST_PX}; real videos want"
-            " 64 to 256"
+            f"--size {size} must be a multiple of {SIZE_STEP_PX} from {SMALLEST_PX} to {LARGEST_PX}; for real videos"
+            " take 64 to 256"
         )
     if frames < 1 + 2 * TEMPORAL_STRIDE or (frames - 1) % TEMPORAL_STRIDE:
         nearest = max(1 + 2 * TEMPORAL_STRIDE, 1 + TEMPORAL_STRIDE * round((frames - 1) / TEMPORAL_STRIDE))
@@ -146,7 +145,7 @@ def _look(root: Path | None, layout: str | None) -> Videos:
     from reco_tune.settings import Data
 
     if layout is not None and layout not in LAYOUTS:
-        raise SettingsError(f"--layout {layout} is no layout of videos; take one of {', '.join(LAYOUTS)}")
+        raise SettingsError(f"--layout {layout} is not a layout of videos; take one of {', '.join(LAYOUTS)}")
     if root is None:
         return Videos(None, layout or LAYOUTS[0], "time", 0, 0, 0)
     root = root.expanduser().resolve()
@@ -162,9 +161,7 @@ def _look(root: Path | None, layout: str | None) -> Videos:
     opened = found[:: math.ceil(len(found) / OPENED_VIDEOS)]
     counts = [known.frames for known in list_facts(opened, SECONDS_A_VIDEO) if not isinstance(known, FailedCall)]
     if not counts:
-        raise DataError(
-            f"none of {len(opened)} videos of {root} that were opened can be read; look at {opened[0].path}"
-        )
+        raise DataError(f"none of the {len(opened)} videos tried in {root} can be read; check {opened[0].path}")
     classes = len({video.class_name for video in found})
     return Videos(root, layout, split, classes, len(found), round(sum(counts) / len(opened) * len(found)))
 
@@ -210,7 +207,7 @@ def _scale(size: int, gpu: bool) -> Scale:
 
 
 def space_text(name: str, videos: Videos, size: int, frames: int, gpu: bool) -> str:
-    """The file, as a person would write it."""
+    """The text of the space file."""
     scale = _scale(size, gpu)
     blocks, side = 1 + (frames - 1) // TEMPORAL_STRIDE, size // scale.spatial_stride
     window = max(2, round(0.4 * blocks))

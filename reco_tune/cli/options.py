@@ -1,4 +1,4 @@
-"""Arguments that several verbs share, and what they mean: space files by name, study folders, overrides. No heavy
+"""Arguments that several commands share, and their meaning: space files by name, study folders, overrides. No heavy
 imports.
 """
 
@@ -68,15 +68,15 @@ Output = Annotated[Path | None, typer.Option(help="Folder of the study. Default:
 Trials = Annotated[int | None, typer.Option(min=0, help="Number of configurations that the search samples.")]
 Seeds = Annotated[str | None, typer.Option(help="Training seeds of the fixed arms, for example 0,1,2.")]
 Arms = Annotated[
-    str | None, typer.Option(metavar="NAMES", help="Only these of the space's arms, for example full,reco.")
+    str | None, typer.Option(metavar="NAMES", help="Runs only these arms of the space, for example full,reco.")
 ]
 
 
 def settings_path(given: str) -> Path:
-    """The file of a space or an experiment: a path, or the name of a shipped one.
+    """The file of a space or an experiment, from a path or the name of a shipped one.
 
     Raises:
-        SettingsError: where it is neither.
+        SettingsError: if it is neither.
     """
     if Path(given).is_file():
         return Path(given)
@@ -84,17 +84,17 @@ def settings_path(given: str) -> Path:
     if name in shipped:  # also where a folder has that name, as the demo's own has
         return shipped[name]
     if Path(given).is_dir():
-        raise SettingsError(f"{given} is a folder, not a file of a space or an experiment; give the YAML file in it")
+        raise SettingsError(f"{given} is a folder, not a space or experiment file; give the YAML file in it")
     close = difflib.get_close_matches(Path(name).name, shipped, n=1)
     hint = f"did you mean the shipped `{close[0]}`?" if close else f"shipped ones are {', '.join(shipped)}"
     raise SettingsError(f"{given} is neither a file nor a shipped space or experiment; {hint}")
 
 
 def path_and_arm(given: str) -> tuple[Path, str | None]:
-    """`space.yaml:reco` -> (space.yaml, reco); None where no arm is named.
+    """`space.yaml:reco` -> (space.yaml, reco); None if no arm is given.
 
     Raises:
-        SettingsError: where there is no such file.
+        SettingsError: if there is no such file.
     """
     name, colon, arm = given.rpartition(":")
     if colon and not Path(given).is_file():
@@ -103,12 +103,12 @@ def path_and_arm(given: str) -> tuple[Path, str | None]:
 
 
 def shipped_spaces() -> dict[str, Path]:
-    """Files by name, in the names' order."""
+    """The shipped files by name, in alphabetical order."""
     return {path.stem: path for path in sorted(bundled("search_spaces").glob("*.yaml"))}
 
 
 def shipped_experiments() -> dict[str, Path]:
-    """Files by name, in the names' order."""
+    """The shipped files by name, in alphabetical order."""
     return {path.stem: path for path in sorted((bundled("search_spaces") / "experiments").glob("*.yaml"))}
 
 
@@ -117,21 +117,22 @@ def _study_name(given: str | None, space: Path) -> str:
     name = given or space.stem
     if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9._-]*", name):
         raise SettingsError(
-            f"--name {name!r} must be letters, digits, dots, dashes and underscores, because folders are named after"
-            " it; change it"
+            f"--name {name!r} must be letters, digits, dots, dashes and underscores, because its folder has that name;"
+            " change it"
         )
     return name
 
 
 def new_study(name: str | None, output: Path | None, space: Path, planned: bool = False) -> tuple[str, Path]:
-    """Name and folder of a study that begins, as `--name` and `--output` say or as its space is called.
+    """Name and folder of a new study, from `--name` and `--output` or else from the name of its space.
 
     Args:
-        planned: whether it may be there already where neither is given: a study that runs is planned again.
+        planned: whether the folder may exist if neither is given, because `plan` may be called for a study that has
+            begun.
 
     Raises:
-        SettingsError: for a name that cannot be.
-        StudyError: where something lies in the folder already, or it cannot be made.
+        SettingsError: for an invalid name.
+        StudyError: if the folder is not empty or cannot be made.
     """
     called = _study_name(name, space)
     folder = output or Path("studies") / called
@@ -154,18 +155,20 @@ def _refuse_used_folder(folder: Path, way_out: str) -> None:
         raise StudyError(f"{folder} exists and is not an empty folder; {way_out}")
     above = next(path for path in (folder, *folder.absolute().parents) if path.exists())
     if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-        raise StudyError(f"{folder} cannot be made, because {above} is no folder that can be written to; {way_out}")
+        raise StudyError(f"{folder} cannot be made, because {above} is not a writable folder; {way_out}")
 
 
 def study_folder(path: Path) -> Path:
     """
+    The folder of a study.
+
     Raises:
-        StudyError: where the folder holds no study.
+        StudyError: if the folder has no study.
     """
     _refuse_address(path)
     if not (path / "events.jsonl").is_file():
         raise StudyError(
-            f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` named"
+            f"{path} is not a study folder: it has no events.jsonl; give the folder that `reco-tune run` printed"
         )
     return path
 
@@ -190,10 +193,10 @@ def parse_seeds(given: str) -> list[int]:
 def asked_space(
     path: Path, overrides: list[str] | None, trials: int | None, seeds: str | None, arms: str | None
 ) -> Space:
-    """The space in a file with what the command line says on top.
+    """The space in a file with the overrides of the command line.
 
     Raises:
-        SettingsError: for what cannot be.
+        SettingsError: for invalid settings.
     """
     from reco_tune.settings import load_space, pinned
 
@@ -208,13 +211,13 @@ def only_arms(space: Space, given: str) -> Space:
     """The space with some of its arms.
 
     Raises:
-        SettingsError: for an arm that it has not, or where a budget is then counted in a baseline that is left out.
+        SettingsError: for an unknown arm, or if a budget needs the baseline and it is left out.
     """
     names = [name.strip() for name in given.split(",")]
     unknown = [name for name in names if name not in space.arms]
     if unknown:
         raise SettingsError(
-            f"--arms {given}: {unknown[0]} is no arm of the space, which has {', '.join(space.arms) or 'none'}"
+            f"--arms {given}: {unknown[0]} is not an arm of the space, which has {', '.join(space.arms) or 'none'}"
         )
     from reco_tune.settings import Space as Checked
 
@@ -223,10 +226,10 @@ def only_arms(space: Space, given: str) -> Space:
 
 
 def one_arm(space: Space, arm: str, path: Path) -> Space:
-    """The space of one run of an arm: what `train SPACE:ARM` does.
+    """The space of a single run of an arm, for `train SPACE:ARM`.
 
     Raises:
-        SettingsError: where the file is no space or has no such arm.
+        SettingsError: if the file is not a space or has no such arm.
     """
     from reco_tune.settings import Space as Checked
     from reco_tune.settings import check_arm, load_arms
@@ -245,10 +248,10 @@ def one_arm(space: Space, arm: str, path: Path) -> Space:
 
 
 def override_trained(experiment: Experiment, overrides: list[str] | None) -> Experiment:
-    """A trained model's settings with those overridden that training did not depend on.
+    """A trained model's settings with overrides of settings that training did not depend on.
 
     Raises:
-        SettingsError: for one that it did depend on.
+        SettingsError: for any other override.
     """
     from reco_tune.settings import make_experiment, parse_overrides
 
@@ -259,5 +262,5 @@ def override_trained(experiment: Experiment, overrides: list[str] | None) -> Exp
             "data.cache_dir",
         ):
             allowed = "data.root, data.cache_dir, evaluation.*, sampling.* and resources.*"
-            raise SettingsError(f"--set {key}: the model was trained with it; only {allowed} may change now")
+            raise SettingsError(f"--set {key}: training depended on this setting; only {allowed} may change now")
     return make_experiment(experiment.model_dump(mode="json"), parsed, where="--set")

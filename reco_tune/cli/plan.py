@@ -1,4 +1,4 @@
-"""`reco-tune plan`: what a study would cost, without launching it."""
+"""`reco-tune plan`: estimates the cost of a study without starting it."""
 
 from __future__ import annotations
 

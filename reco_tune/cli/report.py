@@ -1,4 +1,4 @@
-"""`reco-tune report`: tables, figures and the page of a study."""
+"""`reco-tune report`: writes the tables, figures and page of a study."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def report(
     ] = None,
     protocol: Annotated[
         str | None,
-        typer.Option(help="Another protocol that `rescore` judged the models by, or a word of it that no other has."),
+        typer.Option(help="Another protocol from `rescore`, or any part of its name that no other protocol has."),
     ] = None,
 ) -> None:
     """Writes the report of a study and prints its tables. While a study is still running, the report has the finished

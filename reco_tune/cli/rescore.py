@@ -1,4 +1,4 @@
-"""`reco-tune rescore`: a study's models under another protocol."""
+"""`reco-tune rescore`: evaluates a study's models under another protocol."""
 
 from __future__ import annotations
 
@@ -6,8 +6,9 @@ from reco_tune.cli.options import Overrides, StudyDir, TrackingUri, study_folder
 
 
 def rescore(study_dir: StudyDir, overrides: Overrides = None, tracking_uri: TrackingUri = None) -> None:
-    """Evaluates a study's kept models under another protocol, on this machine, into the same log; tables go on showing
-    the study's own protocol, `report --protocol` shows the other. The same command goes on after an interruption.
+    """Evaluates a study's kept models under another protocol, on this machine, and adds the results to its log. Tables
+    still show the study's own protocol; `report --protocol` shows the other. After an interruption, the same command
+    continues.
 
     \b
     Examples:
@@ -27,7 +28,7 @@ def rescore(study_dir: StudyDir, overrides: Overrides = None, tracking_uri: Trac
         found = rescore(folder, overrides or [], progress)
     for trial, why in found.lost.items():
         print(f"{trial}: {why}")
-    counts = f"{len(found.scored)} runs scored, {len(found.known)} were already, {len(found.lost)} have no model"
+    counts = f"{len(found.scored)} runs evaluated, {len(found.known)} had been already, {len(found.lost)} have no model"
     print(f"{found.protocol}: {counts}")
     print(command("report", folder, "--protocol", found.protocol))
     print(f"MLflow: {mirror_sentence(StudyFolder(folder), tracking_uri)}")

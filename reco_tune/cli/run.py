@@ -1,4 +1,4 @@
-"""`reco-tune run`: a study."""
+"""`reco-tune run`: runs a study."""
 
 from __future__ import annotations
 

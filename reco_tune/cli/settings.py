@@ -1,4 +1,4 @@
-"""`reco-tune settings`: every setting in words, or as a schema for editors."""
+"""`reco-tune settings`: describes every setting, in words or as a schema for editors."""
 
 from __future__ import annotations
 
@@ -35,7 +35,8 @@ def settings(
         ),
     ] = None,
     schema: Annotated[
-        FileKind | None, typer.Option(help="Prints the JSON schema of such a file instead, for completion in editors.")
+        FileKind | None,
+        typer.Option(help="Prints the JSON schema of this kind of file instead, for completion in editors."),
     ] = None,
 ) -> None:
     """Prints the meaning, type, range and default of each setting.
@@ -50,7 +51,7 @@ def settings(
 
     if schema is not None:
         if key is not None:
-            raise SettingsError(f"--schema is of a whole file; leave {key} out")
+            raise SettingsError(f"--schema describes a whole file; leave {key} out")
         print(json.dumps(file_schema(schema.value), indent=2, ensure_ascii=False))
     elif key is not None:
         _print(find_settings(key))

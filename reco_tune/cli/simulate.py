@@ -1,4 +1,4 @@
-"""`reco-tune simulate`: a study on simulated time, with faults, by the real searcher, scheduler and log."""
+"""`reco-tune simulate`: runs a study on simulated time, with faults, using the real searcher, scheduler and log."""
 
 from __future__ import annotations
 
@@ -27,29 +27,29 @@ def simulate(
     seeds: Seeds = None,
     arms: Arms = None,
     mtbf_days: Annotated[
-        float | None, typer.Option(min=0.01, help="Mean days between failures of one machine; never by default.")
+        float | None, typer.Option(min=0.01, help="Mean days between failures of one machine. Default: no failures.")
     ] = None,
     preemptible: Annotated[
-        float, typer.Option(min=0, max=1, help="Share of machines that are taken away about once a day.")
+        float, typer.Option(min=0, max=1, help="Share of machines that are preempted about once a day.")
     ] = 0.0,
     rough: Annotated[
         bool,
         typer.Option(help="Also hung workers, a slow log disk, an MLflow outage and a killed driver, about daily."),
     ] = False,
-    seed: Annotated[int, typer.Option(help="Of the faults, and of the qualities that runs find.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed of the faults and of the simulated qualities.")] = 0,
     gpus_per_machine: Annotated[int, typer.Option(min=1)] = 8,
     recorded: Annotated[
-        Path | None, typer.Option(help="A study whose times and qualities stand for the forecast's.")
+        Path | None, typer.Option(help="A study whose recorded times and qualities replace the forecast.")
     ] = None,
-    price: Annotated[float | None, typer.Option(min=0, help="Of a GPU hour, in any currency.")] = None,
+    price: Annotated[float | None, typer.Option(min=0, help="Price of a GPU hour, in any currency.")] = None,
     compare: Annotated[
-        bool, typer.Option(help="Simulates it without pruning and on fewer GPUs too, which takes as long again.")
+        bool, typer.Option(help="Also simulates the study without pruning, and on fewer GPUs. This takes longer.")
     ] = False,
-    output: Annotated[Path | None, typer.Option(help="PNG file for the figure.")] = None,
+    output: Annotated[Path | None, typer.Option(help="PNG file of the figure.")] = None,
 ) -> None:
-    """Runs a study on simulated time, by the real search, pruning, log and dispatcher, and tells how busy the GPUs are,
-    what faults cost and whether anything is lost or doubled. Trains nothing. Qualities are made up unless --recorded
-    gives a study's.
+    """Runs a study on simulated time, with the real search, pruning, log and dispatcher. Prints how busy the GPUs are,
+    what faults cost, and whether any run was lost or repeated. Trains nothing. Qualities are made up unless --recorded
+    gives those of a study.
 
     \b
     Examples:
@@ -80,8 +80,8 @@ def simulate(
         draw(found, progress(loaded, found.study), output)
         print(f"figure: {output}")
     if found.problems:
-        raise RunFailedError(f"{len(found.problems)} thing(s) must not be in the log: {'; '.join(found.problems[:3])}")
-    print("nothing was lost or doubled")
+        raise RunFailedError(f"{len(found.problems)} error(s) in the log: {'; '.join(found.problems[:3])}")
+    print("no run was lost or repeated")
 
 
 def _simulated(
@@ -107,14 +107,14 @@ def _print(planned: Plan, found: Simulated, times: str, price: float | None) -> 
         ["runs", ", ".join(f"{count:,} {state}" for state, count in sorted(ended.items()))],
         ["wall-clock", duration(found.wall)],
         [f"until {SHARE:.0%} of the final hypervolume", duration(covered.reached) if covered else "no frontier"],
-        ["GPUs at work until the last job was given out", f"{found.utilisation:.1%} of those there"],
+        ["GPUs at work until the last job was given out", f"{found.utilisation:.1%} of those available"],
         ["GPU hours held", f"{held / 3600:,.1f}"],
         ["GPU hours at work", f"{found.busy / 3600:,.1f}"],
-        ["GPU hours of work that faults undid", f"{found.lost / 3600:,.1f}"],
-        ["GPU hours of machines that were away", f"{found.down / 3600:,.1f}"],
+        ["GPU hours of work lost to faults", f"{found.lost / 3600:,.1f}"],
+        ["GPU hours of machines that were down", f"{found.down / 3600:,.1f}"],
         ["moves to other workers", f"{sum(run.moves for run in found.study.runs.values()):,}"],
-        ["longest wait for the answer to a report", f"{found.slowest_answer:.1f} s"],
-        ["longest silence of the log", duration(found.silence)],
+        ["longest wait for an answer to a rung report", f"{found.slowest_answer:.1f} s"],
+        ["longest time without a log event", duration(found.silence)],
         ["MLflow behind at most", duration(found.mirror_lag)],
         ["driver's CPU (real)", ", ".join(f"{name} {seconds:.0f} s" for name, seconds in found.cpu.items())],
     ]
@@ -160,7 +160,7 @@ def _compare(
         rows.append([name, duration(case.wall), reached, f"{case.utilisation:.1%}", *hours])
     print()
     print_table(
-        "what pruning and the number of groups change",
+        "effect of pruning and of the number of groups",
         ["case", "wall-clock", "95% of hypervolume", "GPUs at work", "GPU hours", "undone"],
         rows,
         left=1,

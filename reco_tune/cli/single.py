@@ -1,4 +1,4 @@
-"""What the verbs on a single run share: the cache a model was trained on, and how well clips come back."""
+"""Shared by the commands on a single run: the cache of a model, and reconstruction quality."""
 
 from __future__ import annotations
 
@@ -24,13 +24,13 @@ def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) ->
     """The token cache that a model was trained on.
 
     Raises:
-        DataError: where the data or the tokenizer are no longer the same.
+        DataError: if data or tokenizer have changed.
     """
     cache = prepare_tokens(experiment, progress, piece_blocks=plan_scheme(experiment).encoded_piece_blocks)
     if cache.tokenizer_fingerprint != loaded.cache.tokenizer_fingerprint:
         raise DataError(
-            f"the codes in {cache.path} are not those the model was trained on (another tokenizer or other data); "
-            "give the old ones with --set data.root=FOLDER and --set data.cache_dir=FOLDER"
+            f"the codes in {cache.path} are not the ones that the model was trained on (another tokenizer or other"
+            " data); give the old folders with --set data.root=FOLDER and --set data.cache_dir=FOLDER"
         )
     if loaded.words is not None:
         captions = cache.captions(experiment.captions_name)
@@ -43,7 +43,7 @@ def cache_of(loaded: LoadedModel, experiment: Experiment, progress: Progress) ->
 
 
 class Reconstruction(NamedTuple):
-    """How well held-out clips come back from their codes."""
+    """How well held-out clips are reconstructed from their codes."""
 
     psnr_db: float
     codes_used: int

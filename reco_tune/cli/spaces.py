@@ -76,7 +76,7 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
     if target.exists():
         raise SettingsError(f"{target} exists already; give another file name")
     if not target.parent.is_dir():
-        raise SettingsError(f"{target.parent} is no folder; make it, or give another file name")
+        raise SettingsError(f"{target.parent} is not a folder; make it, or give another file name")
     shutil.copyfile(source, target)
     print(target)
 

@@ -1,4 +1,4 @@
-"""`reco-tune status`: where a study stands, from its log."""
+"""`reco-tune status`: prints the state of a study from its log."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ def status(
     every: Annotated[bool, typer.Option("--all", help="Lists every run, even of a large study.")] = False,
 ) -> None:
     """Prints the state of the runs, the cost so far and the time left. Reads the log, so it works while the study runs
-    and after a crash. A study of many runs is summed up by arm.
+    and after a crash. Sums up a study of many runs by arm.
 
     \b
     Example:

@@ -1,4 +1,4 @@
-"""`reco-tune stop`, `retry` and `pause`: a study steered from another terminal, through its folder."""
+"""`reco-tune stop`, `retry` and `pause`: steer a study from another terminal, through its folder."""
 
 from __future__ import annotations
 
@@ -17,11 +17,11 @@ Run = Annotated[str, typer.Argument(metavar="RUN", help="Name of a run, for exam
 
 
 def answered(folder: StudyFolder, what: What, **fields: Any) -> dict[str, Any] | None:
-    """The answer of the process that drives a study; None where none does.
+    """The answer of the process that drives a study; None if there is none.
 
     Raises:
-        StudyError: where it refuses.
-        StoppedError: where it has not answered yet.
+        StudyError: if it refuses.
+        StoppedError: if it has not answered yet.
     """
     from reco_tune.study import requests
 
@@ -31,14 +31,14 @@ def answered(folder: StudyFolder, what: What, **fields: Any) -> dict[str, Any] |
     event = requests.answer(folder, request)
     if event is None and folder.live:
         raise StoppedError(
-            f"the study is busy ({folder.driver}) and takes it up as soon as its workers run;"
-            f" `{command('status', folder.path)}` shows how far it is"
+            f"the study is busy ({folder.driver}) and will answer as soon as its workers run;"
+            f" `{command('status', folder.path)}` shows its progress"
         )
     return event
 
 
 def stop(study_dir: StudyDir, run: Run) -> None:
-    """Stops one run: it leaves with a checkpoint, counts as pruned and stands in no table. `retry` brings it back.
+    """Stops one run. It writes a checkpoint, counts as pruned and appears in no table. `retry` continues it.
 
     \b
     Example:
@@ -50,18 +50,18 @@ def stop(study_dir: StudyDir, run: Run) -> None:
     folder = StudyFolder(study_folder(study_dir))
     if answered(folder, "stop", runs=[run]) is None:
         stop_aside(folder, [run])
-    print(f"{run} stops; `{command('retry', folder.path, run)}` goes on with it")
+    print(f"{run} stops; `{command('retry', folder.path, run)}` continues it")
 
 
 def retry(
     study_dir: StudyDir,
-    run: Annotated[str | None, typer.Argument(metavar="RUN", help="A run that failed or was stopped.")] = None,
-    failed: Annotated[bool, typer.Option("--failed", help="Every run that failed.")] = False,
+    run: Annotated[str | None, typer.Argument(metavar="RUN", help="Name of a run that failed or was stopped.")] = None,
+    failed: Annotated[bool, typer.Option("--failed", help="Retries every run that failed.")] = False,
     address: Address = None,
     tracking_uri: TrackingUri = None,
 ) -> None:
-    """Tries runs again that failed or were stopped, from their last checkpoint. A study that runs takes them up; one
-    that does not is gone on with.
+    """Retries runs that failed or were stopped, from their last checkpoint. A running study takes them up; otherwise
+    this command continues the study.
 
     \b
     Examples:
@@ -79,7 +79,7 @@ def retry(
 
     target, names = StudyFolder(folder), [run or FAILED]
     if answered(target, "retry", runs=names) is not None:
-        print(f"the study tries {run or 'its failed runs'} again")
+        print(f"the study retries {run or 'its failed runs'}")
         return
     retry_aside(target, names)
     options = Options(address=address, tracking_uri=tracking_uri, command=command_line())
@@ -87,7 +87,7 @@ def retry(
 
 
 def pause(study_dir: StudyDir) -> None:
-    """Has a study that runs stop, as Ctrl-C in its own terminal does: its runs write a checkpoint and leave.
+    """Pauses a running study, like Ctrl-C in its own terminal: its runs write a checkpoint and stop.
 
     \b
     Example:
@@ -97,7 +97,5 @@ def pause(study_dir: StudyDir) -> None:
 
     folder = StudyFolder(study_folder(study_dir))
     if answered(folder, "pause") is None:
-        raise StudyError(
-            f"nobody drives the study in {folder.path}; `{command('resume', folder.path)}` goes on with it"
-        )
-    print(f"the study pauses; `{command('resume', folder.path)}` goes on with it")
+        raise StudyError(f"the study in {folder.path} is not running; `{command('resume', folder.path)}` continues it")
+    print(f"the study pauses; `{command('resume', folder.path)}` continues it")

@@ -19,16 +19,14 @@ if TYPE_CHECKING:
 
 
 def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], tracking_uri: str | None) -> None:
-    """Runs or resumes a study, then concludes.
+    """Runs or resumes a study with a live view, then writes its report.
 
     Args:
-        path: the study's folder.
-        trials: sampled runs of its space.
-        work: does it, telling the observer.
+        path: the study's folder. trials: sampled runs of its space. work: runs the study and notifies the observer.
 
     Raises:
-        RunFailedError: where runs failed; the report is written all the same.
-        StoppedError: where it was stopped.
+        RunFailedError: if runs failed; the report is written anyway.
+        StoppedError: if the study was stopped.
     """
     from reco_tune.cli.watch import watching
 
@@ -43,7 +41,7 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
     _refuse_failures(result.study)
     if limit := result.study.limited:
         more = command("resume", path, "--set", f"{limit.split()[0]}=MORE")
-        print(f"the study is not finished: {limit}; `{more}` goes on with it under a higher limit")
+        print(f"the study is not finished: {limit}; `{more}` continues it under a higher limit")
 
 
 def conclude(
@@ -76,26 +74,28 @@ def conclude(
 
 
 def command_line() -> str:
-    """The command as it was typed, for the record."""
+    """The command line as typed, for the log."""
     return shlex.join(["reco-tune", *sys.argv[1:]])
 
 
 def sampled_trials(path: Path) -> int:
-    """How many sampled runs the study in a folder asks for.
+    """Number of sampled runs in the settings of a study's folder.
 
     Raises:
-        StudyError: where its settings are gone.
+        StudyError: if its settings are missing.
     """
     from reco_tune.settings import read_yaml
 
     settings = StudyFolder(path).settings
     if not settings.is_file():
-        raise StudyError(f"the study in {path} has lost its {settings.name}; restore that file from a backup")
+        raise StudyError(f"the study in {path} has no {settings.name}; restore that file from a backup")
     return int(read_yaml(settings).get("trials", 0))
 
 
 def mirror_sentence(folder: StudyFolder, tracking_uri: str | None) -> str:
-    """Sends what MLflow lacks, unless a running study does so itself; the address, or the command that opens it."""
+    """Sends missing runs to MLflow unless a running study does so itself. Returns the address, or the command that
+    opens it.
+    """
     if folder.live:
         return "the running study keeps it up to date"
     from reco_tune import tracking

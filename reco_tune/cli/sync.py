@@ -33,8 +33,7 @@ def sync(
     folder = StudyFolder(study_folder(study_dir))
     if driver := folder.driver:
         raise StudyError(
-            f"the study in {study_dir} is running ({driver}) and keeps MLflow up to date by itself; wait until it has"
-            " ended"
+            f"the study in {study_dir} is running ({driver}) and updates MLflow by itself; wait until it has ended"
         )
     with progress_bars() as progress:
         done = tracking.sync(folder, tracking_uri, progress, name)

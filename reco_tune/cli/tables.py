@@ -1,4 +1,4 @@
-"""The tables of a report on the terminal."""
+"""Prints the tables of a report on the terminal."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_LEFT_OUT = 3
 
 
 def print_report(report: Report, study: str) -> None:
-    """Prints what every section has for the terminal: tables, what they lack, sentences and commands.
+    """Prints each section's tables, sentences and commands for the terminal.
 
     Args:
         study: its folder, as commands name it.

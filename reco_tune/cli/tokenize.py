@@ -1,4 +1,4 @@
-"""`reco-tune tokenize`: videos to a token cache."""
+"""`reco-tune tokenize`: encodes videos into a token cache."""
 
 from __future__ import annotations
 
@@ -39,7 +39,7 @@ def tokenize(
     """
     if fit and (check or address):
         raise SettingsError(
-            "--fit stops before there are codes and runs on this machine; leave --check and --address out"
+            "--fit stops before encoding and runs only on this machine; leave --check and --address out"
         )
 
     experiment, piece_blocks = _asked(settings, overrides or [])

@@ -1,4 +1,4 @@
-"""`reco-tune train`: one run without Tune."""
+"""`reco-tune train`: trains one run without Tune."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ def train(
     overrides: Overrides = None,
     output: Annotated[
         Path | None,
-        typer.Option(help="Folder of the run; by default runs/ and the name of the file, or runs/FILE-ARM."),
+        typer.Option(help="Folder of the run. Default: runs/FILE or runs/FILE-ARM."),
     ] = None,
-    judge: Annotated[bool, typer.Option("--evaluate", help="Also evaluates it, as a study does.")] = False,
+    judge: Annotated[bool, typer.Option("--evaluate", help="Also evaluates the model, as a study does.")] = False,
 ) -> None:
     """Trains one run, or continues it where an earlier call stopped. Needs neither Ray nor MLflow. You can start it
     with torchrun.

@@ -1,5 +1,5 @@
-"""A study while it runs: preparation with rate and time left, then a live table of its runs; plain lines where nobody
-watches.
+"""Shows a running study: preparation with rate and time left, then a live table of its runs; plain lines if the output
+is not a terminal.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ def watching(path: Path, trials: int) -> Iterator[Observer]:
     """An observer that shows the study in a folder until the block ends.
 
     Args:
-        trials: sampled runs that the space asks for.
+        trials: sampled runs of the space.
     """
     if not watched():
         yield PlainLines(path, trials)
@@ -66,7 +66,7 @@ class PlainLines(Observer):
     def _line(self, event: dict[str, Any]) -> str:
         name, study = event["event"], self._follower.study
         if name == "extended":
-            return f"the study grows by {', '.join(event['what'])}"
+            return f"added to the study: {', '.join(event['what'])}"
         if name == "study":
             return f"study {study.name}: {study.question}"
         if name == "calibrated" and "trial" not in event and event["key"] != BASELINE:
@@ -142,7 +142,7 @@ class LiveTable(Observer):
 
 
 def asked_trials(study: StudyRecord, begun: int) -> int:
-    """Sampled runs that a study asks for, which may have grown since it was begun."""
+    """Number of sampled runs of a study, which may have been extended since it began."""
     return int(study.settings.get("trials", begun))
 
 

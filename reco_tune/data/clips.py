@@ -1,4 +1,4 @@
-"""Which frames of which video make a clip, and their pixels. Knows nothing of tokens.
+"""Chooses the frames of each clip and decodes them. Knows nothing of tokens.
 
 Videos are opened in processes of their own (`processes`): one that crashes or hangs its decoder is left out, and
 nothing else is lost.
@@ -42,7 +42,7 @@ class Clip(NamedTuple):
 
 
 class Skipped(NamedTuple):
-    """A video that could not be used, or only in part, and why. Also one that was used but looks damaged."""
+    """A video that could not be used, or only in part, and why; also a video that was used but looks damaged."""
 
     path: Path
     reason: str
@@ -81,7 +81,7 @@ class Decoded(NamedTuple):
 
 
 def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[VideoFacts | FailedCall]:
-    """What is known of every video before its clips are cut."""
+    """Facts about every video, read before its clips are cut."""
     found: list[VideoFacts | FailedCall] = []
     with Processes(seconds) as processes:
         asked = (None if video.refused else video.path for video in videos)
@@ -98,8 +98,8 @@ def list_clips(
     progress: Progress = quiet,
     facts: Sequence[VideoFacts | FailedCall] | None = None,
 ) -> ClipList:
-    """The clips of `data`, videos opened to count their frames only (unless `facts` are known); broken ones are listed
-    in `skipped`.
+    """Lists the clips of `data`. Opens videos only to count their frames, unless `facts` are given; broken videos go to
+    `skipped`.
 
     Raises:
         DataError: if a split has no clip.
@@ -124,7 +124,7 @@ def list_clips(
             found = _clips_of(path, label, split, first, end, data)
             clips[split] += found
             if not found:
-                reason = f"its {end - first} frames for {split} are fewer than the {clip_span(data)} that a clip spans"
+                reason = f"it has {end - first} frames for {split}, but a clip spans {clip_span(data)}"
                 skipped.append(Skipped(path, reason))
     for number, split in enumerate(SPLITS):
         check_enough(len(clips[split]), data, split, skipped)
@@ -158,12 +158,12 @@ def check_enough(clips: int, data: Data, split: Split, skipped: Sequence[Skipped
 
 
 def clip_span(data: Data) -> int:
-    """Source frames from a clip's first to its last."""
+    """Number of source frames from a clip's first frame to its last."""
     return (data.clip_frames - 1) * data.frame_stride + 1
 
 
 def clip_starts(first: int, end: int, data: Data) -> list[int]:
-    """Evenly spaced starts of the clips that lie within the source frames first..end-1."""
+    """Evenly spaced starts of the clips within the source frames first..end-1."""
     return list(range(first, end - clip_span(data) + 1, data.clip_stride or clip_span(data)))
 
 
@@ -190,12 +190,12 @@ def decode(
     dead: dict[Path, str] | None = None,
     processes: Processes | None = None,
 ) -> Iterator[Decoded]:
-    """Pixels of `clips`, part by part, the same whatever the number of processes.
+    """Yields the pixels of `clips`, part by part. The result does not depend on the number of processes.
 
     Args:
         wanted: the parts; by default all `parts` of the list.
-        dead: videos that are not to be opened, with the reason; those whose decoder crashes or hangs are added.
-        processes: what to read with; by default some that end with this call.
+        dead: videos not to open, with the reason; videos whose decoder crashes or hangs are added.
+        processes: decoder processes; by default new ones, which end with this call.
     """
     root = data.root
     assert root is not None

@@ -1,4 +1,4 @@
-"""Folders of images that are one video each. Knows nothing of clips or classes.
+"""Reads folders of images, each of which is one video. Knows nothing of clips or classes.
 
 `frame_names` says which frame follows which. Alpha is dropped, as video decoders do.
 """
@@ -29,7 +29,7 @@ def is_image(name: str) -> bool:
 
 
 def list_frames(folder: Path) -> list[Path]:
-    """The images of a folder in time.
+    """The images of a folder, in time order.
 
     Raises:
         DataError: if there are none, or they are no one film.
@@ -38,7 +38,8 @@ def list_frames(folder: Path) -> list[Path]:
 
 
 def examine_frames(folder: Path) -> tuple[int, str]:
-    """How many images a folder has, and what in their numbers looks like lost frames or several films, or nothing.
+    """The number of images in a folder, and a sentence if their numbers suggest lost frames or several films (else
+    empty).
 
     Raises:
         DataError: if there are none, or they are no one film.
@@ -58,7 +59,7 @@ def read_images(frames: Sequence[Path]) -> np.ndarray:
         if image.shape != images[0].shape:
             height, width = image.shape[:2]
             raise DataError(
-                f"{frame} has {width} x {height} px, {frames[0].name} has not; give all frames of a video one size"
+                f"{frame} has {width} x {height} px, unlike {frames[0].name}; give all frames of a video the same size"
             )
     return np.stack(images)
 
@@ -83,11 +84,11 @@ def _read(path: Path) -> np.ndarray:
                 return np.repeat(gray[..., None], 3, axis=-1)
             if upright.mode in ("I", "F"):
                 raise DataError(
-                    f"{path} has 32 bits a pixel, whose range nobody can know; convert its folder to 8 bits"
+                    f"{path} has 32 bits per pixel, with an unknown value range; convert its folder to 8 bits"
                 )
             return np.asarray(upright.convert("RGB"))
     except DataError:
         raise
     except Exception as error:  # Pillow raises whatever its plug-ins do
         what = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
-        raise DataError(f"{path} is no image that can be read ({what}); replace or remove it") from error
+        raise DataError(f"{path} is not a readable image ({what}); replace or remove it") from error

@@ -38,7 +38,7 @@ class Order(NamedTuple):
 
 
 def order_frames(names: Sequence[str], folder: PurePath) -> Order:
-    """The names of a folder's images in time.
+    """Sorts the names of a folder's images by time.
 
     Raises:
         DataError: if they are no one film, or their order cannot be known.
@@ -50,11 +50,11 @@ def order_frames(names: Sequence[str], folder: PurePath) -> Order:
     _check_kinds(names, [texts for texts, _ in found], folder)
     columns = [_values(column, folder) for column in zip(*(numbers for _, numbers in found), strict=True)]
     if not columns:
-        raise DataError(f"{folder} has images without a number in their names ({names[0]}); number them in time")
+        raise DataError(f"{folder} has images without a number in their names ({names[0]}); number them in time order")
     rows = sorted((tuple(chain(*row)), name) for row, name in zip(zip(*columns, strict=True), names, strict=True))
     for (counts, name), (next_counts, next_name) in pairwise(rows):
         if counts == next_counts:
-            raise DataError(f"{folder} has two images of one number, {name} and {next_name}; remove one")
+            raise DataError(f"{folder} has two images with the same number, {name} and {next_name}; remove one")
     ordered = [name for _, name in rows]
     moving = _moving([counts for counts, _ in rows])
     _check_cameras(moving, ordered, folder)
@@ -62,7 +62,9 @@ def order_frames(names: Sequence[str], folder: PurePath) -> Order:
 
 
 def order_is_new(names: Sequence[str], folder: PurePath) -> bool:
-    """Whether these frames were read in another order, or at all, while only numbers at the end of names counted."""
+    """Whether earlier versions, which used only the number at the end of a name, read these frames in another order or
+    not at all.
+    """
     ends = [re.search(r"\d+$", PurePath(name).stem) for name in names]
     numbers = [int(end.group()) for end in ends if end is not None]
     earlier = [name for _, name in sorted(zip(numbers, names, strict=True))] if all(ends) else sorted(names)
@@ -96,7 +98,8 @@ def _check_kinds(names: Sequence[str], kinds: Sequence[tuple[str, ...]], folder:
     if len(counted) > 1:
         some = ", ".join(f"{count} like {names[kinds.index(kind)]}" for kind, count in counted[:3])
         raise DataError(
-            f"{folder} holds images of {len(counted)} kinds ({some}); leave one film in it, its frames numbered in time"
+            f"{folder} holds images of {len(counted)} kinds ({some}); keep one film in it, with frames numbered in time"
+            " order"
         )
 
 
@@ -133,8 +136,8 @@ def _are_decimals(column: Sequence[_Number], folder: PurePath) -> bool:
     if decimals or not counters or 0 in lengths:
         one, other = min(after, key=len), max(after, key=len)
         raise DataError(
-            f"{folder} has numbers such as {after[one]} and {after[other]}, which can be decimals or counters; write as"
-            " many digits after the dot in every name"
+            f"{folder} has numbers such as {after[one]} and {after[other]}, which can be decimals or counters; write"
+            " the same number of digits after the dot in every name"
         )
     return False
 
@@ -164,8 +167,8 @@ def _check_cameras(moving: Sequence[Counts], ordered: Sequence[str], folder: Pur
     counted = 1 < len(first) <= _MOST_CAMERAS and first[-1] - first[0] == len(first) - 1
     if counted and others and others.count(first) == len(others):
         raise DataError(
-            f"{folder} holds {len(first)} images of every time ({ordered[0]}, {ordered[1]}, ...), as several cameras"
-            " make; give each a folder of its own"
+            f"{folder} holds {len(first)} images of every time ({ordered[0]}, {ordered[1]}, ...), as if from several"
+            " cameras; give each camera its own folder"
         )
 
 
@@ -178,7 +181,7 @@ def _suspicion(moving: Sequence[Counts], ordered: Sequence[str]) -> str:
     same_start = all(moving[place + 1][-1] == start for place in anew)  # uneven times begin a minute anywhere
     for place in anew if same_start else []:
         if moving[place][-1] + step - start not in _CLOCKS.get(int(start), ()):
-            return f"its numbers begin anew after {ordered[place]}; give every film a folder of its own"
+            return f"its numbers restart after {ordered[place]}; give every film its own folder"
     return ""
 
 

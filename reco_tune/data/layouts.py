@@ -1,4 +1,4 @@
-"""Which videos a folder holds, of which class and split. Knows nothing of frames: no video is opened.
+"""Lists the videos of a folder, with class and split. Knows nothing of frames: it opens no video.
 
 `ucf101` and `digits`   UCF-101/<Class>/*.avi in the root, or the class folders directly; ucfTrainTestlist/ in the root
 or beside it
@@ -71,7 +71,7 @@ _HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip", 
 
 
 class Video(NamedTuple):
-    """One file or folder of images; `split` is None where every video is divided by time."""
+    """A video file or a folder of images. `split` is None if every video is divided by time."""
 
     path: Path
     class_name: str
@@ -83,28 +83,30 @@ class Video(NamedTuple):
 
 def existing_root(data: Data) -> Path:
     """
+    The folder `data.root`.
+
     Raises:
-        DataError: where `data.root` is not there.
+        DataError: if it does not exist.
     """
     if data.root is None:
-        raise DataError("data.root is not given; name the folder of the videos")
+        raise DataError("data.root is missing; give the folder of the videos")
     if not data.root.is_dir():
-        raise DataError(f"data.root ({data.root}) is not a folder; name the folder of the videos")
+        raise DataError(f"data.root ({data.root}) is not a folder; give the folder of the videos")
     return data.root
 
 
 class Guess(NamedTuple):
-    """How a folder seems to be laid out."""
+    """The layout that a folder seems to have."""
 
     layout: str
     split: Literal["lists", "time"]
 
 
 def guess_layout(root: Path) -> Guess:
-    """The layout and the split of a folder, by the names in it.
+    """Guesses the layout and the split of a folder from the names in it.
 
     Raises:
-        DataError: where it is not there, or nothing in it looks like videos.
+        DataError: if it does not exist, or nothing in it looks like videos.
     """
     existing_root(Data(root=root))
     if (root / LIST_FILE).is_file():
@@ -129,15 +131,15 @@ def _plain_layout(folder: Path) -> str:
         return "frames"
     if any(below.is_file() for path in inside[:_LOOKED_INTO] for below in _visible(path)):
         return "class_folders"
-    raise DataError(f"{folder} holds neither videos nor folders of videos or images; name another folder")
+    raise DataError(f"{folder} has no videos and no folders of videos or images; give another folder")
 
 
 def list_videos(data: Data) -> list[Video]:
     """All videos under `data.root` in a fixed order.
 
     Raises:
-        DataError: for a folder without videos, without the lists that `data.split` asks for, or with a list that leaves
-            it.
+        DataError: for a folder without videos, without the lists that `data.split` needs, or with a list that names
+            paths outside of it.
     """
     root = existing_root(data)
     layout = parts.load("layouts", data.layout)
@@ -150,19 +152,19 @@ def list_videos(data: Data) -> list[Video]:
         kinds = "files" if data.layout in ("ucf101", "digits", "class_folders", "flat") else "folders of images"
         reason = f"{videos[0].path} {videos[0].refused}; " if videos else ""
         raise DataError(
-            f"{root} holds no video in data.layout {data.layout} ({kinds}); {reason}change data.root or data.layout"
+            f"{root} has no video in data.layout {data.layout} ({kinds}); {reason}change data.root or data.layout"
         )
     return videos
 
 
 def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> str:
-    """Hash of what the clips are cut from and of how: relative names, splits, contents and settings.
+    """Hash of the videos and of how clips are cut from them: relative names, splits, contents and settings.
 
-    Above 2 GiB not all bytes are read: the sizes of all files, and the first bytes of every video file and of every
-    folder's first image.
+    Above 2 GiB, it reads only the sizes of all files, and the first bytes of every video file and of every folder's
+    first image.
 
     Args:
-        earlier: as it was before videos were found, read and ordered as they are now.
+        earlier: the hash of earlier versions, which found, read or ordered some videos differently.
     """
     assert data.root is not None
     used = [video for video in videos if not video.refused]
@@ -200,15 +202,15 @@ def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> 
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """root / name, for a name that somebody else's list gives.
+    """root / name, for a name from a list file.
 
     Raises:
-        DataError: if it leaves the root.
+        DataError: if it lies outside the root.
     """
     given = PurePosixPath(name)
     if given.is_absolute() or ".." in given.parts or not given.parts:
         raise DataError(
-            f"{where} names {name!r}, which does not lie inside {root}; give paths relative to that folder, without .."
+            f"{where} names {name!r}, which lies outside {root}; give paths relative to that folder, without .."
         )
     return root / given
 
@@ -220,11 +222,11 @@ def _of_somebodys(video: Video, root: Path, data: Data) -> Video:
     """
     given = Video(*video)
     if not given.path.is_relative_to(root):
-        raise DataError(f"data.layout {data.layout} names {given.path}, which does not lie inside {root}; leave it out")
+        raise DataError(f"data.layout {data.layout} names {given.path}, which lies outside {root}; leave it out")
     if given.split not in (SPLITS if data.split == "lists" else (None,)) and not given.refused:
         raise DataError(
             f"data.layout {data.layout} gives {given.path.name} the split {given.split!r}, but data.split is"
-            f" {data.split}: give train or test, or with `time` None"
+            f" {data.split}: give train or test (None if data.split is time)"
         )
     return given
 
@@ -248,7 +250,7 @@ def ucf101(root: Path, data: Data) -> list[Video]:
     lists = next((path for path in places if path.is_dir()), None)
     if lists is None:
         raise DataError(
-            f"{root} has no ucfTrainTestlist folder, in it or beside it, which data.split lists reads; add it or set"
+            f"{root} has no ucfTrainTestlist folder in it or beside it, but data.split is lists; add the folder or set"
             " data.split to time"
         )
     by_name = {f"{video.class_name}/{video.path.name}": video for video in found}
@@ -261,13 +263,13 @@ def ucf101(root: Path, data: Data) -> list[Video]:
             raise DataError(f"{path} cannot be read; restore UCF101's split lists or set data.split to time") from error
         names = [line.split()[0] for line in lines if line.strip()]
         if not names:
-            raise DataError(f"{path} names no video; restore UCF101's split lists or set data.split to time")
+            raise DataError(f"{path} lists no video; restore UCF101's split lists or set data.split to time")
         # The class is the folder's: files of HandstandPushups are called v_HandStandPushups_*.
         for name in names:
             missing = Video(inside(folder, name, str(path)), name.split("/")[0], split)
             videos.append(by_name.get(name, missing)._replace(split=split))
     if videos and not any(video.path.is_file() for video in videos):
-        raise DataError(f"none of the {len(videos)} videos that {lists} names lies under {folder}; change data.root")
+        raise DataError(f"none of the {len(videos)} videos in {lists} exists in {folder}; change data.root")
     return videos
 
 
@@ -292,7 +294,7 @@ def _rows(path: Path, reader: csv.DictReader[str], data: Data) -> Iterator[Video
         where = f"line {reader.line_num} of {path}"
         video = inside(path.parent, (row["path"] or "").strip(), where)
         if video in seen:
-            raise DataError(f"{where} names {row['path']} again; name every video once")
+            raise DataError(f"{where} lists {row['path']} again; list every video once")
         seen.add(video)
         split = (row["split"] or "").strip() if data.split == "lists" else None
         if split not in (*SPLITS, None):
@@ -301,7 +303,7 @@ def _rows(path: Path, reader: csv.DictReader[str], data: Data) -> Iterator[Video
 
 
 def folders(root: Path, data: Data) -> list[Video]:
-    """The layouts in which a split is a folder."""
+    """Lists the videos of layouts in which each split is a folder."""
     members, homes, splits = {
         "class_folders": (_class_folders, ("",), SPLITS),
         "flat": (_files_in, ("",), SPLITS),
@@ -315,7 +317,7 @@ def folders(root: Path, data: Data) -> list[Video]:
     if data.split == "lists":
         if not all(folder.is_dir() for folder in folders):
             raise DataError(
-                f"{root} has no {splits[0]} and {splits[1]} folders, which data.split lists needs; add them or set"
+                f"{root} has no {splits[0]} and {splits[1]} folders, but data.split is lists; add them or set"
                 " data.split to time"
             )
         return [video for split, folder in zip(SPLITS, folders, strict=True) for video in members(folder, split)]
@@ -329,7 +331,7 @@ def _class_folders(folder: Path, split: Split | None) -> Iterator[Video]:
             members = list(_files_in(path, split))
             yield from (video._replace(class_name=path.name) for video in members)
             if all(video.refused for video in members):
-                yield Video(path, path.name, split, "holds no video; put videos of the class there, or remove it")
+                yield Video(path, path.name, split, "has no video; put videos of the class there, or remove it")
     yield from _left_out(folder, split, "lies beside the folders of the classes; put it into one")
 
 
@@ -339,7 +341,9 @@ def _files_in(folder: Path, split: Split | None) -> Iterator[Video]:
         if path.suffix.lower() in _NAMED_LIKE_VIDEOS or path.is_file():
             yield Video(path, "all", split)
         else:
-            yield Video(path, "all", split, "is a folder among files, and not looked into; put its videos beside it")
+            yield Video(
+                path, "all", split, "is a folder among video files and is not searched; move its videos up one level"
+            )
 
 
 def _left_out(folder: Path, split: Split | None, reason: str) -> Iterator[Video]:
@@ -376,7 +380,7 @@ def _parts_of_videos(folder: Path, split: Split | None) -> Iterator[Video]:
 def _frame_folders(folder: Path, split: Split | None) -> Iterator[Video]:
     for path in _subfolders(folder):
         yield Video(path, "all", split)
-    yield from _left_out(folder, split, "is a file, where data.layout asks for folders of images; use another layout")
+    yield from _left_out(folder, split, "is a file, but data.layout expects folders of images; use another layout")
 
 
 def _frames(folder: Path, split: Split | None) -> Iterator[Video]:

@@ -1,5 +1,4 @@
-"""Calls in processes of their own, so that one that crashes or hangs costs that call and not the run. Knows nothing of
-videos.
+"""Runs calls in separate processes, so that a crash or a hang costs one call and not the run. Knows nothing of videos.
 
 Each process is a fresh interpreter: decoders hang in forked copies, and `multiprocessing` would run the caller's script
 again in every process. A call is a module-level function and one argument, sent as pickles over a private socket.
@@ -32,7 +31,7 @@ _READY = b"ready"
 
 
 class FailedCall(NamedTuple):
-    """What stands where a call gave no result."""
+    """Replaces the result of a call that failed."""
 
     reason: str
     fatal: bool
@@ -40,10 +39,10 @@ class FailedCall(NamedTuple):
 
 
 class Processes:
-    """As many processes as there are usable cores, started when there is work for them and ended with the block."""
+    """One process per usable core. They start when there is work and end with the block."""
 
     def __init__(self, seconds: float, limit: int | None = None) -> None:
-        """`seconds` is how long one call may take."""
+        """Args: seconds: time limit of one call."""
         self.seconds = seconds
         self._limit = limit or usable_cores()
         self._idle: list[_Process] = []
@@ -59,8 +58,7 @@ class Processes:
     def map(
         self, function: Callable[[Job], Result], jobs: Iterable[Job | None]
     ) -> Iterator[Result | FailedCall | None]:
-        """function(job) of every job, in the order of the jobs whatever finishes first; None stays None and costs
-        nothing.
+        """Yields function(job) of every job, in the order of the jobs. A job that is None gives None.
 
         Jobs are taken as they are needed, a few ahead of the results: memory is bounded, and a later job may depend on
         a result.
@@ -101,7 +99,7 @@ class Processes:
 
 
 def interpreter(statements: str) -> list[str]:
-    """The command of a fresh interpreter that finds the modules of this one and carries out some statements."""
+    """The command of a fresh interpreter that finds the modules of this one and runs some statements."""
     return [
         sys.executable,
         "-c",
@@ -111,7 +109,7 @@ def interpreter(statements: str) -> list[str]:
 
 
 def usable_cores() -> int:
-    """Cores that this process may run on."""
+    """Number of cores that this process may run on."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
@@ -166,14 +164,15 @@ class _Process:
         self.end()
         if not self._started:
             raise RunFailedError(
-                f"no process can be started for decoding ({_cause(status)}); "
-                f"run `{sys.executable} -c 'import reco_tune.data.processes'` to see why"
+                f"cannot start a process for decoding ({_cause(status)}); run `{sys.executable} -c 'import"
+                " reco_tune.data.processes'` to see why"
             )
         call.attempts += 1
         if status == -signal.SIGALRM:
             call.outcome, call.done = (
                 FailedCall(
-                    f"it takes longer than {seconds:g} s to read; raise data.decode_seconds to wait longer", fatal=True
+                    f"reading it takes longer than data.decode_seconds ({seconds:g}); raise that to wait longer",
+                    fatal=True,
                 ),
                 True,
             )

@@ -1,4 +1,4 @@
-"""What is asked of one video (a file, or a folder of images): its length, and frames scaled to the model's size.
+"""Reads one video (a file or a folder of images): its length, and frames scaled to the model's size.
 
 These functions run in processes of their own (`processes`), so they take and give plain values and never import torch,
 which keeps those processes small and quick to start.
@@ -22,7 +22,7 @@ EQUAL_FRAMES = 12
 
 
 class VideoFacts(NamedTuple):
-    """What is known of a video before its clips are cut."""
+    """Facts about a video, read before its clips are cut."""
 
     frames: int
     suspicion: str
@@ -40,7 +40,7 @@ class FrameRequest(NamedTuple):
 
 
 class RequestedFrames(NamedTuple):
-    """What a request gives."""
+    """The frames of one request."""
 
     frames_FCHW: np.ndarray
     """uint8 [F, 3, size, size]."""
@@ -50,8 +50,10 @@ class RequestedFrames(NamedTuple):
 
 def facts_of(path: Path) -> VideoFacts:
     """
+    Reads the length of a video and checks it for damage.
+
     Raises:
-        DataError: if it is no readable video.
+        DataError: if it is not a readable video.
     """
     if path.is_dir() and has_images(path):
         return VideoFacts(*examine_frames(path))
@@ -60,6 +62,8 @@ def facts_of(path: Path) -> VideoFacts:
 
 def read_frames(request: FrameRequest) -> RequestedFrames:
     """
+    Decodes and scales the frames of a request.
+
     Raises:
         DataError: if one of the frames cannot be decoded.
     """
@@ -74,7 +78,7 @@ def read_frames(request: FrameRequest) -> RequestedFrames:
 
 
 def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str, out: np.ndarray | None = None) -> np.ndarray:
-    """uint8 [F, 3, size, size], into `out` where it is given: centre square or whole frame, scaled.
+    """Scales the centre square or the whole frame to uint8 [F, 3, size, size], into `out` if it is given.
 
     Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's
     antialiased bilinear filter, whose whole-number arithmetic gives the same pixels on every machine.

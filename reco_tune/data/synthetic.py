@@ -1,4 +1,4 @@
-"""The embedded data set: one real handwritten digit that moves and bounces, as lossless video files in UCF101 layout.
+"""The built-in data set: a real handwritten digit that moves and bounces, as lossless video files in UCF101 layout.
 
 Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small, so that a k-means
 vocabulary can hold them; the period of the motion is longer than two blocks, so identity and motion must be carried by
@@ -41,15 +41,15 @@ class _DigitVideo(NamedTuple):
 
 
 def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
-    """Renders the data set to `root` unless it lies there already.
+    """Renders the data set to `root` unless it is there already.
 
     Raises:
-        DataError: if `root` holds videos of other settings or of somebody else, or the frame is too small for a digit
-            that moves.
+        DataError: if `root` holds other files or digits of other settings, or the frame is too small for a moving
+            digit.
     """
     if data.size_px < _DIGIT_PX + STEP_PX:
         raise DataError(
-            f"data.size_px ({data.size_px}) leaves a digit no room to move; give at least {_DIGIT_PX + STEP_PX}"
+            f"data.size_px ({data.size_px}) leaves no room for a digit to move; give at least {_DIGIT_PX + STEP_PX}"
         )
     wanted = rendering_settings(data)
     marker = root / MARKER
@@ -57,7 +57,9 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
     if found == {**wanted, "complete": True}:
         return
     if found is None and root.is_dir() and any(root.iterdir()):
-        raise DataError(f"{root} holds files that were not rendered here; give data.root another folder for the digits")
+        raise DataError(
+            f"{root} holds files that ReCo-Tune did not render; give data.root another folder for the digits"
+        )
     if found is not None and {**found, "complete": True} != {**wanted, "complete": True}:
         raise DataError(
             f"{root} holds digits rendered with other settings; delete the folder {root.name} or give data.root"

@@ -1,4 +1,4 @@
-"""Codes that somebody has already, as arrays on disk (`data.layout: tokens`). Knows nothing of pixels or tokenizers.
+"""A user's own codes, as arrays on disk (`data.layout: tokens`). Knows nothing of pixels or tokenizers.
 
     ROOT/train.npy, ROOT/test.npy                    integers [clips, blocks, rows, columns] or [clips, tokens]
     ROOT/train.labels.npy, ROOT/test.labels.npy      integers [clips] from 0; without them there is one class
@@ -43,21 +43,21 @@ class CodedClips(NamedTuple):
 
 
 def token_files(data: Data) -> list[Video]:
-    """The files that are there, as `data_fingerprint` takes them.
+    """The files of codes and labels, for `data_fingerprint`.
 
     Raises:
-        DataError: where one that is needed is missing.
+        DataError: if a required file is missing.
     """
     if data.root is None or not data.root.is_dir():
-        raise DataError(f"data.root ({data.root}) is not a folder; name the folder of train.npy and test.npy")
+        raise DataError(f"data.root ({data.root}) is not a folder; give the folder of train.npy and test.npy")
     found: list[Video] = []
     for split in SPLITS if data.split == "lists" else SPLITS[:1]:
         names = [f"{split}.npy", f"{split}.safetensors"]
         paths = [data.root / name for name in names if (data.root / name).is_file()]
         if len(paths) != 1:
             raise DataError(
-                f"{data.root} needs one of {' and '.join(names)}, it has {len(paths)}; add or remove one, or change"
-                " data.split"
+                f"{data.root} must have exactly one of {' and '.join(names)}, but has {len(paths)}; add or remove one,"
+                " or change data.split"
             )
         labels = data.root / f"{split}.labels.npy"
         found += [Video(path, "all", split) for path in [*paths, labels] if path.is_file()]
@@ -65,7 +65,7 @@ def token_files(data: Data) -> list[Video]:
 
 
 def read_headers(data: Data, grid: TokenGrid) -> dict[Split, tuple[Header, Header | None]]:
-    """Where codes and labels of each split lie, before any of them are read.
+    """Locates the codes and labels of each split without reading them.
 
     Raises:
         DataError: for files that are missing, cannot be read, or do not hold codes of that grid.
@@ -78,7 +78,7 @@ def read_headers(data: Data, grid: TokenGrid) -> dict[Split, tuple[Header, Heade
 
 
 def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[Split, CodedClips], tuple[str, ...]]:
-    """Both splits, checked, and the names of the classes.
+    """Reads and checks both splits and the names of the classes.
 
     Raises:
         DataError: for files that cannot be read, or do not hold codes of that grid below `num_codes`.
@@ -87,7 +87,7 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
     labelled = [split for split, (_, labels) in headers.items() if labels is not None]
     if data.class_conditional and 0 < len(labelled) < len(headers):
         raise DataError(
-            f"{data.root} has labels for {labelled[0]} alone; add the other ones, or set data.class_conditional=false"
+            f"{data.root} has labels for {labelled[0]} only; add the others, or set data.class_conditional=false"
         )
     found: dict[Split, CodedClips] = {}
     for split, (codes, labels) in headers.items():
@@ -109,7 +109,7 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
 
 
 class Header(NamedTuple):
-    """An array in a file, before any of it is read."""
+    """The position, type and shape of an array in a file."""
 
     path: Path
     dtype: np.dtype
@@ -124,15 +124,18 @@ def _headers(path: Path) -> tuple[Header, Header | None]:
     if path.suffix == ".npy":
         return npy_header(path, "codes"), npy_header(beside, "labels") if beside.is_file() else None
     if beside.is_file():
-        raise DataError(f"{path} has labels beside it in {beside.name}; save them in it, as the tensor `labels`")
+        raise DataError(
+            f"{path} cannot take its labels from {beside.name}; save them in the .safetensors file, as the tensor"
+            " `labels`"
+        )
     return _safetensors_headers(path)
 
 
 def npy_header(path: Path, what: str, at: int = 0) -> Header:
-    """Of a .npy file, or of one that begins at a byte of an archive.
+    """The header of a .npy file, or of one inside an archive, from its first byte.
 
     Raises:
-        DataError: where it cannot be read, is cut off or holds no integers.
+        DataError: if it cannot be read, is truncated or does not hold integers.
     """
     try:
         with path.open("rb") as file:
@@ -147,9 +150,9 @@ def npy_header(path: Path, what: str, at: int = 0) -> Header:
     except DataError:
         raise
     except Exception as error:  # numpy reads the header as Python, which fails in many ways
-        raise DataError(f"{path} is no .npy file that can be read ({_first_line(error)}); write it anew") from error
+        raise DataError(f"{path} is not a readable .npy file ({_first_line(error)}); write it again") from error
     if dtype.kind not in "iu":
-        raise DataError(f"{path} has {what} of type {dtype}; {what} are integers")
+        raise DataError(f"{path} has {what} of type {dtype}; save {what} as integers")
     return whole(header)
 
 
@@ -167,19 +170,15 @@ def _safetensors_headers(path: Path) -> tuple[Header, Header | None]:
                 continue
             kind, shape, (start, end) = (entries[name][key] for key in ("dtype", "shape", "data_offsets"))
             if kind not in _INTEGERS:
-                raise DataError(f"{path} has {what} of type {kind}; {what} are integers")
+                raise DataError(f"{path} has {what} of type {kind}; save {what} as integers")
             header = Header(path, _INTEGERS[kind], tuple(map(index, shape)), "C", 8 + length + index(start))
             if start < 0 or index(end) - start != _size_bytes(header):
-                raise ValueError(
-                    f"its header gives {name} {end - start} bytes where shape and type make another number"
-                )
+                raise ValueError(f"its header gives {name} {end - start} bytes, which does not match shape and type")
             found[name] = whole(header)
     except (OSError, ValueError, TypeError, KeyError, RecursionError) as error:
-        raise DataError(
-            f"{path} is no .safetensors file that can be read ({_first_line(error)}); write it anew"
-        ) from error
+        raise DataError(f"{path} is not a readable .safetensors file ({_first_line(error)}); write it again") from error
     if "tokens" not in found:
-        raise DataError(f"{path} holds no tensor `tokens`; save the codes under that name")
+        raise DataError(f"{path} has no tensor `tokens`; save the codes under that name")
     return found["tokens"], found.get("labels")
 
 
@@ -189,20 +188,22 @@ def _size_bytes(header: Header) -> int:
 
 def whole(header: Header, exactly: bool = False) -> Header:
     """
+    Checks the size of a file against its header.
+
     Raises:
-        DataError: if the file is smaller than its header says, or where it must have `exactly` that size, larger.
+        DataError: if the file is smaller, or, with `exactly`, larger.
     """
     needed, size = header.offset + _size_bytes(header), header.path.stat().st_size
     if min(header.shape, default=0) < 0 or needed > size or (exactly and needed != size):
         raise DataError(
-            f"{header.path} has {size} bytes, but an array of shape {header.shape} makes {needed}; it is cut off or"
-            " damaged: write it anew"
+            f"{header.path} has {size} bytes, but an array of shape {header.shape} needs {needed}; it is truncated or"
+            " damaged: write it again"
         )
     return header
 
 
 def mapped(header: Header) -> np.ndarray:
-    """The array on disk; none of it is read yet."""
+    """Memory-maps the array; nothing is read yet."""
     if 0 in header.shape:
         return np.empty(header.shape, header.dtype)
     return np.memmap(header.path, header.dtype, "r", header.offset, header.shape, header.order)
@@ -213,27 +214,29 @@ def _check_shapes(codes: Header, labels: Header | None, grid: TokenGrid) -> None
         own = codes.shape[1:]
         said = str(list(own)) if len(own) == 3 else f"[blocks, rows, columns], a product of {math.prod(own)}"
         raise DataError(
-            f"{codes.path} has clips of shape {own}, but the settings make {grid.blocks} x {grid.rows} x"
-            f" {grid.columns} = {grid.num_tokens} tokens; set data.grid to {said}"
+            f"{codes.path} has clips of shape {own}, but the settings give {grid.blocks} x {grid.rows} x {grid.columns}"
+            f" = {grid.num_tokens} tokens; set data.grid to {said}"
         )
     if labels is not None and labels.shape != codes.shape[:1]:
         raise DataError(
-            f"{labels.path} has labels of shape {labels.shape} for {codes.shape[0]} clips; give every clip one label"
+            f"{labels.path} has labels of shape {labels.shape} for {codes.shape[0]} clips; give each clip one label"
         )
 
 
 def check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
     """
+    Checks the range of codes.
+
     Raises:
-        DataError: for codes below 0, or that a codebook of that size has not.
+        DataError: for a code below 0, or not below `num_codes`.
     """
     for start in range(0, len(tokens), _CHUNK_CLIPS):
         chunk = tokens[start : start + _CHUNK_CLIPS]
         low, high = int(chunk.min()), int(chunk.max())
         if low < 0 or high >= num_codes:
             raise DataError(
-                f"{path} holds the code {low if low < 0 else high}, but tokenizer.num_codes is {num_codes}; set it to"
-                " the codebook's size"
+                f"{path} has the code {low if low < 0 else high}, but tokenizer.num_codes is {num_codes}; set it to the"
+                " codebook's size"
             )
 
 
@@ -243,8 +246,8 @@ def _labels(header: Header) -> np.ndarray:
     low, high = int(labels.min(initial=0)), int(labels.max(initial=0))
     if low < 0 or high >= MOST_CLASSES:
         raise DataError(
-            f"{header.path} has the label {low if low < 0 else high}; labels count the classes from 0, at most"
-            f" {MOST_CLASSES:,} of them: number them anew"
+            f"{header.path} has the label {low if low < 0 else high}; labels are class numbers from 0, and at most"
+            f" {MOST_CLASSES:,} classes are allowed: renumber them"
         )
     return labels.astype(np.int64)
 

@@ -1,4 +1,4 @@
-"""Clips as codes on disk: what training and evaluation read. Knows nothing of videos or of how codes are made.
+"""The token cache: clips as codes on disk, which training and evaluation read. Knows nothing of videos or tokenizers.
 
 A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv`
 (which frames of which video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only
@@ -71,14 +71,16 @@ class TokenCache:
     @classmethod
     def open(cls, path: Path) -> Self:
         """
+        Opens the cache in a folder.
+
         Raises:
-            DataError: if `path` is missing, no token cache, of another version, or damaged.
+            DataError: if `path` is missing, damaged, not a token cache, or of another version.
         """
         path = Path(path)
         if not (path / MANIFEST).is_file():
             raise DataError(
-                f"{path} holds no token cache ({MANIFEST} is missing); run `reco-tune tokenize` or delete the folder"
-                " and run again"
+                f"{path} has no token cache ({MANIFEST} is missing); run `reco-tune tokenize`, or delete the folder and"
+                " run again"
             )
         try:
             manifest = json.loads((path / MANIFEST).read_text(encoding="utf-8"))
@@ -91,7 +93,7 @@ class TokenCache:
             )
         if manifest.get("schema") != SCHEMA:
             raise DataError(
-                f"{path} was written in version {manifest.get('schema')} of the token cache, this program reads"
+                f"{path} has version {manifest.get('schema')} of the token cache, but this program reads version"
                 f" {SCHEMA}; delete the folder {path.name} and run again"
             )
         try:
@@ -108,19 +110,20 @@ class TokenCache:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether clips can be looked at: not where somebody's own codes were taken in."""
+        """Whether the cache has pixels; a cache of `data.layout: tokens` has none."""
         return self.tokenizer_path.name != NO_TOKENIZER
 
     def require_pixels(self) -> None:
         """
+        Refuses a cache without pixels.
+
         Raises:
-            DataError: if the cache holds codes alone.
+            DataError: if the cache holds only codes.
         """
         if not self.has_pixels:
             raise DataError(
-                f"{self.path} holds codes that were made elsewhere (data.layout tokens), which nothing here can turn"
-                " into pixels: FVD, samples and reconstructions need videos; training, val_cross_entropy and the"
-                " curves by frame do not"
+                f"{self.path} holds only codes (data.layout tokens), and ReCo-Tune has no decoder for them: FVD,"
+                " samples and reconstructions need videos; training, val_cross_entropy and the curves by frame do not"
             )
 
     def tokens(self, split: Split) -> np.ndarray:
@@ -132,7 +135,7 @@ class TokenCache:
         return codes.reshape(len(codes), self.grid.num_tokens)
 
     def labels(self, split: Split) -> np.ndarray:
-        """int64 [N]: places in `class_names`."""
+        """int64 [N]: indices into `class_names`."""
         name = f"{split}.labels"
         return np.array(self._array(name, self._shapes[name]))
 
@@ -154,7 +157,7 @@ class TokenCache:
         - blocks + 1.
 
         Raises:
-            DataError: if pieces of that length were not made.
+            DataError: if the cache has no pieces of that length.
         """
         if not self.has_pieces(blocks):
             raise DataError(
@@ -167,11 +170,11 @@ class TokenCache:
         return all((self.path / f"{piece_name(split, blocks)}.npy").exists() for split in SPLITS)
 
     def piece_shape(self, split: Split, blocks: int) -> tuple[int, int, int]:
-        """N, P and the tokens of one piece."""
+        """Shape [N, P, tokens of one piece]."""
         return self._shapes[f"{split}.tokens"][0], self.grid.blocks - blocks + 1, blocks * self.grid.tokens_per_block
 
     def sources(self, split: Split) -> list[Clip]:
-        """Which frames of which video each row is."""
+        """The video and frames of each row."""
         try:
             with (self.path / "clips.csv").open(newline="", encoding="utf-8") as file:
                 rows = [row for row in csv.DictReader(file) if row["split"] == split]
@@ -192,17 +195,16 @@ class TokenCache:
         try:
             array: np.ndarray = np.load(self.path / f"{name}.npy", mmap_mode="r", allow_pickle=False)
         except (OSError, ValueError, EOFError) as error:
-            raise DataError(_damaged(self.path, f"{name}.npy is missing or cut off")) from error
+            raise DataError(_damaged(self.path, f"{name}.npy is missing or truncated")) from error
         if array.shape != shape:
             raise DataError(_damaged(self.path, f"{name}.npy has shape {array.shape} where {shape} is recorded"))
         return array
 
 
 class TokenCacheWriter:
-    """Collects the arrays of a new cache in a hidden folder beside its final place.
-
-    With a `key`, the folder is that of the key: it is locked against other processes, and what a killed or failed run
-    left in it is found again. Without one, nothing is left behind if the block fails.
+    """Collects the arrays of a new cache in a hidden folder beside its final place. With a `key`, the folder is locked,
+    and a later call continues what a killed or failed one left in it. Without a key, nothing remains if the block
+    fails.
     """
 
     def __init__(self, parent: Path, key: str | None = None, progress: Progress = quiet) -> None:
@@ -229,23 +231,23 @@ class TokenCacheWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def done(self, stage: str) -> set[int]:
-        """Numbers of the parts of a stage that an earlier run has written."""
+        """Numbers of the parts of a stage that an earlier call has written."""
         return {entry["part"] for entry in self._journal if entry["stage"] == stage}
 
     def failed(self, stage: str) -> list[Failure]:
-        """Clips of a stage that could not be decoded, by place."""
+        """Clips of a stage that could not be decoded, by index."""
         return sorted(
             Failure(*failure) for entry in self._journal if entry["stage"] == stage for failure in entry["failed"]
         )
 
     def equal(self) -> list[tuple[Path, int, int]]:
-        """Every run of equal frames that was noted."""
+        """Every recorded run of equal frames."""
         return [(Path(video), first, last) for entry in self._journal for video, first, last in entry["equal"]]
 
     def note(
         self, stage: str, part: int, failed: Sequence[Failure] = (), equal: Sequence[tuple[Path, int, int]] = ()
     ) -> None:
-        """Part `part` of a stage is done: what it wrote to arrays goes to disk, then the note that it did."""
+        """Marks a part of a stage as done, after syncing its arrays to disk."""
         for array in self._arrays.values():
             array.flush()
         entry = {
@@ -259,14 +261,14 @@ class TokenCacheWriter:
         self._journal.append(json.loads(line))
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value `make()`, or what it was in the run that is gone on with."""
+        """The JSON value `make()`, or the value recorded by the call that this one continues."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_json(path, make())
         return json.loads(path.read_text(encoding="utf-8"))
 
     def create(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """A memory-mapped array to fill; the one that is there already, if its shape is that."""
+        """A memory-mapped array to fill; reuses an existing one of the same shape."""
         path = self.folder / f"{name}.npy"
         if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
             create_array(path.with_suffix(".new.npy"), shape, dtype)
@@ -275,7 +277,7 @@ class TokenCacheWriter:
         return self._arrays[name]
 
     def keep_rows(self, name: str, rows: Sequence[int]) -> None:
-        """Drops all other rows of an array (clips that turned out broken)."""
+        """Keeps only these rows of an array; drops broken clips."""
         path = self.folder / f"{name}.npy"
         self._arrays.pop(name, None)
         old = np.load(path, mmap_mode="r")
@@ -302,8 +304,8 @@ class TokenCacheWriter:
         suspicious: Sequence[Skipped] = (),
         clip_settings: Mapping[str, Any] | None = None,
     ) -> TokenCache:
-        """Writes the lists and the manifest and puts the cache in its place; one that another process finished first
-        stays.
+        """Writes the lists and the manifest and moves the cache into place. If another process finished first, its
+        cache stays.
         """
         _write_csv(
             self.folder / "clips.csv",
@@ -361,13 +363,11 @@ class TokenCacheWriter:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A new memory-mapped `.npy` file to fill.
-
-    Its space on disk is taken here, because a disk that is full only when the map is written to kills the process
-    (SIGBUS).
+    """A new memory-mapped `.npy` file to fill. Reserves its disk space, because a full disk would otherwise kill the
+    process when it writes (SIGBUS).
 
     Raises:
-        OSError: where the disk has no room for it.
+        OSError: if the disk has no room for it.
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
     if hasattr(os, "posix_fallocate"):  # not on macOS
@@ -380,7 +380,7 @@ def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) ->
 
 
 def add_pieces(cache: TokenCache, writer: TokenCacheWriter, blocks: int) -> None:
-    """Moves finished arrays of pieces into the cache and ends their folder."""
+    """Moves finished arrays of pieces into the cache and removes their folder."""
     for split in SPLITS:
         (writer.folder / f"{piece_name(split, blocks)}.npy").replace(cache.path / f"{piece_name(split, blocks)}.npy")
     writer.discard()
@@ -446,7 +446,7 @@ def _sweep(own: Path, progress: Progress) -> None:
         with suppress(OSError):  # it is another person's, or has just been moved away
             if left != own and (days := _days_untouched(left)) > ABANDONED_DAYS:
                 _remove_unless_held(
-                    left, f"removing what a run left unfinished {days:.0f} days ago ({left.name})", progress
+                    left, f"removing an unfinished preparation from {days:.0f} days ago ({left.name})", progress
                 )
 
 

@@ -74,8 +74,7 @@ class Windows:
     """The clips of one split; indexing by an array of their numbers reads those, as integers [n, blocks, rows,
     columns].
 
-    Raises, on reading:
-        DataError: for codes that the codebook has not.
+    Reading raises DataError for codes outside the codebook.
     """
 
     def __init__(
@@ -111,7 +110,7 @@ class Windows:
 
 
 def is_token_set(data: Data) -> bool:
-    """Whether the root holds recordings, not arrays of clips."""
+    """Whether the root holds recordings rather than arrays of clips."""
     if data.root is None or any((data.root / f"train.{kind}").is_file() for kind in ("npy", "safetensors")):
         return False
     return data.root.is_dir() and bool(
@@ -120,7 +119,7 @@ def is_token_set(data: Data) -> bool:
 
 
 def token_set_files(data: Data) -> list[Video]:
-    """Its files, as `data_fingerprint` takes them."""
+    """The files of a token set, for `data_fingerprint`."""
     found: dict[Path, Video] = {}
     for split, recordings in _recordings(data, None).items():
         for one in recordings:
@@ -130,10 +129,10 @@ def token_set_files(data: Data) -> list[Video]:
 
 
 def read_token_set(data: Data, grid: TokenGrid, num_codes: int) -> dict[Split, Windows]:
-    """The clips of both splits; of the codes nothing is read yet.
+    """The clips of both splits; no codes are read yet.
 
     Raises:
-        DataError: where files are missing, cut off, or not of that grid.
+        DataError: if files are missing, truncated, or of another grid.
     """
     found = _recordings(data, grid)
     for recordings in found.values():
@@ -176,18 +175,18 @@ def _check_grid(one: Recording, grid: TokenGrid, data: Data) -> None:
     if one.grouped:
         if grid.blocks != GROUP_BLOCKS or grid.rows != grid.columns:
             raise DataError(
-                f"{one.codes.path} holds groups of {GROUP_BLOCKS} square blocks, but the settings make {grid.blocks} x"
-                f" {grid.rows} x {grid.columns} codes a clip; set data.grid to [3, 32, 32]"
+                f"{one.codes.path} holds groups of {GROUP_BLOCKS} square blocks, but the settings give {grid.blocks} x"
+                f" {grid.rows} x {grid.columns} codes per clip; set data.grid to [3, 32, 32]"
             )
         if data.frame_stride != 1 or data.clip_stride is not None:
             raise DataError(
-                f"{one.codes.path} holds groups of {GROUP_FRAMES} frames that were coded together, which"
-                " data.frame_stride and data.clip_stride would tear; leave both out"
+                f"{one.codes.path} holds groups of {GROUP_FRAMES} frames that were encoded together, which"
+                " data.frame_stride and data.clip_stride would split; leave both out"
             )
         return
     if one.codes.shape[1:] != (grid.rows, grid.columns):
         raise DataError(
-            f"{one.codes.path} has frames of {one.codes.shape[1:]} codes, but the settings make {grid.rows} x"
+            f"{one.codes.path} has frames of {one.codes.shape[1:]} codes, but the settings give {grid.rows} x"
             f" {grid.columns}; set data.grid to [blocks, {', '.join(map(str, one.codes.shape[1:]))}]"
         )
 
@@ -205,7 +204,7 @@ def _recordings(data: Data, grid: TokenGrid | None) -> dict[Split, list[Recordin
         if not found[split]:
             raise DataError(
                 f"{folders[split]} holds no recordings of codes (video.bin, videos/video_0.bin, or .npy of shape"
-                " [frames, rows, columns]); add them, or set data.split to time to hold a part of the others out"
+                " [frames, rows, columns]); add them, or set data.split to time to hold out a part of the others"
             )
     return found
 
@@ -214,7 +213,7 @@ def _folder(root: Path, split: str) -> Path | None:
     found = _folders(root, split)
     if len(found) > 1:
         names = " and ".join(path.name for path in found)
-        raise DataError(f"{root} has {names} for {split}; keep one of them there, or name a folder that has one alone")
+        raise DataError(f"{root} has {names} for {split}; keep one of them there, or give a folder that has only one")
     return found[0] if found else None
 
 
@@ -241,7 +240,9 @@ def _recordings_in(folder: Path, data: Data, grid: TokenGrid | None) -> Iterator
         elif path.suffix == ".tar":
             yield from _archived(path)
         elif path.name.endswith((".tar.gz", ".tgz", ".zip")):
-            raise DataError(f"{path} is compressed, so that no clip can be read alone; unpack it and take it away")
+            raise DataError(
+                f"{path} is compressed, so clips cannot be read one by one; unpack it and remove the archive"
+            )
 
 
 def _frames(folder: Path) -> Recording:
@@ -249,7 +250,7 @@ def _frames(folder: Path) -> Recording:
     facts = _facts(folder / "metadata.json", "num_images", "s")
     kind = str(facts.get("token_dtype", "uint32"))
     if not re.fullmatch(r"u?int(8|16|32|64)", kind):
-        raise DataError(f"{folder / 'metadata.json'} has the token_dtype {kind!r}; codes are integers")
+        raise DataError(f"{folder / 'metadata.json'} has the token_dtype {kind!r}; save codes as integers")
     count, side = facts["num_images"], facts["s"]
     codes = whole(Header(folder / "video.bin", np.dtype(kind).newbyteorder("<"), (count, side, side), "C", 0), True)
     segments = whole(Header(_needed(folder / "segment_ids.bin"), _SEGMENTS, (count,), "C", 0), True)
@@ -267,8 +268,8 @@ def _groups(folder: Path, path: Path, grid: TokenGrid | None) -> Recording:
     if grid is not None and path.stat().st_size != math.prod(shape) * 4:
         raise DataError(
             f"{path} has {path.stat().st_size} bytes, but {shape[0]} groups of {grid.blocks} x {grid.rows} x"
-            f" {grid.columns} codes make {math.prod(shape) * 4}; set data.grid to [3, 32, 32], or write the file anew"
-            " where it is cut off"
+            f" {grid.columns} codes need {math.prod(shape) * 4}; set data.grid to [3, 32, 32], or replace the file if"
+            " it is truncated"
         )
     segments = _needed((folder / "segment_indices" if apart else folder) / f"segment_idx_{number}.bin")
     return Recording(codes, whole(Header(segments, _SEGMENTS, (frames,), "C", 0), True), frames, (facts_path,))
@@ -280,7 +281,7 @@ def _archived(path: Path) -> Iterator[Recording]:
         with tarfile.open(path, "r:") as archive:
             members = sorted((one.name, one.offset_data) for one in archive if one.name.endswith(".npy"))
     except (tarfile.TarError, OSError, ValueError) as error:
-        raise DataError(f"{path} is no archive that can be read ({error}); unpack it, or write it anew") from error
+        raise DataError(f"{path} is not a readable archive ({error}); unpack it, or write it again") from error
     for _, offset in members:
         yield _array(npy_header(path, "codes", offset))
 
@@ -288,8 +289,8 @@ def _archived(path: Path) -> Iterator[Recording]:
 def _array(codes: Header) -> Recording:
     if len(codes.shape) != 3:
         raise DataError(
-            f"{codes.path} has codes of shape {codes.shape}; a recording is [frames, rows, columns], and clips that are"
-            " cut already belong into train.npy and test.npy"
+            f"{codes.path} has codes of shape {codes.shape}; a recording needs [frames, rows, columns]; put clips that"
+            " are already cut into train.npy and test.npy"
         )
     return Recording(codes, None, codes.shape[0])
 
@@ -300,12 +301,12 @@ def _facts(path: Path, *needed: str) -> dict[str, Any]:
         if not all(type(facts[name]) is int and facts[name] >= 0 for name in needed):
             raise ValueError(f"{' and '.join(needed)} must be whole numbers")
     except (OSError, ValueError, KeyError, TypeError, RecursionError) as error:
-        raise DataError(f"{path} cannot be read as the facts of its recording ({error}); write it anew") from error
+        raise DataError(f"{path} cannot be read as metadata of its recording ({error}); write it again") from error
     found: dict[str, Any] = facts
     return found
 
 
 def _needed(path: Path) -> Path:
     if not path.is_file():
-        raise DataError(f"{path} is missing, without which clips could reach over recordings; copy the whole data set")
+        raise DataError(f"{path} is missing, so clips could span two recordings; copy the whole data set")
     return path

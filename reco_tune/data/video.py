@@ -23,20 +23,20 @@ READER = "by time stamps, else from the start"
 
 
 def count_frames(path: Path) -> int:
-    """Frames that ffmpeg shows (headers lie).
+    """The number of frames that ffmpeg shows; headers can be wrong.
 
     Raises:
-        DataError: if the file is no readable video.
+        DataError: if the file is not a readable video.
     """
     return examine(path)[0]
 
 
 def examine(path: Path) -> tuple[int, str]:
-    """`count_frames`, and what is suspicious about them, or nothing. Pictures are decoded only where the packets leave
-    open how many are shown.
+    """`count_frames`, and a sentence on what looks damaged (else empty). Decodes pictures only if the packets do not
+    tell how many are shown.
 
     Raises:
-        DataError: if the file is no readable video.
+        DataError: if the file is not a readable video.
     """
     index = index_video(path)
     if index.times is not None:
@@ -44,7 +44,7 @@ def examine(path: Path) -> tuple[int, str]:
     with closing(VideoReader(path, index)) as video:
         seconds = [frame.time for _, frame in video.shown_from_start()]
         if not seconds:
-            raise DataError(f"{path} holds no frame that can be decoded; replace or remove it")
+            raise DataError(f"{path} has no frame that can be decoded; replace or remove it")
         damage = f"{video.damaged} of its packets cannot be decoded" if video.damaged else ""
         jump = jump_in_time([time for time in seconds if time is not None])
         return len(seconds), index.suspicion or damage or jump
@@ -60,7 +60,7 @@ def read_frames(path: Path, indices: Sequence[int]) -> np.ndarray:
 
 
 def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """`read_frames` one by one, uint8 [H, W, 3], so that a long video never lies in memory at full size."""
+    """`read_frames` one by one, uint8 [H, W, 3], so that a long video is never in memory at full size."""
     video, done = _opened(path), 0
     try:
         with suppress(DecordFailedError):
@@ -105,13 +105,13 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool 
 
 
 class DecordFailedError(Exception):
-    """decord is absent, not asked or gave up; PyAV is next."""
+    """decord is missing, does not apply or failed; PyAV reads the video instead."""
 
 
 def decord_frames(path: Path, index: VideoIndex, indices: Sequence[int]) -> Iterator[np.ndarray]:
     """A reader is opened for every call and never shared: over a fork it hangs, over threads it raises."""
     if not index.decord or index.times is None:
-        raise DecordFailedError("its seeks are not to be trusted")
+        raise DecordFailedError("its seeks are unreliable")
     try:
         import decord
     except (ImportError, OSError) as error:

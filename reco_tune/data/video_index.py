@@ -1,4 +1,4 @@
-"""Which frames a video file holds, told by its packets before any picture is decoded. Knows nothing of pixels.
+"""Finds the frames of a video file from its packets, before any picture is decoded. Knows nothing of pixels.
 
 ffmpeg is the truth: its choice among several streams, and the frames that it shows (an edit list hides some). Names of
 files count for nothing. Where packets cannot tell which frames are shown, `times` is None, and only decoding tells.
@@ -38,7 +38,7 @@ class Entry(NamedTuple):
 
 
 class VideoIndex(NamedTuple):
-    """What the packets of a video tell."""
+    """The frames of a video, as far as its packets tell."""
 
     stream: int
     """Place among all streams of the file."""
@@ -53,11 +53,10 @@ class VideoIndex(NamedTuple):
 
 
 def open_video(path: Path) -> Any:
-    """A container of PyAV; playlists may name files, and nothing on a network.
+    """Opens a PyAV container. Playlists may name files, but nothing on a network.
 
     Raises:
-        DataError: if there is no file, or an empty one.
-        av.FFmpegError, OSError, ValueError: if it cannot be opened.
+        DataError: if the file is missing or empty. av.FFmpegError, OSError, ValueError: if it cannot be opened.
     """
     import av
 
@@ -67,8 +66,10 @@ def open_video(path: Path) -> Any:
 
 def index_video(path: Path) -> VideoIndex:
     """
+    Reads the packets of a video file.
+
     Raises:
-        DataError: if it is no video.
+        DataError: if it is not a video.
     """
     import av
 
@@ -86,15 +87,13 @@ def index_video(path: Path) -> VideoIndex:
             for stream in streams:
                 if any(packet.size for packet in packets[stream.index]):
                     return _index(container.format.name, stream, packets[stream.index], unbroken)
-            raise DataError(f"{path} holds no video frame; replace or remove it")
+            raise DataError(f"{path} has no video frame; replace or remove it")
     except (av.FFmpegError, OSError, IndexError, ValueError) as error:
-        raise DataError(
-            f"{path} is not a video that can be read ({first_line(error)}); replace or remove it"
-        ) from error
+        raise DataError(f"{path} is not a readable video ({first_line(error)}); replace or remove it") from error
 
 
 def jump_in_time(seconds: Sequence[float] | np.ndarray) -> str:
-    """Empty, or what is odd about the times of neighbouring frames."""
+    """A sentence on what is odd about the times of neighbouring frames, or an empty string."""
     steps = np.diff(seconds)
     if len(steps) < 2:
         return ""
@@ -107,7 +106,7 @@ def jump_in_time(seconds: Sequence[float] | np.ndarray) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """What an error says, short enough for a list."""
+    """The first line of an error, short enough for a list."""
     text = getattr(error, "strerror", None) or str(error)
     lines = [line.strip() for line in text.splitlines() if line.strip()]
     return lines[0][:120] if lines else type(error).__name__
@@ -144,7 +143,7 @@ def _video_streams(path: Path, container: Any) -> list[Any]:
     streams = [stream for stream in films if stream.codec_context is not None]
     if not streams:
         what = "a cover picture, but no video" if container.streams.video else "no video stream"
-        raise DataError(f"{path} has {'no video in a known coding' if films else what}; replace or remove it")
+        raise DataError(f"{path} has {'no video in a known codec' if films else what}; replace or remove it")
 
     def score(stream: Any) -> int:
         return int(stream.width * stream.height + _DEFAULT_SCORE * (Disposition.default in stream.disposition))
@@ -156,7 +155,7 @@ def _index(container: str, stream: Any, packets: list[_Packet], unbroken: bool) 
     context = stream.codec_context
     full = [packet for packet in packets if packet.size]
     missing = stream.frames - len(packets)
-    suspicion = f"it holds {len(packets)} of the {stream.frames} frames that its header names" if missing > 0 else ""
+    suspicion = f"it has {len(packets)} frames, but its header says {stream.frames}" if missing > 0 else ""
     if not (unbroken and _are_sure(full, context)):
         return VideoIndex(stream.index, None, (), False, suspicion)
     times = np.sort(np.array([packet.pts for packet in full], np.int64))
@@ -227,8 +226,8 @@ def _refuse_non_files(path: Path) -> None:
     if path.is_dir():
         raise DataError(f"{path} is a folder without images, not a video file; replace or remove it")
     if not path.exists():
-        raise DataError(f"{path} is not there; put it back, or take it off the list that names it")
+        raise DataError(f"{path} does not exist; restore it, or remove it from the list that names it")
     if not path.is_file():
-        raise DataError(f"{path} is no file; replace or remove it")
+        raise DataError(f"{path} is not a regular file; replace or remove it")
     if path.stat().st_size == 0:
         raise DataError(f"{path} is empty (0 bytes); replace or remove it")

@@ -1,4 +1,4 @@
-"""PyAV's reader of one video file, which goes on from where it stands. Knows nothing of decord.
+"""Reads one video file with PyAV, and continues from its current position if it can. Knows nothing of decord.
 
 It decodes from the last entry of the index before the wanted frame, and tells frames by their time stamps; where there
 are no entries it decodes from the start and counts.
@@ -22,7 +22,7 @@ from reco_tune.errors import DataError
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """What differs once somebody has written to the file, and in a forked process."""
+    """A key that changes when the file is written to, and in a forked process."""
     found = path.stat()
     return os.getpid(), found.st_ino, found.st_size, found.st_mtime_ns
 
@@ -77,8 +77,8 @@ class VideoReader:
         return self._shown
 
     def forget_place(self) -> None:
-        """What is read next depends on nothing that was read before, where there are entries: how a damaged picture is
-        repaired depends on where decoding began.
+        """Makes the next read independent of earlier ones, if the index has entries: how a damaged picture is repaired
+        depends on where decoding began.
         """
         self._placed = self._placed and not self.index.entries
 
@@ -183,5 +183,7 @@ def _upright(pixels_HWC: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
     if sideways:
         pixels_HWC, a, d, b, c = pixels_HWC.swapaxes(0, 1), c, b, a, d
     if max(abs(b), abs(c)) > 0.02 * min(abs(a), abs(d)):
-        raise ValueError("its display matrix turns it by no multiple of 90 degrees; let ffmpeg write it anew")
+        raise ValueError(
+            "its display matrix rotates it by an angle other than a multiple of 90 degrees; re-encode it with ffmpeg"
+        )
     return pixels_HWC[:: -1 if d < 0 else 1, :: -1 if a < 0 else 1]

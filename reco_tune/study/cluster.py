@@ -163,8 +163,8 @@ def socket_folder() -> Path:
             return Path(folder)
     tried = ", ".join(f"{folder} {reason}" for folder, reason in reasons.items())
     raise StudyError(
-        f"Ray's sockets fit into no temporary folder ({tried}): the system allows {LONGEST_PATH} bytes a path, which"
-        f" leaves {room} for the folder's; set TMPDIR to such a folder"
+        f"no temporary folder is suitable for Ray's sockets ({tried}): their paths may have {LONGEST_PATH} bytes, so"
+        f" the folder's path may have {room}; set TMPDIR to a writable folder with a path that short"
     )
 
 
@@ -175,8 +175,8 @@ def _join(address: str, variables: Mapping[str, str], stack: ExitStack) -> None:
             ray.init(address=address, runtime_env={"env_vars": dict(variables)}, **QUIET)
     except (ConnectionError, ValueError, RuntimeError) as error:
         raise StudyError(
-            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one or leave"
-            " --address out"
+            f"no Ray cluster answers at {address} ({' '.join(str(error).split())[:200]}); start one, or leave --address"
+            " out"
         ) from error
 
 
@@ -198,7 +198,7 @@ def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
                 if attempt == START_ATTEMPTS:
                     reason = " ".join(str(error).split())[:200]
                     raise StudyError(
-                        f"Ray could not be started on this machine ({reason}); try again when less runs here"
+                        f"Ray could not be started on this machine ({reason}); try again when the machine is less busy"
                     ) from error
             else:
                 stack.push(started.pop_all())

@@ -1,6 +1,5 @@
-"""One run of a study as an experiment file: `reco-tune train` repeats it bit for bit, lengthens it, or goes on with it.
-
-Knows settings, the log and checkpoints; trains nothing and needs no Ray.
+"""Exports one run of a study as an experiment file. `reco-tune train` can repeat it bit for bit, lengthen it, or
+continue it. Knows settings, the log and checkpoints; trains nothing and needs no Ray.
 """
 
 from __future__ import annotations
@@ -20,8 +19,10 @@ from reco_tune.training.checkpoint import carry_over
 
 def named_run(study: StudyRecord, trial: str) -> RunRecord:
     """
+    The run with this name.
+
     Raises:
-        StudyError: where the study has no run of that name.
+        StudyError: if there is none.
     """
     if trial not in study.runs:
         raise StudyError(f"study `{study.name}` has no run {trial}; {nearest(trial, study.runs)}")
@@ -29,16 +30,16 @@ def named_run(study: StudyRecord, trial: str) -> RunRecord:
 
 
 def best_run(study: StudyRecord, metric: str) -> RunRecord:
-    """The evaluated run that breaks no constraint and has the best value; the first of equal ones.
+    """The evaluated run with the best value among those that break no constraint; the first of equal ones.
 
     Raises:
-        StudyError: where the metric is none, has no better direction, or no run has it.
+        StudyError: if there is no such metric, it has no better direction, or no run has it.
     """
     if metric not in q.ALL:
-        raise StudyError(f"--best {metric}: that is no metric; {nearest(metric, q.ALL)}")
+        raise StudyError(f"--best {metric}: not a metric; {nearest(metric, q.ALL)}")
     better = q.ALL[metric].better
     if better == "neither":
-        raise StudyError(f"--best {metric}: neither more nor less of it is better; give a metric such as fvd")
+        raise StudyError(f"--best {metric}: neither higher nor lower is better; give a metric such as fvd")
     sign = 1 if better == "lower" else -1
     whole = [
         run
@@ -49,15 +50,15 @@ def best_run(study: StudyRecord, metric: str) -> RunRecord:
         and math.isfinite(run.metrics.get(metric, math.nan))
     ]
     if not whole:
-        raise StudyError(f"--best {metric}: no run of study `{study.name}` that is evaluated has it; name a run")
+        raise StudyError(f"--best {metric}: no evaluated run of study `{study.name}` has it; give the name of a run")
     return min(whole, key=lambda run: sign * run.metrics[metric])
 
 
 def exported(run: RunRecord, steps: int | None = None) -> Experiment:
-    """The experiment of a run as the study ran it, or of another number of steps.
+    """The experiment of a run as the study ran it, or with another number of steps.
 
     Raises:
-        SettingsError: where so many steps do not go with its other settings.
+        SettingsError: if that number contradicts its other settings.
     """
     known = known_keys()
     settings = {key: value for key, value in run.settings.items() if key in known}  # of an earlier version, too
@@ -67,7 +68,7 @@ def exported(run: RunRecord, steps: int | None = None) -> Experiment:
 
 
 def experiment_text(experiment: Experiment, run: RunRecord, study: StudyRecord) -> str:
-    """The file, with what it is in its first lines."""
+    """The text of the experiment file; its first lines say which run it is."""
     steps, own = experiment.training.steps, run.settings.get("training.steps")
     what = f"Run {run.trial} of study {study.name}" + ("" if steps == own else f", but for {steps} steps, not {own}")
     commit = study.provenance.get("commit")
@@ -80,22 +81,22 @@ def experiment_text(experiment: Experiment, run: RunRecord, study: StudyRecord) 
 
 
 def continued(folder: StudyFolder, run: RunRecord, experiment: Experiment, target: Path) -> int:
-    """Lays the newest checkpoint of a run into the folder where `train` will go on from it; returns its step.
+    """Copies the newest checkpoint of a run to the folder from which `train` continues; returns its step.
 
     Raises:
-        StudyError: where the run left no checkpoint, or its first steps would have been others in a run of so many.
-        CheckpointError: where it is damaged.
+        StudyError: if the run left no checkpoint, or its first steps would differ in a run of that many steps.
+        CheckpointError: if it is damaged.
     """
     source, steps = folder.trial(run.trial), experiment.training.steps
     if steps != run.settings.get("training.steps"):
         _check_lengthened(experiment)
     if target.exists() and any(target.iterdir()):
-        raise StudyError(f"{target} holds something already; remove it, or export to a file of another name")
+        raise StudyError(f"{target} is not empty; remove it, or export to a file with another name")
     step = carry_over(source, target, {"training.steps": steps, "training.epochs": experiment.training.epochs})
     if step is None:
         raise StudyError(
             f"run {run.trial} left no checkpoint in {source} (keep.checkpoints, `clean`); leave --continue out to train"
-            " it from the start, which ends in the same bits"
+            " it from the start, with the same result"
         )
     return step
 
@@ -113,6 +114,7 @@ def _check_lengthened(experiment: Experiment) -> None:
     for key, same in follow.items():
         if not same:
             raise StudyError(
-                f"--continue: {key} ({experiment.flat()[key]}) stretches over the whole run, so the first steps of a"
-                f" run of {experiment.training.steps} are others; leave --continue out to train it from the start"
+                f"--continue: {key} ({experiment.flat()[key]}) depends on the length of the run, so a run of"
+                f" {experiment.training.steps} steps has other first steps; leave --continue out to train it from the"
+                " start"
             )

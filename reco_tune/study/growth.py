@@ -41,11 +41,11 @@ class Growth:
 
 
 def grown(space: Space, growth: Growth) -> Space:
-    """The settings of a study with what is added.
+    """The settings of a study with the additions.
 
     Raises:
-        StudyError: where something may not change under a study, or nothing is new.
-        SettingsError: for settings that cannot be.
+        StudyError: if an addition is not allowed, or nothing is new.
+        SettingsError: for invalid settings.
     """
     changes = parse_changes(growth.changes, "extend", also=GROWS)
     ranges = {key.removeprefix(SEARCH_KEY): value for key, value in changes.items() if key.startswith(SEARCH_KEY)}
@@ -54,8 +54,8 @@ def grown(space: Space, growth: Growth) -> Space:
     for name, overrides in growth.arms.items():
         if name in space.arms and overrides != space.arms[name]:
             raise StudyError(
-                f"arm `{name}` is in the study with other settings; call the new one something else, runs of both would"
-                " not compare"
+                f"arm `{name}` is in the study with other settings, so their runs would not be comparable; rename the"
+                " new one"
             )
     values = space.model_dump(mode="json")
     values["arms"] = {**values["arms"], **growth.arms}
@@ -68,15 +68,17 @@ def grown(space: Space, growth: Growth) -> Space:
     for arm in [*growth.arms, *([None] if larger.trials else [])]:
         arm_experiment(larger, arm)
     if not where and not news(space, larger):
-        raise StudyError("nothing of that is new to the study; give arms, seeds, budgets, trials or ranges it has not")
+        raise StudyError(
+            "the study has all of that already; give arms, seeds, budgets, trials or ranges that it does not have"
+        )
     return larger
 
 
 def parse_changes(changes: Iterable[str], verb: str, also: tuple[str, ...] = ()) -> dict[str, Any]:
-    """["resources.workers=2"] -> {"resources.workers": 2}, for what may be set under a study.
+    """["resources.workers=2"] -> {"resources.workers": 2}, for settings that may change during a study.
 
     Args:
-        also: groups of settings that may change beside those that say where it runs.
+        also: groups of settings that may change besides those of where it runs.
 
     Raises:
         StudyError: for any other setting.
@@ -87,17 +89,17 @@ def parse_changes(changes: Iterable[str], verb: str, also: tuple[str, ...] = ())
         if not key.startswith(allowed):
             grows = "" if verb == "extend" else "`reco-tune extend` adds arms, seeds, trials and ranges; "
             raise StudyError(
-                f"--set {key}: only {', '.join(f'{one}*' for one in allowed)} may change under a study by `{verb}`;"
-                f" {grows}make the change an arm of its own or begin a new study for another value"
+                f"--set {key}: only {', '.join(f'{one}*' for one in allowed)} may change during a study by `{verb}`;"
+                f" {grows}for another value, add an arm or begin a new study"
             )
     return parsed
 
 
 def given_arms(given: str, space: Space) -> dict[str, dict[str, Any]]:
-    """Arms by name: those of a file (a space, or a mapping of names to settings), or known ones that are named.
+    """Arms by name, from a file (a space, or a mapping of names to settings) or from names of known arms.
 
     Raises:
-        SettingsError: for a name that is no known arm, or a file that holds none.
+        SettingsError: for an unknown name, or a file without arms.
         StudyError: for an arm that the study has already.
     """
     if Path(given).suffix in (".yaml", ".yml") or Path(given).is_file():
@@ -109,14 +111,13 @@ def given_arms(given: str, space: Space) -> dict[str, dict[str, Any]]:
             raise StudyError(f"--arms {given}: the study has arm `{name}` already; leave it out")
         if name not in ARMS:
             raise SettingsError(
-                f"--arms {given}: {name} is no known arm ({', '.join(ARMS)}); give a YAML file of arms with settings of"
-                " your own"
+                f"--arms {given}: {name} is not a known arm ({', '.join(ARMS)}); give a YAML file for arms of your own"
             )
     return {name: {} for name in names}
 
 
 def news(before: Space, after: Space) -> list[str]:
-    """What a study has grown by, in words; empty where it has not."""
+    """The additions to a study, in words; empty if there are none."""
     told = []
     for name, word in (("arms", "arm"), ("seeds", "seed"), ("budgets", "budget")):
         had, has = getattr(before, name), getattr(after, name)
@@ -136,7 +137,7 @@ def news(before: Space, after: Space) -> list[str]:
 
 
 def in_log(space: Space) -> dict[str, Any]:
-    """What the log keeps of a study's settings."""
+    """A study's settings as the log keeps them."""
     return {"arms": list(space.arms), "settings": space.model_dump(mode="json", exclude={"source", "on_event"})}
 
 
@@ -151,21 +152,23 @@ def _limits(before: Space, after: Space) -> list[str]:
 
 
 def growth_since(study: StudyRecord, space: Space) -> list[str]:
-    """What the settings of a study's folder have that its log has not, in words; a log of an earlier version, which
-    holds no settings, is not asked.
+    """Additions in the settings of a study's folder that its log does not have, in words; none for a log of an earlier
+    version without settings.
     """
     return news(Space.model_validate(study.settings), space) if study.settings else []
 
 
 def check_extendable(study: StudyRecord, folder: Path) -> None:
     """
+    Checks that the log holds the study's first settings.
+
     Raises:
-        StudyError: where the log does not say which settings it was begun with.
+        StudyError: if it does not.
     """
     if study.name and not study.settings:
         raise StudyError(
-            f"the study in {folder} was begun by a version that kept no settings in its log;"
-            f" `{command('resume', folder)}` finishes it, begin a new study for more"
+            f"the study in {folder} was begun by a version that kept no settings in its log, so it cannot be extended;"
+            f" `{command('resume', folder)}` finishes it; begin a new study for more"
         )
 
 

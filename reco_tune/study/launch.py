@@ -26,11 +26,11 @@ from reco_tune.tracking import check_name
 
 
 def run(space: Space, folder: Path, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
-    """Runs a study in a folder; goes on with it where the folder holds the same study already.
+    """Runs a study in a folder, or continues it if the folder holds the same study.
 
     Raises:
-        StudyError: where the folder holds another study, or a live one.
-        SettingsError, DataError: for what cannot be run.
+        StudyError: if the folder holds another study, or a running one. SettingsError,
+        DataError: for a study that cannot run.
         RunFailedError: if the cluster lost so much that runs stay unfinished.
     """
     space = pinned(frozen(space))
@@ -46,13 +46,13 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
 def resume(
     folder: Path, options: Options = Options(), observer: Observer = Observer(), changes: Sequence[str] = ()
 ) -> StudyResult:
-    """Goes on with the study in a folder, after any crash; what is finished is not repeated.
+    """Continues the study in a folder, after any crash. Finished runs are not repeated.
 
     Args:
-        changes: `key=value` of settings that say where it runs (`WHERE`) or when it stops; they hold from here on.
+        changes: `key=value` of settings of where it runs (`WHERE`) or when it stops; they stay in effect.
 
     Raises:
-        StudyError: where the folder holds no study, or a live one, or a setting changed that its runs depend on.
+        StudyError: if the folder holds no study, or a running one, or a setting changed that its runs depend on.
     """
     target = _began(folder)
     parse_changes(changes, "resume", also=LIMITS)
@@ -61,11 +61,11 @@ def resume(
 
 
 def extend(folder: Path, growth: Growth, options: Options = Options(), observer: Observer = Observer()) -> StudyResult:
-    """Adds to a study that nobody drives, finished or not, and goes on with it; nothing finished is repeated. A study
-    that is driven takes it from `requests.ask`.
+    """Extends a study that is not running, finished or not, and continues it. Finished runs are not repeated.
+    `requests.ask` extends a running study.
 
     Raises:
-        StudyError: where the folder holds no study, or a live one, or what is added may not change under a study.
+        StudyError: if the folder holds no study, or a running one, or an addition is not allowed.
     """
     target = _began(folder)
     with locked(target):
@@ -91,7 +91,7 @@ def _began(folder: Path) -> StudyFolder:
     if not target.settings.exists():
         raise StudyError(
             f"{folder} is not a study folder: it has no {target.settings.name}; give the folder that `reco-tune run`"
-            " named"
+            " printed"
         )
     return target
 
@@ -103,7 +103,7 @@ def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observ
     if not driver.study.finished or growth_since(driver.study, space):
         if limit := limit_reached(space, driver.study):
             raised = command("resume", folder.path, "--set", f"{limit.split()[0]}=MORE")
-            raise StudyError(f"{limit}; `{raised}` goes on with the study under a higher limit")
+            raise StudyError(f"{limit}; `{raised}` continues the study under a higher limit")
         if options.address is None:
             check_room(planned)
         check(planned, folder.path, options)
@@ -113,8 +113,7 @@ def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observ
 
 
 def check(planned: Plan, folder: Path, options: Options) -> None:
-    """Refuses what can never run, before anything is written; whether this machine or a cluster has room is another
-    question.
+    """Refuses a study that can never run, before anything is written. `check_room` checks whether it fits this machine.
 
     Raises:
         ReCoTuneError: one sentence.
@@ -137,8 +136,10 @@ def check(planned: Plan, folder: Path, options: Options) -> None:
 
 def check_room(planned: Plan) -> None:
     """
+    Checks a study against this machine.
+
     Raises:
-        SettingsError: for what this machine has no room for: a run's workers, or their memory.
+        SettingsError: if a run's workers or their memory do not fit.
     """
     placed = place(planned.shared.resources, [machine()], planned.total)
     preflight.check_memory(planned, [preflight.look({})], placed.groups * placed.workers)

@@ -1,6 +1,5 @@
-"""Limits of a study (`stop_after`): what was spent, whether that is enough, and whether the fixed arms fit at all.
-
-Knows settings, the log and the forecast; stops nothing itself.
+"""Limits of a study (`stop_after`): whether one is reached, and whether the fixed arms fit within them. Knows settings,
+the log and the forecast; stops nothing itself.
 """
 
 from __future__ import annotations
@@ -18,10 +17,10 @@ from reco_tune.study_log import ENDED, StudyRecord
 
 
 def limit_reached(space: Space, study: StudyRecord, idle_seconds: float = 0.0) -> str:
-    """Which limit a study has reached, in words; empty where none.
+    """The limit that a study has reached, in words; empty if none.
 
     Args:
-        idle_seconds: since the last event of its log, where somebody drives it.
+        idle_seconds: seconds since the last event in its log, if the study is running.
     """
     limits, tried = space.stop_after, 0
     if limits.trials is not None:
@@ -39,14 +38,13 @@ def limit_reached(space: Space, study: StudyRecord, idle_seconds: float = 0.0) -
 
 
 def check_affordable(planned: Plan, here: bool, at_once: int) -> None:
-    """Refuses a study of whose fixed arms the forecast says that they do not fit its limits.
+    """Refuses a study whose fixed arms exceed its limits by the forecast.
 
     Args:
-        here: whether it runs on this machine, whose pace can be measured.
-        at_once: runs at the same time.
+        here: whether it runs on this machine, whose speed can be measured. at_once: number of runs at the same time.
 
     Raises:
-        SettingsError: one sentence with the forecast.
+        SettingsError: with the forecast.
     """
     limits, shared = planned.space.stop_after, planned.shared
     visible = shared.device_type == "cpu" or torch.cuda.is_available()
@@ -62,6 +60,6 @@ def check_affordable(planned: Plan, here: bool, at_once: int) -> None:
         most = getattr(limits, name)
         if hours > (math.inf if most is None else most):
             raise SettingsError(
-                f"stop_after.{name} ({most:g}) is less than the fixed arms take by the forecast ({hours:.3g}, without"
-                " sampled runs); raise it, lower training.steps, or leave out arms, seeds or budgets"
+                f"stop_after.{name} ({most:g}) is less than the forecast for the fixed arms alone ({hours:.3g}); raise"
+                " it, lower training.steps, or leave out arms, seeds or budgets"
             )

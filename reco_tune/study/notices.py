@@ -1,5 +1,5 @@
-"""Tells people of a study what its `on_event` asks for, by a line for the shell or a webhook: that it has ended, that
-something failed, that a run is the best so far.
+"""Sends the messages that a study's `on_event` asks for, by shell command or webhook: the study has ended, a run has
+failed, a run is the best so far.
 
 An observer between the study and its view. One thread sends; a study waits for nobody but once, at its end, for as long
 as one message may take. What cannot be sent is one line for the view.
@@ -33,13 +33,12 @@ Message = dict[str, Any]
 
 
 class Notices(Observer):
-    """Passes everything on, and sends messages."""
+    """An observer that passes events on to the view and sends messages."""
 
     def __init__(self, view: Observer, space: Space, folder: StudyFolder, study: StudyRecord) -> None:
         """
         Args:
-            view: who watches the study.
-            study: its record as it is written: whose runs were the best before.
+            view: the observer that shows the study. study: the live record of the study, to find the best runs so far.
         """
         self.on_phase, self.on_progress = view.on_phase, view.on_progress  # type: ignore[method-assign]
         self._view, self._space, self._folder, self._study = view, space, folder, study
@@ -69,11 +68,11 @@ class Notices(Observer):
                 self._tell("new_best", f"{run} of {self._study.name} is the best so far: {told}", run, event["metrics"])
 
     def stopped_by(self, error: Exception) -> None:
-        """The study could not go on."""
+        """The study could not continue."""
         self._tell("failure", f"the study {self._study.name} has stopped: {error}")
 
     def close(self) -> None:
-        """Sends what is left, for at most as long as one message may take."""
+        """Sends the remaining messages, for at most the time limit of one message."""
         self._closing = True
         with suppress(queue.Full):  # else the thread sees for itself
             self._waiting.put_nowait(None)
@@ -120,15 +119,16 @@ class Notices(Observer):
 
 
 def send(command: str, message: Message) -> None:
-    """Runs a line by the shell, which gets the message as JSON on its standard input and its parts as environment
-    variables (RECO_TUNE_EVENT, ..._TEXT), or posts it to an address.
+    """Runs a shell command with the message as JSON on standard input and its parts as environment variables
+    (RECO_TUNE_EVENT, ..._TEXT), or posts the message to a webhook.
 
     Args:
-        command: the line, or an address that begins with http:// or https://, also one in an environment variable that
-            is named ($NAME): it may hold a secret.
+        command: the shell command, or an address that begins with http:// or https://. An address with a secret can be
+            in an environment variable ($NAME).
 
     Raises:
-        OSError, RuntimeError: where that does not work within `SECONDS`.
+        OSError,
+        RuntimeError: if that fails or takes longer than `SECONDS`.
     """
     if (name := command.strip()).startswith("$") and name[1:].isidentifier() and name[1:] not in os.environ:
         raise RuntimeError(f"the environment variable {name[1:]} is not set")

@@ -1,4 +1,4 @@
-"""What a live view of a study may listen to. Imports nothing heavy: `status` reads what one of them left."""
+"""The events that a live view of a study receives. Imports nothing heavy, because `status` uses it."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import Any
 
 
 class Observer:
-    """What a live view may listen to; called from several threads."""
+    """Receives a study's events; called from several threads."""
 
     def on_phase(self, done: int, total: int, what: str) -> None:
         """Preparation and start-up, in units of their own."""

@@ -1,5 +1,5 @@
-"""What a driver is at before its runs begin (preparing, starting Ray, calibrating), where other processes see it: a
-small file in the study folder, written at most once a second. The log holds no progress.
+"""The phase of a study before its runs begin (preparing, starting Ray, calibrating), in a small file in the study
+folder that other processes can read. It is written at most once a second. The log holds no progress.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ SECONDS = 1.0
 
 @dataclass(frozen=True)
 class Phase:
-    """One piece of work that is under way."""
+    """One piece of work in progress."""
 
     what: str
     done: int
@@ -37,7 +37,7 @@ class Phase:
 
 
 def current_phase(folder: StudyFolder) -> Phase | None:
-    """What the driver of a live study is at; None where its runs have begun, or nobody drives it."""
+    """The current phase of a running study; None if its runs have begun, or it is not running."""
     if not folder.live:
         return None
     try:
@@ -47,7 +47,7 @@ def current_phase(folder: StudyFolder) -> Phase | None:
 
 
 class Phases(Observer):
-    """Passes on what it hears, and keeps the file."""
+    """An observer that passes events on and keeps the file."""
 
     def __init__(self, folder: StudyFolder, observer: Observer, clock: Callable[[], float] = time.time) -> None:
         self._folder, self._observer, self._clock = folder, observer, clock
@@ -74,7 +74,7 @@ class Phases(Observer):
         self._observer.on_progress(trial, done, total, what)
 
     def close(self) -> None:
-        """The runs have begun, or the driver ends: the log tells the rest."""
+        """Removes the file: the runs have begun, or the driver ends."""
         with self._lock:
             self._phase = None
             with suppress(OSError):

@@ -1,7 +1,6 @@
-"""What can be known before a study starts: each finding is one sentence that names the thing and the way out.
-
-Everything here is cheap: files of a few bytes, one request, one small task a machine. What a model needs of a GPU is
-bounded from below here; the calibrations, a study's first jobs, then try the real steps.
+"""Checks before a study starts. Each error is one sentence with the way out. The checks are cheap: files of a few
+bytes, one request, one small task per machine. They estimate a lower bound of the GPU memory; the calibrations, a
+study's first jobs, then run real steps.
 """
 
 from __future__ import annotations
@@ -36,17 +35,17 @@ PACKAGES = ("ray", "torch", "reco-tune")
 
 
 def check_address(address: str | None) -> None:
-    """Ray itself tries for minutes where nothing listens.
+    """Checks that a Ray cluster answers; Ray itself would retry for minutes.
 
     Raises:
-        StudyError: where no cluster can be reached.
+        StudyError: if no cluster can be reached.
     """
     if address is None:
         return
     if "://" in address:
         raise StudyError(
-            f"a study cannot be driven from outside its cluster ({address}); run the command on one of its machines"
-            " with --address auto, or hand it in with `ray job submit`"
+            f"a study cannot be run from outside its cluster ({address}); run the command on one of its machines with"
+            " --address auto, or submit it with `ray job submit`"
         )
     found = cluster_here() if address == "auto" else address
     if not answers(found):
@@ -55,15 +54,17 @@ def check_address(address: str | None) -> None:
 
 
 def answers(address: str) -> bool:
-    """Whether a cluster's head takes connections at HOST:PORT."""
+    """Whether a cluster's head accepts connections at HOST:PORT."""
     host, _, port = address.rpartition(":")
     return port.isdigit() and listens(host.strip("[]"), int(port))
 
 
 def check_folder(folder: Path, what: str) -> None:
     """
+    Checks that a folder is writable.
+
     Raises:
-        StudyError: where nothing can be written in it.
+        StudyError: if it is not.
     """
     probe = folder / f".probe-{uuid.uuid4().hex[:8]}"
     try:
@@ -73,14 +74,16 @@ def check_folder(folder: Path, what: str) -> None:
     except OSError as error:
         raise StudyError(
             f"{what} {folder} cannot be written to ({(error.strerror or type(error).__name__).lower()}); give another"
-            " one, or see to its permissions and its space"
+            " one, or check its permissions and free space"
         ) from error
 
 
 def check_storage(address: str | None) -> None:
     """
+    Checks that the storage is writable.
+
     Raises:
-        StudyError: where a storage cannot be written to.
+        StudyError: if it is not.
     """
     if address is not None:
         storage = Storage(address)
@@ -89,12 +92,15 @@ def check_storage(address: str | None) -> None:
 
 def check_files(experiment: Experiment, space: Space | None = None) -> None:
     """
+    Checks the files that a study names.
+
     Args:
-        space: whose objectives and constraints must be measured on these data.
+        space: its objectives and constraints must be measurable on these data.
 
     Raises:
-        SettingsError, DataError: where data or weights that are named are missing, I3D's file is another one, or
-            something needs classes that the data have not.
+        SettingsError,
+        DataError: if data or weights are missing, the I3D file has another hash, or something needs classes that the
+            data do not have.
     """
     check_data(experiment)
     check_weights(experiment)
@@ -105,14 +111,14 @@ def check_files(experiment: Experiment, space: Space | None = None) -> None:
 
 
 def check_memory(plan: Plan, machines: Sequence[Machine], workers: int) -> None:
-    """Compares what each phase of each arm takes with what a worker gets: of the smallest GPU, or without GPUs of the
-    memory that the machines have for all who work at once.
+    """Compares the memory of each phase of each arm with that of a worker: its share of the smallest GPU, or, without
+    GPUs, of the machines' memory.
 
     Args:
-        workers: at once, on all machines.
+        workers: number of workers at once, on all machines.
 
     Raises:
-        SettingsError: where it cannot fit.
+        SettingsError: if an arm cannot fit.
     """
     part, with_gpu = plan.shared.resources.part_of_a_gpu, [machine for machine in machines if machine.gpu_bytes]
     if part and with_gpu:
@@ -128,7 +134,7 @@ def check_memory(plan: Plan, machines: Sequence[Machine], workers: int) -> None:
 
 @dataclass(frozen=True)
 class Machine:
-    """What a task on a machine of the cluster found there."""
+    """What a task found on a machine of the cluster."""
 
     name: str
     versions: dict[str, str]
@@ -141,10 +147,10 @@ class Machine:
 
 
 def look(tokens: dict[str, str]) -> Machine:
-    """A machine, as seen from itself.
+    """Describes the machine that it runs on.
 
     Args:
-        tokens: folder, or address of the storage -> name of what the driver laid in it.
+        tokens: folder, or address of the storage -> name of the file that the driver put there.
     """
     gpus = [torch.cuda.get_device_properties(device).total_memory for device in range(torch.cuda.device_count())]
     sees = {place: _sees(place, token) for place, token in tokens.items()}
@@ -161,18 +167,19 @@ def _sees(place: str, token: str) -> bool:
 
 
 def versions() -> dict[str, str]:
-    """Of what must be alike everywhere."""
+    """Versions of the packages that must be the same on every machine."""
     return {"python": platform.python_version(), **{name: importlib.metadata.version(name) for name in PACKAGES}}
 
 
 def survey(shared: Mapping[str, Path | Storage]) -> list[Machine]:
-    """Every machine of the connected cluster: one task on each, with a token in each place that all of them must see.
+    """Checks every machine of the connected cluster, with one task on each and a small file in each place that all of
+    them must see.
 
     Args:
-        shared: what a place is for -> the folder, on the driver's machine, or the storage.
+        shared: purpose of a place -> the folder on the driver's machine, or the storage.
 
     Raises:
-        StudyError: where machines do not see them, or hold other versions than the driver.
+        StudyError: if a machine does not see a place, or has other versions than the driver.
     """
     places = {
         what: place.address if isinstance(place, Storage) else str(place.resolve()) for what, place in shared.items()
@@ -209,21 +216,23 @@ def _lay_token(place: Path | Storage, stack: ExitStack) -> str:
 
 def compare(machine: Machine, places: dict[str, str]) -> None:
     """
+    Compares a machine with the driver.
+
     Args:
-        places: what a place is for -> the folder, or the address of the storage.
+        places: purpose of a place -> the folder, or the address of the storage.
 
     Raises:
-        StudyError: where a machine is not fit to work with this driver.
+        StudyError: if the machine cannot work with this driver.
     """
     for what, place in places.items():
         if not machine.sees[place]:
             if "://" in place:
                 raise StudyError(
-                    f"{what} {place} cannot be used from {machine.name}; see to its credentials and its network there"
+                    f"{what} {place} cannot be used from {machine.name}; check credentials and network there"
                 )
             raise StudyError(
-                f"{what} {place} is not seen by {machine.name}; put it on storage that all machines of the cluster"
-                " share, or set resources.storage to an address that all of them reach"
+                f"{what} {place} is not visible from {machine.name}; put it on storage that all machines share, or set"
+                " resources.storage to an address that all of them can reach"
             )
     for name, own in versions().items():
         if machine.versions[name] != own:

@@ -112,7 +112,7 @@ def to_distribution(key: str, range_: Range) -> BaseDistribution:
     if range_.int is not None:
         step = range_.step or 1
         if step != int(step):
-            raise SettingsError(f"search: {key} is a whole number, but its step is {step}; give a whole step")
+            raise SettingsError(f"search: {key} takes whole numbers, but its step is {step}; give a whole step")
         return IntDistribution(*range_.int, log=range_.log, step=int(step))
     assert range_.float is not None
     return FloatDistribution(*range_.float, log=range_.log, step=range_.step)
@@ -134,8 +134,7 @@ def _levels(key: str, range_: Range) -> list[Any]:
     assert bounds is not None
     if range_.log or (range_.float is not None and not range_.step):
         raise SettingsError(
-            f"search: the grid sampler needs a step for {key}; give step, or choice with its values, or name its points"
-            " (points)"
+            f"search: the grid sampler needs a step for {key}; give step, choice with its values, or points"
         )
     step = range_.step or 1
     count = int((bounds[1] - bounds[0]) / step + 1e-9) + 1

@@ -20,7 +20,7 @@ from reco_tune.files import write_json
 from reco_tune.study_log import Follower, StudyFolder
 
 ANSWER_SECONDS = 30.0
-"""How long one waits for an answer: a driver that encodes videos or starts Ray takes nothing in meanwhile."""
+"""How long to wait for an answer: a driver that encodes videos or starts Ray does not answer meanwhile."""
 LOOK_SECONDS = 0.5
 """Between two looks for an answer, and of the driver for requests."""
 
@@ -29,7 +29,7 @@ What = Literal["extend", "stop", "retry", "pause"]
 
 @dataclass(frozen=True)
 class Request:
-    """One wish."""
+    """A request to a running study."""
 
     name: str
     what: What
@@ -38,7 +38,7 @@ class Request:
 
 
 def ask(folder: StudyFolder, what: What, **fields: Any) -> Request:
-    """Lays a request where the driver of a live study finds it."""
+    """Writes a request for the driver of a running study."""
     folder.requests.mkdir(exist_ok=True)
     request = Request(f"{time.time_ns()}-{uuid.uuid4().hex[:8]}", what, fields)
     write_json(_file(folder, request), {"what": what, **fields})
@@ -46,7 +46,7 @@ def ask(folder: StudyFolder, what: What, **fields: Any) -> Request:
 
 
 def waiting(folder: StudyFolder) -> list[Request]:
-    """Requests that nobody has taken, oldest first; what is no request is left out."""
+    """Requests that are not handled yet, oldest first; skips invalid files."""
     found = []
     for path in sorted(folder.requests.glob("*.json")) if folder.requests.is_dir() else []:
         try:
@@ -58,7 +58,7 @@ def waiting(folder: StudyFolder) -> list[Request]:
 
 
 def remove(folder: StudyFolder, request: Request) -> bool:
-    """Whether it was still there."""
+    """Deletes a request; False if it was gone already."""
     try:
         _file(folder, request).unlink()
     except FileNotFoundError:
@@ -67,11 +67,11 @@ def remove(folder: StudyFolder, request: Request) -> bool:
 
 
 def answer(folder: StudyFolder, request: Request, seconds: float = ANSWER_SECONDS) -> dict[str, Any] | None:
-    """The event that answers a request; None where nobody drives the study any more and the request was taken back, or
-    where it still waits after so long.
+    """Waits for the event that answers a request. None if the study is no longer running and the request was withdrawn,
+    or on timeout.
 
     Raises:
-        StudyError: where the study refused it, with its reason.
+        StudyError: if the study refused it, with its reason.
     """
     log, deadline = Follower(folder.events), time.monotonic() + seconds
     while True:

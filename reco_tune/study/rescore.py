@@ -1,7 +1,6 @@
-"""A study's kept models under another evaluation protocol: their numbers go into the same log, beside the first.
-
-Works in this process, one model after another; each is in the log before the next begins, so the same call goes on
-after any crash. Needs no Ray.
+"""Evaluates a study's kept models under another protocol and adds the results to its log. Works in this process, one
+model after another. Each result is in the log before the next model begins, so the same call continues after any crash.
+Needs no Ray.
 """
 
 from __future__ import annotations
@@ -32,7 +31,7 @@ CHANGEABLE = ("evaluation.", *WHERE)
 
 @dataclass(frozen=True)
 class Rescored:
-    """What became of the evaluated runs of a study."""
+    """The result of `rescore`."""
 
     protocol: str
     """The other protocol."""
@@ -51,26 +50,28 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
         changes: `key=value` of `evaluation.*`, or of where it works (`WHERE`).
 
     Raises:
-        StudyError: where the folder holds no study, a live one, or one without an evaluated run.
-        SettingsError: where another setting is to change, or the protocol stays the study's own.
-        DataError: where the data or the tokenizer are no longer the study's.
+        StudyError: if the folder holds no study, a running one, or one without an evaluated run.
+        SettingsError: for any other setting, or if the protocol stays the same.
+        DataError: if data or tokenizer have changed.
     """
     overrides = parse_overrides(changes)
     for key in overrides:
         if not key.startswith(CHANGEABLE):
-            raise SettingsError(f"--set {key}: models were trained and sampled with it; only evaluation.* may change")
+            raise SettingsError(
+                f"--set {key}: training or sampling depended on this setting; only evaluation.* may change"
+            )
     target = StudyFolder(Path(folder))
     with locked(target):
         study = read_study(target.path)
         runs = [run for run in study.runs.values() if run.state == "evaluated"]
         if not runs:
-            raise StudyError(f"the study in {folder} has no evaluated run yet; wait for one")
+            raise StudyError(f"the study in {folder} has no evaluated run yet; try again when a run has been evaluated")
         here = plan(load_space(target.settings)).shared.where_settings()
         judged = {run.trial: _judged(run, here | overrides) for run in runs}
         cache = _cache(list(judged.values()), runs, progress)
         protocol = prepare_evaluation(judged[runs[0].trial], cache, progress).protocol
         if any(run.provenance.get("protocol") == protocol for run in runs):
-            raise SettingsError(f"with these settings the protocol is the study's own, {protocol}; change evaluation.*")
+            raise SettingsError(f"these settings give the study's own protocol, {protocol}; change evaluation.*")
         found = Rescored(protocol, [], [], {})
         with closing(EventLog(target.events)) as log:
             for done, run in enumerate(runs):
@@ -102,7 +103,7 @@ def _cache(judged: list[Experiment], runs: list[RunRecord], progress: Progress) 
     codes = {str(run.provenance.get("tokenizer_fingerprint", "")) for run in runs} - {"", cache.tokenizer_fingerprint}
     if codes:
         raise DataError(
-            f"the codes in {cache.path} are not those that the models were trained on; give the old ones with"
+            f"the codes in {cache.path} are not the ones that the models were trained on; give the old folder with"
             " --set data.cache_dir=FOLDER"
         )
     return cache

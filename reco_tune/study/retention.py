@@ -1,6 +1,5 @@
-"""What a study keeps on disk and what it gives up: checkpoints and models of ended runs, as `keep` says, and leftovers.
-
-Knows the folder, the log and `keep`; deletes only what it has listed, never what a resumed study goes on from.
+"""Decides what a study keeps on disk: checkpoints and models of ended runs, by its setting `keep`, and leftovers.
+Deletes only what it has listed, and nothing that a resumed study needs.
 """
 
 from __future__ import annotations
@@ -23,7 +22,7 @@ CHECKPOINT, MODEL, BEST = "checkpoint", "model", "best"
 
 
 class Removal(NamedTuple):
-    """Something that may go."""
+    """A file or folder that may be deleted."""
 
     path: Path
     what: str
@@ -43,7 +42,7 @@ _LOST = {
 
 
 def disk_use(folder: StudyFolder) -> dict[str, int]:
-    """Bytes by part, the largest first; parts that hold nothing are left out."""
+    """Bytes on disk by part, the largest first, without empty parts."""
     parts = {"checkpoints": 0, "models": 0, "MLflow": 0, "Ray": 0, "the rest": 0}
     for entry in folder.path.iterdir() if folder.path.is_dir() else ():
         if entry.name == "trials":
@@ -58,7 +57,7 @@ def disk_use(folder: StudyFolder) -> dict[str, int]:
 
 
 def removable(folder: StudyFolder, study: StudyRecord, space: Space, keep: Keep) -> list[Removal]:
-    """What `keep` does not keep of a study that nobody drives, and what nothing needs."""
+    """What may be deleted from a study that is not running: what `keep` does not keep, and leftovers."""
     found = [*_given_up(folder, study, space, keep, failed=True)]
     if folder.ray.is_dir():
         found.append(_removal(folder.ray, "state of Ray"))
@@ -70,26 +69,26 @@ def removable(folder: StudyFolder, study: StudyRecord, space: Space, keep: Keep)
 
 
 def remove(removals: Iterable[Removal]) -> None:
-    """Deletes what was listed."""
+    """Deletes the listed files."""
     for removal in removals:
         shutil.rmtree(removal.path) if removal.path.is_dir() else removal.path.unlink(missing_ok=True)
 
 
 def give_up(folder: StudyFolder, study: StudyRecord, space: Space) -> None:
-    """Deletes what a study that has done its work does not keep; what cannot be deleted stays."""
+    """Deletes what a finished study does not keep. Files that cannot be deleted stay."""
     for removal in _given_up(folder, study, space, space.keep, failed=False):
         shutil.rmtree(removal.path, ignore_errors=True)
 
 
 def give_up_run(folder: StudyFolder, run: RunRecord, keep: Keep) -> None:
-    """Deletes what a run that has just ended does not leave; whether it stands on the frontier only the end tells."""
+    """Deletes what a run that has just ended does not keep. The frontier is known only at the end of the study."""
     for removal in _given_up_by(folder, run, keep, failed=False, model=keep.models == "none"):
         shutil.rmtree(removal.path, ignore_errors=True)
 
 
 def on_frontier(study: StudyRecord, space: Space) -> set[str]:
-    """Runs of configurations (an arm under a budget, or a sampled one with its further seeds) that no other beats in
-    every objective of the study, by means over their seeds.
+    """Runs of the configurations on the frontier: no other configuration beats them in every objective, by means over
+    seeds. A configuration is an arm under a budget, or a sampled run with its further seeds.
     """
     rows: dict[tuple[str, str], list[RunRecord]] = {}
     for run in study.runs.values():

@@ -59,7 +59,7 @@ TRIAL_RETRIES = 3
 
 @dataclass(frozen=True)
 class Options:
-    """How a study is launched; none of it changes a result."""
+    """Options of launching a study; none of them changes a result."""
 
     name: str = ""
     """Name of the study; its folder's where it is empty."""
@@ -75,7 +75,7 @@ class Options:
 
 @dataclass(frozen=True)
 class StudyResult:
-    """How a call of `run` or `resume` ended."""
+    """The outcome of `run` or `resume`."""
 
     folder: StudyFolder
     study: StudyRecord
@@ -124,7 +124,7 @@ class Driver:
         return self._pool is not None and self._pool.gone
 
     def drive(self) -> StudyResult:
-        """From the log's state to the end of the study."""
+        """Runs the study from the state of its log to its end."""
         with ExitStack() as stack:
             writer = self._books.writer
             stack.callback(writer.close)
@@ -195,7 +195,10 @@ class Driver:
         others = running_clusters() if self._options.address is None else []
         if others:
             self._observer.on_phase(
-                1, 1, f"Ray runs on this machine already ({', '.join(others)}); this study starts its own beside it"
+                1,
+                1,
+                f"Ray is already running on this machine ({', '.join(others)}); this study starts its own cluster"
+                " beside it",
             )
         self._observer.on_phase(0, 2, "starting Ray")
         with ExitStack() as stack:
@@ -346,7 +349,7 @@ class Driver:
             if isinstance(error, ReCoTuneError):
                 self._broken = str(error)
             elif no_space(error):
-                self._broken = f"{self._folder.path} cannot be written to: its disk is full, free some space"
+                self._broken = f"{self._folder.path} cannot be written, because its disk is full; free some space"
             else:
                 self._broken = (
                     f"the driver lost its dispatcher ({type(error).__name__}: {' '.join(str(error).split())[:200]})"
@@ -380,7 +383,7 @@ class Driver:
             if self._dispatcher is None and not self._stopping.is_set():
                 self._stopping.set()
                 goes_on = command("resume", self._folder.path)
-                self._observer.on_phase(0, 1, f"stopping: `{goes_on}` goes on")
+                self._observer.on_phase(0, 1, f"stopping: `{goes_on}` continues the study")
                 raise KeyboardInterrupt
             if self._stopping.is_set():
                 raise KeyboardInterrupt
@@ -404,7 +407,7 @@ class Driver:
         self._observer.on_phase(
             0,
             1,
-            "stopping: running trials write a checkpoint and leave; Ctrl-C again stops at once;"
+            "stopping: running trials write a checkpoint and stop; Ctrl-C again stops at once;"
             f" `{command('resume', self._folder.path)}` continues",
         )
         # in a thread: Ray must not be called by a handler that may have interrupted Ray itself
@@ -416,7 +419,7 @@ class Driver:
         if not (self._stopping.is_set() or self._limited.is_set()):
             self._limited.set()
             self._books.writer.write("limited", reason=reason)
-            self._observer.on_phase(0, 1, f"{reason}; what runs ends at its next rung")
+            self._observer.on_phase(0, 1, f"{reason}; running trials stop at their next rung")
             ray.get(self._dispatcher.pause.remote(at_rung=True))
 
     def _stop_run(self, trial: str, reason: str) -> None:

@@ -178,8 +178,8 @@ class Search:
                 return _proposal(name, experiment, params, skipped=skipped, sampler=notes)
             if len(skipped) >= MOST_REFUSED:
                 raise SettingsError(
-                    f"search: {MOST_REFUSED} proposals in a row could not be run ({reason or 'all known'}); change the"
-                    " ranges"
+                    f"search: {MOST_REFUSED} proposals in a row could not be run"
+                    f" ({reason or 'all were known already'}); change the ranges"
                 )
             metrics = self._told(known.metrics) if known is not None else None
             skipped.append({"params": params, "metrics": metrics, "reason": reason or "known", "sampler": notes})
@@ -424,7 +424,7 @@ def rehearse(space: Space) -> None:
         SettingsError: if the sampler cannot handle the ranges, or settings refuse everything that they give.
     """
     if Search(space).ask() is None:
-        raise SettingsError("search: settings refuse every point of its grid; change the ranges")
+        raise SettingsError("search: every point of its grid has invalid settings; change the ranges")
 
 
 def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **extra: Any) -> Proposal:

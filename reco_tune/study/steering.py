@@ -31,7 +31,7 @@ FAILED = "--failed"
 
 
 class Steering:
-    """Takes in requests while a study runs."""
+    """Handles requests while a study runs."""
 
     def __init__(
         self,
@@ -44,28 +44,27 @@ class Steering:
     ) -> None:
         """
         Args:
-            stop: asks a run that somebody does to stop, with the reason.
-            pause: asks all of them to leave.
-            limit: told which limit of the study is reached, for as long as it is.
+            stop: asks a running run to stop, with the reason. pause: asks all runs to pause. limit: called with the
+                limit that the study has reached, as long as it is reached.
         """
         self.grew = threading.Event()
-        """There is more to do than there was."""
+        """The study has new jobs."""
         self._folder, self._writer, self._jobs = folder, writer, jobs
         self._stop, self._pause, self._limit = stop, pause, limit
         self._closing = threading.Event()
         self._thread = threading.Thread(target=self._run, name="requests", daemon=True)
 
     def start(self) -> None:
-        """Looks for requests from here on."""
+        """Starts looking for requests."""
         self._thread.start()
 
     def close(self) -> None:
-        """What comes from here on waits for the next driver."""
+        """Stops; later requests wait for the next driver."""
         self._closing.set()
         self._thread.join()
 
     def look(self) -> None:
-        """Takes in what waits now."""
+        """Handles all waiting requests."""
         for request in requests.waiting(self._folder):
             with self._writer.lock:
                 if request.name not in self._writer.study.requests:
@@ -79,7 +78,7 @@ class Steering:
                 self.check_limits()
 
     def check_limits(self) -> None:
-        """Whether the study has reached one, as far as its log and the clock tell."""
+        """Checks the study's limits by its log and the clock."""
         study = self._writer.study
         idle = max(0.0, time.time() - study.time) if study.time else 0.0
         reason = limit_reached(self._jobs.plan.space, study, idle)
@@ -99,11 +98,14 @@ class Steering:
             elif request.what == "pause":
                 self._pause()  # the next driver finds the request answered
             else:
-                raise StudyError(f"the study knows no request `{request.what}`; it runs with another version")
+                raise StudyError(
+                    f"the study does not know the request `{request.what}`, because it runs with another version of"
+                    " ReCo-Tune; use the same version"
+                )
         except ReCoTuneError as error:
             refused = {"refused": str(error)}
         except (KeyError, TypeError, ValueError) as error:
-            refused = {"refused": f"the request is none ({type(error).__name__}: {error})"}
+            refused = {"refused": f"the request is invalid ({type(error).__name__}: {error})"}
         about = {"runs": request.fields["runs"]} if "runs" in request.fields else {}
         self._writer.write("requested", request=request.name, what=request.what, **about, **refused)
 
@@ -117,10 +119,10 @@ class Steering:
         was = before.shared.where_settings()
         for key, value in sorted(planned.shared.where_settings().items()):
             if value != was[key]:
-                raise StudyError(f"--set {key}: where a study runs cannot change while it runs; {pause}")
+                raise StudyError(f"--set {key}: this cannot change while the study runs; {pause}")
         if set(planned.piece_blocks) - set(before.piece_blocks):
             raise StudyError(
-                f"an arm that is new trains pieces of {planned.piece_blocks} blocks, which are not encoded yet; {pause}"
+                f"a new arm trains on pieces of {planned.piece_blocks} blocks, which are not encoded yet; {pause}"
             )
         if planned.trials:
             rehearse(space)
@@ -145,38 +147,42 @@ class Steering:
 
 def stoppable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
     """
+    The run to stop.
+
     Raises:
-        StudyError: for a run that is none, or has ended.
+        StudyError: if there is no such run, or it has ended.
     """
     runs = [_run(study, name) for name in names]
     for run in runs:
         if run.state in ENDED:
-            raise StudyError(f"run {run.trial} has ended ({run.state}); nothing is left to stop")
+            raise StudyError(f"run {run.trial} has ended ({run.state}) already")
     return runs
 
 
 def retryable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
     """
+    The runs to retry.
+
     Raises:
-        StudyError: for a run that is none, or has not failed or been stopped; where none has failed.
+        StudyError: for an unknown run, or one that has not failed or been stopped; or if no run has failed.
     """
     if list(names) == [FAILED]:
         failed = [run for run in study.runs.values() if run.state == "failed"]
         if not failed:
-            raise StudyError("no run of the study has failed; name one that was stopped")
+            raise StudyError("no run of the study has failed; give one that was stopped")
         return failed
     runs = [_run(study, name) for name in names]
     for run in runs:
         if run.state not in ("failed", "pruned"):
-            raise StudyError(f"run {run.trial} is {run.state}; only one that failed or was stopped is tried again")
+            raise StudyError(f"run {run.trial} is {run.state}; only runs that failed or were stopped can be retried")
     return runs
 
 
 def stop_aside(folder: StudyFolder, names: Sequence[str]) -> None:
-    """Stops runs of a study that nobody drives: they will not be begun or gone on with.
+    """Stops a run of a study that is not running: it will not start or continue.
 
     Raises:
-        StudyError: as `stoppable`, and where somebody drives it.
+        StudyError: as `stoppable`, and if the study is running.
     """
     with locked(folder):
         runs = stoppable(read_study(folder.path), names)
@@ -184,10 +190,10 @@ def stop_aside(folder: StudyFolder, names: Sequence[str]) -> None:
 
 
 def retry_aside(folder: StudyFolder, names: Sequence[str]) -> None:
-    """Has the next driver of a study try runs again.
+    """Marks runs for the next driver of the study to retry.
 
     Raises:
-        StudyError: as `retryable`, and where somebody drives it.
+        StudyError: as `retryable`, and if the study is running.
     """
     with locked(folder):
         runs = retryable(read_study(folder.path), names)

@@ -40,11 +40,11 @@ _ONLY = "file"
 
 
 class StorageError(StudyError):
-    """A storage that does not answer, or a machine with no room for what it fetches: no run's fault."""
+    """The storage does not answer, or a machine has no room for what it fetches; not the fault of a run."""
 
 
 class Storage:
-    """Named folders behind an address that every machine of a cluster reaches."""
+    """Named folders at an address that every machine of a cluster can reach."""
 
     def __init__(self, address: str) -> None:
         """
@@ -57,18 +57,18 @@ class Storage:
         """
         if urlsplit(address).password is not None:
             raise StorageError(
-                "resources.storage must not hold a password, logs repeat it; put credentials into the environment of"
-                " every machine"
+                "resources.storage must not contain a password, because logs repeat it; put credentials into the"
+                " environment of every machine"
             )
         self.address = address
         with self._told():
             self._files, self._root = FileSystem.from_uri(address)
 
     def probe(self) -> str:
-        """Writes a small folder under a new name, which it returns; `forget` takes it away.
+        """Writes a small folder under a new name and returns the name; `forget` deletes it.
 
         Raises:
-            StorageError: where nothing can be written.
+            StorageError: if it cannot be written.
         """
         name = f"probes/{uuid.uuid4().hex[:12]}"
         with tempfile.TemporaryDirectory() as folder:
@@ -76,14 +76,14 @@ class Storage:
         return name
 
     def holds(self, name: str) -> bool:
-        """Whether something whole lies under the name."""
+        """Whether the storage has a complete archive of this name."""
         return self.newest(name) is not None
 
     def put(self, source: Path, name: str, without: str | None = None) -> None:
-        """Lays a folder, but for one entry of it, or a single file under a name, in place of what lay there.
+        """Stores a folder, without one entry if given, or a single file under a name, and replaces what was there.
 
         Raises:
-            StorageError: where the storage does not take it; what lay there still does.
+            StorageError: if it cannot be written; the old content stays.
         """
         with self._told():
             before = self._archives(name)
@@ -105,11 +105,11 @@ class Storage:
                         self._files.delete_file(f"{place}/{old}.{ending}")
 
     def get(self, name: str, folder: Path) -> bool:
-        """Puts what lies under the name in place of `folder`; False where there is nothing.
+        """Replaces `folder` by what is stored under the name; False if there is nothing.
 
         Raises:
-            StorageError: where it cannot be read.
-            OSError: where the folder's own disk is full.
+            StorageError: if it cannot be read.
+            OSError: if the disk of the folder is full.
         """
         staging, tried = folder.with_name(f".fetching-{uuid.uuid4().hex[:12]}"), None
         while (newest := self.newest(name)) not in (None, tried):
@@ -134,7 +134,7 @@ class Storage:
         return False
 
     def forget(self, name: str) -> None:
-        """Takes away what lies under the name; what cannot be taken away stays."""
+        """Deletes what is stored under the name, as far as possible."""
         with suppress(Exception):
             self._files.delete_dir(f"{self._root}/{name}")
 
@@ -159,8 +159,8 @@ class Storage:
                 raise
             raise StorageError(
                 f"the storage {self.address} cannot be used ({' '.join(str(error).split())[:200]}); give"
-                " resources.storage an address that pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and see"
-                " to its credentials on every machine"
+                " resources.storage an address that pyarrow knows (s3://, gs://, abfs://, hdfs://, file://), and check"
+                " its credentials on every machine"
             ) from error
 
 
@@ -206,9 +206,7 @@ def fetch_cache(job: Job, storage: Storage) -> LocalFolders:
     for name in job.cached:
         with _held(cache / name):
             if not (cache / name).exists() and not storage.get(name, cache / name):
-                raise StorageError(
-                    f"the storage {storage.address} has lost {name}; `reco-tune resume` lays it there again"
-                )
+                raise StorageError(f"the storage {storage.address} has lost {name}; `reco-tune resume` stores it again")
     experiment = Experiment.model_validate(job.settings)
     data = experiment.data.model_copy(update={"cache_dir": cache})
     evaluation = experiment.evaluation.model_copy(

@@ -86,7 +86,7 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
     if folder.settings.exists():
         _check_same(space, folder)
     elif folder.path.exists() and any(not entry.name.startswith(folder.lock.name) for entry in folder.path.iterdir()):
-        raise StudyError(f"{folder.path} is not empty and holds no study; give another --output")
+        raise StudyError(f"{folder.path} is not empty and has no study; give another --output")
     with locked(folder):
         if not folder.settings.exists():
             freeze(space, folder)

@@ -72,10 +72,11 @@ def _results(remote: Any, tasks: list[PartTask], limit: int) -> Iterator[Encoded
             if isinstance(error.cause, ReCoTuneError):
                 raise error.cause from None
             raise RunFailedError(
-                f"encoding a part of the clips failed ({error.cause!r}); run again to go on where it stopped"
+                f"encoding a part of the clips failed ({error.cause!r}); run the command again to continue"
             ) from error
         except ray.exceptions.RayError as error:
             lost = (str(error).splitlines() or [type(error).__name__])[0]
             raise RunFailedError(
-                f"the cluster lost a task more often than it may ({lost}); run again to go on where it stopped"
+                f"the cluster lost a task more often than resources.max_failures allows ({lost}); run again to go on"
+                " where it stopped"
             ) from error

@@ -44,14 +44,14 @@ def check_unchanged(space: Space, study: StudyRecord, folder: StudyFolder) -> No
     for change in _changes(space, study):
         raise StudyError(
             f"{folder.settings}: {change.key} is {_word(change.now)}, but the study runs with {_word(change.before)};"
-            " put it back, or make the change an arm of its own (`reco-tune extend`) or a new study: runs of both would"
-            " not compare"
+            " runs of both would not be comparable: restore it, or add an arm with the change (`reco-tune extend`), or"
+            " begin a new study"
         )
     if not (study.settings or study.finished):
         for whose, key in _own_steps(space):
             raise StudyError(
-                f"the study in {folder.path} was begun by a version that measured the speed of {whose}, {key} of its"
-                f" own included, against a baseline with the same, not against `{BASELINE}`; begin a new study"
+                f"the study in {folder.path} was begun by a version that measured the speed of {whose} against a"
+                f" baseline with the same {key}, not against `{BASELINE}`; begin a new study"
             )
 
 

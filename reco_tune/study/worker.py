@@ -114,7 +114,9 @@ def serve(config: dict[str, Any]) -> None:
             if no_space(error):  # not the run's fault, and no other would fare better
                 full = f"{scratch()} on {socket.gethostname()}" if job.storage else job.folder or job.tokens
                 ray.get(
-                    dispatcher.halt.remote(job.key, f"{full} cannot be written to: its disk is full, free some space")
+                    dispatcher.halt.remote(
+                        job.key, f"{full} cannot be written, because its disk is full; free some space"
+                    )
                 )
             elif isinstance(error, StorageError):
                 ray.get(dispatcher.halt.remote(job.key, str(error)))
@@ -257,7 +259,7 @@ def sentence(error: Exception, experiment: Experiment) -> str:
         needed, cause = memory_by_phase(experiment, experiment).training, text[:200] or type(error).__name__
         return (
             f"it ran out of memory ({cause}): a worker needs more than {needed / 2**30:.1f} GiB, its"
-            f" {'GPU' if gpu else 'machine'} has {there / 2**30:.1f} for all that runs on it;"
+            f" {'GPU' if gpu else 'machine'} has {there / 2**30:.1f} in total;"
             f" {ways_out(experiment, experiment, 'training', there)}"
         )
     return text if isinstance(error, ReCoTuneError) else f"{type(error).__name__}: {text[:500]}"

@@ -1,4 +1,4 @@
-"""Pixels to codes and back: one protocol and the tokenizers behind it."""
+"""Tokenizers turn pixels into codes and back. One protocol, several kinds."""
 
 from reco_tune.tokenizers.base import Tokenizer
 from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer, open_pretrained

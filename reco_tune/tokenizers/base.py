@@ -1,4 +1,4 @@
-"""What every tokenizer is: pixels to codes on a causal grid, and back. Knows no particular one."""
+"""The protocol of all tokenizers: pixels to codes on a causal grid, and back. Knows no particular tokenizer."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _JSON, _WEIGHTS = "tokenizer.json", "tokenizer.safetensors"
 
 
 class PixelRange(NamedTuple):
-    """The floats that stand for bytes 0 and 255."""
+    """The float values of bytes 0 and 255."""
 
     low: float
     high: float
@@ -82,7 +82,7 @@ def fingerprint(kind: str, settings: dict[str, Any], weights: dict[str, torch.Te
 
 
 class SavedParts(NamedTuple):
-    """What a saved tokenizer consists of."""
+    """The parts of a saved tokenizer."""
 
     kind: str
     settings: dict[str, Any]
@@ -99,7 +99,7 @@ def save_parts(
     pixels: PixelRange,
     code: Path | None = None,
 ) -> None:
-    """One JSON and one safetensors file in the folder `path`."""
+    """Writes one JSON and one safetensors file to the folder `path`."""
     path.mkdir(parents=True, exist_ok=True)
     weights = {name: value.detach().cpu().contiguous() for name, value in weights.items()}
     save_file(weights, path / _WEIGHTS)
@@ -114,24 +114,25 @@ def save_parts(
 
 
 def load_parts(path: Path) -> SavedParts:
-    """A saved tokenizer's parts.
+    """Reads the parts of a saved tokenizer.
 
     Raises:
-        DataError: if it is missing, of another version, or its bits are not those that were saved.
+        DataError: if it is missing, of another version, or differs from what was saved.
     """
     way_out = f"delete the folder {path.name} and run again"
     if not (path / _JSON).is_file():
-        raise DataError(f"{path} holds no tokenizer ({_JSON} is missing); {way_out}")
+        raise DataError(f"{path} has no tokenizer ({_JSON} is missing); {way_out}")
     try:
         text = json.loads((path / _JSON).read_text(encoding="utf-8"))
         if text["schema"] != SCHEMA:
             raise DataError(
-                f"{path} holds a tokenizer of version {text['schema']}, this program reads {SCHEMA}; {way_out}"
+                f"{path} has a tokenizer of version {text['schema']}, but this program reads version {SCHEMA};"
+                f" {way_out}"
             )
         kind, settings, code = text["kind"], text["settings"], text.get("code")
         weights = load_file(path / _WEIGHTS)
     except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
         raise DataError(f"the tokenizer {path} is damaged and cannot be read; {way_out}") from error
     if fingerprint(kind, settings, weights) != text.get("fingerprint"):
-        raise DataError(f"the tokenizer {path} is damaged (its weights are not those of its fingerprint); {way_out}")
+        raise DataError(f"the tokenizer {path} is damaged (its weights do not match its fingerprint); {way_out}")
     return SavedParts(kind, settings, weights, None if code is None else Path(code))

@@ -28,7 +28,7 @@ _LEVELS = (8, 8, 8, 5, 5, 5)
 
 
 class CosmosTokenizer(Pretrained):
-    """Encoder and decoder behind the tokenizer protocol."""
+    """The Cosmos encoder and decoder as a `Tokenizer`."""
 
     kind = KIND
     pixels = PixelRange(-1, 1)
@@ -47,11 +47,11 @@ class CosmosTokenizer(Pretrained):
 
     @classmethod
     def open(cls, tokenizer: settings.Tokenizer) -> CosmosTokenizer:
-        """From the folder `tokenizer.path` that holds `encoder.jit` and `decoder.jit`.
+        """Opens the folder `tokenizer.path` with `encoder.jit` and `decoder.jit`.
 
         Raises:
             SettingsError: if a file is missing.
-            DataError: if one is no TorchScript program, or the encoder's numbers are not those of its codes.
+            DataError: if one is not a TorchScript program, or the encoder's indices do not match its codes.
         """
         folder = Path(
             given(tokenizer.path, "path", KIND, "the folder that holds encoder.jit and decoder.jit")
@@ -60,7 +60,7 @@ class CosmosTokenizer(Pretrained):
         for name in _FILES:
             if not (folder / name).is_file():
                 raise SettingsError(
-                    f"tokenizer.path ({folder}) does not hold {name}; name the folder of the Cosmos TorchScript files"
+                    f"tokenizer.path ({folder}) has no {name}; give the folder of the Cosmos TorchScript files"
                 )
             programs[name] = torch.frombuffer(bytearray((folder / name).read_bytes()), dtype=torch.uint8)
         values = {name: getattr(tokenizer, name) for name in ("num_codes", "spatial_stride", "temporal_stride")}
@@ -99,7 +99,8 @@ class CosmosTokenizer(Pretrained):
         found = self._run(self._encoder, noise)
         if not isinstance(found, tuple) or len(found) < 2 or found[0].is_floating_point():
             raise DataError(
-                f"{_FILES[0]} gives no codes: it is a continuous tokenizer; take a discrete one, such as DV4x8x8"
+                f"{_FILES[0]} returns no codes because it is a continuous tokenizer; take a discrete one, such as"
+                " DV4x8x8"
             )
         indices, codes = found[0].long(), found[1].float()
         if codes.shape[1] != len(_LEVELS) or self.num_codes != 64000:
@@ -110,8 +111,8 @@ class CosmosTokenizer(Pretrained):
         offsets = (indices - spelled).unique().tolist()
         if offsets not in ([0], [1]):
             raise DataError(
-                f"the numbers that {_FILES[0]} gives differ from its own codes by {', '.join(map(str, offsets[:4]))},"
-                " not by 0 or by 1; take the files of a published Cosmos discrete video tokenizer"
+                f"the indices from {_FILES[0]} differ from its own codes by {', '.join(map(str, offsets[:4]))}, not by"
+                " 0 or by 1; take the files of a published Cosmos discrete video tokenizer"
             )
         return int(offsets[0])
 
@@ -121,4 +122,4 @@ def _loaded(program: torch.Tensor) -> torch.jit.ScriptModule:
         loaded: torch.jit.ScriptModule = torch.jit.load(io.BytesIO(program.numpy().tobytes()), map_location="cpu")
         return loaded.eval()
     except RuntimeError as error:
-        raise DataError(f"{' or '.join(_FILES)} is no TorchScript program; download it again") from error
+        raise DataError(f"{' or '.join(_FILES)} is not a TorchScript program; download it again") from error

@@ -1,4 +1,4 @@
-"""Every kind of tokenizer: how it comes about for an experiment, and how a saved one is read."""
+"""Makes the tokenizer of an experiment, of any kind, and reads a saved one."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ def open_pretrained(tokenizer: settings.Tokenizer) -> Pretrained:
     """The pretrained tokenizer that the settings name.
 
     Raises:
-        SettingsError: if its weights or code are not given, or are not what the settings say, or a package is missing.
+        SettingsError: if its weights or code are not given or contradict the settings, or a package is missing.
         DataError: if a file of it is damaged or holds more than weights.
     """
     opened: Pretrained = parts.load("tokenizers", tokenizer.kind).open(tokenizer)
@@ -40,7 +40,7 @@ def open_pretrained(tokenizer: settings.Tokenizer) -> Pretrained:
 
 
 def weight_files(tokenizer: settings.Tokenizer) -> list[Path]:
-    """The files on this machine that a pretrained tokenizer's weights come from; none for names on the hub."""
+    """The files on this machine with a pretrained tokenizer's weights; none for names on the hub."""
     given = tokenizer.checkpoint if tokenizer.kind in ("omnitokenizer", "larp") else tokenizer.path
     path = Path(given).expanduser() if given else None
     if path is None or not path.exists():
@@ -49,16 +49,16 @@ def weight_files(tokenizer: settings.Tokenizer) -> list[Path]:
 
 
 def load_tokenizer(path: Path) -> Tokenizer:
-    """A saved tokenizer of any kind.
+    """Reads a saved tokenizer of any kind.
 
     Raises:
-        DataError: if it is missing, foreign or damaged, or the code that it needs is no longer where it was.
+        DataError: if it is missing, damaged or of an unknown kind, or the code that it needs has moved.
     """
     path = Path(path)
     saved = load_parts(path)
     if not parts.is_own(saved.kind) and saved.kind not in parts.BUILT_IN["tokenizers"]:
         raise DataError(
-            f"{path} holds a tokenizer of unknown kind {saved.kind}; delete the folder {path.name} and run again"
+            f"{path} has a tokenizer of unknown kind {saved.kind}; delete the folder {path.name} and run again"
         )
     if saved.code is not None:
         _check_code(path, saved.code)
@@ -78,11 +78,11 @@ def _check_code(path: Path, code: Path) -> None:
     cache = path.resolve().parent.parent
     if not code.is_absolute() or code.resolve().is_relative_to(cache):
         raise DataError(
-            f"{path} names code inside its own cache ({code}), which is never run; delete the folder {path.name} and"
-            " run again"
+            f"{path} names code inside its own cache ({code}), which is not allowed to run; delete the folder"
+            f" {path.name} and run again"
         )
     if not code.is_dir():
         raise DataError(
-            f"the code that the tokenizer {path} needs is no longer at {code}; put it back, or write where it lies now"
-            f" into `code` of {path / 'tokenizer.json'}"
+            f"the code that the tokenizer {path} needs is no longer at {code}; restore it, or write its new path to"
+            f" `code` in {path / 'tokenizer.json'}"
         )

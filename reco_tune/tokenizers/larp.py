@@ -1,7 +1,6 @@
-"""LARP's holistic tokens through its authors' code: https://arxiv.org/abs/2410.21264.
-
-1,024 codes stand for 16 frames of 128x128 together; none belongs to a frame. Its quantizer draws codes at random unless
-it is told not to, and is told here. The prior that shaped the codes in training is left out: only training needed it.
+"""LARP's holistic tokens through its authors' code: https://arxiv.org/abs/2410.21264. 1,024 codes represent 16 frames
+of 128x128 together; none belongs to a frame. Its quantizer samples codes at random by default; here it is
+deterministic. The prior that shaped the codes in training is left out: only training needed it.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _PRIOR = "prior_model."
 
 
 class LarpTokenizer(Pretrained):
-    """The authors' `LARPTokenizer` behind the tokenizer protocol; all codes of a clip are one block of one row."""
+    """The authors' `LARPTokenizer` as a `Tokenizer`; all codes of a clip form one block of one row."""
 
     kind = KIND
     pixels = PixelRange(0, 1)
@@ -46,7 +45,7 @@ class LarpTokenizer(Pretrained):
         if missing or unexpected:
             raise DataError(
                 f"the LARP weights do not fit the code in {code}: {len(missing)} are missing and {len(unexpected)}"
-                f" unknown, the first {[*missing, *unexpected][0]}; take the weights and the repository of one version"
+                f" unknown, the first {[*missing, *unexpected][0]}; take weights and repository of the same version"
             )
         self._network.set_vq_eval_deterministic(deterministic=True)
         self._network.float().eval().requires_grad_(False)
@@ -56,8 +55,8 @@ class LarpTokenizer(Pretrained):
         found = (self._network.frame_num, self._network.input_size, self._network.bottleneck_token_num)
         if found != tuple(clip):
             raise DataError(
-                f"the LARP weights give {found[2]} codes for {found[0]} frames of {found[1]}x{found[1]}; "
-                f"take those that give {clip.tokens} for {clip.frames} of {clip.size_px}x{clip.size_px}"
+                f"the LARP weights give {found[2]} codes for {found[0]} frames of {found[1]}x{found[1]}; take weights"
+                f" that give {clip.tokens} for {clip.frames} of {clip.size_px}x{clip.size_px}"
             )
         self.fingerprint = fingerprint(KIND, config, weights)
 
@@ -71,14 +70,14 @@ class LarpTokenizer(Pretrained):
 
     @classmethod
     def open(cls, tokenizer: settings.Tokenizer) -> LarpTokenizer:
-        """From the repository `tokenizer.path` and the folder, file or hub name `tokenizer.checkpoint`.
+        """Opens the repository `tokenizer.path` and the folder, file or hub name `tokenizer.checkpoint`.
 
         Raises:
-            SettingsError: if one is not given or not what it should be, or a package that the code needs is missing.
+            SettingsError: if one is missing or wrong, or a package that the code needs is missing.
             DataError: if the weights are damaged, hold more than tensors, or do not fit.
         """
         code = (
-            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run"))
+            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code will run"))
             .expanduser()
             .resolve()
         )
@@ -96,7 +95,7 @@ class LarpTokenizer(Pretrained):
                 config, weights = dict(saved["args"]), dict(saved["sd"])
             config["prior_model"] = {"name": "none"}
         except (OSError, ValueError, KeyError, TypeError, SafetensorError) as error:
-            raise DataError(f"tokenizer.checkpoint ({path}) holds no weights of LARP ({error}); give {what}") from error
+            raise DataError(f"tokenizer.checkpoint ({path}) has no LARP weights ({error}); give {what}") from error
         return cls(config, {name: value for name, value in weights.items() if not name.startswith(_PRIOR)}, code)
 
     @classmethod

@@ -30,7 +30,7 @@ _QUIET = {"attn_dropout": 0.0, "ff_dropout": 0.0, "initialize_vit": False, "use_
 
 
 class OmniTokenizer(Pretrained):
-    """The authors' `VQGAN` behind the tokenizer protocol."""
+    """The authors' `VQGAN` as a `Tokenizer`."""
 
     kind = KIND
     pixels = PixelRange(-0.5, 0.5)
@@ -49,14 +49,14 @@ class OmniTokenizer(Pretrained):
 
     @classmethod
     def open(cls, tokenizer: settings.Tokenizer) -> OmniTokenizer:
-        """From the repository `tokenizer.path` and the file `tokenizer.checkpoint`.
+        """Opens the repository `tokenizer.path` and the file `tokenizer.checkpoint`.
 
         Raises:
-            SettingsError: if one is not given or not what it should be, or a package that the code needs is missing.
-            DataError: if the checkpoint holds more than weights and settings, or others.
+            SettingsError: if one is missing or wrong, or a package that the code needs is missing.
+            DataError: if the checkpoint holds more than weights and settings, or does not fit.
         """
         code = (
-            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code is run"))
+            Path(given(tokenizer.path, "path", KIND, "the folder of the authors' repository, whose code will run"))
             .expanduser()
             .resolve()
         )
@@ -64,7 +64,7 @@ class OmniTokenizer(Pretrained):
             given(tokenizer.checkpoint, "checkpoint", KIND, "the authors' .ckpt file, for example imagenet_k600.ckpt")
         ).expanduser()
         if not path.is_file():
-            raise SettingsError(f"tokenizer.checkpoint ({path}) is not a file; name the authors' .ckpt file")
+            raise SettingsError(f"tokenizer.checkpoint ({path}) is not a file; give the authors' .ckpt file")
         loaded = load_checkpoint(path, allowed=[argparse.Namespace])
         try:
             recorded = loaded["hyper_parameters"]
@@ -75,16 +75,16 @@ class OmniTokenizer(Pretrained):
             missing = {"n_codes", "patch_size", "temporal_patch_size"} - set(arguments)
         except (KeyError, AttributeError) as error:
             raise DataError(
-                f"{path} is no checkpoint of OmniTokenizer ({error}); take one that its authors publish"
+                f"{path} is not an OmniTokenizer checkpoint ({error}); take one from its authors"
             ) from error
         if missing:
             raise DataError(
-                f"{path} is no checkpoint of OmniTokenizer ({min(missing)} is missing); take one that its authors"
-                " publish"
+                f"{path} is not an OmniTokenizer checkpoint ({min(missing)} is missing); take one from its authors"
             )
         if arguments.get("use_vae"):
             raise SettingsError(
-                f"tokenizer.checkpoint ({path}) has no codes, it is the continuous VAE; take the VQVAE of the same name"
+                f"tokenizer.checkpoint ({path}) is the continuous VAE, which has no codes; take the VQVAE of the same"
+                " name"
             )
         return cls(arguments, weights, code)
 
@@ -114,8 +114,8 @@ def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Pa
     if missing or unexpected:
         raise DataError(
             f"the OmniTokenizer checkpoint does not fit the code in {code}: {len(missing)} weights are missing,"
-            f" {len(unexpected)} unknown, the first {[*missing, *unexpected][0]}; take the repository's version that"
-            " the checkpoint was published with"
+            f" {len(unexpected)} unknown, the first {[*missing, *unexpected][0]}; take the version of the repository"
+            " that belongs to the checkpoint"
         )
     codebook = getattr(network, "codebook", None)
     if codebook is not None:

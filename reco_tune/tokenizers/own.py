@@ -1,4 +1,4 @@
-"""A tokenizer of one's own: it is fitted here like the built-in ones, and its weights are kept beside its codes.
+"""A user's own tokenizer. It is fitted like the built-in ones, and its weights are kept beside its codes.
 
 class MyTokenizer:
     def __init__(self, num_codes, spatial_stride, temporal_stride, **options): ...
@@ -23,7 +23,7 @@ from reco_tune.tokenizers.base import PixelRange, SavedParts, check_frames, fing
 
 
 class OwnTokenizer:
-    """Somebody's class with what every tokenizer has."""
+    """A user's class as a `Tokenizer`."""
 
     pixels = PixelRange(0, 255)
 
@@ -40,7 +40,7 @@ class OwnTokenizer:
         self.take()
 
     def take(self) -> None:
-        """Whatever weights the class has now are the tokenizer's."""
+        """Takes the current weights of the class."""
         self.fingerprint = fingerprint(self.kind, self._numbers, self.own.state_dict())
 
     @torch.no_grad()
@@ -51,8 +51,8 @@ class OwnTokenizer:
         expected = (len(video_BFCHW), blocks, height, width)
         if codes.shape != expected or codes.dtype != torch.int64:
             raise SettingsError(
-                f"tokenizer.kind {self.kind} encodes to {codes.dtype} {tuple(codes.shape)}, where int64 {expected} is"
-                " meant; correct its encode"
+                f"tokenizer.kind {self.kind} encodes to {codes.dtype} {tuple(codes.shape)}, but must give int64"
+                f" {expected}; correct its encode"
             )
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise SettingsError(
@@ -78,7 +78,7 @@ class OwnTokenizer:
 
 
 def fit_own(tokenizer: settings.Tokenizer, clips: np.ndarray) -> OwnTokenizer:
-    """One that has seen the clips, uint8 [N, F, 3, H, W], where it wants to."""
+    """Fits a user's tokenizer to the clips, uint8 [N, F, 3, H, W], if it has `fit`."""
     numbers = {name: getattr(tokenizer, name) for name in ("num_codes", "spatial_stride", "temporal_stride", "options")}
     made = OwnTokenizer(tokenizer.kind, numbers)
     if hasattr(made.own, "fit"):

@@ -1,5 +1,5 @@
-"""What the adapters of pretrained tokenizers share: pixels in the range a network was trained on, one clip at a time,
-and back; weights and code of others. Knows no particular one.
+"""Shared code of the adapters of pretrained tokenizers: pixel ranges, encoding one clip at a time, loading weights and
+code of others. Knows no particular tokenizer.
 
 Weights are read as tensors and plain values only (safetensors, or `torch.load` with `weights_only`): no pickle of a
 user's file runs. Networks that cannot be built without their authors' code run it from the folder that `tokenizer.path`
@@ -37,7 +37,7 @@ _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Pretrained(ABC):
-    """A network of others behind the tokenizer protocol; subclasses say how it encodes and decodes float clips."""
+    """A pretrained network as a `Tokenizer`; subclasses encode and decode float clips."""
 
     kind: str
     pixels: PixelRange
@@ -62,7 +62,7 @@ class Pretrained(ABC):
         batch.
 
         Raises:
-            DataError: if the network gives another grid or other codes than its settings promise.
+            DataError: if the grid or the codes contradict the settings.
         """
         _, frames, _, height, width = video_BFCHW.shape
         grid = self.grid(frames, height, width)
@@ -99,10 +99,10 @@ class Pretrained(ABC):
 
 
 def given(value: str | None, key: str, kind: str, what: str) -> str:
-    """`value`, which the kind cannot do without.
+    """`value`, which the kind requires.
 
     Raises:
-        SettingsError: if it is not given.
+        SettingsError: if it is missing.
     """
     if value is None:
         raise SettingsError(
@@ -112,24 +112,24 @@ def given(value: str | None, key: str, kind: str, what: str) -> str:
 
 
 def is_hub_name(name: str, kind: str, key: str) -> bool:
-    """False for a file or folder that is there, True for owner/name.
+    """False for an existing file or folder, True for owner/name.
 
     Raises:
-        SettingsError: if it is neither.
+        SettingsError: for anything else.
     """
     if Path(name).expanduser().exists():
         return False
     if _HUB_NAME.fullmatch(name):
         return True
     raise SettingsError(
-        f"tokenizer.{key} ({name}) is neither a folder or file that is there nor the name of a model on the Hugging"
-        f" Face hub (owner/name); correct it for tokenizer.kind {kind}"
+        f"tokenizer.{key} ({name}) does not exist as a file or folder, and is not a model name on the Hugging Face hub"
+        f" (owner/name); correct it for tokenizer.kind {kind}"
     )
 
 
 @contextmanager
 def extra(kind: str) -> Iterator[None]:
-    """Turns a package that is not installed into one sentence."""
+    """Turns the import error of a missing package into one sentence."""
     try:
         yield
     except ImportError as error:
@@ -153,13 +153,13 @@ def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> dict[str, Any]:
         found = re.search(r"GLOBAL (\S+)", str(error))
         if found:
             raise DataError(
-                f"{path} holds more than tensors and plain values ({found[1]}) and is not loaded, because that could"
-                " run anything; where you trust it, load it yourself and save its tensors and plain values alone with"
+                f"{path} is not loaded, because it holds more than tensors and plain values ({found[1]}) and could run"
+                " any code; if you trust it, load it yourself and save only its tensors and plain values with"
                 " torch.save"
             ) from error
         raise DataError(f"{path} cannot be read as a PyTorch checkpoint; download it again") from error
     if not isinstance(loaded, dict):
-        raise DataError(f"{path} holds no mapping of names to weights; give the checkpoint that the authors publish")
+        raise DataError(f"{path} does not map names to weights; give a checkpoint from the authors")
     return loaded
 
 
@@ -176,8 +176,8 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
     location = Path(folder).expanduser().resolve() / package
     if not (location.parent / f"{module.replace('.', '/')}.py").is_file():
         raise SettingsError(
-            f"{folder} does not hold {module.replace('.', '/')}.py, the code of tokenizer.kind {kind}; "
-            "name the folder of the authors' repository in tokenizer.path"
+            f"{folder} does not have {module.replace('.', '/')}.py, the code of tokenizer.kind {kind}; give the folder"
+            " of the authors' repository in tokenizer.path"
         )
     known = sys.modules.get(package)
     if known is None and bare:
@@ -185,8 +185,8 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
         sys.modules[package].__path__ = [str(location)]
     if known is not None and [str(location)] != list(getattr(known, "__path__", [])):
         raise SettingsError(
-            f"another package named {package} is imported already, so that of {folder} cannot be; start a process of"
-            " its own"
+            f"another package named {package} is already imported, so the one in {folder} cannot be; start a new"
+            " process"
         )
     sys.path.insert(0, str(location.parent))
     try:
@@ -197,8 +197,8 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
     except Exception as error:  # whatever their modules do when they are imported
         said = " ".join(str(error).split())[:200]
         raise SettingsError(
-            f"the code of tokenizer.kind {kind} in {folder} cannot be imported ({type(error).__name__}: {said}); "
-            "see that its packages belong to the installed torch"
+            f"the code of tokenizer.kind {kind} in {folder} cannot be imported ({type(error).__name__}: {said}); check"
+            " that its packages match the installed torch"
         ) from error
     finally:
         sys.path.remove(str(location.parent))
@@ -207,11 +207,11 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
 def same_as_settings(tokenizer: Pretrained, wanted: settings.Tokenizer) -> None:
     """
     Raises:
-        SettingsError: if the weights' codebook or strides are not those of the settings, from which a model is built.
+        SettingsError: if the weights' codebook or strides differ from the settings.
     """
     for name in ("num_codes", "spatial_stride", "temporal_stride"):
         if getattr(tokenizer, name) != getattr(wanted, name):
             raise SettingsError(
-                f"tokenizer.{name} ({getattr(wanted, name)}) is not the {getattr(tokenizer, name)} of the weights that"
-                f" are given; set tokenizer.{name}={getattr(tokenizer, name)}"
+                f"tokenizer.{name} ({getattr(wanted, name)}) does not match the weights, which have"
+                f" {getattr(tokenizer, name)}; set tokenizer.{name}={getattr(tokenizer, name)}"
             )

@@ -40,7 +40,7 @@ _ENCODE_CLIPS = 16
 
 
 class VectorQuantizedTokenizer:
-    """Network and codebook behind the tokenizer protocol."""
+    """The trained network and codebook as a `Tokenizer`."""
 
     pixels = PixelRange(-1, 1)
 

@@ -22,7 +22,7 @@ _VERSION = re.compile(r"v?1[._-]1(?!\d)")
 
 
 class VidTokTokenizer(Pretrained):
-    """A `diffusers.AutoencoderVidTok` behind the tokenizer protocol."""
+    """A `diffusers.AutoencoderVidTok` as a `Tokenizer`."""
 
     kind = KIND
     pixels = PixelRange(-1, 1)
@@ -43,10 +43,10 @@ class VidTokTokenizer(Pretrained):
 
     @classmethod
     def open(cls, tokenizer: settings.Tokenizer) -> VidTokTokenizer:
-        """From the folder or hub name `tokenizer.path`.
+        """Opens the folder or hub name `tokenizer.path`.
 
         Raises:
-            SettingsError: if there are no VidTok v1.1 weights with discrete codes, or diffusers is missing.
+            SettingsError: if it has no VidTok v1.1 weights with discrete codes, or diffusers is missing.
         """
         name = given(
             tokenizer.path, "path", KIND, "the folder or hub name of VidTok v1.1 weights in the format of diffusers"
@@ -54,8 +54,8 @@ class VidTokTokenizer(Pretrained):
         is_hub_name(name, KIND, "path")
         if not _VERSION.search(name):
             raise SettingsError(
-                f"tokenizer.path ({name}) does not say that it is VidTok v1.1: weights of v1.0 load without an error"
-                " and give wrong codes; take v1.1, and name its folder so, for example"
+                f"tokenizer.path ({name}) does not have v1_1 in its name, and VidTok v1.0 weights load without an error"
+                " but give wrong codes; take v1.1 and name its folder accordingly, for example"
                 " vidtok_fsq_causal_488_32768_v1_1"
             )
         with extra(KIND):
@@ -66,8 +66,8 @@ class VidTokTokenizer(Pretrained):
             )
         except (OSError, ValueError, TypeError, RuntimeError) as error:
             raise SettingsError(
-                f"tokenizer.path ({name}) holds no VidTok weights in the format of diffusers ({_first_line(error)}); "
-                "it needs config.json and diffusion_pytorch_model.safetensors"
+                f"tokenizer.path ({name}) has no VidTok weights in the format of diffusers ({_first_line(error)}); it"
+                " needs config.json and diffusion_pytorch_model.safetensors"
             ) from error
         config = {key: value for key, value in dict(network.config).items() if not key.startswith("_")}
         if config["regularizer"] != "fsq" or not config["is_causal"]:

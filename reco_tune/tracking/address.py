@@ -1,6 +1,4 @@
-"""Addresses of MLflow: what can be one, and whether anybody is there. Imports no MLflow, so that a mistake is told at
-once.
-"""
+"""Checks addresses of MLflow. Does not import MLflow, so that an error appears at once."""
 
 from __future__ import annotations
 
@@ -21,20 +19,22 @@ ANSWER_SECONDS = 5.0
 
 def check_address(uri: str, way_out: str = "start it, or leave --tracking-uri out and `sync` to it later") -> None:
     """
+    Checks an address of MLflow.
+
     Args:
-        way_out: what a person can do where no server answers.
+        way_out: what a user can do if no server answers.
 
     Raises:
-        TrackingError: for what cannot be an address of MLflow, and where no server answers.
+        TrackingError: for an invalid address, and if no server answers.
     """
     try:
         parts = urlsplit(uri)
         host, port = parts.hostname, parts.port
     except ValueError as error:
-        raise TrackingError(f"{uri} is no address ({error}); {_EXAMPLES}") from error
+        raise TrackingError(f"{uri} is not an address ({error}); {_EXAMPLES}") from error
     scheme = parts.scheme.partition("+")[0] or uri
     if scheme not in (*SERVERS, *DATABASES, *MANAGED):
-        raise TrackingError(f"{shown(uri)} is no address of MLflow; {_EXAMPLES}")
+        raise TrackingError(f"{shown(uri)} is not an address of MLflow; {_EXAMPLES}")
     if database(uri) in (Path(), Path(":memory:")):
         raise TrackingError(f"{uri} names no file; {_EXAMPLES}")
     if scheme in SERVERS:
@@ -45,10 +45,10 @@ def check_address(uri: str, way_out: str = "start it, or leave --tracking-uri ou
 
 
 def reading_address(experiment: str, uri: str | None) -> str:
-    """Where to read an experiment: `uri`, or that of MLFLOW_TRACKING_URI.
+    """The address to read an experiment from: `uri`, or MLFLOW_TRACKING_URI.
 
     Raises:
-        TrackingError: where nothing can be read there.
+        TrackingError: if it is missing, or its database does not exist.
     """
     where = uri or os.environ.get("MLFLOW_TRACKING_URI", "")
     if not where:
@@ -66,7 +66,7 @@ def reading_address(experiment: str, uri: str | None) -> str:
 
 
 def database(uri: str) -> Path | None:
-    """File of a sqlite address, `.` where it names none; None for other addresses."""
+    """File of a sqlite address, `.` if it names no file; None for other addresses."""
     if not uri.startswith("sqlite:"):
         return None
     return Path(uri.partition("://")[2].partition("?")[0].removeprefix("/"))
@@ -82,12 +82,12 @@ def shown(uri: str) -> str:
 
 
 def restore_command(uri: str, experiment: str) -> str:
-    """The command that brings an experiment back that was deleted."""
+    """The command that restores a deleted experiment."""
     return f"MLFLOW_TRACKING_URI={shlex.quote(shown(uri))} mlflow experiments restore --experiment-id {experiment}"
 
 
 def listens(host: str, port: int) -> bool:
-    """Whether somebody takes connections there."""
+    """Whether a server accepts connections there."""
     try:
         with socket.create_connection((host, port), ANSWER_SECONDS):
             return True

@@ -49,7 +49,7 @@ STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 @dataclass(frozen=True)
 class SyncResult:
-    """What a replay did."""
+    """The result of `sync`."""
 
     experiment: str
     uri: str
@@ -65,7 +65,7 @@ class Mirror:
         """
         Args:
             uri: None is the sqlite file of the study folder, which only this process may write.
-            tell: hears in one sentence that MLflow is far behind, or no longer.
+            tell: called with one sentence if MLflow is far behind, and when it has caught up.
         """
         self.error = ""
         """Why the last pass failed; empty while all is well."""
@@ -79,11 +79,11 @@ class Mirror:
         self._thread.start()
 
     def notify(self) -> None:
-        """The log has something new."""
+        """Tells the thread that the log has new events."""
         self._news.set()
 
     def close(self, timeout: float = 60) -> bool:
-        """Sends what is left, for at most `timeout` seconds; whether MLflow now has everything."""
+        """Sends what is missing, for at most `timeout` seconds. True if MLflow then has everything."""
         self._closing.set()
         self._news.set()
         self._thread.join(timeout)
@@ -96,7 +96,10 @@ class Mirror:
         behind = time.monotonic() - self._sent_at if self._news.is_set() else 0.0
         if behind >= max(BEHIND_SECONDS, 2 * self._told):
             why = f" ({self.error})" if self.error else ""
-            self._tell(f"MLflow is {behind / 60:.0f} minutes behind the log{why}; the study goes on, it catches up")
+            self._tell(
+                f"MLflow is {behind / 60:.0f} minutes behind the log{why}; the study continues, and MLflow catches up"
+                " later"
+            )
             self._told = behind
         elif self._told and behind < BEHIND_SECONDS:
             self._tell("MLflow has caught up with the log")
@@ -131,25 +134,26 @@ class Mirror:
 def sync(
     folder: StudyFolder, uri: str | None = None, progress: Progress = quiet, experiment: str | None = None
 ) -> SyncResult:
-    """Sends whatever MLflow lacks of a study; a second call sends nothing.
+    """Sends everything that MLflow does not have of a study; a second call sends nothing.
 
     Args:
-        experiment: name under which MLflow holds it; by default the one under which it does, or else the study's.
+        experiment: name of the MLflow experiment; by default the one that holds the study, or else the study's name.
 
     Raises:
-        StudyError: where the folder holds no study.
-        TrackingError: where MLflow cannot be reached or holds another study under this name.
+        StudyError: if the folder has no study.
+        TrackingError: if MLflow cannot be reached or has another study of this name.
     """
     if not read_study(folder.path).name:
         raise StudyError(
-            f"the study in {folder.path} has not begun, its log is empty; `{command('resume', folder.path)}` begins it"
+            f"the study in {folder.path} has an empty log, so there is nothing to send;"
+            f" `{command('resume', folder.path)}` begins the study"
         )
     where = uri or folder.mlflow_uri
     again = f"then `{command('sync', folder.path, *_uri_option(uri))}` sends it"
     check_address(where, f"start it, {again}")
     from reco_tune.tracking import store  # imports MLflow, which takes seconds
 
-    way_out = f"see that it runs and can be written to, {again}"
+    way_out = f"check that it runs and is writable, {again}"
     with store.telling(where, "does not take the study", way_out), ExitStack() as stack:
         with suppress(OSError):  # a folder that only can be read has nobody else who sends
             stack.enter_context(lock(folder.path / ".sync.lock", seconds=-1))
@@ -159,10 +163,10 @@ def sync(
 
 
 def check_name(uri: str, name: str, folder: StudyFolder) -> None:
-    """Whether a study that is about to start or to go on can be mirrored; MLflow is asked, nothing is written.
+    """Checks whether MLflow can mirror a study that is about to start or continue; writes nothing.
 
     Raises:
-        TrackingError: where MLflow cannot be used, or holds another study under this name.
+        TrackingError: if MLflow cannot be used, or has another study of this name.
     """
     check_address(uri)
     file = database(uri)
@@ -170,18 +174,18 @@ def check_name(uri: str, name: str, folder: StudyFolder) -> None:
         return
     from reco_tune.tracking import store
 
-    with store.telling(uri, "cannot be used", "see that it runs, or leave --tracking-uri out and `sync` to it later"):
+    with store.telling(uri, "cannot be used", "check that it runs, or leave --tracking-uri out and `sync` to it later"):
         client = store.connect(uri)
         identity = folder.identity if folder.events.is_file() else ""
         if identity and store.experiment_of(client, identity):
             return
         found = store.find_experiment(client, name, ", or give another --name")
         if found and (taken := store.all_runs(client, found, "study")) and not store.is_of(taken[0], identity):
-            raise TrackingError(f"MLflow at {shown(uri)} holds another study named `{name}`; give another --name")
+            raise TrackingError(f"MLflow at {shown(uri)} has another study named `{name}`; give another --name")
 
 
 class Replay:
-    """Sends the log of one study, run by run; remembers what MLflow already holds."""
+    """Sends the log of one study, run by run, and remembers what MLflow has already."""
 
     def __init__(self, folder: StudyFolder, uri: str | None, experiment: str | None = None) -> None:
         from reco_tune.tracking import store  # imports MLflow, which takes seconds: here it costs nobody anything
@@ -208,7 +212,7 @@ class Replay:
         return self._follower.study
 
     def send_news(self, progress: Progress = quiet) -> int:
-        """Sends every run that has news; returns how many had."""
+        """Sends every run with new events; returns their number."""
         events = self._follower.poll()
         self._waiting.update({event["trial"]: None for event in events if event.get("trial") in self.study.runs})
         if not self.study.name:
@@ -239,8 +243,8 @@ class Replay:
         parents = store.all_runs(client, self._experiment, "study")
         if parents and not store.is_of(parents[0], identity):
             raise TrackingError(
-                f"MLflow at {shown(self.uri)} holds another study named `{self.experiment}`; `{self._again} --name"
-                " NAME` sends this one under another name"
+                f"MLflow at {shown(self.uri)} has another study named `{self.experiment}`; `{self._again} --name NAME`"
+                " sends this one under another name"
             )
         if parents:
             parent, self._tags[""] = parents[0].info.run_id, parents[0].data.tags

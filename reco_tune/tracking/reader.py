@@ -1,4 +1,4 @@
-"""A study as MLflow tells it: the same record that its log gives, so that reports do not care where they read from."""
+"""Reads a study from MLflow, as the same record that its log gives, so that reports can read from either."""
 
 from __future__ import annotations
 
@@ -15,26 +15,26 @@ if TYPE_CHECKING:
 
 
 def read_study(experiment: str, uri: str | None = None) -> StudyRecord:
-    """The study that was mirrored under an experiment's name; `uri` None is that of MLFLOW_TRACKING_URI.
+    """The study in an MLflow experiment; `uri` None means MLFLOW_TRACKING_URI.
 
     Raises:
-        TrackingError: where MLflow cannot be reached, or holds no (whole) study of that name.
+        TrackingError: if MLflow cannot be reached, or has no complete study of that name.
     """
     where = reading_address(experiment, uri)
-    with store.telling(where, "does not answer", "see that it runs"):
+    with store.telling(where, "does not answer", "check that it runs"):
         client = store.connect(where)
         found = store.find_experiment(client, experiment)
         parents = store.all_runs(client, found, "study") if found else []
         trials = store.all_runs(client, found, "trial") if found else []
     if not parents:
         raise TrackingError(
-            f"MLflow at {shown(where)} holds no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one"
+            f"MLflow at {shown(where)} has no study named `{experiment}`; `reco-tune sync STUDY_DIR` sends one"
         )
     try:
         return _record(parents[0], trials)
     except (KeyError, ValueError, TypeError) as error:
         raise TrackingError(
-            f"MLflow at {shown(where)} holds only a part of study `{experiment}`; `reco-tune sync STUDY_DIR` sends the"
+            f"MLflow at {shown(where)} has only a part of study `{experiment}`; `reco-tune sync STUDY_DIR` sends the"
             " rest"
         ) from error
 

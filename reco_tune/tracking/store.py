@@ -74,17 +74,17 @@ for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.ut
 
 
 def connect(uri: str) -> MlflowClient:
-    """A client; makes the database where `uri` is a sqlite file that does not exist yet, one process at a time.
+    """An MLflow client. Makes the database if `uri` is a sqlite file that does not exist yet, one process at a time.
 
     Raises:
-        TrackingError: where the address is none, nobody answers there, or the database is not MLflow's.
+        TrackingError: if the address is invalid, no server answers, or the database is not MLflow's.
     """
     check_address(uri)
     file = database(uri)
     if file is not None and not file.exists():  # MLflow itself tries for two minutes
         above = next(folder for folder in file.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise TrackingError(f"{file} cannot be made, because {above} cannot be written to; give a --tracking-uri")
+            raise TrackingError(f"{file} cannot be made, because {above} is not writable; give a --tracking-uri")
     with telling(uri, "cannot be used", "give another --tracking-uri"), ExitStack() as stack:
         if file is not None:
             with suppress(OSError, HeldError):  # in a folder that only can be read nobody makes one
@@ -95,7 +95,7 @@ def connect(uri: str) -> MlflowClient:
 
 @contextmanager
 def telling(uri: str, what: str, way_out: str) -> Iterator[None]:
-    """What MLflow raises while the block runs, as one sentence.
+    """Turns MLflow's errors in the block into one sentence.
 
     Raises:
         TrackingError: `MLflow at URI WHAT (reason); WAY_OUT`.
@@ -107,19 +107,19 @@ def telling(uri: str, what: str, way_out: str) -> Iterator[None]:
 
 
 def find_experiment(client: MlflowClient, name: str, otherwise: str = "") -> Experiment | None:
-    """The experiment of that name, where there is one.
+    """The experiment with this name, or None.
 
     Args:
-        otherwise: what else a person can do where it was deleted.
+        otherwise: what else a user can do if it was deleted.
 
     Raises:
-        TrackingError: where it was deleted, which keeps its name from everybody else.
+        TrackingError: if it was deleted, because MLflow still reserves its name.
     """
     found = client.get_experiment_by_name(name)
     if found is not None and found.lifecycle_stage != "active":
         uri = client.tracking_uri
         raise TrackingError(
-            f"the experiment `{name}` was deleted in MLflow at {shown(uri)}; bring it back with"
+            f"the experiment `{name}` was deleted in MLflow at {shown(uri)}; restore it with"
             f" `{restore_command(uri, found.experiment_id)}`{otherwise}"
         )
     return found
@@ -132,12 +132,12 @@ def experiment_of(client: MlflowClient, identity: str) -> Experiment | None:
 
 
 def is_of(parent: Run, identity: str) -> bool:
-    """Whether a parent run is a study's."""
+    """Whether a parent run belongs to a study."""
     return bool(parent.data.tags[STUDY_ID] == identity)
 
 
 def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> list[Run]:
-    """Every run of a kind, with parameters, tags and latest metrics, a page at a time."""
+    """Yields every run of a kind, with parameters, tags and latest metrics, page by page."""
     identity = experiment if isinstance(experiment, str) else experiment.experiment_id
     runs: list[Run] = []
     token: str | None = None
@@ -150,7 +150,7 @@ def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> l
 
 
 def log_inputs(client: MlflowClient, identity: str, data: Dataset, model: str) -> None:
-    """What a run was made of; twice is once.
+    """Logs the inputs of a run; a repeated call changes nothing.
 
     Args:
         model: identity of the model that it reads; empty for none.
@@ -162,8 +162,9 @@ def log_inputs(client: MlflowClient, identity: str, data: Dataset, model: str) -
 
 
 def tokenizer_model(client: MlflowClient, experiment: str, fingerprint: str) -> str:
-    """Identity of the model that stands for a tokenizer, made where there is none; its weights lie in the
-    cache folder."""
+    """Identity of the MLflow model that represents a tokenizer; creates it if needed. The weights stay in the cache
+    folder.
+    """
     name = f"tokenizer-{fingerprint[:16]}"
     found = client.search_logged_models([experiment], filter_string=f"name = '{name}'", max_results=1)
     if found:
@@ -183,10 +184,11 @@ def to_tags(name: str, value: Any) -> dict[str, str]:
 
 
 def from_tags(name: str, tags: Mapping[str, str]) -> Any:
-    """The value of `to_tags`; None where there is none.
+    """The inverse of `to_tags`; None if there is no such value.
 
     Raises:
-        KeyError, ValueError: where a part is missing or damaged.
+        KeyError,
+        ValueError: if a part is missing or damaged.
     """
     if name not in tags:
         return None
@@ -199,6 +201,6 @@ def digest(path: Path) -> str:
 
 
 def first_line(error: BaseException) -> str:
-    """An error without its stack of causes."""
+    """The first line of an error, without its causes."""
     text = (str(error).strip().splitlines() or [type(error).__name__])[0]
     return text if len(text) <= LONGEST_REASON else f"{text[:LONGEST_REASON].rsplit(' ', 1)[0]} ..."

@@ -1,6 +1,5 @@
-"""A study as its parent run in MLflow shows it: numbers that tell studies apart in a list, and a note with its tables.
-
-Pure functions of the study's record and its report folder; knows nothing of MLflow.
+"""Content of a study's parent run in MLflow: numbers for the list of studies, and a note with its tables. Pure
+functions of the study's record and its report folder; knows nothing of MLflow.
 """
 
 from __future__ import annotations
@@ -40,7 +39,7 @@ def summary_metrics(study: StudyRecord) -> dict[str, float]:
 
 
 def note(study: StudyRecord, report: Path) -> str:
-    """The question, what the study is made of, and its ablation table where the report has one; Markdown."""
+    """The question, the runs of the study and its ablation table if the report has one, in Markdown."""
     counts = {state: sum(run.state == state for run in study.runs.values()) for state in ENDED}
     ended = ", ".join(f"{count} {state}" for state, count in counts.items() if count)
     parts = [study.question, f"{len(study.runs)} runs{f': {ended}' if ended else ''}."]

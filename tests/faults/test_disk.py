@@ -133,7 +133,7 @@ def test_a_full_disk_while_a_study_runs(
 
     with pytest.raises(
         RunFailedError,
-        match=r"run\(s\) are unfinished \(.*cannot be written to.*disk.*`reco-tune resume .*` continues them",
+        match=r"run\(s\) are unfinished \(.*cannot be written.*disk.*`reco-tune resume .*` continues them",
     ):
         resume(folder.path, Options(track=False), Struck(folder, strike))
     assert folder.events.read_bytes().endswith(b"\n")
