@@ -231,7 +231,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "a name that is no folder's": (["run", "demo", "--name", "a/b"], "--name 'a/b' must be letters"),
     "seeds": (["run", "demo", "--seeds", "0;1"], "--seeds '0;1' must be whole numbers separated by commas"),
-    "a folder for a space": (["plan", "."], r"\. is a folder, not a file of a space or an experiment"),
+    "a folder for a space": (["plan", "."], r"\. is a folder, not a space or experiment file"),
     "seeds twice": (["run", "demo", "--seeds", "0,0"], r"seeds \[0, 0\] must be at least one and all different"),
     "trials below none": (["run", "demo", "--trials", "-1"], "Invalid value for '--trials'"),
     "a misspelt experiment to plan": (["plan", "tachi_110M"], "did you mean the shipped `taichi_110M`"),
