@@ -43,8 +43,8 @@ GLOSSARY = {
     " FLOPs allow.",
     "stride (S)": "The distance between possible window starts, in tokens.",
     "trial": "A run, as Ray Tune and Optuna call it. `trials` in a space file is the number of sampled runs.",
-    "tuning run": "A run that helps to choose settings of its arm before the table (`tune`). It stands in no table, and"
-    " its seed in no row.",
+    "tuning run": "A run that helps to choose settings of its arm before the table (`tune`). The ablation table has"
+    " neither these runs nor their seeds.",
     "window (W)": "The tokens of a clip that get a loss and a gradient in one training step.",
     "worker group": "The Ray Train workers that train one run together. A group trains one run after another.",
 }

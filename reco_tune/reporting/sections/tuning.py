@@ -47,15 +47,15 @@ def build(evidence: Evidence) -> Section:
         number_column("worst", "worst point", DIGITS[metric.name]),
         text_column("runs", "tuning runs"),
         text_column("steps", "steps each", "count"),
-        number_column("device_hours", "device h", 3),
+        number_column("device_hours", "device (h)", 3),
     )
     hours = sum(row["device_hours"] for row in rows if math.isfinite(row["device_hours"]))
     caption = (
         f"Before the table, every arm tried the same {tune.trials} points on the same training"
         f" {'seeds' if len(tune.seeds) > 1 else 'seed'} ({', '.join(map(str, tune.seeds))}), each at the longest of its"
-        f" budgets, and got the one with the lowest mean {metric.label}. These runs, {number(hours, 3)} device hours of"
-        " them, are in no other table and no seed of theirs is in one. Shorter budgets have the same values, which need"
-        " not be their best. `tuning.csv` has every point."
+        f" budgets, and got the one with the lowest mean {metric.label}. These runs took {number(hours, 3)} device"
+        " hours. No other table has these runs or their seeds. Shorter budgets use the same values, which need not be"
+        " their best. `tuning.csv` has every point."
     )
     table = Table(
         "tuning",
@@ -69,8 +69,8 @@ def build(evidence: Evidence) -> Section:
     figure = Figure(
         "tuning",
         "Sensitivity of each arm",
-        f"Mean {metric.label} of every point that an arm tried, with 95% intervals; the ring is what it got. Where"
-        " curves cross, the order of the arms depends on the value that all would have shared.",
+        f"Mean {metric.label} of every point that an arm tried, with 95% intervals. The ring marks the"
+        " chosen point. Where curves cross, the order of the arms depends on the value that they share.",
         draw_tuning,
         (points, keys, metric.name),
     )
