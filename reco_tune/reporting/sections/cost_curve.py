@@ -177,7 +177,7 @@ def verdicts(table: pd.DataFrame, quality: Quality) -> list[str]:
     rows = {row["arm"]: row for row in records(table)}
     full = rows[BASELINE]
     told = [
-        f"{quoted(BASELINE)} itself comes within {quality.margin:.0%} of its final {quality.name} at {_share(full)} of"
+        f"{quoted(BASELINE)} itself comes within {quality.margin:.0%} of its final {quality.name} at {_at(full)} of"
         " its cost."
     ]
     for arm, row in rows.items():
@@ -193,7 +193,7 @@ def verdicts(table: pd.DataFrame, quality: Quality) -> list[str]:
             if _times(row["gain"])
             else ""
         )
-        told.append(f"{quoted(arm)} reaches it at {_share(row)} of the baseline's cost{gain}.")
+        told.append(f"{quoted(arm)} reaches it at {_at(row)} of the baseline's cost{gain}.")
     return told
 
 
@@ -260,6 +260,12 @@ def _share(row: Row) -> str:
     share = number(row["cost_share"])
     some = f" ({row['bound_seeds']} of {row['seeds']} seeds)" if 0 < row["bound_seeds"] < row["seeds"] else ""
     return f"{row['bound']} {share}{some}".strip()
+
+
+def _at(row: Row) -> str:
+    """`_share` after "at"."""
+    share = _share(row)
+    return f"{share.removeprefix('at most ')} or less" if share.startswith("at most ") else share
 
 
 def _times(value: float) -> str:
