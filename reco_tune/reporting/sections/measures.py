@@ -30,6 +30,8 @@ BESIDE_FVD = (
     q.FLOW_UNEXPLAINED,
     q.CLASS_ACCURACY,
     q.LAST_FRAME_ACCURACY,
+    q.PROMPT_DIGIT_ACCURACY,
+    q.PROMPT_DIRECTION_ACCURACY,
     q.VAL_CROSS_ENTROPY,
 )
 """Of the generated clips, and of the model on real ones."""
@@ -43,7 +45,13 @@ ANALYSES = (
 """Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
 COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
 """Columns of measures.csv."""
-_SHARES = {q.COPY_RATE, q.CLASS_ACCURACY, q.LAST_FRAME_ACCURACY}
+_SHARES = {
+    q.COPY_RATE,
+    q.CLASS_ACCURACY,
+    q.LAST_FRAME_ACCURACY,
+    q.PROMPT_DIGIT_ACCURACY,
+    q.PROMPT_DIRECTION_ACCURACY,
+}
 """Never above 1."""
 NOTE = (
     "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval. It"
