@@ -23,6 +23,7 @@ from pydantic_core import from_json
 from reco_tune.errors import StudyError
 from reco_tune.files import LineWriter
 from reco_tune.locks import holder
+from reco_tune.parts import nearest
 from reco_tune.quantities import FVD, SPEEDUP, STAGE_SECONDS, VAL_CROSS_ENTROPY, Quantity
 from reco_tune.settings import BASELINE, TUNE, on_codes
 
@@ -342,6 +343,16 @@ def read_study(path: Path) -> StudyRecord:
         StudyError: where there is none, or its log is damaged.
     """
     return replay(read_events(StudyFolder(path).events))
+
+
+def named_run(study: StudyRecord, name: str) -> RunRecord:
+    """
+    Raises:
+        StudyError: where the study has no run of that name.
+    """
+    if name not in study.runs:
+        raise StudyError(f"study `{study.name}` has no run {name}; {nearest(name, study.runs)}")
+    return study.runs[name]
 
 
 class Follower:

@@ -19,8 +19,8 @@ from reco_tune.errors import StudyError
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.sections import every_run
 from reco_tune.settings import Experiment, load_experiment
-from reco_tune.study.export import best_run, continued, experiment_text, exported, named_run
-from reco_tune.study_log import RunRecord, StudyFolder, read_study
+from reco_tune.study.export import best_run, continued, experiment_text, exported
+from reco_tune.study_log import RunRecord, StudyFolder, named_run, read_study
 from reco_tune.training import fit
 from reco_tune.training.checkpoint import read_checkpoint
 

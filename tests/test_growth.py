@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 from test_unchanged import begun, edit
 
+import reco_tune as rt
 from reco_tune.cli import main
 from reco_tune.cost import plan
 from reco_tune.errors import ReCoTuneError, StudyError
@@ -220,6 +221,41 @@ def test_arms_come_by_name_or_from_a_file(tmp_path: Path) -> None:
             given_arms(given, space)
 
 
+def test_from_python(tmp_path: Path) -> None:
+    """The same door as the command line's, whoever drives the study."""
+    study = begun(tmp_path, "running")
+    here = rt.open(study.path)
+    with pytest.raises(StudyError, match="is not running"):
+        here.pause()
+    here.stop("search-0001")
+    here.retry("search-0001")
+    wrong: list[tuple[dict[str, Any], str]] = [
+        ({"seeds": [0]}, "nothing of that is new"),
+        ({"arms": ["reco"]}, "has arm `reco` already"),
+        ({"arms": {"reco": SMALL_ARM}}, "has arm `reco` already"),
+        ({"arms": ["lokal"]}, "lokal is no known arm"),
+        ({"arms": {"mine": {"window": {"lenght": 9}}}}, "window.lenght"),
+        ({"changes": {"training.steps": 9}}, "--set training.steps: only"),
+    ]
+    with locked(study):
+        live = Steered(study)
+        live.steering.start()
+        before = study.settings.read_bytes()
+        for growth, said in wrong:
+            with pytest.raises(ReCoTuneError, match=said):
+                here.extend(**growth)
+        assert study.settings.read_bytes() == before
+        here.extend(arms={"mine": {"window": {"length_blocks": 3}, "window.scheme": "window"}}, seeds=[4], trials=2)
+        here.extend(arms=["local"], changes={"search.window.length_tokens": {"int": [9, 18]}})
+        with pytest.raises(StudyError, match="has no run nonsense"):
+            here.stop("nonsense")
+        here.pause()
+        live.steering.close()
+    space = load_space(study.settings)
+    assert live.paused and (space.seeds, space.trials) == ((0, 4), 4)
+    assert list(space.arms) == ["full", "reco", "mine", "local"] and space.arms["mine"] == SMALL_ARM
+
+
 def test_from_another_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     """The study is driven here, in the name of a driver; the commands are those that a person types elsewhere."""
 
@@ -245,7 +281,7 @@ def test_from_another_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str
         code, told = say("extend", str(study.path), "--set", "training.steps=3")
         assert code == 2 and told.startswith("reco-tune: --set training.steps: only")
         code, told = say("stop", str(study.path), "nonsense")
-        assert code == 2 and "the study has no run nonsense" in told
+        assert code == 2 and "has no run nonsense; " in told
         assert say("retry", str(study.path), "search-0001") == (0, "the study retries search-0001\n")
         assert say("pause", str(study.path))[0] == 0 and live.paused
         live.steering.close()

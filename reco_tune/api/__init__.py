@@ -10,9 +10,9 @@ import difflib
 from pathlib import Path
 
 from reco_tune.api.space import EditableSpace
-from reco_tune.api.study import Clips, Run, Study
+from reco_tune.api.study import Clips, Run, Study, drive
 from reco_tune.bundled import bundled
-from reco_tune.errors import SettingsError, StoppedError
+from reco_tune.errors import SettingsError
 
 __all__ = ["Clips", "EditableSpace", "Run", "Study", "load", "open", "run"]
 
@@ -53,15 +53,11 @@ def run(
         StoppedError: after Ctrl-C, or an interrupted cell; the same call goes on.
     """
     from reco_tune import study
-    from reco_tune.api.progress import observer
 
     given = space if isinstance(space, EditableSpace) else load(space)
     place = Path(folder)
     options = study.Options(name=name, address=address, tracking_uri=tracking_uri, command="reco_tune.run(...)")
-    with observer(given.checked.trials, progress) as listening:
-        result = study.run(given.checked, place, options, listening)
-    if result.interrupted:
-        raise StoppedError(f"stopped; what is finished is kept, the same call with the folder {place} goes on")
+    drive(place, given.checked.trials, progress, lambda told: study.run(given.checked, place, options, told))
     return Study(place)
 
 

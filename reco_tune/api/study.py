@@ -4,14 +4,14 @@ from __future__ import annotations
 
 import base64
 import tempfile
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from html import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from reco_tune.errors import ReCoTuneError, SettingsError, StudyError
-from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord, read_study
+from reco_tune.errors import ReCoTuneError, SettingsError, StoppedError, StudyError
+from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord, named_run, read_study
 
 if TYPE_CHECKING:
     import numpy as np
@@ -20,6 +20,8 @@ if TYPE_CHECKING:
 
     from reco_tune.model import Decoder
     from reco_tune.reporting import Frontier
+    from reco_tune.settings import Space
+    from reco_tune.study import Growth, Observer, StudyResult
 
 """Generated where no class is named: all of them in turn."""
 
@@ -82,8 +84,6 @@ class Study:
         Raises:
             StudyError: where there is none of that name.
         """
-        from reco_tune.study.export import named_run
-
         return Run(self, named_run(self._record(), trial))
 
     def report(self) -> Path:
@@ -91,6 +91,97 @@ class Study:
         from reco_tune.reporting import write_report
 
         return write_report(self.folder, None).index
+
+    def extend(
+        self,
+        *,
+        arms: Sequence[str] | Mapping[str, Mapping[str, Any]] = (),
+        seeds: Sequence[int] = (),
+        trials: int = 0,
+        budgets: Sequence[str] = (),
+        changes: Mapping[str, Any] | None = None,
+        address: str | None = None,
+        tracking_uri: str | None = None,
+        progress: bool = True,
+    ) -> None:
+        """Adds to the study and goes on with it, finished or not; nothing finished is repeated. A study that runs takes
+        it up, and the call returns at once.
+
+        Args:
+            arms: names of known arms, or new ones by name with their settings, as in a YAML file.
+            seeds: further training seeds of the fixed arms.
+            trials: further sampled trials.
+            budgets: further ones.
+            changes: ranges (`search.KEY`), limits (`stop_after.KEY`) and where it runs (`resources.KEY`).
+            address: of a Ray cluster; without it the study starts its own on this machine.
+            tracking_uri: MLflow server; a file in the folder where it is left out.
+            progress: whether it is shown.
+
+        Raises:
+            SettingsError, StudyError: for what a study cannot grow by.
+            RunFailedError: where runs are left over.
+            StoppedError: after Ctrl-C, or where a study that runs has not taken it up yet.
+        """
+        from reco_tune import study
+        from reco_tune.settings import load_space
+        from reco_tune.study import requests
+        from reco_tune.study.growth import grown
+
+        space = load_space(StudyFolder(self.folder).settings)
+        growth = self._growth(space, arms, seeds, trials, budgets, changes or {})
+        larger = grown(space, growth)  # refused here, where it is written
+        if requests.answered(StudyFolder(self.folder), "extend", growth=growth.to_json()) is None:
+            options = study.Options(address=address, tracking_uri=tracking_uri, command="study.extend(...)")
+            drive(self.folder, larger.trials, progress, lambda told: study.extend(self.folder, growth, options, told))
+
+    def resume(self, *, address: str | None = None, tracking_uri: str | None = None, progress: bool = True) -> None:
+        """Goes on with a study that was paused or whose process died.
+
+        Raises:
+            StudyError: where it runs, or a setting has changed that results depend on.
+            RunFailedError: where runs are left over.
+            StoppedError: after Ctrl-C.
+        """
+        from reco_tune import study
+        from reco_tune.settings import load_space
+
+        trials = load_space(StudyFolder(self.folder).settings).trials
+        options = study.Options(address=address, tracking_uri=tracking_uri, command="study.resume()")
+        drive(self.folder, trials, progress, lambda told: study.resume(self.folder, options, told))
+
+    def stop(self, trial: str) -> None:
+        """Stops one run: it writes a checkpoint, counts as pruned and stands in no table. `retry` brings it back.
+
+        Raises:
+            StudyError: for a run that is none, or has ended.
+            StoppedError: where the process that drives the study has not answered yet.
+        """
+        from reco_tune.study.steering import stop_runs
+
+        stop_runs(StudyFolder(self.folder), [trial])
+
+    def retry(self, trial: str | None = None) -> None:
+        """Has a run that failed or was stopped tried again from its last checkpoint; every run that failed where none
+        is named. A study that runs does it, another one does when it is resumed.
+
+        Raises:
+            StudyError: for a run that is none, or has not failed or been stopped.
+            StoppedError: where the process that drives the study has not answered yet.
+        """
+        from reco_tune.study.steering import FAILED, retry_runs
+
+        retry_runs(StudyFolder(self.folder), [trial or FAILED])
+
+    def pause(self) -> None:
+        """Has a study that runs stop: its runs write a checkpoint and leave. `resume` goes on with it.
+
+        Raises:
+            StudyError: where nobody drives it.
+            StoppedError: where the process that drives it has not answered yet.
+        """
+        from reco_tune.study.steering import pause_study
+
+        pause_study(StudyFolder(self.folder))
 
     def __repr__(self) -> str:
         study = self._record()
@@ -107,6 +198,53 @@ class Study:
 
     def _record(self) -> StudyRecord:
         return read_study(self.folder)
+
+    @staticmethod
+    def _growth(
+        space: Space,
+        arms: Sequence[str] | Mapping[str, Mapping[str, Any]],
+        seeds: Sequence[int],
+        trials: int,
+        budgets: Sequence[str],
+        changes: Mapping[str, Any],
+    ) -> Growth:
+        """As the command line reads it from words."""
+        import json
+
+        from reco_tune.api.space import EditableSpace
+        from reco_tune.study import Growth
+        from reco_tune.study.growth import given_arms
+
+        if isinstance(arms, Mapping):
+            given = EditableSpace(space)
+            for name, own in arms.items():
+                if name in space.arms:
+                    raise StudyError(f"the study has arm `{name}` already; call the new one something else")
+                given.arms[name] = dict(own)
+            new = {name: given.checked.arms[name] for name in arms}
+        else:
+            new = given_arms(",".join([arms] if isinstance(arms, str) else arms), space) if arms else {}
+        words = tuple(f"{key}={json.dumps(value)}" for key, value in changes.items())
+        return Growth(new, tuple(seeds), trials, tuple(budgets), words)
+
+
+def drive(folder: Path, trials: int, progress: bool, work: Callable[[Observer], StudyResult]) -> None:
+    """Has a study run in this process.
+
+    Args:
+        trials: sampled ones that it asks for.
+        progress: whether it is shown.
+        work: does it, telling the observer.
+
+    Raises:
+        StoppedError: after Ctrl-C.
+    """
+    from reco_tune.api.progress import observer
+
+    with observer(trials, progress) as listening:
+        result = work(listening)
+    if result.interrupted:
+        raise StoppedError(f"stopped; what is finished is kept, `rt.open({str(folder)!r}).resume()` goes on")
 
 
 class Run:

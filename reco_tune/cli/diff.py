@@ -48,8 +48,7 @@ def diff(first: Side, second: Side) -> None:
 
 
 def _side(given: str) -> tuple[StudyRecord, RunRecord | None]:
-    from reco_tune.study.export import named_run
-    from reco_tune.study_log import read_study
+    from reco_tune.study_log import named_run, read_study
 
     folder, separator, run = given.rpartition(":")
     if (Path(given) / "events.jsonl").is_file() or not separator:

@@ -31,8 +31,8 @@ def export(
     """
     from reco_tune.errors import StudyError, command
     from reco_tune.quantities import ALL
-    from reco_tune.study.export import best_run, continued, experiment_text, exported, named_run
-    from reco_tune.study_log import StudyFolder, read_study
+    from reco_tune.study.export import best_run, continued, experiment_text, exported
+    from reco_tune.study_log import StudyFolder, named_run, read_study
 
     folder = StudyFolder(study_folder(study_dir))
     study = read_study(folder.path)

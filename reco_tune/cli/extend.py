@@ -43,10 +43,9 @@ def extend(
     """
     folder = study_folder(study_dir)
 
-    from reco_tune.cli.steer import answered
     from reco_tune.cli.study import carry_out, command_line, sampled_trials
     from reco_tune.settings import load_space
-    from reco_tune.study import Growth, Options, extend
+    from reco_tune.study import Growth, Options, extend, requests
     from reco_tune.study.growth import given_arms, grown
     from reco_tune.study_log import StudyFolder
 
@@ -65,7 +64,7 @@ def extend(
         from reco_tune.reporting.sections.more_seeds import PEEKING
 
         print(f"note: {PEEKING}", file=sys.stderr)
-    event = answered(target, "extend", growth=growth.to_json())
+    event = requests.answered(target, "extend", growth=growth.to_json())
     if event is not None:
         print(f"added to the running study: {', '.join(event['what'])}")
         return

@@ -17,18 +17,6 @@ from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 from reco_tune.training.checkpoint import carry_over
 
 
-def named_run(study: StudyRecord, trial: str) -> RunRecord:
-    """
-    The run with this name.
-
-    Raises:
-        StudyError: if there is none.
-    """
-    if trial not in study.runs:
-        raise StudyError(f"study `{study.name}` has no run {trial}; {nearest(trial, study.runs)}")
-    return study.runs[trial]
-
-
 def best_run(study: StudyRecord, metric: str) -> RunRecord:
     """The evaluated run with the best value among those that break no constraint; the first of equal ones.
 

@@ -15,7 +15,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from reco_tune.errors import StudyError
+from reco_tune.errors import StoppedError, StudyError, command
 from reco_tune.files import write_json
 from reco_tune.study_log import Follower, StudyFolder
 
@@ -84,6 +84,24 @@ def answer(folder: StudyFolder, request: Request, seconds: float = ANSWER_SECOND
         if gone or time.monotonic() > deadline:
             return None
         time.sleep(LOOK_SECONDS)
+
+
+def answered(folder: StudyFolder, what: What, **fields: Any) -> dict[str, Any] | None:
+    """Asks the process that drives a study, and waits; None where none does.
+
+    Raises:
+        StudyError: where it refuses.
+        StoppedError: where it has not answered yet.
+    """
+    if not folder.live:
+        return None
+    event = answer(folder, ask(folder, what, **fields))
+    if event is None and folder.live:
+        raise StoppedError(
+            f"the study is busy ({folder.driver}) and will answer as soon as its workers run;"
+            f" `{command('status', folder.path)}` shows its progress"
+        )
+    return event
 
 
 def _file(folder: StudyFolder, request: Request) -> Path:

@@ -22,7 +22,16 @@ from reco_tune.study.requests import LOOK_SECONDS, Request
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import StudyWriter, freeze, frozen, locked
 from reco_tune.study.unchanged import check_unchanged
-from reco_tune.study_log import AGAIN, ENDED, EventLog, RunRecord, StudyFolder, StudyRecord, read_study
+from reco_tune.study_log import (
+    AGAIN,
+    ENDED,
+    EventLog,
+    RunRecord,
+    StudyFolder,
+    StudyRecord,
+    named_run,
+    read_study,
+)
 
 STOPPED = "stopped by hand"
 """Why a run ended that a person stopped; it stands in no table."""
@@ -152,7 +161,7 @@ def stoppable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
     Raises:
         StudyError: if there is no such run, or it has ended.
     """
-    runs = [_run(study, name) for name in names]
+    runs = [named_run(study, name) for name in names]
     for run in runs:
         if run.state in ENDED:
             raise StudyError(f"run {run.trial} has ended ({run.state}) already")
@@ -171,11 +180,45 @@ def retryable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
         if not failed:
             raise StudyError("no run of the study has failed; give one that was stopped")
         return failed
-    runs = [_run(study, name) for name in names]
+    runs = [named_run(study, name) for name in names]
     for run in runs:
         if run.state not in ("failed", "pruned"):
             raise StudyError(f"run {run.trial} is {run.state}; only runs that failed or were stopped can be retried")
     return runs
+
+
+def stop_runs(folder: StudyFolder, names: Sequence[str]) -> None:
+    """Stops runs, whether somebody drives the study or not.
+
+    Raises:
+        StudyError: as `stoppable`.
+        StoppedError: where the driver has not answered yet.
+    """
+    if requests.answered(folder, "stop", runs=list(names)) is None:
+        stop_aside(folder, names)
+
+
+def retry_runs(folder: StudyFolder, names: Sequence[str]) -> bool:
+    """Has runs tried again; whether somebody drives the study and does it. Else whoever goes on with it will.
+
+    Raises:
+        StudyError: as `retryable`.
+        StoppedError: where the driver has not answered yet.
+    """
+    if requests.answered(folder, "retry", runs=list(names)) is not None:
+        return True
+    retry_aside(folder, names)
+    return False
+
+
+def pause_study(folder: StudyFolder) -> None:
+    """
+    Raises:
+        StudyError: where nobody drives the study.
+        StoppedError: where the driver has not answered yet.
+    """
+    if requests.answered(folder, "pause") is None:
+        raise StudyError(f"the study in {folder.path} is not running; `{command('resume', folder.path)}` continues it")
 
 
 def stop_aside(folder: StudyFolder, names: Sequence[str]) -> None:
@@ -205,10 +248,3 @@ def _append(folder: StudyFolder, event: Any, all_fields: list[dict[str, Any]]) -
     with closing(EventLog(folder.events)) as log:
         for fields in all_fields:
             log.append(event, **fields, aside=True)
-
-
-def _run(study: StudyRecord, name: str) -> RunRecord:
-    if name not in study.runs:
-        known = [run.trial for run in study.runs.values() if run.state not in ENDED] or list(study.runs)
-        raise StudyError(f"the study has no run {name}; `reco-tune status` lists them: {', '.join(known[:3])} ...")
-    return study.runs[name]
