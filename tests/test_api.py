@@ -154,8 +154,11 @@ def test_the_script_of_the_documentation_is_right(
     finished_study: WatchedStudy, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Word for word, in the folder of a study that is run already, at the settings that the script itself gives."""
-    page = (ROOT / "docs" / "tutorials" / "python.md").read_text()
-    script = re.findall(r"```python\n(import reco_tune as rt\n.*?)```", page, re.DOTALL)[0]
+    pages = [ROOT / "README.md", ROOT / "docs" / "tutorials" / "python.md"]
+    script, again = (
+        re.findall(r"```python\n(import reco_tune as rt\n.*?)```", page.read_text(), re.DOTALL)[0] for page in pages
+    )
+    assert script == again, "the tutorial explains the README's script"
     lines = [line for line in script.splitlines() if line.strip()]
     assert len(lines) <= 20
     monkeypatch.chdir(tmp_path)
@@ -167,7 +170,7 @@ def test_the_script_of_the_documentation_is_right(
         return rt.open(finished_study.folder)
 
     monkeypatch.setattr("reco_tune.api.run", run)
-    exec(compile(script, "python.md", "exec"), {})
+    exec(compile(script, "README.md", "exec"), {})
     assert ran[0].arms["mine"] and (tmp_path / "clips.mp4").is_file()
 
 
