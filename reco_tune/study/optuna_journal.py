@@ -65,7 +65,7 @@ class OptunaJournal:
             value=None,
             values=trial.values,
             user_attrs={**trial.user_attrs, **({RUN: run} if run else {})},
-            system_attrs=_plain(trial.system_attrs),
+            system_attrs=_attributes(trial),
             datetime_start=trial.datetime_start,
             datetime_complete=trial.datetime_complete,
             **fields,
@@ -75,12 +75,16 @@ class OptunaJournal:
             self._running.add(trial.number)
 
     def _finish(self, place: int, trial: FrozenTrial) -> None:
-        for key, value in _plain(trial.system_attrs).items():
+        for key, value in _attributes(trial).items():
             self._storage.set_trial_system_attr(place, key, value)
         self._storage.set_trial_state_values(place, trial.state, trial.values)
 
 
-def _plain(attributes: dict[str, Any]) -> dict[str, Any]:
-    """As JSON gives them back: a file holds no tuples."""
-    found: dict[str, Any] = json.loads(json.dumps(attributes))
+def _attributes(trial: FrozenTrial) -> dict[str, Any]:
+    """As JSON gives them back: a file holds no tuples. Constraints stand there twice, by name and as a list: in the
+    form of Optuna before 5, which optuna-dashboard (0.21) still reads.
+    """
+    found: dict[str, Any] = json.loads(json.dumps(trial.system_attrs))
+    if trial.constraints:
+        found["constraints"] = list(trial.constraints.values())
     return found

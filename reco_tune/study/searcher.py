@@ -104,6 +104,8 @@ class Search:
         """Optuna's trials so far: runs, skipped proposals, and what earlier studies and fixed arms gave."""
         self._arms_told = 0
         """How many of these are fixed arms."""
+        self._calibrated: dict[str, dict[str, float]] = {}
+        """The speeds of fixed arms by run: what ends a run says nothing of them."""
         self._arms: dict[str, dict[str, Any]] = {}
         """Points of the fixed runs that the search could have proposed, until they are evaluated."""
         self.names: dict[int, str] = {}
@@ -194,8 +196,10 @@ class Search:
         if name in ("planned", "asked"):
             self._known.setdefault(event["settings_hash"], KnownConfiguration())
             self._hashes[trial] = event["settings_hash"]
-        if name == "planned" and (point := self._point_of(event)):
-            self._arms[trial] = point
+        if name == "planned":
+            self._calibrated[trial] = dict(event.get("metrics", {}))
+            if point := self._point_of(event):
+                self._arms[trial] = point
         if name == "asked" and "repeats" in event:
             self._repeated[event["repeats"]] += 1
         elif name == "asked":
@@ -207,10 +211,11 @@ class Search:
                 added = self._add(event["params"], event.get("sampler", {}))
                 self._numbers[trial], self.names[added] = added, trial
         elif name == "evaluated":
-            self._known[self._hashes[trial]].metrics = dict(event["metrics"])
+            whole = {**self._calibrated.pop(trial, {}), **event["metrics"]}
+            self._known[self._hashes[trial]].metrics = whole
             if (point := self._arms.pop(trial, None)) is not None:
                 self.names[self._drawn] = trial
-                self._tell(self._add(point, {}), self._told(event["metrics"]))
+                self._tell(self._add(point, {}), self._told(whole))
                 self._grid_starts += 1
                 self._arms_told += 1
             if trial in self._numbers:
