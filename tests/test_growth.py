@@ -230,10 +230,10 @@ def test_from_python(tmp_path: Path) -> None:
     here.stop("search-0001")
     here.retry("search-0001")
     wrong: list[tuple[dict[str, Any], str]] = [
-        ({"seeds": [0]}, "nothing of that is new"),
+        ({"seeds": [0]}, "the study has all of that already"),
         ({"arms": ["reco"]}, "has arm `reco` already"),
         ({"arms": {"reco": SMALL_ARM}}, "has arm `reco` already"),
-        ({"arms": ["lokal"]}, "lokal is no known arm"),
+        ({"arms": ["lokal"]}, "lokal is not a known arm"),
         ({"arms": {"mine": {"window": {"lenght": 9}}}}, "window.lenght"),
         ({"changes": {"training.steps": 9}}, "--set training.steps: only"),
     ]
