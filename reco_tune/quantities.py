@@ -53,6 +53,7 @@ PROMPT_DIRECTION_ACCURACY = _q(
 )
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
 FLOW_UNEXPLAINED = _q("flow_unexplained", "Share of change that optical flow does not explain", "", "lower")
+CLIP_SCORE = _q("clip_score", "CLIP score", "", "higher")
 OWN_MEASURE = _q("own_measure", "Your own measure", "", "neither")
 LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")

@@ -22,7 +22,7 @@ from reco_tune.evaluation.error_growth import error_growth
 from reco_tune.model import HuggingFaceDecoder
 from reco_tune.model import huggingface as module
 from reco_tune.model.build import build_decoder, shape_of
-from reco_tune.model.pretrained import pinned_source, source_of
+from reco_tune.pretrained import pinned_source, source_of
 from reco_tune.settings import Experiment, Space, pinned, pinned_experiment
 from reco_tune.testing import check_decoder
 from reco_tune.training import fit, window_loss

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from test_clip_score import tiny_clip
 
 from reco_tune import quantities
 from reco_tune.data.token_cache import TokenCache
@@ -267,7 +268,8 @@ def test_the_protocol_says_it(prepared: tuple[Experiment, TokenCache]) -> None:
 def test_prompts_are_judged(prepared: tuple[Experiment, TokenCache], tmp_path: Path) -> None:
     """How often digit and direction are those asked for, and the prompts that a measure of words is given."""
     text = {"model.condition": "text", "model.text_tokens": 6, "evaluation.analyses": False}
-    experiment = changed(prepared[0], {**text, "evaluation.measure": "test_suite:CountsWords"})
+    clip = {"evaluation.clip": str(tiny_clip(tmp_path / "clip"))}
+    experiment = changed(prepared[0], {**text, **clip, "evaluation.measure": "test_suite:CountsWords"})
     cache = prepare_tokens(experiment)
     result = evaluate(model_of(experiment, cache), experiment, cache, folder=tmp_path)
     assert 0 <= result.metrics["prompt_digit_accuracy"] == result.metrics["class_accuracy"] < 0.5
@@ -276,6 +278,7 @@ def test_prompts_are_judged(prepared: tuple[Experiment, TokenCache], tmp_path: P
     assert prompts is not None and len(prompts) == experiment.evaluation.samples
     assert result.metrics["own_measure"] == np.mean([len(prompt.split()) for prompt in prompts])
     assert "first caption of train" in result.provenance["protocol"]
+    assert 0 <= result.metrics["clip_score"] <= 100 and "/CLIP clip " in result.provenance["protocol"]
     with np.load(tmp_path / "samples.npz") as samples:
         assert samples["prompts"].tolist() == list(prompts[:8])
     with pytest.raises(SettingsError, match="reads prompts"):

@@ -28,6 +28,7 @@ from reco_tune.data.token_cache import TokenCache
 from reco_tune.device import exact_float32, in_halves
 from reco_tune.errors import DataError, SettingsError
 from reco_tune.evaluation import video_features
+from reco_tune.evaluation.clip_score import clip_protocol
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, require_flow, unexplained
 from reco_tune.evaluation.frechet import Divisor, FeatureStatistics, Interval, frechet_interval
@@ -128,6 +129,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     if experiment.model.condition == "text":
         captions = cache.captions(experiment.captions_name)
         protocol += f"/{captions.rule} caption of {split} {captions.fingerprint[:8]}"
+    protocol += f"/{scores}" if (scores := clip_protocol(experiment)) else ""
     statistics = FeatureStatistics.of(arrays["features"], _divisor(extractor))
     facts |= {"protocol_deviations": departures} if evaluation.protocol in PUBLISHED else {}
     folders += [_extractor_folder(kind, experiment, cache) for kind in kinds]

@@ -22,6 +22,7 @@ from torch import Tensor
 from reco_tune import quantities as q
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import SettingsError
+from reco_tune.evaluation.clip_score import ClipScore
 from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
@@ -162,6 +163,8 @@ class _GeneratedClips(NamedTuple):
     """`flow_changes` of the first clips; empty where they were not asked for."""
     own_N: NDArray[np.float64]
     """Values of a measure of one's own; empty without one."""
+    clip_N: NDArray[np.float64]
+    """CLIP scores; empty where they were not asked for."""
     shown_SFCHW: NDArray[np.uint8]
     tokens_AT: Tensor | None
     """Codes of the first clips; None where none were kept."""
@@ -183,6 +186,9 @@ def _generated(
     digits = asked.prompts_N is not None and data.layout == "digits"
     device = str(model.device)
     measure = None if evaluation.measure is None else load_part("measures", evaluation.measure)()
+    scored = None
+    if evaluation.clip is not None:
+        scored = ClipScore(evaluation.clip, evaluation.clip_frames, evaluation.clip_scale, model.device)
     whole = not scheme_class(experiment).trains_pieces
     mine: dict[str, list[Tensor]] = {
         "place": [torch.empty(0, dtype=torch.long)],
@@ -192,6 +198,7 @@ def _generated(
         "moves": [torch.empty(0, 2, dtype=torch.long)],
         "flow": [torch.empty(0, 2, dtype=torch.float64)],
         "own": [torch.empty(0, dtype=torch.float64)],
+        "clip": [torch.empty(0, dtype=torch.float64)],
         "shown": [torch.empty(0, data.clip_frames, 3, data.size_px, data.size_px, dtype=torch.uint8)],
         "tokens": [torch.empty(0, cache.grid.num_tokens, dtype=torch.long)],
     }
@@ -215,6 +222,8 @@ def _generated(
                 mine["class"].append(torch.from_numpy(np.column_stack([known.class_B, known.frame_class_BF])))
             if measure is not None:
                 mine["own"].append(_measured(measure, generated.video_BFCHW, asked.part(batch)))
+            if scored is not None:
+                mine["clip"].append(scored(generated.video_BFCHW, asked.part(batch).prompts_N or ()))
             if digits:
                 mine["moves"].append(motion_signs(generated.video_BFCHW).cpu())
             if evaluation.flow:
@@ -238,6 +247,7 @@ def _generated(
         joint["moves"][order].numpy() if digits else joint["moves"].numpy(),
         joint["flow"][_order_below(joint["place"], FLOW_CLIPS)].numpy() if evaluation.flow else joint["flow"].numpy(),
         joint["own"][order].numpy() if measure is not None else joint["own"].numpy(),
+        joint["clip"][order].numpy() if scored is not None else joint["clip"].numpy(),
         joint["shown"][_order_below(joint["place"], SHOWN_CLIPS)].numpy(),
         joint["tokens"][_order_below(joint["place"], ANALYSED_CLIPS)] if len(joint["tokens"]) else None,
     )
@@ -297,6 +307,8 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
             np.mean([motion_distance(clips.motion_ND[part], reference.motion_MD) for part in parts])
         ),
     }
+    if len(clips.clip_N):
+        metrics[q.CLIP_SCORE.name] = float(clips.clip_N.mean())
     if len(clips.own_N):
         metrics[q.OWN_MEASURE.name] = float(clips.own_N.mean())
     if reference.memory is not None:

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from reco_tune.errors import SettingsError
 from reco_tune.model.attention import KeysValues, attend, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
-from reco_tune.model.pretrained import pinned_source, source_of
+from reco_tune.pretrained import pinned_source, source_of
 
 ATTENTION = "reco_tune"
 """Name of this project's attention among those of transformers."""

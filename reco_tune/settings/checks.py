@@ -287,6 +287,7 @@ def _check_condition(experiment: Sections) -> None:
         ("model.text_tokens", model.text_tokens, 32),
         ("model.text_tokenizer", model.text_tokenizer, "words"),
         ("data.caption_rule", data.caption_rule, "first"),
+        ("evaluation.clip", experiment.evaluation.clip, None),
     )
     for key, value, default in of_text:
         if value != default:

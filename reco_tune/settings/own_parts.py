@@ -11,6 +11,7 @@ from pydantic import BaseModel
 
 from reco_tune import parts
 from reco_tune.errors import SettingsError
+from reco_tune.pretrained import pinned_source
 from reco_tune.settings.experiment import Experiment
 from reco_tune.settings.space import Space
 
@@ -70,7 +71,7 @@ def pinned_experiment(experiment: Experiment) -> Experiment:
         SettingsError: as `pinned`.
     """
     changed: dict[str, BaseModel] = {}
-    for key in _GROUPS:
+    for key in (*_GROUPS, "evaluation.clip"):
         section, name = key.split(".")
         own = changed.get(section, getattr(experiment, section))
         if (value := _pinned(key, getattr(own, name))) != getattr(own, name):
@@ -136,4 +137,6 @@ def _pinned_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 
 def _pinned(key: str, value: Any) -> Any:
+    if key == "evaluation.clip" and isinstance(value, str):
+        return pinned_source(value, None, key)
     return parts.pinned(_GROUPS[key], value) if key in _GROUPS and isinstance(value, str) else value

@@ -487,6 +487,14 @@ class Evaluation(SettingsSection):
     """Whether to measure the loss by frame, the error growth and the steps of h after training."""
     measure: Measure | None = None
     """Import path of your own measure of generated clips."""
+    clip: str | None = None
+    """A CLIP model of the package transformers, as folder or hub name. With it, the CLIP score of generated clips and
+    their texts is measured (`model.condition: text` only). A study records it with the hash of what the folder holds.
+    """
+    clip_frames: Literal["all", "first"] = "all"
+    """Frames of a clip that the CLIP score is the mean of."""
+    clip_scale: Literal["cosine", "percent"] = "percent"
+    """Scale of the CLIP score: the cosine itself, or 100 times the cosine, but not below 0 (`percent`)."""
     flow: bool = False
     """Whether to measure optical-flow consistency, on the first 64 clips (needs the `flow` extra)."""
 

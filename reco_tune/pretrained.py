@@ -19,7 +19,7 @@ from typing import NamedTuple
 from reco_tune.errors import SettingsError
 
 _PINNED = re.compile(r"(.+)@([0-9a-f]{40}|[0-9a-f]{12})")
-_CONFIGURATION = ("config.json", "adapter_config.json")
+_CONFIGURATION = ("config.json", "adapter_config.json", "preprocessor_config.json")
 _WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
 
 
