@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from optuna.samplers import NSGAIISampler
 from optuna.trial import TrialState
 from small_study import small_space
 
@@ -397,6 +398,16 @@ def test_a_finalist_takes_the_next_seed_that_has_not_run(tmp_path: Path) -> None
         search.apply({"event": "evaluated", "trial": proposal.trial, "metrics": {"speedup": 2.0, "fvd": 5.0}})
     again = search.ask()
     assert again is not None and (again.trial, again.experiment.training.seed) == ("search-0000-s2", 2)
+
+
+def test_nsga2_that_remembers_what_trials_share_proposes_what_optuna_s_own_does(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    space = make_space(tmp_path, "nsga2", trials=60)
+    proposed = [event["params"] for event in searched(space) if event["event"] == "asked"]
+    monkeypatch.setattr(samplers, "_Nsga2", NSGAIISampler)
+    assert proposed == [event["params"] for event in searched(space) if event["event"] == "asked"]
+    assert len(proposed) == 60
 
 
 def test_the_time_of_a_rebuild_grows_with_the_log_and_not_with_its_square(tmp_path: Path) -> None:

@@ -316,10 +316,16 @@ def bytes_read_per_clip(
     logits, and the clip's share of the weights.
     """
     size, drawn = 2 if bfloat16 else 4, settings.num_tokens - prompt_tokens
-    blocks = sum(position // BLOCK_TOKENS + 1 for position in range(prompt_tokens, settings.num_tokens))
+    blocks = _blocks_before(settings.num_tokens) - _blocks_before(prompt_tokens)
     cache = settings.cached_per_token * size * BLOCK_TOKENS * blocks
     weights = size * (settings.costs.token + settings.costs.head) // 2  # a multiply-add for each
     return drawing.copies * (cache + drawn * 10 * settings.num_codes) + drawn * weights / at_once
+
+
+def _blocks_before(tokens: int) -> int:
+    """Blocks of keys and values that are read for that many first codes, the n-th of which reads n // block + 1."""
+    whole, rest = divmod(tokens, BLOCK_TOKENS)
+    return BLOCK_TOKENS * whole * (whole + 1) // 2 + rest * (whole + 1)
 
 
 def with_rounded_products(model: Model) -> Model:

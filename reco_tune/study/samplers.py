@@ -8,10 +8,12 @@ is any of Optuna's classes, or a function, that takes `seed`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, ClassVar
+from weakref import WeakKeyDictionary
 
 import optuna
 from optuna.distributions import CategoricalDistribution
+from optuna.search_space import IntersectionSearchSpace
 
 from reco_tune import parts
 from reco_tune.settings import Space
@@ -63,7 +65,7 @@ def sobol(space: Space, number: int, planned: int, seed: int, distributions: Any
 
 
 def nsga2(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    return optuna.samplers.NSGAIISampler(seed=seed, population_size=min(50, max(4, planned // 4)))
+    return _Nsga2(seed=seed, population_size=min(50, max(4, planned // 4)))
 
 
 def random(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
@@ -73,6 +75,20 @@ def random(space: Space, number: int, planned: int, seed: int, distributions: An
 
 def _drawn_at_random(planned: int) -> int:
     return min(10, max(3, planned // 3))
+
+
+class _Nsga2(optuna.samplers.NSGAIISampler):
+    """Optuna's, which remembers what settings all trials of a study share: every proposal has a sampler of its own,
+    which would look through all of them again.
+    """
+
+    _shared: ClassVar[WeakKeyDictionary[optuna.Study, IntersectionSearchSpace]] = WeakKeyDictionary()
+
+    def infer_relative_search_space(
+        self, study: optuna.Study, trial: optuna.trial.FrozenTrial
+    ) -> dict[str, optuna.distributions.BaseDistribution]:
+        shared = self._shared.setdefault(study, IntersectionSearchSpace()).calculate(study)
+        return {key: value for key, value in shared.items() if not value.single()}
 
 
 class _Sobol(optuna.samplers.QMCSampler):
