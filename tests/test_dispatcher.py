@@ -324,14 +324,14 @@ def test_a_job_that_hangs_is_killed_after_the_grace_period_and_its_group_goes_on
         for rank in ("rank 0", "rank 1"):
             await dispatcher.take(0, "first", 0, rank)
         await dispatcher.post("a", "started", {"attempt": 1})
-        _, outcome, reason = await hanging
-        assert (outcome, reason) == ("failed", "it did not end within resources.trial_deadline_seconds (0.05)")
+        assert (await hanging)[1] == "failed"
         while len(killed) < 2:
             await asyncio.sleep(0.01)
         assert sorted(killed) == ["rank 0", "rank 1"]
         following = await dispatcher.take(0, "second", 0, "a new worker")
         assert isinstance(following, Job) and following.key == "b"
         assert await dispatcher.written() == [("started", "a"), ("failed", "a")], "and no further attempt"
+        assert dispatcher.told[-1]["reason"] == "it did not end within resources.trial_deadline_seconds (0.05)"
 
     killed: list[str] = []
     run(story())
@@ -392,6 +392,31 @@ def test_a_judged_job_waits_until_it_is_judged_and_no_longer_than_the_study() ->
         await following
         await dispatcher.pause()
         assert await third is True, "a study that ends judges nobody"
+
+    run(story())
+
+
+def test_a_trial_that_begins_again_is_not_told_of_what_was_judged() -> None:
+    """Its process dies with its machine. A rung that let the run pass must not speak against it because others have
+    reported since.
+    """
+
+    async def story() -> None:
+        dispatcher = Driven(workers=1, max_failures=0)
+        await dispatcher.submit(replace(job("a"), judged=True))
+        starting = asyncio.create_task(dispatcher.follow("a", 0))
+        await dispatcher.take(0, "x", 0)
+        first = asyncio.create_task(dispatcher.report("a", 10, {}))
+        assert await starting == ([{"step": 10}], None, 0)
+        dies = asyncio.create_task(dispatcher.follow("a", 1))
+        assert await first is False
+        second = asyncio.create_task(dispatcher.report("a", 20, {}))
+        await dies
+        assert await dispatcher.follow("a", 0) == ([{"step": 20}], None, 1)
+        assert not second.done(), "the rung that nobody has judged still waits"
+        following = asyncio.create_task(dispatcher.follow("a", 2))
+        assert await second is False
+        following.cancel()
 
     run(story())
 

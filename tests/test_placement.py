@@ -85,7 +85,7 @@ def test_every_group_gets_gpus_of_its_own(
     jobs = [Job("trial", f"run-{i}", {}, "", "", folder="") for i in range(2)]
     ray.get([dispatcher.submit.remote(job) for job in jobs])
     followers = [dispatcher.follow.remote(job.key, 0) for job in jobs]  # a job is begun when a trial follows it
-    warm = worker_pool.WorkerPool(dispatcher, placement, tmp_path / "train", len(jobs), own_cluster=True)
+    warm = worker_pool.WorkerPool(dispatcher, placement, tmp_path / "train", len(jobs))
     heard: list[dict[str, Any]] = []
     written, deadline = 0, time.monotonic() + 240
     while (

@@ -238,8 +238,8 @@ class _Driver:
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._living: set[tuple[int, int, str]] = set()
         self._noticed: dict[int, asyncio.Event] = {}
-        self._working: dict[int, float] = {}
-        """Since when groups are at work."""
+        self._working, self._since = 0, 0.0
+        """Groups at work, and the sum of the times at which they began."""
 
     async def drive(self) -> bool:
         """Whether the study has ended; False where the driver was killed."""
@@ -302,7 +302,7 @@ class _Driver:
     def _given_out(self) -> None:
         """A new job was, perhaps the last one."""
         self._found.handed_out = self._world.now
-        at_work = sum(self._world.now - since for since in self._working.values()) * self._world.workers
+        at_work = (self._working * self._world.now - self._since) * self._world.workers
         self._found.busy_before_tail = self._found.busy + at_work
         away = sum(max(0.0, back - self._world.now) for back in self._world.back_at.values())
         self._found.down_before_tail = self._found.down - away * self._world.per_machine
@@ -311,7 +311,7 @@ class _Driver:
         """`study.trial.follow`, with the scheduler's judgement."""
         seen, outcome = 0, None
         while outcome is None:
-            reports, outcome, _ = await self._dispatcher.follow(key, seen)
+            reports, outcome, seen = await self._dispatcher.follow(key, seen)
             for report in reports:
                 seen += 1
                 async with self._tune:
@@ -462,12 +462,13 @@ class _Driver:
             if job == "leave":
                 return
             number += 1
-            began = self._working[slot] = self._world.now
+            began = self._world.now
+            self._working, self._since = self._working + 1, self._since + began
             self._found.work.append((began, 1))
             try:
                 await self._execute(slot, job)
             finally:
-                del self._working[slot]
+                self._working, self._since = self._working - 1, self._since - began
                 self._found.busy += (self._world.now - began) * self._world.workers
                 self._found.work.append((self._world.now, -1))
 

@@ -31,10 +31,10 @@ from reco_tune.settings import Resources
 from reco_tune.study import ray_internals
 
 ENVIRONMENT = {
-    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",
     "RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S": "120",
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",
     "RAY_TRAIN_METRICS_ENABLED": "0",
+    "RAY_TRAIN_ENABLE_CONTROLLER_STRUCTURED_LOGGING": "0",
     "RAY_CHDIR_TO_TRIAL_DIR": "0",
     "RAY_USAGE_STATS_ENABLED": "0",
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
@@ -118,6 +118,16 @@ def machines() -> tuple[set[str], set[str]]:
     """
     alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
     return alive, alive & ray_internals.draining()
+
+
+def beside_workers(placement: Placement) -> dict[str, str]:
+    """Labels of the machines for light processes of which every run has one: not the head, where it has no room for a
+    worker. Where nothing but such a head is left no run goes on.
+    """
+    (head,) = [node for node in ray.nodes() if node["Alive"] and ray_internals.HEAD in node["Resources"]]
+    if all(head["Resources"].get(name, 0) >= amount for name, amount in placement.worker_resources.items()):
+        return {}
+    return {"ray.io/node-id": f"!{head['NodeID']}"}
 
 
 @contextmanager

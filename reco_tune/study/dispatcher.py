@@ -135,7 +135,6 @@ class JobState:
     faults: int = 0
     """How many of these, after the first, were not a machine's."""
     outcome: JobOutcome | None = None
-    reason: str = ""
     stop: str | None = None
     """Why it should stop."""
     moving: bool = False
@@ -294,11 +293,14 @@ class Dispatcher:
 
     # --- the Tune trial's side ---
 
-    async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], JobOutcome | None, str]:
-        """Starts a job that is not, waits for news of it: reports after the first `seen`, its outcome and the reason.
-        What it tells is in the log: whoever judges a report, or asks what comes next, goes by that.
+    async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], JobOutcome | None, int]:
+        """Starts a job that is not, waits for news of it: reports that nobody has judged, its outcome, and how many
+        reports were judged before these. What it tells is in the log: whoever judges a report, or asks what comes next,
+        goes by that.
 
-        Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before.
+        Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before. A
+        trial that begins again, because its machine was lost, has seen none: what was judged is not judged anew, by
+        what others have reported since.
         """
         state = self._jobs[key]
         if seen > state.judged:
@@ -311,8 +313,8 @@ class Dispatcher:
             else:
                 self._queue.append(key)
                 self._hand_out()
-        await state.bell.wait(lambda: len(state.reports) > seen or state.outcome is not None, self._poll)
-        told = state.reports[seen:], state.outcome, state.reason
+        await state.bell.wait(lambda: len(state.reports) > state.judged or state.outcome is not None, self._poll)
+        told = state.reports[state.judged :], state.outcome, state.judged
         await self._in_log()
         return told
 
@@ -405,7 +407,7 @@ class Dispatcher:
         outcome: JobOutcome = "failed" if state.overdue else "pruned" if state.stop is not None else "paused"
         if outcome != "paused" and state.outcome is None:
             self._log(outcome, key, step=step, reason=state.stop)
-        self._end(state, outcome, state.stop or "")
+        self._end(state, outcome)
 
     async def halt(self, key: str, reason: str) -> None:
         """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with
@@ -429,7 +431,7 @@ class Dispatcher:
         state.settled.add(rank)
         if state.outcome is None:
             self._log("failed", key, reason=reason)
-            self._end(state, "failed", reason)
+            self._end(state, "failed")
         state.bell.ring()
         return await state.bell.wait(lambda: len(state.settled) == self._workers, GRACE_SECONDS)
 
@@ -468,7 +470,7 @@ class Dispatcher:
         if await state.bell.wait(gone, min(GRACE_SECONDS, seconds)):
             return
         self._log("failed", state.job.key, reason=reason)
-        self._end(state, "failed", reason)
+        self._end(state, "failed")
         for worker in group.workers:
             self._kill(worker)
 
@@ -506,7 +508,7 @@ class Dispatcher:
                 if state.faults > self._max_failures or state.deaths > MOST_LOST_MACHINES:
                     failure = f"{reason}, {state.deaths} times in a row without a new checkpoint between"
                     self._log("failed", state.job.key, reason=failure)
-                    self._end(state, "failed", failure)
+                    self._end(state, "failed")
                 else:
                     self._move(state, reason, moved=outside or not same_place)
             if state.outcome is None:
@@ -527,8 +529,8 @@ class Dispatcher:
         state.settled.clear()
         self._log("retried", state.job.key, attempt=state.job.attempt, reason=reason, moved=moved)
 
-    def _end(self, state: JobState, outcome: JobOutcome, reason: str = "") -> None:
-        state.outcome, state.reason = outcome, reason
+    def _end(self, state: JobState, outcome: JobOutcome) -> None:
+        state.outcome = outcome
         state.bell.ring()
 
     def _close(self, leave: Literal["at a rung", "now"]) -> None:

@@ -6,6 +6,7 @@ were tried.
 
 from __future__ import annotations
 
+import asyncio
 from typing import Any
 
 import ray
@@ -13,14 +14,15 @@ from ray import tune
 from ray._private import services, state, worker
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.train.torch import TorchTrainer
-from ray.train.v2._internal.constants import get_env_vars_to_propagate
 from ray.train.v2._internal.execution.controller import TrainController
+from ray.train.v2._internal.execution.controller.state import AbortedState
+from ray.train.v2._internal.execution.worker_group import WorkerGroup, worker_group
+from ray.train.v2._internal.execution.worker_group import state as state_of_workers
+from ray.util import remove_placement_group
 from ray.widgets.util import in_notebook
 
 HEAD = "node:__internal_head__"
-"""Resource of every cluster's head node. Trial drivers ask for a thousandth of it: they start at once and never take a
-worker's CPU.
-"""
+"""Resource of every cluster's head node: the dispatcher asks for a thousandth of it."""
 LONGEST_SOCKET = "session_0000-00-00_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
 """The longest path of a socket that Ray makes in its temporary folder; `pid` is the driver's."""
 
@@ -67,26 +69,98 @@ def silence() -> None:
     worker.print_to_stdstream = lambda *_, **__: None
 
 
-class WarmTrainer(TorchTrainer):
-    """A trainer without the callbacks that start a process per group, each of which imports for seconds, for what is
-    not there: data sets, and, on a cluster that ends with its driver, placement groups that a dead controller leaves
-    behind.
+class Controller(TrainController):
+    """Train's controller of one worker group, which lives in the driver's process instead of in one of its own: those
+    of a thousand groups fit onto one machine, and die with nothing but the driver.
     """
 
-    own_cluster = False
-    controller: Any = None
-    """Train's actor that the group belongs to, once there is one."""
+    placement: Any = None
+    """Where the group's workers are, or will be."""
+    leaving = False
+
+    def __init__(self, poll_seconds: float, **given: Any) -> None:
+        """
+        Args:
+            poll_seconds: between two looks whether the workers live.
+        """
+        super().__init__(**given)
+        self._health_check_interval_s = poll_seconds
+        controller = self
+
+        class Workers(WorkerGroup):
+            def _create_placement_group(self, *given: Any) -> Any:
+                controller.placement = super()._create_placement_group(*given)
+                return controller.placement
+
+            def _init_train_context_on_workers(self, workers: Any, barrier: Any, given: Any) -> None:
+                """As Train does it, but without an actor that workers could ask for checkpoints."""
+                shared = {
+                    "train_run_context": self._train_run_context,
+                    "synchronization_actor": barrier,
+                    "storage_context": self._storage_context,
+                    "worker_callbacks": self._worker_callbacks_to_propagate,
+                    "controller_actor": None,
+                }
+                ray.get(
+                    [
+                        one.actor.init_train_context.remote(
+                            distributed_context=one.distributed_context,
+                            **shared,
+                            **{name: values[rank] for name, values in given.items()},
+                        )
+                        for rank, one in enumerate(workers)
+                    ]
+                )
+                self._decorate_worker_log_file_paths(workers)
+
+        self.worker_group_cls = Workers
+
+    def leave(self) -> None:
+        """Ends the group, from another thread: whatever this one waits for fails with the workers. What they were about
+        to begin meanwhile ends with the next call.
+        """
+        self.leaving = True
+        if self.placement is not None:
+            remove_placement_group(self.placement.placement_group)
+
+    async def _run_control_loop_iteration(self) -> None:
+        if self.leaving:
+            self._state = AbortedState()
+        else:
+            await super()._run_control_loop_iteration()
+
+
+class NoBarrier:
+    """Stands for the process that Train starts for every group beside its controller. Its workers meet there when they
+    report to Train, or use Train's collectives; ours do neither.
+    """
+
+    def options(self, **_: Any) -> NoBarrier:
+        return self
+
+    def remote(self, **_: Any) -> NoBarrier:
+        return self
+
+
+worker_group.SynchronizationActor = NoBarrier()
+state_of_workers._shutdown_sync_actor = lambda barrier: None
+
+
+class WarmTrainer(TorchTrainer):
+    """A trainer whose controller runs in the thread that calls `fit`, and without the callbacks that start a process
+    per group for what is not there: data sets, and placement groups that a dead controller leaves behind.
+    """
+
+    poll_seconds = 0.5
+    controller: Controller | None = None
+    """Of the group, once there is one."""
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
-        """As Ray does it, but with the actor in reach."""
-        here = {"ray.io/node-id": ray.get_runtime_context().get_node_id()}
-        environment = {"RAY_WARN_BLOCKING_GET_INSIDE_ASYNC": "0", **get_env_vars_to_propagate()}
-        actor = ray.remote(num_cpus=0, label_selector=here, runtime_env={"env_vars": environment})(TrainController)
-        self.controller = actor.remote(**given)
-        ray.get(self.controller.run.remote())
-        return ray.get(self.controller.get_result.remote())
+        self.controller = Controller(self.poll_seconds, **given)
+        asyncio.run(self.controller.run())
+        return self.controller.get_result()
 
     def _create_default_callbacks(self) -> list[Any]:
-        needless = {"DatasetsCallback"} | ({"PlacementGroupCleanerCallback"} if self.own_cluster else set())
+        needless = {"DatasetsCallback", "PlacementGroupCleanerCallback"}
         callbacks: list[Any] = super()._create_default_callbacks()
         return [callback for callback in callbacks if type(callback).__name__ not in needless]

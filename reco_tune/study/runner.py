@@ -31,7 +31,7 @@ from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Space
 from reco_tune.study import preflight
 from reco_tune.study.bookkeeping import Bookkeeping
-from reco_tune.study.cluster import Placement, cluster, place
+from reco_tune.study.cluster import Placement, beside_workers, cluster, place
 from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
@@ -53,8 +53,14 @@ LONGEST_LEAVE_SECONDS = 15.0
 GATHER_SECONDS = 1e-4
 """Between two looks at what the dispatcher has to tell, for each worker group: events of many groups travel together.
 """
-TRIAL_RETRIES = 3
-"""How often Tune starts a trial's light process again; the work itself is not lost with it."""
+TRIAL_BYTES = 128 * 2**20
+"""Memory of a trial's light process. Trials ask for nothing else, so that they start at once, take no worker's CPU, and
+Ray spreads them over the machines by the memory that is left.
+"""
+TRIAL_RETRIES = 20
+"""How often Tune starts a trial's light process again, which dies with its machine; the work itself is not lost with
+it.
+"""
 
 
 @dataclass(frozen=True)
@@ -223,9 +229,7 @@ class Driver:
                     _alive,
                 )
             )
-            self._pool = WorkerPool(
-                self._dispatcher, placement, self._folder.ray, left, own_cluster=self._options.address is None
-            )
+            self._pool = WorkerPool(self._dispatcher, placement, self._folder.ray, left)
             stack.callback(self._pool.end)
             try:
                 with self._draining(placement.groups):
@@ -255,8 +259,10 @@ class Driver:
 
     def _tune(self, dispatcher: str, placement: Placement) -> None:
         """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
+        light = [{"memory": TRIAL_BYTES}]
+        where = tune.PlacementGroupFactory(light, bundle_label_selector=[beside_workers(placement)])
         tune.Tuner(
-            tune.with_resources(follow, {HEAD: 0.001}),
+            tune.with_resources(follow, where),
             tune_config=tune.TuneConfig(
                 search_alg=Proposals(lambda: self._next(dispatcher)),
                 scheduler=ParetoAsha(self._judge if self._space.pruning.kind != "none" else None),

@@ -29,7 +29,7 @@ def follow(config: dict[str, Any]) -> None:
     while outcome is None:
         try:
             dispatcher = ray.get_actor(config["dispatcher"])
-            reports, outcome, _ = ray.get(dispatcher.follow.remote(config["trial"], seen))  # those seen are judged
+            reports, outcome, seen = ray.get(dispatcher.follow.remote(config["trial"], seen))  # those seen are judged
         except (ValueError, ActorDiedError):  # no actor of that name, or no longer
             return
         for report in reports:

@@ -25,6 +25,10 @@ gives up on a single job much earlier.
 """
 MACHINES_SECONDS = 2.0
 """Between two looks at the cluster's machines."""
+POLL_SECONDS = 0.5
+"""Between two looks at the workers of a group, of a study of few."""
+POLLS_PER_SECOND = 100
+"""Looks at the workers of all groups together."""
 PROGRESS_PER_SECOND = 20
 """Messages of all workers together that say how far they are; nobody reads more."""
 LEAVE_SECONDS = 60
@@ -32,22 +36,18 @@ LEAVE_SECONDS = 60
 
 
 class WorkerPool:
-    """All worker groups of a study, each run by a thread of the driver (Train's own controller is an actor; the thread
-    only waits for it).
-    """
+    """All worker groups of a study, each run by a thread of the driver, in which Train's controller lives."""
 
-    def __init__(self, dispatcher: Any, placement: Placement, storage: Path, jobs: int, own_cluster: bool) -> None:
+    def __init__(self, dispatcher: Any, placement: Placement, storage: Path, jobs: int) -> None:
         """Starts them; returns at once.
 
         Args:
             storage: folder of Train's own state.
             jobs: about how many jobs they will do.
-            own_cluster: whether the cluster is this driver's own and ends with it.
         """
         self.lost: dict[int, str] = {}
         """Why groups are gone, by slot; they come back when a machine does."""
         self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
-        self._own_cluster = own_cluster
         self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
         self._trainers: list[WarmTrainer] = []
         self._threads = [
@@ -80,7 +80,7 @@ class WorkerPool:
         while any(thread.is_alive() for thread in self._threads) and time.monotonic() < deadline:
             for trainer in list(self._trainers):
                 if trainer.controller is not None:
-                    ray.kill(trainer.controller)
+                    trainer.controller.leave()
             for thread in self._threads:
                 thread.join(0.2)
 
@@ -155,5 +155,5 @@ class WorkerPool:
                 ),
             ),
         )
-        trainer.own_cluster = self._own_cluster
+        trainer.poll_seconds = max(POLL_SECONDS, placement.groups / POLLS_PER_SECOND)
         return trainer
