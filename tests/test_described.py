@@ -46,6 +46,7 @@ KINDS = {
         "[equal_steps]",
     ),
     "question": ("text", "required"),
+    "evaluation.measure": ("import path", ""),
     "search.NAME.int": ("[whole number, whole number]", ""),
 }
 
@@ -80,6 +81,8 @@ WRONG: dict[str, Any] = {
     "a word that is none": {"experiment": {"data": {"layout": "folder"}}},
     "an arm's": {"arms": {"mine": {"objective.continuity_wieght": 1.0}}},
     "a searched one": {"search": {"window.size": {"int": [1, 2]}}},
+    "an option of no part": {"search": {"training.options.rank": {"int": [1, 2]}}},
+    "an option's range": {"search": {"model.options.rank": {"whole": [1, 2]}}},
     "no range": {"search": {"window.length_tokens": {"whole": [1, 2]}}},
     "a sampler's": {"sampler": {"kind": "best"}},
 }
@@ -89,6 +92,8 @@ WRONG: dict[str, Any] = {
 def test_a_schema_refuses_what_the_loader_refuses(wrong: dict[str, Any]) -> None:
     right = {"question": "q", "experiment": {"window.length_blocks": 2}, "arms": {"full": None, "mine": {"a": {}}}}
     right["arms"]["mine"] = {"objective.continuity_weight": 0.5, "window": {"schedule": "short_to_long"}}
+    right["search"] = {"model.options.lora.rank": {"choice": [4, 16]}}
+    right["arms"]["full"] = {"model.options.config.hidden_size": 64}
     assert _mistakes("space", right) == []
     assert len(_mistakes("space", {**right, **wrong})) >= 1
 

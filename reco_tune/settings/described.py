@@ -10,7 +10,7 @@ from typing import Any, Literal, NamedTuple
 from pydantic import BaseModel
 
 from reco_tune.errors import SettingsError
-from reco_tune.parts import nearest
+from reco_tune.parts import IMPORT_PATH, nearest
 from reco_tune.settings.fields import known_keys
 from reco_tune.settings.sections import PRESETS, Sections
 from reco_tune.settings.space import ARMS, Space
@@ -27,6 +27,10 @@ _PRESET = {
     "enum": list(PRESETS),
 }
 """The one key that is no field."""
+
+
+_OF_A_PART = f"^({'|'.join(key.partition('.')[0] for key in known_keys() if key.endswith('.options'))})\\.options\\..+$"
+"""Keys of a part's options, which its own class checks."""
 
 
 class Setting(NamedTuple):
@@ -90,6 +94,7 @@ def file_schema(kind: FileKind) -> dict[str, Any]:
         "type": "object",
         "additionalProperties": False,
         "properties": {**shared["properties"], **dotted},
+        "patternProperties": {_OF_A_PART: {}},
     }
     head = {"$schema": "https://json-schema.org/draft/2020-12/schema"}
     if kind == "experiment":
@@ -100,7 +105,11 @@ def file_schema(kind: FileKind) -> dict[str, Any]:
     arm = {**experiment, "type": ["object", "null"]}
     arms = {"properties": {name: {"$ref": "#/$defs/Arm"} for name in ARMS}}
     keys["arms"] |= {**arms, "additionalProperties": {"$ref": "#/$defs/Arm"}}
-    keys["search"] |= {"properties": {key: {"$ref": "#/$defs/Range"} for key in dotted}, "additionalProperties": False}
+    keys["search"] |= {
+        "properties": {key: {"$ref": "#/$defs/Range"} for key in dotted},
+        "patternProperties": {_OF_A_PART: {"$ref": "#/$defs/Range"}},
+        "additionalProperties": False,
+    }
     keys["resources"] = shared["properties"]["resources"]
     definitions = {
         **shared["$defs"],
@@ -165,6 +174,8 @@ def _kind(own: dict[str, Any], schema: dict[str, Any]) -> str:
         return "mapping"
     if own.get("format") == "path":
         return "path"
+    if own.get("pattern") == f"^{IMPORT_PATH.pattern}$":
+        return "import path"
     bounds = [f"{sign} {own[key]}" for key, sign in SIGNS.items() if key in own]
     return f"{NAMES[str(kind)]} ({', '.join(bounds)})" if bounds else NAMES[str(kind)]
 
