@@ -32,8 +32,8 @@ def lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
     """Keeps every other process out while the block runs.
 
     Args:
-        path: path of the lock file, which stays and names the last owner; its folder must exist. seconds: how long to
-            wait; below 0 means for ever.
+        path: path of the lock file, which stays and names the last owner; its folder must exist.
+        seconds: how long to wait; below 0 means for ever.
 
     Raises:
         HeldError: if another process holds it.

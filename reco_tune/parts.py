@@ -165,7 +165,8 @@ def options_of(part: Any, given: Mapping[str, Any], key: str, beside: Iterable[s
     """Checks the options of a part by its pydantic model `Options`, or else by its signature.
 
     Args:
-        key: the setting that holds them. beside: other arguments that a part without `Options` gets.
+        key: the setting that holds them.
+        beside: other arguments that a part without `Options` gets.
 
     Raises:
         SettingsError: for an unknown option or an invalid value.

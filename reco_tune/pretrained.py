@@ -34,7 +34,8 @@ def pinned_source(path: str, revision: str | None, key: str, weights: bool = Tru
     """The path with what it holds now; one that is pinned already is checked.
 
     Args:
-        key: the setting that gave it. weights: whether they count, or the configuration alone.
+        key: the setting that gave it.
+        weights: whether they count, or the configuration alone.
 
     Raises:
         SettingsError: where nothing is there, or something else than what it is pinned to.

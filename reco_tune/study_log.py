@@ -67,7 +67,7 @@ AGAIN = "tried again by hand"
 
 @dataclass(frozen=True)
 class StudyFolder:
-    """Where everything of a study lies."""
+    """The paths in a study's folder."""
 
     path: Path
 
@@ -86,13 +86,13 @@ class StudyFolder:
 
     @property
     def live(self) -> bool:
-        """Whether a driver holds the study at this moment."""
+        """Whether the study is running now."""
         return bool(self.driver)
 
     @property
     def driver(self) -> str:
-        """The process that drives the study at this moment, on this machine or on one that shares the folder, in words;
-        empty where none does.
+        """The process that runs the study now, on this machine or on one that shares the folder, in words; empty if
+        none does.
         """
         return holder(self.lock)
 
@@ -145,16 +145,16 @@ class StudyFolder:
 
 
 class EventLog:
-    """The one writer of a study's events; every line is whole and on disk when `append` returns."""
+    """The only writer of a study's events. Each line is complete and on disk when `append` returns."""
 
     def __init__(
         self, path: Path, clock: Callable[[], float] = time.time, sync: Callable[[int], None] = os.fsync
     ) -> None:
-        """Opens for appending. A torn last line (the writer was killed) is cut off; `repaired` then holds it.
+        """Opens the log for appending. Removes an incomplete last line of a killed writer; `repaired` then holds it.
 
         Args:
             clock: Unix seconds.
-            sync: brings what was written to a file descriptor onto the disk.
+            sync: function that syncs a file descriptor to disk.
         """
         self.path = path
         self._lock, self._clock = threading.Lock(), clock
@@ -163,10 +163,10 @@ class EventLog:
         self.repaired = self._lines.torn
 
     def append(self, event: EventName, **fields: Any) -> dict[str, Any]:
-        """Writes one event, with the `time`; returns it as whoever reads the log will find it.
+        """Writes one event with its `time`, and returns it as readers of the log will see it.
 
         Raises:
-            StudyError: where the disk does not take it; the log then ends with the event before.
+            StudyError: if it cannot be written; the log then ends with the event before.
         """
         entry = {"event": event, "time": round(self._clock(), 3), **fields}
         line = json.dumps(entry, separators=(",", ":"), allow_nan=False)
@@ -175,7 +175,7 @@ class EventLog:
                 self._lines.append(line)
             except OSError as error:
                 reason = (error.strerror or type(error).__name__).lower()
-                raise StudyError(f"{self.path} cannot be written to ({reason}), see to its disk") from error
+                raise StudyError(f"{self.path} cannot be written to ({reason}); check its disk") from error
         written: dict[str, Any] = _parse(line)
         return written
 
@@ -184,14 +184,14 @@ class EventLog:
 
 
 def read_events(path: Path) -> Iterator[dict[str, Any]]:
-    """Every whole event of a log, in order; a torn last line (a writer is at work, or was killed) is left out.
+    """Every complete event of a log, in order, without an incomplete last line.
 
     Raises:
-        StudyError: where the file is missing, or a line is damaged or the first one lost.
+        StudyError: if the file is missing, a line is damaged, or the first line is lost.
     """
     if not path.exists():
         raise StudyError(
-            f"{path.parent} is not a study folder: it has no {path.name}; give the folder that `reco-tune run` named"
+            f"{path.parent} is not a study folder: it has no {path.name}; give the folder that `reco-tune run` printed"
         )
     with path.open("rb") as lines:
         for number, line in enumerate(lines, 1):
@@ -201,7 +201,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
                 event = _parse(line)
             except ValueError as error:
                 raise StudyError(
-                    f"{path}, line {number}, is damaged; restore the file from a backup or cut that line out"
+                    f"{path}, line {number}, is damaged; restore the file from a backup or remove that line"
                 ) from error
             if number == 1:
                 _check_first(event, path)
@@ -210,7 +210,7 @@ def read_events(path: Path) -> Iterator[dict[str, Any]]:
 
 @dataclass
 class RunRecord:
-    """One run as the log tells it."""
+    """One run, replayed from the log."""
 
     trial: str
     """Name of the run, unique in its study: `reco-equal_steps-s0`, `full-s0`, `search-0003`, `search-0003-s1`."""
@@ -264,7 +264,7 @@ class RunRecord:
 
 @dataclass
 class StudyRecord:
-    """A study as its log tells it."""
+    """A study, replayed from its log."""
 
     name: str = ""
     question: str = ""
@@ -298,7 +298,7 @@ class StudyRecord:
 
     @property
     def device_seconds(self) -> float:
-        """Spent so far on all stages, as far as runs have told; a calibration that runs share counts once."""
+        """Device seconds so far over all stages, as reported by the runs; a shared calibration counts once."""
         calibration, *stages = (stage.name for stage in STAGE_SECONDS)
         calibrations = sum(metrics.get(calibration, 0.0) for metrics in self.calibrations.values())
         return calibrations + sum(run.metrics.get(stage, 0.0) for run in self.runs.values() for stage in stages)
@@ -318,7 +318,7 @@ def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyReco
 
 
 def quality_of(runs: Sequence[RunRecord]) -> Quantity:
-    """What runs are judged by: FVD, or the validation cross-entropy where all are of codes without a decoder."""
+    """The quality metric of runs: FVD, or validation cross-entropy if all runs use codes without a decoder."""
     return VAL_CROSS_ENTROPY if runs and all(on_codes(run.settings) for run in runs) else FVD
 
 
@@ -328,7 +328,7 @@ def speed_of(run: RunRecord) -> float:
 
 
 def whole_at_equal_steps(runs: Iterable[RunRecord], quality: str) -> list[RunRecord]:
-    """Evaluated runs, fixed and sampled, that the speed frontier is made of."""
+    """The evaluated runs of the speed frontier, fixed and sampled."""
     return [
         run
         for run in runs
@@ -337,10 +337,10 @@ def whole_at_equal_steps(runs: Iterable[RunRecord], quality: str) -> list[RunRec
 
 
 def read_study(path: Path) -> StudyRecord:
-    """The study in a folder.
+    """Reads the study in a folder.
 
     Raises:
-        StudyError: where there is none, or its log is damaged.
+        StudyError: if there is none, or its log is damaged.
     """
     return replay(read_events(StudyFolder(path).events))
 
@@ -366,10 +366,10 @@ class Follower:
         self._offset = 0
 
     def poll(self) -> list[dict[str, Any]]:
-        """The events since the last call, in order, already part of `study`; none while the log does not exist.
+        """The events since the last call, in order, already part of `study`; none if the log does not exist yet.
 
         Raises:
-            StudyError: where a line is damaged or the first one lost.
+            StudyError: if a line is damaged or the first one is lost.
         """
         if not self.path.exists():
             return []
@@ -381,7 +381,7 @@ class Follower:
             events = [_parse(line) for line in new.splitlines()]
         except ValueError as error:
             raise StudyError(
-                f"{self.path} is damaged; restore the file from a backup or cut the damaged line out"
+                f"{self.path} is damaged; restore the file from a backup or remove the damaged line"
             ) from error
         if events and not self._offset:
             _check_first(events[0], self.path)
@@ -415,10 +415,10 @@ def _parse(line: bytes | str) -> Any:
 
 
 def apply(study: StudyRecord, event: dict[str, Any]) -> None:
-    """Takes one event into the study's state.
+    """Applies one event to the study's state.
 
     Raises:
-        StudyError: where it is none.
+        StudyError: if it is invalid.
     """
     try:
         _take_in(study, event)
@@ -428,8 +428,8 @@ def apply(study: StudyRecord, event: dict[str, Any]) -> None:
             study.worked_seconds += max(0.0, study.time - before)
     except (KeyError, TypeError) as error:
         raise StudyError(
-            f"the study's log holds an event that is none ({str(event)[:120]}, {type(error).__name__} {error}); it was"
-            " written by another program or version, restore events.jsonl from a backup"
+            f"the study's log has an invalid event ({str(event)[:120]}, {type(error).__name__} {error}); another"
+            " program or version wrote it; restore events.jsonl from a backup"
         ) from error
 
 

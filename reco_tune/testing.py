@@ -1,4 +1,4 @@
-"""Whether a decoder of one's own is one. For tests: `check_decoder(MyDecoder(...))`."""
+"""Checks a user's own decoder, in tests: `check_decoder(MyDecoder(...))`."""
 
 from __future__ import annotations
 
@@ -16,7 +16,8 @@ TOLERANCE = 1e-5
 
 
 def check_decoder(decoder: Decoder) -> None:
-    """Tries what windows and sampling rely on, on a copy in float64 and two clips of random codes.
+    """Checks the properties that windows and sampling need, on a float64 copy of the decoder and two clips of random
+    codes.
 
     Raises:
         AssertionError: with one sentence that says what is wrong.
@@ -55,7 +56,8 @@ def _states(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, name: str) -> T
     assert logits.shape == expected, f"{name}.logits gives scores {tuple(logits.shape)}, not {expected}"
     again_BTD = model.hidden(tokens_BT, labels_B, 0, shape.num_tokens)
     assert _alike(again_BTD, hidden_BTD), (
-        f"{name} gives other states for the same tokens when it trains: turn dropout off, or runs cannot be repeated"
+        f"{name} gives different states for the same tokens in training mode: turn dropout off, or runs are not"
+        " reproducible"
     )
     return hidden_BTD
 
@@ -66,7 +68,7 @@ def _check_causality(
     changed_BT = torch.cat([tokens_BT[:, :start], other_BT[:, start:]], dim=1)
     moved_BTD = model.hidden(changed_BT, labels_B, 0, model.shape.num_tokens)
     assert _alike(moved_BTD[:, : start + 1], whole_BTD[:, : start + 1]), (
-        f"a future token leaks: {name}'s states of tokens 0..{start} change with the codes from {start} on"
+        f"{name} leaks future tokens: its states of tokens 0..{start} depend on the codes from {start} on"
     )
 
 
@@ -84,11 +86,11 @@ def _check_prefix(
     changed_BT = torch.cat([other_BT[:, : start - 1], tokens_BT[:, start - 1 :]], dim=1)
     moved_BWD = model.hidden(changed_BT, labels_B, start, length)
     assert not torch.equal(window_BWD, moved_BWD), (
-        f"{name} trains a window without its context: its states are the same whatever comes before it"
+        f"{name} trains a window without its context: its states do not depend on the tokens before it"
     )
     assert _alike(window_BWD, whole_BTD[:, start : start + length]), (
-        f"{name}'s positions do not continue after a prefix, or its past is not all that is before: the states of"
-        f" tokens {start}..{start + length - 1} are not those of the full sequence"
+        f"{name}'s positions do not continue after a prefix, or its past is incomplete: the states of tokens"
+        f" {start}..{start + length - 1} differ from those of the full sequence"
     )
 
 
@@ -97,7 +99,7 @@ def _check_cache(model: Decoder, whole_BTD: Tensor, tokens_BT: Tensor, labels_B:
     for position in range(model.shape.num_tokens):
         cached_BV = read(tokens_BT, labels_B, position, position + 1)
         assert _alike(cached_BV, model.logits(whole_BTD[:, position])), (
-            f"cached sampling with {name} gives other scores of token {position} than the full sequence"
+            f"cached sampling with {name} gives different scores for token {position} than the full sequence"
         )
 
 

@@ -1,4 +1,4 @@
-"""Which start a training step's window has: pure functions of integers and a seeded, resumable sampler."""
+"""Window starts of training steps: pure functions of integers, and a seeded, resumable sampler."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ MOST_LENGTHS = 4
 
 
 class WindowSpan(NamedTuple):
-    """Where the window of one micro-batch lies."""
+    """Start and length of the window of one micro-batch."""
 
     start: int
     length: int
@@ -69,7 +69,7 @@ class WindowSampler:
             seed: of the sequence of starts, or the generator that several samplers share.
 
         Raises:
-            ValueError: for a window, stride or probability that cannot be.
+            ValueError: for an invalid window, stride or probability.
         """
         if not 1 <= length_tokens <= num_tokens:
             raise ValueError(f"length_tokens ({length_tokens}) must lie in 1..num_tokens ({num_tokens})")
@@ -136,7 +136,7 @@ class WindowSchedule:
         """
         Args:
             steps: of the run, which the schedule divides into equal parts.
-            schedule: how lengths follow each other (`schedule_lengths`).
+            schedule: the order of the lengths (`schedule_lengths`).
             full_fraction: the last part of the steps, which trains full sequences.
 
         Raises:
@@ -161,7 +161,7 @@ class WindowSchedule:
         return WindowSpan(sampler.draw(), sampler.length_tokens)
 
     def distribution(self) -> dict[WindowSpan, float]:
-        """Share of every window in the whole run."""
+        """Share of each window in the whole run."""
         shares: dict[WindowSpan, float] = {}
         begin = 0
         for sampler, end in zip(self._samplers, self._ends, strict=True):

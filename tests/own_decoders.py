@@ -80,7 +80,7 @@ class DropsOut(OneLayer):
 
 
 WRONG = {
-    SeesTheFuture: "a future token leaks",
+    SeesTheFuture: "leaks future tokens",
     ForgetsItsPast: "trains a window without its context",
     StartsPositionsAnew: "positions do not continue after a prefix",
     ReadsOneByOneOtherwise: "cached sampling",

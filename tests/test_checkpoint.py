@@ -109,7 +109,7 @@ def test_model_round_trip(toy_cache: TokenCache, toy_experiment: Make, tmp_path:
     [
         pytest.param(
             lambda folder: (folder / "model.json").unlink(),
-            "holds no trained model; give the folder of a run",
+            "has no trained model; give the folder of a run",
             id="missing",
         ),
         pytest.param(lambda folder: (folder / "model.json").write_text("{}"), "is damaged", id="empty"),
@@ -137,5 +137,5 @@ def test_a_bad_model_is_told(
 
 
 def test_a_path_that_is_not_there_is_told(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="nowhere holds no trained model"):
+    with pytest.raises(CheckpointError, match="nowhere has no trained model"):
         load_model(tmp_path / "nowhere")

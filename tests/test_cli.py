@@ -265,8 +265,8 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     "no such arm to plan": (["plan", "demo:rico"], "has no arm rico; it has full, fewer_frames"),
     "an arm of one run": (["plan", "taichi_110M:full"], "is an experiment file .*has no arms"),
     "fit and check": (["tokenize", "taichi_110M", "--fit", "--check"], "--fit stops before encoding"),
-    "no checkpoint to generate from": (["generate", "nowhere"], "nowhere holds no trained model"),
-    "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere holds no trained model"),
+    "no checkpoint to generate from": (["generate", "nowhere"], "nowhere has no trained model"),
+    "no checkpoint to evaluate": (["evaluate", "nowhere"], "nowhere has no trained model"),
 }
 
 
@@ -477,8 +477,8 @@ def test_status_of_a_study_that_stopped_stands_still_and_names_the_way_on(toy: P
 @pytest.mark.parametrize(
     ("log", "sentence"),
     [
-        (b'STUDY{"event":"planned","x":1}\n', "holds an event that is none"),
-        (b"STUDY5\n", "holds an event that is none"),
+        (b'STUDY{"event":"planned","x":1}\n', "has an invalid event"),
+        (b"STUDY5\n", "has an invalid event"),
         (b'{"event":"planned","x":1}\n', "begin with the event `study`, but with `planned`: its first line is lost"),
         (b"5\n", "does not begin with the event `study`, but with 5"),
         (b"{\n", "line 1, is damaged|is damaged"),

@@ -144,7 +144,7 @@ def test_a_missing_file_is_one_sentence(tmp_path: Path) -> None:
 def test_other_files_are_one_sentence(tmp_path: Path, clips: np.ndarray) -> None:
     text = tmp_path / "text.pt"
     text.write_text("no network")
-    with pytest.raises(DataError, match="holds no TorchScript network"):
+    with pytest.raises(DataError, match="is not a TorchScript network"):
         load_i3d(text, hashlib.sha256(text.read_bytes()).hexdigest(), "latte", PUBLISHED["latte"])
     foreign = tmp_path / "foreign.pt"
     with pytest.raises(DataError, match="does not take rescale, resize, return_features"):

@@ -123,7 +123,7 @@ def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
     [
         ("arm,fvd", "a,1", "has no column `protocol`"),
         ("arm,fvd,protocol,speedupp", f"a,1,{PROTOCOL},2", "do you mean `speedup`"),
-        ("arm,fvd,protocol", f"a,low,{PROTOCOL}", "line 2: fvd is `low`, which is no number"),
+        ("arm,fvd,protocol", f"a,low,{PROTOCOL}", "line 2: fvd is `low`, which is not a number"),
         ("arm,fvd,protocol", "a,1,", "line 2 has no protocol"),
         ("arm,fvd,protocol,budget", f"a,1,{PROTOCOL},epochs", "budget is `epochs`"),
         ("arm,fvd,fvd_low,fvd_high,protocol", f"a,3,1,2,{PROTOCOL}", "line 2: fvd 3 lies outside its interval"),
@@ -137,7 +137,7 @@ def test_another_protocol_is_refused_and_the_knob_is_named(runs, tmp_path):
             f"a,3,2.5,{PROTOCOL}",
             "line 2: an interval is `fvd`, `fvd_low` and `fvd_high` together",
         ),
-        ("arm,fvd,protocol", f" ,1,{PROTOCOL}", "line 2 names no arm"),
+        ("arm,fvd,protocol", f" ,1,{PROTOCOL}", "line 2 has no arm"),
         ("arm,fvd,protocol", f"a,-3,{PROTOCOL}", "line 2: fvd is `-3`, but must be at least 0"),
         ("arm,fvd,speedup,protocol", f"a,1,-2,{PROTOCOL}", "line 2: speedup is `-2`, but must be above 0"),
         ("arm,fvd,speedup,protocol", f"a,1,0,{PROTOCOL}", "line 2: speedup is `0`, but must be above 0"),

@@ -67,7 +67,7 @@ def test_the_best_is_kept_beside_the_last(
 def test_it_is_off_by_default(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
     fit(toy_experiment({"training.steps": 4}), toy_cache, tmp_path)
     assert not (tmp_path / "best").exists()
-    with pytest.raises(CheckpointError, match=r"holds no best weights; train it with training\.keep_best"):
+    with pytest.raises(CheckpointError, match=r"has no best weights; train the run with training\.keep_best"):
         load_model(tmp_path, "best")
 
 

@@ -329,7 +329,7 @@ def test_checkpoint_of_other_settings_is_refused(toy_cache: TokenCache, toy_expe
 
 
 def test_cache_of_another_grid_is_refused(toy_cache: TokenCache, toy_experiment: Make, tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"holds clips of 5x3x3 tokens, but .* give 7x3x3"):
+    with pytest.raises(DataError, match=r"has clips of 5x3x3 tokens, but .* give 7x3x3"):
         fit(toy_experiment({"data.clip_frames": 13}), toy_cache, tmp_path)
 
 

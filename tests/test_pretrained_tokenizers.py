@@ -380,7 +380,7 @@ def test_a_cache_goes_on_working_without_the_weights_and_refuses_others_in_their
     assert np.array_equal(cache.tokens("train")[: len(pixels)].reshape(-1, *cache.grid), tokenizer.encode(pixels))
     later = (weights / "encoder.jit").stat().st_mtime + 100
     os.utime(weights / "encoder.jit", (later, later))
-    with pytest.raises(DataError, match="is newer than the copy of it"):
+    with pytest.raises(DataError, match="is newer than its copy"):
         prepare_tokens(experiment)
     shutil.rmtree(weights)
     assert prepare_tokens(experiment).path == cache.path

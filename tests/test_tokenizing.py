@@ -97,7 +97,7 @@ def test_a_node_that_does_not_see_the_files_says_so(videos: tuple[Path, TokenCac
     experiment = _experiment(cache.path.parent.parent, tmp_path / "unmounted")
     task = PartTask(0, [0], cache.sources("train")[:1], experiment.data, cache.tokenizer_path, "cpu", (), 1)
     with pytest.raises(
-        DataError, match=r"unmounted cannot be seen from .*; put data.root and data.cache_dir on storage"
+        DataError, match=r"unmounted is not visible from .*; put data.root and data.cache_dir on storage"
     ):
         encode_part(task)
 

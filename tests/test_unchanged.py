@@ -164,6 +164,6 @@ def test_a_study_goes_on_with_the_clips_that_its_runs_saw(tmp_path: Path) -> Non
     with study.events.open("a") as log:
         log.write(json.dumps({name: first[name] for name in first if name in ("time", "version")} | event) + "\n")
     before = study.events.read_bytes()
-    with pytest.raises(DataError, match=r"gives other clips than the study's runs saw .*; begin a new study"):
+    with pytest.raises(DataError, match=r"gives other clips than the study's runs used .*; begin a new study"):
         resume(study.path, Options(track=False))
     assert study.events.read_bytes() == before and not list(tmp_path.rglob("*.npy")), "nothing was decoded or encoded"

@@ -18,11 +18,11 @@ __all__ = ["Clips", "EditableSpace", "Run", "Study", "load", "open", "run"]
 
 
 def load(source: str | Path) -> EditableSpace:
-    """The space of a YAML file, or a shipped one by its name: `rt.load("joint")`. An experiment file is the space of
-    its one run.
+    """Loads the space of a YAML file, or a shipped one by name: `rt.load("joint")`. An experiment file becomes a space
+    of one run.
 
     Raises:
-        SettingsError: where there is no such file, or for what cannot be in it.
+        SettingsError: if there is no such file, or its settings are invalid.
     """
     from reco_tune.settings import load_space
 
@@ -38,19 +38,19 @@ def run(
     tracking_uri: str | None = None,
     progress: bool = True,
 ) -> Study:
-    """Runs a study in a folder; goes on with it where the folder holds the same study already.
+    """Runs a study in a folder, or continues it if the folder holds the same study.
 
     Args:
-        space: what `load` gave, or what it takes.
-        name: of the study; the folder's where it is empty.
-        address: of a Ray cluster; without it the study starts its own on this machine.
-        tracking_uri: MLflow server; a file in the folder where it is left out.
-        progress: whether it is shown, in a notebook as a bar, elsewhere as lines on stderr.
+        space: a space from `load`, or what `load` takes.
+        name: name of the study; by default the folder's name.
+        address: address of a Ray cluster; by default the study starts its own on this machine.
+        tracking_uri: MLflow server; by default a file in the folder.
+        progress: whether to show progress, as a bar in a notebook or as lines on stderr.
 
     Raises:
-        SettingsError, DataError, StudyError: for what cannot be run, before anything is written.
-        RunFailedError: where runs are left over. Runs that failed by themselves stand in `study.runs()`.
-        StoppedError: after Ctrl-C, or an interrupted cell; the same call goes on.
+        SettingsError, DataError, StudyError: for a study that cannot run, before anything is written.
+        RunFailedError: if runs are unfinished. Runs that failed themselves are in `study.runs()`.
+        StoppedError: after Ctrl-C, or an interrupted cell; the same call continues.
     """
     from reco_tune import study
 
@@ -62,10 +62,10 @@ def run(
 
 
 def open(folder: str | Path) -> Study:
-    """A study that was run, or runs, in a folder.
+    """Opens the study in a folder, also while it runs.
 
     Raises:
-        StudyError: where the folder holds none.
+        StudyError: if the folder has no study.
     """
     return Study(Path(folder))
 

@@ -1,4 +1,4 @@
-"""How far a study is, while Python waits for it: a bar in a notebook, lines on stderr anywhere else."""
+"""Shows the progress of a study: a bar in a notebook, lines on stderr anywhere else."""
 
 from __future__ import annotations
 
@@ -52,10 +52,10 @@ class Watching(Observer):
 
 @contextmanager
 def observer(trials: int, wanted: bool) -> Iterator[Observer]:
-    """What a study tells to, until the block ends.
+    """An observer that shows progress until the block ends.
 
     Args:
-        trials: sampled runs that it asks for.
+        trials: sampled runs of the study.
     """
     if not wanted:
         yield Observer()

@@ -20,8 +20,7 @@ class EditableSpace:
         space.arms["mine"] = {"objective.continuity_weight": 0.5}
         space.search["window.length_blocks"] = {"int": [1, 4]}
 
-    Raises, whichever change cannot be:
-        SettingsError: one sentence; the space then is what it was.
+    An invalid change raises SettingsError, and the space stays unchanged.
     """
 
     def __init__(self, checked: Space) -> None:
@@ -30,22 +29,22 @@ class EditableSpace:
 
     @property
     def arms(self) -> MutableMapping[str, Any]:
-        """Fixed arms by name; {} takes a known arm as it is."""
+        """The fixed arms by name; {} takes a known arm unchanged."""
         return _Part(self, "arms")
 
     @property
     def search(self) -> MutableMapping[str, Any]:
-        """Ranges by the key of a setting."""
+        """The search ranges by setting."""
         return _Part(self, "search")
 
     @property
     def objectives(self) -> MutableMapping[str, Any]:
-        """`maximize` or `minimize` by metric."""
+        """The objectives: `maximize` or `minimize` by metric."""
         return _Part(self, "objectives")
 
     @property
     def constraints(self) -> MutableMapping[str, Any]:
-        """Bounds by metric."""
+        """The constraints: bounds by metric."""
         return _Part(self, "constraints")
 
     def __getitem__(self, key: str) -> Any:
@@ -70,14 +69,14 @@ class EditableSpace:
         self._take(self._values(), flatten({key: dict(value)}) if whole else {key: value})
 
     def __repr__(self) -> str:
-        """As the YAML file that it is."""
+        """The space as YAML."""
         import yaml
 
         kept = self.checked.model_dump(mode="json", exclude_defaults=True, exclude={"source"})
         return yaml.safe_dump(kept, sort_keys=False, allow_unicode=True)
 
     def save(self, path: str | Path) -> None:
-        """Writes the YAML file, for `reco-tune run` and the others."""
+        """Writes the YAML file for the command line."""
         Path(path).write_text(repr(self), encoding="utf-8")
 
     def _check(self, key: str) -> None:

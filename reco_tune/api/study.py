@@ -1,4 +1,4 @@
-"""A study and its runs, read from its folder whenever they are asked for."""
+"""A study and its runs, read from its folder at each call."""
 
 from __future__ import annotations
 
@@ -31,8 +31,7 @@ class Study:
 
     def __init__(self, folder: Path) -> None:
         """
-        Raises:
-            StudyError: where the folder holds none.
+        Raises: StudyError: if the folder has no study.
         """
         self.folder = folder
         self._record()
@@ -43,51 +42,51 @@ class Study:
         return self._record().finished
 
     def runs(self) -> pd.DataFrame:
-        """One row a run: every setting under its key, every metric, cost, state and fingerprints."""
+        """One row per run: every setting by key, every metric, cost, state and fingerprints."""
         from reco_tune.reporting import load_runs
 
         return load_runs(self.folder)
 
     def ablation(self, baseline: str = "full") -> pd.DataFrame:
-        """The ablation table: one row an arm and budget, with intervals and the difference to the baseline.
+        """The ablation table: one row per arm and budget, with intervals and the difference to the baseline.
 
         Raises:
-            ComparisonError: where the runs do not compare, or none is of that baseline.
+            ComparisonError: if the runs are not comparable, or the baseline has no run.
         """
         from reco_tune.reporting import ablation_table, load_runs
 
         return ablation_table(load_runs(self.folder), baseline)
 
     def frontier(self) -> Frontier:
-        """Which configurations no other beats in both speed and FVD; `points` is a table.
+        """The configurations that no other beats in both speed and FVD; `points` is a table.
 
         Raises:
-            ComparisonError: where the runs do not compare.
+            ComparisonError: if the runs are not comparable.
         """
         from reco_tune.reporting import frontier, load_runs
 
         return frontier(load_runs(self.folder))
 
     def best(self, metric: str = "fvd") -> Run:
-        """The evaluated run that breaks no constraint and has the best value.
+        """The evaluated run with the best value of a metric among those that break no constraint.
 
         Raises:
-            StudyError: where no run has it.
+            StudyError: if no run has the metric.
         """
         from reco_tune.study.export import best_run
 
         return Run(self, best_run(self._record(), metric))
 
     def run(self, trial: str) -> Run:
-        """A run by its name, as `runs()` lists it.
+        """A run by its name, as in `runs()`.
 
         Raises:
-            StudyError: where there is none of that name.
+            StudyError: if there is no such run.
         """
         return Run(self, named_run(self._record(), trial))
 
     def report(self) -> Path:
-        """Writes tables, figures and the page; returns the page."""
+        """Writes tables, figures and the page; returns the path of the page."""
         from reco_tune.reporting import write_report
 
         return write_report(self.folder, None).index
@@ -279,14 +278,14 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """Its checkpoints, its model and the history of its steps."""
+        """The folder of its checkpoints, its model and the history of its steps."""
         return StudyFolder(self._study.folder).trial(self.trial)
 
     def model(self) -> Decoder:
         """The trained model, on the CPU.
 
         Raises:
-            CheckpointError: where it is not trained yet, or not kept.
+            CheckpointError: if it is not trained yet, or was deleted.
         """
         from reco_tune.training import load_model
 
@@ -295,11 +294,11 @@ class Run:
     def generate(
         self, classes: Sequence[str | int] | None = None, seed: int = 0, prompts: Sequence[str] | None = None
     ) -> Clips:
-        """New clips, one for each class that is named (by name or number), or for each prompt where the model was
-        trained on texts; by default 16 of all classes in turn.
+        """Generates one clip for each given class (name or number), or for each prompt if the model was trained on
+        texts; by default 16 clips of all classes in turn.
 
         Raises:
-            CheckpointError: where there is no model.
+            CheckpointError: if there is no model.
             SettingsError: for a class or a prompt that the model does not know.
         """
         from reco_tune.generation.trained import generated, wanted
@@ -309,7 +308,7 @@ class Run:
         loaded = load_model(self.folder)
         names = list(loaded.cache.class_names)
         if classes is not None and not len(classes):
-            raise SettingsError("classes is empty; name a class for each clip, or leave it out")
+            raise SettingsError("classes is empty; give a class for each clip, or leave it out")
         chosen = None if classes is None else [_name(one, names) for one in classes]
         asked = wanted(loaded, chosen, list(prompts or []), None if chosen is None else len(chosen))
         return Clips(generated(loaded, loaded.experiment, asked.given_N, seed, quiet), asked.names)
@@ -336,7 +335,7 @@ class Clips:
         """Writes all clips side by side as `.mp4`, or pixels and classes as `.npz`.
 
         Raises:
-            StudyError: for another ending.
+            StudyError: for any other file name extension.
         """
         import numpy as np
 

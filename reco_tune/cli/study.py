@@ -22,7 +22,9 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
     """Runs or resumes a study with a live view, then writes its report.
 
     Args:
-        path: the study's folder. trials: sampled runs of its space. work: runs the study and notifies the observer.
+        path: the study's folder.
+        trials: sampled runs of its space.
+        work: runs the study and notifies the observer.
 
     Raises:
         RunFailedError: if runs failed; the report is written anyway.

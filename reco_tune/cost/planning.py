@@ -138,7 +138,7 @@ def plan(space: Space) -> Plan:
     if baseline.window.scheme != "full":
         raise SettingsError(
             f"arm `{BASELINE}` is the baseline, which trains full sequences, but its window.scheme is"
-            f" {baseline.window.scheme}; call that arm something else"
+            f" {baseline.window.scheme}; rename that arm"
         )
     sampled = arm_experiment(space, None, {"training.seed": space.seeds[0]}) if space.trials else None
     judging = [*([sampled] if sampled else []), *(arms.values() if space.pruning.arms or space.tune else [])]
@@ -266,7 +266,7 @@ def _check(space: Space) -> None:
             "keep.checkpoints is best, but no run keeps its best weights; set training.keep_best under `experiment`"
         )
     if "window.scheme" in space.search:
-        raise SettingsError("search: window.scheme is what arms are for; name an arm for each scheme")
+        raise SettingsError("search: window.scheme cannot be searched; add an arm for each scheme")
     for where, metrics in (("objectives", space.objectives), ("constraints", space.constraints)):
         for metric in metrics:
             if metric not in quantities.ALL:

@@ -44,7 +44,9 @@ class ClipScore:
     def __init__(self, path: str, frames: str, scale: str, device: torch.device) -> None:
         """
         Args:
-            path: folder or hub name, pinned or not. frames: `all` or `first`. scale: `cosine` or `percent`.
+            path: folder or hub name, pinned or not.
+            frames: `all` or `first`.
+            scale: `cosine` or `percent`.
 
         Raises:
             SettingsError: where transformers is missing or cannot load it.

@@ -99,7 +99,7 @@ def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtoco
         known = {argument.name for argument in network.forward.schema.arguments}
     except (RuntimeError, ValueError, OSError, AttributeError) as error:
         raise DataError(
-            f"evaluation.extractor_path ({path}) holds no TorchScript network; give i3d_torchscript.pt"
+            f"evaluation.extractor_path ({path}) is not a TorchScript network; give i3d_torchscript.pt"
         ) from error
     if not known >= CALLED_WITH:
         missing = ", ".join(sorted(CALLED_WITH - known))

@@ -1,4 +1,4 @@
-"""Clips of a trained model, as a person asks for them: by class, prompt and seed, and laid side by side to look at."""
+"""Generates clips of a trained model by class, prompt and seed, and arranges them in a grid to look at."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ SHOWN_SIDE_PX = 96
 
 
 def labels_of(class_names: list[str], chosen: list[str] | None, clips: int) -> NDArray[np.int64]:
-    """One class a clip, in turn.
+    """One class per clip, in turn.
 
     Raises:
         SettingsError: for a class that the model does not know.
@@ -81,16 +81,16 @@ def wanted(loaded: LoadedModel, classes: list[str] | None, prompts: list[str] | 
 
 
 def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
-    """The tokenizer that a model was trained with: where it lay then, or in the cache folder that is given now.
+    """The tokenizer that a model was trained with, from its old path or from the current cache folder.
 
     Raises:
-        DataError: where it is in neither.
+        DataError: if it is in neither.
     """
     known = Path(loaded.cache.tokenizer_path)
     if experiment.data.layout == "tokens":
         raise DataError(
-            "the model was trained on codes that were made elsewhere (data.layout tokens), which nothing here can turn"
-            " into clips"
+            "the model was trained on data.layout tokens, and ReCo-Tune has no decoder for these codes, so it cannot"
+            " generate clips"
         )
     for path in (known, experiment.cache_dir / "tokenizers" / known.name):
         if path.is_dir():
@@ -98,18 +98,18 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
             if tokenizer.fingerprint == loaded.cache.tokenizer_fingerprint:
                 return tokenizer
     raise DataError(
-        f"the tokenizer that the model was trained with is no longer at {known}; give the cache folder that holds it"
-        " with --set data.cache_dir=FOLDER, or fit it again from the same videos with `reco-tune evaluate`"
+        f"the tokenizer that the model was trained with is no longer at {known}; give the cache folder that has it with"
+        " --set data.cache_dir=FOLDER, or fit it again from the same videos with `reco-tune evaluate`"
     )
 
 
 def generated(
     loaded: LoadedModel, experiment: Experiment, given_N: NDArray[np.int64], seed: int, progress: Progress
 ) -> NDArray[np.uint8]:
-    """uint8 [N, F, C, H, W], a sampling batch at a time; batch i draws with its own seed.
+    """Generates uint8 [N, F, C, H, W], one sampling batch at a time; each batch has its own seed.
 
     Raises:
-        DataError: where the tokenizer is gone.
+        DataError: if the tokenizer is missing.
     """
     tokenizer = tokenizer_of(loaded, experiment)
     model = loaded.model.to(prepare_device(experiment))

@@ -92,7 +92,7 @@ def _made(
 ) -> Decoder:
     part = parts.load("models", kind)
     if not (isinstance(part, type) and issubclass(part, Decoder)):
-        raise SettingsError(f"model.kind ({kind}) is no reco_tune.model.Decoder; derive it from that class")
+        raise SettingsError(f"model.kind ({kind}) is not a reco_tune.model.Decoder; derive it from that class")
     checked = parts.options_of(part, options, "model.options", SIZES)
     text = {"condition_tokens": condition_tokens} if condition_tokens > 1 else {}
     try:

@@ -54,8 +54,11 @@ class Decoder(nn.Module):
     ) -> None:
         """
         Args:
-            num_codes: V. num_tokens: T. num_classes: without the null class, whose label is this number. width: D, of
-                the hidden states. condition_tokens: C, the words of a text; 1 for a class.
+            num_codes: V.
+            num_tokens: T.
+            num_classes: without the null class, whose label is this number.
+            width: D, of the hidden states.
+            condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
             ValueError: for a shape that cannot be.
@@ -310,7 +313,7 @@ class Decoder(nn.Module):
         _check_numbers("tokens_BT", tokens_BT, 2, self.shape.num_codes, "codes")
         if len(tokens_BT) != len(labels_B):
             raise ValueError(
-                f"tokens_BT has {len(tokens_BT)} clips, but labels_B {len(labels_B)}; give one class a clip"
+                f"tokens_BT has {len(tokens_BT)} clips, but labels_B {len(labels_B)}; give one class per clip"
             )
         if tokens_BT.shape[1] < tokens:
             raise ValueError(

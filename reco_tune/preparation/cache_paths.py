@@ -68,7 +68,7 @@ def copy_pretrained(experiment: settings.Experiment) -> None:
     for file in weight_files(experiment.tokenizer):
         if file.stat().st_mtime > copied:
             raise DataError(
-                f"{file} is newer than the copy of it in {path}; delete the folder {path.name} to take the new weights"
+                f"{file} is newer than its copy in {path}; delete the folder {path.name} to take the new weights"
             )
 
 

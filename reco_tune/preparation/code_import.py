@@ -1,4 +1,4 @@
-"""A token cache of codes that somebody made elsewhere (`data.layout: tokens`)."""
+"""Makes a token cache from a user's own codes (`data.layout: tokens`)."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ from reco_tune.preparation.cache_paths import absolute_data, folder_name
 
 
 def check_codes_there(experiment: settings.Experiment) -> None:
-    """Looks whether the codes are there and of the right shape; reads none.
+    """Checks that the codes exist and have the right shape, without reading them.
 
     Raises:
-        DataError: where they are not.
+        DataError: if they do not.
     """
     data, grid = experiment.data, experiment.grid
     if is_token_set(data):
@@ -32,7 +32,7 @@ def check_codes_there(experiment: settings.Experiment) -> None:
 
 
 def import_codes(experiment: settings.Experiment) -> TokenCache:
-    """The cache of the codes under `data.root`, made where it does not exist; it holds no pixels.
+    """The token cache of the codes under `data.root`, made if it does not exist; it has no pixels.
 
     Raises:
         DataError: if the files are missing, of another shape or too few.

@@ -1,4 +1,4 @@
-"""Clips to codes, part by part, here or on another machine."""
+"""Encodes clips, part by part, here or on another machine."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ from reco_tune.tokenizers.kinds import load_tokenizer
 
 
 class PartTask(NamedTuple):
-    """What encoding one part needs, on any machine that sees the same files."""
+    """The inputs for encoding one part, on any machine that sees the same files."""
 
     number: int
     rows: list[int]
@@ -53,17 +53,17 @@ Spread = Callable[[Callable[[PartTask], EncodedPart], list[PartTask]], Iterable[
 
 
 def encode_part(task: PartTask) -> EncodedPart:
-    """Decodes and encodes a part, with the bits that the process which asked would get.
+    """Decodes and encodes a part, bit for bit as the calling process would.
 
     Raises:
-        DataError: if the videos or the tokenizer cannot be seen from here.
+        DataError: if the videos or the tokenizer are not visible from here.
     """
     root = task.data.root
     assert root is not None
     for path in (root, task.tokenizer_path):
         if not path.exists():
             raise DataError(
-                f"{path} cannot be seen from {socket.gethostname()}; put data.root and data.cache_dir on storage that"
+                f"{path} is not visible from {socket.gethostname()}; put data.root and data.cache_dir on storage that"
                 " every node sees"
             )
     device = task.device if torch.cuda.is_available() else "cpu"

@@ -1,6 +1,6 @@
 """From a folder of videos to a token cache: render, list, decode once, fit, encode, write.
 
-What is finished is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the
+Finished work is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the
 list of clips alone; each is written and noted when it is done, so a killed run goes on there and ends with the same
 bytes.
 """
@@ -40,10 +40,10 @@ from reco_tune.tokenizers.kinds import fit_tokenizer, load_tokenizer
 
 
 def check_data(experiment: settings.Experiment) -> None:
-    """Looks whether the data are there; opens no video and reads no code.
+    """Checks that the data exist, without opening a video or reading codes.
 
     Raises:
-        DataError: where they are not.
+        DataError: if they do not.
     """
     if experiment.data.layout == "tokens":
         check_codes_there(experiment)
@@ -52,11 +52,10 @@ def check_data(experiment: settings.Experiment) -> None:
 
 
 def classes_known(experiment: settings.Experiment) -> bool | None:
-    """Whether the videos have classes to tell apart, by their names and folders; None where those do not tell. Opens no
-    video.
+    """Whether the videos have at least two classes, by their names and folders; None if unknown. Opens no video.
 
     Raises:
-        DataError: where there are no videos.
+        DataError: if there are no videos.
     """
     data = experiment.data
     if data.layout in ("tokens", "digits"):
@@ -69,14 +68,14 @@ def classes_known(experiment: settings.Experiment) -> bool | None:
 def prepare_tokenizer(
     experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
 ) -> Path:
-    """The folder of the tokenizer of `experiment`, fitted where it does not exist; what was decoded for it waits for
-    `prepare_tokens`.
+    """The folder of the experiment's tokenizer, which is fitted if it does not exist. `prepare_tokens` reuses the clips
+    decoded for it.
 
     Raises:
         DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
     """
     if experiment.data.layout == "tokens":
-        raise DataError("data.layout tokens brings codes along, so there is no tokenizer to fit; leave --fit out")
+        raise DataError("data.layout tokens has codes already, so there is no tokenizer to fit; leave --fit out")
     plan = _plan(experiment, progress, piece_blocks)
     if not plan.tokenizer_path.exists():
         with plan.writer() as writer:
@@ -92,11 +91,11 @@ def prepare_tokens(
     spread: Spread | None = None,
     seen: Collection[str] = (),
 ) -> TokenCache:
-    """The token cache of `experiment`, made where it does not exist, with pieces of each length in `piece_blocks`.
+    """The token cache of `experiment`, made if it does not exist, with pieces of each length in `piece_blocks`.
 
     Args:
-        spread: encodes parts elsewhere; by default this process does. The bytes are the same.
-        seen: fingerprints of the data that the cache's other users saw; it must be of the same.
+        spread: encodes parts elsewhere, with the same bytes; by default this process does.
+        seen: fingerprints of the data that other runs used; the data must be the same.
 
     Raises:
         DataError: if no usable clip is left, if something in the cache folder is damaged or foreign, or if the data are
@@ -133,8 +132,8 @@ def _with_captions(cache: TokenCache, experiment: settings.Experiment, progress:
 def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None:
     if seen and source not in seen:
         raise DataError(
-            f"{data.root} gives other clips than the study's runs saw ({source[:9]}, not {min(seen)[:9]}): it changed,"
-            " or an earlier version read some of its videos wrongly; begin a new study"
+            f"{data.root} gives other clips than the study's runs used ({source[:9]}, not {min(seen)[:9]}): the data"
+            " changed, or an earlier version read some videos wrongly; begin a new study"
         )
 
 

@@ -46,7 +46,7 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
             if place.is_relative_to(output) or output.is_relative_to(place)
             else ""
         )
-        print(f"{place} cannot be used ({reason}); {other}see to its permissions and its space", file=sys.stderr)
+        print(f"{place} cannot be used ({reason}); {other}check its permissions and free space", file=sys.stderr)
         sys.exit(2)
     print(text)
 

@@ -128,7 +128,7 @@ def _check_columns(path: Path, columns: list[str], runs: pd.DataFrame) -> None:
             near = difflib.get_close_matches(name, list(runs.columns), 1)
             hint = f", do you mean `{near[0]}`?" if near else ""
             raise ComparisonError(
-                f"{path} has the column `{name}`, which runs.csv does not have{hint}; rename it or take it out"
+                f"{path} has the column `{name}`, which runs.csv does not have{hint}; rename or remove it"
             )
 
 
@@ -156,11 +156,9 @@ def _row(path: Path, source: str, number: int, line: Mapping[str, str], runs: pd
             row[name] = _number(where, name, text) if name in quantities.ALL else _value(text) if "." in name else text
     arm = row["arm"].removesuffix(IMPORTED)
     if not arm:
-        raise ComparisonError(f"{where} names no arm; give it one, or take the row out")
+        raise ComparisonError(f"{where} has no arm; give it one, or remove the row")
     if not row["protocol"]:
-        raise ComparisonError(
-            f"{where} has no protocol; an FVD without its protocol compares with nothing, write it as runs.csv does"
-        )
+        raise ComparisonError(f"{where} has no protocol, so its FVD cannot be compared; give it as runs.csv does")
     if row["budget"] not in ("", "both", *BUDGETS):
         raise ComparisonError(f"{where}: budget is `{row['budget']}`; take one of {', '.join(BUDGETS)}")
     for name in (low.removesuffix("_low") for low in quantities.ALL if low.endswith("_low")):
@@ -198,7 +196,7 @@ def _number(where: str, name: str, text: str) -> float:
     except ValueError:
         value = math.nan
     if not np.isfinite(value):
-        raise ComparisonError(f"{where}: {name} is `{text}`, which is no number; correct it or leave it empty")
+        raise ComparisonError(f"{where}: {name} is `{text}`, which is not a number; correct it or leave it empty")
     positive, quantity = (
         name == quantities.SPEEDUP.name,
         quantities.ALL[name.removesuffix("_low").removesuffix("_high")],

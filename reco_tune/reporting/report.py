@@ -81,9 +81,7 @@ def write_report(
         progress(0, _STEPS, "reading runs")
         evidence = Evidence.read(source, imports, protocol)
         if output is None and evidence.folder is None:
-            raise StudyError(
-                "a report of a study that lies in no folder needs to know where to write; give --output DIR"
-            )
+            raise StudyError("this study has no folder for the report; give --output DIR")
         if output is None:
             own: Path = evidence.folder.report  # type: ignore[union-attr]
             output = own if protocol is None else own.with_name(f"{own.name}-{file_stem(protocol)}")

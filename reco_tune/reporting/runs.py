@@ -207,7 +207,7 @@ def _refuse_different(group: pd.DataFrame, keys: Sequence[str]) -> None:
         for trial, value in told:
             if value != told[0][1]:
                 raise ComparisonError(
-                    f"{told[0][0]} and {trial} would stand as seeds of one arm, but {key} is {told[0][1]} in the one"
+                    f"{told[0][0]} and {trial} would count as seeds of one arm, but {key} is {told[0][1]} in the one"
                     f" and {value} in the other; report them apart"
                 )
 

@@ -29,8 +29,8 @@ def run(space: Space, folder: Path, options: Options = Options(), observer: Obse
     """Runs a study in a folder, or continues it if the folder holds the same study.
 
     Raises:
-        StudyError: if the folder holds another study, or a running one. SettingsError,
-        DataError: for a study that cannot run.
+        StudyError: if the folder holds another study, or a running one.
+        SettingsError, DataError: for a study that cannot run.
         RunFailedError: if the cluster lost so much that runs stay unfinished.
     """
     space = pinned(frozen(space))

@@ -41,7 +41,8 @@ def check_affordable(planned: Plan, here: bool, at_once: int) -> None:
     """Refuses a study whose fixed arms exceed its limits by the forecast.
 
     Args:
-        here: whether it runs on this machine, whose speed can be measured. at_once: number of runs at the same time.
+        here: whether it runs on this machine, whose speed can be measured.
+        at_once: number of runs at the same time.
 
     Raises:
         SettingsError: with the forecast.

@@ -38,7 +38,8 @@ class Notices(Observer):
     def __init__(self, view: Observer, space: Space, folder: StudyFolder, study: StudyRecord) -> None:
         """
         Args:
-            view: the observer that shows the study. study: the live record of the study, to find the best runs so far.
+            view: the observer that shows the study.
+            study: the live record of the study, to find the best runs so far.
         """
         self.on_phase, self.on_progress = view.on_phase, view.on_progress  # type: ignore[method-assign]
         self._view, self._space, self._folder, self._study = view, space, folder, study
@@ -127,8 +128,7 @@ def send(command: str, message: Message) -> None:
             in an environment variable ($NAME).
 
     Raises:
-        OSError,
-        RuntimeError: if that fails or takes longer than `SECONDS`.
+        OSError, RuntimeError: if that fails or takes longer than `SECONDS`.
     """
     if (name := command.strip()).startswith("$") and name[1:].isidentifier() and name[1:] not in os.environ:
         raise RuntimeError(f"the environment variable {name[1:]} is not set")

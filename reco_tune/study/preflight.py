@@ -98,9 +98,8 @@ def check_files(experiment: Experiment, space: Space | None = None) -> None:
         space: its objectives and constraints must be measurable on these data.
 
     Raises:
-        SettingsError,
-        DataError: if data or weights are missing, the I3D file has another hash, or something needs classes that the
-            data do not have.
+        SettingsError, DataError: if data or weights are missing, the I3D file has another hash, or something
+            needs classes that the data do not have.
     """
     check_data(experiment)
     check_weights(experiment)

@@ -53,8 +53,9 @@ class Steering:
     ) -> None:
         """
         Args:
-            stop: asks a running run to stop, with the reason. pause: asks all runs to pause. limit: called with the
-                limit that the study has reached, as long as it is reached.
+            stop: asks a running run to stop, with the reason.
+            pause: asks all runs to pause.
+            limit: called with the limit that the study has reached, as long as it is reached.
         """
         self.grew = threading.Event()
         """The study has new jobs."""

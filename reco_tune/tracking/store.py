@@ -187,8 +187,7 @@ def from_tags(name: str, tags: Mapping[str, str]) -> Any:
     """The inverse of `to_tags`; None if there is no such value.
 
     Raises:
-        KeyError,
-        ValueError: if a part is missing or damaged.
+        KeyError, ValueError: if a part is missing or damaged.
     """
     if name not in tags:
         return None

@@ -1,5 +1,5 @@
-"""What a run leaves on disk: the checkpoint it resumes from, and the trained model. Knows files; refuses to know
-optimisers and loops.
+"""Reads and writes what a run leaves on disk: the checkpoint that it resumes from, and the trained model. Knows files;
+knows nothing of optimisers and loops.
 
 safetensors for tensors, JSON for the rest, never pickle. A folder appears whole, by a rename, or not at all:
 
@@ -53,7 +53,7 @@ History = dict[str, list[float | None]]
 
 @dataclass(frozen=True)
 class Checkpoint:
-    """Everything that a run needs to go on bit for bit."""
+    """Everything that a run needs to continue bit for bit."""
 
     step: int
     """Optimiser steps done."""
@@ -79,7 +79,8 @@ def write_shards(run: Path, checkpoint: Checkpoint, shards: Mapping[str, Tensor]
     """The same of a state that is split over the workers: each writes its part. All ranks call it.
 
     Args:
-        checkpoint: without tensors. shards: this worker's part of them.
+        checkpoint: without tensors.
+        shards: this worker's part of them.
 
     Raises:
         CheckpointError: on all ranks, where some do not see the folder.
@@ -91,8 +92,8 @@ def write_shards(run: Path, checkpoint: Checkpoint, shards: Mapping[str, Tensor]
     blind = int(group.sum_(torch.tensor(int(not staging.is_dir()))))
     if blind:
         raise CheckpointError(
-            f"resources.shard_state: {blind} of {group.size} workers do not see {run}, into which each of them writes;"
-            " give an output folder that all machines share, or set it to false"
+            f"resources.shard_state: {blind} of {group.size} workers do not see {run}, but each of them must write"
+            " there; give an output folder that all machines share, or set it to false"
         )
     save(dict(shards), checkpoint_id=staging)  # returns when all have written
     if group.leads:
@@ -116,10 +117,10 @@ def _finish(run: Path, checkpoint: Checkpoint, staging: Path) -> None:
 
 
 def read_checkpoint(run: Path) -> Checkpoint | None:
-    """The newest whole checkpoint of a run; None where there is none.
+    """The newest complete checkpoint of a run, or None.
 
     Raises:
-        CheckpointError: where it is damaged or of another version.
+        CheckpointError: if it is damaged or of another version.
     """
     folders = sorted((run / "checkpoint").glob("step-????????"))
     if not folders:
@@ -129,7 +130,7 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
     try:
         state = json.loads((folder / "state.json").read_text())
         if state.pop("schema") != SCHEMA:
-            raise CheckpointError(f"checkpoint {folder} was written by another version; {way_out}")
+            raise CheckpointError(f"checkpoint {folder} was written by another version of ReCo-Tune; {way_out}")
         history = pq.ParquetFile(folder / "history.parquet").read().to_pydict()
         if (folder / ".metadata").exists():
             return Checkpoint(state.pop("step"), {}, state, history, folder.name)
@@ -139,14 +140,14 @@ def read_checkpoint(run: Path) -> Checkpoint | None:
 
 
 def carry_over(run: Path, target: Path, changes: Mapping[str, Any]) -> int | None:
-    """Copies the newest checkpoint of a run into the folder of another, which goes on from it; returns its step, None
-    where there is none.
+    """Copies the newest checkpoint of a run to the folder of another run, which continues from it. Returns its step, or
+    None.
 
     Args:
         changes: settings of the other run that its first steps do not depend on.
 
     Raises:
-        CheckpointError: where it is damaged or of another version.
+        CheckpointError: if it is damaged or of another version.
     """
     found = read_checkpoint(run)
     if found is None:
@@ -168,13 +169,13 @@ def restore(found: Checkpoint, live: Mapping[str, Tensor], run: Path) -> None:
     """Copies a checkpoint's tensors into the live ones.
 
     Raises:
-        CheckpointError: where names or shapes differ; then nothing was copied.
+        CheckpointError: if names or shapes differ; then nothing is copied.
     """
     if {name: tensor.shape for name, tensor in found.tensors.items()} != {
         name: tensor.shape for name, tensor in live.items()
     }:
         raise CheckpointError(
-            f"checkpoint {run / 'checkpoint'} holds tensors of another model; remove it to train from the start"
+            f"checkpoint {run / 'checkpoint'} belongs to another model; remove it to train from the start"
         )
     for name, tensor in live.items():
         tensor.copy_(found.tensors[name])
@@ -201,13 +202,13 @@ def restore_shards(run: Path, shards: str, live: Mapping[str, Tensor], group: Gr
     except (CheckpointException, OSError, ValueError, KeyError, RuntimeError) as error:
         reason = " ".join(str(error).split())[:200]
         raise CheckpointError(
-            f"checkpoint {folder} is damaged, not seen by all workers, or holds tensors of another model ({reason});"
+            f"checkpoint {folder} is damaged, not visible to all workers, or belongs to another model ({reason});"
             f" remove {folder.parent} to train from the start"
         ) from error
 
 
 def write_history(path: Path, history: History) -> None:
-    """A Parquet file with the column `step` and one column a metric; replaced at once or not at all."""
+    """Writes a Parquet file with the column `step` and one column per metric, atomically."""
     path.parent.mkdir(parents=True, exist_ok=True)
     temporary = path.with_suffix(f".{os.getpid()}.tmp")
     pq.write_table(
@@ -219,7 +220,7 @@ def write_history(path: Path, history: History) -> None:
 
 @dataclass(frozen=True)
 class CacheInfo:
-    """What a trained model must remember of the token cache that it was trained on."""
+    """What a trained model records about its token cache."""
 
     grid: tuple[int, int, int]
     num_codes: int
@@ -253,7 +254,7 @@ class CacheInfo:
 
 @dataclass(frozen=True)
 class LoadedModel:
-    """A trained model and what it was trained with."""
+    """A trained model with its experiment and the facts about its token cache."""
 
     model: Decoder
     experiment: Experiment
@@ -264,7 +265,7 @@ class LoadedModel:
 
 
 def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: CacheInfo, step: int) -> None:
-    """Writes the trained model; replaces one that is there."""
+    """Writes the trained model and replaces an existing one."""
     staging = _staging(folder)
     given_again = model.given_again()
     weights = {  # they share one flat storage
@@ -283,10 +284,10 @@ def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: Cach
 
 
 def take_best(model: Decoder, run: Path, group: Group) -> None:
-    """Gives a model the weights that the run kept as its best, which rank 0 alone reads. All ranks call it.
+    """Loads the best weights of the run into a model. All ranks call it; only rank 0 reads the file.
 
     Raises:
-        CheckpointError: where they are gone.
+        CheckpointError: if they are missing.
     """
     best = load_model(run, BEST).model.state_dict() if group.leads else {}
     with torch.no_grad():
@@ -305,15 +306,15 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
     """
     folder = path if (path / "model.json").exists() else path / (BEST if checkpoint == BEST else "model")
     if checkpoint == BEST and not (folder / "model.json").exists():
-        raise CheckpointError(f"{path} holds no best weights; train it with training.keep_best true")
+        raise CheckpointError(f"{path} has no best weights; train the run with training.keep_best=true")
     if not (folder / "model.json").exists():
         raise CheckpointError(
-            f"{path} holds no trained model; give the folder of a run that has finished training, or its `model` folder"
+            f"{path} has no trained model; give the folder of a run that has finished training, or its `model` folder"
         )
     try:
         description = json.loads((folder / "model.json").read_text())
         if description["schema"] != SCHEMA:
-            raise CheckpointError(f"model {folder} was written by another version; train it again")
+            raise CheckpointError(f"model {folder} was written by another version of ReCo-Tune; train it again")
         experiment = load_experiment(folder / "experiment.yaml")
         model = _built(description["model"], experiment)
         given_again = model.given_again()
@@ -327,7 +328,7 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
             return load_model(path, experiment.evaluation.checkpoint)
         if checkpoint not in (None, loaded):
             raise CheckpointError(
-                f"{path} holds the {loaded} weights of its run, not the {checkpoint}; give its run's folder"
+                f"{path} has the {loaded} weights of its run, not the {checkpoint} ones; give the folder of the run"
             )
         judged = experiment.evaluation.model_copy(update={"checkpoint": loaded})
         experiment = experiment.model_copy(update={"evaluation": judged})
@@ -355,16 +356,18 @@ def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
 
 def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], run: Path) -> None:
     """
+    Compares settings with those of a checkpoint.
+
     Raises:
-        CheckpointError: where a checkpoint was written with other settings; names the first that differs.
+        CheckpointError: if they differ; names the first that does.
     """
     saved = {**LATER, **saved}  # it may have been written before these settings came
     for key in sorted({*saved, *current}):
         was, now = saved.get(key), current.get(key, LATER.get(key))
         if was != now and was != unpinned(now):  # runs outside of studies were not pinned at first
             raise CheckpointError(
-                f"the checkpoint in {run} was trained with {key} = {was}, but now it is {now}; "
-                "set it back, or give another output folder"
+                f"the checkpoint in {run} was trained with {key} = {was}, but now it is {now}; restore it, or give"
+                " another output folder"
             )
 
 

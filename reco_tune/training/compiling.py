@@ -36,8 +36,10 @@ def compiled(function: Callable[P, R]) -> Callable[P, R]:
 @contextmanager
 def no_way_back() -> Iterator[None]:
     """
+    Turns failed compilation in the block into an error.
+
     Raises:
-        RunFailedError: where what is called inside cannot be compiled as it should.
+        RunFailedError: if a function cannot be compiled as a whole.
     """
     from torch._dynamo import exc
 

@@ -1,6 +1,5 @@
-"""Several workers as one: who I am among them, and the few collective operations that training and evaluation need.
-
-Knows torch.distributed; refuses to know who started the processes (torchrun, Ray Train, a test) and what is trained.
+"""The workers of a run: this process's rank, and the few collective operations that training and evaluation need. Knows
+torch.distributed; knows nothing of who started the processes (torchrun, Ray Train, a test) or of what is trained.
 
 Gradients are averaged in slices of one flat vector (`gradient_mean`), not by DistributedDataParallel. DDP counts which
 parameters' gradients arrive during backward; here the class embedding has none whenever a window starts after token 0,
@@ -31,7 +30,7 @@ T = TypeVar("T")
 
 @dataclass(frozen=True)
 class Group:
-    """The workers of one run. `Group()` is a worker alone, for which every operation is free."""
+    """The workers of one run. `Group()` is a single worker, for which every operation does nothing."""
 
     rank: int = 0
     """Which of them this process is; rank 0 writes files and reports."""
@@ -39,14 +38,14 @@ class Group:
 
     @classmethod
     def current(cls) -> Group:
-        """The group that torch.distributed was initialised with, or a worker alone."""
+        """The group that torch.distributed was initialised with, or a single worker."""
         if dist.is_available() and dist.is_initialized():
             return cls(dist.get_rank(), dist.get_world_size())
         return cls()
 
     @property
     def leads(self) -> bool:
-        """Whether this process writes files and reports."""
+        """Whether this process is rank 0, which writes files and reports."""
         return self.rank == 0
 
     def share(self, items: int) -> slice:
@@ -128,9 +127,8 @@ def backend_for(device_type: str) -> str:
 
 @contextmanager
 def joined(experiment: Experiment) -> Iterator[Group]:
-    """The group that torchrun's environment variables describe, left at the end; a worker alone where there are none.
-
-    A process group that somebody else has initialised (Ray Train) is used as it is.
+    """Joins the group of torchrun's environment variables and leaves it at the end of the block; without them, a single
+    worker. Uses an existing process group (of Ray Train) as it is.
     """
     if dist.is_initialized() or int(os.environ.get("WORLD_SIZE", "1")) == 1:
         yield Group.current()

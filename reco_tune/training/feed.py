@@ -30,7 +30,7 @@ _ORDER, _DROPOUT, _PIECES, _CORRUPTION, _CAPTIONS, _TOKEN_DROPOUT, _RESAMPLING =
 
 
 class MicroBatch(NamedTuple):
-    """What one forward and backward pass is given."""
+    """The input of one forward and backward pass."""
 
     batch: Batch
     span: WindowSpan
@@ -42,8 +42,7 @@ class Feed:
 
     def __init__(self, scheme: Scheme, cache: TokenCache, group: Group = Group()) -> None:
         """
-        Raises:
-            DataError: where the cache holds no training clips, or not the pieces that the scheme trains on.
+        Raises: DataError: if the cache has no training clips, or not the pieces that the scheme trains on.
         """
         training = scheme.experiment.training
         self.scheme = scheme
@@ -63,9 +62,7 @@ class Feed:
         several = scheme.experiment.model.condition == "text" and scheme.experiment.data.caption_rule == "all"
         self._captions = cache.captions(scheme.experiment.captions_name) if several else None
         if not len(self._labels):
-            raise DataError(
-                f"the token cache {cache.path} holds no training clips; check data.root and data.train_clips"
-            )
+            raise DataError(f"the token cache {cache.path} has no training clips; check data.root and data.train_clips")
         self._position = 0
         self._epoch, self._order = -1, np.empty(0, dtype=np.int64)
 

@@ -59,7 +59,7 @@ Saved = Callable[[int], None]
 
 
 class RungMeasurement(NamedTuple):
-    """What was found out about the model at a rung."""
+    """The result of `measure` at a rung."""
 
     metrics: dict[str, float] = {}
     """Names of `quantities`, of this rung alone."""
@@ -78,7 +78,7 @@ STEP_COLUMNS = (q.TRAIN_CROSS_ENTROPY.name, q.CONTINUITY.name, q.HIDDEN_NORM.nam
 
 @dataclass(frozen=True)
 class FitResult:
-    """A run that ended, whole or stopped."""
+    """The outcome of `fit`: a finished or stopped run."""
 
     model: Decoder
     """With the weights that `evaluation.checkpoint` names, once it has done all its steps."""
@@ -91,21 +91,21 @@ class FitResult:
 
 
 def keep_going(step: int, metrics: dict[str, float]) -> bool:
-    """The report that stops nothing."""
+    """A `report` that never stops the run."""
     return False
 
 
 def stay() -> bool:
-    """The `leave` that stops nothing."""
+    """A `leave` that never stops the run."""
     return False
 
 
 def tell_nobody(step: int) -> None:
-    """The `saved` that nobody hears."""
+    """A `saved` that does nothing."""
 
 
 def measure_nothing(step: int, model: Decoder) -> RungMeasurement:
-    """The measure that adds nothing to a rung."""
+    """A `measure` that measures nothing."""
     return RungMeasurement()
 
 
@@ -120,21 +120,21 @@ def fit(
     leave: Leave = stay,
     saved: Saved = tell_nobody,
 ) -> FitResult:
-    """Trains one run in its folder, or goes on with it.
+    """Trains one run in its folder, or continues it.
 
     The metrics of a rung are names of `quantities`: means of the losses since the rung before, `val_cross_entropy`
     (full-sequence, teacher-forced, over held-out clips), what `measure` has found, and the cost ledger since the start
     of the run. The fewer-frames schemes have no `val_cross_entropy`: their models cannot see a whole clip, and a loss
     on pieces would not compare with it.
 
-    `report` is called on rank 0 when everything of the rung is on disk; it is called once more for the rung that a run
-    is resumed from, because nobody knows whether that report was heard. What was measured there is in the checkpoint
-    and is not measured again. A run that is resumed between rungs reports none: the one before was heard.
+    `report` is called on rank 0 when everything of the rung is on disk. A run that resumes from a rung calls it again
+    for that rung, because the first report may have been lost. What was measured there is in the checkpoint and is not
+    measured again. A run that resumes between rungs repeats no report.
 
     Raises:
-        RunFailedError: where the loss is no longer finite.
-        CheckpointError: where the folder's checkpoint is damaged or was trained with other settings.
-        DataError: where the cache does not hold what the scheme trains on.
+        RunFailedError: if the loss is no longer finite.
+        CheckpointError: if the folder's checkpoint is damaged or was trained with other settings.
+        DataError: if the cache does not have what the scheme trains on.
     """
     experiment = pinned_experiment(experiment)
     run = _Run(experiment, cache, folder, group, progress)
@@ -169,7 +169,7 @@ def rung_steps(steps: int, rungs: int) -> list[int]:
 
 @dataclass
 class Ledger:
-    """What a run has cost so far, interruptions left out; JSON values."""
+    """The cost of a run so far, without interruptions, as JSON values."""
 
     tokens_seen: int = 0
     loss_tokens: int = 0
@@ -231,9 +231,7 @@ class _Run:
             else held_out(self._scheme, cache, experiment.evaluation.validation_clips)
         )
         if self._validation is not None and not len(self._validation.labels_B):
-            raise DataError(
-                f"the token cache {cache.path} holds no held-out clips; check data.split and data.test_clips"
-            )
+            raise DataError(f"the token cache {cache.path} has no held-out clips; check data.split and data.test_clips")
         self._sharded = experiment.resources.shard_state and group.size > 1
         self._identity = {**_training_settings(experiment), "token cache": cache.fingerprint}
         if experiment.model.condition == "text":

@@ -1,4 +1,4 @@
-"""How a GPU computes in training: what torch keeps as switches of the whole process, set in one place.
+"""Sets torch's process-wide switches of GPU numerics in training, in one place.
 
 Knows torch's switches; refuses to know models and what is trained. Outside of a step float32 is exact
 (`device.exact_float32`), whatever training does.
@@ -23,10 +23,10 @@ WORKSPACE = ":4096:8"
 
 
 def set_numerics(resources: Resources) -> None:
-    """Sets what holds for the whole run; what an earlier run of the process asked for is undone.
+    """Sets the switches of a whole run and undoes those of an earlier run of the process.
 
     Raises:
-        SettingsError: where FlashAttention 3 is asked for and not installed.
+        SettingsError: if FlashAttention 3 is selected but not installed.
     """
     exact_float32()
     if resources.deterministic:

@@ -1,5 +1,5 @@
-"""What a training step minimises: cross-entropy of a window and, where asked, the continuity term. Knows no
-schemes, optimisers or data.
+"""The loss of a training step: cross-entropy of a window and, if selected, the continuity term. Knows no schemes,
+optimisers or data.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class LossTerms(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class LossOptions:
-    """How a window is computed and judged; the same for every micro-batch of a run."""
+    """Options of computing a window's loss; the same for every micro-batch of a run."""
 
     continuity_weight: float = 0.0
     """λ."""
@@ -84,16 +84,15 @@ def window_loss(
 ) -> LossTerms:
     """CE(window) + λ · 1/(W-1) · Σ ||h_{i+1} - h_i||², over tokens `start` .. `start + length - 1`.
 
-    The raw h is read by the model through its final norm only, so the term can be made small by shrinking h; the
-    `final_norm` state and the `norm_weight` control (λ · mean h², no differences) are there to see how much of an
-    effect that is.
+    The model reads h only through its final norm, so it can make the term small by shrinking h. The `final_norm` state
+    and the `norm_weight` control (λ · mean h², no differences) show how much of the effect that is.
 
     Args:
         continuity_weight: λ. options: the other fields of `LossOptions`.
 
     Raises:
-        ValueError: for a window outside the clip, a negative weight, λ > 0 on a window of one token, or anything but
-            codes and classes of the model.
+        ValueError: for a window outside the clip, a negative weight, λ > 0 on a window of one token, or codes and
+            classes that the model does not have.
     """
     model.check_clips(tokens_BT, labels_B, start + length)
     how = LossOptions(continuity_weight=continuity_weight, **options)
@@ -104,7 +103,7 @@ def window_loss(
 def hidden_states(
     model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, options: LossOptions
 ) -> Tensor:
-    """The h of a window, for `loss_terms`."""
+    """The states h of a window, for `loss_terms`."""
     return model.hidden(tokens_BT, labels_B, start, length, options.prefix_tokens, options.activation_checkpointing)
 
 
@@ -115,8 +114,8 @@ def loss_terms(
     weight, distance, length = options.continuity_weight, options.neighbour_distance, targets_BW.shape[1]
     if model.norm_and_head is None and (options.chunk_tokens is not None or options.continuity_state == "final_norm"):
         raise ValueError(
-            f"chunk_tokens and the state final_norm need a final norm and a head, which {type(model).__name__} does not"
-            " name (norm_and_head); leave them out"
+            f"chunk_tokens and the state final_norm need a final norm and a head, but {type(model).__name__} does not"
+            " give them (norm_and_head); leave them out"
         )
     if weight > 0 and length <= distance:
         raise ValueError(

@@ -1,7 +1,7 @@
 """One optimiser step of a scheme: micro-batches forward and backward, the mean over workers, clipping, AdamW. Driven by
 the loop and by calibration.
 
-Knows one step; refuses to know where batches come from, how many steps there are, and files.
+Knows one step; knows nothing of where batches come from, how many steps there are, or files.
 """
 
 from __future__ import annotations

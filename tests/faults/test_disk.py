@@ -54,7 +54,7 @@ def test_a_full_disk_leaves_a_whole_log(small_disk: Path) -> None:
     ballast = fill(small_disk)  # what is left is the rest of the log's own page, less than a long line
     log.append("started", trial="full-s0", attempt=1)
     with pytest.raises(
-        StudyError, match=r"events.jsonl cannot be written to \(no space left on device\), see to its disk"
+        StudyError, match=r"events.jsonl cannot be written to \(no space left on device\); check its disk"
     ):
         log.append("reported", **fields)
     assert log.path.read_bytes().endswith(b"\n")

@@ -137,7 +137,8 @@ def test_a_lost_machine_where_none_sees_another_s_files(
     with tempfile.TemporaryDirectory() as store, secluded_machine(head, *hidden), secluded_machine(head, *hidden):
         folder = begun(finished_study, tmp_path / "study")
         with pytest.raises(
-            StudyError, match=r"the study folder .* is not seen by .*; put it on storage .*, or set resources.storage"
+            StudyError,
+            match=r"the study folder .* is not visible from .*; put it on storage .*, or set resources.storage",
         ):
             resume(folder.path, Options(address=head.address, track=False))
         folder = begun(finished_study, tmp_path / "study", resources={"storage": f"file://{store}"})

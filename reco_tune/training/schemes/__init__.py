@@ -31,13 +31,15 @@ SCHEMES = tuple(parts.BUILT_IN["schemes"])
 
 
 def scheme_class(experiment: Experiment) -> type[Scheme]:
-    """What is the same for all settings of the experiment's scheme."""
+    """The class of the experiment's scheme."""
     found: type[Scheme] = parts.load("schemes", experiment.window.scheme)
     return found
 
 
 def plan_scheme(experiment: Experiment) -> Scheme:
-    """The scheme as far as settings tell it: classes are unknown before the data is read, and cost nothing."""
+    """The scheme for planning, from settings alone. The number of classes is unknown before the data is read, and does
+    not change the cost.
+    """
     return scheme_class(experiment)(experiment, experiment.tokenizer.num_codes, num_classes=1)
 
 
@@ -45,12 +47,11 @@ def build_scheme(experiment: Experiment, cache: TokenCache) -> Scheme:
     """The scheme of an experiment on a token cache.
 
     Raises:
-        DataError: where the cache was made for clips of another shape.
+        DataError: if the cache was made for clips of another shape.
     """
     if tuple(cache.grid) != tuple(experiment.grid):
         raise DataError(
-            f"the token cache {cache.path} holds clips of {'x'.join(map(str, cache.grid))} tokens, but data and"
-            f" tokenizer settings give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these"
-            " settings"
+            f"the token cache {cache.path} has clips of {'x'.join(map(str, cache.grid))} tokens, but data and tokenizer"
+            f" settings give {'x'.join(map(str, experiment.grid))}; prepare the tokens again with these settings"
         )
     return scheme_class(experiment)(experiment, cache.num_codes, num_conditions(experiment, cache))

@@ -1,7 +1,6 @@
-"""What every scheme is asked, answered as for full sequences. A scheme overrides what it does differently.
-
-The training loop and the calibration drive the same object, so what is timed is what is trained. Knows models, windows
-and losses; refuses to know optimisers, devices and the order of batches.
+"""The base class of schemes, which trains on full sequences. A scheme overrides what it does differently. The training
+loop and the calibration use the same object, so the timed step is the trained step. Knows models, windows and losses;
+knows nothing of optimisers, devices and the order of batches.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class Batch(NamedTuple):
 
 
 class Scheme:
-    """A scheme with its settings: the model it trains, the spans it draws and the loss of a micro-batch."""
+    """A scheme: the model that it trains, the spans that it draws and the loss of a micro-batch."""
 
     trains_pieces: ClassVar[bool] = False
     """Whether the model sees pieces of clips alone, W tokens long; else whole clips."""
@@ -118,15 +117,15 @@ class Scheme:
     # Where windows lie
 
     def draw(self, step: int = 0) -> WindowSpan:
-        """Where the next micro-batch lies, which belongs to this step of the run."""
+        """Draws the span of the next micro-batch, at this step of the run."""
         return self.windows.draw(step) if self.windows is not None else WindowSpan(0, self.loss_tokens)
 
     def span(self, span: WindowSpan | int) -> WindowSpan:
-        """The span itself; a start alone, here and below, is a window of W tokens."""
+        """The span itself; a plain start means a window of W tokens, here and below."""
         return span if isinstance(span, tuple) else WindowSpan(span, self.loss_tokens)
 
     def distribution(self) -> dict[WindowSpan, float]:
-        """Share of every span in the run."""
+        """Share of each span in the run."""
         return self.windows.distribution() if self.windows is not None else {WindowSpan(0, self.loss_tokens): 1.0}
 
     def kinds_of_spans(self) -> list[WindowSpan]:
@@ -142,7 +141,7 @@ class Scheme:
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def judged(self, span: WindowSpan) -> WindowSpan:
-        """Those of them that have a loss."""
+        """The computed tokens that have a loss."""
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def _windows(self) -> WindowSchedule | None:
@@ -189,7 +188,7 @@ class Scheme:
         return attention_flops(self.model_settings, prefix_inputs(start, self.options.prefix_tokens), length)
 
     def expected_flops(self) -> float:
-        """Of one clip, over the spans of the whole run."""
+        """Expected FLOPs of one clip, over the spans of the whole run."""
         return sum(share * self.flops(span) for span, share in self.distribution().items())
 
     # What it is trained on
@@ -242,7 +241,7 @@ class Scheme:
         )
 
     def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
-        """Loss of one micro-batch whose window lies there."""
+        """Loss of one micro-batch with its window at this span."""
         span = self.span(span)
         computed, judged = self.computed(span), self.judged(span)
         hidden_BSD = hidden_states(model, *batch.read, *computed, self.options)
