@@ -93,7 +93,7 @@ def test_what_is_judged_is_what_the_setting_names(
         found = load_model(given)
         assert found.experiment.evaluation.checkpoint == loaded
         assert same(dict(found.model.state_dict()), weights(tmp_path / {"last": "model"}.get(loaded, loaded)))
-    with pytest.raises(CheckpointError, match=r"holds the last weights of its run, not the best"):
+    with pytest.raises(CheckpointError, match=r"has the last weights of its run, not the best"):
         load_model(tmp_path / "model", "best")
 
 
