@@ -260,7 +260,7 @@ def test_every_help_has_an_example(verb: str) -> None:
         pytest.param(
             ["orchestration", "--trials", "2"], "--trials (2) must be more than the 2 that run at once", id="trials"
         ),
-        pytest.param(["attention", "--json", "nowhere/x.json"], "there is no folder nowhere", id="folder"),
+        pytest.param(["attention", "--json", "nowhere/x.json"], "the folder nowhere does not exist", id="folder"),
     ],
 )
 def test_what_cannot_be_is_one_sentence(
