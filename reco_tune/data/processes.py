@@ -42,7 +42,7 @@ class Processes:
     """One process per usable core. They start when there is work and end with the block."""
 
     def __init__(self, seconds: float, limit: int | None = None) -> None:
-        """Args: seconds: time limit of one call."""
+        """`seconds` is the time limit of one call."""
         self.seconds = seconds
         self._limit = limit or usable_cores()
         self._idle: list[_Process] = []
