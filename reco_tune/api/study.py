@@ -243,7 +243,7 @@ def drive(folder: Path, trials: int, progress: bool, work: Callable[[Observer], 
     with observer(trials, progress) as listening:
         result = work(listening)
     if result.interrupted:
-        raise StoppedError(f"stopped; what is finished is kept, `rt.open({str(folder)!r}).resume()` goes on")
+        raise StoppedError(f"stopped; finished work is kept, and `rt.open({str(folder)!r}).resume()` continues")
 
 
 class Run:
