@@ -7,6 +7,7 @@ were tried.
 from __future__ import annotations
 
 import asyncio
+from contextlib import suppress
 from typing import Any
 
 import ray
@@ -121,7 +122,8 @@ class Controller(TrainController):
         """
         self.leaving = True
         if self.placement is not None:
-            remove_placement_group(self.placement.placement_group)
+            with suppress(Exception):  # the cluster may be going down, and the group with it
+                remove_placement_group(self.placement.placement_group)
 
     async def _run_control_loop_iteration(self) -> None:
         if self.leaving:
