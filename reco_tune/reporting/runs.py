@@ -56,6 +56,8 @@ STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
 """Settings that may cost a protocol its plain name, but do not stand in its string."""
 NOT_DATA = ("data.cache_dir", "data.min_clips", "data.decode_seconds")
 """Settings of the data that no clip depends on."""
+PIECES = ("fewer_frames", "fewer_frames_tokens")
+"""Schemes whose models have no validation cross-entropy."""
 MOST_NAMED = 4
 """At most so many settings are named where two runs saw different data."""
 
@@ -221,7 +223,7 @@ def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
 def exclusions(runs: pd.DataFrame) -> list[str]:
     """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
     quality = quality_of_runs(runs)
-    names = ("budget", "state", "reason", quality.key, "speedup", "steps", "training.steps")
+    names = ("budget", "state", "reason", quality.key, "speedup", "steps", "training.steps", "window.scheme")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
     given, stopped = _baseline_steps(runs), stopped_arms(runs)
     found = [
@@ -335,6 +337,7 @@ def _exclusion(
     speedup: float,
     steps: float,
     asked: Any,
+    scheme: Any,
 ) -> str:
     """In words, for a run that may not stand in a table.
 
@@ -351,7 +354,8 @@ def _exclusion(
     if state != "evaluated":
         return f"not finished ({state})"
     if not math.isfinite(value):
-        return f"its {quality.name} is not finite" if quality is FVD else f"it has no {quality.name}"
+        pieces = f": `{scheme}` trains pieces of clips, and cannot score whole ones" if scheme in PIECES else ""
+        return f"its {quality.name} is not finite" if quality is FVD else f"it has no {quality.name}{pieces}"
     if not math.isfinite(speedup):
         return reason if reason.startswith(OWN_BASELINE) else "its speed-up was not measured"
     if steps >= asked and given is not None:

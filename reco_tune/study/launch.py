@@ -21,7 +21,7 @@ from reco_tune.study.runner import Driver, Options, StudyResult
 from reco_tune.study.searcher import rehearse
 from reco_tune.study.study_writer import claimed, freeze, frozen, locked
 from reco_tune.study.unchanged import check_unchanged
-from reco_tune.study_log import StudyFolder, read_study
+from reco_tune.study_log import StudyFolder, read_events, read_study
 from reco_tune.tracking import check_name
 
 
@@ -147,7 +147,7 @@ def check_room(planned: Plan) -> None:
 
 def _name(folder: StudyFolder, options: Options) -> str:
     """Under which a study is opened, or was."""
-    opened = read_study(folder.path).name if folder.events.is_file() else ""
+    opened = next(read_events(folder.events), {}).get("name", "") if folder.events.is_file() else ""
     return opened or options.name or folder.path.resolve().name
 
 
