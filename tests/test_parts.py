@@ -72,7 +72,7 @@ def own(mine: Path, **changes: Any) -> Space:
         ({"model.options.widht": 8}, r"model.options.widht is not an option of Recurrent; did you mean width"),
         ({"model.kind": "mine.models:Recurent"}, "did you mean Recurrent"),
         ({"model.kind": "nowhere.models:Recurrent"}, "install its package, or put its folder on"),
-        ({"model.kind": "mine.layouts:ByPrefix"}, "no reco_tune.model.Decoder"),
+        ({"model.kind": "mine.layouts:ByPrefix"}, "not a reco_tune.model.Decoder"),
         ({"model.width": 48}, r"model.width \(48\) is for the built-in transformer"),
         ({"training.compile": "true"}, r"training.compile \(True\) is for the built-in transformer"),
         ({"sampler.options.frist": 3}, "did you mean first"),

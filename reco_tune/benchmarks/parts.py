@@ -116,7 +116,9 @@ class _FirstResult:
         return self._found
 
 
-def _no_attention(queries: Tensor, keys: Tensor, values: Tensor, prefix: object = None, form: str = "") -> Tensor:
+def _no_attention(
+    queries: Tensor, keys: Tensor, values: Tensor, prefix: object = None, form: str = "", seen: object = None
+) -> Tensor:
     return values
 
 
