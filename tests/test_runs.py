@@ -276,7 +276,7 @@ def test_speeds_against_an_arms_own_model_are_in_no_table(study, begun):
 def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
     kept = Evidence(two_seeds).own_comparable
     assert meaning("equal_steps", kept) == (
-        "every arm takes the baseline's optimiser steps (`full` takes 600 steps of 32 clips)"
+        "every arm takes as many optimiser steps as the baseline (`full` takes 600 steps of 32 clips)"
     )
     small = two_seeds
     for seed in (0, 1):
