@@ -92,10 +92,12 @@ def untrained(model: Decoder) -> tuple[dict[str, Tensor], int]:
     Raises:
         SettingsError: where none is trained.
     """
-    given_again = model.given_again()
     named = {name: own for name, own in model.named_parameters() if not own.requires_grad}
+    if not named:
+        return {}, 0
     if len(named) == len(list(model.parameters())):
         raise SettingsError(f"model.kind: no weight of {type(model).__name__} is trained (requires_grad); train some")
+    given_again = model.given_again()
     kept = {name: own.detach() for name, own in named.items() if name not in given_again}
     return kept, sum(own.numel() * own.element_size() for own in named.values())
 
