@@ -59,6 +59,10 @@ holds the settings that were chosen for an arm; `known` is a run of an earlier s
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 ENDED: tuple[State, ...] = ("evaluated", "pruned", "failed")
 """States in which nothing is left to do for a run; events of these names bring it there."""
+SAMPLED = "/sampled "
+"""What a protocol's name has before the settings of sampling that are not the study's own."""
+SAMPLING_SPEEDUP = "sampling_speedup"
+"""Fact of a score with other settings of sampling: how much faster they are than the study's own."""
 JUDGED = "at rung "
 """Begins the reason why a run was pruned by its rungs, not by a person."""
 AGAIN = "tried again by hand"

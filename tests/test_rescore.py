@@ -17,7 +17,7 @@ from reco_tune.locks import lock
 from reco_tune.quantities import JUDGED
 from reco_tune.reporting import Evidence, write_report
 from reco_tune.reporting.protocols import other_protocols, under_protocol
-from reco_tune.reporting.sections import protocols
+from reco_tune.reporting.sections import protocols, sampling
 from reco_tune.study.rescore import rescore
 from reco_tune.study_log import EventLog, StudyFolder, read_events, read_study
 
@@ -64,16 +64,37 @@ def test_models_are_scored_once_and_beside_the_first(
     assert (row[kept] == own.runs.set_index("trial").loc[record.trial, kept]).all()
 
 
+def test_other_sampling_stands_beside_the_studys_own(folder: StudyFolder) -> None:
+    """Under a protocol of its own, so that no table mixes them but the one that compares them."""
+    changes = ("sampling.cache_blocks=1", "sampling.cache_precision=int8")
+    found = rescore(folder.path, changes)
+    study = read_study(folder.path)
+    record = study.runs["reco-equal_steps-s0"]
+    own = record.provenance["protocol"]
+    assert found.protocol == f"{own}/sampled cache_precision=int8,cache_blocks=1" and len(found.scored) == 4
+    score = record.rescored[found.protocol]
+    assert score["provenance"]["protocol"] == found.protocol and score["settings"]["sampling.cache_blocks"] == 1
+    assert score["metrics"]["fvd"] != record.metrics["fvd"]
+    assert set(Evidence.read(folder.path).comparable["protocol"]) == {own}
+    assert set(Evidence.read(folder.path, protocol="cache_blocks=1").comparable["protocol"]) == {found.protocol}
+    table = sampling.sampling_table(Evidence.read(folder.path)).set_index("arm")
+    row = table.loc["reco"]
+    assert row["fvd_delta"] == pytest.approx(score["metrics"]["fvd"] - record.metrics["fvd"])
+    assert row["fvd_delta_low"] < row["fvd_delta"] < row["fvd_delta_high"] and 0.05 < row["sampling_speedup"] < 5
+    assert len(rescore(folder.path, changes).known) == 4
+
+
 @pytest.mark.parametrize(
     ("changes", "told"),
     [
         (("window.length_tokens=9",), "--set window.length_tokens"),
-        (("sampling.temperature=0.5",), "only evaluation"),
+        (("sampling.temperature=1.0",), "the study's own"),
+        (("sampling.cache_blocks=0",), "sampling.cache_blocks"),
         (("evaluation.analyses=false",), "the study's own"),
         ((), "the study's own"),
         (("evaluation.samples=1",), "evaluation.samples"),
     ],
-    ids=["trained with it", "sampled with it", "same protocol", "nothing", "impossible"],
+    ids=["trained with it", "sampled so already", "no block", "same protocol", "nothing", "impossible"],
 )
 def test_what_is_not_another_protocol_is_refused(changes: tuple[str, ...], told: str, folder: StudyFolder) -> None:
     before = folder.events.read_bytes()

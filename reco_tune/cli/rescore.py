@@ -6,13 +6,14 @@ from reco_tune.cli.options import Overrides, StudyDir, TrackingUri, study_folder
 
 
 def rescore(study_dir: StudyDir, overrides: Overrides = None, tracking_uri: TrackingUri = None) -> None:
-    """Evaluates a study's kept models under another protocol, on this machine, and adds the results to its log. Tables
-    still show the study's own protocol; `report --protocol` shows the other. After an interruption, the same command
-    continues.
+    """Evaluates a study's kept models under another protocol or way of sampling, on this machine, and adds the results
+    to its log. Tables still show the study's own protocol; `report --protocol` shows the other. After an interruption,
+    the same command continues.
 
     \b
     Examples:
       reco-tune rescore studies/evidence --set evaluation.reference_split=test
+      reco-tune rescore studies/evidence --set sampling.cache_precision=int8
       reco-tune rescore studies/mine --set evaluation.protocol=latte --set evaluation.extractor_path=i3d_torchscript.pt
     """
     from reco_tune.errors import command

@@ -16,6 +16,7 @@ from torch import Tensor
 from reco_tune.device import free_bytes, hand_back
 from reco_tune.model import Decoder, DecoderSettings
 from reco_tune.model.flops import parameter_count
+from reco_tune.model.kv_cache import Kept
 from reco_tune.model.sampling import (
     Drawing,
     Noise,
@@ -60,8 +61,13 @@ class Part(NamedTuple):
 def drawing_of(experiment: Experiment) -> Drawing:
     """How the experiment draws codes."""
     sampling = experiment.sampling
+    kept = Kept(sampling.cache_precision == "int8", sampling.cache_blocks, experiment.grid.tokens_per_block)
     return Drawing(
-        temperature=sampling.temperature, top_k=sampling.top_k, top_p=sampling.top_p, guidance=sampling.guidance
+        temperature=sampling.temperature,
+        top_k=sampling.top_k,
+        top_p=sampling.top_p,
+        guidance=sampling.guidance,
+        kept=kept,
     )
 
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor, nn
 
 from reco_tune.model.counting import count
+from reco_tune.model.kv_cache import WHOLE, Kept
 from reco_tune.model.sampling import Drawing, Noise, Read, sampler_for
 from reco_tune.model.shape import CountedSettings, DecoderSettings
 from reco_tune.windows import PADDING, prefix_inputs
@@ -278,8 +279,8 @@ class Decoder(nn.Module):
         sampler = sampler_for(self, drawing, len(labels_B), torch.is_autocast_enabled(labels_B.device.type))
         return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
 
-    def reader(self) -> Read:
-        """A reading from the first input on."""
+    def reader(self, kept: Kept = WHOLE) -> Read:
+        """A reading from the first input on. A past of which nothing is known is kept whole."""
         past: Any = None
 
         def read(tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import warnings
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import cache
 
 import torch
@@ -24,15 +25,43 @@ NARROWEST_HEAD = 16
 """Width of a head that the kernel which skips blocks takes."""
 
 
+@dataclass(frozen=True)
+class Kept:
+    """How much of the past is kept, and how exactly."""
+
+    int8: bool = False
+    """Keys and values as 8 bits and a scale for each input and head."""
+    blocks: int | None = None
+    """Inputs of so many latest blocks, that of the next token among them, are read beside those of the first block;
+    all where None.
+    """
+    block_tokens: int = 1
+    """P, the tokens of a block."""
+
+    def skipped(self, inputs: int) -> tuple[int, int]:
+        """Of so many inputs, the last of which predicts the next token: a stretch that is not read. Input i is token
+        i-1, and input 0 the condition.
+        """
+        first = self.block_tokens + 1
+        if self.blocks is None:
+            return first, first
+        latest = (inputs - 1) // self.block_tokens - self.blocks + 1
+        return first, max(first, latest * self.block_tokens + 1)
+
+
+WHOLE = Kept()
+"""The past as it was computed."""
+
+
 class LayerCache:
     """The keys and values of one layer, written in place; its buffers take shape, type and device from the first
     inputs.
     """
 
-    def __init__(self, capacity: int) -> None:
-        self._capacity = capacity
-        self._keys: Tensor | None = None
-        self._values: Tensor | None = None
+    def __init__(self, capacity: int, kept: Kept = WHOLE) -> None:
+        self._capacity, self._kept = capacity, kept
+        self._keys: _Store | None = None
+        self._values: _Store | None = None
         self._length = 0
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
@@ -40,21 +69,63 @@ class LayerCache:
 
         Only the first call may bring more than one input: then no mask is needed afterwards, but for padding.
         """
-        batch, heads, new, head_width = keys.shape
+        new, store = keys.shape[2], _Int8 if self._kept.int8 else _Plain
         if self._keys is None or self._values is None:
-            self._keys = keys.new_empty(batch, heads, self._capacity, head_width)
-            self._values = values.new_empty(batch, heads, self._capacity, head_width)
+            self._keys, self._values = store(keys, self._capacity), store(values, self._capacity)
         elif new > 1:
             raise ValueError(f"a cache that holds {self._length} inputs takes one more at a time, not {new}")
         begin, self._length = self._length, self._length + new
-        self._keys[:, :, begin : self._length] = keys
-        self._values[:, :, begin : self._length] = values
+        self._keys.write(begin, keys)
+        self._values.write(begin, values)
         seen = None if padding_B is None else beside_padding(padding_B, new, self._length)
         if new > 1:
             return attend(queries, keys, values, seen=seen)
-        return F.scaled_dot_product_attention(
-            queries, self._keys[:, :, : self._length], self._values[:, :, : self._length], attn_mask=seen
-        )
+        skipped = self._kept.skipped(self._length)
+        keys, values = (one.read(self._length, *skipped) for one in (self._keys, self._values))
+        return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen)
+
+
+class _Plain:
+    """[B, H, S, K] in the type in which they come."""
+
+    def __init__(self, like: Tensor, capacity: int) -> None:
+        batch, heads, _, width = like.shape
+        self._held = like.new_empty(batch, heads, capacity, width)
+
+    def write(self, begin: int, new: Tensor) -> None:
+        self._held[:, :, begin : begin + new.shape[2]] = new
+
+    def read(self, length: int, skip: int, to: int) -> Tensor:
+        """The first `length` of them without `skip` .. `to - 1`."""
+        return _without(self._held, length, skip, to)
+
+
+class _Int8:
+    """The same as whole numbers of 8 bits, each [K] with a scale."""
+
+    def __init__(self, like: Tensor, capacity: int) -> None:
+        batch, heads, _, width = like.shape
+        self._held = like.new_empty(batch, heads, capacity, width, dtype=torch.int8)
+        self._scales = like.new_empty(batch, heads, capacity, 1)
+
+    def write(self, begin: int, new: Tensor) -> None:
+        scales = new.abs().amax(dim=-1, keepdim=True).clamp(min=1e-12) / 127
+        own = slice(begin, begin + new.shape[2])
+        self._scales[:, :, own] = scales
+        self._held[:, :, own] = (new / scales).round().to(torch.int8)
+
+    def read(self, length: int, skip: int, to: int) -> Tensor:
+        scales = _without(self._scales, length, skip, to)
+        return _without(self._held, length, skip, to).to(scales.dtype) * scales
+
+
+_Store = _Plain | _Int8
+
+
+def _without(held: Tensor, length: int, skip: int, to: int) -> Tensor:
+    if to <= skip or to >= length:
+        return held[:, :, :length]
+    return torch.cat([held[:, :, :skip], held[:, :, to:length]], dim=2)
 
 
 class StaticCache:

@@ -19,7 +19,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from reco_tune.errors import RunFailedError
-from reco_tune.model.kv_cache import BLOCK_TOKENS, LayerCache, StaticCache
+from reco_tune.model.kv_cache import BLOCK_TOKENS, WHOLE, Kept, LayerCache, StaticCache
 from reco_tune.model.shape import DecoderSettings, ModelSettings
 
 PREFILL_BYTES = 2**30
@@ -38,6 +38,8 @@ class Drawing:
     """Keep the smallest set of codes that holds this probability."""
     guidance: float = 1.0
     """g of logits = null + g (class - null); 1 is none, others run the null class alongside."""
+    kept: Kept = WHOLE
+    """What of the past is read, by a built-in transformer on the CPU."""
 
     def __post_init__(self) -> None:
         """
@@ -116,7 +118,7 @@ class Readable(Protocol):
     def without_condition(self, labels_B: Tensor) -> Tensor:
         """Labels of "no class" or "no text" for as many clips."""
 
-    def reader(self) -> Read:
+    def reader(self, kept: Kept = WHOLE) -> Read:
         """One that begins with the first input."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
@@ -202,7 +204,7 @@ class Sampler:
         model, drawing = self._model, self._drawing
         rows = _Rows.of(model, drawing, labels_B, prompt_BP)
         noise_BV = _noise(model.settings, drawing, labels_B)
-        reader, read, logits_RV = model.reader(), 0, None
+        reader, read, logits_RV = model.reader(drawing.kept), 0, None
         for position in range(rows.given, model.settings.num_tokens):
             logits_RV = reader(rows.tokens_RT, rows.labels_R, read, position + 1).float()
             codes_B = drawing.codes(logits_RV, None if noise_BV is None else noise.fill_(noise_BV))

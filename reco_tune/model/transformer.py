@@ -35,7 +35,7 @@ from torch import Tensor, nn
 
 from reco_tune.model.attention import KeysValues, attend, attend_with_gradient, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
-from reco_tune.model.kv_cache import LayerCache, StaticCache
+from reco_tune.model.kv_cache import WHOLE, Kept, LayerCache, StaticCache
 from reco_tune.model.sampling import Read
 from reco_tune.model.shape import ModelSettings
 from reco_tune.windows import prefix_inputs
@@ -209,8 +209,8 @@ class VideoTransformer(Decoder):
         finally:
             self.position_embedding = own
 
-    def reader(self) -> Read:
-        caches = [LayerCache(self.settings.num_inputs) for _ in self.blocks]
+    def reader(self, kept: Kept = WHOLE) -> Read:
+        caches = [LayerCache(self.settings.num_inputs, kept) for _ in self.blocks]
         return partial(self.read, caches=caches)
 
     def read(

@@ -232,6 +232,7 @@ def check_combinations(experiment: Sections) -> None:
     _check_window_variants(window)
     _check_chunks(experiment)
     _check_resampling(experiment)
+    _check_cache(experiment)
     _check_sites(experiment)
     resources = experiment.resources
     if 0 < resources.gpus_per_worker < 1 and not resources.calibrate_on_shared_gpus:
@@ -372,6 +373,28 @@ def _check_resampling(experiment: Sections) -> None:
             raise SettingsError(
                 f"{key} ({value}) {reason}, so it does not go with window.prefix_resampled"
                 f" ({window.prefix_resampled:g}); leave one of them out"
+            )
+
+
+def _check_cache(experiment: Sections) -> None:
+    """Only what samples token by token on a CPU keeps its past in parts or in 8 bits."""
+    sampling = experiment.sampling
+    for name, default in (("cache_precision", "model"), ("cache_blocks", None)):
+        if (value := getattr(sampling, name)) == default:
+            continue
+        for key, found, needed in (
+            ("resources.gpus_per_worker", experiment.resources.gpus_per_worker, 0),
+            ("model.kind", experiment.model.kind, "transformer"),
+        ):
+            if found != needed:
+                raise SettingsError(
+                    f"sampling.{name} ({value}) is for the built-in transformer on a CPU, but {key} is {found}; leave"
+                    " it out"
+                )
+        if experiment.model.condition == "text":
+            raise SettingsError(
+                f"sampling.{name} ({value}) counts from the first block, but model.condition is text, whose words stand"
+                " before it; leave it out"
             )
 
 

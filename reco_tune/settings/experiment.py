@@ -28,6 +28,8 @@ LATER = {
     "training.keep_best": False,
     "training.epochs": None,
     "training.token_dropout": 0.0,
+    "sampling.cache_precision": "model",
+    "sampling.cache_blocks": None,
     "window.prefix_resampled": 0.0,
     "evaluation.checkpoint": "last",
     "evaluation.measure": None,

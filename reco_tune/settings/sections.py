@@ -444,6 +444,14 @@ class Sampling(SettingsSection):
     """Number of clips that share one random seed. A CPU samples this many at once; a GPU samples as many as its free
     memory holds.
     """
+    cache_precision: Literal["model", "int8"] = "model"
+    """How keys and values of the past are kept: as the model computes them, or in 8 bits with a scale for each token
+    and head (built-in transformer, CPU).
+    """
+    cache_blocks: int | None = Field(None, ge=1)
+    """Number of latest blocks that sampling reads beside the first block, the current one included. By default it reads
+    all (built-in transformer, CPU).
+    """
 
 
 class Evaluation(SettingsSection):

@@ -9,24 +9,33 @@ import math
 from collections.abc import Sequence
 from contextlib import closing
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+import torch
+
 from reco_tune import quantities as q
 from reco_tune.cost.planning import plan
+from reco_tune.cost.timing import device_clock, in_rounds
 from reco_tune.data.token_cache import TokenCache
 from reco_tune.errors import CheckpointError, DataError, SettingsError, StudyError
 from reco_tune.evaluation import evaluate, prepare_evaluation
+from reco_tune.generation import Request, sample_tokens
+from reco_tune.model import Decoder
 from reco_tune.preparation import prepare_tokens
 from reco_tune.progress import Progress, quiet
 from reco_tune.settings import WHERE, Experiment, load_space, make_experiment, parse_overrides
 from reco_tune.study.export import exported
 from reco_tune.study.study_writer import locked
-from reco_tune.study_log import EventLog, RunRecord, StudyFolder, read_study
+from reco_tune.study_log import SAMPLED, SAMPLING_SPEEDUP, EventLog, RunRecord, StudyFolder, read_study
 from reco_tune.training import load_model, plan_scheme, prepare_device
 
-CHANGEABLE = ("evaluation.", *WHERE)
-"""Beginnings of the keys that say how a trained model is judged, and where."""
+CHANGEABLE = ("evaluation.", "sampling.", *WHERE)
+"""Beginnings of the keys that say how clips of a trained model are made and judged, and where."""
+TIMED_CLIPS, TIMED_ROUNDS = 32, 5
+"""Of the comparison of two ways of sampling."""
 
 
 @dataclass(frozen=True)
@@ -44,10 +53,10 @@ class Rescored:
 
 
 def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) -> Rescored:
-    """Evaluates every kept model of a study with other settings of `evaluation`.
+    """Evaluates every kept model of a study with other settings of `evaluation` or `sampling`.
 
     Args:
-        changes: `key=value` of `evaluation.*`, or of where it works (`WHERE`).
+        changes: `key=value` of `evaluation.*`, of `sampling.*`, or of where it works (`WHERE`).
 
     Raises:
         StudyError: if the folder holds no study, a running one, or one without an evaluated run.
@@ -58,7 +67,7 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
     for key in overrides:
         if not key.startswith(CHANGEABLE):
             raise SettingsError(
-                f"--set {key}: training or sampling depended on this setting; only evaluation.* may change"
+                f"--set {key}: training depended on this setting; only evaluation.* and sampling.* may change"
             )
     target = StudyFolder(Path(folder))
     with locked(target):
@@ -69,9 +78,11 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
         here = plan(load_space(target.settings)).shared.where_settings()
         judged = {run.trial: _judged(run, here | overrides) for run in runs}
         cache = _cache(list(judged.values()), runs, progress)
-        protocol = prepare_evaluation(judged[runs[0].trial], cache, progress).protocol
+        protocol = prepare_evaluation(judged[runs[0].trial], cache, progress).protocol + _sampled(runs, judged)
         if any(run.provenance.get("protocol") == protocol for run in runs):
-            raise SettingsError(f"these settings give the study's own protocol, {protocol}; change evaluation.*")
+            raise SettingsError(
+                f"these settings give the study's own protocol, {protocol}; change evaluation.* or sampling.*"
+            )
         found = Rescored(protocol, [], [], {})
         with closing(EventLog(target.events)) as log:
             for done, run in enumerate(runs):
@@ -80,10 +91,11 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
                     found.known.append(run.trial)
                     continue
                 try:
-                    event = _score(target.trial(run.trial), judged[run.trial], cache)
+                    event = _score(target.trial(run.trial), run, judged[run.trial], cache)
                 except CheckpointError as error:
                     found.lost[run.trial] = str(error)
                     continue
+                event["provenance"]["protocol"] = protocol
                 log.append("rescored", trial=run.trial, protocol=protocol, **event)
                 found.scored.append(run.trial)
             progress(len(runs), len(runs), f"scoring models under {protocol.split('/')[0]}")
@@ -92,6 +104,32 @@ def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) ->
 
 def _judged(run: RunRecord, changes: dict[str, Any]) -> Experiment:
     return make_experiment(exported(run).model_dump(mode="json"), changes, where=run.trial)
+
+
+def _sampled(runs: list[RunRecord], judged: dict[str, Experiment]) -> str:
+    """What of a protocol says how clips were made, where that is not how the study made them."""
+    before = [exported(run).flat() for run in runs]
+    after = [judged[run.trial].flat() for run in runs]
+    keys = [key for key in after[0] if key.startswith("sampling.")]
+    changed = [key for key in keys if any(old[key] != new[key] for old, new in zip(before, after, strict=True))]
+    told = ",".join(f"{key.removeprefix('sampling.')}={after[0][key]}" for key in changed)
+    return f"{SAMPLED}{told}" if told else ""
+
+
+def _speedup(model: Decoder, own: Experiment, other: Experiment) -> float:
+    """Seconds that the same clips take as the study samples them / with the other settings, in turn."""
+    clips = min(TIMED_CLIPS, own.evaluation.samples)
+    request = Request(torch.zeros(clips, dtype=torch.long), seed=0)
+
+    def sample(way: Experiment) -> None:
+        for _ in sample_tokens(model, way, [request]):
+            pass
+
+    jobs = [partial(sample, way) for way in (own, other)]
+    for job in jobs:
+        job()  # caches and compilation
+    rounds = in_rounds(jobs, device_clock(model.device), seconds=0.0, fewest=TIMED_ROUNDS)
+    return float(np.median(rounds[:, 0] / rounds[:, 1]))
 
 
 def _cache(judged: list[Experiment], runs: list[RunRecord], progress: Progress) -> TokenCache:
@@ -109,17 +147,22 @@ def _cache(judged: list[Experiment], runs: list[RunRecord], progress: Progress) 
     return cache
 
 
-def _score(folder: Path, experiment: Experiment, cache: TokenCache) -> dict[str, Any]:
+def _score(folder: Path, run: RunRecord, experiment: Experiment, cache: TokenCache) -> dict[str, Any]:
     """
     Raises:
         CheckpointError: where the model is gone or damaged.
     """
     loaded = load_model(folder, experiment.evaluation.checkpoint)
-    result = evaluate(loaded.model.to(prepare_device(experiment)), experiment, cache)
+    model = loaded.model.to(prepare_device(experiment))
+    result, facts = evaluate(model, experiment, cache), {}
+    if (own := exported(run)).sampling != experiment.sampling:
+        facts[SAMPLING_SPEEDUP] = _speedup(model, own, experiment)
     metrics = {name: float(value) for name, value in result.metrics.items() if math.isfinite(value)}
     return {
         "metrics": {name: value for name, value in metrics.items() if name in q.ALL},
         "curves": {name: curve for name, curve in result.curves.items() if all(map(math.isfinite, curve))},
-        "provenance": result.provenance,
-        "settings": {key: value for key, value in experiment.flat().items() if key.startswith("evaluation.")},
+        "provenance": result.provenance | facts,
+        "settings": {
+            key: value for key, value in experiment.flat().items() if key.startswith(("evaluation.", "sampling."))
+        },
     }

@@ -21,6 +21,7 @@ SECTIONS = [
     "compute",
     "passes",
     "memorising",
+    "sampling",
     "cost_curve",
     "importance",
     "continuity_weight",
