@@ -64,7 +64,13 @@ def sampling_table(evidence: Evidence) -> pd.DataFrame:
         own = str(run.provenance.get("protocol", ""))
         for protocol, score in run.rescored.items():
             judged, _, sampling = protocol.partition(SAMPLED)
-            if sampling and judged == own and run.arm in evidence.study.arms and q.FVD.name in score["metrics"]:
+            if (
+                sampling
+                and judged == own
+                and not run.tunes
+                and run.arm in evidence.study.arms
+                and q.FVD.name in score["metrics"]
+            ):
                 speed = float(score["provenance"].get(SAMPLING_SPEEDUP, math.nan))
                 budget = "equal_steps" if run.budget == "both" else run.budget
                 pairs.setdefault((budget, run.arm, sampling), []).append((run, score["metrics"], speed))
