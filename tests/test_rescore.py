@@ -77,8 +77,8 @@ def test_other_sampling_stands_beside_the_studys_own(folder: StudyFolder) -> Non
     assert score["metrics"]["fvd"] != record.metrics["fvd"]
     assert set(Evidence.read(folder.path).comparable["protocol"]) == {own}
     assert set(Evidence.read(folder.path, protocol="cache_blocks=1").comparable["protocol"]) == {found.protocol}
-    table = sampling.sampling_table(Evidence.read(folder.path)).set_index("arm")
-    row = table.loc["reco"]
+    table = sampling.sampling_table(Evidence.read(folder.path)).set_index(["arm", "budget"])
+    row = table.loc[("reco", "equal_steps")]
     assert row["fvd_delta"] == pytest.approx(score["metrics"]["fvd"] - record.metrics["fvd"])
     assert row["fvd_delta_low"] < row["fvd_delta"] < row["fvd_delta_high"] and 0.05 < row["sampling_speedup"] < 5
     assert len(rescore(folder.path, changes).known) == 4
