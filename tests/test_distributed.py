@@ -200,7 +200,7 @@ def two_workers(toy_cache: TokenCache, toy_experiment: Make, tmp_path_factory: p
     told = [str(root), str(toy_cache.path), json.dumps(nested), str(Path(__file__).parent), json.dumps(llama)]
     command = [*launcher, str(script), *told]
     ended = subprocess.run(
-        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=200
+        command, env={**os.environ, "OMP_NUM_THREADS": "1"}, capture_output=True, text=True, timeout=270
     )
     assert ended.returncode == 0, ended.stderr[-3000:]
     return TwoWorkers(root)

@@ -46,7 +46,7 @@ class PeerScheme(Full):
         super().__init__(full.experiment, full.model_settings.num_codes, full.model_settings.num_classes)
         self.peer = peer
 
-    def build_model(self) -> Any:
+    def build_model(self, start: bool = True) -> Any:
         shape = self.model_settings
         assert isinstance(shape, ModelSettings)
         with torch.random.fork_rng():

@@ -77,7 +77,7 @@ class ClipScore:
         shown_BFCHW = video_BFCHW[:, :1] if self._frames == "first" else video_BFCHW
         images_ND = self._vectors(list(shown_BFCHW.flatten(0, 1).cpu().numpy()))
         cosine_BF = (images_ND.unflatten(0, shown_BFCHW.shape[:2]) * self._texts(prompts)[:, None]).sum(dim=-1)
-        mean_B = cosine_BF.mean(dim=1).cpu()
+        mean_B: Tensor = cosine_BF.mean(dim=1).cpu()
         return mean_B if self._scale == "cosine" else (100 * mean_B).clamp(min=0)
 
     def _vectors(self, images: list[Any]) -> Tensor:
