@@ -125,7 +125,8 @@ def test_every_arm_that_is_shipped_trains_at_its_own_settings(path: Path, shared
         clips = training.batch_size // (training.micro_batches * experiment.resources.workers)
         with fake_device() as device:
             tokens_BT = torch.zeros(clips, scheme.model_settings.num_tokens, dtype=torch.int32)
-            batch = Batch(tokens_BT, torch.zeros(clips, dtype=torch.int64))
+            words = scheme.model_settings.condition_tokens
+            batch = Batch(tokens_BT, torch.zeros((clips, words) if words > 1 else clips, dtype=torch.int64))
             step = OptimiserStep(scheme, device)
             for span in scheme.kinds_of_spans():
                 step.run(

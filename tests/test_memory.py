@@ -157,7 +157,8 @@ def test_every_shipped_file_fits_its_machine(path: Path) -> None:
         assert min(taken.training, taken.generation) > 0
         if experiment.device_type == "cuda":
             assert taken.largest()[1] + CONTEXT_BYTES < 80 * 2**30
-            assert clips_sampled_at_once(experiment, 80 * 2**30) >= 64
+            large = experiment.model.width >= 4096  # whose keys and values take gibibytes a clip
+            assert clips_sampled_at_once(experiment, 80 * 2**30) >= (4 if large else 64)
         else:
             assert taken.largest()[1] < 2**30
     refuse_what_cannot_fit(planned, 80 * 2**30, "node-1")
