@@ -15,6 +15,7 @@ import pandas as pd
 from markupsafe import Markup
 
 from reco_tune import quantities
+from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.numbers import interval, number
 from reco_tune.reporting.quality import Quality
 
@@ -168,6 +169,11 @@ def setting_column(key: str) -> Column:
         return "" if value is None else f"{value:g}" if isinstance(value, float) else str(value)
 
     return Column(key, key.split(".")[-1].replace("_", " "), text, "count", optional=True)
+
+
+def budget_groups(table: pd.DataFrame) -> list[RowGroup]:
+    """The rows of each budget under its title."""
+    return [RowGroup(BUDGETS[str(budget)].title, records(rows)) for budget, rows in table.groupby("budget", sort=False)]
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:

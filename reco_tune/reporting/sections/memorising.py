@@ -18,9 +18,9 @@ from reco_tune.reporting.numbers import number, quoted
 from reco_tune.reporting.section import (
     Column,
     Row,
-    RowGroup,
     Section,
     Table,
+    budget_groups,
     interval_column,
     number_column,
     records,
@@ -46,7 +46,7 @@ def build(evidence: Evidence) -> Section:
         Column("copy_rate", "copy rate ↓", lambda row: _percent(row["copy_rate"])),
         Column("copy_rate_interval", "95% interval", _copy_interval, "interval"),
     )
-    groups = [RowGroup(BUDGETS[str(budget)].title, records(own)) for budget, own in table.groupby("budget", sort=False)]
+    groups = budget_groups(table)
     caption = (
         "Means over seeds. Both FVDs use the same number of real clips. A generated clip counts as a copy if it is"
         " nearer to a training clip than 95% of held-out clips are. A model that copies nothing has a copy rate of"

@@ -17,13 +17,12 @@ from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.quality import FVD
 from reco_tune.reporting.section import (
     Figure,
-    RowGroup,
     Section,
     Table,
+    budget_groups,
     interval_column,
     number_column,
     quality_column,
-    records,
     text_column,
 )
 
@@ -46,9 +45,7 @@ def build(evidence: Evidence) -> Section:
         number_column("last_val_cross_entropy", "last val CE (nats/token) ↓", 3),
         *([quality_column(FVD), interval_column(FVD.key)] if quality is FVD else []),
     )
-    groups = [
-        RowGroup(BUDGETS[str(budget)].title, records(rows)) for budget, rows in table.groupby("budget", sort=False)
-    ]
+    groups = budget_groups(table)
     figure = Figure(
         "passes",
         "Quality over passes",

@@ -10,15 +10,13 @@ import pandas as pd
 
 from reco_tune import quantities as q
 from reco_tune.reporting.aggregate import Estimate, mean_interval
-from reco_tune.reporting.budgets import BUDGETS
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.section import (
-    RowGroup,
     Section,
     Table,
+    budget_groups,
     interval_column,
     number_column,
-    records,
     text_column,
 )
 from reco_tune.study_log import SAMPLED, SAMPLING_SPEEDUP, RunRecord
@@ -44,7 +42,7 @@ def build(evidence: Evidence) -> Section:
         interval_column("fvd_delta"),
         number_column("sampling_speedup", "speed-up of sampling (x) ↑"),
     )
-    groups = [RowGroup(BUDGETS[str(budget)].title, records(own)) for budget, own in table.groupby("budget", sort=False)]
+    groups = budget_groups(table)
     caption = (
         "The same models under the same protocol, sampled as the study did and with other settings. Differences are"
         " paired by seed; their 95% intervals are over seeds and are never taken to be smaller than the sampling noise"
