@@ -17,6 +17,7 @@ from reco_tune.cost import plan
 from reco_tune.errors import RunFailedError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
+from reco_tune.study import preflight, runner
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
 from reco_tune.study.runner import Driver, Options
@@ -231,3 +232,44 @@ def test_whoever_writes_the_log_has_left_ray_when_a_study_gives_up(
     with one._draining(1):
         one._give_up(StudyError("the disk is full"))
     assert woken.is_set() and "log" not in {thread.name for thread in threading.enumerate()}
+
+
+def test_a_machine_that_joins_gives_room_for_more_groups(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """As many as the settings allow and the study has work for; one that is not fit for the study gives none."""
+    cluster = {"a": {"CPU": 1.0}}
+    told: list[str] = []
+
+    class Listener(Observer):
+        def on_phase(self, done: int, total: int, what: str) -> None:
+            told.append(what)
+
+    def survey(places: object) -> list[preflight.Machine]:
+        if "strange" in cluster:
+            raise StudyError("strange has another torch")
+        return [preflight.look({})]
+
+    monkeypatch.setattr(runner, "nodes", lambda: cluster)
+    monkeypatch.setattr(runner.preflight, "survey", survey)
+    space = frozen(small_space(tmp_path, "resources.concurrent_trials=null"))
+    one = Driver(plan(space), StudyFolder(tmp_path / "study"), Options(track=False), Listener())
+    one._books.begin()
+    one._pool = SimpleNamespace(groups=1)  # type: ignore[assignment]
+    assert one._room(set()) == 1
+    cluster["b"] = {"CPU": 1.0}
+    assert one._room({"b"}) == 2 and told == ["2 worker groups instead of 1: there is room and work for more"]
+    cluster["strange"] = {"CPU": 1.0}
+    assert one._room({"strange"}) == 0 and told[-1].endswith("is not used: strange has another torch")
+    assert one._room(set()) == 2, "nor later"
+    cluster["large"] = {"CPU": 64.0}
+    assert one._room(set()) == one._jobs.left == 5, "no more than there is work for"
+    one._books.writer.close()
+
+
+def test_as_many_trials_live_as_there_are_groups_and_more_when_there_are_more() -> None:
+    room = 1
+    proposals = Proposals(lambda: {"trial": "one"}, lambda: room)
+    assert proposals.suggest("a") == {"trial": "one"} and proposals.suggest("b") is None
+    room = 2
+    assert proposals.suggest("b") == {"trial": "one"} and proposals.suggest("c") is None
+    proposals.on_trial_complete("a")
+    assert proposals.suggest("c") == {"trial": "one"}

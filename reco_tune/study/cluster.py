@@ -112,11 +112,16 @@ def machine() -> dict[str, float]:
     return {"CPU": float(len(os.sched_getaffinity(0))), "GPU": float(torch.cuda.device_count())}
 
 
+def nodes() -> dict[str, dict[str, float]]:
+    """Ids of the connected cluster's machines that are alive, with the resources of each."""
+    return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
+
+
 def machines() -> tuple[set[str], set[str]]:
     """Ids of the cluster's machines that are alive, and of those among them that will be taken away: Ray has been told
     so, by a preemption notice or by whoever shrinks the cluster.
     """
-    alive = {node["NodeID"] for node in ray.nodes() if node["Alive"]}
+    alive = set(nodes())
     return alive, alive & ray_internals.draining()
 
 
@@ -151,7 +156,7 @@ def cluster(address: str | None, resources: Resources, notes: Path) -> Iterator[
         else:
             _join(address, variables, stack)
         _silence()
-        yield [dict(node["Resources"]) for node in ray.nodes() if node["Alive"]]
+        yield list(nodes().values())
 
 
 def socket_folder() -> Path:

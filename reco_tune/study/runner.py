@@ -31,7 +31,7 @@ from reco_tune.preparation import prepare_tokens
 from reco_tune.settings import Space
 from reco_tune.study import preflight
 from reco_tune.study.bookkeeping import Bookkeeping
-from reco_tune.study.cluster import Placement, beside_workers, cluster, place
+from reco_tune.study.cluster import Placement, beside_workers, cluster, nodes, place
 from reco_tune.study.dispatcher import ACTOR, Dispatcher
 from reco_tune.study.job_source import JobInputs, JobSource
 from reco_tune.study.notices import Notices
@@ -106,6 +106,8 @@ class Driver:
         self._broken = ""
         """Why nothing can be heard from the cluster any more."""
         self._pool: WorkerPool | None = None
+        self._unfit: set[str] = set()
+        """Machines that joined and cannot be used."""
 
     @property
     def study(self) -> StudyRecord:
@@ -196,8 +198,7 @@ class Driver:
     # --- with Ray ---
 
     def _work(self) -> None:
-        experiment, storage = self._jobs.plan.shared, self._jobs.inputs.storage
-        left = self._jobs.left
+        experiment, left = self._jobs.plan.shared, self._jobs.left
         others = running_clusters() if self._options.address is None else []
         if others:
             self._observer.on_phase(
@@ -208,12 +209,10 @@ class Driver:
             )
         self._observer.on_phase(0, 2, "starting Ray")
         with ExitStack() as stack:
-            nodes = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
-            placement = place(experiment.resources, nodes, left)
+            here = stack.enter_context(cluster(self._options.address, experiment.resources, self._folder.ray / "temp"))
+            placement = place(experiment.resources, here, left)
             if self._options.address is not None:
-                folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
-                machines = preflight.survey({"the storage": storage} if storage else folders)
-                preflight.check_memory(self._jobs.plan, machines, placement.groups * placement.workers)
+                self._survey(placement)
             self._head = ray.get_runtime_context().gcs_address
             stack.callback(self._end_pausing)
             self._observer.on_phase(1, 2, f"starting {placement.groups} worker group(s)")
@@ -229,7 +228,7 @@ class Driver:
                     _alive,
                 )
             )
-            self._pool = WorkerPool(self._dispatcher, placement, self._folder.ray, left)
+            self._pool = WorkerPool(self._dispatcher, placement, self._folder.ray, left, self._room)
             stack.callback(self._pool.end)
             try:
                 with self._draining(placement.groups):
@@ -242,6 +241,43 @@ class Driver:
             finally:
                 self._dispatcher = None
         self._conclude()
+
+    def _survey(self, placement: Placement) -> None:
+        """
+        Raises:
+            StudyError, SettingsError: where a machine of the cluster is not fit for the study.
+        """
+        experiment, storage = self._jobs.plan.shared, self._jobs.inputs.storage
+        folders = {"the study folder": self._folder.path, "the cache folder": experiment.cache_dir}
+        machines = preflight.survey({"the storage": storage} if storage else folders)
+        preflight.check_memory(self._jobs.plan, machines, placement.groups * placement.workers)
+
+    def _room(self, joined: set[str]) -> int:
+        """How many worker groups the cluster has room for now, and the study jobs.
+
+        Args:
+            joined: machines that are new: they must be fit for the study, too.
+        """
+        with self._books.writer.lock:
+            left = self._jobs.left
+        known = {name: own for name, own in nodes().items() if name not in self._unfit}
+        try:
+            placement = place(self._jobs.plan.shared.resources, known.values(), left)
+            if joined:
+                self._survey(placement)
+        except ReCoTuneError as error:
+            if joined:
+                self._unfit |= joined
+                self._tell(f"a machine that joined is not used: {error}")
+            return 0
+        if self._pool is not None and placement.groups > (before := self._pool.groups):
+            self._tell(f"{placement.groups} worker groups instead of {before}: there is room and work for more")
+        return placement.groups
+
+    def _tell(self, what: str) -> None:
+        """While runs are at work."""
+        self._observer.on_phase(1, 1, what)
+        self._observer.close()
 
     def _tune_all(self, dispatcher: str, placement: Placement) -> None:
         """Until nothing is left to do and nobody has asked for more."""
@@ -264,10 +300,9 @@ class Driver:
         tune.Tuner(
             tune.with_resources(follow, where),
             tune_config=tune.TuneConfig(
-                search_alg=Proposals(lambda: self._next(dispatcher)),
+                search_alg=Proposals(lambda: self._next(dispatcher), lambda: self._pool.groups if self._pool else 1),
                 scheduler=ParetoAsha(self._judge if self._space.pruning.kind != "none" else None),
                 num_samples=-1,
-                max_concurrent_trials=placement.groups,
                 reuse_actors=True,
                 trial_name_creator=lambda trial: trial.config["trial"],
                 trial_dirname_creator=lambda trial: trial.config["trial"],

@@ -50,13 +50,19 @@ class NoTrialOutput(TrialProgressCallback):
 class Proposals(Searcher):
     """Tune's view of the study: asks for the next trial. What came of it is told by the log, not by Tune."""
 
-    def __init__(self, propose: Callable[[], Suggestion] | None = None) -> None:
+    def __init__(self, propose: Callable[[], Suggestion] | None = None, room: Callable[[], int] = lambda: 1) -> None:
+        """
+        Args:
+            room: how many trials may live at once, which grows where machines join: Tune's own limit is fixed.
+        """
         super().__init__()
-        self._propose = propose
+        self._propose, self._room = propose, room
         self._live: set[str] = set()
         """Tune's trials that have not ended."""
 
     def suggest(self, trial_id: str) -> Suggestion:
+        if len(self._live) >= self._room():
+            return None
         proposal = self._propose() if self._propose is not None else Searcher.FINISHED
         if proposal is None and not self._live:
             return Searcher.FINISHED  # nobody is at work: what the study waits for was lost with its trial

@@ -8,6 +8,7 @@ from __future__ import annotations
 import threading
 import time
 import uuid
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -38,31 +39,44 @@ LEAVE_SECONDS = 60
 class WorkerPool:
     """All worker groups of a study, each run by a thread of the driver, in which Train's controller lives."""
 
-    def __init__(self, dispatcher: Any, placement: Placement, storage: Path, jobs: int) -> None:
+    def __init__(
+        self,
+        dispatcher: Any,
+        placement: Placement,
+        storage: Path,
+        jobs: int,
+        room: Callable[[set[str]], int] = lambda joined: 0,
+    ) -> None:
         """Starts them; returns at once.
 
         Args:
             storage: folder of Train's own state.
             jobs: about how many jobs they will do.
+            room: told which machines have joined since it was asked last, gives how many groups there is room and work
+                for; groups are added, never taken away.
         """
         self.lost: dict[int, str] = {}
         """Why groups are gone, by slot; they come back when a machine does."""
         self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
+        self._room = room
         self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
         self._trainers: list[WarmTrainer] = []
-        self._threads = [
-            threading.Thread(target=self._keep, args=(slot,), daemon=True) for slot in range(placement.groups)
-        ]
+        self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._machines_joined = 0
+        self._grow(placement.groups)
         self._watch = threading.Thread(target=self._watch_machines, daemon=True)
-        for thread in (self._watch, *self._threads):
-            thread.start()
+        self._watch.start()
+
+    @property
+    def groups(self) -> int:
+        """Those that are lost included."""
+        return len(self._threads)
 
     @property
     def gone(self) -> bool:
         """Whether no group is left."""
-        return len(self.lost) == self._placement.groups
+        return len(self.lost) == self.groups
 
     def join(self) -> None:
         """Waits until they have left; the dispatcher must have said so."""
@@ -113,15 +127,28 @@ class WorkerPool:
                     return
             del self.lost[slot]
 
+    def _grow(self, groups: int) -> None:
+        """Starts as many groups as are wanted beyond those there are."""
+        for slot in range(self.groups, groups):
+            thread = threading.Thread(target=self._keep, args=(slot,), daemon=True)
+            self._threads.append(thread)
+            thread.start()
+
     def _watch_machines(self) -> None:
-        """Tells the dispatcher which machines are gone or will be, and lost groups that there is room again."""
+        """Tells the dispatcher which machines are gone or will be, and lost groups that there is room again; starts
+        further groups where there is room for more.
+        """
         known: set[str] = set()
         told: tuple[list[str], list[str]] = ([], [])
         while not self._closing.wait(MACHINES_SECONDS):
             try:
                 alive, going = machines()
-                self._machines_joined += bool(known and alive - known)
+                joined = alive - known if known else set()
+                room = self._room(joined)
+                self._machines_joined += bool(joined)
                 known |= alive
+                if not self._closing.is_set():
+                    self._grow(room)
                 if (found := (sorted(known - alive), sorted(going))) != told:
                     ray.get(self._dispatcher.machines.remote(*found))
                     told = found
@@ -136,7 +163,7 @@ class WorkerPool:
                 "dispatcher": self._dispatcher,
                 "slot": slot,
                 "execute": worker.execute,
-                "progress_seconds": max(worker.PROGRESS_SECONDS, placement.groups / PROGRESS_PER_SECOND),
+                "progress_seconds": max(worker.PROGRESS_SECONDS, self.groups / PROGRESS_PER_SECOND),
             },
             torch_config=TorchConfig(),  # nccl for GPUs, else gloo
             scaling_config=ray.train.ScalingConfig(
@@ -155,5 +182,5 @@ class WorkerPool:
                 ),
             ),
         )
-        trainer.poll_seconds = max(POLL_SECONDS, placement.groups / POLLS_PER_SECOND)
+        trainer.poll_seconds = max(POLL_SECONDS, self.groups / POLLS_PER_SECOND)
         return trainer

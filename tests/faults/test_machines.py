@@ -13,9 +13,10 @@ import signal
 import subprocess
 import sys
 import tempfile
+import threading
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -25,6 +26,7 @@ from ray.job_submission import JobStatus, JobSubmissionClient
 from small_study import WatchedStudy, begun, descendants
 from struck import Struck, assert_nothing_lost, lines_about
 
+from reco_tune.cli.watch import PlainLines
 from reco_tune.errors import StudyError
 from reco_tune.study import Options, resume
 from reco_tune.study.storage import scratch
@@ -59,38 +61,47 @@ def three_machines(head: Cluster) -> Cluster:
 
 
 @contextmanager
-def secluded_machine(cluster: Cluster, *hidden: Path) -> Iterator[None]:
-    """A machine of one CPU to which these folders are empty ones of its own."""
-    empty = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
-    ray_start = shlex.join(
-        [
-            sys.executable,
-            "-m",
-            "ray.scripts.scripts",
-            "start",
-            "--block",
-            f"--address={cluster.address}",
-            "--num-cpus=1",
-            f"--object-store-memory={MEMORY}",
-        ]
-    )
+def another_machine(cluster: Cluster, *hidden: Path) -> Iterator[None]:
+    """A machine of one CPU that joins, to which these folders are empty ones of its own."""
+    command = [
+        sys.executable,
+        "-m",
+        "ray.scripts.scripts",
+        "start",
+        "--block",
+        f"--address={cluster.address}",
+        "--num-cpus=1",
+        f"--object-store-memory={MEMORY}",
+    ]
+    if hidden:
+        empty = " && ".join(f"mount -t tmpfs tmpfs {shlex.quote(str(folder))}" for folder in hidden)
+        command = ["unshare", "--mount", "sh", "-c", f"{empty} && exec {shlex.join(command)}"]
     before = alive(cluster)
-    quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
-    process = subprocess.Popen(
-        ["unshare", "--mount", "sh", "-c", f"{empty} && exec {ray_start}"], start_new_session=True, **quiet
-    )
+    silent = subprocess.DEVNULL
+    process = subprocess.Popen(command, start_new_session=True, stdout=silent, stderr=silent)
     try:
         while alive(cluster) == before:
             assert process.poll() is None
             time.sleep(0.5)
         yield
     finally:
-        os.killpg(process.pid, signal.SIGTERM)
+        with suppress(ProcessLookupError):
+            os.killpg(process.pid, signal.SIGTERM)
         process.wait(timeout=60)
 
 
 def alive(cluster: Cluster) -> int:
     return sum(node["Alive"] for node in cluster.global_state.node_table())
+
+
+def lose(raylet: int) -> None:
+    """A machine, with all that runs there."""
+    for process in [raylet, *descendants(raylet)]:
+        os.kill(process, signal.SIGKILL)
+
+
+def raylet_of(worker: int) -> int:
+    return int(Path(f"/proc/{worker}/stat").read_text().rsplit(")", 1)[1].split()[1])
 
 
 def strike_machine_of(folder: StudyFolder) -> Struck:
@@ -99,10 +110,7 @@ def strike_machine_of(folder: StudyFolder) -> Struck:
     def strike(event: dict[str, Any], workers: dict[str, int]) -> bool:
         if event["event"] != "reported":
             return False
-        worker = Path(f"/proc/{workers[event['trial']]}/stat").read_text()
-        raylet = int(worker.rsplit(")", 1)[1].split()[1])
-        for process in [raylet, *descendants(raylet)]:
-            os.kill(process, signal.SIGKILL)
+        lose(raylet_of(workers[event["trial"]]))
         return True
 
     return Struck(folder, strike)
@@ -121,6 +129,56 @@ def test_a_lost_machine(
     assert told and all(victim in line for line in told)
 
 
+class Joined(PlainLines):
+    """Has a second machine join at the first report of a study, which stands still until a run begins there; at that
+    run's first report the machine is lost.
+    """
+
+    def __init__(self, folder: StudyFolder, join: Callable[[], object]) -> None:
+        super().__init__(folder.path, trials=0)
+        self._joining, self._first = threading.Thread(target=join, daemon=True), raylets()
+        self._workers: dict[str, int] = {}
+        self._stands, self.victim = 0, ""
+
+    def on_event(self, event: dict[str, Any]) -> None:
+        trial = event.get("trial", "")
+        if event["event"] == "started":
+            self._workers[trial] = event["provenance"]["pid"]
+            if self._stands and raylet_of(self._workers[trial]) not in self._first:
+                os.kill(self._stands, signal.SIGCONT)
+        elif event["event"] == "reported" and not self._stands:
+            self._stands = self._workers[trial]
+            os.kill(self._stands, signal.SIGSTOP)
+            self._joining.start()
+        elif event["event"] == "reported" and not self.victim:
+            raylet = raylet_of(self._workers[trial])
+            if raylet not in self._first:
+                self.victim = trial
+                lose(raylet)
+        super().on_event(event)
+
+
+def raylets() -> set[int]:
+    return {pid for pid, command in descendants().items() if "/raylet/raylet" in command.split(" ")[0]}
+
+
+def test_a_machine_that_joins_is_used_and_may_leave_again(
+    finished_study: WatchedStudy, head: Cluster, tmp_path: Path, capfd: pytest.CaptureFixture[str]
+) -> None:
+    head.add_node(num_cpus=1, object_store_memory=MEMORY)
+    folder = begun(finished_study, tmp_path / "study")
+    with ExitStack() as machines:
+        watcher = Joined(folder, lambda: machines.enter_context(another_machine(head)))
+        result = resume(folder.path, Options(address=head.address, track=False), watcher)
+    assert_nothing_lost(result.study, folder, finished_study)
+    victim = result.study.runs[watcher.victim]
+    assert victim.attempt > 1 and victim.metrics["moves"] == 1
+    said = capfd.readouterr()
+    assert "2 worker groups instead of 1" in "".join(said)
+    told = lines_about(said, "retried")
+    assert told and all(watcher.victim in line for line in told)
+
+
 def test_a_lost_machine_where_none_sees_another_s_files(
     finished_study: WatchedStudy,
     head: Cluster,
@@ -134,7 +192,7 @@ def test_a_lost_machine_where_none_sees_another_s_files(
     if not shutil.which("unshare") or subprocess.run(["unshare", "--mount", "true"], capture_output=True).returncode:
         pytest.skip("this machine does not let tests make mount namespaces")
     hidden = (tmp_path_factory.getbasetemp(), scratch())
-    with tempfile.TemporaryDirectory() as store, secluded_machine(head, *hidden), secluded_machine(head, *hidden):
+    with tempfile.TemporaryDirectory() as store, another_machine(head, *hidden), another_machine(head, *hidden):
         folder = begun(finished_study, tmp_path / "study")
         with pytest.raises(
             StudyError,
