@@ -249,7 +249,7 @@ def test_a_machine_that_joins_gives_room_for_more_groups(tmp_path: Path, monkeyp
         return [preflight.look({})]
 
     monkeypatch.setattr(runner, "nodes", lambda: cluster)
-    monkeypatch.setattr(runner.preflight, "survey", survey)
+    monkeypatch.setattr(preflight, "survey", survey)
     space = frozen(small_space(tmp_path, "resources.concurrent_trials=null"))
     one = Driver(plan(space), StudyFolder(tmp_path / "study"), Options(track=False), Listener())
     one._books.begin()
