@@ -17,12 +17,12 @@ from reco_tune.cost import plan
 from reco_tune.errors import RunFailedError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.settings.files import save_space
-from reco_tune.study import preflight, runner
+from reco_tune.study import Observer, preflight, runner
 from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.job_source import CALIBRATION
 from reco_tune.study.runner import Driver, Options
 from reco_tune.study.scheduler import prune_reason
-from reco_tune.study.study_writer import Observer, frozen
+from reco_tune.study.study_writer import frozen
 from reco_tune.study.trial import Proposals
 from reco_tune.study_log import StudyFolder, read_events
 
