@@ -57,7 +57,7 @@ def test_the_best_is_bold_where_rows_differ_in_what_is_asked_alone(rungs, ladder
     assert text("continuity_weight", rungs).count("**") == 2 * len(BUDGETS)
     assert "**" not in text("continuity_weight", ladder)
     assert "**" not in text("window_stride", ladder)
-    assert "also differ in other settings, here `objective.continuity_weight`, `objective.norm_weight`" in text(
+    assert "also differ in other settings: `objective.continuity_weight`, `objective.norm_weight`" in text(
         "window_stride", rungs
     )
     assert "No best row" not in text("continuity_weight", rungs)
