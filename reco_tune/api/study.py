@@ -23,15 +23,14 @@ if TYPE_CHECKING:
     from reco_tune.settings import Space
     from reco_tune.study import Growth, Observer, StudyResult
 
-"""Generated where no class is named: all of them in turn."""
-
 
 class Study:
     """A study in its folder, finished or not."""
 
     def __init__(self, folder: Path) -> None:
         """
-        Raises: StudyError: if the folder has no study.
+        Raises:
+            StudyError: if the folder has no study.
         """
         self.folder = folder
         self._record()

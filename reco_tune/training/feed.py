@@ -42,7 +42,8 @@ class Feed:
 
     def __init__(self, scheme: Scheme, cache: TokenCache, group: Group = Group()) -> None:
         """
-        Raises: DataError: if the cache has no training clips, or not the pieces that the scheme trains on.
+        Raises:
+            DataError: if the cache has no training clips, or not the pieces that the scheme trains on.
         """
         training = scheme.experiment.training
         self.scheme = scheme
