@@ -33,10 +33,10 @@ demo: $(READY)
 test: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
+# Whole studies on a machine busy with something else: what failed has one more try, and is named.
 slow: $(READY)
-	$(BIN)/python -m pytest -n 2 -m slow
+	$(BIN)/python -m pytest -n 2 -m slow --reruns 1 -rfER
 
-# A fault that strikes a machine busy with something else may find it late: what failed has one more try, and is named.
 faults: $(READY)
 	$(BIN)/python -m pytest tests/faults -m "" --reruns 1 -rfER
 
