@@ -5,16 +5,19 @@ or a name on Hugging Face's hub, pinned by its commit.
     /data/llama@4f9a1c2b3d4e    the same, with the hash of its configuration and weights
     org/llama                   a name on the hub; `org/llama@COMMIT` once it is pinned
 
-Knows files and names; refuses to know what network they are of.
+And the packages that read them, which an extra installs. Knows files and names; refuses to know what network they are
+of.
 """
 
 from __future__ import annotations
 
 import hashlib
+import importlib
 import re
+from collections.abc import Sequence
 from functools import lru_cache
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from reco_tune.errors import SettingsError
 
@@ -28,6 +31,30 @@ class Source(NamedTuple):
 
     path: str
     revision: str | None
+
+
+def package_of_extra(package: str, extra: str, needed_by: str, names: Sequence[str] = ()) -> Any:
+    """The package, imported.
+
+    Args:
+        extra: of this project, which installs it.
+        needed_by: what needs it, in words.
+        names: what it must have.
+
+    Raises:
+        SettingsError: where it, or one of the names, is missing.
+    """
+    try:
+        found = importlib.import_module(package)
+        for name in names:
+            if not hasattr(found, name):
+                raise ImportError(f"it has no {name}")
+        return found
+    except ImportError as error:
+        raise SettingsError(
+            f"{needed_by} needs {package}, which cannot be imported ({error}); install the `{extra}` extra:"
+            f" pip install 'reco-tune[{extra}]'"
+        ) from error
 
 
 def pinned_source(path: str, revision: str | None, key: str, weights: bool = True) -> str:

@@ -19,8 +19,10 @@ class PointResult(NamedTuple):
 
     params: dict[str, Any]
     values: tuple[float, ...]
-    """Of the metric, a tuning seed each; those of runs that were pruned or failed are missing."""
+    """Of the metric, one for each of `judged`."""
     runs: tuple[RunRecord, ...]
+    judged: tuple[RunRecord, ...]
+    """Those that have the metric, a tuning seed each: pruned and failed ones do not."""
 
     @property
     def mean(self) -> float:
@@ -48,8 +50,10 @@ def point_results(tune: Tune, runs: Iterable[RunRecord], arm: str) -> list[Point
     own, found = tuning_runs(runs, arm), []
     for params in tune.points:
         theirs = tuple(run for run in own if run.params == params)
-        told = [run.metrics.get(tune.metric, math.nan) for run in theirs if run.state == "evaluated"]
-        found.append(PointResult(params, tuple(value for value in told if math.isfinite(value)), theirs))
+        judged = tuple(
+            run for run in theirs if run.state == "evaluated" and math.isfinite(run.metrics.get(tune.metric, math.nan))
+        )
+        found.append(PointResult(params, tuple(run.metrics[tune.metric] for run in judged), theirs, judged))
     return found
 
 

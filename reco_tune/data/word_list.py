@@ -14,9 +14,12 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from reco_tune.errors import DataError, SettingsError
+from reco_tune.pretrained import package_of_extra
 
 WORDS = "words"
 """`model.text_tokenizer` of a list that is fitted here."""
+NEEDED_BY = "a model.text_tokenizer of transformers"
+"""What needs its packages."""
 UNKNOWN = "<unknown>"
 _PIECE = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
@@ -81,7 +84,7 @@ class HubTokenizer:
             SettingsError: where the package tokenizers is missing.
         """
         self._description = description
-        self._tokenizer: Any = _package("tokenizers").Tokenizer.from_str(description)
+        self._tokenizer: Any = package_of_extra("tokenizers", "hf", NEEDED_BY).Tokenizer.from_str(description)
         self._tokenizer.no_truncation()
         self._tokenizer.no_padding()
 
@@ -94,7 +97,7 @@ class HubTokenizer:
         Raises:
             SettingsError: where transformers is missing, or there is no fast tokenizer of that name.
         """
-        transformers = _package("transformers")
+        transformers = package_of_extra("transformers", "hf", NEEDED_BY)
         try:
             found = transformers.AutoTokenizer.from_pretrained(name)
             return cls(found.backend_tokenizer.to_str())
@@ -143,15 +146,3 @@ def load_text_tokenizer(folder: Path) -> TextTokenizer:
 
 def _cut(text: str) -> list[str]:
     return _PIECE.findall(text.lower())
-
-
-def _package(name: str) -> Any:
-    import importlib
-
-    try:
-        return importlib.import_module(name)
-    except ImportError as error:
-        raise SettingsError(
-            f"a model.text_tokenizer of transformers needs {name}, which cannot be imported ({error}); install the `hf`"
-            " extra: pip install 'reco-tune[hf]'"
-        ) from error

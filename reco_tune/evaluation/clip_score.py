@@ -18,7 +18,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from reco_tune.errors import SettingsError
-from reco_tune.pretrained import pinned_source, source_of
+from reco_tune.pretrained import package_of_extra, pinned_source, source_of
 from reco_tune.settings import Experiment
 
 KEY = "evaluation.clip"
@@ -51,13 +51,7 @@ class ClipScore:
         Raises:
             SettingsError: where transformers is missing or cannot load it.
         """
-        try:
-            import transformers
-        except ImportError as error:
-            raise SettingsError(
-                f"{KEY} needs transformers, which cannot be imported ({error}); install the `hf` extra:"
-                " pip install 'reco-tune[hf]'"
-            ) from error
+        transformers = package_of_extra("transformers", "hf", KEY)
         source, revision = source_of(path, None, KEY)
         # Its other processor, which needs torchvision, scales images a little differently.
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor

@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from reco_tune.errors import SettingsError
 from reco_tune.model.attention import KeysValues, attend, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
-from reco_tune.pretrained import pinned_source, source_of
+from reco_tune.pretrained import package_of_extra, pinned_source, source_of
 
 ATTENTION = "reco_tune"
 """Name of this project's attention among those of transformers."""
@@ -323,17 +323,11 @@ def _adapt(model: Any, lora: LoraOptions) -> None:
         ValueError: where the model has no such layers.
         SettingsError: where peft is missing.
     """
-    try:
-        from peft import LoraConfig, inject_adapter_in_model
-    except ImportError as error:
-        raise SettingsError(
-            f"model.options.lora needs peft, which cannot be imported ({error}); install the `lora` extra:"
-            " pip install 'reco-tune[lora]'"
-        ) from error
+    peft = package_of_extra("peft", "lora", "model.options.lora")
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # that GPT-2 keeps its weights transposed, which peft sees for itself
-        inject_adapter_in_model(LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
+        peft.inject_adapter_in_model(peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
 
 
 class _PartOfHead(nn.Module):
@@ -426,15 +420,10 @@ def _attention_name() -> str:
     Raises:
         SettingsError: where transformers is missing.
     """
-    try:
-        from transformers import AttentionInterface, AttentionMaskInterface
-    except ImportError as error:
-        raise SettingsError(
-            f"model.kind huggingface needs transformers, which cannot be imported ({error}); install the `hf` extra:"
-            " pip install 'reco-tune[hf]'"
-        ) from error
-    AttentionInterface.register(ATTENTION, _attend)
-    AttentionMaskInterface.register(ATTENTION, _no_mask)
+    names = "AttentionInterface", "AttentionMaskInterface"
+    transformers = package_of_extra("transformers", "hf", "model.kind huggingface", names)
+    transformers.AttentionInterface.register(ATTENTION, _attend)
+    transformers.AttentionMaskInterface.register(ATTENTION, _no_mask)
     return ATTENTION
 
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
+from typing import Any
+
 from reco_tune.errors import SettingsError
 from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import PUBLISHED
@@ -16,6 +19,15 @@ ALTERNATIVES = (
 
 MOST_TOKENS = 2**20
 """Of a clip: every arm is compared with training over all of them at once."""
+
+
+def _changed(experiment: Sections, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
+    """Those of the settings that are not at their defaults, with their values."""
+    for key in keys:
+        section, _, name = key.partition(".")
+        own = getattr(experiment, section)
+        if (value := getattr(own, name)) != type(own).model_fields[name].default:
+            yield key, value
 
 
 def check_shapes(experiment: Sections) -> None:
@@ -277,30 +289,24 @@ def check_combinations(experiment: Sections) -> None:
 
 def _check_condition(experiment: Sections) -> None:
     """What belongs to texts alone."""
-    model, data, guidance = experiment.model, experiment.data, experiment.sampling.guidance
+    model, guidance = experiment.model, experiment.sampling.guidance
     if model.condition == "none" and guidance != 1:
         raise SettingsError(
             f"sampling.guidance ({guidance}) compares with no condition, but model.condition is none; set it to 1"
         )
     if model.condition == "text":
         return
-    of_text: tuple[tuple[str, object, object], ...] = (
-        ("model.text_tokens", model.text_tokens, 32),
-        ("model.text_tokenizer", model.text_tokenizer, "words"),
-        ("data.caption_rule", data.caption_rule, "first"),
-        ("evaluation.clip", experiment.evaluation.clip, None),
-    )
-    for key, value, default in of_text:
-        if value != default:
-            raise SettingsError(
-                f"{key} ({value}) is of captions, but model.condition is {model.condition}; set that to text, or leave"
-                " it out"
-            )
+    of_text = "model.text_tokens", "model.text_tokenizer", "data.caption_rule", "evaluation.clip"
+    for key, value in _changed(experiment, of_text):
+        raise SettingsError(
+            f"{key} ({value}) is of captions, but model.condition is {model.condition}; set that to text, or leave it"
+            " out"
+        )
 
 
 def _check_own_model(experiment: Sections) -> None:
     """Refuses settings of the built-in transformer if the model is another."""
-    model, training, resources = experiment.model, experiment.training, experiment.resources
+    model = experiment.model
     if model.kind == "transformer":
         return
     for name in ("width", "depth", "heads"):
@@ -309,16 +315,10 @@ def _check_own_model(experiment: Sections) -> None:
                 f"model.{name} ({getattr(model, name)}) is for the built-in transformer, but model.kind is"
                 f" {model.kind}, which takes its sizes from model.options; leave it out (or give {default})"
             )
-    alone: tuple[tuple[str, object, object], ...] = (
-        ("training.compile", training.compile, False),
-        ("training.residual", training.residual, "float32"),
-        ("resources.attention", resources.attention, "auto"),
-    )
-    for key, value, default in alone:
-        if value != default:
-            raise SettingsError(
-                f"{key} ({value}) is for the built-in transformer, but model.kind is {model.kind}; leave it out"
-            )
+    for key, value in _changed(experiment, ("training.compile", "training.residual", "resources.attention")):
+        raise SettingsError(
+            f"{key} ({value}) is for the built-in transformer, but model.kind is {model.kind}; leave it out"
+        )
 
 
 def _check_protocol(experiment: Sections) -> None:
@@ -359,21 +359,20 @@ def _check_window_variants(window: Window) -> None:
 
 def _check_resampling(experiment: Sections) -> None:
     """The model draws tokens after a whole prefix of true ones, in a pass of its own."""
-    window, resources = experiment.window, experiment.resources
+    window = experiment.window
     if window.prefix_resampled == 0:
         return
-    others: tuple[tuple[str, object, object, str], ...] = (
-        ("window.prefix_tokens", window.prefix_tokens, None, "cuts the prefix"),
-        ("window.prefix_keep", window.prefix_keep, 1.0, "replaces tokens of the prefix too"),
-        ("resources.shard_state", resources.shard_state, False, "gathers weights for one pass over the prefix"),
-        ("resources.deterministic", resources.deterministic, False, "needs sums that a GPU adds in a fixed order"),
-    )
-    for key, value, default, reason in others:
-        if value != default:
-            raise SettingsError(
-                f"{key} ({value}) {reason}, so it does not go with window.prefix_resampled"
-                f" ({window.prefix_resampled:g}); leave one of them out"
-            )
+    reasons = {
+        "window.prefix_tokens": "cuts the prefix",
+        "window.prefix_keep": "replaces tokens of the prefix too",
+        "resources.shard_state": "gathers weights for one pass over the prefix",
+        "resources.deterministic": "needs sums that a GPU adds in a fixed order",
+    }
+    for key, value in _changed(experiment, reasons):
+        raise SettingsError(
+            f"{key} ({value}) {reasons[key]}, so it does not go with window.prefix_resampled"
+            f" ({window.prefix_resampled:g}); leave one of them out"
+        )
 
 
 def _check_cache(experiment: Sections) -> None:
@@ -402,34 +401,32 @@ def _check_chunks(experiment: Sections) -> None:
     """What a clip that is computed piece by piece cannot have: its gradient must be the full sequence's, or its keys
     and values are kept from step to step.
     """
-    window, objective, training = experiment.window, experiment.objective, experiment.training
-    resources, condition = experiment.resources, experiment.model.condition
-    plain: list[tuple[str, object, object, str]] = [
-        ("training.compile", training.compile, False, "compiles whole layers"),
-        ("training.activation_checkpointing", training.activation_checkpointing, False, "computes layers again"),
-        ("resources.shard_state", resources.shard_state, False, "gathers weights for one pass"),
-        ("model.kind", experiment.model.kind, "transformer", "has a past that only it can read"),
-        ("model.condition", condition, "none" if condition == "none" else "class", "puts words before the clip"),
-    ]
-    if window.scheme == "chunked_full":
-        plain += [
-            ("objective.continuity_weight", objective.continuity_weight, 0.0, "compares tokens of different chunks"),
-            ("objective.term", objective.term, None, "looks at all hidden states at once"),
-        ]
-    elif window.scheme == "stale_prefix":
-        plain += [
-            ("training.micro_batches", training.micro_batches, 1, "would need keys and values of several batches"),
-            ("resources.workers", resources.workers, 1, "would keep keys and values that no checkpoint holds"),
-        ]
+    scheme, condition = experiment.window.scheme, experiment.model.condition
+    reasons = {
+        "training.compile": "compiles whole layers",
+        "training.activation_checkpointing": "computes layers again",
+        "resources.shard_state": "gathers weights for one pass",
+        "model.kind": "has a past that only it can read",
+        **({"model.condition": "puts words before the clip"} if condition == "text" else {}),
+    }
+    if scheme == "chunked_full":
+        reasons |= {
+            "objective.continuity_weight": "compares tokens of different chunks",
+            "objective.term": "looks at all hidden states at once",
+        }
+    elif scheme == "stale_prefix":
+        reasons |= {
+            "training.micro_batches": "would need keys and values of several batches",
+            "resources.workers": "would keep keys and values that no checkpoint holds",
+        }
         _check_last_window(experiment)
     else:
         return
-    for key, value, default, reason in plain:
-        if value != default:
-            raise SettingsError(
-                f"{key} ({value}) {reason}, so window.scheme {window.scheme} cannot have it; leave it out, or take"
-                " another scheme"
-            )
+    for key, value in _changed(experiment, reasons):
+        raise SettingsError(
+            f"{key} ({value}) {reasons[key]}, so window.scheme {scheme} cannot have it; leave it out, or take another"
+            " scheme"
+        )
 
 
 def _check_last_window(experiment: Sections) -> None:

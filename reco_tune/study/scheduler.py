@@ -168,11 +168,6 @@ class ParetoAsha(FIFOScheduler):
         return (ParetoAsha, ())  # Tune pickles its configuration; a restored one is never used
 
 
-def _chosen_among(run: RunRecord) -> bool:
-    """Whether the run is one of many of which some are to be taken: sampled, or to tune its arm."""
-    return run.arm == SEARCH or run.tunes
-
-
 def _rung(run: RunRecord, step: int) -> int:
     """Number of the rung that ends at a step, counted from 1."""
     return step * int(run.settings["training.rungs"]) // int(run.settings["training.steps"])

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
+from collections.abc import Mapping, Sequence
 from typing import TYPE_CHECKING, Any
 
 import pandas as pd
@@ -29,6 +30,8 @@ from reco_tune.tuning import PointResult, point_results
 if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
+Results = Mapping[str, Sequence[PointResult]]
+"""Of every arm, point by point."""
 DIGITS = {quantities.FVD.name: 2, quantities.VAL_CROSS_ENTROPY.name: 4}
 
 
@@ -36,8 +39,9 @@ def build(evidence: Evidence) -> Section:
     tune = tuned_by(evidence)
     if tune is None:
         return Section("tuning", "Each arm at its own best")
-    points = tuning_points(evidence, tune)
-    rows = _chosen_rows(evidence, tune, points)
+    results = {arm: point_results(tune, evidence.study.runs.values(), arm) for arm in evidence.arms}
+    points = tuning_points(evidence, tune, results)
+    rows = _chosen_rows(tune, results, points)
     metric, keys = quantities.ALL[tune.metric], list(tune.per_arm)
     columns = (
         text_column("arm", "arm"),
@@ -83,16 +87,15 @@ def tuned_by(evidence: Evidence) -> Tune | None:
     return None if given is None else Tune.model_validate(given)
 
 
-def tuning_points(evidence: Evidence, tune: Tune) -> pd.DataFrame:
+def tuning_points(evidence: Evidence, tune: Tune, results: Results) -> pd.DataFrame:
     """One row an arm and point: its settings, the mean of the metric over tuning seeds with its 95% interval, how many
     runs it had and how many of them were evaluated, their steps and device hours, and whether the arm got it.
     """
-    rows, runs = [], evidence.study.runs.values()
+    rows = []
     spent = dict(zip(evidence.own["trial"], evidence.own["gpu_hours"], strict=True))
-    for arm in evidence.arms:
-        results = point_results(tune, runs, arm)
+    for arm, own in results.items():
         chosen = evidence.study.tuned.get(arm)
-        for result in results:
+        for result in own:
             if result.runs:
                 hours = sum(value for run in result.runs if math.isfinite(value := spent.get(run.trial, math.nan)))
                 told = [len(result.values), len(result.runs), result.runs[0].settings["training.steps"], hours]
@@ -105,18 +108,17 @@ def tuning_points(evidence: Evidence, tune: Tune) -> pd.DataFrame:
 
 def _mean(result: PointResult, metric: str) -> Estimate:
     """Over seeds; of one seed with its own sampling interval."""
-    known = [
-        run for run in result.runs if run.state == "evaluated" and math.isfinite(run.metrics.get(metric, math.nan))
+    ends = [
+        Estimate(*(run.metrics.get(metric + end, math.nan) for end in ("", "_low", "_high"))) for run in result.judged
     ]
-    ends = [Estimate(*(run.metrics.get(metric + end, math.nan) for end in ("", "_low", "_high"))) for run in known]
     return mean_interval(ends) if ends else Estimate(math.nan, math.nan, math.nan)
 
 
-def _chosen_rows(evidence: Evidence, tune: Tune, points: pd.DataFrame) -> list[dict[str, Any]]:
+def _chosen_rows(tune: Tune, results: Results, points: pd.DataFrame) -> list[dict[str, Any]]:
     """A row an arm whose settings were chosen."""
-    rows, runs = [], evidence.study.runs.values()
+    rows = []
     for arm, own in points.groupby("arm", sort=False):
-        states = Counter(run.state for result in point_results(tune, runs, str(arm)) for run in result.runs)
+        states = Counter(run.state for result in results[str(arm)] for run in result.runs)
         told = ", ".join(f"{count} {state}" for state, count in sorted(states.items()))
         for row in records(own[own["chosen"]]):
             rows.append(

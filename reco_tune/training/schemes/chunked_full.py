@@ -10,7 +10,7 @@ from torch.autograd.function import once_differentiable
 
 from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.model.chunks import chunk_spans, compute_chunk, gradient_in_chunks, read_chunks
-from reco_tune.model.flops import prefix_flops
+from reco_tune.model.flops import attention_flops, prefix_flops
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossTerms, loss_terms
 from reco_tune.training.schemes.base import Batch, Scheme
@@ -33,8 +33,7 @@ class ChunkedFull(Scheme):
         return prefix_flops(self.model_settings, self.spans[-1].start)
 
     def attention_flops(self, span: WindowSpan | int) -> int:
-        read = self.spans[-1].start
-        return super().attention_flops(span) + self.model_settings.costs.prefix_pair * read * (read + 1) // 2
+        return super().attention_flops(span) + attention_flops(self.model_settings, self.spans[-1].start, 0)
 
     def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
         """The gradient is found together with the terms; backward hands it out.

@@ -8,7 +8,7 @@ from torch import Tensor
 from reco_tune.model import Decoder, VideoTransformer
 from reco_tune.model.attention import KeysValues
 from reco_tune.model.chunks import chunk_spans
-from reco_tune.model.flops import forward_flops
+from reco_tune.model.flops import attention_flops, forward_flops
 from reco_tune.settings import Experiment
 from reco_tune.training.objectives import LossTerms, loss_terms
 from reco_tune.training.schemes.base import Batch, Scheme
@@ -61,7 +61,7 @@ class StalePrefix(Scheme):
 
     def attention_flops(self, span: WindowSpan | int) -> int:
         start, length = self.span(span)
-        return 3 * self.model_settings.costs.pair * (length * start + length * (length + 1) // 2)
+        return attention_flops(self.model_settings, start, length) - attention_flops(self.model_settings, start, 0)
 
     def state(self, clips: int, device: torch.device) -> dict[str, Tensor]:
         past = self._room(clips, torch.float32, device)
