@@ -13,7 +13,7 @@ from typing import Any, TypeVar
 import numpy as np
 import pytest
 import torch
-from small_study import WatchedStudy, run_small_study
+from small_study import WatchedStudy, close_books, run_small_study
 
 from reco_tune.data.clips import Clip
 from reco_tune.data.token_cache import TokenCache, TokenCacheWriter
@@ -80,6 +80,12 @@ def once_a_run(temporary: pytest.TempPathFactory, name: str, make: Callable[[Pat
 @pytest.fixture(autouse=True, scope="session")
 def _one_thread() -> None:
     torch.set_num_threads(1)
+
+
+@pytest.fixture(autouse=True)
+def _closed_books() -> Iterator[None]:
+    yield
+    close_books()
 
 
 @pytest.fixture(scope="session")

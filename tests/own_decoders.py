@@ -10,6 +10,16 @@ from torch import Tensor, nn
 
 from reco_tune.model import Decoder, Inputs
 
+ROTARY = {
+    "hidden_size": 32,
+    "num_hidden_layers": 2,
+    "num_attention_heads": 4,
+    "num_key_value_heads": 2,
+    "intermediate_size": 48,
+    "vocab_size": 64,
+}
+"""Sizes of a small model of the Llama and Qwen families of transformers."""
+
 
 class OneLayer(Decoder):
     """One attention over learned positions, its past the keys and values so far."""

@@ -17,6 +17,7 @@ from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 if TYPE_CHECKING:
     from reco_tune.study import StudyResult
+    from reco_tune.study.bookkeeping import Bookkeeping
 
 SPACE = """
 question: Does the whole path run?
@@ -119,6 +120,25 @@ def begun(
     for name in names:
         shutil.copytree(source.trial(name), study.trial(name))
     return study
+
+
+_BOOKS: list[Bookkeeping] = []
+
+
+def books_of(space: Space, study: StudyFolder) -> Bookkeeping:
+    """What a driver keeps of a study, begun, without a cluster; its log is closed when the test ends."""
+    from reco_tune.cost import plan
+    from reco_tune.study.bookkeeping import Bookkeeping
+
+    one = Bookkeeping(plan(space), study)
+    one.begin()
+    _BOOKS.append(one)
+    return one
+
+
+def close_books() -> None:
+    while _BOOKS:
+        _BOOKS.pop().writer.close()
 
 
 def deterministic(run: RunRecord) -> dict[str, Any]:

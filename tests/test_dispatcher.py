@@ -371,13 +371,18 @@ def test_a_job_that_finds_the_disk_full_ends_the_study_and_not_itself() -> None:
     run(story())
 
 
+async def judged_job() -> tuple[Driven, asyncio.Task[Any], asyncio.Task[bool]]:
+    """A judged job that has reported once: who drives it, its trial that follows, and the report that waits."""
+    dispatcher = Driven(workers=1, max_failures=0)
+    await dispatcher.submit(replace(job("a"), judged=True))
+    starting = asyncio.create_task(dispatcher.follow("a", 0))
+    await dispatcher.take(0, "x", 0)
+    return dispatcher, starting, asyncio.create_task(dispatcher.report("a", 10, {}))
+
+
 def test_a_judged_job_waits_until_it_is_judged_and_no_longer_than_the_study() -> None:
     async def story() -> None:
-        dispatcher = Driven(workers=1, max_failures=0)
-        await dispatcher.submit(replace(job("a"), judged=True))
-        starting = asyncio.create_task(dispatcher.follow("a", 0))
-        await dispatcher.take(0, "x", 0)
-        first = asyncio.create_task(dispatcher.report("a", 10, {}))
+        dispatcher, starting, first = await judged_job()
         await starting
         await asyncio.sleep(0.05)
         assert not first.done(), "nobody has judged it yet"
@@ -402,11 +407,7 @@ def test_a_trial_that_begins_again_is_not_told_of_what_was_judged() -> None:
     """
 
     async def story() -> None:
-        dispatcher = Driven(workers=1, max_failures=0)
-        await dispatcher.submit(replace(job("a"), judged=True))
-        starting = asyncio.create_task(dispatcher.follow("a", 0))
-        await dispatcher.take(0, "x", 0)
-        first = asyncio.create_task(dispatcher.report("a", 10, {}))
+        dispatcher, starting, first = await judged_job()
         assert await starting == ([{"step": 10}], None, 0)
         dies = asyncio.create_task(dispatcher.follow("a", 1))
         assert await first is False

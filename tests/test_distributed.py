@@ -18,6 +18,7 @@ from unittest.mock import patch
 import pytest
 import torch
 import torch.distributed as dist
+from own_decoders import ROTARY
 from safetensors.torch import load_file
 
 from reco_tune.data.token_cache import TokenCache
@@ -41,18 +42,7 @@ SETTINGS = {
 
 LLAMA = {
     **{"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"},
-    **{
-        f"model.options.config.{key}": value
-        for key, value in {
-            "model_type": "llama",
-            "hidden_size": 32,
-            "num_hidden_layers": 2,
-            "num_attention_heads": 4,
-            "num_key_value_heads": 2,
-            "intermediate_size": 48,
-            "vocab_size": 64,
-        }.items()
-    },
+    **{f"model.options.config.{key}": value for key, value in {"model_type": "llama", **ROTARY}.items()},
 }
 
 WORKER = """

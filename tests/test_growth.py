@@ -4,20 +4,18 @@ cluster.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import pytest
+from small_study import books_of
 from test_unchanged import begun, edit
 
 import reco_tune as rt
 from reco_tune.cli import main
-from reco_tune.cost import plan
 from reco_tune.errors import ReCoTuneError, StudyError
 from reco_tune.settings import load_space
 from reco_tune.study import Growth, requests
-from reco_tune.study.bookkeeping import Bookkeeping
 from reco_tune.study.growth import given_arms, grown, news
 from reco_tune.study.job_source import CALIBRATION
 from reco_tune.study.steering import FAILED, Steering, retry_aside, stop_aside
@@ -25,15 +23,6 @@ from reco_tune.study.study_writer import locked
 from reco_tune.study_log import StudyFolder, read_events, read_study
 
 SMALL_ARM = {"window.scheme": "window", "window.length_blocks": 3}
-OPEN: list[Bookkeeping] = []
-"""Whose logs are open."""
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    while OPEN:
-        OPEN.pop().writer.close()
 
 
 class Steered:
@@ -41,9 +30,7 @@ class Steered:
 
     def __init__(self, study: StudyFolder) -> None:
         self.study = study
-        self.driver = Bookkeeping(plan(load_space(study.settings)), study)
-        self.driver.begin()
-        OPEN.append(self.driver)
+        self.driver = books_of(load_space(study.settings), study)
         self.stopped: list[str] = []
         self.paused = False
         self.steering = Steering(

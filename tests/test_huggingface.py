@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 import torch.nn.functional as F
+from own_decoders import ROTARY
 from torch import Tensor
 from torch.autograd import grad
 
@@ -33,18 +34,10 @@ from reco_tune.training.step import kept_bytes
 transformers = pytest.importorskip("transformers")
 
 V, T = 16, 18
-_ROTARY = {
-    "hidden_size": 32,
-    "num_hidden_layers": 2,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 48,
-    "vocab_size": 64,
-}
 FAMILIES: dict[str, dict[str, Any]] = {
-    "llama": _ROTARY,
-    "qwen2": _ROTARY,
-    "qwen3": {**_ROTARY, "head_dim": 8},
+    "llama": ROTARY,
+    "qwen2": ROTARY,
+    "qwen3": {**ROTARY, "head_dim": 8},
     "gpt2": {"n_embd": 32, "n_layer": 2, "n_head": 4, "vocab_size": 64, "n_positions": 32, "eos_token_id": None},
 }
 TOKENS = torch.randint(V, (2, T), generator=torch.Generator().manual_seed(1))
@@ -187,7 +180,7 @@ def test_emu3s_vocabulary_of_text_and_vision() -> None:
     assert not any("vq" in name for name, _ in found.named_parameters()), "its tokenizer is not trained along"
 
 
-LLAMA = {"model_type": "llama", **_ROTARY}
+LLAMA = {"model_type": "llama", **ROTARY}
 OPTIONS = {f"model.options.config.{key}": value for key, value in LLAMA.items()}
 
 

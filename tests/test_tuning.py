@@ -5,13 +5,12 @@ driver's bookkeeping on a real log, without a cluster.
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import pytest
-from small_study import small_space
+from small_study import books_of, close_books, small_space
 
 from reco_tune.cli import main
 from reco_tune.cli.estimate import headline, standing
@@ -40,14 +39,6 @@ RATE = "training.learning_rate"
 RATES = (1e-3, 3e-3, 1e-2)
 BEST = {"full": 1e-3, "reco": 1e-2}
 """Of the made-up results."""
-OPEN: list[Bookkeeping] = []
-
-
-@pytest.fixture(autouse=True)
-def closed() -> Iterator[None]:
-    yield
-    while OPEN:
-        OPEN.pop().writer.close()
 
 
 def tuned_space(folder: Path, *overrides: str, **tune: Any) -> Space:
@@ -57,11 +48,9 @@ def tuned_space(folder: Path, *overrides: str, **tune: Any) -> Space:
 
 def driver(space: Space, folder: Path) -> Bookkeeping:
     study = StudyFolder(folder / "study")
-    one = Bookkeeping(plan(frozen(space)), study)
-    one.begin()
+    one = books_of(frozen(space), study)
     if not study.settings.exists():
         save_space(frozen(space), study.settings)
-    OPEN.append(one)
     return one
 
 
@@ -219,7 +208,7 @@ def test_a_study_that_was_killed_goes_on_with_the_same_choices(cut: int, tmp_pat
     """Wherever the log ends, also between the choice and the runs that follow from it."""
     space = tuned_space(tmp_path)
     undisturbed = whole(space, tmp_path).study
-    OPEN.pop().writer.close()
+    close_books()
     log = StudyFolder(tmp_path / "study").events
     lines = log.read_text().splitlines(keepends=True)
     log.write_text("".join(lines[:cut]))
