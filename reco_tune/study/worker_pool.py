@@ -61,6 +61,7 @@ class WorkerPool:
         self._room = room
         self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
         self._trainers: list[WarmTrainer] = []
+        """Of the groups that are there."""
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._machines_joined = 0
@@ -105,9 +106,7 @@ class WorkerPool:
         while not self._closing.is_set():
             joined = self._machines_joined
             try:
-                trainer = self._trainer(slot)
-                self._trainers.append(trainer)
-                trainer.fit()
+                self._run_group(slot)
                 return
             except Exception as error:
                 self.lost[slot] = " ".join(str(error).split())[:300]
@@ -126,6 +125,15 @@ class WorkerPool:
                 if self._closing.wait(MACHINES_SECONDS):
                     return
             del self.lost[slot]
+
+    def _run_group(self, slot: int) -> None:
+        """Until it leaves or is lost. Its references to Ray go with it: they must not be there when Ray shuts down."""
+        trainer = self._trainer(slot)
+        self._trainers.append(trainer)
+        try:
+            trainer.fit()
+        finally:
+            self._trainers.remove(trainer)
 
     def _grow(self, groups: int) -> None:
         """Starts as many groups as are wanted beyond those there are."""
