@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 from small_study import small_space
-from test_growth import Steered, closed  # noqa: F401 (a fixture that closes logs)
+from test_growth import Steered
 from test_unchanged import begun
 
 from reco_tune.cost import plan
