@@ -26,6 +26,8 @@ def test_the_promised_spaces_are_shipped() -> None:
         "evidence",
         "evidence_300_passes",
         "real_clips",
+        "real_clips_tuned",
+        "ucf101_128px",
         "paper_ablation",
         "window_stride",
         "first_frame",
@@ -84,6 +86,23 @@ def test_the_evidence_is_one_study_in_two_regimes() -> None:
     same = {"arms", "budgets", "seeds", "tune", "resources"}
     assert few.model_dump(include=same) == many.model_dump(include=same)
     assert one["training.steps"] * 32 / 4096 < 4 and other["training.epochs"] == 300
+
+
+def test_real_clips_have_one_study_at_two_sizes() -> None:
+    """What two cores show of a handful of videos, a GPU asks of UCF101."""
+    small, large = (
+        load_space(bundled("search_spaces") / f"{name}.yaml") for name in ("real_clips_tuned", "ucf101_128px")
+    )
+    same = {"arms", "budgets", "seeds"}
+    assert small.model_dump(include=same) == large.model_dump(include=same)
+    assert (
+        small.tune
+        and large.tune
+        and small.tune.seeds == large.tune.seeds
+        and set(small.tune.per_arm) == set(large.tune.per_arm)
+    )
+    reco = arm_experiment(large, "reco")
+    assert reco.grid.num_tokens == 1280 and reco.evaluation.reference_split == "both"
 
 
 def test_the_papers_setting_is_the_papers() -> None:

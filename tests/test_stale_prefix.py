@@ -86,6 +86,7 @@ def test_it_resumes_bit_for_bit_inside_a_clip(
         assert torch.equal(one, other)
     assert whole.metrics["val_cross_entropy"] == resumed.metrics["val_cross_entropy"]
     assert whole.metrics["loss_tokens"] == 8 * 4 * 45 == whole.metrics["tokens_seen"]
+    assert whole.metrics["passes"] == 4 * 8 / 96, "12 steps read four batches"
 
 
 def test_every_clip_comes_for_all_its_windows(toy_cache: TokenCache, toy_experiment: Make) -> None:

@@ -299,7 +299,9 @@ class _Run:
 
     @property
     def _passes(self) -> float:
-        return self.step * self._training.batch_size / self._clips
+        """Clips drawn so far, over those there are. A stale prefix reads a batch for several steps."""
+        batches = self.step / self._scheme.steps_of_a_batch
+        return batches * self._training.batch_size / self._clips
 
     def report(self, report: Report) -> bool:
         """Rank 0's answer, on all ranks."""

@@ -60,7 +60,7 @@ def importance_table(evidence: Evidence) -> pd.DataFrame:
     """
     kept, runs = evidence.own_comparable, evidence.study.runs
     again = [trial for trial, run in runs.items() if run.repeats]
-    kept = kept[(kept["arm"] == SEARCH) & ~kept["trial"].isin(again)]
+    kept = kept[(kept["arm"] == SEARCH) & kept["trial"].isin(runs) & ~kept["trial"].isin(again)]
     params = [runs[trial].params for trial in kept["trial"]]
     names = [name for name in dict.fromkeys(key for own in params for key in own) if all(name in own for own in params)]
     names = [name for name in names if len({str(own[name]) for own in params}) > 1]
