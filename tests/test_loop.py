@@ -349,6 +349,10 @@ def test_schedules(toy_experiment: Make) -> None:
     cosine = toy_experiment({"training.warmup_steps": 2, "training.learning_rate": 1.0}).training
     assert [learning_rate_at(step, cosine) for step in (0, 1, 2, 7)] == pytest.approx([0.5, 1.0, 1.0, 0.5])
     assert learning_rate_at(12, cosine) == pytest.approx(0)
+    shared = toy_experiment({"training.warmup_fraction": 2 / 12, "training.learning_rate": 1.0}).training
+    assert [learning_rate_at(step, shared) for step in range(12)] == [
+        learning_rate_at(step, cosine) for step in range(12)
+    ]
     constant = toy_experiment({"training.schedule": "constant", "training.learning_rate": 1.0}).training
     assert {learning_rate_at(step, constant) for step in range(12)} == {1.0}
 

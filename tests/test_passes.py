@@ -48,8 +48,9 @@ def test_epochs_are_steps_at_the_door(settings: dict[str, Any], steps: int, epoc
         ({"data.train_clips": None, "training.epochs": 2}, r"data\.train_clips, which is missing"),
         ({"training.epochs": 2, "training.steps": 25}, "which is 24 steps of 8 out of 96 clips"),
         ({"training.epochs": 0}, "greater than 0"),
+        ({"training.warmup_steps": 3, "training.warmup_fraction": 0.1}, "both give the warm-up; leave one out"),
     ],
-    ids=["of unknown clips", "two things", "none"],
+    ids=["of unknown clips", "two things", "none", "two warm-ups"],
 )
 def test_what_cannot_be_counted_is_refused(settings: dict[str, Any], told: str) -> None:
     with pytest.raises(SettingsError, match=told):

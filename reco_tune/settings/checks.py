@@ -241,6 +241,11 @@ def check_combinations(experiment: Sections) -> None:
             "objective.continuity_weight needs two neighbouring tokens, but window.length_tokens is 1; lengthen the"
             " window or set it to 0"
         )
+    if training.warmup_steps and training.warmup_fraction:
+        raise SettingsError(
+            f"training.warmup_steps ({training.warmup_steps}) and training.warmup_fraction"
+            f" ({training.warmup_fraction:g}) both give the warm-up; leave one out"
+        )
     _check_window_variants(window)
     _check_chunks(experiment)
     _check_resampling(experiment)

@@ -381,6 +381,10 @@ class Training(SettingsSection):
     """Learning rate after warm-up: falls to zero as a cosine, or stays constant."""
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
+    warmup_fraction: float = Field(0.0, ge=0, lt=1)
+    """The other way to give `warmup_steps`: the share of a run's own steps. Under budgets that give arms different
+    steps, the whole schedule then keeps its shape.
+    """
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
     beta1: float = Field(0.9, ge=0, lt=1)

@@ -193,11 +193,12 @@ def kept_bytes(compute: Callable[[], object], left_out: Callable[[], set[int]]) 
 
 def learning_rate_at(step: int, training: Training) -> float:
     """Learning rate of step 0, 1, ...: linear warm-up, then cosine to zero or constant."""
-    if step < training.warmup_steps:
-        return training.learning_rate * (step + 1) / training.warmup_steps
+    warmup = training.warmup_steps or round(training.warmup_fraction * training.steps)
+    if step < warmup:
+        return training.learning_rate * (step + 1) / warmup
     if training.schedule == "constant":
         return training.learning_rate
-    done = (step - training.warmup_steps) / max(1, training.steps - training.warmup_steps)
+    done = (step - warmup) / max(1, training.steps - warmup)
     return training.learning_rate * 0.5 * (1 + math.cos(math.pi * done))
 
 
