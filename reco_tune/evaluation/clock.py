@@ -1,4 +1,4 @@
-"""Device seconds by purpose, as the ledger of a run holds them."""
+"""Device seconds per purpose, for the cost ledger of a run."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reco_tune.training import Group
 
 
 class Clock:
-    """Adds up what generation and evaluation take; on a GPU it waits for the work before it reads the time."""
+    """Adds up the time of generation and evaluation. On a GPU it waits for queued work before it reads the time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -29,7 +29,7 @@ class Clock:
             self._seconds[purpose] += self._now() - start
 
     def totals(self, group: Group) -> dict[str, float]:
-        """Sums over ranks, each rank being a device."""
+        """Sums over ranks; each rank is one device."""
         sums = group.sum_(torch.tensor([self._seconds["generation"], self._seconds["evaluation"]], dtype=torch.float64))
         return {q.GENERATION_SECONDS.name: float(sums[0]), q.EVALUATION_SECONDS.name: float(sums[1])}
 

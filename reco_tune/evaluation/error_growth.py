@@ -1,8 +1,7 @@
-"""What becomes of a small error in the first block: the divergence of the hidden states block by block, and the law of
-its growth.
+"""How a small error in the first block grows: the divergence of the hidden states per block, and a fit of its growth.
 
-Knows models and tokens; nothing of pixels. Teacher-forced: the same tokens are read with and without the error, so the
-curve shows how far the model's states carry it, not what sampling makes of it.
+Knows models and tokens, not pixels. The model is teacher-forced: it reads the same tokens with and without the error.
+So the curve shows how far the model's states carry the error. Sampling plays no part in it.
 """
 
 from __future__ import annotations
@@ -21,25 +20,25 @@ from reco_tune.model.teacher_forcing import ANALYSED_AT_ONCE, clips_at_once
 from reco_tune.quantities import FEWEST_GROWTH_BLOCKS, RESOLVED_AIC
 
 NOISE_SHARE = 0.01
-"""Root mean square of the error relative to that of the inputs it is added to: small enough for the response to be
-linear.
+"""Root mean square of the error, relative to that of the inputs it is added to. It is small enough for the response
+to be linear.
 """
 DRAWS = 4
-"""Errors that the curve is averaged over."""
+"""Random errors over which the curve is averaged."""
 
 
 @dataclass(frozen=True)
 class GrowthFit:
-    """Least squares of the divergence d_k over the blocks k = 1, 2, ... by d = a + b k and by log d = a + b k."""
+    """Least-squares fits of the divergence d_k over blocks k = 1, 2, ...: d = a + b k, and log d = a + b k."""
 
     kind: Literal["linear", "exponential", "not resolved"]
-    """Which has the smaller AIC (both on the scale of d) by `quantities.RESOLVED_AIC` or more."""
+    """The fit whose AIC (both on the scale of d) is smaller by at least `quantities.RESOLVED_AIC`."""
     linear_slope: float
     """Divergence per block, with its 95% interval."""
     linear_low: float
     linear_high: float
     exponential_rate: float
-    """Logarithm of the factor per block, with its 95% interval; above 0 the error grows, below it fades."""
+    """Logarithm of the growth factor per block, with its 95% interval. Above 0 the error grows; below 0 it fades."""
     exponential_low: float
     exponential_high: float
     aic_linear: float
@@ -55,12 +54,12 @@ def error_growth(
     seed: int = 0,
     noise_share: float = NOISE_SHARE,
 ) -> list[float]:
-    """Relative divergence ||h' - h|| / ||h|| of the states that read block k's tokens, after noise was added to block
-    0's inputs.
+    """Relative divergence ||h' - h|| / ||h|| of the states that read block k's tokens, with noise added to the inputs
+    of block 0.
 
-    h is the output of the last block before the final norm, averaged as squares over positions, clips and draws of the
-    noise. The state at position t reads token t-1, so the last block has one state fewer. Entry 0 is the disturbed
-    block itself.
+    h is the output of the last block before the final norm. Squares are averaged over positions, clips and noise
+    draws before the root is taken. The state at position t reads token t-1, so the last block has one state fewer.
+    Entry 0 is the disturbed block itself.
     """
     device = model.device
     generator = torch.Generator().manual_seed(seed)
@@ -72,7 +71,7 @@ def error_growth(
         group, group_labels = group.to(device).long(), group_labels.to(device)
         disturbed_end = min(tokens_per_block + 1, model.settings.num_tokens)
         inputs = model.inputs(group, group_labels, 1, disturbed_end).embedded_BSD
-        scale = noise_share * inputs.square().mean().sqrt()  # of the whole group, however few clips fit at once
+        scale = noise_share * inputs.square().mean().sqrt()  # of the whole group, not of the part that fits
         for tokens, labels in zip(group.split(at_once), group_labels.split(at_once), strict=True):
             clean_BTD = model.hidden(tokens, labels, 0, model.settings.num_tokens)
             size += len(noise) * _energy_by_block(clean_BTD, tokens_per_block, blocks)
@@ -83,9 +82,9 @@ def error_growth(
 
 
 def fit_growth(divergence: list[float]) -> GrowthFit | None:
-    """The law of a curve of `error_growth`, entry 0 (the disturbed block itself) left out.
+    """Fits both growth laws to a curve of `error_growth`. Entry 0, the disturbed block itself, is left out.
 
-    None for fewer than `FEWEST_GROWTH_BLOCKS`, or where the error does not reach one of them: no law can be told then.
+    Returns None with fewer than `FEWEST_GROWTH_BLOCKS` blocks, or where the error does not reach one of the blocks.
     """
     values = np.asarray(divergence[1:], dtype=np.float64)
     if len(divergence) < FEWEST_GROWTH_BLOCKS or values.min() <= 0:
@@ -93,11 +92,11 @@ def fit_growth(divergence: list[float]) -> GrowthFit | None:
     count = len(values)
     slope, slope_reach, slope_rest = _line(values)
     rate, rate_reach, rate_rest = _line(np.log(values))
-    smallest = 1e-24 * float((values**2).mean())  # a perfect fit has no finite AIC
+    smallest = 1e-24 * float((values**2).mean())  # a floor: a perfect fit would have an infinite AIC
     aic_linear = count * math.log(max(slope_rest / count, smallest)) + 6
     aic_exponential = (
         count * math.log(max(rate_rest / count, 1e-24)) + 2 * float(np.log(values).sum()) + 6
-    )  # density of d, not of log d
+    )  # Jacobian: turns the density of log d into the density of d
     ahead = aic_linear - aic_exponential
     return GrowthFit(
         "not resolved" if abs(ahead) < RESOLVED_AIC else "exponential" if ahead > 0 else "linear",
@@ -113,14 +112,14 @@ def fit_growth(divergence: list[float]) -> GrowthFit | None:
 
 
 def _energy_by_block(hidden_BTD: Tensor, tokens_per_block: int, blocks: int) -> Tensor:
-    """Sum of squares over clips, width and the positions 1 + k n .. n + k n that read block k."""
+    """Sum of squares over clips, width and the n positions that read block k: 1 + k n .. n + k n."""
     by_position = hidden_BTD.double().square().sum(dim=(0, 2))[1:]
     padded = F.pad(by_position, (0, blocks * tokens_per_block - len(by_position)))
     return padded.view(blocks, tokens_per_block).sum(dim=1).cpu()
 
 
 def _line(values: np.ndarray) -> tuple[float, float, float]:
-    """Slope over 0, 1, 2, ..., half its 95% interval, and the residual sum of squares."""
+    """Slope over 0, 1, 2, ..., the half-width of its 95% interval, and the residual sum of squares."""
     from scipy.special import stdtrit
 
     places = np.arange(len(values)) - (len(values) - 1) / 2

@@ -1,5 +1,5 @@
-"""The networks behind the feature extractors, and the numbers that they are shown. Knows pixels only: no files, no
-fits.
+"""The networks behind the feature extractors, and how clips become their inputs. Knows pixels only, no files or
+fitting.
 
 B clips   F frames   C = 3 channels   h, w pixels   D = 48 features
 """
@@ -16,22 +16,24 @@ Clips = NDArray[np.uint8]
 
 NUM_FEATURES = 48
 SIDE_PX = 32
-"""Larger frames are averaged down to this side: the extractor judges layout and motion, and must cost seconds, not
+"""Larger frames are averaged down to this side. The extractor judges layout and motion, and should take seconds, not
 minutes.
 """
 SEED = 0
-"""Of initial weights, and of everything that a fit draws."""
+"""Seed of the initial weights and of every random draw while fitting."""
 BATCH_CLIPS = 64
 
 
 class VideoNetwork(nn.Module):
-    """3D CNN of 16, 32 and 48 channels, averaged over time and space; with classes also a 2D twin for single frames."""
+    """3D CNN of 16, 32 and 48 channels, averaged over time and space. With classes, also a 2D CNN for single
+    frames.
+    """
 
     center: Tensor
     scale: Tensor
 
     def __init__(self, num_classes: int) -> None:
-        """`num_classes` 0: features only."""
+        """With `num_classes` 0, the network gives features only."""
         super().__init__()
         self.num_classes = num_classes
         self.trunk = nn.Sequential(
@@ -94,8 +96,8 @@ class PixelProjection(nn.Module):
 
     @classmethod
     def fit(cls, clips_NFCHW: Clips) -> PixelProjection:
-        """The first `NUM_FEATURES` components (fewer where there are fewer clips), by subspace iteration from a fixed
-        seed.
+        """Finds the first `NUM_FEATURES` components (fewer where there are fewer clips) by subspace iteration from a
+        fixed seed.
         """
         flat = torch.cat(
             [
@@ -124,10 +126,10 @@ class PixelProjection(nn.Module):
 
 
 def motion_targets(pixels_BCFHW: Tensor) -> Tensor:
-    """Four numbers [B, 4] that say how a clip moves, from its pixels alone.
+    """Four numbers [B, 4] that describe a clip's motion, computed from its pixels alone.
 
-    Mean path of the brightness centroid per frame, vertical and horizontal, and root mean square frame difference at
-    lags 1 and 2.
+    They are the mean path of the brightness centroid per frame (vertical, horizontal) and the root mean square frame
+    difference at lags 1 and 2.
     """
     grey_BFHW = pixels_BCFHW.mean(dim=1)
     mass = grey_BFHW - grey_BFHW.amin(dim=(2, 3), keepdim=True) + 1e-6
@@ -141,7 +143,7 @@ def motion_targets(pixels_BCFHW: Tensor) -> Tensor:
 
 
 def pixels(video_BFCHW: Tensor | Clips, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 clips -> float32 [B, C, F, h, w] in [-1, 1], h and w at most `SIDE_PX`; moved as bytes, computed there."""
+    """uint8 clips -> float32 [B, C, F, h, w] in [-1, 1], h and w at most `SIDE_PX`; sent to the device as bytes."""
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
     values = video.to(device).transpose(1, 2).float() / 127.5 - 1
     height, width = (min(side, SIDE_PX) for side in values.shape[3:])

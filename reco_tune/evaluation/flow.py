@@ -1,8 +1,8 @@
 """Optical-flow consistency: the share of the change between frames that no motion explains.
 
-Knows pixels and scikit-image's classical flow (iterative Lucas-Kanade: Le Besnerais and Champagnat, 2005); no network
-and no labels. Things that move leave little; flicker, and frames that do not follow each other, leave much. Displacing
-whole frames leaves little too: it is motion. That, and how much moves at all, is what `motion` sees.
+Uses pixels and scikit-image's classical flow (iterative Lucas-Kanade: Le Besnerais and Champagnat, 2005); no network
+and no labels. Smooth motion scores low. Flicker, and frames that do not follow each other, score high. A shift of
+whole frames also scores low, because it is motion. `motion` detects such shifts, and measures how much moves.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from torch import Tensor
 from reco_tune.errors import SettingsError
 
 CLIPS = 64
-"""The first clips that are measured: flow takes up to 30 ms a pair of frames."""
+"""Only the first clips are measured: flow takes up to 30 ms per pair of frames."""
 SIDE_PX = 64
 """Larger frames are averaged down to this side."""
 MISSING = (
@@ -38,8 +38,8 @@ def require_flow() -> None:
 
 
 def flow_changes(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
-    """For each uint8 clip: the sum of squared change between neighbouring frames, and what is left of it along their
-    flow [B, 2].
+    """For each uint8 clip [B, 2]: the summed squared change between neighbouring frames, and the part of it that
+    remains after warping along the flow.
     """
     from skimage.registration import optical_flow_ilk
     from skimage.transform import warp
@@ -59,6 +59,6 @@ def flow_changes(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]
 
 
 def unexplained(changes_B2: NDArray[np.float64]) -> float:
-    """The share over all clips; 0 where nothing changes."""
+    """The unexplained share, summed over all clips; 0 where nothing changes."""
     total, left = changes_B2.sum(axis=0)
     return float(left / total) if total > 0 else 0.0

@@ -1,7 +1,7 @@
 """Fréchet distance of two Gaussians fitted to features, and the interval of its sampling error.
 
-Knows arrays of features only; where they come from (videos, extractors, protocols) is none of its business. Everything
-is float64: features [N, D] are numpy arrays or CPU tensors, N samples of D dimensions.
+Knows feature arrays only, not the videos, extractors or protocols behind them. Everything is float64: features [N, D]
+are numpy arrays or CPU tensors of N samples in D dimensions.
 """
 
 from __future__ import annotations
@@ -15,10 +15,10 @@ from numpy.typing import ArrayLike, NDArray
 
 Float64 = NDArray[np.float64]
 Divisor = Literal["n", "n-1"]
-"""Of a covariance; published FVD protocols use both, so it is part of what must be equal in a comparison."""
+"""Divisor of a covariance. Published FVD protocols use both, so compared numbers must share it."""
 
 JACKKNIFE_GROUPS = 20
-"""Groups of generated samples that are left out in turn; few enough to be cheap, enough for a t quantile near 2."""
+"""Groups of generated samples, left out one at a time. Few enough to be cheap, enough for a t quantile near 2."""
 
 
 class Interval(NamedTuple):
@@ -34,7 +34,7 @@ class Interval(NamedTuple):
 class FeatureStatistics:
     """Count, mean and covariance of features that arrive in batches.
 
-    Keeps the mean and the centred second moments (Chan's update), which lose no digits where the mean is far larger
+    Keeps the mean and the centred second moments (Chan's update). They stay accurate where the mean is far larger
     than the spread.
     """
 
@@ -74,7 +74,7 @@ class FeatureStatistics:
             self._join(len(features), mean, centred.T @ centred, sign=1)
 
     def without(self, part: FeatureStatistics) -> FeatureStatistics:
-        """What is left after `part`, which was added before, is taken out."""
+        """The statistics without `part`, which must have been added before."""
         rest = FeatureStatistics(self.dimensions, self.divisor)
         rest.count, rest.mean, rest._moments = self.count, self.mean, self._moments
         rest._join(part.count, part.mean, part._moments, sign=-1)
@@ -87,8 +87,8 @@ class FeatureStatistics:
 
     @property
     def rank_deficient(self) -> bool:
-        """Whether there are too few samples for a covariance of full rank (N <= D): distances then mean little and must
-        say so.
+        """Whether there are too few samples for a covariance of full rank (N <= D). Reports must then say that the
+        distance means little.
         """
         return self.count <= self.dimensions
 
@@ -122,13 +122,13 @@ def frechet_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any)
 def statistics_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
     """The Fréchet distance of collected statistics, never below 0.
 
-    The eigenvalues of Σ1 Σ2, whose roots add up to the last trace, are those of the symmetric Fᵀ Σ1 F for any factor F
-    Fᵀ = Σ2.
+    For any factor F with F Fᵀ = Σ2, the symmetric matrix Fᵀ Σ1 F has the eigenvalues of Σ1 Σ2. Their square roots add
+    up to the last trace.
     """
     from scipy.linalg import LinAlgError, eigh
 
     if not (first.rank_deficient or second.rank_deficient):
-        with suppress(LinAlgError):  # features that others determine: no rank to speak of after all
+        with suppress(LinAlgError):  # linearly dependent features can make Cholesky fail
             eigenvalues = eigh(
                 first.covariance, second.covariance, type=2, eigvals_only=True, driver="gv", check_finite=False
             )
@@ -142,18 +142,19 @@ def frechet_interval(
 ) -> Interval:
     """The Fréchet distance of generated features to a reference, with a 95% interval from a delete-group jackknife.
 
-    The interval is for the expected distance of N samples of the same generator to THIS reference: it holds the
-    sampling noise of the generated clips. It does not hold the bias that every Fréchet distance of N samples has (never
-    compare different N), nor the noise of the reference, which all runs of a study share. The plain percentile
-    bootstrap will not do: resampled sets hold fewer distinct samples, so all its values lie above the estimate itself.
-    Near the floor (generator = reference) the distance is quadratic in the noise and the interval is up to twice too
-    wide, on the safe side.
+    The interval is for the expected distance of N samples of the same generator to this one reference. It covers the
+    sampling noise of the generated clips. It does not cover the bias of a Fréchet distance at N samples, so never
+    compare different N. Nor does it cover the noise of the reference, which all runs of a study share.
+
+    A percentile bootstrap does not work here. Resampled sets hold fewer distinct samples, so all of their distances
+    lie above the estimate. Near the floor (generator = reference) the distance is quadratic in the noise, and the
+    interval is up to twice too wide, which is the safe side.
 
     Args:
         features_ND: generated clips.
         reference: statistics of the real clips.
-        strata: class of each clip, so that every group has the same mixture of the classes (which are given, not
-            drawn).
+            strata: class of each clip, so that every group has the same mixture of classes. (Classes are given, not
+                drawn.)
     """
     features = as_features(features_ND)
     count = len(features)
@@ -166,21 +167,21 @@ def frechet_interval(
 
 
 class Bias(NamedTuple):
-    """What the Fréchet distance of a generator reads at several sample sizes, and what it tends to."""
+    """The Fréchet distance of a generator at several sample sizes, and its limit."""
 
     samples: list[int]
     distance: list[float]
-    """Mean over disjoint parts of that many samples."""
+    """Mean over disjoint parts of each sample size."""
     limit: float
-    """At infinitely many samples: the intercept of a line over 1/N (Chong and Forsyth, 2020)."""
+    """Distance at infinitely many samples: the intercept of a line over 1/N (Chong and Forsyth, 2020)."""
 
 
 def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> Bias:
-    """How the distance falls with the number of samples, from one set of N: all of it, and disjoint halves, quarters,
-    ... down to D + 1.
+    """How the distance falls with the sample size, from one set of N samples: all of them, then disjoint halves,
+    quarters, ... down to D + 1 samples.
 
-    The bias is about proportional to 1/N, so that two numbers of samples are two protocols. The parts take every k-th
-    sample, which keeps the mixture of classes where labels were drawn evenly.
+    The bias is about proportional to 1/N, so distances at two sample sizes are not comparable. Each part takes every
+    k-th sample, which keeps the mixture of classes where labels were drawn evenly.
     """
     features = as_features(features_ND)
     factor = _factor(reference.covariance)
@@ -197,24 +198,23 @@ def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> 
 
 
 def mean_interval(intervals: Sequence[Interval], floor: float = 0.0) -> Interval:
-    """The mean of independent estimates (one per sampling seed) with the interval of that mean; no end lies below
-    `floor`.
-    """
+    """The mean of independent estimates (one per sampling seed) and its interval. Neither end lies below `floor`."""
     value = float(np.mean([interval.value for interval in intervals]))
     error = float(np.sqrt(np.sum([interval.standard_error**2 for interval in intervals]))) / len(intervals)
     return _interval(value, error, sum(interval.degrees_of_freedom for interval in intervals), floor)
 
 
 def jackknife_groups(count: int, strata: Sequence[int] | NDArray[np.int64] | None) -> list[NDArray[np.int64]]:
-    """Places of the samples that are left out together, each group with the same mixture of the strata."""
+    """Indices of the samples that are left out together; each group has the same mixture of the strata."""
     order = np.arange(count) if strata is None else np.argsort(np.asarray(strata), kind="stable")
     groups = min(JACKKNIFE_GROUPS, count)
     return [order[group::groups] for group in range(groups)]
 
 
 def jackknife_interval(value: float, left_out: Float64, floor: float = 0.0) -> Interval:
-    """The interval of an estimate from what it is without each of G groups: a t interval with G - 1 degrees
-    of freedom."""
+    """The interval of an estimate, from its values with each of G groups left out: a t interval with G - 1 degrees of
+    freedom.
+    """
     groups = len(left_out)
     error = float(np.sqrt((groups - 1) / groups * np.sum((left_out - left_out.mean()) ** 2)))
     return _interval(value, error, groups - 1, floor)
@@ -235,25 +235,25 @@ def as_features(features: ArrayLike | Any) -> Float64:
 
 
 def _interval(value: float, error: float, degrees_of_freedom: int, floor: float) -> Interval:
-    from scipy.special import stdtrit  # the t quantile alone: scipy.stats takes half a second to import
+    from scipy.special import stdtrit  # only the t quantile: importing scipy.stats takes half a second
 
     reach = float(stdtrit(degrees_of_freedom, 0.975)) * error
     return Interval(value, max(floor, value - reach), value + reach, error, degrees_of_freedom)
 
 
 def _distance_to(reference: FeatureStatistics, factor: Float64, other: FeatureStatistics) -> float:
-    """`factor` is of the reference's covariance."""
+    """`factor`: of the reference's covariance."""
     return _from_eigenvalues(reference, other, np.linalg.eigvalsh(factor.T @ other.covariance @ factor))
 
 
 def _from_eigenvalues(first: FeatureStatistics, second: FeatureStatistics, eigenvalues: NDArray[Any]) -> float:
-    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()  # rounding leaves tiny negative ones where the rank is low
+    cross = np.sqrt(np.clip(eigenvalues, 0, None)).sum()  # at low rank, rounding leaves tiny negative eigenvalues
     shift = first.mean - second.mean
     return max(0.0, float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross))
 
 
 def _factor(covariance: Float64) -> Float64:
-    """F [D, rank] with F Fᵀ = Σ: Cholesky's with pivots, which ends where a covariance of low rank does."""
+    """F [D, rank] with F Fᵀ = Σ, by pivoted Cholesky, which stops at the rank of the covariance."""
     from scipy.linalg.lapack import dpstrf
 
     lower, pivots, rank, _ = dpstrf(covariance, lower=1)

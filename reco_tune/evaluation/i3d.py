@@ -1,9 +1,8 @@
-"""I3D from a person's file: the features of published FVD protocols. Knows pixels and one TorchScript network; nothing
-of distances.
+"""I3D, loaded from the user's file: the features of published FVD protocols.
 
-The network is `i3d_torchscript.pt`, called as its authors call it: forward(x, rescale, resize, return_features) -> 400
-logits, with x [B, 3, F, H, W]. TorchScript's fuser is off, because it compiles anew for every shape and has been seen
-to change results.
+Knows pixels and one TorchScript network, not distances. The network is `i3d_torchscript.pt`, called as its authors
+call it: forward(x, rescale, resize, return_features) -> 400 logits, with x [B, 3, F, H, W]. TorchScript's fuser is
+off: it recompiles for every shape and has been seen to change results.
 """
 
 from __future__ import annotations
@@ -27,16 +26,16 @@ from reco_tune.evaluation.video_features import ClipDescription
 from reco_tune.settings.protocols import PublishedProtocol
 
 SIDE_PX = 224
-"""Height and width that the network is trained for."""
+"""Height and width on which the network was trained."""
 FEATURES = 400
 CALLED_WITH = {"rescale", "resize", "return_features"}
 BATCH_CLIPS = 8
-"""Clips shown to the network at once; 17 frames of 224 x 224 pixels take about 0.3 GB of activations a clip."""
+"""Clips per forward pass; 17 frames of 224 x 224 pixels take about 0.3 GB of activations per clip."""
 
 
 @dataclass(frozen=True)
 class I3D:
-    """A loaded network and how a protocol shows clips to it."""
+    """A loaded network, and how a protocol preprocesses clips for it."""
 
     protocol: str
     published: PublishedProtocol
@@ -44,10 +43,10 @@ class I3D:
     hash: str
     """SHA-256 of the file."""
     quality: dict[str, float] = field(default_factory=dict)
-    """Nothing: it was not trained here."""
+    """Always empty: the network was not trained here."""
 
     def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> ClipDescription:
-        """Logits of the first frames of uint8 clips; it names no class of the data set."""
+        """Logits of the first frames of uint8 clips. They name no class of the data set."""
         network, parts = self.network.to(device), [np.empty((0, FEATURES))]
         with torch.no_grad(), _quiet_torchscript():
             for start in range(0, len(video_BFCHW), BATCH_CLIPS):
@@ -60,11 +59,11 @@ class I3D:
 
 
 def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol, device: torch.device | str = "cpu") -> Tensor:
-    """uint8 clips as a protocol shows them to the network: float32 [B, 3, F, H, W] in 0..255 or [-1, 1], its first
-    frames.
+    """The first frames of uint8 clips, preprocessed as the protocol prescribes: float32 [B, 3, F, H, W] in 0..255 or
+    [-1, 1].
     """
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
-    pixels_BFCHW = video[:, : published.frames].to(device).float()  # moved as bytes, computed there
+    pixels_BFCHW = video[:, : published.frames].to(device).float()  # sent as bytes, converted on the device
     if not published.rescale:
         pixels_BFCHW = pixels_BFCHW / 127.5 - 1
     if not published.resize:
@@ -74,19 +73,18 @@ def i3d_pixels(video_BFCHW: Tensor | Clips, published: PublishedProtocol, device
 
 
 def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtocol) -> I3D:
-    """The network of a file, which must have a known hash: another network would give other numbers under the same
-    name.
+    """Loads the network and checks its hash: another network would give other numbers under the same protocol name.
 
     Raises:
-        DataError: where the file is missing, has another hash, or holds no such network.
+            DataError: if the file is missing, has another hash, or holds no such network.
     """
     try:
         with path.open("rb") as file:
             found = hashlib.file_digest(file, "sha256").hexdigest()
     except OSError as error:
         raise DataError(
-            f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there, which"
-            " docs/reference/fvd-protocols.md says where to find, or set evaluation.protocol to native"
+            f"evaluation.extractor_path ({path}) cannot be read ({error.strerror}); put i3d_torchscript.pt there"
+            " (docs/reference/fvd-protocols.md says where to find it), or set evaluation.protocol to native"
         ) from error
     if found != sha256:
         raise DataError(
@@ -121,7 +119,7 @@ def _checked(logits: Any) -> Tensor:
 
 @contextmanager
 def _quiet_torchscript() -> Iterator[None]:
-    """No fuser, and no warning that TorchScript is deprecated: the file that everybody compares with is what it is."""
+    """Turns off the fuser, and the warning that TorchScript is deprecated: published FVD needs this very file."""
     with warnings.catch_warnings():
         warnings.filterwarnings("ignore", message=r".*torch\.jit.*is deprecated", category=DeprecationWarning)
         before = torch.jit.set_fusion_strategy([("STATIC", 0), ("DYNAMIC", 0)])

@@ -1,6 +1,6 @@
 """Kernel distance: the unbiased squared maximum mean discrepancy with a polynomial kernel, as in KID.
 
-Unlike a Fréchet distance it has no bias by the number of samples and settles with far fewer; it may be negative.
+Unlike the Fréchet distance it has no sample-size bias and needs far fewer samples. It can be negative.
 """
 
 from __future__ import annotations
@@ -36,18 +36,18 @@ def kernel_distance(features_ND: ArrayLike | Any, features_MD: ArrayLike | Any) 
 def kernel_interval(
     features_ND: ArrayLike | Any, reference_MD: ArrayLike | Any, strata: Sequence[int] | NDArray[np.int64] | None = None
 ) -> Interval:
-    """The kernel distance with a 95% interval from a delete-group jackknife over the generated clips, the reference
-    held fixed.
+    """The kernel distance with a 95% interval from a delete-group jackknife over the generated clips. The reference
+    is held fixed.
 
-    As for FVD (`frechet_interval`), but without bias, so the interval is also for the distance of infinitely many
-    clips; it may reach below 0.
+    It works like `frechet_interval`, but the estimate has no bias. So the interval also holds for infinitely many
+    clips. It can reach below 0.
 
     Raises:
         ValueError: as `kernel_distance`.
     """
     first, second = _checked(features_ND, reference_MD)
     count = len(first)
-    within = _row_sums(first, first) - _own(first)  # of every clip: its kernels with all others
+    within = _row_sums(first, first) - _own(first)  # per clip: the sum of its kernels with all other clips
     across = _row_sums(first, second)
     rest = _mean_of_pairs(second)
 
@@ -87,12 +87,12 @@ def _own(features: Float64) -> Float64:
 
 
 def _row_sums(first: Float64, second: Float64) -> Float64:
-    """For every sample of the first: the sum of its kernels with all of the second."""
+    """For each sample of `first`: the sum of its kernels with all samples of `second`."""
     dimensions = first.shape[1]
     sums = np.empty(len(first))
     for row in range(0, len(first), BLOCK_ROWS):
         kernel = first[row : row + BLOCK_ROWS] @ second.T / dimensions + 1
         sums[row : row + BLOCK_ROWS] = (kernel * kernel * kernel).sum(
             axis=1
-        )  # `** 3` calls pow and takes ten times as long
+        )  # `** 3` would call pow, which takes ten times as long
     return sums

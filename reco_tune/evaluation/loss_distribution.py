@@ -1,7 +1,8 @@
 """Where in a clip a model is unsure: cross-entropy per block, on training clips and on the model's own samples.
 
-A model that is sure of its own samples but not of real clips (or the other way round, block by block) has an exposure
-problem that one mean hides. Knows models and tokens; nothing of pixels. For models of pieces a clip is a piece.
+A model can be sure of its own samples but not of real clips, or the reverse, and this can differ by block. Either
+points to exposure bias, which a single mean hides. Knows models and tokens, not pixels. For a model that was trained
+on pieces of clips, "clip" means a piece.
 """
 
 from __future__ import annotations
@@ -19,7 +20,9 @@ from reco_tune.training import Scheme, conditions
 
 @torch.no_grad()
 def loss_by_block(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> list[float]:
-    """Teacher-forced cross-entropy in nats per token of every block; its mean over blocks is that of the clips."""
+    """Teacher-forced cross-entropy of every block in nats per token. The mean over blocks is the loss of the
+    clips.
+    """
     device = model.device
     sums = torch.zeros(model.settings.num_tokens // tokens_per_block, dtype=torch.float64)
     at_once = clips_at_once(model.settings)
@@ -31,8 +34,8 @@ def loss_by_block(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, tokens_pe
 
 
 def training_clips(scheme: Scheme, cache: TokenCache, clips: int) -> tuple[Tensor, Tensor]:
-    """Tokens [B, T] and labels of the first training clips as the scheme sees them: whole, or clip i's piece number i
-    modulo P.
+    """Tokens [B, T] and labels of the first training clips as the scheme sees them: whole clips, or piece i modulo P
+    of clip i.
     """
     labels = torch.from_numpy(conditions(scheme.experiment, cache, "train")[:clips])
     tokens = scheme.tokens(cache, "train")[: len(labels)]

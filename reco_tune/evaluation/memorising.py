@@ -1,9 +1,9 @@
-"""Whether generated clips are training clips again: how near each lies to its nearest one, measured by how near new
-real clips do.
+"""Whether generated clips copy training clips: how close each lies to its nearest training clip, compared with
+held-out clips.
 
-A clip counts as copied where it lies nearer to a training clip than all but 5% of held-out clips do (after the test of
-data copying by Meehan, Chaudhuri and Dasgupta, 2020). A generator that copies nothing therefore has a rate of about
-0.05; one whose clips are far from all real ones has less, which is no merit: FVD tells.
+A clip counts as a copy if it lies closer to a training clip than 95% of the held-out clips do. The test follows
+Meehan, Chaudhuri and Dasgupta (2020). A generator that copies nothing therefore has a rate of about 0.05. A generator
+whose clips are far from all real clips has a lower rate. That is no merit: check its FVD.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from reco_tune.evaluation.frechet import FeatureStatistics
 
 Float64 = NDArray[np.float64]
 NEARER_SHARE = 0.05
-"""Of the held-out clips that lie nearer to a training clip than what counts as a copy."""
+"""Share of held-out clips that lie closer to a training clip than the threshold for a copy."""
 _Z = 1.959964
-"""Of a normal 95% interval."""
+"""Normal quantile of a 95% interval."""
 
 
 @dataclass(frozen=True)
 class Memory:
-    """What tells copies from new clips."""
+    """The threshold below which a clip counts as a copy, and the features it is measured with."""
 
     training_MD: Float64
-    """Features of all training clips that could have been copied."""
+    """Features of all training clips."""
     heldout: FeatureStatistics
-    """Of as many held-out clips as training clips make the statistics of the first FVD."""
+    """Statistics of held-out clips, as many as the training clips behind the main FVD."""
     distance: float
-    """Below which a clip is a copy."""
+    """A clip that lies closer than this to a training clip is a copy."""
 
     @classmethod
     def of(cls, training_MD: Float64, heldout_ND: Float64, heldout: FeatureStatistics) -> Memory:
@@ -41,7 +41,7 @@ class Memory:
         return cls(training_MD, heldout, float(np.quantile(nearest, NEARER_SHARE)))
 
     def copies(self, generated_ND: Float64) -> Share:
-        """Of generated clips."""
+        """The share of generated clips that are copies."""
         return share(int((nearest_distances(generated_ND, self.training_MD) < self.distance).sum()), len(generated_ND))
 
 
@@ -55,13 +55,13 @@ class Share:
 
 
 def nearest_distances(features_ND: Float64, training_MD: Float64) -> Float64:
-    """Euclidean distance of each row to the nearest of the others."""
+    """Euclidean distance from each row to the nearest training clip."""
     found: Float64 = cKDTree(training_MD).query(features_ND)[0]
     return found
 
 
 def share(hits: int, of: int) -> Share:
-    """With Wilson's interval, which has a width also where all or none are hit."""
+    """The share with Wilson's interval, which has a width even at 0% or 100%."""
     value, spread = hits / of, _Z**2 / of
     middle = (value + spread / 2) / (1 + spread)
     reach = _Z * math.sqrt(value * (1 - value) / of + spread / (4 * of)) / (1 + spread)

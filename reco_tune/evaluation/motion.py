@@ -1,9 +1,9 @@
-"""Motion distance: how differently generated clips change over time, which FVD hardly sees.
+"""Motion distance: how differently generated clips change over time. FVD hardly sees this.
 
-Knows pixels only: no extractor and no labels, so it is the same number under every protocol. Per clip it takes the
-strength of the change at lags 1, 2 and 4 frames and of the acceleration (second difference), each where in the frame
-and when in the clip, and compares the distributions of these numbers by their Fréchet distance, in units of the
-reference's own variance.
+Knows pixels only. It needs no extractor or labels, so it is the same number under every protocol. For each clip it
+takes the strength of the change at lags of 1, 2 and 4 frames, and of the acceleration (second difference). It takes
+each of them per region of the frame and per segment of the clip. The Fréchet distance then compares the distributions
+of these numbers, in units of the reference's own variance.
 """
 
 from __future__ import annotations
@@ -19,21 +19,21 @@ from reco_tune.evaluation.frechet import FeatureStatistics, statistics_distance
 LAGS_FRAMES = (1, 2, 4)
 """Lags longer than the clip are left out."""
 SIDE_CELLS = 16
-"""Frames are averaged down to at most this side first, so that pixel noise does not pass for motion."""
+"""Frames are first averaged down to at most this side, so that pixel noise does not count as motion."""
 REGIONS, SEGMENTS = 2, 3
-"""Where: a grid of 2 x 2 regions. When: thirds of the clip."""
+"""A grid of 2 x 2 regions per frame, and thirds of the clip."""
 BATCH_CLIPS = 64
 SPREAD_FLOOR = 0.005
-"""Smallest spread that counts, in the range 0..1 of a pixel: rounding must not pass for motion where the reference
-rests.
+"""Smallest spread, in the pixel range 0..1. It keeps rounding from counting as motion where the reference stands
+still.
 """
 
 
 def motion_features(video_BFCHW: Tensor | NDArray[np.uint8]) -> NDArray[np.float64]:
-    """Root mean square changes [B, D] of uint8 clips, in the range 0..1 of a pixel.
+    """Root mean square changes [B, D] of uint8 clips, in the pixel range 0..1.
 
-    Squares, not absolute values: faint noise of strength ε on motion of strength m adds ε²/2m instead of something like
-    ε.
+    Squares are used instead of absolute values because they react less to noise: faint noise of strength ε on motion
+    of strength m adds ε²/2m, not about ε.
     """
     video = torch.from_numpy(np.array(video_BFCHW)) if isinstance(video_BFCHW, np.ndarray) else video_BFCHW
     return torch.cat([_changes(part) for part in video.split(BATCH_CLIPS)]).cpu().numpy()
@@ -57,11 +57,11 @@ def _changes(video_BFCHW: Tensor) -> Tensor:
 
 
 def motion_distance(generated_ND: NDArray[np.float64], reference_MD: NDArray[np.float64]) -> float:
-    """Fréchet distance of `motion_features` over the reference's own variance; 0 is no difference, 1 is as far as its
-    clips lie apart.
+    """Fréchet distance of `motion_features`, divided by the reference's own variance: 0 means no difference, 1 means
+    as far apart as two clips of the reference.
 
-    One unit for all features: where motion is periodic some are always 0 in the reference, and their own spread would
-    be no unit. Biased by N like every Fréchet distance.
+    All features share one unit. Where motion is periodic, some features are always 0 in the reference, so their own
+    spread cannot serve as a unit. Like every Fréchet distance it is biased by N.
     """
     generated, reference = FeatureStatistics.of(generated_ND), FeatureStatistics.of(reference_MD)
     variance = max(float(np.trace(reference.covariance)), reference.dimensions * SPREAD_FLOOR**2)

@@ -1,7 +1,7 @@
-"""Whether a generated clip of the embedded data set shows what its prompt says: which digit, and how it moves.
+"""Whether a generated clip of the built-in digits shows what its prompt says: which digit, and how it moves.
 
-The digit is what the classifier of clips takes it for. The motion is that of the centre of brightness from the first
-frame to the second, which is what the captions speak of (`synthetic.digit_captions`).
+The digit is the one the clip classifier predicts. The motion is that of the centre of brightness from the first frame
+to the second. The captions describe the same motion (`synthetic.digit_captions`).
 """
 
 from __future__ import annotations
@@ -17,18 +17,18 @@ from torch import Tensor
 from reco_tune.data.synthetic import STEP_PX, digit_and_motion
 
 SMALLEST_STEP = STEP_PX / 2
-"""Pixels below which a digit stands still."""
+"""A digit that moves fewer pixels than this stands still."""
 
 
 class PromptHits(NamedTuple):
-    """Shares of clips."""
+    """Shares of clips that follow their prompts."""
 
     digit: float
     direction: float
 
 
 def motion_signs(video_BFCHW: Tensor) -> Tensor:
-    """int64 [B, 2]: whether the picture moves down (1), up (-1) or neither, and right (1), left (-1) or neither."""
+    """int64 [B, 2]: vertical motion (down 1, up -1, none 0) and horizontal motion (right 1, left -1, none 0)."""
     frames_BFHW = video_BFCHW[:, :2].double().mean(dim=2)
     weight_BF = frames_BFHW.sum(dim=(2, 3)).clamp(min=1e-9)
     steps = []
@@ -43,8 +43,8 @@ def motion_signs(video_BFCHW: Tensor) -> Tensor:
 def prompt_hits(prompts: Sequence[str], digit_N: NDArray[np.int64], motion_N2: NDArray[np.int64]) -> PromptHits:
     """
     Args:
-        digit_N: shown by each clip.
-        motion_N2: its `motion_signs`.
+            digit_N: the digit that each clip shows.
+            motion_N2: the clips' `motion_signs`.
     """
     asked = np.array([digit_and_motion(prompt) for prompt in prompts])
     digit = float((asked[:, 0] == digit_N).mean())

@@ -1,7 +1,7 @@
-"""What FVD is measured against: the extractor and the real clips' features, each fitted or computed once and cached by
-what they depend on.
+"""What FVD compares with: the extractor and the features of the real clips. Both are computed once and cached under a
+fingerprint of their inputs.
 
-Knows settings, token caches and the cache folder; nothing of models that are judged.
+Knows settings, token caches and the cache folder, not the evaluated models.
 
     cache_dir/extractors/<fingerprint>/{extractor.safetensors, extractor.json}
     cache_dir/references/<fingerprint>/{reference.safetensors, reference.json}
@@ -51,9 +51,9 @@ from reco_tune.tokenizers import Tokenizer, load_tokenizer
 from reco_tune.training import Group
 
 VERSION = 1
-"""Of the reference files: raised whenever the same real clips would give other numbers."""
+"""Version of the reference files: raise it whenever the same real clips would give other numbers."""
 DIVISOR: Divisor = "n-1"
-"""Of every covariance of a native protocol; published ones bring their own."""
+"""Divisor of every covariance of a native protocol. Published protocols define their own."""
 BATCH_CLIPS = 64
 
 
@@ -62,39 +62,39 @@ class EvaluationReference:
     """Everything that a model's clips are compared with."""
 
     protocol: str
-    """Name of all that must be equal for two FVDs to be comparable."""
+    """Names all that must be equal for two FVDs to be comparable."""
     extractor: Extractor | I3D
     classifier: Extractor | None
-    """Knows the classes of clips and frames, whatever the protocol; None where the data have no classes."""
+    """Predicts the classes of clips and frames, under any protocol. None where the data have no classes."""
     features_MD: NDArray[np.float64]
-    """Of the real clips."""
+    """Features of the real clips."""
     motion_MD: NDArray[np.float64]
     """`motion_features` of the real clips."""
     statistics: FeatureStatistics
     facts: dict[str, Any]
-    """About the reference: clips, class accuracy on it, and the floor: what held-out real clips score by the same
-    measure.
+    """About the reference: the number of clips, the class accuracy on them, and the floor (the FVD of held-out real
+    clips).
     """
     folders: tuple[Path, ...]
-    """Where all of this lies in the cache folder."""
+    """Folders of these files in the cache folder."""
     memory: Memory | None = None
-    """What tells copies of training clips from new ones, where both splits are compared with."""
+    """Tells copies of training clips from new clips. None unless FVD compares with both splits."""
 
 
 def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Progress = quiet) -> EvaluationReference:
-    """Fits the extractor and describes the real clips, or reads what an earlier call left in `experiment.cache_dir`.
+    """Fits the extractor and computes the features of the real clips, or reads both from `experiment.cache_dir`.
 
     Raises:
-        SettingsError: where the protocol needs classes and the data have none, or a package is missing.
-        DataError: where there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or
-            another one.
+            SettingsError: if the protocol needs classes and the data have none, or a package is missing.
+            DataError: if there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or
+                has another hash.
     """
     cache.require_pixels()
     exact_float32()
     evaluation = experiment.evaluation
     if evaluation.flow:
         require_flow()
-    told = experiment.model.condition != "none"  # what was never asked for cannot be hit
+    told = experiment.model.condition != "none"  # without a condition, there is no class to hit
     classified = experiment.data.class_conditional and cache.num_classes >= 2 and told
     kinds = dict.fromkeys(
         ([] if evaluation.protocol in PUBLISHED else [evaluation.protocol]) + (["native"] if classified else [])
@@ -112,7 +112,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
         folders.append(folder)
         clips = min(
             clips, heldout
-        )  # as many on both sides: a Fréchet distance depends on how many real clips there are
+        )  # equal counts on both sides: a Fréchet distance depends on the number of real clips
         held_out = FeatureStatistics.of(others["features"][:clips], _divisor(extractor))
         memory = Memory.of(arrays["features"], others["features"], held_out)
         facts |= {"copied_from_clips": len(memory.training_MD), "copy_distance": memory.distance}
@@ -140,7 +140,7 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
 
 
 def first_split(experiment: Experiment) -> Split:
-    """The split that FVD is measured against, and whose classes are asked for; with `both` the training split."""
+    """The split that FVD compares with and whose classes are generated. With `both`, it is the training split."""
     split = experiment.evaluation.reference_split
     return "train" if split == "both" else split
 
@@ -148,7 +148,7 @@ def first_split(experiment: Experiment) -> Split:
 def _reference_clips(experiment: Experiment, cache: TokenCache, split: Split) -> int:
     """
     Raises:
-        DataError: where there are too few.
+            DataError: if there are too few.
     """
     evaluation = experiment.evaluation
     available = len(cache.tokens(split)) if evaluation.reference == "reconstructed" else len(cache.clips(split))
@@ -162,7 +162,7 @@ def _reference_clips(experiment: Experiment, cache: TokenCache, split: Split) ->
 
 
 def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) -> EvaluationReference:
-    """`prepare_evaluation` on all ranks: what is not there yet, rank 0 alone makes.
+    """`prepare_evaluation` on all ranks. Rank 0 alone computes what is not cached yet.
 
     Raises:
         SettingsError, DataError: as `prepare_evaluation`.
@@ -176,14 +176,15 @@ def prepare_together(experiment: Experiment, cache: TokenCache, group: Group) ->
 
 
 def check_extractor(experiment: Experiment, classes: bool | None = None) -> None:
-    """Opens I3D's file where the protocol needs it; hours of encoding come before its first use.
+    """Opens I3D's file where the protocol needs it. Its first real use comes hours later, after encoding, so check it
+    early.
 
     Args:
-        classes: whether the data have any, where that is known.
+            classes: whether the data have classes; None if this is not known.
 
     Raises:
-        DataError: where it is missing, or another one.
-        SettingsError: where the protocol needs classes and there are none.
+            DataError: if the file is missing or has another hash.
+            SettingsError: if the protocol needs classes and the data have none.
     """
     if experiment.evaluation.protocol in PUBLISHED:
         _i3d(experiment)
@@ -192,8 +193,8 @@ def check_extractor(experiment: Experiment, classes: bool | None = None) -> None
 
 
 def deviations(experiment: Experiment) -> list[str]:
-    """Where the settings leave the published protocol that they name; its name then carries a star. Empty for native
-    ones.
+    """Settings that differ from the published protocol they name; the name then gets a star. Empty for native
+    protocols.
     """
     published, layout = PUBLISHED.get(experiment.evaluation.protocol), experiment.data.layout
     if published is None:
@@ -217,10 +218,10 @@ def deviations(experiment: Experiment) -> list[str]:
 
 
 def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count: int) -> NDArray[np.int64]:
-    """Classes of `count` clips to generate: the reference's frequencies, as evenly mixed as can be, the same list for
-    every model.
+    """Classes of `count` clips to generate: the class frequencies of the reference, mixed evenly. The list is the
+    same for every model.
 
-    Each place goes to the class that is farthest behind its share, so that every beginning of the list is balanced too.
+    Each place goes to the class that is farthest behind its share. So any number of first clips is balanced, too.
     """
     shares = np.bincount(reference_labels_M, minlength=num_classes) / len(reference_labels_M)
     given = np.zeros(num_classes)
@@ -232,7 +233,7 @@ def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count
 
 
 def _fitted(protocol: str, experiment: Experiment, cache: TokenCache, progress: Progress) -> Extractor:
-    """The extractor of a native protocol, fitted to the data set's raw clips once."""
+    """The extractor of a native protocol, fitted once to the raw clips of the data set."""
     clips, heldout = cache.clips("train"), cache.clips("test")
     folder = _extractor_folder(protocol, experiment, cache)
     if not folder.exists():
@@ -263,7 +264,7 @@ def _extractor_folder(protocol: str, experiment: Experiment, cache: TokenCache) 
 
 def _i3d(experiment: Experiment) -> I3D:
     evaluation = experiment.evaluation
-    assert evaluation.extractor_path is not None  # checked at the door
+    assert evaluation.extractor_path is not None  # settings are checked when they are made
     return load_i3d(
         evaluation.extractor_path, evaluation.extractor_sha256, evaluation.protocol, PUBLISHED[evaluation.protocol]
     )
@@ -296,7 +297,7 @@ def _reference(
         _divisor(extractor),
         floor_clips,
     ]
-    if classifier is not None and classifier is not extractor:  # it describes the real clips too
+    if classifier is not None and classifier is not extractor:  # it is cached with the reference too
         key.append(classifier.hash)
     if experiment.evaluation.flow:
         key.append("flow")
@@ -359,8 +360,8 @@ def _describe(
     device: str,
     progress: Progress,
 ) -> tuple[NDArray[np.float64], NDArray[np.float64], dict[str, Any]]:
-    """Features and motion features of the first real clips, and how well a classifier knows them: the ceiling of
-    generated ones.
+    """Features and motion features of the first real clips, and the classifier's accuracy on them. That accuracy is
+    the ceiling for generated clips.
     """
     features, motion, hits, frame_hits = [], [], [], []
     for start, video_BFCHW in _real_clips(cache, tokenizer, split, clips, device):
@@ -383,15 +384,15 @@ def _describe(
 def classes_of(
     video_BFCHW: Tensor, described: ClipDescription, extractor: Extractor | I3D, classifier: Extractor, device: str
 ) -> ClipDescription:
-    """The clips as the classifier sees them, which may be what the extractor has said already."""
+    """The classifier's description of the clips. If the classifier is also the extractor, `described` is reused."""
     return described if classifier is extractor else classifier.describe(video_BFCHW, device)
 
 
 def _real_clips(
     cache: TokenCache, tokenizer: Tokenizer | None, split: Split, clips: int, device: str
 ) -> Iterator[tuple[int, Tensor]]:
-    """Batches of the first clips with the number of their first: decoded from their tokens on `device`, or raw without
-    a tokenizer.
+    """Batches of the first clips, each with the index of its first clip. Decoded from tokens on `device`, or raw if
+    there is no tokenizer.
     """
     for start in range(0, clips, BATCH_CLIPS):
         stop = min(start + BATCH_CLIPS, clips)
@@ -404,7 +405,7 @@ def _real_clips(
 
 
 def _device(experiment: Experiment) -> str:
-    """The driver may have no GPU where its workers have."""
+    """The driver may have no GPU even if its workers do."""
     return "cuda" if experiment.device_type == "cuda" and torch.cuda.is_available() else "cpu"
 
 

@@ -1,9 +1,9 @@
-"""What runs are judged by before they are trained: the kernel distance of a few generated clips, which needs no more of
-them to be fair.
+"""The score of a run at its rungs, before training ends: the kernel distance of a few generated clips. It is unbiased
+even for few clips.
 
-The clips are asked for as the whole evaluation asks for its first ones (classes, batches, seeds; where the batch size
-does not divide their number, the last batch is a shorter one), and compared with the same real ones. So all runs meet
-the same draws, and the value depends on the model alone: not on the number of ranks, nor on when it is measured.
+The clips are the first ones of the full evaluation (same classes, batches and seeds) and are compared with the same
+real clips. If the batch size does not divide their number, the last batch is shorter. So all runs use the same draws,
+and the value depends on the model alone, not on the number of ranks or the time of measurement.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ class KernelAtRungs:
     ) -> None:
         """
         Args:
-            steps: ends of the rungs at which it measures; at others nothing is generated, loaded or known.
+                steps: the steps at which rungs end. At other steps nothing is generated or loaded.
         """
         self._experiment, self._cache, self._steps, self._group, self._progress = (
             experiment,
@@ -65,7 +65,7 @@ class KernelAtRungs:
         with clock.measure("evaluation"):
             reference = prepare_together(
                 self._experiment, self._cache, self._group
-            )  # not kept: between rungs a GPU is training's alone
+            )  # not kept in memory: between rungs training needs the whole GPU
             tokenizer = load_tokenizer(self._cache.tokenizer_path)
             given_N = torch.from_numpy(asked_for(self._experiment, self._cache).given_N[:RUNG_CLIPS])
         device = str(model.device)
@@ -83,7 +83,7 @@ class KernelAtRungs:
                 features.append(
                     torch.from_numpy(reference.extractor.describe(generated.video_BFCHW, device).features_BD)
                 )
-            self._progress(done, len(own), "generating clips for its rung")
+            self._progress(done, len(own), "generating clips for the rung")
         with clock.measure("evaluation"):
             place_N, features_ND = (torch.cat(self._group.gather(torch.cat(parts))) for parts in (places, features))
             return kernel_distance(features_ND[place_N.argsort()].numpy(), reference.features_MD)

@@ -1,7 +1,8 @@
-"""Which clips a model is asked for: their classes, their batches and the seed of each batch, the same for every model.
+"""Which clips to generate: their classes, their batches and the seed of each batch. The plan is the same for every
+model.
 
-Every batch has a seed of its own, made of the sampling seed and the batch's number, so that it does not matter which
-rank draws it.
+Each batch has its own seed, made from the sampling seed and the batch's number. So it does not matter which rank
+generates it.
 """
 
 from __future__ import annotations
@@ -29,25 +30,25 @@ class SamplingBatch(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What the clips of a sampling seed are to show, the same for every model and seed; every beginning of it has the
-    same mixture.
+    """What the clips of one sampling seed should show. It is the same for every model and seed, and any number of
+    first clips has the same mixture.
     """
 
     labels_N: NDArray[np.int64]
     """Classes."""
     given_N: NDArray[np.int64]
-    """What the model is given: classes [N], or the words of prompts [N, C]."""
+    """Conditions for the model: classes [N], or the words of prompts [N, C]."""
     prompts_N: tuple[str, ...] | None
-    """Texts, where the model is asked with texts: what a measure of clips and words compares with."""
+    """Prompts, if the model is conditioned on text. Metrics that compare clips with text use them."""
 
     def part(self, batch: SamplingBatch) -> Asked:
-        """Of the batch's clips."""
+        """The part that belongs to the batch."""
         own = slice(batch.start, batch.stop)
         return Asked(self.labels_N[own], self.given_N[own], None if self.prompts_N is None else self.prompts_N[own])
 
 
 def asked_for(experiment: Experiment, cache: TokenCache) -> Asked:
-    """Classes as frequent as among the reference clips, or the captions of these clips, in their order."""
+    """Classes with the frequencies of the reference clips, or the captions of these clips in their order."""
     count, split = experiment.evaluation.samples, first_split(experiment)
     reference = cache.labels(split)[: experiment.evaluation.reference_clips]
     if experiment.model.condition == "text":
@@ -63,7 +64,7 @@ def asked_for(experiment: Experiment, cache: TokenCache) -> Asked:
 
 
 def batches_of(samples: int, sampling_seeds: int, batch_size: int) -> Iterator[SamplingBatch]:
-    """All batches, sampling seed after sampling seed."""
+    """All batches, one sampling seed after another."""
     for sampling_seed in range(sampling_seeds):
         for number, start in enumerate(range(0, samples, batch_size)):
             yield SamplingBatch(sampling_seed, start, min(start + batch_size, samples), seed_of(sampling_seed, number))

@@ -1,7 +1,7 @@
 """How far a model's states jump between neighbours: local Lipschitz estimates of h along tokens and across frames.
 
-Knows models and tokens; nothing of pixels. A penalty on the jumps can also be paid by shrinking h, which changes
-nothing that the model knows; so every estimate stands raw and relative to |h|, and only the relative one is smoothness.
+Knows models and tokens, not pixels. A model can lower a penalty on the jumps simply by shrinking h, without becoming
+smoother. So every estimate is given raw and relative to |h|, and only the relative one measures smoothness.
 """
 
 from __future__ import annotations
@@ -16,21 +16,24 @@ from reco_tune.model.teacher_forcing import clips_at_once
 
 
 class Smoothness(NamedTuple):
-    """Root mean square of ||h_j - h_i|| over clips and pairs of neighbouring positions, h the output of the
-    last block."""
+    """Root mean square of ||h_j - h_i|| over clips and pairs of neighbouring positions; h is the output of the last
+    block.
+    """
 
     tokens: float
-    """j = i + 1: the width times the raw continuity term, under the root."""
+    """j = i + 1: the square root of (width times the raw continuity term)."""
     tokens_relative: float
-    """The same over the root mean square of ||h||: 0 for constant states, √2 for unrelated ones of mean zero."""
+    """The same, divided by the root mean square of ||h||: 0 for constant states, √2 for uncorrelated states of mean
+    zero.
+    """
     frames: float
-    """j = i + tokens per block: the same site of the next frame; NaN for clips of one block."""
+    """j = i + tokens per block: the same position in the next frame. NaN for clips of one block."""
     frames_relative: float
 
 
 @torch.no_grad()
 def smoothness(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, tokens_per_block: int) -> Smoothness:
-    """Of teacher-forced clips."""
+    """Computes the estimates on teacher-forced clips."""
     device = model.device
     sums = {"size": 0.0, "tokens": 0.0, "frames": 0.0}
     at_once = clips_at_once(model.settings)

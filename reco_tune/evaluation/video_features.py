@@ -1,8 +1,8 @@
-"""Feature extractors of video: what turns a clip into the 48 numbers whose distribution FVD compares.
+"""Feature extractors of video: they turn a clip into 48 numbers, whose distribution FVD compares.
 
-Knows pixels, class labels and how to fit, save and load an extractor; knows nothing of token models, sampling or
-distances. Every extractor is fitted on raw training clips, is the same bit for bit for the same clips on the same
-machine type (one thread), and has a hash of its weights, which stands beside every number made with it.
+Knows pixels, class labels and how to fit, save and load an extractor; not token models, sampling or distances. Every
+extractor is fitted on raw training clips. The fit is bit-identical for the same clips on the same machine type (one
+thread). The hash of the weights is stored with every number that the extractor produces.
 
     B clips   F frames   C = 3 channels   H, W pixels   D = 48 features
 """
@@ -40,20 +40,20 @@ Protocol = Literal["native", "native-random", "native-pca"]
 Labels = NDArray[np.int64]
 
 VERSION = 1
-"""Of the extractors below: raised whenever the same weights would give other features for the same clips."""
+"""Version of the extractors: raise it whenever the same weights would give other features for the same clips."""
 FIT_STEPS, FIT_PASSES, FIT_BATCH_CLIPS, LEARNING_RATE = 640, 60, 64, 5e-3
-"""At most so many steps, and at most so many passes over the clips: a few hundred clips are known by heart long before
-640 steps.
+"""Upper limits of steps and of passes over the clips. The network memorises a few hundred clips long before 640
+steps.
 """
 MOTION_WEIGHT, FRAME_WEIGHT = 0.3, 0.3
 NO_CLASSES = (
-    "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has no two; set"
-    " it to native-random or native-pca"
+    "evaluation.protocol (native) learns its features from the classes of the clips, but this data set has fewer than"
+    " two classes; set it to native-random or native-pca"
 )
 
 
 class ClipDescription(NamedTuple):
-    """What an extractor says about some clips; the classes are None where it was not trained on classes."""
+    """Output of an extractor for some clips. The classes are None if it was not trained on classes."""
 
     features_BD: NDArray[np.float64]
     class_B: Labels | None
@@ -67,12 +67,12 @@ class Extractor:
     protocol: Protocol
     network: VideoNetwork | PixelProjection
     quality: dict[str, float]
-    """How well it does what it was trained for, on held-out clips (`native` only)."""
+    """Held-out accuracy on its training tasks (`native` only)."""
     hash: str
     """SHA-256 of protocol, version and weights."""
 
     def describe(self, video_BFCHW: Tensor | Clips, device: str = "cpu") -> ClipDescription:
-        """Features, and for `native` the class of every clip and of every frame, of uint8 clips."""
+        """Features of uint8 clips; for `native` also the class of every clip and of every frame."""
         self.network.to(device)
         parts = []
         with torch.no_grad():
@@ -108,19 +108,18 @@ def fit_extractor(
 ) -> Extractor:
     """Fits the extractor of a protocol on raw training clips.
 
-    native: a small 3D CNN that learns the clip's class and four motion numbers computed from the pixels
-    (`motion_targets`), so that
-        its features see both what is shown and how it moves; beside it a small 2D CNN that learns the class of single
-        frames.
-    native-random: the same 3D CNN at fixed random weights.
+    native: a small 3D CNN. It learns the clip's class and four motion numbers computed from the pixels
+        (`motion_targets`), so its features capture both content and motion. A small 2D CNN beside it learns the
+        class of single frames.
+    native-random: the same 3D CNN with fixed random weights.
     native-pca: principal components of all pixels of a clip.
 
-    The features are centred and scaled by one number so that over the training clips their mean is 0 and their mean
-    variance 1: the distances of all protocols then have one order of magnitude (which does not make them comparable).
+    The features are centred and divided by one number, so that over the training clips their mean is 0 and their mean
+    variance is 1. The distances of all protocols then have one order of magnitude. They are still not comparable.
 
     Raises:
-        SettingsError: for `native` without classes.
-        DataError: for fewer than 2 clips.
+            SettingsError: for `native` on data without classes.
+            DataError: with fewer than 2 clips.
     """
     if len(clips_NFCHW) < 2:
         raise DataError(
@@ -154,13 +153,13 @@ def load_extractor(folder: Path) -> Extractor:
     """Reads what `Extractor.save` wrote.
 
     Raises:
-        DataError: where a file is missing or damaged, or of another version.
+            DataError: if a file is missing, damaged or of another version.
     """
     try:
         described = json.loads((folder / "extractor.json").read_text(encoding="utf-8"))
         weights = safetensors.torch.load_file(folder / "extractor.safetensors")
         network: VideoNetwork | PixelProjection
-        with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which are overwritten at once
+        with torch.random.fork_rng(devices=[]):  # layers draw initial weights, which the loaded ones replace
             network = (
                 PixelProjection(*described["sizes"])
                 if described["protocol"] == "native-pca"
@@ -170,18 +169,18 @@ def load_extractor(folder: Path) -> Extractor:
         extractor = Extractor(described["protocol"], network.eval(), described["quality"], described["hash"])
     except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
         raise DataError(
-            f"{folder} does not hold a feature extractor that can be read; delete that folder and it is fitted again"
+            f"{folder} holds no readable feature extractor; delete that folder, and it is fitted again"
         ) from error
     if extractor.hash != _hash(extractor.protocol, network):
         raise DataError(
-            f"{folder} holds a feature extractor whose weights do not have their hash; delete that folder and it is"
+            f"{folder} holds a feature extractor whose weights do not match their hash; delete that folder, and it is"
             " fitted again"
         )
     return extractor
 
 
 def fit_steps(clips: int) -> int:
-    """Steps that the network of `native` is trained for on so many clips."""
+    """Training steps of the `native` network for this number of clips."""
     return min(FIT_STEPS, FIT_PASSES * -(-clips // FIT_BATCH_CLIPS))
 
 
@@ -199,7 +198,7 @@ def _train(network: VideoNetwork, clips_NFCHW: Clips, labels_N: Labels, progress
     for step in range(steps):
         if len(order) < batch_clips:
             order = torch.randperm(len(clips_NFCHW), generator=generator)
-        chosen, order = np.sort(order[:batch_clips].numpy()), order[batch_clips:]  # sorted: kinder to a memory map
+        chosen, order = np.sort(order[:batch_clips].numpy()), order[batch_clips:]  # sorted: faster from a memory map
         batch = pixels(clips_NFCHW[chosen], device)
         labels = torch.from_numpy(labels_N[chosen]).to(device)
         frame = torch.randint(batch.shape[2], (len(batch),), generator=generator)
@@ -225,7 +224,7 @@ def _motion_scale(clips_NFCHW: Clips) -> tuple[Tensor, Tensor]:
     return (
         targets.mean(dim=0),
         targets.std(dim=0) + 1e-3,
-    )  # the floor: clips without any motion must not blow rounding up
+    )  # the floor keeps rounding noise from being scaled up when clips have no motion
 
 
 def _quality(
