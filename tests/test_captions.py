@@ -69,7 +69,7 @@ def test_msrvtt_has_its_official_split(tmp_path: Path) -> None:
         "video4.mp4": ("test", "category 0", False),
     }
     (tmp_path / "annotation" / "MSRVTT_data.json").write_text("{")
-    with pytest.raises(DataError, match="no JSON of MSR-VTT"):
+    with pytest.raises(DataError, match="not a readable JSON of MSR-VTT"):
         list_videos(Data(layout="msrvtt", root=tmp_path))
 
 
@@ -100,7 +100,7 @@ def test_a_column_of_captions(tmp_path: Path) -> None:
     (tmp_path / "videos.csv").write_text("path,split\na.mp4,train\nb/c.mp4,test\n")
     with pytest.raises(DataError, match="no column caption"):
         captions_of(data, clips, GRID)
-    with pytest.raises(SettingsError, match=r"data\.layout flat has not"):
+    with pytest.raises(SettingsError, match=r"data\.layout flat has none"):
         captions_of(Data(layout="flat", root=tmp_path), clips, GRID)
 
 
@@ -120,7 +120,7 @@ def test_captions_beside_codes(tmp_path: Path, split: str) -> None:
         assert captions.texts(part) == [f"clip {code}" for code in cache.tokens(part)[:, 0]]
     assert prepare_tokens(experiment).path == cache.path
     (tmp_path / "train.captions.txt").write_text("another\n" * 20)
-    with pytest.raises(DataError, match="no longer those"):
+    with pytest.raises(DataError, match="have changed since"):
         prepare_tokens(experiment)
     (tmp_path / "train.captions.txt").write_text("one\n")
     with pytest.raises(DataError, match="1 lines for 20 clips"):

@@ -54,7 +54,9 @@ def test_a_call_whose_process_was_killed_is_made_again(tmp_path: Path) -> None:
 def test_a_hang_ends_at_its_deadline() -> None:
     with Processes(0.5, 2) as processes:
         assert list(processes.map(hostile.obey, ["hang"])) == [
-            FailedCall("reading it takes longer than data.decode_seconds (0.5); raise that to wait longer", fatal=True)
+            FailedCall(
+                "reading it takes longer than data.decode_seconds (0.5); raise the limit to wait longer", fatal=True
+            )
         ]
 
 
@@ -108,6 +110,6 @@ def test_processes_that_cannot_start_are_one_sentence(monkeypatch: pytest.Monkey
     monkeypatch.setattr(sys, "path", ["/nowhere"])
     with (
         Processes(60, 1) as processes,
-        pytest.raises(RunFailedError, match=r"cannot start a process for decoding \(exit status 1\); run"),
+        pytest.raises(RunFailedError, match=r"cannot start a decoder process \(exit status 1\); run"),
     ):
         list(processes.map(hostile.square, [1]))

@@ -1,10 +1,10 @@
-"""What is said about each clip, in words: where the captions of every layout lie. Knows nothing of models.
+"""Captions of the clips: where each layout keeps them. Knows nothing of models.
 
-`digits`    what the rendered digit is and how it moves
+`digits`    the rendered digit and how it moves
 `csv`       the column `caption` of videos.csv
 `msrvtt`    the sentences of its JSON
-`tokens`    train.captions.txt and test.captions.txt beside the codes, a line a clip
-a layout of one's own has a method `captions(root)` that gives lists of captions by path
+`tokens`    train.captions.txt and test.captions.txt beside the codes, one line per clip
+A custom layout has a method `captions(root)` that returns lists of captions by path.
 """
 
 from __future__ import annotations
@@ -28,11 +28,11 @@ from reco_tune.settings import Data, TokenGrid
 
 
 def captions_of(data: Data, clips: Mapping[Split, Sequence[Clip]], grid: TokenGrid) -> dict[Split, list[list[str]]]:
-    """Captions of every clip, one or more, as `data.caption_rule` says.
+    """One or more captions of every clip, chosen by `data.caption_rule`.
 
     Raises:
-        SettingsError: for a layout that has none.
-        DataError: where a clip has none.
+        SettingsError: if the layout has no captions.
+        DataError: if a clip has no caption.
     """
     if data.layout == "tokens":
         found = _lines(data, grid, clips)
@@ -59,7 +59,7 @@ def _by_rule(captions: list[str], clip: Clip, data: Data) -> list[str]:
 
 
 def _by_path(data: Data) -> dict[str, list[str]]:
-    """By the path of the video below the root."""
+    """Captions by the path of the video below the root."""
     assert data.root is not None
     if data.layout == "digits":
         return {f"UCF-101/{file}": [caption] for file, caption in digit_captions(data).items()}
@@ -75,8 +75,8 @@ def _by_path(data: Data) -> dict[str, list[str]]:
             own = layout.captions(data.root).items()
             return {Path(path).relative_to(data.root).as_posix(): list(captions) for path, captions in own}
     raise SettingsError(
-        f"model.condition (text) needs captions, which data.layout {data.layout} has not; take csv with a column"
-        " caption, msrvtt, digits, tokens, or class"
+        f"model.condition (text) needs captions, but data.layout {data.layout} has none; set data.layout to csv (with a"
+        " column caption), msrvtt, digits or tokens, or model.condition to class"
     )
 
 
@@ -104,7 +104,7 @@ def _lines(data: Data, grid: TokenGrid, clips: Mapping[Split, Sequence[Clip]]) -
     if is_token_set(data):
         raise SettingsError(
             "model.condition (text) needs a caption for each clip, and recordings of tokens have none; cut them into"
-            " clips yourself, or take class"
+            " clips yourself, or set model.condition to class"
         )
     lines = {split: _file(codes.path, codes.shape[0]) for split, (codes, _) in read_headers(data, grid).items()}
     if "test" not in lines:
@@ -117,13 +117,13 @@ def _lines(data: Data, grid: TokenGrid, clips: Mapping[Split, Sequence[Clip]]) -
 
 
 def _file(codes: Path, clips: int) -> list[str]:
-    """A line a clip."""
+    """The captions in the file, one line per clip."""
     path = codes.with_name(f"{codes.stem}.captions.txt")
     try:
         lines = path.read_text(encoding="utf-8").rstrip("\n").split("\n")
     except (OSError, UnicodeDecodeError) as error:
         raise DataError(
-            f"{path} cannot be read, where model.condition text looks for one caption a line; write it, in UTF-8"
+            f"{path} cannot be read; model.condition text needs it: write it in UTF-8, one caption per line"
         ) from error
     if len(lines) != clips:
         raise DataError(f"{path} has {len(lines)} lines for {clips} clips of {codes.name}; write one caption a line")

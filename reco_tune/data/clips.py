@@ -1,7 +1,7 @@
 """Chooses the frames of each clip and decodes them. Knows nothing of tokens.
 
-Videos are opened in processes of their own (`processes`): one that crashes or hangs its decoder is left out, and
-nothing else is lost.
+Videos are opened in separate processes (`processes`). If a video crashes its decoder or makes it hang, only that
+video is lost.
 """
 
 from __future__ import annotations
@@ -25,31 +25,33 @@ from reco_tune.settings import Data
 PART_CLIPS = 64
 """Clips that are decoded, encoded and written together."""
 REQUEST_BYTES = 32 << 20
-"""Neighbouring clips of one video are decoded together while their (small) frames fit."""
+"""Neighbouring clips of one video are decoded together while their scaled frames fit into this size."""
 
 
 class Clip(NamedTuple):
-    """`clip_frames` frames of a video from frame `start` on."""
+    """`clip_frames` frames of a video, starting at frame `start`."""
 
     path: Path
-    """Relative to the data's root, so that a list of clips holds on any machine."""
+    """Relative to the data root, so that a list of clips is valid on any machine."""
     start: int
     label: int
     frames: int | None = None
-    """How many frames there are, where they are fewer than the clip spans (`data.short_videos`)."""
+    """Number of frames, if the video has fewer than the clip spans (`data.short_videos`)."""
     flipped: bool = False
-    """Whether the pixels are mirrored left to right."""
+    """Whether the pixels are mirrored horizontally."""
 
 
 class Skipped(NamedTuple):
-    """A video that could not be used, or only in part, and why; also a video that was used but looks damaged."""
+    """A video that could not be used, or only in part, with the reason. Also a video that was used but looks
+    damaged.
+    """
 
     path: Path
     reason: str
 
 
 class ClipList(NamedTuple):
-    """The clips of both splits, shuffled with the seed and capped."""
+    """The clips of both splits, shuffled with the seed and limited to the requested number."""
 
     train: list[Clip]
     test: list[Clip]
@@ -62,26 +64,26 @@ class Failure(NamedTuple):
     """A clip that could not be decoded."""
 
     place: int
-    """In the list that was asked for."""
+    """Index in the list of clips to decode."""
     reason: str
     fatal: bool
-    """Whether the decoder crashed or hung: the video's later clips are then not tried."""
+    """Whether the decoder crashed or hung. The later clips of the video are then skipped."""
 
 
 class Decoded(NamedTuple):
     """The pixels of one part of a list of clips."""
 
     rows: list[int]
-    """Places in the list, of those that could be decoded."""
+    """Indices, in the list of clips, of those that could be decoded."""
     video_BFCHW: np.ndarray
-    """uint8 [B, F, 3, H, W]; B is 0 where all failed."""
+    """uint8 [B, F, 3, H, W]; B is 0 if all failed."""
     failed: list[Failure]
     equal: list[tuple[Path, int, int]]
-    """Videos with a suspicious run of equal frames, from first to last."""
+    """Videos with a suspiciously long run of equal frames: path, first and last frame of the run."""
 
 
 def list_facts(videos: Sequence[Video], seconds: float, progress: Progress = quiet) -> list[VideoFacts | FailedCall]:
-    """Facts about every video, read before its clips are cut."""
+    """Facts about every video, read before clips are cut."""
     found: list[VideoFacts | FailedCall] = []
     with Processes(seconds) as processes:
         asked = (None if video.refused else video.path for video in videos)
@@ -98,8 +100,8 @@ def list_clips(
     progress: Progress = quiet,
     facts: Sequence[VideoFacts | FailedCall] | None = None,
 ) -> ClipList:
-    """Lists the clips of `data`. Opens videos only to count their frames, unless `facts` are given; broken videos go to
-    `skipped`.
+    """Lists the clips of `data`. Opens videos only to count their frames, unless `facts` are given. Broken videos go
+    to `skipped`.
 
     Raises:
         DataError: if a split has no clip.
@@ -163,7 +165,7 @@ def clip_span(data: Data) -> int:
 
 
 def clip_starts(first: int, end: int, data: Data) -> list[int]:
-    """Evenly spaced starts of the clips within the source frames first..end-1."""
+    """Evenly spaced starts of the clips within source frames first..end-1."""
     return list(range(first, end - clip_span(data) + 1, data.clip_stride or clip_span(data)))
 
 
@@ -176,8 +178,8 @@ def frame_indices(clip: Clip, data: Data) -> np.ndarray:
 
 
 def parts(clips: Sequence[Clip], size: int = PART_CLIPS) -> list[list[int]]:
-    """Places of the clips, those of one video together and by start, in parts of `size`: the units of work, the same on
-    every machine.
+    """Indices of the clips in parts of `size`, sorted by video and start. A part is a unit of work, the same on every
+    machine.
     """
     order = sorted(range(len(clips)), key=lambda place: (clips[place].path, clips[place].start))
     return [order[start : start + size] for start in range(0, len(order), size)]
@@ -193,9 +195,9 @@ def decode(
     """Yields the pixels of `clips`, part by part. The result does not depend on the number of processes.
 
     Args:
-        wanted: the parts; by default all `parts` of the list.
-        dead: videos not to open, with the reason; videos whose decoder crashes or hangs are added.
-        processes: decoder processes; by default new ones, which end with this call.
+        wanted: the parts to decode; by default all `parts` of the list.
+        dead: videos to skip, with the reason. Videos whose decoder crashes or hangs are added to it.
+        processes: decoder processes; by default new ones that end with this call.
     """
     root = data.root
     assert root is not None
@@ -226,7 +228,7 @@ def decode(
                     dead[path] = answer.reason
                 if (
                     path in dead
-                ):  # by this request or an earlier one, so that it does not matter how far ahead others have read
+                ):  # also after an earlier request: the result must not depend on how far ahead others have read
                     found.failed.extend(Failure(row, dead[path], True) for row in rows)
                 elif isinstance(answer, FailedCall):
                     reason = answer.reason.removeprefix(f"{root / path} ")
@@ -238,13 +240,13 @@ def decode(
                         for place, index in enumerate(np.searchsorted(indices, frame_indices(clips[row], data))):
                             found.video_BFCHW[len(found.rows), place] = frames_FCHW[index]
                         found.rows.append(row)
-                    if answer.equal is not None and data.layout != "digits":  # there a digit may stand still
+                    if answer.equal is not None and data.layout != "digits":  # a digit may stand still
                         found.equal.append((path, *answer.equal))
             yield found._replace(video_BFCHW=found.video_BFCHW[: len(found.rows)])
 
 
 def _ranges(video: Video, frames: int, data: Data) -> list[tuple[Split, int, int]]:
-    """(split, first frame, end frame): the whole video, or its two parts in time."""
+    """(split, first frame, end frame) of the whole video, or of its two parts in time."""
     if video.split is not None:
         return [(video.split, 0, frames)]
     cut = frames - max(1, round(frames * data.test_fraction))
@@ -252,7 +254,7 @@ def _ranges(video: Video, frames: int, data: Data) -> list[tuple[Split, int, int
 
 
 def _clips_of(path: Path, label: int, split: Split, first: int, end: int, data: Data) -> list[Clip]:
-    """Clips of one video by start; whatever is drawn depends on the seed, the video's name and the split alone."""
+    """Clips of one video, by start. Random draws depend only on the seed, the video's name and the split."""
     if end - first < clip_span(data):
         usable = end > first and data.short_videos != "skip"
         found = [Clip(path, first, label, end - first)] if usable else []
@@ -276,11 +278,11 @@ def _draws(data: Data, path: Path, split: Split, purpose: str) -> np.random.Gene
 
 
 class _SharedRequest(NamedTuple):
-    """Clips of a part that one request decodes."""
+    """Clips of a part that share one decoding request."""
 
     rows: list[int]
     indices: np.ndarray
-    """The frames that they need, each once, rising."""
+    """All frames that they need, each once, in rising order."""
 
 
 def _shared_requests(part: Sequence[int], clips: Sequence[Clip], data: Data) -> Iterator[_SharedRequest]:

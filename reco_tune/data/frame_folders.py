@@ -1,6 +1,6 @@
 """Reads folders of images, each of which is one video. Knows nothing of clips or classes.
 
-`frame_names` says which frame follows which. Alpha is dropped, as video decoders do.
+`frame_names` determines the order of the frames. Alpha is dropped, as in video decoders.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from reco_tune.data.frame_names import Order, order_frames
 from reco_tune.errors import DataError
 
 IMAGE_EXTENSIONS = frozenset({".jpg", ".jpeg", ".png", ".bmp", ".webp", ".tif", ".tiff"})
-"""Names that count as frames."""
+"""Extensions of files that count as frames."""
 
 
 def has_images(folder: Path) -> bool:
@@ -32,24 +32,24 @@ def list_frames(folder: Path) -> list[Path]:
     """The images of a folder, in time order.
 
     Raises:
-        DataError: if there are none, or they are no one film.
+        DataError: if there are none, or they are not the frames of one film.
     """
     return [folder / name for name in _order(folder).names]
 
 
 def examine_frames(folder: Path) -> tuple[int, str]:
-    """The number of images in a folder, and a sentence if their numbers suggest lost frames or several films (else
+    """The number of images in a folder, and a warning if their numbers suggest lost frames or several films (else
     empty).
 
     Raises:
-        DataError: if there are none, or they are no one film.
+        DataError: if there are none, or they are not the frames of one film.
     """
     names, suspicion = _order(folder)
     return len(names), suspicion
 
 
 def read_images(frames: Sequence[Path]) -> np.ndarray:
-    """uint8 [F, H, W, 3], RGB, upright as their EXIF says.
+    """Reads images as uint8 [F, H, W, 3], RGB, rotated upright by their EXIF.
 
     Raises:
         DataError: if one cannot be read, or they differ in size.
@@ -79,7 +79,7 @@ def _read(path: Path) -> np.ndarray:
         with Image.open(path) as image:
             image.load()
             upright: Any = ImageOps.exif_transpose(image)
-            if upright.mode.startswith("I;16"):  # conversion would clip, not scale
+            if upright.mode.startswith("I;16"):  # Pillow's conversion would clip the values instead of scaling them
                 gray = (np.asarray(upright).astype(np.uint16) >> 8).astype(np.uint8)
                 return np.repeat(gray[..., None], 3, axis=-1)
             if upright.mode in ("I", "F"):
@@ -89,6 +89,6 @@ def _read(path: Path) -> np.ndarray:
             return np.asarray(upright.convert("RGB"))
     except DataError:
         raise
-    except Exception as error:  # Pillow raises whatever its plug-ins do
+    except Exception as error:  # Pillow raises whatever its plug-ins raise
         what = str(error).splitlines()[0][:120] if str(error) else type(error).__name__
         raise DataError(f"{path} is not a readable image ({what}); replace or remove it") from error

@@ -1,8 +1,8 @@
-"""The order of frames in time, from the names of their files alone.
+"""The order of frames in time, from their file names alone.
 
-Names that differ in numbers only are of one kind and are ordered by these, from left to right and by value: `frame (2)`
-before `frame (10)`, `-3` before `2`, `0.16` before `0.2`. What nobody can know is refused: several kinds in one folder,
-several cameras, names without numbers, numbers that can be read in two ways.
+Names that differ only in their numbers are of one kind. They are ordered by these numbers, from left to right and by
+value: `frame (2)` before `frame (10)`, `-3` before `2`, `0.16` before `0.2`. Ambiguous folders are refused: several
+kinds of names in one folder, several cameras, names without numbers, numbers that can be read in two ways.
 """
 
 from __future__ import annotations
@@ -18,32 +18,36 @@ from typing import NamedTuple
 from reco_tune.errors import DataError
 
 _NUMBER = re.compile(r"(?:(?<![^_=(\[])[+-])?\d+(?:[.,]\d+)*")
-"""A sign counts at the beginning and after `_`, `=` and brackets; elsewhere it parts numbers, as in dates."""
+"""A sign counts at the beginning and after `_`, `=` or an opening bracket. Elsewhere it separates numbers, as in
+dates.
+"""
 _ONE_EXTENSION = {".jpeg": ".jpg", ".tiff": ".tif"}
 _MOST_CAMERAS = 9
 _CLOCKS = {0: {24, 60, 100, 1000, 1_000_000}, 1: {12, 28, 29, 30, 31}}
-"""After how many counts time begins anew: at 0 hours, minutes, seconds and parts of one; at 1 months and days."""
+"""Counts after which a clock starts again. From 0: hours, minutes, seconds and parts of a second. From 1: months,
+days.
+"""
 
 Counts = tuple[Decimal, ...]
-"""The numbers of one name, from left to right."""
+"""The numbers in one name, from left to right."""
 
 
 class Order(NamedTuple):
     """The frames of one film."""
 
     names: list[str]
-    """In time."""
+    """In time order."""
     suspicion: str
-    """Empty, or what in their numbers looks like lost frames or several films."""
+    """A warning if the numbers suggest lost frames or several films, else empty."""
 
 
 def order_frames(names: Sequence[str], folder: PurePath) -> Order:
     """Sorts the names of a folder's images by time.
 
     Raises:
-        DataError: if they are no one film, or their order cannot be known.
+        DataError: if they are not the frames of one film, or their order is ambiguous.
     """
-    names = sorted(names)  # so that messages are the same on every file system
+    names = sorted(names)  # sorted, so that messages are the same on every file system
     if len(names) == 1:
         return Order(names, "")
     found = [_split(name) for name in names]
@@ -62,8 +66,8 @@ def order_frames(names: Sequence[str], folder: PurePath) -> Order:
 
 
 def order_is_new(names: Sequence[str], folder: PurePath) -> bool:
-    """Whether earlier versions, which used only the number at the end of a name, read these frames in another order or
-    not at all.
+    """Whether earlier versions, which used only the number at the end of a name, ordered these frames differently or
+    refused them.
     """
     ends = [re.search(r"\d+$", PurePath(name).stem) for name in names]
     numbers = [int(end.group()) for end in ends if end is not None]
@@ -75,15 +79,15 @@ def order_is_new(names: Sequence[str], folder: PurePath) -> bool:
 
 
 class _Number(NamedTuple):
-    """A number as it stands in a name."""
+    """A number as it is written in a name."""
 
     sign: str
     parts: tuple[str, ...]
-    """Runs of digits that dots or commas part: two may be a decimal."""
+    """Runs of digits, separated by dots or commas. Two of them may form a decimal."""
 
 
 def _split(name: str) -> tuple[tuple[str, ...], tuple[_Number, ...]]:
-    """What is beside the numbers of a name, by which its kind is known, and the numbers."""
+    """The text around the numbers, which identifies the kind of name, and the numbers."""
     path = PurePath(name)
     stem, extension = path.stem.casefold(), path.suffix.lower()
     numbers = tuple(
@@ -104,12 +108,12 @@ def _check_kinds(names: Sequence[str], kinds: Sequence[tuple[str, ...]], folder:
 
 
 def _values(column: Sequence[_Number], folder: PurePath) -> list[Counts]:
-    """The numbers that stand in one place of the names: a decimal each, or what their dots part, one by one."""
+    """The numbers at one position of the names: decimals, or the parts between the dots, each by itself."""
     if len(set(column)) > 1:
         if all(number.sign == "-" for number in column):
             raise DataError(
-                f"{folder} has a hyphen before every number, as in -{'.'.join(column[0].parts)}; if it is a sign, time"
-                " runs the other way, so name the frames without it"
+                f"{folder} has a hyphen before every number, as in -{'.'.join(column[0].parts)}; if it is a minus,"
+                " time runs the other way; remove the hyphen from the names"
             )
         if max(len(number.parts) for number in column) == 2 and _are_decimals(column, folder):
             return [(_decimal(number),) for number in column]
@@ -117,18 +121,19 @@ def _values(column: Sequence[_Number], folder: PurePath) -> list[Counts]:
 
 
 def _are_decimals(column: Sequence[_Number], folder: PurePath) -> bool:
-    """Whether 1.10 stands before 1.9, as decimals do, or after it, as counters do.
+    """Whether the numbers are decimals (1.10 comes before 1.9) or counters (1.9 comes before 1.10).
 
-    Programs that write decimals of various lengths leave out zeros at the end; programs that count write zeros in front
-    up to a least length, or none. Where both could be, they are decimals if these are even in time.
+    Programs that write decimals of various lengths drop trailing zeros. Programs that count pad with leading zeros up
+    to a minimum width, or do not pad. Where both readings are possible, the numbers are decimals if this makes them
+    evenly spaced in time.
 
     Raises:
-        DataError: if it cannot be known.
+        DataError: if neither reading can be confirmed.
     """
     after = {"".join(number.parts[1:]): ".".join(number.parts) for number in column}
     lengths = {len(digits) for digits in after}
     if len(lengths) == 1:
-        return True  # either order is the same
+        return True  # both readings give the same order
     decimals = len(lengths - {0}) == 1 or not any(len(digits) > 1 and digits.endswith("0") for digits in after)
     counters = not any(len(digits) > min(lengths) and digits.startswith("0") for digits in after)
     if decimals and (not counters or _are_even([_decimal(number) for number in column])):
@@ -143,7 +148,9 @@ def _are_decimals(column: Sequence[_Number], folder: PurePath) -> bool:
 
 
 def _are_even(values: Sequence[Decimal]) -> bool:
-    """Whether none is closer to the next than usual, to a tenth; a lost frame only widens a step."""
+    """Whether no step is more than a tenth shorter than the usual one. Longer steps are allowed: a lost frame widens
+    a step.
+    """
     steps = sorted(after - before for before, after in pairwise(sorted(set(values))))
     return 10 * steps[0] >= 9 * steps[len(steps) // 2]
 
@@ -153,13 +160,13 @@ def _decimal(number: _Number) -> Decimal:
 
 
 def _moving(rows: Sequence[Counts]) -> list[Counts]:
-    """The rows without the numbers that stay the same."""
+    """The rows without the numbers that never change."""
     changes = [len(set(column)) > 1 for column in zip(*rows, strict=True)]
     return [tuple(compress(row, changes)) for row in rows]
 
 
 def _check_cameras(moving: Sequence[Counts], ordered: Sequence[str], folder: PurePath) -> None:
-    """Refuses several images of each time, as 0, 1, 0, 1, ...: no clock counts like that."""
+    """Refuses several images per time step, numbered 0, 1, 0, 1, ...: no clock counts like that."""
     taken: dict[Counts, list[Decimal]] = {}
     for counts in moving:
         taken.setdefault(counts[:-1], []).append(counts[-1])
@@ -167,7 +174,7 @@ def _check_cameras(moving: Sequence[Counts], ordered: Sequence[str], folder: Pur
     counted = 1 < len(first) <= _MOST_CAMERAS and first[-1] - first[0] == len(first) - 1
     if counted and others and others.count(first) == len(others):
         raise DataError(
-            f"{folder} holds {len(first)} images of every time ({ordered[0]}, {ordered[1]}, ...), as if from several"
+            f"{folder} holds {len(first)} images per time step ({ordered[0]}, {ordered[1]}, ...), as if from several"
             " cameras; give each camera its own folder"
         )
 
@@ -178,7 +185,7 @@ def _suspicion(moving: Sequence[Counts], ordered: Sequence[str]) -> str:
         return f"{lost} of the numbers between its first and last frame are missing" if lost else ""
     anew = [place for place, (before, after) in enumerate(pairwise(moving)) if before[:-1] != after[:-1]]
     start, step = moving[0][-1], moving[1][-1] - moving[0][-1]
-    same_start = all(moving[place + 1][-1] == start for place in anew)  # uneven times begin a minute anywhere
+    same_start = all(moving[place + 1][-1] == start for place in anew)  # else times are uneven
     for place in anew if same_start else []:
         if moving[place][-1] + step - start not in _CLOCKS.get(int(start), ()):
             return f"its numbers restart after {ordered[place]}; give every film its own folder"
@@ -186,7 +193,7 @@ def _suspicion(moving: Sequence[Counts], ordered: Sequence[str]) -> str:
 
 
 def _lost(numbers: Sequence[Decimal]) -> int:
-    """How many numbers are left out of an otherwise even row; time stamps may be uneven by a twentieth."""
+    """How many numbers are missing from an otherwise even sequence. Time stamps may be uneven by a twentieth."""
     steps = sorted(after - before for before, after in pairwise(numbers))
     usual = steps[len(steps) // 2]
     return sum(int(step / usual + Decimal("0.05")) - 1 for step in steps if step > usual) if len(steps) > 1 else 0

@@ -1,4 +1,4 @@
-"""Lists the videos of a folder, with class and split. Knows nothing of frames: it opens no video.
+"""Lists the videos of a folder, with class and split. It opens no video and knows nothing of frames.
 
 `ucf101` and `digits`   UCF-101/<Class>/*.avi in the root, or the class folders directly; ucfTrainTestlist/ in the root
 or beside it
@@ -9,14 +9,14 @@ one class
 `skytimelapse`          sky_{train,test}/<video>/<part>/*.jpg; in the root or in sky_timelapse; one class
 `taichi`                {train,test}/<video>/*.png or *.jpg; in the root, in frames or in taichi-256/frames; one class
 `frames`                <video>/*.jpg or <Class>/<video>/*.jpg, or the same in train and test
-`csv`                   videos.csv with a header: path (of a video or a folder of images), and where they are wanted
-class, split and caption
+`csv`                   videos.csv with a header: path (of a video or a folder of images), and if needed class, split
+                        and caption
 `msrvtt`                video*.mp4 of MSR-VTT, and its JSON with videos and sentences (`msrvtt`)
 
-A file may be a video whatever its name, unless the name says that it lies beside videos (text, pictures, sound,
-archives): who opens it finds out. In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are
-called `<id>#<first>#<last>.mp4`), empty ones too. A class stays a class where nothing in its folder can be used.
-Whatever is left out is named, with the reason. Paths that a list names stay inside the root; symbolic links are
+Any file can be a video, unless its extension says that it is something else (text, picture, sound, archive). Opening
+it decides. In the layouts of frames every folder is a video, whatever its name (Taichi-HD's are called
+`<id>#<first>#<last>.mp4`), even if it is empty. A class remains a class even if nothing in its folder can be used.
+Everything that is left out is reported with the reason. Paths in a list must stay inside the root; symbolic links are
 followed.
 """
 
@@ -41,44 +41,44 @@ Split = Literal["train", "test"]
 SPLITS: tuple[Split, Split] = ("train", "test")
 LIST_FILE = "videos.csv"
 SCALING = "pillow bilinear"
-"""How frames become small; part of the fingerprint."""
+"""How frames are scaled down; part of the fingerprint."""
 FRAME_ORDER = "by all numbers"
-"""How the images of a folder are ordered; part of the fingerprint where caches can hold them in another order."""
+"""How the images of a folder are ordered. Part of the fingerprint where older caches may hold another order."""
 _BESIDE = (
     ".txt .csv .tsv .json .jsonl .xml .yaml .yml .md .pdf .html .log .nfo .svg .ico .db .ini .lnk"
     " .wav .mp3 .flac .m4a .aac .srt .vtt .ass .zip .tar .gz .tgz .bz2 .xz .7z .rar .md5 .sha256"
     " .py .ipynb .sh .mat .npy .npz .pkl .pt .pth .h5 .parquet"
 )
-"""Names of what often lies beside videos, images apart: none of it is a video, and nobody wants to be told so."""
+"""Extensions of files, other than images, that often lie beside videos. They are skipped without a report."""
 _KNOWN_BY = {
     "faceforensics": ("preprocess_ffs", "train/images", "train/videos"),
     "skytimelapse": ("sky_timelapse", "sky_train"),
     "taichi": ("taichi-256", "frames/train"),
 }
-"""Folders by which published data sets are known."""
+"""Folder names that identify published data sets."""
 _LOOKED_INTO = 20
-"""Folders whose contents are looked at where a layout is guessed."""
+"""Number of folders that are inspected to guess a layout."""
 _NAMED_LIKE_VIDEOS = frozenset({".avi", ".mp4", ".m4v", ".mkv", ".mov", ".webm", ".mpg", ".mpeg", ".gif"})
-"""Names that alone counted as videos once."""
+"""The only extensions that counted as videos in earlier versions."""
 _NO_CLASSES = frozenset({"ucfTrainTestlist", "__MACOSX"})
-"""Folders beside those of classes."""
+"""Folders beside the class folders that are not classes."""
 _HASHED_WHOLE_BYTES = 2 << 30
 _HEAD_BYTES = 1 << 16
 _NOT_HASHED = {"root", "cache_dir", "layout", "min_clips", "decode_seconds", "caption_rule"}
-"""Settings that no clip depends on, but through the videos that were found."""
+"""Settings that change no clip, except through the list of videos, which is hashed itself."""
 _HASHED_IF_SET = {"grid", "clips_per_video", "short_videos", "horizontal_flip", "options"}
-"""Settings that came later: at their defaults they do not change the fingerprint of a data set."""
+"""Settings added in later versions. At their defaults they do not change the fingerprint of a data set."""
 
 
 class Video(NamedTuple):
-    """A video file or a folder of images. `split` is None if every video is divided by time."""
+    """A video file or a folder of images. `split` is None if every video is split in time."""
 
     path: Path
     class_name: str
-    """Empty for what lies outside the classes and cannot be used."""
+    """Empty for a file outside the class folders, which cannot be used."""
     split: Split | None
     refused: str = ""
-    """Why it cannot be used, where that shows without opening it."""
+    """Why it cannot be used, if this is known without opening it."""
 
 
 def existing_root(data: Data) -> Path:
@@ -123,7 +123,7 @@ def guess_layout(root: Path) -> Guess:
 
 
 def _plain_layout(folder: Path) -> str:
-    """Of a folder that holds one split, or all."""
+    """The layout of a folder that holds one split, or all of them."""
     inside = _subfolders(folder)
     if any(path.is_file() for path in _visible(folder)):
         return "flat"
@@ -138,8 +138,8 @@ def list_videos(data: Data) -> list[Video]:
     """All videos under `data.root` in a fixed order.
 
     Raises:
-        DataError: for a folder without videos, without the lists that `data.split` needs, or with a list that names
-            paths outside of it.
+        DataError: if the folder has no videos, lacks the lists that `data.split` needs, or has a list with paths
+            outside of it.
     """
     root = existing_root(data)
     layout = parts.load("layouts", data.layout)
@@ -160,11 +160,11 @@ def list_videos(data: Data) -> list[Video]:
 def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> str:
     """Hash of the videos and of how clips are cut from them: relative names, splits, contents and settings.
 
-    Above 2 GiB, it reads only the sizes of all files, and the first bytes of every video file and of every folder's
-    first image.
+    If the data are larger than 2 GiB, it does not read them in full. It then uses the sizes of all files, and the
+    first bytes of every video file and of the first image of every folder.
 
     Args:
-        earlier: the hash of earlier versions, which found, read or ordered some videos differently.
+        earlier: gives the hash of earlier versions, which found, read or ordered some videos differently.
     """
     assert data.root is not None
     used = [video for video in videos if not video.refused]
@@ -177,7 +177,7 @@ def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> 
     files = [_files(video.path) for video in videos]
     whole = sum(size for members in files for _, size in members) < _HASHED_WHOLE_BYTES
     digest = hashlib.sha256(json.dumps(data.model_dump(mode="json", exclude=left_out), sort_keys=True).encode())
-    if data.layout != "digits":  # whose frames are scaled by whole factors
+    if data.layout != "digits":  # digits are scaled by whole factors
         digest.update(SCALING.encode())
     if empty_classes and not earlier:
         digest.update(f"\nno video of {empty_classes}".encode())
@@ -189,7 +189,7 @@ def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> 
             head += f" folder {FRAME_ORDER}" if new else " folder"
         else:
             members = members or [(video.path, -1)]
-            if data.layout != "digits" and not earlier:  # whose frames always came right
+            if data.layout != "digits" and not earlier:  # digits were always read correctly
                 head += f" {READER}"
         digest.update(head.encode())
         for number, (path, size) in enumerate(members):
@@ -202,7 +202,7 @@ def data_fingerprint(videos: list[Video], data: Data, earlier: bool = False) -> 
 
 
 def inside(root: Path, name: str, where: str) -> Path:
-    """root / name, for a name from a list file.
+    """root / name, for a name from a list file. The result must lie inside the root.
 
     Raises:
         DataError: if it lies outside the root.
@@ -216,9 +216,10 @@ def inside(root: Path, name: str, where: str) -> Path:
 
 
 def _of_somebodys(video: Video, root: Path, data: Data) -> Video:
-    """
+    """Checks one video of a custom layout.
+
     Raises:
-        DataError: where a layout of one's own gives what no layout may.
+        DataError: if its path lies outside the root, or its split does not fit `data.split`.
     """
     given = Video(*video)
     if not given.path.is_relative_to(root):
@@ -232,7 +233,7 @@ def _of_somebodys(video: Video, root: Path, data: Data) -> Video:
 
 
 def _files(path: Path) -> list[tuple[Path, int]]:
-    """What makes a video, by name, with sizes: the file, or the images of the folder."""
+    """The files of a video with their sizes, by name: the file itself, or the images of the folder."""
     if path.is_file():
         return [(path, path.stat().st_size)]
     if not path.is_dir():
@@ -336,7 +337,7 @@ def _class_folders(folder: Path, split: Split | None) -> Iterator[Video]:
 
 
 def _files_in(folder: Path, split: Split | None) -> Iterator[Video]:
-    """Whatever may be a video, broken ones and folders too, so that they can be reported."""
+    """Everything that may be a video. Broken files and folders are included, so that they are reported."""
     for path in _visible(folder):
         if path.suffix.lower() in _NAMED_LIKE_VIDEOS or path.is_file():
             yield Video(path, "all", split)
@@ -347,7 +348,7 @@ def _files_in(folder: Path, split: Split | None) -> Iterator[Video]:
 
 
 def _left_out(folder: Path, split: Split | None, reason: str) -> Iterator[Video]:
-    """Files that may be videos where the layout has none."""
+    """Files that may be videos, in a place where the layout expects none."""
     yield from (Video(path, "", split, reason) for path in _visible(folder) if path.is_file())
 
 
@@ -384,7 +385,7 @@ def _frame_folders(folder: Path, split: Split | None) -> Iterator[Video]:
 
 
 def _frames(folder: Path, split: Split | None) -> Iterator[Video]:
-    """A folder of folders is a class; any other is a video."""
+    """A folder that contains folders is a class; any other is a video."""
     for path in _subfolders(folder):
         members = list(_frame_folders(path, split))
         if all(video.refused for video in members):

@@ -4,7 +4,7 @@
     *.json                          in the root or in `annotation`: "videos": [{"video_id", "split", "category"}, ...]
                                     and "sentences": [{"video_id", "caption"}, ...]; train and test may have one each
 
-The split has 6,513 videos for training, 497 for validation and 2,990 for test. The 497 are left out.
+The split has 6,513 videos for training, 497 for validation and 2,990 for test. The 497 are not used.
 """
 
 from __future__ import annotations
@@ -24,10 +24,10 @@ NOTES = (".", "annotation", "annotations")
 
 
 class Notes(NamedTuple):
-    """What the JSON files say, those of all of them together."""
+    """The contents of all JSON files together."""
 
     videos: dict[str, dict[str, Any]]
-    """By `video_id`."""
+    """Entries by `video_id`."""
     captions: dict[str, list[str]]
 
 
@@ -40,7 +40,7 @@ def msrvtt(root: Path, data: Data) -> list[Video]:
         category = f"category {video['category']}" if "category" in video else "all"
         split = next((split for split in SPLITS if split == video["split"]), None)
         validation = split is None and data.split == "lists"
-        refused = "is one of the validation videos, which nothing here reads" if validation else ""
+        refused = "is one of the validation videos, which are not used" if validation else ""
         found.append(Video(path, category, split if data.split == "lists" else None, refused))
     if not any(video.path.is_file() for video in found):
         raise DataError(f"none of the {len(found)} videos of MSR-VTT lies under {root}; change data.root")
@@ -48,9 +48,10 @@ def msrvtt(root: Path, data: Data) -> list[Video]:
 
 
 def read_notes(root: Path) -> Notes:
-    """
+    """Reads the JSON files.
+
     Raises:
-        DataError: where no JSON has videos and sentences, or one is damaged.
+        DataError: if no JSON has videos and sentences, or one is damaged.
     """
     notes = Notes({}, {})
     for path in sorted(path for place in NOTES for path in (root / place).glob("*.json")):
@@ -65,10 +66,10 @@ def read_notes(root: Path) -> Notes:
                 if (caption := str(sentence["caption"]).strip()) and caption not in given:
                     given.append(caption)
         except (OSError, ValueError, TypeError, KeyError) as error:
-            raise DataError(f"{path} is no JSON of MSR-VTT that can be read ({error!r}); copy it anew") from error
+            raise DataError(f"{path} is not a readable JSON of MSR-VTT ({error!r}); copy it again") from error
     if not notes.videos:
         raise DataError(
-            f"{root} has no JSON with videos and sentences, in it or in annotation, which data.layout msrvtt reads; add"
-            " MSR-VTT's"
+            f"{root} has no JSON with videos and sentences, neither in it nor in annotation; data.layout msrvtt needs"
+            " it: add MSR-VTT's"
         )
     return notes

@@ -1,7 +1,8 @@
 """Runs calls in separate processes, so that a crash or a hang costs one call and not the run. Knows nothing of videos.
 
-Each process is a fresh interpreter: decoders hang in forked copies, and `multiprocessing` would run the caller's script
-again in every process. A call is a module-level function and one argument, sent as pickles over a private socket.
+Each process is a fresh interpreter, for two reasons: decoders hang in forked copies, and `multiprocessing` would run
+the caller's script again in every process. A call is a module-level function and one argument, pickled and sent over
+a private socket.
 """
 
 from __future__ import annotations
@@ -24,9 +25,7 @@ Job = TypeVar("Job")
 Result = TypeVar("Result")
 
 _ATTEMPTS = 2
-"""A call whose process crashes is made again: where the system killed the process to free memory, the job is not to
-blame.
-"""
+"""A call whose process crashed is tried once more: the system may have killed the process to free memory."""
 _READY = b"ready"
 
 
@@ -35,11 +34,11 @@ class FailedCall(NamedTuple):
 
     reason: str
     fatal: bool
-    """Whether its process crashed or had to be ended, so that calls like it are better not made."""
+    """Whether its process crashed or had to be killed. Similar calls should then be avoided."""
 
 
 class Processes:
-    """One process per usable core. They start when there is work and end with the block."""
+    """A pool with one process per usable core. They start when there is work and end with the `with` block."""
 
     def __init__(self, seconds: float, limit: int | None = None) -> None:
         """`seconds` is the time limit of one call."""
@@ -60,8 +59,8 @@ class Processes:
     ) -> Iterator[Result | FailedCall | None]:
         """Yields function(job) of every job, in the order of the jobs. A job that is None gives None.
 
-        Jobs are taken as they are needed, a few ahead of the results: memory is bounded, and a later job may depend on
-        a result.
+        Jobs are read only a few ahead of the results. This bounds the memory, and lets a later job depend on an
+        earlier result.
 
         Raises:
             RunFailedError: if no process can be started.
@@ -94,12 +93,12 @@ class Processes:
                         if process.alive:
                             self._idle.append(process)
         finally:
-            for process, _ in busy.values():  # the caller stopped listening
+            for process, _ in busy.values():  # the caller stopped before the last result
                 process.end()
 
 
 def interpreter(statements: str) -> list[str]:
-    """The command of a fresh interpreter that finds the modules of this one and runs some statements."""
+    """The command that starts a fresh interpreter with this one's module path and runs the statements."""
     return [
         sys.executable,
         "-c",
@@ -117,7 +116,7 @@ _END = object()
 
 
 class _Call:
-    """One job on its way."""
+    """A job that waits for its result."""
 
     def __init__(self, job: Any) -> None:
         self.job = job
@@ -132,7 +131,7 @@ class _Process:
     def __init__(self) -> None:
         self.link, theirs = Pipe()
         command = interpreter(f"from reco_tune.data.processes import _serve; _serve({theirs.fileno()})")
-        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # the other cores have processes of their own
+        alone = os.environ | {"OMP_NUM_THREADS": "1"}  # one thread: the other cores have their own processes
         self._popen = subprocess.Popen(command, stdin=subprocess.DEVNULL, pass_fds=[theirs.fileno()], env=alone)
         theirs.close()
         self._started = False
@@ -143,7 +142,7 @@ class _Process:
         self.link.send_bytes(pickle.dumps((function, job)))
 
     def hear(self, call: _Call, seconds: float) -> bool:
-        """Takes the next message; True once the process has nothing more to do, having answered or died."""
+        """Takes the next message. Returns True once the process is done, because it answered or died."""
         try:
             if not self._started:
                 self._started = self.link.recv_bytes() == _READY
@@ -164,14 +163,14 @@ class _Process:
         self.end()
         if not self._started:
             raise RunFailedError(
-                f"cannot start a process for decoding ({_cause(status)}); run `{sys.executable} -c 'import"
+                f"cannot start a decoder process ({_cause(status)}); run `{sys.executable} -c 'import"
                 " reco_tune.data.processes'` to see why"
             )
         call.attempts += 1
         if status == -signal.SIGALRM:
             call.outcome, call.done = (
                 FailedCall(
-                    f"reading it takes longer than data.decode_seconds ({seconds:g}); raise that to wait longer",
+                    f"reading it takes longer than data.decode_seconds ({seconds:g}); raise the limit to wait longer",
                     fatal=True,
                 ),
                 True,
@@ -190,17 +189,17 @@ def _cause(status: int) -> str:
 
 
 def _serve(handle: int) -> None:
-    """The life of a process: it answers calls until the other end is closed."""
-    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent hears it and closes the connection
+    """Main loop of a process: it answers calls until the other end is closed."""
+    signal.signal(signal.SIGINT, signal.SIG_IGN)  # the parent gets the signal and closes the connection
     link = Connection(handle)
     link.send_bytes(_READY)
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders write about every damaged frame
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 2)  # decoders print a line about every damaged frame
     while True:
         try:
             seconds, message = float(link.recv_bytes()), link.recv_bytes()
         except EOFError:
             return
-        signal.setitimer(signal.ITIMER_REAL, seconds)  # ends the process by its signal, whoever holds the interpreter
+        signal.setitimer(signal.ITIMER_REAL, seconds)  # also ends a process stuck in C code
         try:
             function, job = pickle.loads(message)
             outcome = function(job)
@@ -215,9 +214,7 @@ def _serve(handle: int) -> None:
 
 
 def _send(link: Connection, outcome: Any) -> None:
-    """Arrays go straight from their memory to the socket: pickled with the rest, each pixel would be copied five times
-    more.
-    """
+    """Sends arrays directly from their memory. Pickled with the rest, each pixel would be copied five more times."""
     arrays: list[pickle.PickleBuffer] = []
     message = pickle.dumps(outcome, protocol=5, buffer_callback=arrays.append)
     link.send((message, [array.raw().nbytes for array in arrays]))
@@ -228,10 +225,10 @@ def _send(link: Connection, outcome: Any) -> None:
 
 
 def _receive(link: Connection) -> Any:
-    """What `_send` sent, arrays in memory of their own.
+    """Receives what `_send` sent; each array gets its own memory.
 
     Raises:
-        EOFError, OSError: where the other end is gone.
+        EOFError, OSError: if the other end is gone.
     """
     message, sizes = link.recv()
     arrays = [bytearray(size) for size in sizes]

@@ -1,7 +1,7 @@
 """Reads one video (a file or a folder of images): its length, and frames scaled to the model's size.
 
-These functions run in processes of their own (`processes`), so they take and give plain values and never import torch,
-which keeps those processes small and quick to start.
+These functions run in separate processes (`processes`). They take and return plain values and never import torch, so
+these processes stay small and start quickly.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from reco_tune.data.frame_folders import examine_frames, has_images, list_frames
 from reco_tune.data.video import examine, iterate_frames
 
 _IMAGES = 16
-"""Images of a folder that are opened at once."""
+"""Images of a folder that are open at once."""
 EQUAL_FRAMES = 12
-"""So many equal frames in a row are suspicious: decoders repeat the last frame where data are damaged."""
+"""A run of this many equal frames is suspicious: decoders repeat the last frame where data are damaged."""
 
 
 class VideoFacts(NamedTuple):
@@ -26,15 +26,15 @@ class VideoFacts(NamedTuple):
 
     frames: int
     suspicion: str
-    """Empty, or what looks damaged: its header and its contents disagree, or its time jumps."""
+    """Empty, or a sign of damage: the header and the contents disagree, or the time stamps jump."""
 
 
 class FrameRequest(NamedTuple):
-    """Some frames of one video at the model's size."""
+    """A request for some frames of one video at the model's size."""
 
     path: Path
     indices: np.ndarray
-    """int64, rising."""
+    """int64, in rising order."""
     size_px: int
     resize: str
 
@@ -45,7 +45,7 @@ class RequestedFrames(NamedTuple):
     frames_FCHW: np.ndarray
     """uint8 [F, 3, size, size]."""
     equal: tuple[int, int] | None
-    """First and last frame of the longest run of equal ones, where it is suspicious."""
+    """First and last frame of the longest run of equal frames, if it is suspicious."""
 
 
 def facts_of(path: Path) -> VideoFacts:
@@ -80,8 +80,8 @@ def read_frames(request: FrameRequest) -> RequestedFrames:
 def resize_frames(frames_FHWC: np.ndarray, size_px: int, resize: str, out: np.ndarray | None = None) -> np.ndarray:
     """Scales the centre square or the whole frame to uint8 [F, 3, size, size], into `out` if it is given.
 
-    Whole factors average k x k blocks, which gives back enlarged frames bit by bit; other factors use Pillow's
-    antialiased bilinear filter, whose whole-number arithmetic gives the same pixels on every machine.
+    Whole factors average k x k blocks, which recovers enlarged frames exactly. Other factors use Pillow's antialiased
+    bilinear filter. It computes in integers, so the pixels are the same on every machine.
     """
     height, width = frames_FHWC.shape[1:3]
     if resize == "crop":
@@ -122,7 +122,7 @@ def _frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 class _EqualRuns:
-    """The longest run of equal neighbours among frames that come one by one."""
+    """Finds the longest run of equal frames in a stream of frames."""
 
     def __init__(self) -> None:
         self.longest = (0, 0)
@@ -130,7 +130,9 @@ class _EqualRuns:
         self._last: tuple[np.ndarray, np.ndarray] | None = None
 
     def add(self, small: np.ndarray, full: np.ndarray) -> None:
-        """The scaled frames are compared first, because they are cheap; only where they agree are the full ones."""
+        """Adds a frame. Scaled frames are compared first because that is cheap; full frames only if the scaled ones
+        agree.
+        """
         pair = small, full
         if self._last is None or not all(np.array_equal(a, b) for a, b in zip(self._last, pair, strict=True)):
             self._start = self._count

@@ -1,7 +1,7 @@
 """The built-in data set: a real handwritten digit that moves and bounces, as lossless video files in UCF101 layout.
 
-Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small, so that a k-means
-vocabulary can hold them; the period of the motion is longer than two blocks, so identity and motion must be carried by
+Even positions and steps of -2, 0 or 2 px per axis keep the number of distinct patches small enough for a k-means
+vocabulary. The period of the motion is longer than two blocks, so a model must carry identity and motion through its
 context. Train and test use different images.
 """
 
@@ -24,20 +24,20 @@ from reco_tune.settings import Data
 
 MARKER = "rendered.json"
 TRAIN_IMAGES = 1400
-"""Digit images that training clips are drawn from; the other 397 are held out."""
+"""Digit images from which training clips are drawn. The other 397 are held out."""
 DEFAULT_CLIPS = {"train": 4096, "test": 1024}
-"""Clips rendered where `data.train_clips` and `data.test_clips` are not given."""
+"""Number of clips if `data.train_clips` and `data.test_clips` are not set."""
 _DIGIT_PX = 8
 STEP_PX = 2
 
 
 class _DigitVideo(NamedTuple):
-    """What one file shows."""
+    """The content of one video file."""
 
     file: str
     image: int
     motion: tuple[int, int, int, int]
-    """Row, column and their steps in the first frame."""
+    """Row and column in the first frame, and the step of each."""
 
 
 def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
@@ -72,7 +72,7 @@ def render_digits(root: Path, data: Data, progress: Progress = quiet) -> None:
 
 
 def rendering_settings(data: Data) -> dict[str, Any]:
-    """The settings that the files depend on."""
+    """The settings on which the files depend."""
     return {
         "version": 1,
         "size_px": data.size_px,
@@ -84,8 +84,8 @@ def rendering_settings(data: Data) -> dict[str, Any]:
 
 
 def digit_captions(data: Data) -> dict[str, str]:
-    """What each file of the set shows, by its name below `UCF-101`, as in "a 3 moves left and up": how the digit moves
-    from a clip's first frame to its second.
+    """Captions by file name below `UCF-101`, such as "a 3 moves left and up". They describe the motion from a clip's
+    first frame to its second.
     """
     from sklearn.datasets import load_digits
 
@@ -98,7 +98,7 @@ def digit_captions(data: Data) -> dict[str, str]:
 
 
 def digit_and_motion(caption: str) -> tuple[int, int, int]:
-    """What `digit_caption` was made of."""
+    """Parses a caption of `digit_caption`."""
     words = caption.split()
     down, right = ((word in words) - (opposite in words) for word, opposite in (("down", "up"), ("right", "left")))
     return int(words[1]), down, right
@@ -116,7 +116,7 @@ def digit_caption(digit: int, down: int, right: int) -> str:
 
 
 def _first_move(motion: tuple[int, int, int, int], data: Data) -> tuple[int, int]:
-    """Signs down and right; a step that leaves the canvas turns round at once."""
+    """Signs of the first step, down and right. A step that would leave the canvas is reversed."""
     moves = []
     for axis in range(2):
         path = bounce(motion[axis], motion[2 + axis], data.size_px - _DIGIT_PX, data.frame_stride + 1)
@@ -125,8 +125,8 @@ def _first_move(motion: tuple[int, int, int, int], data: Data) -> tuple[int, int
 
 
 def block_factor(size_px: int) -> int:
-    """k: each pixel is stored as k x k, because decord refuses small frames and those whose sides are no multiple of
-    32.
+    """k: each pixel is stored as k x k pixels, because decord refuses small frames and frames whose sides are not
+    multiples of 32.
     """
     return 32 // math.gcd(size_px, 32)
 
@@ -142,7 +142,9 @@ def _read_marker(marker: Path) -> dict[str, Any] | None:
 
 
 def _write_marker(marker: Path, values: dict[str, Any]) -> None:
-    """Whole or not at all; beside the folder, in which nothing but a rendering may lie."""
+    """Writes the marker atomically. It lies beside the folder, because the folder may hold nothing but the
+    rendering.
+    """
     staging = marker.parent.with_name(f".{marker.parent.name}-{os.getpid()}.json")
     try:
         staging.write_text(json.dumps(values), encoding="utf-8")
@@ -173,14 +175,14 @@ def _render(root: Path, data: Data, settings: dict[str, Any], progress: Progress
         enlarged = frames.repeat(factor, axis=1).repeat(factor, axis=2)
         write_video(root / "UCF-101" / plan.file, np.repeat(enlarged[..., None], 3, axis=-1), lossless=True)
 
-    with ThreadPoolExecutor(2) as pool:  # encoding releases the interpreter lock
+    with ThreadPoolExecutor(2) as pool:  # threads help: encoding releases the interpreter lock
         for done, _ in enumerate(pool.map(render, plans), start=1):
             if done % 64 == 0 or done == len(plans):
                 progress(done, len(plans), "rendering digits")
 
 
 def _plans(settings: dict[str, Any], labels: np.ndarray, size_px: int) -> Iterator[tuple[str, list[_DigitVideo]]]:
-    """Of each split; settings alone decide."""
+    """Plans of each split. They depend on the settings alone."""
     order = np.random.default_rng([settings["seed"], 0]).permutation(len(labels))
     for number, (split, chosen) in enumerate(
         (("train", order[:TRAIN_IMAGES]), ("test", order[TRAIN_IMAGES:])), start=1
@@ -192,7 +194,9 @@ def _plans(settings: dict[str, Any], labels: np.ndarray, size_px: int) -> Iterat
 def _plan(
     chosen: np.ndarray, labels: np.ndarray, clips: int, size_px: int, random: np.random.Generator
 ) -> list[_DigitVideo]:
-    """Balanced classes; the group number in a name is the digit image, as UCF101's is the source video."""
+    """Plans clips with balanced classes. The group number in a name is the digit image, as UCF101's is the source
+    video.
+    """
     last = size_px - _DIGIT_PX
     positions = range(0, last + 1, STEP_PX)
     uses: dict[int, int] = {}
@@ -211,7 +215,7 @@ def _plan(
 
 
 def _moving_digit(image: np.ndarray, motion: tuple[int, int, int, int], size_px: int, frames: int) -> np.ndarray:
-    """uint8 [F, H, W]: the image on a black canvas; a step that would leave the canvas turns round."""
+    """uint8 [F, H, W]: the image on a black canvas. A step that would leave the canvas is reversed."""
     clip = np.zeros((frames, size_px, size_px), np.uint8)
     rows, columns = (bounce(motion[axis], motion[2 + axis], size_px - _DIGIT_PX, frames) for axis in range(2))
     for frame, (row, column) in enumerate(zip(rows, columns, strict=True)):

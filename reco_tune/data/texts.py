@@ -1,10 +1,10 @@
-"""The captions of a token cache as numbers: what a model of texts is trained on and asked for. One folder in the cache.
+"""The captions of a token cache as text tokens, for training and for prompts. They lie in one folder of the cache.
 
-    captions.json             captions of every clip, and what made them
-    words.json                the list of words, or tokenizer.json, a tokenizer of transformers
-    train.npy, test.npy       int32 [captions, C]: words, padded on the left
+    captions.json             captions of every clip, and the settings that made them
+    words.json                the word list; or tokenizer.json, a tokenizer of transformers
+    train.npy, test.npy       int32 [captions, C]: text tokens, padded on the left
 
-Text tokens are made once; a clip with several captions has as many rows.
+Text tokens are computed once. A clip with several captions has as many rows.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ FILE = "captions.json"
 
 
 class Captions:
-    """Those of an existing cache, read only."""
+    """The captions of an existing cache, read only."""
 
     def __init__(self, path: Path, description: dict[str, Any]) -> None:
         self.path = path
@@ -37,10 +37,10 @@ class Captions:
         """Hash of the captions themselves."""
         self.num_words: int = description["num_words"]
         self.length: int = description["length"]
-        """C."""
+        """C, the number of text tokens per caption."""
         self.rule: str = description["rule"]
         self.shortened: int = description["shortened"]
-        """Captions that lost their end."""
+        """Number of captions that were cut at the end."""
         self._texts: dict[Split, list[list[str]]] = {split: description[split] for split in SPLITS}
         self._words: dict[Split, np.ndarray] = {
             split: np.load(path / f"{split}.npy", mmap_mode="r", allow_pickle=False) for split in SPLITS
@@ -53,7 +53,7 @@ class Captions:
     def open(cls, path: Path) -> Captions:
         """
         Raises:
-            DataError: where there are none, or they are damaged.
+            DataError: if there are no captions, or they are damaged.
         """
         if not (path / FILE).is_file():
             raise DataError(f"{path.parent} holds no captions for these settings; run `reco-tune tokenize` with them")
@@ -77,22 +77,22 @@ class Captions:
         return [captions[0] for captions in self._texts[split]]
 
     def words(self, split: Split) -> np.ndarray:
-        """int64 [N, C]: of the first caption of every clip."""
+        """int64 [N, C]: text tokens of the first caption of every clip."""
         return np.array(self._words[split][self._first[split][:-1]], dtype=np.int64)
 
     def encoded(self, texts: Sequence[str]) -> np.ndarray:
-        """int64 [texts, C]."""
+        """int64 [texts, C]: text tokens of any texts."""
         return padded([self.tokenizer.encode(text) for text in texts], self.length, self.num_words)
 
     def drawn(self, split: Split, clips: np.ndarray, draws: np.random.Generator) -> np.ndarray:
-        """int64 [clips, C]: of one caption of each, all of them as likely."""
+        """int64 [clips, C]: text tokens of one caption of each clip, drawn uniformly."""
         first, counts = self._first[split][clips], np.diff(self._first[split])[clips]
         rows = first + (draws.random(len(clips)) * counts).astype(np.int64)
         return np.array(self._words[split][rows], dtype=np.int64)
 
     def prompts(self, split: Split, clips: int, count: int) -> list[tuple[int, str]]:
-        """`count` captions, each with its clip: the first of the first clips, then their second ones, and so on; from
-        the beginning again where there are not so many.
+        """`count` captions, each with the index of its clip: the first caption of every clip, then every second
+        caption, and so on. Starts over if there are too few.
         """
         texts = self._texts[split][:clips]
         most = max(map(len, texts), default=0)
@@ -103,7 +103,7 @@ class Captions:
 def write_captions(
     folder: Path, texts: Mapping[Split, list[list[str]]], tokenizer: TextTokenizer, length: int, rule: str
 ) -> None:
-    """Makes the text tokens of all captions and writes them with what made them."""
+    """Computes the text tokens of all captions and writes them with the settings that made them."""
     folder.mkdir(parents=True)
     tokenizer.save(folder)
     shortened = 0
@@ -126,12 +126,12 @@ def write_captions(
 
 
 def source_of(texts: Mapping[Split, list[list[str]]]) -> str:
-    """Hash of captions and of whose they are."""
+    """Hash of the captions and of the clips they belong to."""
     return hashlib.sha256(json.dumps([texts[split] for split in SPLITS]).encode()).hexdigest()
 
 
 def padded(encoded: Sequence[Sequence[int]], length: int, null: int) -> np.ndarray:
-    """int64 [texts, length]: words on the right; a text without words is the null word."""
+    """int64 [texts, length]: tokens aligned right. A text without tokens gets the null token."""
     words = np.full((len(encoded), length), PADDING, dtype=np.int64)
     for row, text in enumerate(encoded):
         kept = list(text[:length]) or [null]

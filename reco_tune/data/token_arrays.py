@@ -1,10 +1,11 @@
-"""A user's own codes, as arrays on disk (`data.layout: tokens`). Knows nothing of pixels or tokenizers.
+"""A user's own codes, stored as arrays (`data.layout: tokens`). Knows nothing of pixels or tokenizers.
 
     ROOT/train.npy, ROOT/test.npy                    integers [clips, blocks, rows, columns] or [clips, tokens]
     ROOT/train.labels.npy, ROOT/test.labels.npy      integers [clips] from 0; without them there is one class
-    ROOT/train.safetensors, ROOT/test.safetensors    or these, with the tensors `tokens` and `labels`
+    ROOT/train.safetensors, ROOT/test.safetensors    instead of the above, with the tensors `tokens` and `labels`
 
-`data.split: time` takes the last `data.test_fraction` of the training clips for test; then only train is needed.
+With `data.split: time`, the last `data.test_fraction` of the training clips is the test split, and only train is
+needed.
 
 Headers are checked against the settings and the size of the file before anything is read; arrays stay on disk.
 """
@@ -24,12 +25,12 @@ from reco_tune.errors import DataError
 from reco_tune.settings import Data, TokenGrid
 
 MOST_CLASSES = 65_536
-"""A model has a vector for every class up to the highest label, and names it in its checkpoints."""
+"""Limit on the highest label: a model has a vector for every class, and its checkpoints name every class."""
 _CHUNK_CLIPS = 4096
 _MOST_HEADER_BYTES = 1 << 20
-"""Of a .safetensors file."""
+"""Largest accepted header of a .safetensors file."""
 _INTEGERS = {f"{kind.upper()}{8 * size}": np.dtype(f"<{kind}{size}") for kind in "iu" for size in (1, 2, 4, 8)}
-"""Types as safetensors names them."""
+"""NumPy types by the names that safetensors uses."""
 
 
 class CodedClips(NamedTuple):
@@ -68,7 +69,7 @@ def read_headers(data: Data, grid: TokenGrid) -> dict[Split, tuple[Header, Heade
     """Locates the codes and labels of each split without reading them.
 
     Raises:
-        DataError: for files that are missing, cannot be read, or do not hold codes of that grid.
+        DataError: if files are missing, cannot be read, or do not hold codes of that grid.
     """
     files = {video.split: video.path for video in token_files(data) if not video.path.name.endswith(".labels.npy")}
     headers = {split: _headers(files[split]) for split in SPLITS if split in files}
@@ -81,7 +82,7 @@ def read_coded_clips(data: Data, grid: TokenGrid, num_codes: int) -> tuple[dict[
     """Reads and checks both splits and the names of the classes.
 
     Raises:
-        DataError: for files that cannot be read, or do not hold codes of that grid below `num_codes`.
+        DataError: if files cannot be read, or do not hold codes of that grid below `num_codes`.
     """
     headers = read_headers(data, grid)
     labelled = [split for split, (_, labels) in headers.items() if labels is not None]
@@ -119,7 +120,7 @@ class Header(NamedTuple):
 
 
 def _headers(path: Path) -> tuple[Header, Header | None]:
-    """Of the codes, and of the labels where there are some."""
+    """Headers of the codes, and of the labels if there are any."""
     beside = path.with_name(f"{path.stem}.labels.npy")
     if path.suffix == ".npy":
         return npy_header(path, "codes"), npy_header(beside, "labels") if beside.is_file() else None
@@ -141,7 +142,7 @@ def npy_header(path: Path, what: str, at: int = 0) -> Header:
         with path.open("rb") as file:
             file.seek(at)
             if file.read(2) == b"PK":
-                raise DataError(f"{path} is an archive of arrays (.npz) under another name; save {what} by numpy.save")
+                raise DataError(f"{path} is a .npz archive with a wrong extension; save {what} with numpy.save")
             file.seek(at)
             version = np.lib.format.read_magic(file)
             read = np.lib.format.read_array_header_1_0 if version == (1, 0) else np.lib.format.read_array_header_2_0
@@ -149,7 +150,7 @@ def npy_header(path: Path, what: str, at: int = 0) -> Header:
             header = Header(path, dtype, shape, "F" if in_columns else "C", file.tell())
     except DataError:
         raise
-    except Exception as error:  # numpy reads the header as Python, which fails in many ways
+    except Exception as error:  # numpy parses the header as Python, which can raise many errors
         raise DataError(f"{path} is not a readable .npy file ({_first_line(error)}); write it again") from error
     if dtype.kind not in "iu":
         raise DataError(f"{path} has {what} of type {dtype}; save {what} as integers")
@@ -157,12 +158,12 @@ def npy_header(path: Path, what: str, at: int = 0) -> Header:
 
 
 def _safetensors_headers(path: Path) -> tuple[Header, Header | None]:
-    """The format is a length of 8 bytes, a header in JSON of that length, and the arrays."""
+    """Reads the headers. The format is: 8 bytes with the length of the header, the header in JSON, the arrays."""
     try:
         with path.open("rb") as file:
             length = int.from_bytes(file.read(8), "little")
             if length > _MOST_HEADER_BYTES:
-                raise ValueError(f"its header would take {length} bytes")
+                raise ValueError(f"its header claims a length of {length} bytes")
             entries = json.loads(file.read(length))
         found: dict[str, Header] = {}
         for name, what in (("tokens", "codes"), ("labels", "labels")):
@@ -203,7 +204,7 @@ def whole(header: Header, exactly: bool = False) -> Header:
 
 
 def mapped(header: Header) -> np.ndarray:
-    """Memory-maps the array; nothing is read yet."""
+    """Memory-maps the array without reading it."""
     if 0 in header.shape:
         return np.empty(header.shape, header.dtype)
     return np.memmap(header.path, header.dtype, "r", header.offset, header.shape, header.order)
@@ -228,7 +229,7 @@ def check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
     Checks the range of codes.
 
     Raises:
-        DataError: for a code below 0, or not below `num_codes`.
+        DataError: if a code is below 0, or not below `num_codes`.
     """
     for start in range(0, len(tokens), _CHUNK_CLIPS):
         chunk = tokens[start : start + _CHUNK_CLIPS]
@@ -236,7 +237,7 @@ def check_codes(tokens: np.ndarray, path: Path, num_codes: int) -> None:
         if low < 0 or high >= num_codes:
             raise DataError(
                 f"{path} has the code {low if low < 0 else high}, but tokenizer.num_codes is {num_codes}; set it to the"
-                " codebook's size"
+                " size of the codebook"
             )
 
 

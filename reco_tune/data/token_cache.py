@@ -1,11 +1,12 @@
-"""The token cache: clips as codes on disk, which training and evaluation read. Knows nothing of videos or tokenizers.
+"""The token cache: the codes of all clips on disk, for training and evaluation. Knows nothing of videos or
+tokenizers.
 
 A cache is a folder: `manifest.json` (schema, fingerprints, clip settings, shapes), one `.npy` per array, `clips.csv`
-(which frames of which video each row is), `skipped.csv` and `suspicious.csv`. It appears whole or not at all; only
-arrays of pieces and captions (`texts`) are added later, each whole.
+(the video and frames of each row), `skipped.csv` and `suspicious.csv`. The folder appears atomically, once it is
+complete. Only arrays of pieces and captions (`texts`) are added later, each of them atomically too.
 
-Until then it is a hidden folder beside its place with a journal of the parts that are done, each written to disk before
-it is noted, so that a killed run goes on where it was.
+Until it is complete, the cache is a hidden folder beside its final place, with a journal of the finished parts. Each
+part is synced to disk before the journal records it, so that a killed run can continue where it stopped.
 """
 
 from __future__ import annotations
@@ -39,10 +40,10 @@ SCHEMA = 2
 MANIFEST = "manifest.json"
 _KIND = "reco-tune token cache"
 NO_TOKENIZER = "none"
-"""Stands where a cache of somebody's own codes would name the folder of its tokenizer."""
+"""Recorded instead of a tokenizer folder in a cache of the user's own codes."""
 _JOURNAL, _LOCK = "journal.jsonl", "lock"
 ABANDONED_DAYS = 7
-"""A preparation that nobody holds and nothing was written to for so long is not gone on with, and is removed."""
+"""An unfinished preparation that no process holds is removed if nothing was written to it for this long."""
 _ARRAY_NAME = re.compile(r"[\w-]+(\.[\w-]+)*")
 
 
@@ -110,7 +111,7 @@ class TokenCache:
 
     @property
     def has_pixels(self) -> bool:
-        """Whether the cache has pixels; a cache of `data.layout: tokens` has none."""
+        """Whether the cache has pixels. A cache of `data.layout: tokens` has none."""
         return self.tokenizer_path.name != NO_TOKENIZER
 
     def require_pixels(self) -> None:
@@ -127,7 +128,7 @@ class TokenCache:
             )
 
     def tokens(self, split: Split) -> np.ndarray:
-        """int32 [N, T]: each clip's codes in raster order (block, row, column); on disk they have the shape of the
+        """int32 [N, T]: each clip's codes in raster order (block, row, column). On disk they have the shape of the
         grid.
         """
         name = f"{split}.tokens"
@@ -140,7 +141,7 @@ class TokenCache:
         return np.array(self._array(name, self._shapes[name]))
 
     def captions(self, name: str) -> Captions:
-        """Those of some settings (`Experiment.captions_name`).
+        """The captions that some settings made (`Experiment.captions_name`).
 
         Raises:
             DataError: if there are none.
@@ -153,8 +154,8 @@ class TokenCache:
         return self._array(name, self._shapes[name])
 
     def pieces(self, split: Split, blocks: int) -> np.ndarray:
-        """int32 [N, P, blocks * rows * columns]: every sub-clip of `blocks` blocks, encoded by itself; P = grid.blocks
-        - blocks + 1.
+        """int32 [N, P, blocks * rows * columns]: every sub-clip of `blocks` blocks, encoded by itself. P =
+        grid.blocks - blocks + 1.
 
         Raises:
             DataError: if the cache has no pieces of that length.
@@ -202,9 +203,10 @@ class TokenCache:
 
 
 class TokenCacheWriter:
-    """Collects the arrays of a new cache in a hidden folder beside its final place. With a `key`, the folder is locked,
-    and a later call continues what a killed or failed one left in it. Without a key, nothing remains if the block
-    fails.
+    """Collects the arrays of a new cache in a hidden folder beside its final place.
+
+    With a `key`, the folder is locked, and a later call continues what a killed or failed call left in it. Without a
+    key, the folder is removed if the `with` block fails.
     """
 
     def __init__(self, parent: Path, key: str | None = None, progress: Progress = quiet) -> None:
@@ -231,7 +233,7 @@ class TokenCacheWriter:
             shutil.rmtree(self.folder, ignore_errors=True)
 
     def done(self, stage: str) -> set[int]:
-        """Numbers of the parts of a stage that an earlier call has written."""
+        """Numbers of the parts of a stage that an earlier call finished."""
         return {entry["part"] for entry in self._journal if entry["stage"] == stage}
 
     def failed(self, stage: str) -> list[Failure]:
@@ -261,14 +263,14 @@ class TokenCacheWriter:
         self._journal.append(json.loads(line))
 
     def remember(self, name: str, make: Callable[[], Any]) -> Any:
-        """The JSON value `make()`, or the value recorded by the call that this one continues."""
+        """The value recorded by an earlier call that this one continues, else `make()`. It must be a JSON value."""
         path = self.folder / f"{name}.json"
         if not path.exists():
             write_json(path, make())
         return json.loads(path.read_text(encoding="utf-8"))
 
     def create(self, name: str, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-        """A memory-mapped array to fill; reuses an existing one of the same shape."""
+        """A memory-mapped array to fill. An existing one of the same shape is reused."""
         path = self.folder / f"{name}.npy"
         if not path.exists() or np.load(path, mmap_mode="r").shape != shape:
             create_array(path.with_suffix(".new.npy"), shape, dtype)
@@ -277,7 +279,7 @@ class TokenCacheWriter:
         return self._arrays[name]
 
     def keep_rows(self, name: str, rows: Sequence[int]) -> None:
-        """Keeps only these rows of an array; drops broken clips."""
+        """Keeps only these rows of an array, to drop broken clips."""
         path = self.folder / f"{name}.npy"
         self._arrays.pop(name, None)
         old = np.load(path, mmap_mode="r")
@@ -304,7 +306,7 @@ class TokenCacheWriter:
         suspicious: Sequence[Skipped] = (),
         clip_settings: Mapping[str, Any] | None = None,
     ) -> TokenCache:
-        """Writes the lists and the manifest and moves the cache into place. If another process finished first, its
+        """Writes the lists and the manifest, then moves the cache into place. If another process finished first, its
         cache stays.
         """
         _write_csv(
@@ -352,7 +354,7 @@ class TokenCacheWriter:
         return TokenCache.open(path)
 
     def discard(self) -> None:
-        """Removes the folder and what is in it."""
+        """Removes the folder and its contents."""
         shutil.rmtree(self.folder)
 
     def write_list(self, name: str, rows: Sequence[Skipped]) -> Path:
@@ -363,14 +365,14 @@ class TokenCacheWriter:
 
 
 def create_array(path: Path, shape: tuple[int, ...], dtype: type[np.generic]) -> np.ndarray:
-    """A new memory-mapped `.npy` file to fill. Reserves its disk space, because a full disk would otherwise kill the
-    process when it writes (SIGBUS).
+    """A new memory-mapped `.npy` file to fill. Its disk space is reserved, because a full disk would otherwise kill
+    the process at a write (SIGBUS).
 
     Raises:
-        OSError: if the disk has no room for it.
+        OSError: if the disk has too little space.
     """
     array = np.lib.format.open_memmap(path, mode="w+", dtype=dtype, shape=shape)
-    if hasattr(os, "posix_fallocate"):  # not on macOS
+    if hasattr(os, "posix_fallocate"):  # missing on macOS
         with path.open("r+b") as file:
             try:
                 os.posix_fallocate(file.fileno(), 0, path.stat().st_size)
@@ -388,9 +390,9 @@ def add_pieces(cache: TokenCache, writer: TokenCacheWriter, blocks: int) -> None
 
 @contextmanager
 def _locked(folder: Path, progress: Progress) -> Iterator[None]:
-    """Makes the folder and keeps other processes out of it."""
+    """Creates the folder and locks it against other processes."""
     while True:
-        with suppress(FileExistsError):  # it was moved away just now
+        with suppress(FileExistsError):  # another process has just moved it away
             folder.mkdir(parents=True, exist_ok=True)
         with _lock_if_free(folder) as held:
             if held:
@@ -402,9 +404,7 @@ def _locked(folder: Path, progress: Progress) -> Iterator[None]:
 
 @contextmanager
 def _lock_if_free(folder: Path) -> Iterator[bool]:
-    """Whether this process now keeps others out of the folder; where files cannot be locked there is nobody to keep
-    out.
-    """
+    """Whether this process now holds the lock of the folder. True where files cannot be locked."""
     try:
         handle = (folder / _LOCK).open("a")
     except FileNotFoundError:  # its owner has just finished and moved it away
@@ -425,13 +425,13 @@ def _lock_if_free(folder: Path) -> Iterator[bool]:
 
 
 def _own_name() -> str:
-    """Of a folder that is this process's alone; its name tells others whether the process still lives."""
+    """Name of a folder for this process alone. From the name, others can tell whether the process is still alive."""
     return f".writing-{socket.gethostname()}-{os.getpid()}-{uuid.uuid4().hex[:12]}"
 
 
 def _sweep(own: Path, progress: Progress) -> None:
-    """Removes what killed processes of this machine left half-written beside `own`, and preparations that were
-    abandoned anywhere.
+    """Removes half-written folders of killed processes of this machine beside `own`, and abandoned preparations of
+    any machine.
     """
     host = f".writing-{socket.gethostname()}-"
     for left in own.parent.glob(f"{host}*"):
@@ -443,7 +443,7 @@ def _sweep(own: Path, progress: Progress) -> None:
         except (PermissionError, ValueError):
             continue
     for left in own.parent.glob(".partial-*"):
-        with suppress(OSError):  # it is another person's, or has just been moved away
+        with suppress(OSError):  # another user owns it, or it has just been moved away
             if left != own and (days := _days_untouched(left)) > ABANDONED_DAYS:
                 _remove_unless_held(
                     left, f"removing an unfinished preparation from {days:.0f} days ago ({left.name})", progress
@@ -455,7 +455,7 @@ def _days_untouched(folder: Path) -> float:
 
 
 def _remove_unless_held(folder: Path, what: str, progress: Progress) -> None:
-    """Moved aside first: whoever wants to go on with it finds all of it or nothing."""
+    """Moves the folder aside before removing it, so that another process never continues a half-removed one."""
     aside = folder.with_name(_own_name())
     with _lock_if_free(folder) as held:
         if not held:

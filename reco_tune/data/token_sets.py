@@ -1,17 +1,17 @@
-"""Published sets of codes as they lie on disk (`data.layout: tokens`): recordings of many frames, from which clips are
-cut. Knows nothing of pixels or tokenizers; nothing is read but the clips that are asked for.
+"""Published sets of codes in their original form (`data.layout: tokens`): recordings of many frames, cut into clips
+here. Knows nothing of pixels or tokenizers, and reads only the requested clips.
 
     FOLDER/video.bin, segment_ids.bin, metadata.json                          1X world model v1.1
     FOLDER/videos/video_K.bin, segment_indices/segment_idx_K.bin,
     FOLDER/metadata/metadata_K.json, or all of them in FOLDER                 1X world model v2.0
-    FOLDER/**/*.npy, or the same in uncompressed *.tar                        commaVQ, and whatever looks like it:
+    FOLDER/**/*.npy, or the same in uncompressed *.tar                        commaVQ, and sets of the same form:
                                                                               integers [frames, rows, columns] each
 
-FOLDER is ROOT/train and ROOT/val (or test), also with an ending as in `train_v1.1`; under `data.split: time` ROOT/train
-or ROOT alone, of which the last `data.test_fraction` of the frames is held out.
+FOLDER is ROOT/train and ROOT/val (or test). A suffix such as in `train_v1.1` is allowed. Under `data.split: time` it
+is ROOT/train, or ROOT itself, and the last `data.test_fraction` of the frames is held out.
 
-A clip is `data.grid[0]` frames of one recording, `data.frame_stride` apart, and never reaches over the end of a
-segment. In 1X v2.0 it is one coded group of 17 frames, which cannot be cut.
+A clip is `data.grid[0]` frames of one recording, `data.frame_stride` apart. It never crosses the end of a segment. In
+1X v2.0 a clip is one coded group of 17 frames, which cannot be cut.
 """
 
 from __future__ import annotations
@@ -33,32 +33,34 @@ from reco_tune.errors import DataError
 from reco_tune.settings import Data, TokenGrid
 
 GROUP_FRAMES, GROUP_BLOCKS = 17, 3
-"""Frames that the tokenizer of 1X v2.0 codes together, and the blocks that it makes of them."""
+"""Frames that the tokenizer of 1X v2.0 encodes together, and the blocks it makes of them."""
 _HELD_OUT = ("val", "test")
 _SEGMENTS = np.dtype("<i4")
 
 
 class Recording(NamedTuple):
-    """Frames, or coded groups of frames, one after the other."""
+    """Consecutive frames, or consecutive groups of frames."""
 
     codes: Header
-    """[N, rows, columns], or [N, blocks, rows, columns] where a group is coded together."""
+    """[N, rows, columns], or [N, blocks, rows, columns] if frames are encoded in groups."""
     segments: Header | None
-    """int32, one a frame; None where all of them are of one segment."""
+    """int32, one per frame. None if all frames belong to one segment."""
     frames: int
-    """Frames that the codes stand for; in groups the last may be a part of one."""
+    """Number of frames. The last group may be only partly filled."""
     beside: tuple[Path, ...] = ()
-    """Other files that it rests on."""
+    """Other files that belong to the recording."""
 
     @property
     def grouped(self) -> bool:
         return len(self.codes.shape) == 4
 
     def runs(self) -> NDArray[np.int64]:
-        """First and end [R, 2] of the units of each segment; a group that reaches into another segment is in none."""
+        """Start and end [R, 2] of each segment, in frames or groups. A group that crosses a segment border belongs to
+        none.
+        """
         count = self.codes.shape[0]
         if self.grouped:
-            count = self.frames // GROUP_FRAMES  # of the last one the frames that are missing were made up
+            count = self.frames // GROUP_FRAMES  # drops a last group that was padded
         if self.segments is None:
             return np.array([[0, count]])
         ids = mapped(self.segments)
@@ -71,8 +73,7 @@ class Recording(NamedTuple):
 
 
 class Windows:
-    """The clips of one split; indexing by an array of their numbers reads those, as integers [n, blocks, rows,
-    columns].
+    """The clips of one split. Indexing by an array of clip numbers reads them as integers [n, blocks, rows, columns].
 
     Reading raises DataError for codes outside the codebook.
     """
@@ -110,7 +111,7 @@ class Windows:
 
 
 def is_token_set(data: Data) -> bool:
-    """Whether the root holds recordings rather than arrays of clips."""
+    """Whether the root holds recordings instead of arrays of clips."""
     if data.root is None or any((data.root / f"train.{kind}").is_file() for kind in ("npy", "safetensors")):
         return False
     return data.root.is_dir() and bool(
@@ -152,8 +153,8 @@ def read_token_set(data: Data, grid: TokenGrid, num_codes: int) -> dict[Split, W
 def _windows(
     recordings: Sequence[Recording], grid: TokenGrid, data: Data, begin: int, end: float
 ) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Recording and first unit of every clip between two places of the recordings laid end to end; a clip that
-    reaches over one of them is left out.
+    """Recording and start of every clip between two positions, with all recordings laid end to end. Clips that cross
+    either position are left out.
     """
     span = 1 if recordings and recordings[0].grouped else (grid.blocks - 1) * data.frame_stride + 1
     step = data.clip_stride or max(span, 1)
@@ -192,7 +193,7 @@ def _check_grid(one: Recording, grid: TokenGrid, data: Data) -> None:
 
 
 def _recordings(data: Data, grid: TokenGrid | None) -> dict[Split, list[Recording]]:
-    """Those of each split, in the order of their names; of groups the size is checked where the grid is known."""
+    """The recordings of each split, sorted by name. The size of groups is checked if the grid is known."""
     assert data.root is not None
     if data.split == "time":
         folders = {"train": _folder(data.root, "train") or data.root}
@@ -204,7 +205,7 @@ def _recordings(data: Data, grid: TokenGrid | None) -> dict[Split, list[Recordin
         if not found[split]:
             raise DataError(
                 f"{folders[split]} holds no recordings of codes (video.bin, videos/video_0.bin, or .npy of shape"
-                " [frames, rows, columns]); add them, or set data.split to time to hold out a part of the others"
+                " [frames, rows, columns]); add them, or set data.split to time to hold out a part of the other frames"
             )
     return found
 
@@ -246,7 +247,7 @@ def _recordings_in(folder: Path, data: Data, grid: TokenGrid | None) -> Iterator
 
 
 def _frames(folder: Path) -> Recording:
-    """1X v1.1."""
+    """A recording of 1X v1.1."""
     facts = _facts(folder / "metadata.json", "num_images", "s")
     kind = str(facts.get("token_dtype", "uint32"))
     if not re.fullmatch(r"u?int(8|16|32|64)", kind):

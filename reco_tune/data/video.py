@@ -1,8 +1,8 @@
 """Frames of one video file, in and out. Knows nothing of clips, folders or classes.
 
-A frame's number is its place among the frames that ffmpeg shows. PyAV reads (`video_reader`). decord reads AVI files of
-pictures that stand alone (FFV1, Motion JPEG): elsewhere its seeks give wrong frames without a word, and PyAV is not
-slower (docs/benchmark).
+A frame's number is its index among the frames that ffmpeg shows. PyAV is the reader (`video_reader`). Only AVI files
+without predicted frames (FFV1, Motion JPEG) are read by decord. In other files decord's seeks can silently return
+wrong frames, and PyAV is not slower (docs/benchmark).
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from reco_tune.data.video_reader import VideoReader, state_of
 from reco_tune.errors import DataError
 
 READER = "by time stamps, else from the start"
-"""How frames are found; part of the fingerprint, so that clips which were cut in another way are not used on."""
+"""How frames are found. Part of the fingerprint, so that clips that were cut in another way are not reused."""
 
 
 def count_frames(path: Path) -> int:
-    """The number of frames that ffmpeg shows; headers can be wrong.
+    """The number of frames that ffmpeg shows. It does not trust the header.
 
     Raises:
         DataError: if the file is not a readable video.
@@ -32,8 +32,8 @@ def count_frames(path: Path) -> int:
 
 
 def examine(path: Path) -> tuple[int, str]:
-    """`count_frames`, and a sentence on what looks damaged (else empty). Decodes pictures only if the packets do not
-    tell how many are shown.
+    """`count_frames`, and a warning if the file looks damaged (else empty). Pictures are decoded only if the packets
+    do not tell how many frames are shown.
 
     Raises:
         DataError: if the file is not a readable video.
@@ -51,7 +51,7 @@ def examine(path: Path) -> tuple[int, str]:
 
 
 def read_frames(path: Path, indices: Sequence[int]) -> np.ndarray:
-    """Frames `indices` (rising) as uint8 [F, H, W, 3], RGB.
+    """Frames `indices` (in rising order) as uint8 [F, H, W, 3], RGB.
 
     Raises:
         DataError: if one of them cannot be decoded.
@@ -60,7 +60,9 @@ def read_frames(path: Path, indices: Sequence[int]) -> np.ndarray:
 
 
 def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """`read_frames` one by one, uint8 [H, W, 3], so that a long video is never in memory at full size."""
+    """Like `read_frames`, one frame uint8 [H, W, 3] at a time, so that a long video is never in memory at full
+    size.
+    """
     video, done = _opened(path), 0
     try:
         with suppress(DecordFailedError):
@@ -77,11 +79,11 @@ def iterate_frames(path: Path, indices: Sequence[int]) -> Iterator[np.ndarray]:
 
 
 def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool = False) -> None:
-    """Writes uint8 [F, H, W, 3] as H.264 in yuv420p, which browsers play (an odd side is padded), or as lossless FFV1
+    """Writes uint8 [F, H, W, 3] as H.264 in yuv420p, which browsers play (odd sides are padded), or as lossless FFV1
     (`.avi`).
 
-    Lossless gray frames are stored as gray, which decodes to the same bits. decord reads lossless files whose sides are
-    multiples of 32.
+    Lossless grey frames are stored as grey and decode to the same bits. decord reads lossless files only if their
+    sides are multiples of 32.
     """
     import av
 
@@ -95,7 +97,7 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool 
         stream = container.add_stream(codec, rate=Fraction(fps).limit_denominator(1001), options=options)
         stream.height, stream.width, stream.pix_fmt = frames.shape[1], frames.shape[2], pixels
         stream.codec_context.thread_count = (
-            1  # threads cost more than they save at these sizes, and one gives the same bytes everywhere
+            1  # threads cost more than they save at these sizes, and one thread gives the same bytes everywhere
         )
         for frame in frames:
             image = np.ascontiguousarray(frame[..., 0] if gray else frame)
@@ -105,34 +107,34 @@ def write_video(path: Path, frames: np.ndarray, fps: float = 10, lossless: bool 
 
 
 class DecordFailedError(Exception):
-    """decord is missing, does not apply or failed; PyAV reads the video instead."""
+    """decord is missing, not applicable or failed. PyAV then reads the video."""
 
 
 def decord_frames(path: Path, index: VideoIndex, indices: Sequence[int]) -> Iterator[np.ndarray]:
-    """A reader is opened for every call and never shared: over a fork it hangs, over threads it raises."""
+    """Opens a new reader for every call. A shared reader hangs after a fork and raises in other threads."""
     if not index.decord or index.times is None:
         raise DecordFailedError("its seeks are unreliable")
     try:
         import decord
     except (ImportError, OSError) as error:
         raise DecordFailedError("not installed") from error
-    decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg writes to stderr about every damaged frame
+    decord.logging.set_level(decord.logging.QUIET)  # else FFmpeg prints to stderr for every damaged frame
     try:
         reader = decord.VideoReader(str(path), num_threads=1)
         if len(reader) != len(index.times):
             raise DecordFailedError(f"it counts {len(reader)} frames")
-        for number in indices:  # one frame at a time, but by `get_batch`: reader[number] garbles what that refuses
+        for number in indices:  # `get_batch` one frame at a time: where it refuses, reader[number] returns garbage
             yield reader.get_batch([int(number)]).asnumpy()[0]
     except (decord.DECORDError, RuntimeError, OSError, IndexError) as error:  # DECORDError is not a RuntimeError
         raise DecordFailedError(first_line(error)) from error
 
 
 _kept: list[VideoReader] = []
-"""The video that was read last stays open: the frames behind are often wanted next, and not every video has entries."""
+"""The last video stays open: its next frames are often wanted next, and without key frames a seek starts over."""
 
 
 def _opened(path: Path) -> VideoReader:
-    """The video that was kept, if it is this one and still the same."""
+    """The open video, if it is this file and the file has not changed; else a new reader."""
     with suppress(IndexError, OSError):
         video = _kept.pop()
         if (video.path, video.state) == (path, state_of(path)):

@@ -1,7 +1,8 @@
-"""Finds the frames of a video file from its packets, before any picture is decoded. Knows nothing of pixels.
+"""Finds the frames of a video file from its packets, without decoding pictures. Knows nothing of pixels.
 
-ffmpeg is the truth: its choice among several streams, and the frames that it shows (an edit list hides some). Names of
-files count for nothing. Where packets cannot tell which frames are shown, `times` is None, and only decoding tells.
+ffmpeg is the reference, both for the choice among several streams and for the frames that are shown (an edit list
+hides some). File extensions are ignored. If the packets do not tell which frames are shown, `times` is None, and the
+frames must be decoded to find out.
 """
 
 from __future__ import annotations
@@ -17,20 +18,22 @@ import numpy as np
 from reco_tune.errors import DataError
 
 _ONE_FRAME_A_PACKET = frozenset({"h264", "hevc", "vp9", "av1", "ffv1"})
-"""Codecs, beside those without predicted frames, whose packets show one frame each. A packet of others may show none
-(VP8), or a frame that an earlier packet brought (MPEG-4 in AVI).
+"""Codecs with predicted frames whose packets show one frame each. In other codecs a packet may show no frame (VP8),
+or a frame that came in an earlier packet (MPEG-4 in AVI).
 """
 _START_CODE = re.compile(rb"\x00\x00\x01(.)", re.DOTALL)
 _PROGRESSIVE = 1
-"""`field_order` of whole frames; of two fields each may have a packet of its own."""
+"""`field_order` of whole frames. Interlaced video may have one packet per field."""
 _DEFAULT_SCORE = 5_000_000
-"""What the mark of a default stream counts in ffmpeg's choice, beside its pixels."""
+"""What ffmpeg adds to a default stream when it chooses among streams by their pixels."""
 _JUMP = 2.5
-"""So many times the step that nine in ten keep to is a jump in time: two frames are lost, or more."""
+"""A step of this many usual steps is a jump in time: at least two frames are lost. The usual step covers nine in
+ten.
+"""
 
 
 class Entry(NamedTuple):
-    """A key frame from which decoding gives the frames that decoding from the start gives."""
+    """A key frame. Decoding from it gives the same frames as decoding from the start."""
 
     number: int
     pts: int
@@ -41,22 +44,23 @@ class VideoIndex(NamedTuple):
     """The frames of a video, as far as its packets tell."""
 
     stream: int
-    """Place among all streams of the file."""
+    """Index among all streams of the file."""
     times: np.ndarray | None
-    """int64, rising: time stamps (in the stream's time base) of the frames that are shown, where they are sure."""
+    """int64, rising: time stamps of the shown frames, in the stream's time base. None if they are uncertain."""
     entries: tuple[Entry, ...]
-    """Rising; empty where `times` is None."""
+    """In rising order; empty if `times` is None."""
     decord: bool
-    """Whether it is an AVI of pictures that stand alone, in which decord finds its way."""
+    """Whether it is an AVI without predicted frames, in which decord seeks correctly."""
     suspicion: str
-    """Empty, or what the header and the packets disagree in, or where time jumps."""
+    """Empty, or a sign of damage: the header and the packets disagree, or time jumps."""
 
 
 def open_video(path: Path) -> Any:
-    """Opens a PyAV container. Playlists may name files, but nothing on a network.
+    """Opens a PyAV container. Playlists may name local files, but nothing on a network.
 
     Raises:
-        DataError: if the file is missing or empty. av.FFmpegError, OSError, ValueError: if it cannot be opened.
+        DataError: if the file is missing or empty.
+        av.FFmpegError, OSError, ValueError: if it cannot be opened.
     """
     import av
 
@@ -80,9 +84,9 @@ def index_video(path: Path) -> VideoIndex:
             unbroken = True
             try:
                 for packet in container.demux(streams):
-                    if packet.size or packet.dts is not None:  # the last one is empty and timeless
+                    if packet.size or packet.dts is not None:  # the last packet is empty and has no time stamp
                         packets[packet.stream_index].append(_told_by(packet))
-            except av.FFmpegError:  # ffmpeg shows what comes before
+            except av.FFmpegError:  # ffmpeg shows the frames before the error
                 unbroken = False
             for stream in streams:
                 if any(packet.size for packet in packets[stream.index]):
@@ -93,7 +97,7 @@ def index_video(path: Path) -> VideoIndex:
 
 
 def jump_in_time(seconds: Sequence[float] | np.ndarray) -> str:
-    """A sentence on what is odd about the times of neighbouring frames, or an empty string."""
+    """A sentence about a jump in the times of neighbouring frames, or an empty string."""
     steps = np.diff(seconds)
     if len(steps) < 2:
         return ""
@@ -113,7 +117,7 @@ def first_line(error: BaseException) -> str:
 
 
 class _Packet(NamedTuple):
-    """What counts of a packet."""
+    """The fields of a packet that are used here."""
 
     size: int
     pts: int | None
@@ -134,10 +138,10 @@ def _told_by(packet: Any) -> _Packet:
 
 
 def _video_streams(path: Path, container: Any) -> list[Any]:
-    """The one first that ffmpeg would show; it shows the next one where that has no packet."""
+    """Streams in ffmpeg's order of choice. It shows the next one if the first has no packet."""
     from av.stream import Disposition
 
-    if container.format.name == "tty":  # ffmpeg plays text in colours
+    if container.format.name == "tty":  # ffmpeg would render the text as a video
         raise DataError(f"{path} is text, not a video; replace or remove it")
     films = [stream for stream in container.streams.video if Disposition.attached_pic not in stream.disposition]
     streams = [stream for stream in films if stream.codec_context is not None]
@@ -148,7 +152,7 @@ def _video_streams(path: Path, container: Any) -> list[Any]:
     def score(stream: Any) -> int:
         return int(stream.width * stream.height + _DEFAULT_SCORE * (Disposition.default in stream.disposition))
 
-    return sorted(streams, key=score, reverse=True)  # of equals the first stays first
+    return sorted(streams, key=score, reverse=True)  # a stable sort: of equals, the first stays first
 
 
 def _index(container: str, stream: Any, packets: list[_Packet], unbroken: bool) -> VideoIndex:
@@ -178,34 +182,36 @@ def _are_sure(packets: Sequence[_Packet], context: Any) -> bool:
         (context.codec.intra_only or name in _ONE_FRAME_A_PACKET)
         and (name != "h264" or context.field_order == _PROGRESSIVE)
         and not any(packet.corrupt for packet in packets)
-        and all(packet.shown for packet in packets)  # decoders differ in what they hide
+        and all(packet.shown for packet in packets)  # decoders differ in which frames they hide
         and len(set(pts)) == len(packets)
         and packets[0].entry
-        and pts[0] == min(pts)  # else what is shown before it needs frames that are not there
+        and pts[0] == min(pts)  # else the frames shown before it depend on missing frames
         and all(one < two for one, two in pairwise(dts))
         and all(packet.dts is None or packet.dts <= time for packet, time in zip(packets, pts, strict=True))
-        and not (context.has_b_frames and pts == sorted(pts))  # else these are the times of decoding
+        and not (context.has_b_frames and pts == sorted(pts))  # else pts holds decoding times
     )
 
 
 class _Nal(NamedTuple):
-    """Where a codec of NAL units says what a unit is, and which kinds are pictures."""
+    """How to tell the kind of a NAL unit in one codec, and which kinds are pictures."""
 
     length_byte: int
-    """Of the avcC or hvcC box, that says how long the lengths are."""
+    """Index of the byte, in the avcC or hvcC box, that gives the size of the length fields."""
     shift: int
     mask: int
     pictures: range
     entries: range
-    """Which no later picture looks behind: key frames of other kinds (recovery points, plain I frames) are none."""
+    """Kinds of key frames that no later picture refers behind. Recovery points and plain I frames are not among
+    them.
+    """
 
 
 _NAL = {"h264": _Nal(4, 0, 31, range(1, 6), range(5, 6)), "hevc": _Nal(21, 1, 63, range(32), range(16, 22))}
 
 
 def _picture_kind(content: memoryview, extradata: bytes | None, nal: _Nal) -> int | None:
-    """Kind of the first unit that is (part of) a picture; None where there is none, as in a file that was not copied to
-    its end.
+    """Kind of the first unit that is (part of) a picture. None if there is none, as in a file that was only partly
+    copied.
     """
     if extradata and extradata[0] == 1 and len(extradata) > nal.length_byte:
         headers = _after_lengths(content, 1 + (extradata[nal.length_byte] & 3))

@@ -1,7 +1,7 @@
 """Reads one video file with PyAV, and continues from its current position if it can. Knows nothing of decord.
 
-It decodes from the last entry of the index before the wanted frame, and tells frames by their time stamps; where there
-are no entries it decodes from the start and counts.
+It seeks to the last key frame of the index before the wanted frame, and identifies frames by their time stamps. If
+the index has no key frames, it decodes from the start and counts.
 """
 
 from __future__ import annotations
@@ -22,28 +22,28 @@ from reco_tune.errors import DataError
 
 
 def state_of(path: Path) -> tuple[int, ...]:
-    """A key that changes when the file is written to, and in a forked process."""
+    """A key that changes when the file is written to. It also differs in a forked process."""
     found = path.stat()
     return os.getpid(), found.st_ino, found.st_size, found.st_mtime_ns
 
 
 class VideoReader:
-    """One open video, for one caller at a time."""
+    """One open video. Not safe for several callers at a time."""
 
     def __init__(self, path: Path, index: VideoIndex) -> None:
         from av.video.reformatter import VideoReformatter
 
         self.path, self.index, self.state = path, index, state_of(path)
         self.damaged = 0
-        """Packets so far that could not be decoded."""
-        self._reformatter = VideoReformatter()  # one for every frame would take twice the time
+        """Packets so far that failed to decode."""
+        self._reformatter = VideoReformatter()  # kept: a new one for every frame would double the time
         self._container: Any = None
         self._stream: Any = None
         self._shown: Iterator[tuple[int, Any]] = iter(())
         self._entry_numbers = {entry.pts: entry.number for entry in index.entries}
         self._declared_size = (0, 0)
         self._placed = False
-        """Whether `_shown` goes on with frame `_next`, or one behind it."""
+        """Whether the next frame of `_shown` is frame `_next` or later."""
         self._next = 0
 
     def close(self) -> None:
@@ -77,13 +77,13 @@ class VideoReader:
         return self._shown
 
     def forget_place(self) -> None:
-        """Makes the next read independent of earlier ones, if the index has entries: how a damaged picture is repaired
-        depends on where decoding began.
+        """Makes the next read independent of earlier ones, if the index has key frames. The repair of a damaged
+        picture depends on where decoding began.
         """
         self._placed = self._placed and not self.index.entries
 
     def _picture(self, frame: Any) -> np.ndarray:
-        """Of the first one's size, as ffmpeg scales where a recording changes it."""
+        """The picture, scaled to the size of the first one: ffmpeg does the same if a recording changes its size."""
         size = frame.width, frame.height
         if size != self._declared_size:
             size = self._first_size
@@ -97,7 +97,7 @@ class VideoReader:
         return frame.width, frame.height
 
     def _approach(self, number: int) -> None:
-        """Goes to the last entry up to that frame, where it does not lie closer ahead already."""
+        """Seeks to the last key frame up to that frame, unless the current position is closer."""
         place = bisect_right(self.index.entries, number, key=lambda entry: entry.number)
         entry = self.index.entries[place - 1] if place else None
         begin = entry.number if entry else 0
@@ -110,12 +110,14 @@ class VideoReader:
         self.close()
         self._container = open_video(self.path)
         self._stream = self._container.streams[self.index.stream]
-        self._stream.codec_context.thread_count = 1  # other cores have processes of their own
+        self._stream.codec_context.thread_count = 1  # the other cores have their own processes
         self._declared_size = self._stream.width, self._stream.height
         self._go_on(0, self._container.demux(self._stream))
 
     def _seek(self, entry: Entry) -> bool:
-        """Whether that led to the entry or to one before it: formats differ in what they take a time for."""
+        """Whether the seek led to the key frame or to one before it. Formats differ in how they interpret the seek
+        time.
+        """
         import av
 
         if self._container is None:
@@ -145,7 +147,7 @@ class VideoReader:
                     yield number, frame
 
     def _decoded(self, packets: Iterable[Any]) -> Iterator[Any]:
-        """As ffmpeg does: what cannot be decoded is left out, and a file that breaks off ends there."""
+        """Decodes as ffmpeg does: it skips packets that fail to decode, and ends where a truncated file ends."""
         import av
 
         packets = iter(packets)
@@ -155,7 +157,7 @@ class VideoReader:
             except av.FFmpegError:
                 packet = None
             if packet is not None and not packet.size:
-                continue  # an AVI repeats a frame, or the last packet, which carries nothing
+                continue  # an AVI may repeat a frame, and the last packet is empty
             try:
                 yield from self._stream.decode(packet)
             except av.FFmpegError:
@@ -165,16 +167,16 @@ class VideoReader:
 
 
 def _matrix(frame: Any) -> np.ndarray | None:
-    """int32 [3, 3]: how the file says that the picture is to be turned."""
+    """int32 [3, 3]: the display matrix of the file."""
     found = frame.side_data.get("DISPLAYMATRIX")
     return None if found is None else np.frombuffer(bytes(found), np.int32).reshape(3, 3)
 
 
 def _upright(pixels_HWC: np.ndarray, matrix: np.ndarray | None) -> np.ndarray:
-    """Turned and mirrored as ffmpeg does: a stored point (x, y, 1) is shown at (x, y, 1) @ matrix.
+    """Rotates and mirrors as ffmpeg does: a stored point (x, y, 1) is shown at (x, y, 1) @ matrix.
 
     Raises:
-        ValueError: for a turn by no multiple of 90 degrees.
+        ValueError: if the rotation is not a multiple of 90 degrees.
     """
     if matrix is None or not matrix[:2, :2].any():
         return pixels_HWC

@@ -1,6 +1,7 @@
-"""Texts as numbers: a list of words fitted to captions, or a tokenizer of transformers. Knows nothing of clips.
+"""Text tokenizers: a word list fitted to captions, or a tokenizer of transformers. Knows nothing of clips.
 
-Both count their words from 0; what is not known is word 0 of a list. Neither adds marks of a beginning or an end.
+Both number their words from 0. In a word list, 0 is the unknown word. Neither adds tokens for the beginning or the
+end.
 """
 
 from __future__ import annotations
@@ -17,15 +18,15 @@ from reco_tune.errors import DataError, SettingsError
 from reco_tune.pretrained import package_of_extra
 
 WORDS = "words"
-"""`model.text_tokenizer` of a list that is fitted here."""
+"""Value of `model.text_tokenizer` for a word list fitted to the captions."""
 NEEDED_BY = "a model.text_tokenizer of transformers"
-"""What needs its packages."""
+"""Names the setting that needs the packages, for error messages."""
 UNKNOWN = "<unknown>"
 _PIECE = re.compile(r"\w+(?:['’]\w+)*|[^\w\s]")
 
 
 class TextTokenizer(Protocol):
-    """What cuts a text into words."""
+    """Splits a text into numbered words."""
 
     @property
     def num_words(self) -> int: ...
@@ -34,16 +35,16 @@ class TextTokenizer(Protocol):
     def fingerprint(self) -> str: ...
 
     def encode(self, text: str) -> list[int]:
-        """Its words, none for an empty text."""
+        """Numbers of its words; empty for an empty text."""
 
     def unknown(self, text: str) -> list[str]:
-        """Words of a text that all look the same to it."""
+        """Words of a text that the tokenizer does not know; to a model they all look the same."""
 
     def save(self, folder: Path) -> None: ...
 
 
 class WordList:
-    """The words of some captions, the commonest first; case does not matter."""
+    """The words of the captions, most frequent first; case is ignored."""
 
     FILE = "words.json"
 
@@ -74,7 +75,7 @@ class WordList:
 
 
 class HubTokenizer:
-    """A fast tokenizer of transformers, whole in one file."""
+    """A fast tokenizer of transformers, stored in one file."""
 
     FILE = "tokenizer.json"
 
@@ -92,10 +93,10 @@ class HubTokenizer:
     def open(cls, name: str) -> HubTokenizer:
         """
         Args:
-            name: of a folder or a repository of the hub.
+            name: of a folder or a repository on the hub.
 
         Raises:
-            SettingsError: where transformers is missing, or there is no fast tokenizer of that name.
+            SettingsError: if transformers is missing, or there is no fast tokenizer of that name.
         """
         transformers = package_of_extra("transformers", "hf", NEEDED_BY)
         try:
@@ -104,8 +105,8 @@ class HubTokenizer:
         except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
             said = " ".join(str(error).split())[:200]
             raise SettingsError(
-                f"model.text_tokenizer ({name}) is no fast tokenizer that transformers can open ({said}); give a"
-                " folder or a hub name, or words"
+                f"model.text_tokenizer ({name}) is not a fast tokenizer that transformers can open ({said}); give a"
+                " folder, a hub name, or words"
             ) from error
 
     @property
@@ -130,8 +131,8 @@ class HubTokenizer:
 def load_text_tokenizer(folder: Path) -> TextTokenizer:
     """
     Raises:
-        DataError: where the folder holds none, or it is damaged.
-        SettingsError: where its package is missing.
+        DataError: if the folder holds no tokenizer, or it is damaged.
+        SettingsError: if its package is missing.
     """
     try:
         if (folder / WordList.FILE).exists():
@@ -140,7 +141,7 @@ def load_text_tokenizer(folder: Path) -> TextTokenizer:
         return HubTokenizer((folder / HubTokenizer.FILE).read_text(encoding="utf-8"))
     except (OSError, ValueError, TypeError) as error:
         raise DataError(
-            f"the list of words in {folder} is missing or damaged; delete the folder {folder.name} and run again"
+            f"the word list in {folder} is missing or damaged; delete the folder {folder.name} and run again"
         ) from error
 
 

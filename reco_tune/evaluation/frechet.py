@@ -153,8 +153,8 @@ def frechet_interval(
     Args:
         features_ND: generated clips.
         reference: statistics of the real clips.
-            strata: class of each clip, so that every group has the same mixture of classes. (Classes are given, not
-                drawn.)
+        strata: class of each clip, so that every group has the same mixture of classes. (Classes are given, not
+            drawn.)
     """
     features = as_features(features_ND)
     count = len(features)

@@ -76,7 +76,7 @@ def load_i3d(path: Path, sha256: str, protocol: str, published: PublishedProtoco
     """Loads the network and checks its hash: another network would give other numbers under the same protocol name.
 
     Raises:
-            DataError: if the file is missing, has another hash, or holds no such network.
+        DataError: if the file is missing, has another hash, or holds no such network.
     """
     try:
         with path.open("rb") as file:

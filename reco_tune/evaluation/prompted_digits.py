@@ -43,8 +43,8 @@ def motion_signs(video_BFCHW: Tensor) -> Tensor:
 def prompt_hits(prompts: Sequence[str], digit_N: NDArray[np.int64], motion_N2: NDArray[np.int64]) -> PromptHits:
     """
     Args:
-            digit_N: the digit that each clip shows.
-            motion_N2: the clips' `motion_signs`.
+        digit_N: the digit that each clip shows.
+        motion_N2: the clips' `motion_signs`.
     """
     asked = np.array([digit_and_motion(prompt) for prompt in prompts])
     digit = float((asked[:, 0] == digit_N).mean())

@@ -85,9 +85,9 @@ def prepare_evaluation(experiment: Experiment, cache: TokenCache, progress: Prog
     """Fits the extractor and computes the features of the real clips, or reads both from `experiment.cache_dir`.
 
     Raises:
-            SettingsError: if the protocol needs classes and the data have none, or a package is missing.
-            DataError: if there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or
-                has another hash.
+        SettingsError: if the protocol needs classes and the data have none, or a package is missing.
+        DataError: if there are no pixels or too few clips, a cached file is damaged, or I3D's file is missing or
+            has another hash.
     """
     cache.require_pixels()
     exact_float32()
@@ -148,7 +148,7 @@ def first_split(experiment: Experiment) -> Split:
 def _reference_clips(experiment: Experiment, cache: TokenCache, split: Split) -> int:
     """
     Raises:
-            DataError: if there are too few.
+        DataError: if there are too few.
     """
     evaluation = experiment.evaluation
     available = len(cache.tokens(split)) if evaluation.reference == "reconstructed" else len(cache.clips(split))
@@ -180,11 +180,11 @@ def check_extractor(experiment: Experiment, classes: bool | None = None) -> None
     early.
 
     Args:
-            classes: whether the data have classes; None if this is not known.
+        classes: whether the data have classes; None if this is not known.
 
     Raises:
-            DataError: if the file is missing or has another hash.
-            SettingsError: if the protocol needs classes and the data have none.
+        DataError: if the file is missing or has another hash.
+        SettingsError: if the protocol needs classes and the data have none.
     """
     if experiment.evaluation.protocol in PUBLISHED:
         _i3d(experiment)

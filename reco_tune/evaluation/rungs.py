@@ -39,7 +39,7 @@ class KernelAtRungs:
     ) -> None:
         """
         Args:
-                steps: the steps at which rungs end. At other steps nothing is generated or loaded.
+            steps: the steps at which rungs end. At other steps nothing is generated or loaded.
         """
         self._experiment, self._cache, self._steps, self._group, self._progress = (
             experiment,

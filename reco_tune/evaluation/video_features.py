@@ -118,8 +118,8 @@ def fit_extractor(
     variance is 1. The distances of all protocols then have one order of magnitude. They are still not comparable.
 
     Raises:
-            SettingsError: for `native` on data without classes.
-            DataError: with fewer than 2 clips.
+        SettingsError: for `native` on data without classes.
+        DataError: with fewer than 2 clips.
     """
     if len(clips_NFCHW) < 2:
         raise DataError(
@@ -153,7 +153,7 @@ def load_extractor(folder: Path) -> Extractor:
     """Reads what `Extractor.save` wrote.
 
     Raises:
-            DataError: if a file is missing, damaged or of another version.
+        DataError: if a file is missing, damaged or of another version.
     """
     try:
         described = json.loads((folder / "extractor.json").read_text(encoding="utf-8"))

@@ -1,6 +1,6 @@
-"""The way from videos to a token cache: clips are listed, decoded, encoded by a tokenizer and written.
+"""From videos to a token cache: list clips, decode them, encode them with a tokenizer, write the cache.
 
-The only place where data and tokenizers meet.
+This is the only place where data and tokenizers meet.
 """
 
 from reco_tune.preparation.cache_paths import check_weights

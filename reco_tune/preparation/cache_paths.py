@@ -1,5 +1,5 @@
-"""Which folders belong to an experiment: its videos, its tokenizer, its token cache. Folders are named after what
-decides their content.
+"""The folders of an experiment: its videos, its tokenizer, its token cache. Folder names are hashes of what
+determines the content.
 """
 
 from __future__ import annotations
@@ -17,12 +17,14 @@ from reco_tune.tokenizers.pretrained import NEEDED, given, is_hub_name
 
 
 def folder_name(*parts: str) -> str:
-    """16 hexadecimal digits."""
+    """A name of 16 hexadecimal digits, hashed from the parts."""
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()[:16]
 
 
 def absolute_data(experiment: settings.Experiment) -> settings.Data:
-    """The data settings with an absolute root: a cache names its videos, and is read from any working folder."""
+    """The data settings with an absolute root: a cache records its videos, and may be read from any working
+    directory.
+    """
     data = experiment.data
     root = data.root
     if root is None and data.layout == "digits":
@@ -31,12 +33,13 @@ def absolute_data(experiment: settings.Experiment) -> settings.Data:
 
 
 def tokenizer_path(experiment: settings.Experiment, source: str) -> Path:
-    """A fitted tokenizer belongs to its data and settings, a pretrained one to its settings alone.
+    """Folder of the tokenizer. A fitted tokenizer depends on its data and settings, a pretrained one on its settings
+    alone.
 
     Args:
         source: fingerprint of the data.
     """
-    tokenizer = experiment.tokenizer  # what came later changes no name at its default
+    tokenizer = experiment.tokenizer  # later settings at their defaults do not change the name
     later = {name for name, default in (("quantizer", "vq"), ("options", {})) if getattr(tokenizer, name) == default}
     what = experiment.tokenizer.model_dump_json(exclude_none=True, exclude=later)
     return (
@@ -55,7 +58,7 @@ def token_cache_path(experiment: settings.Experiment, source: str, tokenizer_fin
 
 
 def copy_pretrained(experiment: settings.Experiment) -> None:
-    """Pretrained weights are copied beside the token caches once, so that these go on working wherever they are.
+    """Copies pretrained weights beside the token caches once, so that the caches work wherever they are moved.
 
     Raises:
         DataError: if the weights were replaced after they were copied.
@@ -68,16 +71,16 @@ def copy_pretrained(experiment: settings.Experiment) -> None:
     for file in weight_files(experiment.tokenizer):
         if file.stat().st_mtime > copied:
             raise DataError(
-                f"{file} is newer than its copy in {path}; delete the folder {path.name} to take the new weights"
+                f"{file} is newer than its copy in {path}; delete the folder {path.name} to use the new weights"
             )
 
 
 def check_weights(experiment: settings.Experiment) -> None:
-    """Looks where a pretrained tokenizer's files are; opens none. Weights that were copied into the cache folder before
-    are not missed.
+    """Checks that a pretrained tokenizer's files exist, without opening them. If weights are already copied into the
+    cache folder, the originals may be missing.
 
     Raises:
-        SettingsError: where they are not given, or neither on this machine nor the name of a model on the hub.
+        SettingsError: if they are not given, or are neither on this machine nor a model name on the hub.
     """
     tokenizer = experiment.tokenizer
     if not tokenizer.pretrained or tokenizer_path(experiment, source="").exists():

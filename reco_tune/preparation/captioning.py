@@ -1,4 +1,4 @@
-"""The captions of a token cache, added to it for a model of texts (`model.condition: text`)."""
+"""Adds captions to a token cache, for models that are conditioned on text (`model.condition: text`)."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ from reco_tune.progress import Progress
 
 
 def add_captions(cache: TokenCache, experiment: settings.Experiment, progress: Progress) -> Captions:
-    """Those of the experiment's settings, made where they do not exist.
+    """The captions for the experiment's settings. They are created if they do not exist.
 
     Raises:
-        SettingsError: where the layout has none.
-        DataError: where a clip has none, or the captions are no longer those that the cache has.
+        SettingsError: if the layout has no captions.
+        DataError: if a clip has no caption, or the captions have changed since the cache was made.
     """
     model, data = experiment.model, absolute_data(experiment)
     texts = captions_of(data, {split: cache.sources(split) for split in SPLITS}, experiment.grid)
@@ -34,10 +34,10 @@ def add_captions(cache: TokenCache, experiment: settings.Experiment, progress: P
     captions = Captions.open(folder)
     if captions.source != source_of(texts):
         raise DataError(
-            f"the captions in {data.root} are no longer those of {folder}; bring them back, or delete the folder"
-            f" {folder.name} and begin a new study"
+            f"the captions in {data.root} have changed since {folder} was made; restore them, or delete the folder"
+            f" {folder.name} and start a new study"
         )
     if captions.shortened:
         what = f"{captions.shortened} captions have more than {captions.length} words (model.text_tokens)"
-        progress(1, 1, f"{what} and lose their end")
+        progress(1, 1, f"{what} and are cut at the end")
     return captions

@@ -32,10 +32,10 @@ def check_codes_there(experiment: settings.Experiment) -> None:
 
 
 def import_codes(experiment: settings.Experiment) -> TokenCache:
-    """The token cache of the codes under `data.root`, made if it does not exist; it has no pixels.
+    """The token cache of the codes under `data.root`, created if it does not exist. It has no pixels.
 
     Raises:
-        DataError: if the files are missing, of another shape or too few.
+        DataError: if the files are missing, of another shape, or too few.
     """
     data = absolute_data(experiment)
     grid, num_codes = experiment.grid, experiment.tokenizer.num_codes
@@ -77,7 +77,7 @@ def import_codes(experiment: settings.Experiment) -> TokenCache:
 
 
 class _Part(NamedTuple):
-    """Clips of one split: their codes by an array of rows, their labels, and where each lies."""
+    """Clips of one split: their codes (indexed by an array of rows), their labels, and the source of each."""
 
     tokens: np.ndarray | Windows
     labels: np.ndarray
@@ -85,7 +85,7 @@ class _Part(NamedTuple):
 
 
 def _given(data: settings.Data, grid: settings.TokenGrid, num_codes: int) -> tuple[dict[Split, _Part], tuple[str, ...]]:
-    """Arrays of clips that are cut already."""
+    """Clips from arrays of codes that are already cut into clips."""
     found, class_names = read_coded_clips(data, grid, num_codes)
     return {
         split: _Part(own.tokens, own.labels, partial(_row_of, own.path)) for split, own in found.items()
@@ -99,7 +99,7 @@ def _row_of(path: Path, row: int) -> tuple[Path, int]:
 def _recorded(
     data: settings.Data, grid: settings.TokenGrid, num_codes: int
 ) -> tuple[dict[Split, _Part], tuple[str, ...]]:
-    """Clips cut from recordings, which have no classes."""
+    """Clips cut from recordings. They have no classes."""
     found = read_token_set(data, grid, num_codes)
     parts = {split: _Part(own, np.zeros(len(own), np.int64), own.place) for split, own in found.items()}
     return parts, ("all",)

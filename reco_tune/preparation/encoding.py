@@ -21,18 +21,18 @@ from reco_tune.tokenizers.kinds import load_tokenizer
 
 
 class PartTask(NamedTuple):
-    """The inputs for encoding one part, on any machine that sees the same files."""
+    """The inputs for encoding one part, on any machine with access to the same files."""
 
     number: int
     rows: list[int]
-    """Places of the clips in the cache."""
+    """Rows of the clips in the cache."""
     clips: list[Clip]
     data: settings.Data
     tokenizer_path: Path
     device: str
     piece_blocks: tuple[int, ...]
     readers: int
-    """Processes that decode."""
+    """Number of decoder processes."""
 
 
 class EncodedPart(NamedTuple):
@@ -43,17 +43,17 @@ class EncodedPart(NamedTuple):
     codes_BT: np.ndarray
     """int32."""
     pieces: dict[int, np.ndarray]
-    """int32 [B, P, tokens] by length in blocks."""
+    """int32 [B, P, tokens] by piece length in blocks."""
     failed: list[Failure]
     equal: list[tuple[Path, int, int]]
 
 
 Spread = Callable[[Callable[[PartTask], EncodedPart], list[PartTask]], Iterable[EncodedPart]]
-"""Calls a function of a module with every task, anywhere and in any order."""
+"""Calls a module-level function with every task, on any machine and in any order."""
 
 
 def encode_part(task: PartTask) -> EncodedPart:
-    """Decodes and encodes a part, bit for bit as the calling process would.
+    """Decodes and encodes a part, with the same bits as in the calling process.
 
     Raises:
         DataError: if the videos or the tokenizer are not visible from here.
@@ -64,7 +64,7 @@ def encode_part(task: PartTask) -> EncodedPart:
         if not path.exists():
             raise DataError(
                 f"{path} is not visible from {socket.gethostname()}; put data.root and data.cache_dir on storage that"
-                " every node sees"
+                " every node can read"
             )
     device = task.device if torch.cuda.is_available() else "cpu"
     exact_float32()
@@ -80,12 +80,12 @@ def encode_part(task: PartTask) -> EncodedPart:
 
 @lru_cache(maxsize=1)
 def _kept_tokenizer(path: Path) -> Tokenizer:
-    """Loaded once by a process that encodes part after part."""
+    """Loaded once per process, for all parts that it encodes."""
     return load_tokenizer(path)
 
 
 class Encoder(NamedTuple):
-    """A tokenizer, where it runs, and how the clips it gets are cut."""
+    """A tokenizer, its device, and the lengths of the clips it gets."""
 
     tokenizer: Tokenizer
     data: settings.Data
@@ -102,7 +102,9 @@ class Encoder(NamedTuple):
         return EncodedPart(part.number, part.rows, self.codes(part.video_BFCHW), pieces, part.failed, part.equal)
 
     def pieces(self, video_BFCHW: torch.Tensor, blocks: int) -> np.ndarray:
-        """int32 [B, P, tokens]: the sub-clips from frame j * temporal_stride on, each encoded as a clip of its own."""
+        """int32 [B, P, tokens]: the sub-clips that start at frame j * temporal_stride, each encoded as a clip of its
+        own.
+        """
         step = self.tokenizer.temporal_stride
         frames = 1 + (blocks - 1) * step
         starts = range(0, video_BFCHW.shape[1] - frames + 1, step)
@@ -120,8 +122,8 @@ class DecodedPart(NamedTuple):
 
 
 class LeftParts:
-    """The parts of a list of clips that are not done yet: first the clips whose pixels are kept, then the others,
-    decoded now.
+    """The parts that are not encoded yet. First those clips whose pixels are kept, then the others, which are decoded
+    on the fly.
     """
 
     def __init__(
@@ -145,7 +147,9 @@ class LeftParts:
     def tasks(
         self, experiment: settings.Experiment, tokenizer_path: Path, piece_blocks: tuple[int, ...]
     ) -> list[PartTask]:
-        """The same parts for other machines, which read the kept clips from their videos too."""
+        """The same parts as tasks for other machines. They decode all clips, also those whose pixels are kept
+        here.
+        """
         cpus, device = experiment.resources.cpus_per_worker, experiment.device_type
         tasks = []
         for number in self.left:

@@ -1,7 +1,7 @@
 """From a folder of videos to a token cache: render, list, decode once, fit, encode, write.
 
-Finished work is found by its fingerprint and reused. The work is cut into numbered parts of clips that depend on the
-list of clips alone; each is written and noted when it is done, so a killed run goes on there and ends with the same
+Finished work is found by its fingerprint and reused. The work is split into numbered parts that depend on the list of
+clips alone. Each part is written and recorded when it is done. So a killed run continues there and ends with the same
 bytes.
 """
 
@@ -43,16 +43,16 @@ def check_data(experiment: settings.Experiment) -> None:
     """Checks that the data exist, without opening a video or reading codes.
 
     Raises:
-        DataError: if they do not.
+        DataError: if they do not exist.
     """
     if experiment.data.layout == "tokens":
         check_codes_there(experiment)
-    elif experiment.data.layout != "digits":  # those are drawn
+    elif experiment.data.layout != "digits":  # digits are rendered later
         existing_root(experiment.data)
 
 
 def classes_known(experiment: settings.Experiment) -> bool | None:
-    """Whether the videos have at least two classes, by their names and folders; None if unknown. Opens no video.
+    """Whether the videos have at least two classes, judged by names and folders; None if unknown. Opens no video.
 
     Raises:
         DataError: if there are no videos.
@@ -68,14 +68,14 @@ def classes_known(experiment: settings.Experiment) -> bool | None:
 def prepare_tokenizer(
     experiment: settings.Experiment, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
 ) -> Path:
-    """The folder of the experiment's tokenizer, which is fitted if it does not exist. `prepare_tokens` reuses the clips
-    decoded for it.
+    """The folder of the experiment's tokenizer, which is fitted if it does not exist. `prepare_tokens` later reuses
+    the clips decoded here.
 
     Raises:
-        DataError: if no usable clip is left, or something in the cache folder is damaged or foreign.
+        DataError: if no usable clip is left, or a folder in the cache is damaged or not from ReCo-Tune.
     """
     if experiment.data.layout == "tokens":
-        raise DataError("data.layout tokens has codes already, so there is no tokenizer to fit; leave --fit out")
+        raise DataError("data.layout tokens has codes already, so there is no tokenizer to fit; omit --fit")
     plan = _plan(experiment, progress, piece_blocks)
     if not plan.tokenizer_path.exists():
         with plan.writer() as writer:
@@ -91,15 +91,16 @@ def prepare_tokens(
     spread: Spread | None = None,
     seen: Collection[str] = (),
 ) -> TokenCache:
-    """The token cache of `experiment`, made if it does not exist, with pieces of each length in `piece_blocks`.
+    """The token cache of `experiment`, created if it does not exist, with pieces of each length in `piece_blocks`.
 
     Args:
-        spread: encodes parts elsewhere, with the same bytes; by default this process does.
-        seen: fingerprints of the data that other runs used; the data must be the same.
+        spread: encodes parts on other machines, with the same bytes; by default this process encodes.
+        seen: fingerprints of the data that earlier runs used. The data must be the same.
 
     Raises:
-        DataError: if no usable clip is left, if something in the cache folder is damaged or foreign, or if the data are
-            others.
+        DataError: if no usable clip is left, if a folder in the cache is damaged or not from ReCo-Tune, or if the
+        data
+            have changed.
     """
     if experiment.data.layout == "tokens":
         imported = import_codes(experiment)
@@ -113,7 +114,7 @@ def prepare_tokens(
             what = f"the token cache {earlier.name} may hold wrong frames, as earlier versions read some videos; all is"
             progress(1, 1, f"{what} read anew, and that folder can be deleted")
         with plan.writer() as writer:
-            cache = _existing(plan)  # another process may have made it while this one waited
+            cache = _existing(plan)  # another process may have made it during the wait
             if cache is None:
                 cache = _make(plan, writer)
             else:
@@ -133,23 +134,23 @@ def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None
     if seen and source not in seen:
         raise DataError(
             f"{data.root} gives other clips than the study's runs used ({source[:9]}, not {min(seen)[:9]}): the data"
-            " changed, or an earlier version read some videos wrongly; begin a new study"
+            " changed, or an earlier version read some videos wrongly; start a new study"
         )
 
 
 def _enough(cache: TokenCache, data: settings.Data) -> TokenCache:
-    """The cache, which may have been made while `data.min_clips` was lower."""
+    """Checks the number of clips again: the cache may be older than the current `data.min_clips`."""
     for split in SPLITS:
         check_enough(len(cache.tokens(split)), data, split, cache.skipped)
     return cache
 
 
 def _counted(cache: TokenCache, experiment: settings.Experiment) -> TokenCache:
-    """The cache, whose clips must be as many as the steps of `training.epochs` were counted in."""
+    """Checks that the cache has as many clips as were assumed when `training.epochs` was converted to steps."""
     clips, counted, epochs = len(cache.tokens("train")), experiment.data.train_clips, experiment.training.epochs
     if epochs is not None and clips != counted:
         raise DataError(
-            f"training.epochs ({epochs:g}) was counted in data.train_clips ({counted}), but there are {clips} training"
+            f"training.epochs ({epochs:g}) was counted with data.train_clips ({counted}), but there are {clips} training"
             f" clips; set data.train_clips to {clips}"
         )
     return cache
@@ -161,7 +162,7 @@ def _plan(experiment: settings.Experiment, progress: Progress, piece_blocks: Seq
         assert data.root is not None
         render_digits(data.root, data, progress)
     videos = list_videos(data)
-    if experiment.tokenizer.pretrained:  # whatever is wrong with it shows before all the data are read
+    if experiment.tokenizer.pretrained:  # its errors should show before all data are read
         copy_pretrained(experiment)
     source = data_fingerprint(videos, data)
     device = experiment.device_type if torch.cuda.is_available() else "cpu"
@@ -179,11 +180,11 @@ def _plan(experiment: settings.Experiment, progress: Progress, piece_blocks: Seq
 
 
 class _CachePlan(NamedTuple):
-    """What a token cache is made of."""
+    """Everything that determines a token cache."""
 
     experiment: settings.Experiment
     data: settings.Data
-    """With an absolute root."""
+    """Data settings with an absolute root."""
     videos: list[Video]
     source: str
     """Fingerprint of the data."""
@@ -194,7 +195,7 @@ class _CachePlan(NamedTuple):
     spread: Spread | None = None
 
     def writer(self) -> TokenCacheWriter:
-        """The one that every run of the same work goes on with."""
+        """A writer with the key of this work, so that a later run continues it."""
         key = folder_name(
             self.source,
             self.experiment.tokenizer.model_dump_json(),
@@ -219,7 +220,7 @@ def _existing(plan: _CachePlan) -> TokenCache | None:
 
 
 def _earlier_cache(plan: _CachePlan) -> Path | None:
-    """What another order or reading of the frames left behind."""
+    """A cache from an earlier version, which ordered or read the frames differently."""
     if not (plan.experiment.cache_dir / "tokens").is_dir():
         return None
     source = data_fingerprint(plan.videos, plan.data, earlier=True)
@@ -231,14 +232,14 @@ def _earlier_cache(plan: _CachePlan) -> Path | None:
 
 
 def _make(plan: _CachePlan, writer: TokenCacheWriter, fit_only: bool = False) -> TokenCache | None:
-    """Goes on where `writer` stands and finishes the cache, or stops when there is a tokenizer."""
+    """Continues the work of `writer` and finishes the cache. With `fit_only`, stops once there is a tokenizer."""
     data = plan.data
     skipped: list[Skipped] = []
     try:
         known = writer.remember(
             "facts", lambda: [[*facts] for facts in list_facts(plan.videos, data.decode_seconds, plan.progress)]
         )
-        # A list of two: frames and suspicion, or reason and whether it was fatal.
+        # Each entry is a list of two: frames and suspicion, or reason and whether it was fatal.
         facts = [VideoFacts(*values) if isinstance(values[0], int) else FailedCall(*values) for values in known]
         listed = list_clips(data, plan.videos, plan.progress, facts)
         skipped += listed.skipped
@@ -255,7 +256,7 @@ def _make(plan: _CachePlan, writer: TokenCacheWriter, fit_only: bool = False) ->
                 _fit(plan, writer, pixel_rows["train"])
             if fit_only:
                 return None
-            if (cache := _existing(plan)) is not None:  # its tokenizer alone had been lost
+            if (cache := _existing(plan)) is not None:  # only its tokenizer was missing
                 writer.discard()
                 return cache
             encoder = plan.encoder()
@@ -304,7 +305,7 @@ def _decode_first(
     processes: Processes,
     skipped: list[Skipped],
 ) -> list[int]:
-    """Keeps the pixels of the first clips; returns the rows of those that could be decoded."""
+    """Decodes the first clips and keeps their pixels. Returns the rows of those that could be decoded."""
     stage, first, data = f"{split}.clips", clips[: plan.experiment.kept_clips], plan.data
     wanted = parts(first)
     left = [number for number in range(len(wanted)) if number not in writer.done(stage)]
@@ -342,8 +343,8 @@ def _encode_all(
     processes: Processes,
     skipped: list[Skipped],
 ) -> list[Clip]:
-    """Codes and pieces of all clips: the kept ones from their pixels, the others decoded now; returns the clips that
-    have codes.
+    """Encodes all clips and pieces: the kept clips from their pixels, the others decoded on the fly. Returns the
+    clips that have codes.
     """
     grid, stage = plan.experiment.grid, f"{split}.tokens"
     shapes: dict[str, tuple[int, ...]] = {stage: (len(clips), *grid.shape)}
@@ -379,7 +380,7 @@ def _encode_all(
 
 
 def _settle(failures: list[Failure], clips: list[Clip], dead: dict[Path, str], skipped: list[Skipped]) -> set[int]:
-    """Lists every broken video once with each reason; returns the places that have no pixels."""
+    """Records every broken video once per reason. Returns the indices of clips without pixels."""
     known = set(skipped)
     for failure in failures:
         path = clips[failure.place].path
@@ -393,7 +394,7 @@ def _settle(failures: list[Failure], clips: list[Clip], dead: dict[Path, str], s
 
 
 def _equal_runs(writer: TokenCacheWriter) -> list[Skipped]:
-    """The longest run of equal frames of every video that has a suspicious one."""
+    """The longest run of equal frames in every video with a suspicious run."""
     longest: dict[Path, tuple[int, int]] = {}
     for path, first, last in writer.equal():
         begin, end = longest.get(path, (0, -1))
@@ -403,7 +404,7 @@ def _equal_runs(writer: TokenCacheWriter) -> list[Skipped]:
 
 
 def _add_missing_pieces(cache: TokenCache, plan: _CachePlan) -> None:
-    """Pieces of other lengths, for a cache that was made without them."""
+    """Adds pieces of new lengths to an existing cache."""
     for blocks in plan.piece_blocks:
         if not cache.has_pieces(blocks):
             with TokenCacheWriter(cache.path, f"pieces-{blocks}", plan.progress) as writer:

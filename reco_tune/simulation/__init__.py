@@ -1,7 +1,6 @@
-"""A study before it runs: the real engine on simulated time, with faults drawn by a seed.
+"""Simulates a study before it runs: the real engine on simulated time, with faults drawn from a seed.
 
-Stands above `study`, whose search, pruning, log and dispatcher it drives, and beside nothing else: whoever only runs
-studies never loads it.
+It drives the search, pruning, log and dispatcher of `study`. Nothing in a real study imports it.
 """
 
 from reco_tune.simulation.faults import FaultRates

@@ -1,4 +1,6 @@
-"""Whether the log of a simulated study lost or doubled anything: read from the disk, by nothing that wrote it."""
+"""Whether the log of a simulated study lost or duplicated anything. It reads the log from disk, independently of the
+writer.
+"""
 
 from __future__ import annotations
 
@@ -10,11 +12,11 @@ from reco_tune.settings import SEARCH
 from reco_tune.study_log import ENDED, StudyFolder, read_events
 
 LASTED = "it did not end within"
-"""How a run is told that hung: its end is no fault of the engine."""
+"""Marks a run that hung. Its failure is not a fault of the engine."""
 
 
 def check_log(plan: Plan, folder: Path) -> list[str]:
-    """Everything that must not be, in sentences."""
+    """Every violation, one sentence each."""
     found: list[str] = []
     opened: list[str] = []
     ends: Counter[str] = Counter()
@@ -32,7 +34,7 @@ def check_log(plan: Plan, folder: Path) -> list[str]:
         if name in ENDED:
             ends[run] += 1
             if name == "failed" and not event["reason"].startswith(LASTED):
-                found.append(f"{run} failed through no fault of its own: {event['reason']}")
+                found.append(f"{run} failed without a simulated cause: {event['reason']}")
         elif name == "started":
             if event["attempt"] <= attempts.get(run, 0):
                 found.append(f"attempt {event['attempt']} of {run} began twice")
@@ -41,11 +43,11 @@ def check_log(plan: Plan, folder: Path) -> list[str]:
             if reported[run] and event["step"] <= reported[run][-1]:
                 found.append(f"{run} reported step {event['step']} twice in one attempt")
             reported[run].append(event["step"])
-    found += [f"{run} was given out {count} times" for run, count in Counter(opened).items() if count > 1]
+    found += [f"{run} was dispatched {count} times" for run, count in Counter(opened).items() if count > 1]
     found += [f"{run} never ended" for run in opened if not ends[run]]
     found += [f"{run.trial} was never planned" for run in plan.fixed if run.trial not in opened]
     if sampled != plan.trials and plan.space.sampler.kind != "grid":
-        found.append(f"{sampled} configurations were asked, not {plan.trials}")
+        found.append(f"{sampled} configurations were sampled, not {plan.trials}")
     if finished != 1 or name != "finished":
         found.append("the log does not end with the study")
     return found

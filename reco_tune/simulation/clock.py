@@ -1,6 +1,7 @@
-"""Simulated time: an asyncio loop that never waits. When all tasks sleep, its clock jumps to the first that wakes.
+"""Simulated time: an asyncio loop that never waits. When all tasks sleep, its clock jumps to the first task that
+wakes.
 
-Knows asyncio alone; what runs on it is the code that runs on real time.
+The tasks on it run the same code as in real time.
 """
 
 from __future__ import annotations
@@ -11,15 +12,15 @@ from typing import Any
 
 
 class StandstillError(RuntimeError):
-    """Everybody waits for somebody and nobody will ever wake."""
+    """All tasks wait for each other, and none will ever wake."""
 
 
 class SimulatedLoop(asyncio.SelectorEventLoop):
-    """An event loop whose seconds cost nothing."""
+    """An event loop whose time passes without waiting."""
 
     def __init__(self) -> None:
         self.now = 0.0
-        """Seconds since the loop was made."""
+        """Simulated seconds since the loop was created."""
         super().__init__(_Jumping(self))
 
     def time(self) -> float:
@@ -27,7 +28,7 @@ class SimulatedLoop(asyncio.SelectorEventLoop):
 
 
 class _Jumping(selectors.SelectSelector):
-    """Instead of waiting for a file it lets the clock jump; nobody outside has anything to say."""
+    """Advances the clock instead of waiting for files. No input ever comes from outside the simulation."""
 
     def __init__(self, loop: SimulatedLoop) -> None:
         super().__init__()

@@ -1,5 +1,5 @@
-"""What goes wrong in a simulated study, and when: drawn by a seed before anything runs, so that the same faults meet
-every variant of a study.
+"""The faults of a simulated study and their times. They are drawn from a seed before anything runs, so that every
+variant of a study meets the same faults.
 """
 
 from __future__ import annotations
@@ -14,51 +14,51 @@ HOUR, DAY = 3600.0, 86400.0
 
 @dataclass(frozen=True)
 class FaultRates:
-    """How often what fails; rates of nothing leave it whole."""
+    """Rates of all kinds of faults. None, or a share of 0, turns a kind off."""
 
     mtbf_days: float | None = None
     """Mean time between failures of one machine."""
     preemptible: float = 0.0
-    """Share of the machines that may be taken away."""
+    """Share of the machines that are preemptible."""
     preemption_hours: float = 24.0
-    """Mean time until a machine that may be taken away is."""
+    """Mean time until a preemptible machine is taken away."""
     notice_seconds: float = 120.0
-    """Between the notice and the end of such a machine."""
+    """Seconds between the preemption notice and the loss of the machine."""
     back_hours: float = 1.0
-    """Mean time until a machine is back, repaired or given again."""
+    """Mean time until a lost machine returns."""
     hang_share: float = 0.0
-    """Of attempts, that hang at some step for ever."""
+    """Share of attempts that hang forever at some step."""
     slow_disk_hours: float | None = None
-    """Mean time between spells of a slow disk under the log."""
+    """Mean time between periods in which the log's disk is slow."""
     slow_disk_spell: float = 600.0
-    """Seconds of a spell."""
+    """Seconds that a slow period lasts."""
     slow_write_seconds: float = 0.5
-    """Of one event in a spell."""
+    """Seconds to write one event while the disk is slow."""
     tracking_hours: float | None = None
-    """Mean time between outages of the tracking server, which last as long as a machine does."""
+    """Mean time between outages of the tracking server. An outage lasts as long as that of a machine."""
     driver_hours: float | None = None
     """Mean time between kills of the driver."""
     resume_seconds: float = 300.0
-    """Until somebody resumes the study."""
+    """Seconds until a user resumes the study."""
 
 
 Kind = Literal["lost", "notice", "slow disk", "no tracking", "driver killed"]
 
 
 class Fault(NamedTuple):
-    """Something that goes wrong."""
+    """One fault."""
 
     at: float
     """Seconds of simulated time."""
     kind: Kind
     machine: int
-    """-1 where it is no machine's."""
+    """-1 for faults that concern no machine."""
     until: float
-    """When it is over; a noticed machine ends `notice_seconds` after `at`."""
+    """When the fault ends. After a notice, the machine is lost `notice_seconds` after `at`."""
 
 
 def machine_faults(rates: FaultRates, machine: int, seed: int) -> Iterator[Fault]:
-    """Of one machine for ever, in order, one after another."""
+    """Endless faults of one machine, in order and without overlap."""
     draws = random.Random(f"{seed}-machine-{machine}")
     may_be_taken = draws.random() < rates.preemptible
     at = 0.0
@@ -75,7 +75,7 @@ def machine_faults(rates: FaultRates, machine: int, seed: int) -> Iterator[Fault
 
 
 def study_faults(rates: FaultRates, seed: int) -> Iterator[Iterator[Fault]]:
-    """Those of the driver's machine, each kind for ever, in order."""
+    """Endless faults of the driver's machine, in order, one iterator per kind."""
     kinds: list[tuple[Kind, float | None, float]] = [
         ("slow disk", rates.slow_disk_hours, rates.slow_disk_spell),
         ("no tracking", rates.tracking_hours, rates.back_hours * HOUR),

@@ -1,4 +1,4 @@
-"""What a simulated study comes to, in numbers and in one figure."""
+"""The results of a simulated study, as numbers and one figure."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ from reco_tune.simulation.simulate import Simulated
 from reco_tune.study_log import StudyRecord
 
 SHARE = 0.95
-"""Of the final hypervolume."""
+"""Share of the final hypervolume."""
 POINTS = 200
-"""Of a curve."""
+"""Points of a curve."""
 
 
 @dataclass(frozen=True)
@@ -29,13 +29,13 @@ class Progress:
 
     @property
     def reached(self) -> float:
-        """Seconds until `SHARE` of it."""
+        """Seconds until it reaches `SHARE`."""
         return float(self.seconds[np.argmax(self.shares >= SHARE)])
 
 
 def progress(space: Space, study: StudyRecord) -> Progress | None:
-    """Of the evaluated runs that have every objective; None where fewer than two have. The reference point is their
-    worst in each.
+    """Hypervolume over the evaluated runs that have every objective. None if there are fewer than two. The reference
+    point is their worst value of each objective.
     """
     names = list(space.objectives)
     signs = np.array([-1.0 if direction == "maximize" else 1.0 for direction in space.objectives.values()])
@@ -56,7 +56,7 @@ def states(study: StudyRecord) -> Counter[str]:
 
 
 def draw(found: Simulated, covered: Progress | None, path: Path) -> None:
-    """Groups at work, and the hypervolume, over time."""
+    """Draws the busy worker groups and the hypervolume over time."""
     from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
@@ -66,12 +66,12 @@ def draw(found: Simulated, covered: Progress | None, path: Path) -> None:
     changes = sorted(found.work)
     hours = np.array([at for at, _ in changes]) / 3600
     top.step(hours, np.cumsum([change for _, change in changes]), where="post", color="#0072b2", linewidth=0.8)
-    top.set_ylabel(f"groups at work\n(of {found.groups})")
+    top.set_ylabel(f"busy groups\n(of {found.groups})")
     top.set_ylim(0, None)
     if covered is not None:
         bottom.plot(covered.seconds / 3600, covered.shares, color="#009e73")
         bottom.axvline(covered.reached / 3600, color="#7f7f7f", linewidth=0.8, linestyle="--")
         bottom.axhline(SHARE, color="#7f7f7f", linewidth=0.8, linestyle="--")
-    bottom.set_ylabel("hypervolume\n(share of the final)")
+    bottom.set_ylabel("hypervolume\n(share of final)")
     bottom.set_xlabel("simulated hours")
     figure.savefig(path, dpi=150)

@@ -1,8 +1,8 @@
-"""A whole study on simulated time: the real search, job source, pruning, log and dispatcher; simulated are the
-machines, the workers' hours, Ray's delays and what goes wrong.
+"""A whole study on simulated time. Search, job source, pruning, log and dispatcher are real. The machines, the
+training time, Ray's delays and the faults are simulated.
 
-Worker groups speak to the dispatcher as `study.worker` does, followers as `study.trial`, the log's writer as
-`study.runner`. A driver that is killed leaves its log, the checkpoints and the results; everything else is rebuilt.
+Worker groups call the dispatcher as `study.worker` does, followers as `study.trial`, and the log's writer as
+`study.runner`. A killed driver leaves its log, the checkpoints and the results. Everything else is rebuilt.
 """
 
 from __future__ import annotations
@@ -33,58 +33,58 @@ from reco_tune.study_log import StudyFolder, StudyRecord, read_study
 from reco_tune.training.loop import rung_steps
 
 GROUP_START_SECONDS = 26.0
-"""Until a worker group is at work: a Train run of Ray on two quiet cores."""
+"""Until a worker group starts to work: a Train run of Ray, measured on two idle cores."""
 TRIAL_SECONDS = 0.4
-"""Of Tune's thread for each trial that begins, with reused actors."""
+"""Time of Tune's thread for each trial that starts, with reused actors."""
 RESULT_SECONDS = 0.005
-"""Of Tune's thread for each report."""
+"""Time of Tune's thread for each report."""
 WRITE_SECONDS = 0.002
-"""Of one event, on a disk that is well."""
+"""Time to write one event on a normal disk."""
 CHECKPOINT_SECONDS = 5.0
-"""Of one that a run writes when it is asked to leave."""
+"""Time to write the checkpoint of a run that is asked to leave."""
 MIRROR_SECONDS = 0.03
-"""Of MLflow for one event, by the network."""
+"""Time to send one event to MLflow over the network."""
 MIRROR_LOOK_SECONDS = 60.0
 DEADLINE = 5.0
-"""Of a run that may hang, where the study sets no resources.trial_deadline_seconds: in lengths of the longest run."""
+"""Deadline of runs that may hang, if resources.trial_deadline_seconds is not set; in lengths of the longest run."""
 
 
 @dataclass
 class Simulated:
-    """What a simulated study came to; seconds are simulated where nothing else is said."""
+    """Results of a simulated study. Seconds are simulated unless stated otherwise."""
 
     gpus: int
     groups: int
     wall: float = 0.0
     handed_out: float = 0.0
-    """When the last new job was given out: what comes after is the tail."""
+    """Time when the last new job was dispatched. What follows is the tail."""
     busy: float = 0.0
-    """GPU seconds at work, what was lost included."""
+    """GPU seconds of work, including lost work."""
     busy_before_tail: float = 0.0
     lost: float = 0.0
-    """GPU seconds of work that had to be done again."""
+    """GPU seconds of work that had to be repeated."""
     down: float = 0.0
-    """GPU seconds of machines that were away."""
+    """GPU seconds of machines that were unavailable."""
     down_before_tail: float = 0.0
     silence: float = 0.0
-    """Longest time without an event in the log while the driver was there."""
+    """Longest time without an event in the log while the driver was alive."""
     mirror_lag: float = 0.0
-    """Most seconds that MLflow was behind."""
+    """Largest delay of MLflow in seconds."""
     slowest_answer: float = 0.0
-    """Longest wait of a worker for the answer to a report."""
+    """Longest time that a worker waited for the answer to a report."""
     faults: Counter[str] = field(default_factory=Counter)
     work: list[tuple[float, int]] = field(default_factory=list)
-    """(time, change) of the groups at work."""
+    """(time, change in the number of busy groups)."""
     cpu: dict[str, float] = field(default_factory=lambda: {"search": 0.0, "judgement": 0.0, "log": 0.0})
     """Real CPU seconds of the driver."""
     events: int = 0
     study: StudyRecord = field(default_factory=StudyRecord)
     problems: list[str] = field(default_factory=list)
-    """What the log shows that must not be, in sentences."""
+    """Violations found in the log, one sentence each."""
 
     @property
     def utilisation(self) -> float:
-        """Share of the GPU time that was there, from the start to the last job handed out, spent at work."""
+        """Share of the available GPU time spent working, from the start until the last job was dispatched."""
         return self.busy_before_tail / max(1e-9, self.gpus * self.handed_out - self.down_before_tail)
 
 
@@ -97,15 +97,15 @@ def simulate(
     folder: Path,
     gpus_per_machine: int = 8,
 ) -> Simulated:
-    """Runs the plan on simulated time; the log lies in `folder` afterwards.
+    """Runs the plan on simulated time. The log is in `folder` afterwards.
 
     Raises:
-        SettingsError: where not even one worker group fits.
-        StandstillError: where the study stands still for ever.
+        SettingsError: if not even one worker group fits.
+        StandstillError: if the study deadlocks.
     """
     if gpus < plan.shared.resources.workers:
         raise SettingsError(
-            f"a run needs {plan.shared.resources.workers} workers, there are {gpus} GPUs; raise --gpus or lower"
+            f"a run needs {plan.shared.resources.workers} workers, but there are {gpus} GPUs; raise --gpus or lower"
             " resources.workers"
         )
     loop = SimulatedLoop()
@@ -121,7 +121,7 @@ def simulate(
 
 
 class _Simulation:
-    """The world: what survives a driver is kept here."""
+    """The simulated world: everything that survives a killed driver."""
 
     def __init__(
         self,
@@ -138,11 +138,11 @@ class _Simulation:
         self.loop, self.plan, self.workload, self.rates, self.seed = loop, plan, workload, rates, seed
         self._folder, self.workers, self.per_machine = folder, resources.workers, gpus_per_machine
         jobs = len(plan.arms) + plan.total * (1 + plan.space.finalist_seeds)
-        groups = min(gpus // resources.workers, jobs)  # resources.concurrent_trials is of another cluster
+        groups = min(gpus // resources.workers, jobs)  # resources.concurrent_trials belongs to another cluster
         self.found = Simulated(groups * resources.workers, groups)
         self._machines = -(-groups * resources.workers // gpus_per_machine)
         self.back_at: dict[int, float] = {}
-        """Until when machines are away."""
+        """Time at which each lost machine returns."""
         self.going: set[int] = set()
         self.slow_until = self.untracked_until = 0.0
         self._faults: list[tuple[float, int, Fault, Any]] = []
@@ -153,12 +153,12 @@ class _Simulation:
         ]:
             self._next_of(faults)
         self.steps: dict[str, int] = {}
-        """Of each run's newest checkpoint."""
+        """Step of each run's newest checkpoint."""
         self.results: dict[str, dict[str, float]] = {}
         self._experiments: dict[str, Experiment] = {}
         self.epochs = 0
         self.deadline = resources.trial_deadline_seconds
-        """Seconds that an attempt may take."""
+        """Longest time that an attempt may take, in seconds."""
         if rates.hang_share and self.deadline is None:
             kinds = [run.experiment for run in plan.fixed] + ([plan.sampled] if plan.sampled else [])
             self.deadline = DEADLINE * max(
@@ -170,7 +170,7 @@ class _Simulation:
         return self.loop.time()
 
     async def study(self) -> None:
-        """One driver after another, until one of them ends the study."""
+        """Starts drivers one after another, until one of them ends the study."""
         while True:
             self.epochs += 1
             books = Bookkeeping(self.plan, self._folder, clock=lambda: self.now, sync=lambda descriptor: None)
@@ -189,7 +189,7 @@ class _Simulation:
     # --- faults ---
 
     def due(self) -> float:
-        """When the next fault is."""
+        """Time of the next fault."""
         return self._faults[0][0] if self._faults else float("inf")
 
     def take_fault(self) -> Fault:
@@ -214,7 +214,7 @@ class _Simulation:
 
 
 class _Driver:
-    """One driver with its cluster, from its start until the study ends or it is killed."""
+    """One driver and its cluster, until the study ends or the driver is killed."""
 
     def __init__(self, world: _Simulation, books: Bookkeeping) -> None:
         self._world, self._books, self._found = world, books, world.found
@@ -228,21 +228,21 @@ class _Driver:
             poll_seconds=None,
         )
         self._tasks: dict[asyncio.Task[Any], None] = {}
-        """In the order in which they began, so that a seed gives the same sums to the last bit."""
+        """Ordered by start, so that a seed gives exactly the same sums."""
         self._ended = asyncio.Event()
-        """A trial has ended since somebody looked."""
+        """Set when a trial has ended since the last check."""
         self._over: asyncio.Future[bool] = world.loop.create_future()
         self._live: set[str] = set()
         self._tune = asyncio.Lock()
-        """Tune's one thread."""
+        """Tune's single thread."""
         self._serving: dict[int, asyncio.Task[None]] = {}
         self._living: set[tuple[int, int, str]] = set()
         self._noticed: dict[int, asyncio.Event] = {}
         self._working, self._since = 0, 0.0
-        """Groups at work, and the sum of the times at which they began."""
+        """Number of busy groups, and the sum of their start times."""
 
     async def drive(self) -> bool:
-        """Whether the study has ended; False where the driver was killed."""
+        """Returns whether the study has ended; False if the driver was killed."""
         for slot in range(self._found.groups):
             self._spawn(self._group(slot))
         for work in (self._write(), self._suffer(), self._mirror(), self._study()):
@@ -267,13 +267,13 @@ class _Driver:
             self._over.set_exception(error)
 
     def _call(self, work: Coroutine[Any, Any, Any]) -> Awaitable[Any]:
-        """A call of the actor: it goes on when its caller dies."""
+        """A call of the actor. It continues even if its caller dies."""
         return asyncio.shield(self._spawn(work))
 
     # --- the driver ---
 
     async def _study(self) -> None:
-        """Tune: as many trials as there are groups, while the study has jobs."""
+        """Tune's part: as many trials as there are groups, while the study has jobs."""
         while True:
             self._ended.clear()
             job = None
@@ -288,7 +288,7 @@ class _Driver:
                 await self._dispatcher.submit(job)
                 self._live.add(job.key)
                 self._spawn(self._follow(job.key))
-                if job.attempt == 1:  # not one that a killed driver had given out before
+                if job.attempt == 1:  # not a job that a killed driver had dispatched before
                     self._given_out()
                 continue
             if not self._live:
@@ -296,11 +296,11 @@ class _Driver:
             await self._ended.wait()
         await self._dispatcher.pause()
         if not self._books.conclude():
-            raise RunFailedError(f"{self._books.jobs.left} run(s) are left over")
+            raise RunFailedError(f"{self._books.jobs.left} run(s) never finished")
         self._over.set_result(True)
 
     def _given_out(self) -> None:
-        """A new job was, perhaps the last one."""
+        """Records that a new job was dispatched, perhaps the last one."""
         self._found.handed_out = self._world.now
         at_work = (self._working * self._world.now - self._since) * self._world.workers
         self._found.busy_before_tail = self._found.busy + at_work
@@ -308,7 +308,7 @@ class _Driver:
         self._found.down_before_tail = self._found.down - away * self._world.per_machine
 
     async def _follow(self, key: str) -> None:
-        """`study.trial.follow`, with the scheduler's judgement."""
+        """`study.trial.follow`, with the decisions of the scheduler."""
         seen, outcome = 0, None
         while outcome is None:
             reports, outcome, seen = await self._dispatcher.follow(key, seen)
@@ -325,7 +325,7 @@ class _Driver:
         self._ended.set()
 
     async def _write(self) -> None:
-        """The log's thread of `study.runner`."""
+        """The log thread of `study.runner`."""
         written, last = 0, self._world.now
         while True:
             events, _ = await self._dispatcher.news(written)
@@ -342,7 +342,7 @@ class _Driver:
             await asyncio.sleep(self._found.groups * GATHER_SECONDS)
 
     async def _mirror(self) -> None:
-        """MLflow takes one event after another, when it is there."""
+        """Sends one event after another to MLflow while its server is up."""
         sent, seen = self._found.events, self._found.events
         while True:
             await asyncio.sleep(MIRROR_LOOK_SECONDS)
@@ -357,7 +357,7 @@ class _Driver:
     # --- faults ---
 
     async def _suffer(self) -> None:
-        """Lets happen what was drawn."""
+        """Applies the drawn faults."""
         world = self._world
         for machine, back in world.back_at.items():
             if back > world.now:
@@ -366,7 +366,7 @@ class _Driver:
             await asyncio.sleep(max(0.0, world.due() - world.now))
             fault = world.take_fault()
             if fault.until <= world.now and fault.kind != "driver killed":
-                continue  # it was over before this driver came
+                continue  # it ended before this driver started
             self._found.faults["preempted" if fault.kind == "notice" else fault.kind] += 1
             if fault.kind == "slow disk":
                 world.slow_until = fault.until
@@ -383,7 +383,7 @@ class _Driver:
             else:
                 if fault.machine in world.going:
                     world.going.discard(fault.machine)
-                    self._found.faults["lost"] -= 1  # it was noticed before
+                    self._found.faults["lost"] -= 1  # already counted at its notice
                 world.back_at[fault.machine] = fault.until
                 self._found.down += (fault.until - world.now) * world.per_machine
                 for slot in self._slots(fault.machine):
@@ -404,7 +404,7 @@ class _Driver:
         self._spawn(tell())
 
     def _slots(self, machine: int) -> list[int]:
-        """Groups with a worker on a machine."""
+        """Groups that have a worker on the machine."""
         first, workers = machine * self._world.per_machine, self._world.workers
         last = first + self._world.per_machine - 1
         return [slot for slot in range(first // workers, last // workers + 1) if slot < self._found.groups]
@@ -427,7 +427,7 @@ class _Driver:
     # --- the workers ---
 
     async def _group(self, slot: int) -> None:
-        """A worker group, over all its lives."""
+        """A worker group, restarted as often as it dies."""
         ranks = range(self._world.workers)
         machines = {self._machine(slot, rank) for rank in ranks}
         for life in itertools.count():
@@ -501,7 +501,7 @@ class _Driver:
         )
 
     async def _train(self, slot: int, job: Job, experiment: Experiment) -> bool:
-        """`training.fit`: False where the run was asked to leave."""
+        """`training.fit`. Returns False if the run was asked to leave."""
         world, key, steps = self._world, job.key, experiment.training.steps
         step_seconds = world.workload.times(key, experiment).step
         ends = rung_steps(steps, experiment.training.rungs)
@@ -540,8 +540,10 @@ class _Driver:
     async def _lasting(
         self, key: str, done: int, seconds: float | None, experiment: Experiment, noticed: asyncio.Event | None = None
     ) -> bool:
-        """Trains for so long; True where the machine will go and the run has learned that it should leave. Where the
-        workers die meanwhile, the last checkpoint between rungs is what is left.
+        """Trains for the given time. Returns True if the machine will be lost and the run has learned that it must
+        leave.
+
+        If the workers die meanwhile, the run keeps its last checkpoint between rungs.
         """
         began, step_seconds = self._world.now, self._world.workload.times(key, experiment).step
         between = 60 * experiment.training.checkpoint_minutes
@@ -562,7 +564,7 @@ class _Driver:
             raise
 
     async def _work(self, seconds: float) -> None:
-        """What is lost as a whole where the workers die."""
+        """Works for the given time. If the workers die meanwhile, all of this work is lost."""
         began = self._world.now
         try:
             await asyncio.sleep(seconds)

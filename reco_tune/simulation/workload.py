@@ -1,8 +1,8 @@
-"""What simulated runs take and what they find: seconds from the forecast, or as a recorded study took them; quality
-from a surface drawn by a seed, or as a recorded study found it.
+"""Durations and results of simulated runs. Durations come from the forecast or from a recorded study; quality comes
+from a random surface or from the recorded study.
 
-Knows settings, costs and the records of a study; nothing of clusters or faults. The surface is plausible, not true: it
-makes the search, pruning and the frontier do their work, and says nothing about video models.
+Knows settings, costs and the records of a study, not clusters or faults. The surface is plausible, not realistic. It
+exercises the search, the pruning and the frontier, and says nothing about video models.
 """
 
 from __future__ import annotations
@@ -22,9 +22,9 @@ from reco_tune.settings import BASELINE, SEARCH, Experiment, Range
 from reco_tune.study_log import RunRecord, StudyRecord
 
 REACHED = 0.95
-"""Of its FLOP limit, that a simulated arm's speed is."""
+"""Speed of a simulated arm as a share of its FLOP limit."""
 NOISE = 0.08
-"""Standard deviation of the logarithm of a simulated quality: what a training seed changes."""
+"""Standard deviation of the logarithm of a simulated quality, caused by the training seed."""
 
 
 @dataclass(frozen=True)
@@ -33,31 +33,31 @@ class RunTimes:
 
     calibration: float
     step: float
-    """One optimiser step, with its share of validation."""
+    """Seconds of one optimiser step, with its share of validation."""
     evaluation: float
 
     def whole(self, experiment: Experiment) -> float:
-        """Of a run with these settings, from its calibration to its evaluation."""
+        """Seconds of a whole run with these settings, from calibration to evaluation."""
         return self.calibration + experiment.training.steps * self.step + self.evaluation
 
 
 class Workload:
-    """Of one study; the same run gets the same answers however often it asks, so that a resumed study finds what the
-    killed one did.
+    """The workload of one study. The same run always gets the same answers, so that a resumed study sees what the
+    killed one saw.
     """
 
     def __init__(self, plan: Plan, rates: Rates, seed: int, recorded: StudyRecord | None = None) -> None:
         """
         Args:
-            recorded: a study whose speeds and qualities stand for those of this one.
+            recorded: a study whose speeds and qualities are used instead of simulated ones.
 
         Raises:
-            StudyError: where no run of it was evaluated.
+            StudyError: if none of its runs was evaluated.
         """
         self._plan, self._rates, self._seed = plan, rates, seed
         self._recorded = [run for run in recorded.runs.values() if run.state == "evaluated"] if recorded else []
         if recorded is not None and not self._recorded:
-            raise StudyError(f"the study {recorded.name} has no evaluated run, whose times could stand for others")
+            raise StudyError(f"the study {recorded.name} has no evaluated run, so it cannot serve as a record of times")
         self._times: dict[str, RunTimes] = {}
 
     def times(self, trial: str, experiment: Experiment) -> RunTimes:
@@ -66,7 +66,7 @@ class Workload:
         return self._times[trial]
 
     def speed(self, experiment: Experiment) -> dict[str, float]:
-        """What a calibration finds."""
+        """The result of a calibration."""
         limit = estimated_speedup(experiment, self._plan.baseline)
         speedup = limit * (REACHED if limit != 1.0 else 1.0)
         return {
@@ -79,7 +79,7 @@ class Workload:
         }
 
     def rung(self, trial: str, params: Mapping[str, Any], share: float) -> dict[str, float]:
-        """What a run reports when so much of it is done."""
+        """Report of a run after this share of its steps."""
         quality = self.quality(trial, params)
         loss = 1 + 0.5 * math.log1p(quality) + 1.5 * math.exp(-3 * share)
         draws = random.Random(f"{self._seed}-{trial}-{share:.4f}")
@@ -87,7 +87,7 @@ class Workload:
         return {q.VAL_CROSS_ENTROPY.name: loss + noise, q.KERNEL_DISTANCE.name: 0.1 * quality * (1.5 - share) + noise}
 
     def result(self, trial: str, params: Mapping[str, Any]) -> dict[str, float]:
-        """What the evaluation of a run finds: every metric that the study may ask for."""
+        """Evaluation of a run: every metric that the study may ask for."""
         quality = self.quality(trial, params)
         found = dict.fromkeys((*self._plan.space.objectives, *self._plan.space.constraints), 0.1 * quality)
         for name in (q.SPEEDUP.name, q.PEAK_MEMORY_RATIO.name):
@@ -96,7 +96,7 @@ class Workload:
         return found | fvd | self.rung(trial, params, 1.0)
 
     def quality(self, trial: str, params: Mapping[str, Any]) -> float:
-        """Its FVD."""
+        """The run's FVD."""
         draws = random.Random(f"{self._seed}-{trial}")
         if self._recorded:
             return self._nearest(params).metrics.get(q.FVD.name, 1.0) * math.exp(NOISE * draws.gauss(0, 1))
@@ -108,19 +108,19 @@ class Workload:
 
     @cached_property
     def _ranges(self) -> dict[str, Range]:
-        """Everything that is searched or tuned."""
+        """Every setting that is searched or tuned."""
         space = self._plan.space
         return {**space.search, **(space.tune.per_arm if space.tune is not None else {})}
 
     @cached_property
     def _centres(self) -> list[tuple[float, float]]:
-        """Of every dimension of the ranges where it is best, in 0 to 1, and how much it matters."""
+        """For each dimension of the ranges: its best position (0 to 1) and its weight."""
         draws = random.Random(f"{self._seed}-surface")
         return [(draws.uniform(0.2, 0.8), draws.uniform(0.5, 3.0)) for _ in self._ranges]
 
     def _places(self, params: Mapping[str, Any]) -> list[float]:
-        """Of each dimension of the ranges where in it a run is, from 0 to 1; the middle for what is none of its
-        values.
+        """Position of a run in each dimension of the ranges, from 0 to 1. 0.5 if the run's value is not in the
+        range.
         """
         places = []
         for key, range_ in self._ranges.items():
@@ -156,7 +156,7 @@ class Workload:
         )
 
     def _as_recorded(self, experiment: Experiment) -> RunTimes:
-        """At the pace of the recorded runs, each at its speed-up relative to theirs."""
+        """Durations at the pace of the recorded runs, scaled by each run's relative speed-up."""
         workers = experiment.resources.workers
 
         def pace(run: RunRecord) -> float:

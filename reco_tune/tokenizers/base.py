@@ -1,4 +1,4 @@
-"""The protocol of all tokenizers: pixels to codes on a causal grid, and back. Knows no particular tokenizer."""
+"""The protocol of all tokenizers: pixels to codes on a causal grid, and back."""
 
 from __future__ import annotations
 
@@ -28,21 +28,24 @@ class PixelRange(NamedTuple):
         return video.float() * ((self.high - self.low) / 255) + self.low
 
     def to_uint8(self, video: torch.Tensor) -> torch.Tensor:
-        """Any float -> uint8, rounded and cut to the range."""
+        """Any float -> uint8, rounded and clipped to the range."""
         return ((video.float() - self.low) * (255 / (self.high - self.low))).round_().clamp_(0, 255).to(torch.uint8)
 
 
 class Tokenizer(Protocol):
-    """Block 0 of a clip is its first frame alone; every later block is `temporal_stride` frames; a block has (H / s) x
-    (W / s) codes.
+    """Converts clips to codes and back.
 
-    Block 0 depends on the first frame only, so a single frame and any clip of 1 + k * `temporal_stride` frames can be
-    encoded. Holistic tokenizers are the exception: their codes have no place in the clip and form one block of one row.
+    Block 0 of a clip is its first frame alone. Every later block covers `temporal_stride` frames. A block has (H / s)
+    x (W / s) codes, with s the spatial stride.
+
+    Block 0 depends on the first frame only, so the tokenizer can encode a single frame, and any clip of 1 + k *
+    `temporal_stride` frames. Holistic tokenizers are the exception: their codes have no position in the clip, and
+    form one block of one row.
     """
 
     num_codes: int
     pixels: PixelRange
-    """What bytes become before the network sees them."""
+    """The range to which bytes are scaled for the network."""
     spatial_stride: int
     temporal_stride: int
     fingerprint: str
@@ -59,7 +62,7 @@ class Tokenizer(Protocol):
 
 
 def check_frames(frames: int, temporal_stride: int) -> int:
-    """Blocks of a clip of `frames` frames.
+    """Number of blocks in a clip of `frames` frames.
 
     Raises:
         ValueError: if the frames after the first are not whole blocks.
@@ -72,7 +75,7 @@ def check_frames(frames: int, temporal_stride: int) -> int:
 
 
 def fingerprint(kind: str, settings: dict[str, Any], weights: dict[str, torch.Tensor]) -> str:
-    """Hash of a tokenizer's kind, settings and weights, bit by bit."""
+    """Hash of a tokenizer's kind, settings and exact weights."""
     digest = hashlib.sha256(json.dumps([kind, settings], sort_keys=True).encode())
     for name in sorted(weights):
         array = weights[name].detach().cpu().contiguous().numpy()
@@ -88,7 +91,7 @@ class SavedParts(NamedTuple):
     settings: dict[str, Any]
     weights: dict[str, torch.Tensor]
     code: Path | None
-    """Folder of the authors' code that the weights need; where it lies does not count in the fingerprint."""
+    """Folder of the authors' code that the weights need. The fingerprint ignores where it lies."""
 
 
 def save_parts(
@@ -117,7 +120,7 @@ def load_parts(path: Path) -> SavedParts:
     """Reads the parts of a saved tokenizer.
 
     Raises:
-        DataError: if it is missing, of another version, or differs from what was saved.
+        DataError: if it is missing, of another version, or has changed since it was saved.
     """
     way_out = f"delete the folder {path.name} and run again"
     if not (path / _JSON).is_file():

@@ -1,11 +1,11 @@
-"""Cosmos discrete video tokenizers (DV4x8x8 and its kin): a pair of TorchScript files,
+"""Cosmos discrete video tokenizers (DV4x8x8 and its variants): a pair of TorchScript files,
 https://arxiv.org/abs/2501.03575.
 
-`encoder.jit(video)` gives (indices [B, t, h, w], codes [B, 6, t, h, w], ...), `decoder.jit(indices)` the video; both in
-[-1, 1], BCTHW. Its README numbers the indices 1..64,000, its quantizer 0..63,999: the offset is measured on the
-encoder's own codes.
+`encoder.jit(video)` gives (indices [B, t, h, w], codes [B, 6, t, h, w], ...), and `decoder.jit(indices)` the video;
+both in [-1, 1], BCTHW. The README of Cosmos numbers the indices 1..64,000, its quantizer 0..63,999. So the offset is
+measured on the encoder's own codes.
 
-TorchScript is a program of its own: give files of a source that you trust.
+A TorchScript file is a program: use only files from a source that you trust.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ from reco_tune.tokenizers.pretrained import Pretrained, given
 KIND = "cosmos"
 _FILES = ("encoder.jit", "decoder.jit")
 _LEVELS = (8, 8, 8, 5, 5, 5)
-"""Levels of the finite scalar quantizer, 64,000 codes; the first digit counts least."""
+"""Levels of the finite scalar quantizer (64,000 codes). The first digit is the least significant."""
 
 
 class CosmosTokenizer(Pretrained):
@@ -84,14 +84,14 @@ class CosmosTokenizer(Pretrained):
         return video_BCFHW
 
     def _run(self, program: torch.jit.ScriptModule, video_BCFHW: torch.Tensor) -> Any:
-        """In the number type of the program's weights, bfloat16 as published."""
+        """Runs a program in the dtype of its weights (bfloat16 as published)."""
         program = program.to(video_BCFHW.device)
         weight = next(program.parameters(), None)
         return program(video_BCFHW if weight is None else video_BCFHW.to(weight.dtype))
 
     @torch.no_grad()
     def _measured_offset(self) -> int:
-        """The encoder's numbers less those that its codes spell, on noise."""
+        """The encoder's indices minus the indices that its codes spell, measured on noise."""
         side = 16 * self.spatial_stride
         noise = (
             torch.rand(1, 3, 1 + self.temporal_stride, side, side, generator=torch.Generator().manual_seed(0)) * 2 - 1
@@ -99,12 +99,12 @@ class CosmosTokenizer(Pretrained):
         found = self._run(self._encoder, noise)
         if not isinstance(found, tuple) or len(found) < 2 or found[0].is_floating_point():
             raise DataError(
-                f"{_FILES[0]} returns no codes because it is a continuous tokenizer; take a discrete one, such as"
+                f"{_FILES[0]} returns no codes because it is a continuous tokenizer; use a discrete one, such as"
                 " DV4x8x8"
             )
         indices, codes = found[0].long(), found[1].float()
         if codes.shape[1] != len(_LEVELS) or self.num_codes != 64000:
-            return 0  # another quantizer: `encode` still refuses what lies outside 0..num_codes - 1
+            return 0  # another quantizer: `encode` still refuses codes outside 0..num_codes - 1
         halves = torch.tensor([level // 2 for level in _LEVELS]).view(1, -1, 1, 1, 1)
         places = torch.tensor([1, 8, 64, 512, 2560, 12800]).view(1, -1, 1, 1, 1)
         spelled = (((codes * halves).round().long() + halves) * places).sum(dim=1)
@@ -112,7 +112,7 @@ class CosmosTokenizer(Pretrained):
         if offsets not in ([0], [1]):
             raise DataError(
                 f"the indices from {_FILES[0]} differ from its own codes by {', '.join(map(str, offsets[:4]))}, not by"
-                " 0 or by 1; take the files of a published Cosmos discrete video tokenizer"
+                " 0 or by 1; use the files of a published Cosmos discrete video tokenizer"
             )
         return int(offsets[0])
 

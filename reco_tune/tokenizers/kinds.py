@@ -1,4 +1,4 @@
-"""Makes the tokenizer of an experiment, of any kind, and reads a saved one."""
+"""Builds an experiment's tokenizer, of any kind, and loads a saved one."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ from reco_tune.tokenizers.vector_quantized import fit_vector_quantized
 def fit_tokenizer(
     tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu"
 ) -> Tokenizer:
-    """Fits the kind that `tokenizer` names to uint8 `clips` [N, F, 3, H, W]; `vq` trains on `device`."""
+    """Fits the kind in `tokenizer.kind` to uint8 `clips` [N, F, 3, H, W]. `vq` trains on `device`."""
     if tokenizer.kind == "kmeans":
         return fit_kmeans(tokenizer, clips, progress)
     if parts.is_own(tokenizer.kind):
@@ -40,7 +40,7 @@ def open_pretrained(tokenizer: settings.Tokenizer) -> Pretrained:
 
 
 def weight_files(tokenizer: settings.Tokenizer) -> list[Path]:
-    """The files on this machine with a pretrained tokenizer's weights; none for names on the hub."""
+    """Local files that hold a pretrained tokenizer's weights. Empty for names on the hub."""
     given = tokenizer.checkpoint if tokenizer.kind in ("omnitokenizer", "larp") else tokenizer.path
     path = Path(given).expanduser() if given else None
     if path is None or not path.exists():
@@ -74,7 +74,7 @@ def load_tokenizer(path: Path) -> Tokenizer:
 
 
 def _check_code(path: Path, code: Path) -> None:
-    """Code never travels with a cache: it lies where the user of this machine has put it."""
+    """Refuses code from inside a cache: a copied cache must never bring code that runs."""
     cache = path.resolve().parent.parent
     if not code.is_absolute() or code.resolve().is_relative_to(cache):
         raise DataError(

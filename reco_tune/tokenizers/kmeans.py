@@ -1,6 +1,6 @@
-"""Nearest tubelets: a vocabulary of first-frame patches and of tubelets, found by k-means in seconds.
+"""A vocabulary of first-frame patches and of tubelets (patches over several frames), found by k-means in seconds.
 
-Centroids are rounded to pixel values, so distances are sums of whole numbers and exact: a clip has the same codes in
+Centroids are rounded to pixel values, so distances are exact sums of integers. A clip therefore has the same codes in
 any batch and on any device.
 """
 
@@ -18,13 +18,13 @@ from reco_tune.tokenizers.base import PixelRange, SavedParts, check_frames, fing
 
 KIND = "kmeans"
 _MOST_VECTORS = 1 << 16
-"""More patches or tubelets than this are thinned out (seeded) before the fit."""
+"""If there are more patches or tubelets than this, a seeded sample of them is fitted."""
 _ENCODE_ROWS = 1 << 15
-"""Vectors compared with the vocabulary at once, which bounds memory."""
+"""Vectors compared with the vocabulary at once; limits memory."""
 
 
 class KMeansTokenizer:
-    """Codes 0..A-1 are patches of the first frame, A.. are tubelets of `temporal_stride` frames."""
+    """Codes 0..A-1 are patches of the first frame; codes from A on are tubelets of `temporal_stride` frames."""
 
     pixels = PixelRange(0, 255)
 
@@ -42,7 +42,7 @@ class KMeansTokenizer:
         self.fingerprint = fingerprint(KIND, self._settings(), self._weights())
 
     def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]: the nearest centroid, the first of equals."""
+        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]: the nearest centroid; the first one on a tie."""
         check_frames(video_BFCHW.shape[1], self.temporal_stride)
         first = nearest(to_patches(video_BFCHW[:, :1], self.spatial_stride, 1), self.first_AP)
         if video_BFCHW.shape[1] == 1:
@@ -53,7 +53,7 @@ class KMeansTokenizer:
     def decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
         """int64 [B, blocks, rows, columns] -> uint8 [B, F, 3, H, W].
 
-        A code that belongs to the other kind of block shows the nearest end of the vocabulary.
+        A code of the wrong kind of block is replaced by the nearest end of the right vocabulary.
         """
         split = len(self.first_AP)
         first = self.first_AP.to(codes_Btrc.device)[codes_Btrc[:, :1].clamp(max=split - 1)]
@@ -83,7 +83,9 @@ class KMeansTokenizer:
 
 
 def fit_kmeans(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet) -> KMeansTokenizer:
-    """Fits both vocabularies to uint8 `clips` [N, F, 3, H, W]; one thread, so the same bits every time."""
+    """Fits both vocabularies to uint8 `clips` [N, F, 3, H, W]. One thread, so the result is the same bits every
+    time.
+    """
     video = torch.from_numpy(np.array(clips))  # a copy: memory-mapped clips are read only
     spatial, temporal = tokenizer.spatial_stride, tokenizer.temporal_stride
     first = to_patches(video[:, :1], spatial, 1).flatten(0, -2).numpy()
@@ -97,8 +99,8 @@ def fit_kmeans(tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progr
 
 
 def _centroids(vectors: np.ndarray, codes: int, seed: int) -> torch.Tensor:
-    """uint8 [codes, P]; where there are fewer different vectors than codes, the last centroid fills the rest and is
-    never the nearest.
+    """uint8 [codes, P]. If there are fewer different vectors than codes, copies of the last centroid fill the rest.
+    They are never chosen, because the first of equals wins.
     """
     from sklearn.cluster import KMeans
     from threadpoolctl import threadpool_limits
@@ -133,7 +135,7 @@ def to_pixels(patches_BtrcP: torch.Tensor, side: int, frames: int) -> torch.Tens
 
 
 def nearest(vectors: torch.Tensor, centroids_KP: torch.Tensor) -> torch.Tensor:
-    """argmin |x - c|² = argmin |c|² - 2 x·c, in a type that holds every intermediate whole number exactly."""
+    """argmin |x - c|² = argmin |c|² - 2 x·c, in a dtype that holds every intermediate integer exactly."""
     exact = torch.float32 if 2 * 255**2 * centroids_KP.shape[1] < 2**24 else torch.float64
     centroids = centroids_KP.to(vectors.device, exact)
     offsets = centroids.square().sum(dim=1)

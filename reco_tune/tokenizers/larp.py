@@ -1,6 +1,7 @@
-"""LARP's holistic tokens through its authors' code: https://arxiv.org/abs/2410.21264. 1,024 codes represent 16 frames
-of 128x128 together; none belongs to a frame. Its quantizer samples codes at random by default; here it is
-deterministic. The prior that shaped the codes in training is left out: only training needed it.
+"""LARP's holistic tokens through its authors' code: https://arxiv.org/abs/2410.21264.
+
+1,024 codes represent 16 frames of 128x128 together; no code belongs to a single frame. LARP's quantizer samples codes
+at random by default; here it is deterministic. LARP's prior model is left out: it is only needed in training.
 """
 
 from __future__ import annotations
@@ -45,7 +46,7 @@ class LarpTokenizer(Pretrained):
         if missing or unexpected:
             raise DataError(
                 f"the LARP weights do not fit the code in {code}: {len(missing)} are missing and {len(unexpected)}"
-                f" unknown, the first {[*missing, *unexpected][0]}; take weights and repository of the same version"
+                f" unknown, the first {[*missing, *unexpected][0]}; use weights and repository of the same version"
             )
         self._network.set_vq_eval_deterministic(deterministic=True)
         self._network.float().eval().requires_grad_(False)
@@ -55,7 +56,7 @@ class LarpTokenizer(Pretrained):
         found = (self._network.frame_num, self._network.input_size, self._network.bottleneck_token_num)
         if found != tuple(clip):
             raise DataError(
-                f"the LARP weights give {found[2]} codes for {found[0]} frames of {found[1]}x{found[1]}; take weights"
+                f"the LARP weights give {found[2]} codes for {found[0]} frames of {found[1]}x{found[1]}; use weights"
                 f" that give {clip.tokens} for {clip.frames} of {clip.size_px}x{clip.size_px}"
             )
         self.fingerprint = fingerprint(KIND, config, weights)
@@ -116,7 +117,7 @@ class LarpTokenizer(Pretrained):
 
 
 def _downloaded(name: str) -> Path:
-    """The hub's folder; only the two files that are read are fetched."""
+    """The folder of a hub model. Only the two needed files are downloaded."""
     with extra(KIND):
         from huggingface_hub import snapshot_download
     return Path(snapshot_download(name, allow_patterns=[_CONFIG, _WEIGHTS]))

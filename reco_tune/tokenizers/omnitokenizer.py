@@ -1,8 +1,8 @@
 """OmniTokenizer's discrete (VQVAE) weights through its authors' code: https://arxiv.org/abs/2406.09399.
 
-Three things of that code are worked around: importing the package loads every data set of theirs, so only the network's
-module is imported; building the network downloads a perceptual loss and makes discriminators, which stand empty here;
-and checkpoints spell `casual_*` what some versions of the code spell `causal_*`, so both names are set.
+The authors' code needs three workarounds. Importing their package loads all of their data sets, so only the network's
+module is imported. Building the network downloads a perceptual loss and creates discriminators, so empty modules
+replace them. Checkpoints spell `casual_*` where some versions of the code spell `causal_*`, so both names are set.
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ KIND = "omnitokenizer"
 _MODULE = "OmniTokenizer.omnitokenizer"
 _LOSSES = ("LPIPS", "NLayerDiscriminator", "NLayerDiscriminator3D")
 _LEFT_OUT = ("perceptual_model.", "video_perceptual_model.", "image_discriminator.", "video_discriminator.")
-"""Weights of losses: nothing here needs them."""
+"""Weights of training losses, which are not needed here."""
 _QUIET = {"attn_dropout": 0.0, "ff_dropout": 0.0, "initialize_vit": False, "use_checkpoint": False}
-"""Its attention passes the dropout rate on in evaluation too, which would make codes random."""
+"""Turns dropout off: its attention applies dropout in evaluation too, which would make codes random."""
 
 
 class OmniTokenizer(Pretrained):
@@ -38,7 +38,7 @@ class OmniTokenizer(Pretrained):
     def __init__(self, arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Path) -> None:
         """
         Args:
-            arguments: what the network is built from, as the checkpoint records it.
+            arguments: constructor arguments of the network, as the checkpoint records them.
             code: folder of the authors' repository.
         """
         self._arguments, self._weights, self._code = arguments, weights, code
@@ -74,16 +74,14 @@ class OmniTokenizer(Pretrained):
             arguments = {key: value for key, value in recorded.items() if _is_plain(value)} | _QUIET
             missing = {"n_codes", "patch_size", "temporal_patch_size"} - set(arguments)
         except (KeyError, AttributeError) as error:
-            raise DataError(
-                f"{path} is not an OmniTokenizer checkpoint ({error}); take one from its authors"
-            ) from error
+            raise DataError(f"{path} is not an OmniTokenizer checkpoint ({error}); use one from its authors") from error
         if missing:
             raise DataError(
-                f"{path} is not an OmniTokenizer checkpoint ({min(missing)} is missing); take one from its authors"
+                f"{path} is not an OmniTokenizer checkpoint ({min(missing)} is missing); use one from its authors"
             )
         if arguments.get("use_vae"):
             raise SettingsError(
-                f"tokenizer.checkpoint ({path}) is the continuous VAE, which has no codes; take the VQVAE of the same"
+                f"tokenizer.checkpoint ({path}) is the continuous VAE, which has no codes; use the VQVAE of the same"
                 " name"
             )
         return cls(arguments, weights, code)
@@ -114,7 +112,7 @@ def _built(arguments: dict[str, Any], weights: dict[str, torch.Tensor], code: Pa
     if missing or unexpected:
         raise DataError(
             f"the OmniTokenizer checkpoint does not fit the code in {code}: {len(missing)} weights are missing,"
-            f" {len(unexpected)} unknown, the first {[*missing, *unexpected][0]}; take the version of the repository"
+            f" {len(unexpected)} unknown, the first {[*missing, *unexpected][0]}; use the version of the repository"
             " that belongs to the checkpoint"
         )
     codebook = getattr(network, "codebook", None)
@@ -133,7 +131,7 @@ def _both_spellings(arguments: dict[str, Any]) -> dict[str, Any]:
 
 
 def _is_plain(value: object) -> bool:
-    """Whether JSON gives it back as it was."""
+    """Whether JSON preserves the value."""
     try:
         return bool(json.loads(json.dumps(value)) == value)
     except (TypeError, ValueError):
@@ -141,7 +139,7 @@ def _is_plain(value: object) -> bool:
 
 
 class _Nothing(nn.Module):
-    """Stands where a loss would."""
+    """An empty module in place of a training loss."""
 
     def __init__(self, *_: object, **__: object) -> None:
         super().__init__()

@@ -1,11 +1,11 @@
-"""A user's own tokenizer. It is fitted like the built-in ones, and its weights are kept beside its codes.
+"""A custom tokenizer. It is fitted like the built-in ones, and its weights are stored beside its codes.
 
 class MyTokenizer:
     def __init__(self, num_codes, spatial_stride, temporal_stride, **options): ...
-    def fit(self, clips, seed): ...            uint8 [N, F, 3, H, W]; may be left out
+    def fit(self, clips, seed): ...            uint8 [N, F, 3, H, W]; optional
     def encode(self, video): ...               uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]
-    def decode(self, codes): ...               and back
-    def state_dict(self): ...                  tensors by name, as torch's modules have them
+    def decode(self, codes): ...               the inverse of encode
+    def state_dict(self): ...                  tensors by name, as in torch modules
     def load_state_dict(self, tensors): ...
 """
 
@@ -40,7 +40,7 @@ class OwnTokenizer:
         self.take()
 
     def take(self) -> None:
-        """Takes the current weights of the class."""
+        """Copies the current weights from the user's object."""
         self.fingerprint = fingerprint(self.kind, self._numbers, self.own.state_dict())
 
     @torch.no_grad()
@@ -52,7 +52,7 @@ class OwnTokenizer:
         if codes.shape != expected or codes.dtype != torch.int64:
             raise SettingsError(
                 f"tokenizer.kind {self.kind} encodes to {codes.dtype} {tuple(codes.shape)}, but must give int64"
-                f" {expected}; correct its encode"
+                f" {expected}; correct its encode method"
             )
         if len(codes) and not 0 <= int(codes.min()) <= int(codes.max()) < self.num_codes:
             raise SettingsError(
@@ -78,7 +78,7 @@ class OwnTokenizer:
 
 
 def fit_own(tokenizer: settings.Tokenizer, clips: np.ndarray) -> OwnTokenizer:
-    """Fits a user's tokenizer to the clips, uint8 [N, F, 3, H, W], if it has `fit`."""
+    """Fits a custom tokenizer to the clips, uint8 [N, F, 3, H, W], if it has a `fit` method."""
     numbers = {name: getattr(tokenizer, name) for name in ("num_codes", "spatial_stride", "temporal_stride", "options")}
     made = OwnTokenizer(tokenizer.kind, numbers)
     if hasattr(made.own, "fit"):

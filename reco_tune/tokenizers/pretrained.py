@@ -1,9 +1,9 @@
-"""Shared code of the adapters of pretrained tokenizers: pixel ranges, encoding one clip at a time, loading weights and
-code of others. Knows no particular tokenizer.
+"""Shared code of all adapters to pretrained tokenizers: pixel ranges, encoding one clip at a time, loading weights
+and authors' code.
 
-Weights are read as tensors and plain values only (safetensors, or `torch.load` with `weights_only`): no pickle of a
-user's file runs. Networks that cannot be built without their authors' code run it from the folder that `tokenizer.path`
-names, and from nowhere else.
+Weights are read as tensors and plain values only (safetensors, or `torch.load` with `weights_only`), so loading never
+runs a pickle. Some networks cannot be built without their authors' code. That code runs only from the folder in
+`tokenizer.path`.
 """
 
 from __future__ import annotations
@@ -32,12 +32,12 @@ NEEDED = {
     "omnitokenizer": ("path", "checkpoint"),
     "larp": ("path", "checkpoint"),
 }
-"""Keys of `tokenizer` that a kind cannot do without."""
+"""Keys of `tokenizer` that each kind requires."""
 _HUB_NAME = re.compile(r"[A-Za-z0-9][\w.-]*/[\w.-]+")
 
 
 class Pretrained(ABC):
-    """A pretrained network as a `Tokenizer`; subclasses encode and decode float clips."""
+    """A pretrained network as a `Tokenizer`. Subclasses encode and decode float clips."""
 
     kind: str
     pixels: PixelRange
@@ -47,7 +47,7 @@ class Pretrained(ABC):
     fingerprint: str
 
     def grid(self, frames: int, height: int, width: int) -> TokenGrid:
-        """Codes of a clip.
+        """The grid of codes of a clip.
 
         Raises:
             ValueError: if the frames after the first are not whole blocks.
@@ -58,8 +58,8 @@ class Pretrained(ABC):
 
     @torch.no_grad()
     def encode(self, video_BFCHW: torch.Tensor) -> torch.Tensor:
-        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]; clip by clip, so that no code depends on the
-        batch.
+        """uint8 [B, F, 3, H, W] -> int64 [B, blocks, rows, columns]. One clip at a time, so that no code depends on
+        the batch.
 
         Raises:
             DataError: if the grid or the codes contradict the settings.
@@ -83,7 +83,7 @@ class Pretrained(ABC):
 
     @torch.no_grad()
     def decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        """int64 [B, blocks, rows, columns] -> uint8 [B, F, 3, H, W], clip by clip."""
+        """int64 [B, blocks, rows, columns] -> uint8 [B, F, 3, H, W]. One clip at a time."""
         return torch.cat([self.pixels.to_uint8(self._decode(codes).transpose(1, 2)) for codes in codes_Btrc.split(1)])
 
     @abstractmethod
@@ -91,15 +91,15 @@ class Pretrained(ABC):
 
     @abstractmethod
     def _encode(self, video_BCFHW: torch.Tensor) -> torch.Tensor:
-        """float in `pixels` -> integers [B, blocks, rows, columns]."""
+        """float in the range `pixels` -> integers [B, blocks, rows, columns]."""
 
     @abstractmethod
     def _decode(self, codes_Btrc: torch.Tensor) -> torch.Tensor:
-        """The inverse, as well as the network can."""
+        """The network's approximate inverse of `_encode`."""
 
 
 def given(value: str | None, key: str, kind: str, what: str) -> str:
-    """`value`, which the kind requires.
+    """Returns `value`, which the kind requires.
 
     Raises:
         SettingsError: if it is missing.
@@ -115,7 +115,7 @@ def is_hub_name(name: str, kind: str, key: str) -> bool:
     """False for an existing file or folder, True for owner/name.
 
     Raises:
-        SettingsError: for anything else.
+        SettingsError: for any other name.
     """
     if Path(name).expanduser().exists():
         return False
@@ -129,7 +129,7 @@ def is_hub_name(name: str, kind: str, key: str) -> bool:
 
 @contextmanager
 def extra(kind: str) -> Iterator[None]:
-    """Turns the import error of a missing package into one sentence."""
+    """Turns the import error of a missing package into a one-sentence message."""
     try:
         yield
     except ImportError as error:
@@ -141,7 +141,7 @@ def extra(kind: str) -> Iterator[None]:
 
 
 def load_checkpoint(path: Path, allowed: Sequence[type] = ()) -> dict[str, Any]:
-    """A PyTorch checkpoint of tensors, plain values and the classes in `allowed`; nothing in it is run.
+    """A PyTorch checkpoint of tensors, plain values and the classes in `allowed`. Loading runs no code from it.
 
     Raises:
         DataError: if it is missing, damaged or holds anything else.
@@ -167,10 +167,10 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
     """Imports `module` of the authors' code in `folder`.
 
     Args:
-        bare: the package's own `__init__` is not run, so that only what the module itself needs is imported.
+        bare: do not run the package's own `__init__`, so that only what the module needs is imported.
 
     Raises:
-        SettingsError: if the folder does not hold it or a package that it needs is missing.
+        SettingsError: if the folder lacks the module, or a package that it needs is missing.
     """
     package = module.partition(".")[0]
     location = Path(folder).expanduser().resolve() / package
@@ -194,7 +194,7 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
             return importlib.import_module(module)
     except ReCoTuneError:
         raise
-    except Exception as error:  # whatever their modules do when they are imported
+    except Exception as error:  # importing the authors' modules can raise anything
         said = " ".join(str(error).split())[:200]
         raise SettingsError(
             f"the code of tokenizer.kind {kind} in {folder} cannot be imported ({type(error).__name__}: {said}); check"
@@ -205,7 +205,8 @@ def authors_module(folder: Path, module: str, kind: str, bare: bool = False) -> 
 
 
 def same_as_settings(tokenizer: Pretrained, wanted: settings.Tokenizer) -> None:
-    """
+    """Checks the weights against the settings.
+
     Raises:
         SettingsError: if the weights' codebook or strides differ from the settings.
     """

@@ -1,12 +1,12 @@
 """A small causal 3D-convolutional autoencoder with discrete codes, trained on the clips in minutes.
 
-Its vectors are rounded to the nearest of a learned codebook (VQ-VAE), or each of their few channels to a few levels
-(finite scalar quantization, Mentzer et al. 2023, arXiv 2309.15505): then the codebook is a fixed grid, all of which is
-used without care.
+There are two ways to quantize. VQ-VAE rounds a vector to the nearest one of a learned codebook. Finite scalar
+quantization (Mentzer et al. 2023, arXiv 2309.15505) rounds each of a few channels to one of a few levels. Its
+codebook is a fixed grid, so no code falls out of use.
 
-The first frame and each later group of `temporal_stride` frames are cut into patches, so that all convolutions work on
-blocks. Time is padded in the past alone and norms act on single positions: a block's codes depend on nothing after it,
-and a clip of any number of blocks can be encoded and decoded.
+The first frame and each later group of `temporal_stride` frames are cut into patches, so that all convolutions work
+on blocks. Time is padded only in the past, and norms act on single positions. So a block's codes depend on nothing
+after it, and a clip of any number of blocks can be encoded and decoded.
 """
 
 from __future__ import annotations
@@ -31,11 +31,13 @@ _CODE_WIDTH = 16
 """Channels of a code vector."""
 _COMMITMENT = 0.25
 _DECAY = 0.9
-"""Of the moving averages that the codebook follows."""
+"""Decay of the codebook's moving averages."""
 _DEAD = 0.1
-"""A code whose average number of uses per step falls below this share of an even use moves to a vector of the batch."""
+"""A code is dead if its average uses per step fall below this share of uniform use. It is then reset to a vector of
+the batch.
+"""
 _LEVEL_MARGIN = 1e-3
-"""Share by which bounded values stay away from where they would round to a level too far."""
+"""Relative margin that keeps bounded values from rounding to a level outside the grid."""
 _ENCODE_CLIPS = 16
 
 
@@ -78,8 +80,8 @@ class VectorQuantizedTokenizer:
 
 
 class VideoAutoencoder(nn.Module):
-    """Patches -> causal convolutions -> code vectors, and back; the codebook is a buffer that follows its vectors, or a
-    grid of levels.
+    """Patches -> causal convolutions -> code vectors, and back. The codebook is a buffer updated by moving averages,
+    or a grid of levels.
     """
 
     codebook: torch.Tensor
@@ -87,13 +89,14 @@ class VideoAutoencoder(nn.Module):
     def __init__(
         self, num_codes: int, spatial_stride: int, temporal_stride: int, width: int, levels: Sequence[int] = ()
     ) -> None:
-        """`levels` of each channel of a code vector, whose product is `num_codes`; none where the codebook
-        is learned."""
+        """`levels`: number of levels of each channel of a code vector; their product is `num_codes`. Empty for a
+        learned codebook.
+        """
         super().__init__()
         self.num_codes, self.width, self.levels = num_codes, width, tuple(levels)
         self.spatial_stride, self.temporal_stride = spatial_stride, temporal_stride
         self.halves = spatial_stride % 2 == 0
-        """Whether patches are half a site wide and a strided convolution does the rest."""
+        """Whether patches are half as wide as a code's site; a strided convolution then halves the grid."""
         self.patch = spatial_stride // 2 if self.halves else spatial_stride
         pixels, wide, channels = 3 * self.patch**2, 2 * width, len(levels) or _CODE_WIDTH
         self.first_in, self.later_in = nn.Linear(pixels, width), nn.Linear(pixels * temporal_stride, width)
@@ -145,7 +148,9 @@ class VideoAutoencoder(nn.Module):
         return torch.cat([first, later], dim=1)
 
     def nearest(self, vectors_BtrcE: torch.Tensor) -> torch.Tensor:
-        """int64 [B, blocks, rows, columns]: argmin |c|² - 2 v·c, which on a grid is each channel's nearest level."""
+        """int64 [B, blocks, rows, columns]: argmin |c|² - 2 v·c. On a grid this is the nearest level of each
+        channel.
+        """
         if self.levels:
             return level_codes(vectors_BtrcE, self.levels)
         return (self.codebook.square().sum(1) - 2 * vectors_BtrcE @ self.codebook.T).argmin(-1)
@@ -167,8 +172,8 @@ class VideoAutoencoder(nn.Module):
 def fit_vector_quantized(
     tokenizer: settings.Tokenizer, clips: np.ndarray, progress: Progress = quiet, device: str = "cpu"
 ) -> VectorQuantizedTokenizer:
-    """Trains on uint8 `clips` [N, F, 3, H, W]: squared and absolute error; a codebook by moving averages and with
-    commitment.
+    """Trains on uint8 `clips` [N, F, 3, H, W] with squared and absolute error. A learned codebook uses moving
+    averages and a commitment loss.
     """
     random = torch.Generator().manual_seed(tokenizer.seed)
     with torch.random.fork_rng(devices=[]):
@@ -181,7 +186,7 @@ def fit_vector_quantized(
     optimizer = torch.optim.AdamW(
         network.parameters(), lr=tokenizer.learning_rate, betas=(0.9, 0.95), weight_decay=1e-4
     )
-    rise = 0.1 if tokenizer.fit_steps != 10 else 0.2  # OneCycleLR divides by the steps of the rise less one
+    rise = 0.1 if tokenizer.fit_steps != 10 else 0.2  # at 10 steps, OneCycleLR would divide by zero
     schedule = torch.optim.lr_scheduler.OneCycleLR(
         optimizer, tokenizer.learning_rate, total_steps=tokenizer.fit_steps, pct_start=rise
     )
@@ -206,20 +211,20 @@ def fit_vector_quantized(
 
 
 def straight_through(vectors: torch.Tensor, quantized: torch.Tensor) -> torch.Tensor:
-    """The quantized vectors, with the gradient of the vectors."""
+    """The value of `quantized`, with the gradient going to `vectors`."""
     return vectors + (quantized - vectors).detach()
 
 
 def bounded(vectors_E: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Any float [..., E] -> the range of the levels, in their units: what `level_codes` rounds. 0 stays 0."""
+    """Maps any float [..., E] into the range of the levels, as input for the rounding in `level_codes`. 0 stays 0."""
     count = vectors_E.new_tensor(levels)
     half = (count - 1) * (1 - _LEVEL_MARGIN) / 2
-    offset = (count % 2 == 0) / 2  # an even number of levels lies half a level lower
+    offset = (count % 2 == 0) / 2  # an even number of levels has no centre: its grid is shifted by half a level
     return (torch.tanh(vectors_E + torch.atanh(offset / half)) * half - offset) / (count // 2)
 
 
 def level_codes(vectors_E: torch.Tensor, levels: Sequence[int]) -> torch.Tensor:
-    """Bounded float [..., E] -> int64 [...]: the nearest level of each channel, the first channel counting fastest."""
+    """Bounded float [..., E] -> int64 [...]: the nearest level of each channel. The first channel varies fastest."""
     count = torch.tensor(levels, device=vectors_E.device)
     digits = (vectors_E * (count // 2)).round().long() + count // 2
     return (digits * _place_values(count)).sum(-1)
@@ -237,7 +242,7 @@ def _place_values(count_E: torch.Tensor) -> torch.Tensor:
 
 
 class CodebookFit:
-    """Moving averages of what each code stands for; codes that nothing uses are moved to where vectors are."""
+    """Moving averages of the vectors that each code stands for. Unused codes are reset to vectors of the batch."""
 
     def __init__(self, codebook: torch.Tensor, random: torch.Generator) -> None:
         self._random = random
@@ -246,7 +251,7 @@ class CodebookFit:
 
     @torch.no_grad()
     def follow(self, network: VideoAutoencoder, vectors_BtrcE: torch.Tensor) -> torch.Tensor:
-        """Codes of the batch, after the codebook moved towards it."""
+        """Codes of the batch, after an update of the codebook."""
         flat = vectors_BtrcE.flatten(0, -2)
         codes = network.nearest(flat)
         used = torch.bincount(codes, minlength=network.num_codes).float()
@@ -265,7 +270,9 @@ class CodebookFit:
 
 
 class _ChannelNorm(nn.Module):
-    """Layer norm over the channels of each position: unlike a group norm it lets no block see a later one."""
+    """Layer norm over the channels of each position. Unlike a group norm, it does not leak later blocks into earlier
+    ones.
+    """
 
     def __init__(self, channels: int) -> None:
         super().__init__()
@@ -277,7 +284,7 @@ class _ChannelNorm(nn.Module):
 
 
 class _CausalConv(nn.Module):
-    """3 x 3 in space, this block and the one before in time."""
+    """A 3 x 3 kernel in space; in time, this block and the one before."""
 
     def __init__(self, channels_in: int, channels_out: int, stride: int = 1) -> None:
         super().__init__()

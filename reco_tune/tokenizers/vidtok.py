@@ -1,7 +1,7 @@
 """VidTok v1.1 (FSQ, causal) through diffusers: https://arxiv.org/abs/2412.13061.
 
-`encode` of the diffusers model alone leaves out the padding of the first frame and gives 4 latents for 17 frames; its
-`forward` in encoder mode pads and gives 5.
+The `encode` method of diffusers skips the padding of the first frame and gives 4 latents for 17 frames. Its `forward`
+in encoder mode pads and gives 5, so that is used.
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class VidTokTokenizer(Pretrained):
     def __init__(self, network: Any, config: dict[str, Any]) -> None:
         """
         Args:
-            config: what the network is built from.
+            config: the constructor arguments of the network.
         """
         self._network = network.float().eval().requires_grad_(False)
         self._config = config
@@ -55,7 +55,7 @@ class VidTokTokenizer(Pretrained):
         if not _VERSION.search(name):
             raise SettingsError(
                 f"tokenizer.path ({name}) does not have v1_1 in its name, and VidTok v1.0 weights load without an error"
-                " but give wrong codes; take v1.1 and name its folder accordingly, for example"
+                " but give wrong codes; use v1.1 and name its folder accordingly, for example"
                 " vidtok_fsq_causal_488_32768_v1_1"
             )
         with extra(KIND):
@@ -73,7 +73,7 @@ class VidTokTokenizer(Pretrained):
         if config["regularizer"] != "fsq" or not config["is_causal"]:
             raise SettingsError(
                 f"tokenizer.path ({name}) is a VidTok with regularizer {config['regularizer']} and is_causal"
-                f" {config['is_causal']}; take a causal one with discrete codes (fsq)"
+                f" {config['is_causal']}; use a causal one with discrete codes (fsq)"
             )
         return cls(network, config)
 
