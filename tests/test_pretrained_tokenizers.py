@@ -200,7 +200,7 @@ def _cosmos(tmp_path: Path, damage: Callable[[Path], object] = lambda path: None
             lambda path: Tokenizer(kind="omnitokenizer", path=str(path), checkpoint=str(path / "no.ckpt")),
             "is not a file",
         ),
-        (lambda path: _omni(path, use_vae=True), "is the continuous VAE, .*take the VQVAE"),
+        (lambda path: _omni(path, use_vae=True), "is the continuous VAE, .*use the VQVAE"),
         (
             lambda path: _omni(path).model_copy(update={"path": str(path)}),
             "does not have OmniTokenizer/omnitokenizer.py",

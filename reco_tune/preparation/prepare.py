@@ -150,8 +150,8 @@ def _counted(cache: TokenCache, experiment: settings.Experiment) -> TokenCache:
     clips, counted, epochs = len(cache.tokens("train")), experiment.data.train_clips, experiment.training.epochs
     if epochs is not None and clips != counted:
         raise DataError(
-            f"training.epochs ({epochs:g}) was counted with data.train_clips ({counted}), but there are {clips} training"
-            f" clips; set data.train_clips to {clips}"
+            f"training.epochs ({epochs:g}) was counted with data.train_clips ({counted}), but there are {clips}"
+            f" training clips; set data.train_clips to {clips}"
         )
     return cache
 
