@@ -1,8 +1,8 @@
-"""The project measures itself, so that nobody has to believe it: steps, sampling, attention, the way of the data and
-the spread of a calibration.
+"""Benchmarks of the project itself: training steps, sampling, attention, data loading and the spread of a
+calibration.
 
-Every comparison runs in turn in one process. Computes tables and draws nothing; knows models, arms, videos and clocks,
-refuses to know Ray and studies.
+All sides of a comparison run in turn in one process. This package computes tables and draws nothing. It knows models,
+arms, videos and clocks. Ray and studies appear only in the benchmarks of orchestration, pruning and reports.
 """
 
 from reco_tune.benchmarks.attention import bench_attention

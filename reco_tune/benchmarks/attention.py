@@ -1,21 +1,23 @@
-"""Every form of the window's attention, in turn: the choice in `model.attention` can be measured again anywhere.
+"""Times every implementation of the window's attention in turn, to check the choice in `model.attention` on any
+machine.
 
 On a CPU:
 
     kept            `model.attention.attend`, in blocks of rows
-    masked          one fused call on a rectangle, whose mask hides what lies ahead
-    lower right     the same with torch's bias object instead of a mask
-    split           `model.split_attention`: a call without mask on the prefix and a causal one on the window
+    masked          one fused call on a rectangle, with a mask that hides later tokens
+    lower right     the same, with torch's bias object instead of a mask
+    split           `model.split_attention`: a call without a mask on the prefix, and a causal call on the window
 
 On a GPU:
 
-    kept            `split` with the kernel that a full sequence gets
+    kept            `split` with the kernel that full sequences use
     cudnn, flash, efficient     `split` with that kernel
-    flash 3         `split` with FlashAttention 3, where it is installed
+    flash 3         `split` with FlashAttention 3, if it is installed
     lower right     one call on prefix and window joined, with torch's bias object
     flex            the same with torch's generated kernel
 
-Merging the two calls of `split` and leaving backward to autograd is not among them: its gradients are wrong.
+One form is left out because its gradients are wrong: merging the two calls of `split` and leaving backward to
+autograd.
 """
 
 from __future__ import annotations
@@ -39,7 +41,7 @@ Form = Callable[[Tensor, Tensor, Tensor, KeysValues | None], Tensor]
 
 
 def masked(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """One call, one mask."""
+    """One fused call with a mask."""
     keys, values = joined(keys, values, prefix)
     return F.scaled_dot_product_attention(
         queries, keys, values, attn_mask=causal_mask(queries.shape[2], keys.shape[2], queries)
@@ -63,7 +65,9 @@ GPU_FORMS: dict[str, Form] = {
 
 
 def bench_attention(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
-    """Forward and backward of one layer's attention by every form, for every start on whole blocks, in turn."""
+    """Times forward and backward of one layer's attention with every form, in turn, for every start on whole
+    blocks.
+    """
     rows: list[Row] = []
     forms = GPU_FORMS if bench.gpu else CPU_FORMS
     for shape in shapes:
@@ -72,7 +76,7 @@ def bench_attention(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
             start = block * shape.side**2
             given = projections(shape, start, bench, device)
             times = _medians_and_ratios(forms, given, device, bench, f"attention, {shape.name}, block {block}")
-            if bench.gpu and has_flash3():  # it takes the place of flash in the whole process, so it has its own turn
+            if bench.gpu and has_flash3():  # it replaces flash in the whole process, so it runs in its own round
                 with flash3():
                     again = {"kept": attend, "flash 3": GPU_FORMS["flash"]}
                     times = _medians_and_ratios(again, given, device, bench, "flash 3") | times
@@ -117,7 +121,7 @@ def _columns(name: str) -> list[Column]:
 def projections(
     shape: Shape, start: int, bench: BenchOptions, device: torch.device
 ) -> tuple[list[Tensor], KeysValues | None]:
-    """q, k, v (leaves) of a window and the prefix, laid out like the views of one projection."""
+    """q, k, v (leaf tensors) of a window and the prefix, in the memory layout of views of one projection."""
     generator = torch.Generator().manual_seed(start)
     length = WINDOW_BLOCKS * shape.side**2
 

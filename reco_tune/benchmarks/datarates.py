@@ -1,10 +1,10 @@
-"""From videos to training batches: how fast clips are decoded, encoded, written and read, beside plain loops over
-decord and PyAV.
+"""From videos to training batches: how fast clips are decoded, encoded, written and read, compared with plain loops
+over decord and PyAV.
 
-The videos are rendered by the benchmark (moving colours, 320 x 240, as H.264 in MP4 and, as UCF101 has them, as MPEG-4
-with B-frames in AVI), or they are yours. All that is compared runs in turn, round after round, on the same clips. Rates
-are by the clock on the wall, because several processes work; CPU time stands beside them, because neighbours on the
-machine spoil it less. Beside what a way of reading costs stands how many of its clips hold the frames that they should.
+The videos are the user's own, or the benchmark renders them: moving colours at 320 x 240, as H.264 in MP4 and as
+MPEG-4 with B-frames in AVI (the format of UCF101). All candidates run in turn, round after round, on the same clips.
+Rates use wall-clock time, because several processes work. CPU time is given too, because other load on the machine
+distorts it less. For each reader, the table also gives the share of clips with the right frames.
 """
 
 from __future__ import annotations
@@ -36,15 +36,17 @@ from reco_tune.tokenizers import fit_tokenizer
 from reco_tune.training import fit
 
 VIDEOS, FRAMES = 8, 136
-"""At most so many videos are read; those that are rendered have so many frames."""
+"""Largest number of videos to read, and the number of frames in each rendered video."""
 ENCODED_CLIPS, CODED_CLIPS = 16, 4096
-"""Clips that are encoded, and whose codes are written: the one is slow, the other too fast to time with few."""
+"""Number of clips to encode, and number of clips whose codes are written. Encoding is slow; writing is too fast to
+time with few clips.
+"""
 KINDS = {"H.264, MP4": ("mp4", "libx264", {}), "MPEG-4, AVI": ("avi", "mpeg4", {"bf": "2", "g": "25", "b": "2M"})}
-"""What is rendered: the container, the encoder and its options."""
+"""Videos to render: container, encoder and its options."""
 _SAME = 3
-"""Gray levels, on average over a clip: what conversions of colours differ in at most, and other frames at least."""
+"""Grey levels, averaged over a clip. Colour conversions differ by less than this, different frames by more."""
 STEPS = 60
-"""Of the training run whose wait for data is shown."""
+"""Steps of the training run whose wait for data is measured."""
 _RATES = (
     Column("videos", "videos"),
     Column("work", "work"),
@@ -52,8 +54,8 @@ _RATES = (
     Column("rate", "clips/s", ",.1f"),
     Column("low", "lowest", ",.1f"),
     Column("high", "highest", ",.1f"),
-    Column("cpu_ms", "CPU ms a clip", ",.2f"),
-    Column("right", "clips with their frames", ".0%"),
+    Column("cpu_ms", "CPU ms per clip", ",.2f"),
+    Column("right", "clips with the right frames", ".0%"),
     Column("rounds", "rounds", "d"),
 )
 _WAIT = (
@@ -67,32 +69,32 @@ _WAIT = (
 
 
 class _Work(NamedTuple):
-    """One thing that is timed."""
+    """One candidate to time."""
 
     videos: str
     name: str
     processes: int
-    """That do the work, the one that waits for them not counted."""
+    """Number of working processes, without the one that waits for them."""
     clips: int
     run: Callable[[], object]
     right: float | None = None
-    """Part of the clips that hold the frames which decoding from the start shows."""
+    """Share of clips whose frames equal those of decoding from the start."""
 
 
 def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
-    """Clips a second, and CPU time a clip, of every stage between video files and a token cache.
+    """Clips per second, and CPU time per clip, of every stage between video files and a token cache.
 
     Args:
-        root: a folder of videos, or of one folder of videos a class; None renders some.
+        root: a folder of videos, or a folder with one folder of videos per class; None renders some.
         size_px: height and width of the clips.
 
     Raises:
-        DataError: where `root` gives no clip, or decord is not installed.
+        DataError: if `root` gives no clip, or decord is not installed.
     """
     try:
         import decord  # noqa: F401
     except ImportError as error:
-        raise DataError("decord is not installed, and it is what decoding is compared with; install it") from error
+        raise DataError("this benchmark compares decoding with decord, which is not installed; install it") from error
     work: list[_Work] = []
     with ExitStack() as stack:
         folder = Path(stack.enter_context(TemporaryDirectory(prefix="reco-bench-")))
@@ -104,7 +106,7 @@ def bench_data(root: Path | None, size_px: int, bench: BenchOptions) -> Table:
         work += _later_stages(pixels_NFCHW, folder)
         cpu_seconds: list[list[float]] = [[] for _ in work]
         jobs = [partial(_clocked, each.run, one, spent) for each, spent in zip(work, cpu_seconds, strict=True)]
-        for job in jobs:  # processes start, files come into memory
+        for job in jobs:  # warm-up: processes start, and files enter the page cache
             job()
         times_RJ = in_rounds(jobs, time.perf_counter, bench.seconds, bench.progress, "data")
     rows: list[Row] = []
@@ -146,8 +148,8 @@ def _ways_of_reading(
 
 
 def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
-    """What the ledger of a training run says of its wait for data, at each shape; small caches lie in memory, large
-    ones are mapped.
+    """How long training waits for data, from the cost ledger of a run at each shape. Small caches are held in memory,
+    large ones are memory-mapped.
     """
     rows: list[Row] = []
     for shape in shapes:
@@ -176,7 +178,7 @@ def bench_reading(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
 
 @contextmanager
 def videos_or_rendered(root: Path | None, size_px: int, kind: str) -> Iterator[Data]:
-    """How clips are cut: from the videos under `root`, or from some of a kind that are rendered for the while."""
+    """Data settings for the videos under `root`, or for temporary rendered videos of a kind."""
     wanted: dict[str, Any] = {"layout": "flat", "split": "time", "clip_frames": 17, "size_px": size_px}
     if root is not None:
         layout = "flat" if any(path.is_file() for path in root.iterdir()) else "class_folders"
@@ -203,8 +205,8 @@ def _render(path: Path, frames: np.ndarray, container: str, codec: str, options:
 
 
 def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
-    """The clips of a few videos that decord can read too (others would stop its loop), and their pixels by decoding
-    from the start, uint8 [N, F, 3, H, W].
+    """The clips of a few videos that decord can also read (others would stop its loop), and their pixels decoded from
+    the start: uint8 [N, F, 3, H, W].
     """
     import decord
 
@@ -222,14 +224,14 @@ def _readable_clips(data: Data) -> tuple[list[Clip], np.ndarray]:
             readable.append(clip)
     if not readable:
         raise DataError(
-            f"no video of {len(videos)} in {data.root} gives a clip of {data.clip_frames} frames; name a folder of"
-            " longer ones"
+            f"none of {len(videos)} videos in {data.root} gives a clip of {data.clip_frames} frames; give a folder of"
+            " longer videos"
         )
     return readable, _plain_pyav(readable, data)
 
 
 def _clocked(run: Callable[[], object], reader: Processes, spent: list[float]) -> None:
-    """Runs, and notes the CPU time that this process and the reader have spent on it."""
+    """Runs, and appends the CPU seconds that this process and the reader spent on it."""
     before = _cpu_seconds(reader)
     run()
     spent.append(_cpu_seconds(reader) - before)
@@ -246,7 +248,7 @@ def _own_cpu_seconds(_: int) -> float:
 
 
 def _decode(clips: list[Clip], data: Data, processes: Processes) -> np.ndarray:
-    """uint8 [N, F, 3, H, W], as of the loops below; a clip that cannot be decoded stays black."""
+    """uint8 [N, F, 3, H, W], like the plain loops below. A clip that cannot be decoded stays black."""
     found = np.zeros((len(clips), data.clip_frames, 3, data.size_px, data.size_px), np.uint8)
     for part in decode(clips, data, processes=processes):
         found[part.rows] = part.video_BFCHW
@@ -254,7 +256,7 @@ def _decode(clips: list[Clip], data: Data, processes: Processes) -> np.ndarray:
 
 
 def _plain_decord(clips: list[Clip], data: Data) -> np.ndarray:
-    """What people write: for each clip open its video, get its frames, scale them."""
+    """The usual hand-written loop: for each clip, open its video, get its frames, scale them."""
     import decord
 
     assert data.root is not None
@@ -267,7 +269,7 @@ def _plain_decord(clips: list[Clip], data: Data) -> np.ndarray:
 
 
 def _plain_pyav(clips: list[Clip], data: Data) -> np.ndarray:
-    """One loop over the frames of each video; those of its clips are scaled."""
+    """One loop over the frames of each video, which scales the frames of its clips."""
     import av
 
     assert data.root is not None
@@ -288,7 +290,7 @@ def _plain_pyav(clips: list[Clip], data: Data) -> np.ndarray:
 
 
 def _later_stages(pixels_NFCHW: np.ndarray, folder: Path) -> list[_Work]:
-    """A small tokenizer of the kind that is trained here, and the arrays of a cache."""
+    """Encoding with a small trained tokenizer (`vq`), and writing the arrays of a cache."""
     settings = Tokenizer(kind="vq", spatial_stride=8, temporal_stride=4, fit_steps=2, fit_batch_size=2, width=16)
     tokenizer = fit_tokenizer(settings, pixels_NFCHW[:ENCODED_CLIPS])
     video = torch.from_numpy(pixels_NFCHW[:ENCODED_CLIPS])
@@ -302,7 +304,7 @@ def _later_stages(pixels_NFCHW: np.ndarray, folder: Path) -> list[_Work]:
 
 
 def _write(folder: Path, values: np.ndarray) -> None:
-    """Into an array of a cache, part by part as tokenizing does, to the disk."""
+    """Writes an array of a cache to disk, part by part as tokenizing does."""
     with TokenCacheWriter(folder, "written") as writer:
         array = writer.create("values", values.shape, values.dtype.type)
         for part, start in enumerate(range(0, len(values), PART_CLIPS)):

@@ -1,5 +1,5 @@
-"""The Fréchet distance beside SciPy's matrix square root, as published FVD code takes it: time, and how far their
-values are apart.
+"""Compares our Fréchet distance with SciPy's matrix square root, which published FVD code uses: time, and difference
+of the values.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from reco_tune.cost.timing import in_rounds
 from reco_tune.evaluation.frechet import FeatureStatistics, statistics_distance
 
 DIMENSIONS = 400
-"""I3D's logits."""
+"""Number of I3D's logits."""
 _COLUMNS = (
     Column("samples", "samples", "d"),
     Column("dimensions", "dimensions", "d"),
@@ -35,11 +35,11 @@ _COLUMNS = (
 
 
 def bench_frechet(samples: Sequence[int], bench: BenchOptions, dimensions: int = DIMENSIONS) -> Table:
-    """One row a number of samples; features are correlated Gaussians whose variances fall off like those of a
-    network's.
+    """One row per number of samples. Features are correlated Gaussians whose variances fall off like those of a
+    network.
 
-    Time is CPU time of one thread, so that a neighbour adds nothing and none waits for another; collecting the
-    statistics is not in it.
+    Time is CPU time of one thread, so that other load on the machine does not change it. It does not include
+    collecting the statistics.
     """
     with threadpool_limits(1):
         rows = [_row(count, dimensions, bench) for count in samples]
@@ -62,11 +62,11 @@ def _row(count: int, dimensions: int, bench: BenchOptions) -> Row:
 
 
 def scipy_distance(first: FeatureStatistics, second: FeatureStatistics) -> float:
-    """The distance by the real part of sqrtm(Σ1 Σ2), as StyleGAN-V's code and its descendants compute it."""
+    """The distance by the real part of sqrtm(Σ1 Σ2), as in StyleGAN-V's code and its descendants."""
     from scipy.linalg import sqrtm
 
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # it warns that the product is singular; the table shows what comes of it
+        warnings.simplefilter("ignore")  # SciPy warns that the product is singular; the table shows the effect
         cross = np.trace(sqrtm(first.covariance @ second.covariance)).real
     shift = first.mean - second.mean
     return float(shift @ shift + np.trace(first.covariance) + np.trace(second.covariance) - 2 * cross)

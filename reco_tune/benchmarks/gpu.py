@@ -1,8 +1,9 @@
-"""What half an hour on one GPU must show: that every form is right, what compiles, how fast, with how much memory.
+"""Half an hour on one GPU: checks that every form of attention is correct, and measures compilation, speed and
+memory.
 
-Parts run in order, each bounded in time and whole by itself, on a GPU each in a process of its own: one that fails, or
-takes too long, leaves its error and the rest goes on. On a CPU the same parts run, so that they are tested before
-anybody pays for the GPU; their numbers say nothing about one.
+The parts run in order. Each has a time limit and stands alone. On a GPU each part runs in its own process: if it
+fails or takes too long, its error is recorded and the rest continues. The same parts run on a CPU too, to test them
+before anyone pays for a GPU. Numbers from a CPU say nothing about a GPU.
 """
 
 from __future__ import annotations
@@ -38,30 +39,30 @@ from reco_tune.training.schemes import build_scheme
 from reco_tune.windows import WindowSpan
 
 ARMS = ("full", "fewer_frames", "local", "local_balanced", "reco")
-"""That are calibrated and compiled."""
+"""Arms that are calibrated and compiled."""
 FACTOR = 3.0
-"""By which λ of `reco` is multiplied to see that it changes neither graphs nor speed."""
+"""λ of `reco` is multiplied by this, to check that λ changes neither graphs nor speed."""
 BAR = 0.95
-"""Of the FLOP limit that each arm has to reach."""
+"""Share of its FLOP limit that each arm has to reach."""
 RIGHT = 4.0
-"""Most relative error of an attention, in units of its precision (`torch.finfo.eps`)."""
+"""Largest allowed relative error of an attention form, in units of its precision (`torch.finfo.eps`)."""
 CLIPS = 64
-"""Sampled at once."""
+"""Clips sampled at once."""
 TOP_KERNELS = 12
-"""Named one by one in a profile."""
+"""Number of kernels that a profile lists by name."""
 ATTENTION_KERNELS = ("flash", "fmha", "mha", "sdp", "attention", "softmax")
 COPIES = ("copy", "memcpy", "memset", "::cat", "_to_copy", "contiguous")
-"""Parts of the names of kernels, in lower case."""
+"""Substrings of the names of copy kernels, in lower case."""
 
 
 class Part(NamedTuple):
-    """One thing that is measured at a shape."""
+    """One measurement at a shape."""
 
     name: str
     most_seconds: float
-    """After which it is given up, at the 110M model."""
+    """Time limit at the 110M model."""
     seconds: float
-    """Of each of its comparisons (`BenchOptions.seconds`)."""
+    """Time of each of its comparisons (`BenchOptions.seconds`)."""
     measure: Callable[[Shape, BenchOptions], Table]
 
 
@@ -72,11 +73,12 @@ def bench_gpu(
     keep: Callable[[list[Table]], None] = lambda tables: None,
     alone: bool | None = None,
 ) -> list[Table]:
-    """All parts at the first shape, then at the next ones while there is time; last a table of what became of them.
+    """Runs all parts at the first shape, then at the next ones while time is left. The last table lists the outcome
+    of each part.
 
     Args:
-        keep: called with all tables so far after each part, so that an end in the middle loses nothing.
-        alone: whether each part has a process of its own, which can be ended; by default on a GPU.
+        keep: called with all tables so far after each part, so that an interruption loses nothing.
+        alone: whether each part runs in its own process, which can be killed; by default on a GPU.
     """
     ends, tables, fates = time.monotonic() + 60 * minutes, [], Table("parts", "What was measured", _PARTS, [])
     alone = bench.gpu if alone is None else alone
@@ -86,11 +88,11 @@ def bench_gpu(
         began, most = time.monotonic(), min(part.most_seconds, ends - time.monotonic())
         try:
             if most <= 0:
-                raise TimeoutError("left out: no time is left")
+                raise TimeoutError("skipped: no time is left")
             own = bench._replace(seconds=part.seconds if bench.gpu else bench.seconds, progress=quiet)
             tables.append(_in_a_child(part, shape, own, most) if alone else part.measure(shape, own))
             fate = "measured"
-        except Exception as error:  # whatever it is, the other parts are worth having
+        except Exception as error:  # whatever the error is, the other parts are still useful
             fate = _sentence(error)
         fates.rows.append(
             {"part": part.name, "shape": shape.name, "seconds": time.monotonic() - began, "outcome": fate}
@@ -101,7 +103,7 @@ def bench_gpu(
 
 
 def _in_a_child(part: Part, shape: Shape, bench: BenchOptions, seconds: float) -> Table:
-    """The part in a fresh process: an error of the GPU ends that one alone."""
+    """Runs the part in a fresh process, so that a GPU error ends only this part."""
     spawn = multiprocessing.get_context("spawn")
     here, there = spawn.Pipe(duplex=False)
     child = spawn.Process(target=_answer, args=(there, PARTS.index(part), shape, bench), daemon=True)
@@ -109,7 +111,7 @@ def _in_a_child(part: Part, shape: Shape, bench: BenchOptions, seconds: float) -
     there.close()
     try:
         if not here.poll(seconds):
-            raise TimeoutError(f"given up after {seconds:.0f} s")
+            raise TimeoutError(f"stopped after {seconds:.0f} s")
         found = here.recv()
     except EOFError as error:
         child.join()
@@ -156,20 +158,20 @@ def exactness(shape: Shape, bench: BenchOptions) -> Table:
                 errors = [_error(one, other) / torch.finfo(bench.dtype).eps for one, other in zip(found, right)]  # noqa: B905
                 row |= dict(zip(("output", "dq", "dk", "dv"), errors, strict=True))
                 row["verdict"] = "right" if max(errors) < RIGHT else "WRONG"
-            except Exception as error:  # a form that this GPU has not
+            except Exception as error:  # this GPU does not support the form
                 row["verdict"] = _sentence(error)
             rows.append(row)
     return Table(
         f"exactness {shape.name}",
         f"Attention in {str(bench.dtype).removeprefix('torch.')} at {shape.name}: relative error against float64, in"
-        f" units of the precision; right below {RIGHT:g}",
+        f" units of the precision; correct if below {RIGHT:g}",
         _EXACTNESS,
         rows,
     )
 
 
 def attention_alone(shape: Shape, bench: BenchOptions) -> Table:
-    """Forward and backward of one layer's attention by every form, at the four starts on whole blocks."""
+    """Times forward and backward of one layer's attention with every form, at the four starts on whole blocks."""
     rows: list[Row] = []
     device = prepare_device(bench.experiment(shape, "full"))
     length = WINDOW_BLOCKS * shape.side**2
@@ -178,7 +180,7 @@ def attention_alone(shape: Shape, bench: BenchOptions) -> Table:
         jobs: dict[str, Callable[[], None]] = {}
         for name, form in forms.items():
             if name == "flash 3":
-                continue  # it takes the place of flash in the whole process
+                continue  # it replaces flash in the whole process
             job = partial(forward_and_backward, form, *given)
             try:
                 for _ in range(3):
@@ -229,7 +231,9 @@ def _error(found: Tensor, right: Tensor) -> float:
 
 
 def graphs(shape: Shape, bench: BenchOptions) -> Table:
-    """Graphs, breaks and seconds of compilation of every arm, in one process as in a study, and what comes later."""
+    """Graphs, graph breaks and compile seconds of every arm, in one process as in a study; and any later
+    recompilation.
+    """
     from torch._dynamo.utils import counters
 
     def compiled_so_far() -> tuple[int, int]:
@@ -256,7 +260,7 @@ def graphs(shape: Shape, bench: BenchOptions) -> Table:
 
 
 def calibrations(shape: Shape, bench: BenchOptions) -> Table:
-    """The calibration that a study makes, of every arm and of one more λ."""
+    """The calibration that a study makes, for every arm and for one more λ."""
     baseline = bench.experiment(shape, "full")
 
     def measured(experiment: Experiment, cache: TokenCache) -> Row:
@@ -270,15 +274,15 @@ def calibrations(shape: Shape, bench: BenchOptions) -> Table:
         other["verdict"] = f"{other['verdict']}, {'as' if same else 'NOT AS'} {usual['arm']}"
     return Table(
         f"calibration {shape.name}",
-        f"Speed-up of a step at {shape.name} and the part of its FLOP limit; the bar is {BAR:g}",
+        f"Speed-up of a step at {shape.name} and its share of the FLOP limit; the target is {BAR:g}",
         _CALIBRATION,
         rows,
     )
 
 
 def profile(shape: Shape, bench: BenchOptions) -> Table:
-    """Where the time of a step of `reco` after a block of prefix goes: kernels, and gaps between them; three steps are
-    queued, so that the first one's gaps do not count for all.
+    """Where the time of a `reco` step with one block of prefix goes: kernels, and gaps between them. Three steps are
+    queued, so that the gaps of the first one do not dominate.
     """
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiler
@@ -327,7 +331,7 @@ class _Kernel(NamedTuple):
 
 
 def _kernels(events: Any, gpu: bool) -> list[_Kernel]:
-    """What the device did; on the CPU operations that call no others."""
+    """Kernels that the device ran. On a CPU: operations that call no others."""
     wanted = "CUDA" if gpu else "CPU"
     return [
         _Kernel(event.name, event.time_range.start, event.time_range.end)
@@ -337,7 +341,7 @@ def _kernels(events: Any, gpu: bool) -> list[_Kernel]:
 
 
 def _covered(kernels: Sequence[_Kernel]) -> float:
-    """Microseconds in which at least one ran."""
+    """Microseconds in which at least one kernel ran."""
     covered, reached = 0.0, float("-inf")
     for kernel in sorted(kernels, key=lambda kernel: kernel.begin):
         covered += max(0.0, kernel.end - max(kernel.begin, reached))
@@ -346,7 +350,7 @@ def _covered(kernels: Sequence[_Kernel]) -> float:
 
 
 def memory(shape: Shape, bench: BenchOptions) -> Table:
-    """The most that the allocator held in a step of every arm from its last start, beside what was counted before."""
+    """The allocator's peak in a step of every arm from its last start, compared with the predicted memory."""
 
     def measured(experiment: Experiment, cache: TokenCache) -> Row:
         device = prepare_device(experiment)
@@ -372,7 +376,7 @@ def memory(shape: Shape, bench: BenchOptions) -> Table:
 
 
 def generation(shape: Shape, bench: BenchOptions) -> Table:
-    """Whole clips from the sampler that generation uses, beside the time that reading weights and cache takes."""
+    """Time to sample whole clips, compared with the time to read the weights and the cache."""
     device, clips = prepare_device(bench.experiment(shape, "full")), CLIPS if bench.gpu else 2
     sample = our_sampling(shape, False, bench, device)
     sample(clips)  # records the step
@@ -391,10 +395,10 @@ def generation(shape: Shape, bench: BenchOptions) -> Table:
 def _by_arm(
     shape: Shape, bench: BenchOptions, measured: Callable[[Experiment, TokenCache], Row], compiled: bool | None = None
 ) -> list[Row]:
-    """A row for each arm, and last one for `reco` with another λ; an arm that fails has its error as its verdict.
+    """One row per arm, then one for `reco` with another λ. If an arm fails, its error is its verdict.
 
     Args:
-        compiled: whether steps are, where that is not left to `bench`.
+        compiled: whether steps are compiled; None leaves it to `bench`.
     """
     arms = {name: bench.experiment(shape, name) for name in ARMS}
     objective = arms["reco"].objective
@@ -423,7 +427,7 @@ PARTS = (
     Part("memory", 150, 0, memory),
     Part("generation", 150, 0, generation),
 )
-"""In order; together they take less than the half hour at the 110M model, so that some is left for the 343M."""
+"""In order. At the 110M model they take less than half an hour, which leaves time for the 343M model."""
 
 _PARTS = (
     Column("part", "part"),
@@ -485,6 +489,6 @@ _GENERATION = (
     Column("seconds", "seconds", ".2f"),
     Column("gigabytes", "GB to read", ".1f"),
     Column("bandwidth", "GB/s of a copy", ".0f"),
-    Column("ideal", "seconds for that", ".2f"),
-    Column("ratio", "times as long", ".2f"),
+    Column("ideal", "ideal seconds", ".2f"),
+    Column("ratio", "time / ideal", ".2f"),
 )

@@ -1,11 +1,15 @@
-"""What orchestration costs: the seconds of a trial beyond its work and where they go, for this project and for the bare
-libraries.
+"""The overhead of orchestration: the seconds of a trial beyond its work, and where they go, for this project and for
+the bare libraries.
 
-All ways run the same trials in the same code (`study.worker.execute`: calibration, training with reports and
-checkpoints, sampling, evaluation) on one tiny experiment. They differ in what stands around it: a study as `reco-tune
-run` runs it, without MLflow; Ray Tune with Ray's own Optuna searcher, where each trial launches a TorchTrainer;
-Optuna's ask and tell in a loop. Both Ray ways get this project's cluster settings, which find out sooner than Ray's
-defaults that a trial is over. Imports Ray and Optuna where they run, and only then.
+All candidates run the same trials in the same code (`study.worker.execute`: calibration, training with reports and
+checkpoints, sampling, evaluation) on one tiny experiment. They differ in what surrounds it:
+
+- a study as `reco-tune run` runs it, without MLflow;
+- Ray Tune with Ray's own Optuna searcher, where each trial launches a TorchTrainer;
+- Optuna's ask and tell in a loop.
+
+Both Ray candidates get this project's cluster settings, which detect the end of a trial sooner than Ray's defaults.
+Ray and Optuna are imported only where they run.
 """
 
 from __future__ import annotations
@@ -33,9 +37,9 @@ if TYPE_CHECKING:
     from reco_tune.study.dispatcher import Job
 
 AT_ONCE = 2
-"""Trials at once where the way and the machine can."""
+"""Number of concurrent trials, if the candidate and the machine allow it."""
 PILOT_STEPS = 40
-"""Of the run that tells how many steps make a trial of a given length."""
+"""Steps of the pilot run that determines how many steps make a trial of a given length."""
 EXPERIMENT: dict[str, Any] = {
     "data": {
         "layout": "digits",
@@ -57,7 +61,7 @@ EXPERIMENT: dict[str, Any] = {
     },
     "resources": {"calibration_seconds": 0.3},
 }
-"""What a trial trains; only λ is sampled, so all trials are equally long."""
+"""The experiment of a trial. Only λ is sampled, so all trials take equally long."""
 PARTS = ("asked_seconds", "launch_seconds", "opening_seconds", "rest_seconds")
 
 _COLUMNS = (
@@ -65,24 +69,24 @@ _COLUMNS = (
     Column("work", "work of a trial, s", ".1f"),
     Column("trials", "trials", "d"),
     Column("at_once", "at once", "d"),
-    Column("low", "beyond it: least", ".2f"),
+    Column("low", "overhead, s: min", ".2f"),
     Column("median", "median", ".2f"),
     Column("high", "most", ".2f"),
     Column("mean", "mean", ".2f"),
-    Column("asked_seconds", "of it: end to next asked for", ".2f"),
-    Column("launch_seconds", "to its worker's first line", ".2f"),
-    Column("opening_seconds", "to its first report", ".2f"),
-    Column("rest_seconds", "to its end", ".2f"),
+    Column("asked_seconds", "of the mean: until the next trial is asked for", ".2f"),
+    Column("launch_seconds", "until its worker starts", ".2f"),
+    Column("opening_seconds", "until its first report", ".2f"),
+    Column("rest_seconds", "until its end", ".2f"),
     Column("start_seconds", "first worker after, s", ".1f"),
     Column("whole_seconds", "whole search, s", ".1f"),
 )
 
 Event = dict[str, Any]
-"""A line of a study's log; of the bare ways those that tell time."""
+"""A line of a study's log. For the bare libraries: only the events that give times."""
 
 
 class RecordedSearch(NamedTuple):
-    """One search, as it went."""
+    """The record of one search."""
 
     events: list[Event]
     at_once: int
@@ -92,36 +96,36 @@ class RecordedSearch(NamedTuple):
 
 
 class TrialTimes(NamedTuple):
-    """When a trial was where, in Unix seconds, and the seconds of its ledger."""
+    """When a trial reached each stage, in Unix seconds, and the seconds in its ledger."""
 
     asked: float
     started: float
-    """Its worker's first line."""
+    """When its worker started to run."""
     reported: float
-    """Its first report."""
+    """When it sent its first report."""
     ended: float
     work_to_report: float
-    """Calibration and training before the first report."""
+    """Seconds of calibration and training before the first report."""
     work: float
-    """Calibration, training, generation and evaluation."""
+    """Seconds of calibration, training, generation and evaluation."""
 
 
 def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progress = quiet) -> Table:
-    """One row a length and way: least, median and most of a trial's seconds beyond its work, and the mean parts that
-    add up to their mean.
+    """One row per length and candidate: minimum, median and maximum of a trial's overhead in seconds, and the parts
+    of its mean.
 
     Args:
-        lengths: about how many seconds of work a trial is.
-        trials: of each search; more than run at once.
+        lengths: approximate seconds of work in a trial.
+        trials: number of trials in each search; must exceed the number that runs at once.
 
     Raises:
-        SettingsError: for too few trials.
-        RunFailedError: where a way loses a trial.
+        SettingsError: if there are too few trials.
+        RunFailedError: if a candidate loses a trial.
     """
     if trials <= AT_ONCE:
         raise SettingsError(
-            f"--trials ({trials}) must be more than the {AT_ONCE} that run at once, whose place nobody had before;"
-            " raise it"
+            f"--trials ({trials}) must be more than the {AT_ONCE} that run at once, because the first trials have no"
+            " predecessor to measure from; raise it"
         )
     rows: list[Row] = []
     with TemporaryDirectory(prefix="reco-bench-") as place:
@@ -145,7 +149,7 @@ def bench_orchestration(lengths: Sequence[float], trials: int, progress: Progres
 
 
 def trial_times(events: Iterable[Event]) -> list[TrialTimes]:
-    """The evaluated trials of a log in the order in which they were asked for."""
+    """The evaluated trials of a log, in the order in which they were asked for."""
     seen: dict[str, dict[str, float]] = {}
     for event in events:
         trial = seen.setdefault(event.get("trial", ""), {"work_to_report": 0.0})
@@ -165,10 +169,11 @@ def trial_times(events: Iterable[Event]) -> list[TrialTimes]:
 
 
 def beyond_work(trials: Sequence[TrialTimes], at_once: int) -> NDArray[np.float64]:
-    """Seconds [trials - at_once, parts] from the end of the trial whose place it took to a trial's own end, less its
-    work, by `PARTS`.
+    """Overhead in seconds, [trials - at_once, parts], by `PARTS`: the time from the end of a trial's predecessor to
+    its own end, minus its work.
 
-    The first `at_once` trials took nobody's place; what they wait for is the start of the whole search.
+    A trial starts when its predecessor's place becomes free. The first `at_once` trials have no predecessor. What
+    they wait for is the start of the whole search.
     """
     freed = sorted(trial.ended for trial in trials)
     return np.array(
@@ -221,7 +226,7 @@ def bench_space(cache: Path, trials: int, steps: int) -> Space:
 
 
 def _steps_of(length: float, pilot: RecordedSearch) -> int:
-    """Steps that make a trial of so many seconds, as the pilot's trial went."""
+    """Steps in a trial of this length, extrapolated from the pilot's trial."""
     metrics = next(event["metrics"] for event in pilot.events if event["event"] == "evaluated")
     training: float = metrics[q.TRAINING_SECONDS.name]
     besides: float = 3600 * metrics[q.GPU_HOURS.name] - training
@@ -232,7 +237,7 @@ def _steps_of(length: float, pilot: RecordedSearch) -> int:
 
 
 class _RecordingHooks:
-    """What a trial says to the bare ways instead of to the dispatcher; `tell` is given each rung's metrics."""
+    """Receives what a trial reports when there is no dispatcher. `tell` gets each rung's metrics."""
 
     def __init__(self, trial: str, tell: Callable[[dict[str, float]], None]) -> None:
         self.events: list[Event] = []
@@ -247,13 +252,13 @@ class _RecordingHooks:
         return False
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """Nobody looks."""
+        """Ignored."""
 
     def asked_to_leave(self) -> bool:
         return False
 
     def saved(self, step: int) -> None:
-        """Nobody listens."""
+        """Ignored."""
 
 
 def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Job:
@@ -275,7 +280,7 @@ def _job(space: Space, params: dict[str, Any], tokens: Path, folder: Path) -> Jo
 
 
 def _as_a_study(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
-    """This project's runner: Ray Tune, warm Ray Train worker groups, dispatcher, log, its own Optuna searcher."""
+    """This project's runner: Ray Tune, warm Ray Train worker groups, dispatcher, log, our Optuna searcher."""
     from reco_tune.study import Options, run
     from reco_tune.study.cluster import machine, place
 
@@ -286,7 +291,7 @@ def _as_a_study(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
 
 
 def _bare_ray(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
-    """Ray Tune whose function trials each launch a TorchTrainer, with Ray's searcher over Optuna."""
+    """Ray Tune with function trials that each launch a TorchTrainer, and Ray's Optuna searcher."""
     from ray import tune
     from ray.tune.search.optuna import OptunaSearch
 
@@ -354,14 +359,14 @@ def _train_bare(config: dict[str, Any]) -> None:
     from reco_tune.study.worker import execute
 
     folder = config["folder"] / "work" / config["name"]
-    unknown = dict.fromkeys(config["space"].objectives, math.nan)  # Tune wants them in every report
+    unknown = dict.fromkeys(config["space"].objectives, math.nan)  # Tune requires every objective in every report
     hooks: Any = _RecordingHooks(config["name"], lambda metrics: ray.train.report({**unknown, **metrics}))
     execute(_job(config["space"], config["params"], config["tokens"], folder), hooks)
     ray.train.report({**hooks.events[-1]["metrics"], "events": hooks.events})
 
 
 def search_in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearch:
-    """Optuna's ask and tell, one trial after another in this process."""
+    """Optuna's ask and tell: one trial after another in this process."""
     import optuna
 
     from reco_tune.study.ranges import to_distribution
@@ -375,7 +380,7 @@ def search_in_process(space: Space, tokens: Path, folder: Path) -> RecordedSearc
         name = f"trial-{number}"
         events.append({"event": "asked", "time": time.time(), "trial": name})
         trial = study.ask(distributions)
-        hooks: Any = _RecordingHooks(name, lambda metrics: None)  # Optuna takes reports of one objective only
+        hooks: Any = _RecordingHooks(name, lambda metrics: None)  # Optuna accepts reports for one objective only
         execute(_job(space, trial.params, tokens, folder / name), hooks)
         events += hooks.events
         study.tell(trial, [hooks.events[-1]["metrics"][name] for name in space.objectives])

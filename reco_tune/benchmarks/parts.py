@@ -1,7 +1,7 @@
-"""What the time of a step goes to: it is timed without its attention and without its prefix, and its optimiser alone,
-all in turn.
+"""How the time of a step divides into parts. It is timed whole, without its attention, and without its prefix; the
+optimiser is timed alone. All of this runs in turn.
 
-Knows the parts of a step and how to take one away; refuses to know tables.
+Knows the parts of a step and how to remove one; not tables.
 """
 
 from __future__ import annotations
@@ -22,23 +22,25 @@ from reco_tune.training import Scheme
 from reco_tune.windows import WindowSpan
 
 JOBS = 4
-"""Of `_jobs`."""
+"""Number of jobs in `_jobs`."""
 DATA_DRAWS = 20
-"""Batches whose making is timed."""
+"""Number of batches whose creation is timed."""
 
 
 class StepParts(NamedTuple):
-    """Seconds of a step of all its micro-batches, expected over its starts."""
+    """Seconds of a whole step with all micro-batches: the expectation over its starts."""
 
     whole: float
     optimiser: float
-    """Zeroing the gradient, norm, clipping and AdamW; timed alone, because it is less than what two steps differ by."""
+    """Zeroing the gradient, norm, clipping and AdamW. Timed alone, because it is smaller than the difference between
+    two steps.
+    """
     attention: float
-    """Scores, softmax and weighted sums of every layer, prefix included; projections are not in it."""
+    """Scores, softmax and weighted sums of every layer, prefix included, projections excluded."""
     prefix: float
-    """Keys and values of what comes before the window, its attention included."""
+    """Keys and values of the tokens before the window, their attention included."""
     data: float
-    """Making the next batch; not in `whole`, because it comes before the step."""
+    """Making the next batch. Not part of `whole`, because it happens before the step."""
 
     @property
     def rest(self) -> float:
@@ -49,7 +51,7 @@ class StepParts(NamedTuple):
 def measure_parts(
     full: TimedStep, arm: TimedStep, seconds: float, progress: Progress = quiet
 ) -> tuple[StepParts, StepParts]:
-    """The parts of the full step and of an arm's, in turn in the same rounds."""
+    """The parts of the full step and of an arm's step, measured in turn in the same rounds."""
     strata = span_strata(arm.scheme.distribution())
     cases: list[tuple[TimedStep, WindowSpan | int]] = [(full, 0), *((arm, span) for span in strata)]
     jobs = [job for step, span in cases for job in _jobs(step, span)]
@@ -65,19 +67,19 @@ def measure_parts(
 
 
 def prefix_flop_share(step: TimedStep) -> float:
-    """Share of the prefix in a step's FLOPs: what its share of the time would be at the same rate."""
+    """The prefix's share of a step's FLOPs. At equal FLOP/s, its share of the time would be the same."""
     return _expected(step.scheme, step.scheme.prefix_flops) / step.scheme.expected_flops()
 
 
 def attention_and_rest_kept(full: TimedStep, arm: TimedStep) -> tuple[float, float]:
-    """FLOPs of the arm's step / the full step's: of attention, and of everything else."""
+    """FLOPs of the arm's step divided by the full step's: for attention, and for everything else."""
     whole, attention = _expected_flops(full)
     arm_whole, arm_attention = _expected_flops(arm)
     return arm_attention / attention, (arm_whole - arm_attention) / (whole - attention)
 
 
 def _expected_flops(step: TimedStep) -> tuple[float, float]:
-    """All of a clip's, and those of attention."""
+    """FLOPs of a clip: all, and those of attention."""
     return step.scheme.expected_flops(), _expected(step.scheme, step.scheme.attention_flops)
 
 
@@ -105,7 +107,7 @@ def _jobs(step: TimedStep, span: WindowSpan | int) -> list[Callable[[], None]]:
 
 
 class _FirstResult:
-    """What a function yielded the first time, for ever."""
+    """Caches what a function yields the first time, and returns it ever after."""
 
     def __init__(self) -> None:
         self._found: list[Any] | None = None

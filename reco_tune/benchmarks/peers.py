@@ -1,9 +1,8 @@
-"""Other people's full-sequence models of the same shape, driven by this project's own step, so that no baseline is made
-of straw.
+"""Full-sequence models from other code at the same shape, trained with this project's step. They show that the
+baseline is not artificially slow.
 
-Each is a scheme that builds another network: batch, precision, compilation, clipping and AdamW are then the same
-objects that the baseline uses. The networks know nothing of classes; a code takes that place, so that they read as many
-inputs.
+Each is a scheme that builds another network. So batch, precision, compilation, clipping and AdamW are the same as for
+the baseline. The networks have no classes: a code takes the place of the class, so that they read as many inputs.
 """
 
 from __future__ import annotations
@@ -23,19 +22,19 @@ from reco_tune.training.schemes import Batch, Full, Scheme
 from reco_tune.windows import WindowSpan
 
 MISSING = (
-    "transformers is not installed, so its Llama is left out; install the `bench` extra: pip install 'reco-tune[bench]'"
+    "transformers is not installed, so its Llama is skipped; install the `bench` extra: pip install 'reco-tune[bench]'"
 )
 
 PEERS = {
     "plain": "plain GPT",
-    "llama": "transformers Llama, MLP 8/3 D (gated: as much arithmetic as ours)",
-    "llama_wide": "transformers Llama, MLP 4 D (gated: a third more arithmetic)",
+    "llama": "transformers Llama, MLP 8/3 D (gated: as many FLOPs as ours)",
+    "llama_wide": "transformers Llama, MLP 4 D (gated: a third more FLOPs)",
 }
-"""Names of the peers and what they are."""
+"""Names and descriptions of the peers."""
 
 
 def available() -> list[str]:
-    """Peers that can run here."""
+    """Peers that can run on this machine."""
     return [name for name in PEERS if name == "plain" or importlib.util.find_spec("transformers") is not None]
 
 
@@ -54,7 +53,7 @@ class PeerScheme(Full):
             return PlainTransformer(shape) if self.peer == "plain" else llama(shape, self.peer == "llama_wide")
 
     def compiled_loss(self, parameters: Parameters) -> Callable[[Any, Batch, WindowSpan], LossTerms]:
-        """The whole step's, for its one shape: as good as theirs can have it."""
+        """Compiles the whole step for its one shape, which is the best case for the peer."""
         return torch.compile(self.loss, dynamic=False)
 
     def loss(self, model: Any, batch: Batch, span: WindowSpan | int) -> LossTerms:
@@ -62,14 +61,14 @@ class PeerScheme(Full):
         tokens_BT = batch.tokens_BT.long()
         inputs_BT = torch.cat(
             [batch.labels_B[:, None], tokens_BT[:, :-1]], dim=1
-        )  # the class reads the embedding of the code of its number
+        )  # the class becomes the embedding of the code with the same number
         logits_BTV = model(inputs_BT) if self.peer == "plain" else model(input_ids=inputs_BT, use_cache=False).logits
         loss = F.cross_entropy(logits_BTV.flatten(0, 1), tokens_BT.flatten())
         return LossTerms(loss, loss.detach(), loss.new_zeros(()), loss.new_zeros(()))
 
 
 def llama_options(shape: ModelSettings) -> dict[str, Any]:
-    """Settings of a Llama of this shape as a decoder: its gated MLP has as much arithmetic as ours."""
+    """Settings of a Llama of this shape as a decoder. Its gated MLP has as many FLOPs as ours."""
     config = {
         "model_type": "llama",
         "hidden_size": shape.width,
@@ -77,7 +76,7 @@ def llama_options(shape: ModelSettings) -> dict[str, Any]:
         "num_hidden_layers": shape.depth,
         "num_attention_heads": shape.heads,
         "num_key_value_heads": shape.heads,
-        "vocab_size": 8,  # unused: codes have an embedding and a head of their own
+        "vocab_size": 8,  # unused: codes have their own embedding and head
         "bos_token_id": None,
         "eos_token_id": None,
     }
@@ -85,8 +84,8 @@ def llama_options(shape: ModelSettings) -> dict[str, Any]:
 
 
 def llama(shape: ModelSettings, wide: bool) -> Any:
-    """LlamaForCausalLM with random weights; its gated MLP has three matrices where ours has two, so equal arithmetic is
-    8/3 D.
+    """LlamaForCausalLM with random weights. Its gated MLP has three matrices where ours has two, so a width of 8/3 D
+    gives equal FLOPs.
     """
     from transformers import LlamaConfig, LlamaForCausalLM
 
@@ -106,7 +105,7 @@ def llama(shape: ModelSettings, wide: bool) -> Any:
 
 
 class PlainTransformer(nn.Module):
-    """A transformer as tutorials write it: biases everywhere, one fused causal attention, learned positions, untied
+    """A transformer as in tutorials: biases everywhere, one fused causal attention, learned positions, untied
     head.
     """
 

@@ -1,10 +1,10 @@
-"""How much compute a search needs to find the frontier, with pruning and without: replayed over a table of recorded
+"""How much compute a search needs to find the frontier, with and without pruning, replayed over a table of recorded
 runs.
 
-Every strategy meets the same configurations with the values that they really had (`benchmarks.recording`), so twenty
-seeds cost minutes. The decisions are a study's own: `goes_on` at the deciding rungs, the searcher's proposals (each
-becomes the nearest recorded configuration that is left). One run at a time; a pruned run has cost what it had cost at
-its last rung, a whole one its evaluation too.
+Every strategy sees the same configurations with their recorded values (`benchmarks.recording`), so twenty seeds take
+minutes. The decisions are those of a study: `goes_on` at the deciding rungs, and the searcher's proposals, each
+mapped to the nearest recorded configuration that is left. One run at a time. A pruned run costs what it had cost at
+its last rung; a complete run includes its evaluation.
 """
 
 from __future__ import annotations
@@ -27,13 +27,13 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import Pruning, Range, Sampler, Space
 
 SHARE = 0.95
-"""Of the hypervolume of the whole table: how much must be found."""
+"""Share of the whole table's hypervolume that must be found."""
 PRUNINGS = (
     Pruning(kind="pareto_asha"),
     Pruning(kind="pareto_asha", reduction_factor=2),
     Pruning(kind="pareto_asha", grace_rungs=2),
 )
-"""The default, and what its two settings change."""
+"""The default pruning, and variants of its two settings."""
 
 _COLUMNS = (
     Column("search", "search"),
@@ -44,28 +44,28 @@ _COLUMNS = (
     Column("high", "upper quartile", ".1%"),
     Column("factor", "random / this", ".2f"),
     Column("begun", "runs begun", ".0f"),
-    Column("whole", "of them whole", ".0f"),
-    Column("reached", "seeds that got there", ".0%"),
+    Column("whole", "of which complete", ".0f"),
+    Column("reached", "seeds that found enough", ".0%"),
 )
 
 
 class SearchCost(NamedTuple):
-    """One search over the table, until it had found enough or nothing was left."""
+    """One search over the table, until it has found enough or no configuration is left."""
 
     cpu_seconds: float
-    """Validation, checkpoints and the evaluation of whole runs included; infinite where too little was found."""
+    """Includes validation, checkpoints and the evaluation of complete runs. Infinite if too little was found."""
     training_flops: float
     begun: int
     whole: int
 
 
 def bench_pruning(table: Sequence[RecordedRun], space: Space, seeds: int, progress: Progress = quiet) -> Table:
-    """Compute until `SHARE` of the table's hypervolume is found, over its speed-up limits and FVDs; the reference point
-    is speed-up 0 and the largest FVD, as in the report.
+    """Compute until `SHARE` of the table's hypervolume over speed-up limits and FVDs is found. The reference point is
+    speed-up 0 and the largest FVD, as in the report.
 
     Args:
-        space: whose ranges the table was recorded over.
-        seeds: repetitions of each strategy: other orders of the table, other seeds of the searcher.
+        space: the search space over which the table was recorded.
+        seeds: repetitions of each strategy, with other orders of the table and other seeds of the searcher.
     """
     drawn: list[tuple[str, Pruning]] = [("random", Pruning()), ("tpe", Pruning()), ("tpe", PRUNINGS[0])]
     drawn[1:1] = [("random", pruning) for pruning in PRUNINGS]
@@ -89,8 +89,8 @@ def bench_pruning(table: Sequence[RecordedRun], space: Space, seeds: int, progre
 
 
 Choose = Callable[[tuple[int, tuple[float, float] | None] | None], int | None]
-"""Told which row ran last and its speed-up and FVD (None: it was pruned), gives the next row; None where the table is
-used up.
+"""Gets the row that ran last with its speed-up and FVD (None: it was pruned), and returns the next row. Returns None
+when the table is used up.
 """
 
 
@@ -117,7 +117,7 @@ def replay(table: Sequence[RecordedRun], choose: Choose, pruning: Pruning) -> Se
 
 
 def in_order(rows: Sequence[int]) -> Choose:
-    """One row after another, whatever came of them."""
+    """One row after another, whatever their results."""
     left = iter(rows)
     return lambda last: next(left, None)
 
@@ -131,10 +131,10 @@ def _chooser(search: str, table: Sequence[RecordedRun], space: Space, seed: int)
 
 
 class _StudySearch:
-    """The study's searcher; what it proposes becomes the nearest recorded configuration that is left."""
+    """The study's searcher. Each proposal is mapped to the nearest recorded configuration that is left."""
 
     def __init__(self, table: Sequence[RecordedRun], space: Space) -> None:
-        from reco_tune.study.searcher import Search  # here: the other searches need no Optuna
+        from reco_tune.study.searcher import Search  # imported here: the other searches need no Optuna
 
         self._search, self._ranges, self._table = Search(space), space.search, table
         self._left = list(range(len(table)))
@@ -148,7 +148,7 @@ class _StudySearch:
         proposal = self._search.ask() if self._left else None
         if proposal is None:
             return None
-        self._search.apply({"event": "failed", "trial": proposal.trial})  # the nearest one runs in its place
+        self._search.apply({"event": "failed", "trial": proposal.trial})  # the nearest configuration runs in its place
         wanted = _unit(proposal.event["params"], self._ranges)
         row = min(
             self._left, key=lambda row: float(np.square(_unit(self._table[row].params, self._ranges) - wanted).sum())
@@ -161,7 +161,7 @@ class _StudySearch:
 
 
 def _unit(params: Mapping[str, float], ranges: Mapping[str, Range]) -> NDArray[np.float64]:
-    """Where a configuration lies in the ranges, each from 0 to 1."""
+    """Position of a configuration in each range, from 0 to 1."""
     place = []
     for key, range_ in ranges.items():
         bounds = range_.int or range_.float
@@ -175,7 +175,7 @@ def _unit(params: Mapping[str, float], ranges: Mapping[str, Range]) -> NDArray[n
 
 
 def _rungs(run: RecordedRun, pruning: Pruning, known: dict[int, list[tuple[float, float]]]) -> int:
-    """How many rungs a run completes."""
+    """Number of rungs that a run completes."""
     if pruning.kind == "none":
         return len(run.rungs)
     for rung in deciding_rungs(len(run.rungs), pruning.grace_rungs, pruning.reduction_factor):
@@ -186,7 +186,7 @@ def _rungs(run: RecordedRun, pruning: Pruning, known: dict[int, list[tuple[float
 
 
 def _cost(runs: Sequence[RecordedRun], rungs: Sequence[int]) -> dict[str, float]:
-    """What these runs cost when they end at these rungs."""
+    """Cost of these runs if they end at these rungs."""
     last = [run.rungs[done - 1] for run, done in zip(runs, rungs, strict=True)]
     evaluations = sum(
         run.final["evaluation_cpu_seconds"] for run, done in zip(runs, rungs, strict=True) if done == len(run.rungs)

@@ -1,7 +1,9 @@
-"""A table of real runs: sampled configurations trained whole, what each showed at every rung and what came of it.
+"""Records a table of real runs: random configurations trained to the end, with the metrics at every rung and the
+final results.
 
-Searches are compared over such a table at no cost (`benchmarks.pruning`). Outside Ray, one process, one configuration
-after another; a line is added when a configuration is done, so a recording that was stopped goes on where it stood.
+Such a table allows search strategies to be compared at no cost (`benchmarks.pruning`). Recording runs outside Ray, in
+one process, one configuration after another. It adds a line when a configuration is done, so a stopped recording can
+be continued.
 """
 
 from __future__ import annotations
@@ -26,7 +28,7 @@ from reco_tune.settings import BASELINE, Experiment, Sampler, Space, arm_experim
 from reco_tune.training import build_scheme, fit
 
 RUNG_VALUES = (q.VAL_CROSS_ENTROPY.name, q.TRAINING_FLOPS.name, "training_cpu_seconds")
-"""Of every rung, in columns `val_cross_entropy@STEP` and so on; cost is counted from the start of the run."""
+"""Values of every rung, in columns `val_cross_entropy@STEP` and so on. Cost counts from the start of the run."""
 FINAL_VALUES = (
     q.SPEEDUP_LIMIT.name,
     q.FVD.name,
@@ -35,12 +37,12 @@ FINAL_VALUES = (
     q.KERNEL_DISTANCE.name,
     "evaluation_cpu_seconds",
 )
-"""The speed-up is the FLOP limit, which neighbours on the machine do not change."""
+"""The speed-up is the FLOP limit, which does not depend on other load on the machine."""
 
 
 SPACE = "joint"
-"""The shipped search space that the shipped table was recorded over: its data, model and ranges are those of the demo
-and wider.
+"""The shipped search space over which the shipped table was recorded. Data and model are those of the demo; the
+ranges are wider.
 """
 SCALE = (
     "training.steps=360",
@@ -50,13 +52,13 @@ SCALE = (
     "evaluation.validation_clips=192",
     "evaluation.analyses=false",
 )
-"""Overrides that make a configuration cost about eight CPU seconds."""
+"""Overrides that reduce a configuration to about eight CPU seconds."""
 SHIPPED = Path(__file__).with_name("pruning_table.csv")
 """Recorded by `reco-tune bench pruning --record FILE`."""
 
 
 class Rung(NamedTuple):
-    """What a configuration had shown, and had cost, at one step."""
+    """Metrics and cost of a configuration at one step."""
 
     step: int
     val_cross_entropy: float
@@ -68,24 +70,23 @@ class RecordedRun(NamedTuple):
     """One configuration of a table."""
 
     params: dict[str, float]
-    """What was sampled: dotted settings key -> value."""
+    """Sampled settings: dotted settings key -> value."""
     final: dict[str, float]
-    """`FINAL_VALUES`."""
+    """Values by the names in `FINAL_VALUES`."""
     rungs: tuple[Rung, ...]
 
 
 def record(space: Space, path: Path, configurations: int, progress: Progress = quiet) -> None:
-    """Trains and evaluates the first so many random configurations of a space's ranges and adds those that the table
-    lacks.
+    """Trains and evaluates the first random configurations of a space's ranges, and adds those that the table lacks.
 
     Args:
-        space: its experiment and ranges are taken, its own sampler is not.
-        path: a CSV file; made where it is missing.
+        space: provides the experiment and the ranges; its own sampler is not used.
+        path: a CSV file; created if it is missing.
 
     Raises:
-        DataError: where the file is no table, or one of other ranges or rungs.
+        DataError: if the file is not a table, or has other ranges or rungs.
     """
-    from reco_tune.study.searcher import Search  # here: a table is read without Optuna
+    from reco_tune.study.searcher import Search  # imported here: reading a table needs no Optuna
 
     space = space.model_copy(
         update={"sampler": Sampler(kind="random", seed=space.sampler.seed), "trials": configurations}
@@ -108,7 +109,7 @@ def read_table(path: Path) -> list[RecordedRun]:
     """The configurations of a table, in the order in which they were drawn.
 
     Raises:
-        DataError: where there is none, or a line is damaged.
+        DataError: if there is no table, or a line is damaged.
     """
     try:
         with path.open(newline="") as file:
@@ -116,12 +117,12 @@ def read_table(path: Path) -> list[RecordedRun]:
         return [_parsed(row) for row in rows]
     except (OSError, ValueError, TypeError, KeyError) as error:
         raise DataError(
-            f"{path} is no table of recorded runs ({error}); record one with `reco-tune bench pruning --record`"
+            f"{path} is not a table of recorded runs ({error}); record one with `reco-tune bench pruning --record`"
         ) from error
 
 
 def _measured(experiment: Experiment, baseline: Experiment, cache: TokenCache) -> dict[str, float]:
-    """One configuration, trained whole and evaluated."""
+    """Trains one configuration to the end and evaluates it."""
     limit = scheme_limit(build_scheme(experiment, cache), build_scheme(baseline, cache))
     values: dict[str, float] = {q.SPEEDUP_LIMIT.name: limit}
     began = time.process_time()
@@ -141,7 +142,7 @@ def _measured(experiment: Experiment, baseline: Experiment, cache: TokenCache) -
 
 
 def _append(path: Path, row: dict[str, Any]) -> None:
-    """Adds one whole line, on disk when this returns."""
+    """Appends one complete line and syncs it to disk."""
     text = io.StringIO()
     writer = csv.DictWriter(text, list(row), lineterminator="\n")
     if not path.exists():

@@ -1,9 +1,8 @@
-"""How long a report takes: of a made-up study of many runs from its folder, and its runs from MLflow beside a plain
-reading of it.
+"""How long reports take: the report of a synthetic study with many runs, and reading runs from MLflow compared with a
+plain query.
 
-The study is in the real format (event log, one Parquet history a run), its numbers mean nothing. Each report runs in a
-process of its own, so that imports count and memory is that of the report alone. Imports MLflow where it is compared
-with, and only then.
+The study has the real format (event log, one Parquet history per run) and random numbers. Each report runs in its own
+process, so that imports count and the memory is that of the report alone. MLflow is imported only for its comparison.
 """
 
 from __future__ import annotations
@@ -31,9 +30,9 @@ from reco_tune.settings import ARMS, BASELINE, Experiment, Space, arm_experiment
 from reco_tune.study_log import StudyFolder
 
 STEPS = 100
-"""Of every history."""
+"""Steps in every history."""
 METRICS = 50
-"""Of every run and every history."""
+"""Metrics of every run and in every history."""
 RUNGS = 3
 PROTOCOL = "native/9x12x12/stride1/reconstructed/train2048/n512x1/00000000"
 _REPORT = (
@@ -43,8 +42,8 @@ _REPORT = (
 
 
 def bench_reports(runs: int, mlflow_runs: int, progress: Progress = quiet) -> list[Table]:
-    """The report of a study of `runs` runs from its folder, and the reading of one of `mlflow_runs` from MLflow in two
-    ways.
+    """Times the report of a study of `runs` runs from its folder, and two ways of reading a study of `mlflow_runs`
+    runs from MLflow.
     """
     with tempfile.TemporaryDirectory() as place:
         progress(0, 4, "making a study")
@@ -68,7 +67,7 @@ def bench_reports(runs: int, mlflow_runs: int, progress: Progress = quiet) -> li
 
 
 def synthetic_study(path: Path, runs: int, seed: int = 0) -> Path:
-    """Writes a finished study of every arm at both budgets and, for the rest, sampled runs; returns its folder."""
+    """Writes a finished study with every arm at both budgets, and sampled runs for the rest. Returns its folder."""
     folder = StudyFolder(path)
     path.mkdir(parents=True)
     space = Space(
@@ -168,7 +167,7 @@ def _events(name: str, runs: int, chance: random.Random) -> Iterator[dict[str, A
 
 
 def _report(study: Path, runs: int) -> Row:
-    """One report in a process of its own."""
+    """Times one report in its own process."""
     began = time.perf_counter()
     process = subprocess.Popen([sys.executable, "-c", _REPORT, str(study)])
     _, status, used = os.wait4(process.pid, 0)
@@ -187,8 +186,8 @@ def _report(study: Path, runs: int) -> Row:
 
 
 def _mlflow(study: Path, runs: int) -> list[Row]:
-    """The same study from MLflow (a sqlite file): by this project's reader, by one unfiltered search, and with every
-    history.
+    """Reads the same study from MLflow (a sqlite file) in three ways: with this project's reader, with one unfiltered
+    search, and with every history.
     """
     from reco_tune.reporting import load_runs
     from reco_tune.tracking import sync
@@ -200,7 +199,7 @@ def _mlflow(study: Path, runs: int) -> list[Row]:
     before = os.environ.get("MLFLOW_TRACKING_URI")
     os.environ["MLFLOW_TRACKING_URI"] = folder.mlflow_uri
     try:
-        load_runs(f"mlflow:{study.name}")  # warm
+        load_runs(f"mlflow:{study.name}")  # warm-up
         began = time.perf_counter()
         found = load_runs(f"mlflow:{study.name}")
         ours = time.perf_counter() - began

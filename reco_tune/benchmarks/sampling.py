@@ -1,5 +1,5 @@
-"""Cached sampling against `transformers`' generate: same shape, same number of new tokens, same way of drawing, in
-turn.
+"""Compares our cached sampling with `transformers`' generate: same shape, same number of new tokens, same sampling
+method, in turn.
 """
 
 from __future__ import annotations
@@ -35,11 +35,11 @@ _COLUMNS = (
 
 
 def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool, bench: BenchOptions) -> Table:
-    """One row per shape and number of clips; both sides make whole clips, from one first input, drawing from the full
-    softmax.
+    """One row per shape and number of clips. Both sides sample whole clips from one first input and draw from the
+    full softmax.
 
     Raises:
-        SettingsError: where transformers is not installed.
+        SettingsError: if transformers is not installed.
     """
     if "llama" not in available():
         raise SettingsError(MISSING)
@@ -64,18 +64,18 @@ def bench_sampling(shapes: Sequence[Shape], batches: Sequence[int], greedy: bool
             }
             rows.append(head | ratio_to_ours(times_RJ[:, 1], times_RJ[:, 0]) | {"rounds": len(times_RJ)})
     bench.progress(len(rows), len(rows), "sampling")
-    drawn = "the likeliest code" if greedy else "drawn from the softmax"
+    drawn = "the most likely code" if greedy else "sampled from the softmax"
     return Table("generate", f"Sampling whole clips beside transformers' generate, {drawn}", _COLUMNS, rows)
 
 
 def our_sampling(
     shape: Shape, greedy: bool, bench: BenchOptions, device: torch.device
 ) -> Callable[[int], torch.Tensor]:
-    """What `reco_tune.generation` samples with; on a GPU, as there, the step is recorded before anything is timed."""
+    """The sampler of `reco_tune.generation`. On a GPU the step is recorded, as there, before timing starts."""
     generator = torch.Generator().manual_seed(0)
     model = VideoTransformer(**asdict(shape.model), generator=generator).to(device)
 
-    @lru_cache(maxsize=1)  # a cache of keys and values at a time
+    @lru_cache(maxsize=1)  # holds only one KV cache at a time
     def sampler(batch: int) -> Sampler | StaticSampler:
         return sampler_for(model, Drawing(temperature=0.0 if greedy else 1.0), batch, bfloat16=bench.gpu)
 

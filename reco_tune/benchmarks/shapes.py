@@ -1,5 +1,5 @@
-"""What is measured: named sizes of model and clip, their experiments, and random tokens to train on. Knows settings;
-measures nothing.
+"""Benchmark inputs: named sizes of model and clip, their experiments, and random tokens to train on. It measures
+nothing itself.
 """
 
 from __future__ import annotations
@@ -22,8 +22,8 @@ from reco_tune.progress import Progress, quiet
 from reco_tune.settings import ARMS, BASELINE, PRESETS, Experiment, make_experiment
 
 BLOCKS, WINDOW_BLOCKS = 5, 2
-"""Latent frames of a clip and of a window, the paper's; starts lie on whole blocks but for `local`, which may start
-anywhere.
+"""Latent frames of a clip and of a window, as in the paper. Starts lie on whole blocks, except for `local`, which may
+start anywhere.
 """
 
 ARM_NAMES = ("full", "fewer_frames", "masked_full", "local", "local_balanced", "reco")
@@ -31,7 +31,7 @@ ARM_NAMES = ("full", "fewer_frames", "masked_full", "local", "local_balanced", "
 
 CLASSES = 10
 _PIXELS, _FRAMES = 4, 2
-"""Strides of the tokenizer that the settings speak of; none runs."""
+"""Strides of the tokenizer in the settings. No tokenizer runs."""
 
 
 class Shape(NamedTuple):
@@ -39,15 +39,15 @@ class Shape(NamedTuple):
 
     name: str
     side: int
-    """Sites per row and column of a block."""
+    """Codes per row and per column of a block."""
     width: int
     depth: int
     heads: int
     num_codes: int
     batch_size: int
-    """Clips at once."""
+    """Clips per micro-batch."""
     micro_batches: int = 1
-    """Of a step, as in the shipped experiments: gradient, clipping and AdamW are once a step, which counts."""
+    """Micro-batches per step, as in the shipped experiments. It matters, because the optimiser runs once per step."""
 
     @property
     def num_tokens(self) -> int:
@@ -90,25 +90,25 @@ _GPU = (
     _preset("343M", 32, batch_size=4, micro_batches=10),
 )
 SHAPES = {shape.name: shape for shape in (*_CPU, *_GPU)}
-"""By name; the name ends with the tokens of a clip."""
+"""Shapes by name. The name ends with the number of tokens in a clip."""
 
 
 class BenchOptions(NamedTuple):
-    """How long and on what everything is measured."""
+    """Time limit and device of all measurements."""
 
     seconds: float
-    """Bound on each comparison, warm-up not counted; at least `timing.FEWEST_ROUNDS` rounds."""
+    """Time limit of each comparison without warm-up. At least `timing.FEWEST_ROUNDS` rounds run."""
     threads: int = 1
     gpu: bool = False
-    """On a GPU everything runs in bfloat16 and compiled."""
+    """On a GPU everything runs compiled and in bfloat16."""
     progress: Progress = quiet
 
     def experiment(self, shape: Shape, arm: str) -> Experiment:
-        """An arm at a shape."""
+        """Experiment of an arm at a shape."""
         return self.pair(shape, arm)[0]
 
     def pair(self, shape: Shape, arm: str, model: dict[str, Any] | None = None) -> tuple[Experiment, Experiment]:
-        """An arm at a shape, and the baseline that its speed is relative to; of another model, where one is given."""
+        """An arm at a shape, and the baseline for its speed-up. Both use another model if `model` is given."""
         nested: dict[str, Any] = {
             "data": {"layout": "digits", "clip_frames": 1 + (BLOCKS - 1) * _FRAMES, "size_px": _PIXELS * shape.side},
             "tokenizer": {
@@ -132,15 +132,15 @@ class BenchOptions(NamedTuple):
 
     @property
     def dtype(self) -> torch.dtype:
-        """Of what is measured outside a training step, which has its autocast."""
+        """Dtype for measurements outside a training step; the step itself has autocast."""
         return torch.bfloat16 if self.gpu else torch.float32
 
 
 def shapes_named(names: Sequence[str] | None) -> list[Shape]:
-    """Shapes by name; those that this machine can bear where None.
+    """Shapes by name. None gives those that fit this machine.
 
     Raises:
-        SettingsError: for a name that is not known.
+        SettingsError: if a name is unknown.
     """
     if names is None:
         return list(_GPU if torch.cuda.is_available() else _CPU)
@@ -148,10 +148,10 @@ def shapes_named(names: Sequence[str] | None) -> list[Shape]:
 
 
 def arms_named(names: Sequence[str] | None) -> list[str]:
-    """The same for arms: by default those of the paper's table.
+    """Arms by name. None gives those of the paper's table.
 
     Raises:
-        SettingsError: for a name that is not known.
+        SettingsError: if a name is unknown.
     """
     return _known(names or ARM_NAMES, ARMS, "--arms")
 
@@ -159,15 +159,13 @@ def arms_named(names: Sequence[str] | None) -> list[str]:
 def _known(names: Sequence[str], known: Mapping[str, object], option: str) -> list[str]:
     for name in names:
         if name not in known:
-            raise SettingsError(f"{option} {name} is not known; take some of {', '.join(known)}")
+            raise SettingsError(f"{option} {name} is not known; choose from {', '.join(known)}")
     return list(names)
 
 
 @contextmanager
 def random_tokens(shape: Shape) -> Iterator[TokenCache]:
-    """A token cache of random codes in a folder that is removed afterwards: speed does not depend on what the codes
-    say.
-    """
+    """A token cache of random codes in a temporary folder. Speed does not depend on the values of the codes."""
     generator = np.random.default_rng(0)
     clips = [Clip(Path("random.avi"), i, i % CLASSES) for i in range(2 * shape.batch_size)]
     with TemporaryDirectory(prefix="reco-bench-") as folder, TokenCacheWriter(Path(folder)) as writer:

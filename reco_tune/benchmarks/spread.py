@@ -1,4 +1,4 @@
-"""How far repetitions of one calibration lie apart while other processes train on the same machine."""
+"""How much repeated calibrations differ while other processes train on the same machine."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ _COLUMNS = (
 def bench_spread(
     shapes: Sequence[Shape], arms: Sequence[str], repetitions: int, neighbours: int, bench: BenchOptions
 ) -> Table:
-    """Speed-ups that repeated calibrations give, with `neighbours` processes that train the full step all the while."""
+    """Speed-ups of repeated calibrations, while `neighbours` processes train the full step."""
     rows: list[Row] = []
     total = len(shapes) * len(arms) * repetitions
     for shape in shapes:
@@ -50,7 +50,7 @@ def bench_spread(
 
 @contextmanager
 def _training(shape: Shape, neighbours: int, bench: BenchOptions) -> Iterator[None]:
-    """Processes that train until the block ends; none is left behind, whatever happens in it."""
+    """Processes that train until the block ends. All of them are ended, even after an error."""
     spawn = multiprocessing.get_context("spawn")
     ready = [spawn.Event() for _ in range(neighbours)]
     processes = [
@@ -70,7 +70,7 @@ def _training(shape: Shape, neighbours: int, bench: BenchOptions) -> Iterator[No
 
 
 def _train(shape: Shape, threads: int, gpu: bool, ready: Event) -> None:
-    """Trains the full step for ever."""
+    """Trains the full step forever."""
     experiment = BenchOptions(0, threads, gpu).experiment(shape, "full")
     device = prepare_device(experiment)
     with random_tokens(shape) as cache:

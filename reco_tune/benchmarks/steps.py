@@ -1,7 +1,7 @@
-"""The training step: how near each arm comes to its FLOP limit, what the rest goes to, and how fast other people's full
-step is.
+"""The training step: how close each arm comes to its FLOP limit, where the rest of the time goes, and how fast the
+full step of other implementations is.
 
-Speed-ups come from the calibration that studies use, not from a second one.
+Speed-ups come from the same calibration that studies use.
 """
 
 from __future__ import annotations
@@ -36,13 +36,13 @@ _STEPS = (
 _LOSSES = (
     Column("shape", "shape"),
     Column("arm", "arm"),
-    Column("lost", "lost to the limit", "+.1%"),
+    Column("lost", "slower than the limit by", "+.1%"),
     Column("lost_attention", "attention", "+.1%"),
     Column("lost_rest", "the rest", "+.1%"),
     Column("lost_optimiser", "optimiser", "+.1%"),
     Column("lost_rates", "unequal rates", "+.1%"),
-    Column("prefix_share", "prefix, of the time", ".1%"),
-    Column("prefix_flop_share", "of the FLOPs", ".1%"),
+    Column("prefix_share", "prefix: share of time", ".1%"),
+    Column("prefix_flop_share", "prefix: share of FLOPs", ".1%"),
 )
 _WINDOWS = (
     Column("shape", "shape"),
@@ -64,7 +64,7 @@ _PEERS = (
 
 
 def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOptions) -> list[Table]:
-    """One row per shape and arm: speed-up, limit and parts; and where the distance to the limit lies."""
+    """One row per shape and arm: speed-up, limit and parts; and what causes the gap to the limit."""
     rows: list[Row] = []
     for shape in shapes:
         with random_tokens(shape) as cache:
@@ -88,17 +88,18 @@ def bench_steps(shapes: Sequence[Shape], arms: Sequence[str], bench: BenchOption
     return [
         Table(
             "steps",
-            "Speed-up of a training step over the full sequence's, and what the step's time goes to",
+            "Speed-up of a training step over the full sequence, and how the step's time divides",
             _STEPS,
             rows,
         ),
-        Table("losses", "Where the distance to the limit lies, in parts of the ideal step", _LOSSES, losses),
+        Table("losses", "What causes the gap to the limit, as shares of the ideal step", _LOSSES, losses),
     ]
 
 
 def bench_peers(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
-    """The full-sequence step of other people's models, same shape, batch, precision and optimiser, in turn
-    with ours."""
+    """The full-sequence step of other implementations, with the same shape, batch, precision and optimiser, in turn
+    with ours.
+    """
     rows: list[Row] = []
     for shape in shapes:
         experiment = bench.experiment(shape, "full")
@@ -115,12 +116,12 @@ def bench_peers(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
             rows.append(
                 {"shape": shape.name, "peer": PEERS[peer], **ratio_to_ours(times_RJ[:, column], times_RJ[:, 0])}
             )
-    return Table("peers", "Full-sequence step beside other implementations of the same shape", _PEERS, rows)
+    return Table("peers", "Full-sequence step of other implementations at the same shape", _PEERS, rows)
 
 
 def bench_windows(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
-    """Windows of a Llama of transformers (`model.kind: huggingface`) beside those of the built-in transformer, one
-    after the other: how much of its own FLOP limit each reaches.
+    """Windows of a Llama from transformers (`model.kind: huggingface`), then windows of the built-in transformer: the
+    share of its own FLOP limit that each reaches.
     """
     rows: list[Row] = []
     for shape in shapes:
@@ -129,7 +130,7 @@ def bench_windows(shapes: Sequence[Shape], bench: BenchOptions) -> Table:
                 experiment, baseline = bench.pair(shape, "reco", model)
                 speed = calibrate(experiment, baseline, cache, bench.seconds, bench.progress)
                 rows.append({"shape": shape.name, "decoder": name, **speed})
-    return Table("windows", "Speed-up of ReCo's windows, beside a decoder of transformers", _WINDOWS, rows)
+    return Table("windows", "Speed-up of ReCo's windows, compared with a decoder of transformers", _WINDOWS, rows)
 
 
 def _shares(parts: StepParts) -> Row:
@@ -143,16 +144,16 @@ def _shares(parts: StepParts) -> Row:
 
 
 def lost_shares(full: StepParts, arm: StepParts, limit: float, attention_kept: float, rest_kept: float) -> Row:
-    """How much longer than the full step / limit the arm's step takes, and by what; the parts add up.
+    """How much longer the arm's step takes than the ideal (full step / limit), split by cause. The parts add up.
 
-    Attention and the rest lose where they take longer than their own FLOPs' share of what they take in the full step.
-    The optimiser does not shrink and loses its share of the full step times limit - 1. `rates` is what remains if all
-    went as it should: attention and the rest run at different rates, so FLOPs saved in one are worth more time than in
-    the other, and the limit counts them alike.
+    Attention has a loss if it takes longer than its time in the full step, scaled by the FLOPs that the arm keeps;
+    the same holds for the rest. The optimiser does not shrink with the window, so it loses its share of the full step
+    times (limit - 1). `rates` is what remains without these losses: attention and the rest run at different FLOP/s,
+    so a FLOP saved in one saves more time than in the other, but the limit counts both alike.
 
     Args:
-        attention_kept: FLOPs of the arm's attention / the full step's.
-        rest_kept: the same of everything else.
+        attention_kept: FLOPs of the arm's attention divided by the full step's.
+        rest_kept: the same for everything else.
     """
     ideal = full.whole / limit
     attention, rest = full.attention * attention_kept, full.rest * rest_kept

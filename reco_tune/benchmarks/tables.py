@@ -1,4 +1,4 @@
-"""What a benchmark found, as rows of named values, and how they are written: JSON for programs, Markdown for people."""
+"""Results of a benchmark as rows of named values, written as JSON for programs and as Markdown for people."""
 
 from __future__ import annotations
 
@@ -14,22 +14,22 @@ Row = dict[str, str | float | int | None]
 
 
 class Column(NamedTuple):
-    """One value of every row."""
+    """One value in every row."""
 
     key: str
     heading: str
     form: str = ""
-    """Format of a number; empty for text. None is shown as nothing."""
+    """Format of a number; empty for text. None is shown as an empty cell."""
 
 
 class Table(NamedTuple):
     """One comparison."""
 
     name: str
-    """Its key in JSON."""
+    """Key of the table in the JSON."""
     title: str
     columns: Sequence[Column]
-    """What people see of the rows, text first."""
+    """Columns that are shown, text columns first."""
     rows: list[Row]
 
     @property
@@ -41,19 +41,21 @@ class Table(NamedTuple):
         return sum(not column.form for column in self.columns)
 
     def cells(self) -> list[list[str]]:
-        """The rows as people see them."""
+        """The rows as formatted text."""
         return [[_cell(row.get(column.key), column.form) for column in self.columns] for row in self.rows]
 
 
 def ratio_to_ours(times_R: np.ndarray, ours_R: np.ndarray) -> Row:
-    """Another's time over ours, the median over rounds, with its 95% interval; above 1 ours is faster."""
+    """The other side's time divided by ours: the median over rounds, with its 95% interval. Above 1, ours is
+    faster.
+    """
     pair = times_R[:, None], ours_R[:, None], np.ones(1)
     low, high = bootstrap_interval(*pair, seed=0)
     return {"seconds": float(np.median(times_R)), "ratio": speedup_of(*pair), "ratio_low": low, "ratio_high": high}
 
 
 def as_json(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
-    """Every value of every row at full precision, with where they come from."""
+    """Every value of every row at full precision, with the provenance."""
     return (
         json.dumps({"provenance": dict(provenance), "tables": {table.name: table.rows for table in tables}}, indent=1)
         + "\n"
@@ -61,7 +63,7 @@ def as_json(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
 
 
 def as_markdown(tables: Sequence[Table], provenance: Mapping[str, Any]) -> str:
-    """The tables under their titles, with the command, commit, hardware and date that made them."""
+    """The tables under their titles, with the command, commit, hardware and date."""
     told = ("command", "commit", "hardware", "gpu", "date", "threads", "torch", "transformers")
     lines = [f"{key}: `{provenance[key]}`  " for key in told if provenance.get(key)]
     for table in tables:
