@@ -251,9 +251,9 @@ def test_every_help_has_an_example(verb: str) -> None:
     ("arguments", "sentence"),
     [
         pytest.param(
-            ["step", "--shapes", "debug-46"], "--shapes debug-46 is not known; take some of debug-45", id="shape"
+            ["step", "--shapes", "debug-46"], "--shapes debug-46 is not known; choose from debug-45", id="shape"
         ),
-        pytest.param(["step", "--arms", "ful"], "--arms ful is not known; take some of full", id="arm"),
+        pytest.param(["step", "--arms", "ful"], "--arms ful is not known; choose from full", id="arm"),
         pytest.param(["generate", "--batches", "1;64"], "--batches '1;64' must be whole numbers above 0", id="batches"),
         pytest.param(["data", "--videos", "nowhere"], "--videos nowhere is not a folder", id="videos"),
         pytest.param(["data", "--size", "60"], "--size (60) must be a multiple of 8", id="size"),
@@ -334,5 +334,5 @@ def test_the_data_benchmark_renders_videos_where_none_are_given(kind: str, monke
 
 def test_the_data_benchmark_needs_clips(tmp_path: Path) -> None:
     write_video(tmp_path / "short.mp4", np.zeros((16, 32, 32, 3), np.uint8))
-    with pytest.raises(DataError, match=r"no video of 1 in .* gives a clip of 17 frames"):
+    with pytest.raises(DataError, match=r"none of 1 videos in .* gives a clip of 17 frames"):
         bench_data(tmp_path, 16, SHORT)

@@ -88,13 +88,13 @@ def test_an_arm_that_fails_leaves_its_error_and_the_others_go_on(monkeypatch: py
 
 def test_what_there_is_no_time_for_is_left_out() -> None:
     (fates,) = bench_gpu([TINY], 0, SHORT)
-    assert {row["outcome"] for row in fates.rows} == {"left out: no time is left"} and len(fates.rows) == len(PARTS)
+    assert {row["outcome"] for row in fates.rows} == {"skipped: no time is left"} and len(fates.rows) == len(PARTS)
 
 
 def test_a_part_in_a_process_of_its_own_can_fail_and_be_ended() -> None:
     with pytest.raises(RuntimeError, match=r"SettingsError: .*model.heads \(3\) must divide"):
         gpu._in_a_child(PARTS[0], BAD, SHORT, 120)
-    with pytest.raises(TimeoutError, match="given up after 0 s"):
+    with pytest.raises(TimeoutError, match="stopped after 0 s"):
         gpu._in_a_child(PARTS[0], TINY, SHORT, 0.01)
 
 

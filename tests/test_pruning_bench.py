@@ -81,7 +81,7 @@ def test_a_recording_goes_on_where_it_stood(tmp_path: Path) -> None:
 def test_what_is_no_table_is_refused(tmp_path: Path) -> None:
     (tmp_path / "table.csv").write_text("a,b\n1,x\n")
     for file in ("table.csv", "missing.csv"):
-        with pytest.raises(DataError, match="is no table of recorded runs"):
+        with pytest.raises(DataError, match="is not a table of recorded runs"):
             read_table(tmp_path / file)
 
 
