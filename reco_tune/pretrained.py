@@ -22,8 +22,20 @@ from typing import Any, NamedTuple
 from reco_tune.errors import SettingsError
 
 _PINNED = re.compile(r"(.+)@([0-9a-f]{40}|[0-9a-f]{12})")
-_CONFIGURATION = ("config.json", "adapter_config.json", "preprocessor_config.json")
-_WEIGHTS = ("*.safetensors", "*.bin", "*.index.json")
+CONFIGURATION = ("config.json", "adapter_config.json", "preprocessor_config.json")
+"""Files of a folder, by pattern. A pin counts these and those that the network needs."""
+MODEL = (*CONFIGURATION, "*.safetensors", "*.bin", "*.index.json")
+"""With weights."""
+MODEL_AND_WORDS = (
+    *MODEL,
+    "tokenizer.json",
+    "tokenizer_config.json",
+    "special_tokens_map.json",
+    "added_tokens.json",
+    "vocab.json",
+    "merges.txt",
+)
+"""With weights and a text tokenizer."""
 
 
 class Source(NamedTuple):
@@ -57,25 +69,25 @@ def package_of_extra(package: str, extra: str, needed_by: str, names: Sequence[s
         ) from error
 
 
-def pinned_source(path: str, revision: str | None, key: str, weights: bool = True) -> str:
+def pinned_source(path: str, revision: str | None, key: str, files: Sequence[str] = MODEL) -> str:
     """The path with what it holds now; one that is pinned already is checked.
 
     Args:
         key: the setting that gave it.
-        weights: whether they count, or the configuration alone.
+        files: patterns of the files whose content is pinned.
 
     Raises:
         SettingsError: where nothing is there, or something else than what it is pinned to.
     """
     if _PINNED.fullmatch(path):
-        source_of(path, revision, key, weights)
+        source_of(path, revision, key, files)
         return path
     if Path(path).expanduser().is_dir():
-        return f"{path}@{_digest(path, weights, key)}"
+        return f"{path}@{_digest(path, files, key)}"
     return f"{path}@{_commit(path, revision, key)}"
 
 
-def source_of(path: str, revision: str | None, key: str, weights: bool = True) -> Source:
+def source_of(path: str, revision: str | None, key: str, files: Sequence[str] = MODEL) -> Source:
     """
     Raises:
         SettingsError: for a folder that holds something else than what it is pinned to.
@@ -88,7 +100,7 @@ def source_of(path: str, revision: str | None, key: str, weights: bool = True) -
         return Source(name, pin)
     if not Path(name).expanduser().is_dir():
         raise SettingsError(f"{key}: {name} is no folder here, but its weights are needed; bring it back")
-    if (now := _digest(name, weights, key)) != pin:
+    if (now := _digest(name, files, key)) != pin:
         raise SettingsError(
             f"{key}: {name} holds the weights {now}, but these settings were made with {pin}; bring those back, or"
             f" begin anew with {name} alone"
@@ -96,15 +108,14 @@ def source_of(path: str, revision: str | None, key: str, weights: bool = True) -
     return Source(str(Path(name).expanduser()), None)
 
 
-def _digest(path: str, weights: bool, key: str) -> str:
-    """Of names and contents of its configuration and weights."""
+def _digest(path: str, files: Sequence[str], key: str) -> str:
+    """Of names and contents of the files of a folder."""
     folder = Path(path).expanduser()
-    patterns = (*_CONFIGURATION, *(_WEIGHTS if weights else ()))
-    files = sorted({file for pattern in patterns for file in folder.glob(pattern) if file.is_file()})
-    if not files:
+    found = sorted({file for pattern in files for file in folder.glob(pattern) if file.is_file()})
+    if not found:
         raise SettingsError(f"{key}: {path} holds no config.json; give the folder that save_pretrained has written")
     digest = hashlib.sha256()
-    for file in files:
+    for file in found:
         told = file.stat()
         digest.update(f"{file.name} {_digest_of_file(file.resolve(), told.st_size, told.st_mtime_ns)}\n".encode())
     return digest.hexdigest()[:12]

@@ -8,6 +8,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from reco_tune.errors import SettingsError
 from reco_tune.evaluation.clip_score import ClipScore, clip_protocol
@@ -114,3 +115,22 @@ def test_wrong_settings_are_one_sentence(
 def test_what_is_no_clip_is_refused(tmp_path: Path) -> None:
     with pytest.raises(SettingsError, match=r"evaluation\.clip .*cannot load this CLIP"):
         ClipScore(str(tmp_path), "all", "percent", CPU)
+
+
+def test_weights_that_are_missing_are_refused(tmp_path: Path) -> None:
+    """transformers fills them at random: the score would be noise."""
+    file = tiny_clip(tmp_path) / "model.safetensors"
+    save_file(
+        {name: held for name, held in load_file(file).items() if "text_projection" not in name}, file, {"format": "pt"}
+    )
+    with pytest.raises(SettingsError, match=r"no weights for text_projection\.weight, which would be random"):
+        ClipScore(str(tmp_path), "all", "percent", CPU)
+
+
+def test_another_tokenizer_is_another_protocol(toy_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    """It cuts the same text into other words, and the score differs."""
+    text = {"model.condition": "text", "evaluation.clip": str(tiny_clip(tmp_path))}
+    before = clip_protocol(toy_experiment(text))
+    file = tmp_path / "tokenizer.json"
+    file.write_text(file.read_text().replace('"a": 0', '"a": 1').replace('"b": 1', '"b": 0'))
+    assert clip_protocol(toy_experiment(text)) != before

@@ -12,6 +12,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 from own_decoders import ROTARY
+from safetensors.torch import load_file, save_file
 from torch import Tensor
 from torch.autograd import grad
 
@@ -242,6 +243,66 @@ def test_training_begins_with_the_weights_of_a_folder(
     assert not torch.equal(
         dict(build_decoder(anew.model, shape, seed=5).named_parameters())["body.layers.0.mlp.up_proj.weight"], theirs_
     )
+
+
+def _without(name: str) -> Callable[[Path], None]:
+    def change(file: Path) -> None:
+        save_file({key: value for key, value in load_file(file).items() if name not in key}, file, {"format": "pt"})
+
+    return change
+
+
+@pytest.mark.parametrize(
+    ("config", "change", "words"),
+    [
+        (
+            {"num_hidden_layers": 3},
+            None,
+            r"no weights for model\.layers\.2\.\S+ and 8 more, so they would start at random",
+        ),
+        (
+            {},
+            _without("layers.0.self_attn.q_proj"),
+            r"no weights for model\.layers\.0\.self_attn\.q_proj\.weight, so they",
+        ),
+        ({"intermediate_size": 96}, None, r"down_proj\.weight is \(32, 48\) in .*, but \(32, 96\)"),
+        ({}, lambda file: file.write_bytes(file.read_bytes()[:5000]), "cannot make this model"),
+    ],
+    ids=["a layer more than the folder has", "a weight is missing", "another width", "a file cut short"],
+)
+def test_weights_that_the_folder_lacks_are_refused(
+    toy_experiment: Callable[..., Experiment],
+    tmp_path: Path,
+    config: dict[str, int],
+    change: Callable[[Path], object] | None,
+    words: str,
+) -> None:
+    """transformers fills them at random, with a line in its log; beside adapters they would stay so."""
+    folder = tmp_path / "theirs"
+    language_model("llama").save_pretrained(folder)
+    if change is not None:
+        change(folder / "model.safetensors")
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+    options = {"model.options.path": str(folder), "model.options.config": config, "model.options.code_offset": 10}
+    experiment = toy_experiment({**sizes, **options})
+    shape = shape_of(experiment.model, V, 45, 3)
+    with pytest.raises(SettingsError, match=words):
+        build_decoder(experiment.model, shape)
+
+
+def test_a_head_that_is_not_used_may_be_missing(toy_experiment: Callable[..., Experiment], tmp_path: Path) -> None:
+    """A folder of the body alone: codes have a head of their own."""
+    folder = tmp_path / "theirs"
+    language_model("llama").save_pretrained(folder)
+    _without("lm_head")(folder / "model.safetensors")
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+    own = toy_experiment({**sizes, "model.options.path": str(folder)})
+    shape = shape_of(own.model, V, 45, 3)
+    build_decoder(own.model, shape)
+    with pytest.raises(SettingsError, match=r"no weights for lm_head\.weight"):
+        build_decoder(
+            toy_experiment({**sizes, "model.options.path": str(folder), "model.options.code_offset": 10}).model, shape
+        )
 
 
 def test_other_weights_in_the_same_folder_are_another_setting(

@@ -96,6 +96,20 @@ def test_a_saved_model_goes_without_the_weights_of_the_folder(
         load_model(tmp_path / "run")
 
 
+def test_a_saved_model_whose_folder_is_damaged_is_not_to_be_trained_again(
+    toy_cache: TokenCache, adapted: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    fit(adapted(), toy_cache, tmp_path / "run")
+
+    def cannot(*_: object) -> None:
+        raise OSError("the folder is on a disk that does not answer")
+
+    monkeypatch.setattr("reco_tune.model.huggingface._pretrained", cannot)
+    with pytest.raises(CheckpointError, match="does not answer") as told:
+        load_model(tmp_path / "run")
+    assert "train it again" not in str(told.value)
+
+
 def test_fresh_weights_that_are_not_trained_are_kept(
     toy_cache: TokenCache, adapted: Callable[..., Experiment], tmp_path: Path
 ) -> None:

@@ -15,10 +15,11 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from safetensors import SafetensorError
 from torch import Tensor
 
 from reco_tune.errors import SettingsError
-from reco_tune.pretrained import package_of_extra, pinned_source, source_of
+from reco_tune.pretrained import MODEL_AND_WORDS, package_of_extra, pinned_source, source_of
 from reco_tune.settings import Experiment
 
 KEY = "evaluation.clip"
@@ -34,7 +35,7 @@ def clip_protocol(experiment: Experiment) -> str:
     evaluation = experiment.evaluation
     if evaluation.clip is None:
         return ""
-    name, _, pin = pinned_source(evaluation.clip, None, KEY).rpartition("@")
+    name, _, pin = pinned_source(evaluation.clip, None, KEY, MODEL_AND_WORDS).rpartition("@")
     return f"CLIP {name.rstrip('/').rpartition('/')[2]} {pin[:12]} {evaluation.clip_scale} {evaluation.clip_frames}"
 
 
@@ -52,14 +53,18 @@ class ClipScore:
             SettingsError: where transformers is missing or cannot load it.
         """
         transformers = package_of_extra("transformers", "hf", KEY)
-        source, revision = source_of(path, None, KEY)
+        source, revision = source_of(path, None, KEY, MODEL_AND_WORDS)
         # Its other processor, which needs torchvision, scales images a little differently.
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         try:
-            self._model = transformers.CLIPModel.from_pretrained(source, revision=revision, dtype=torch.float32)
+            self._model, info = transformers.CLIPModel.from_pretrained(
+                source, revision=revision, dtype=torch.float32, output_loading_info=True
+            )
+            if lacking := sorted(info["missing_keys"]):
+                raise ValueError(f"it has no weights for {lacking[0]}, which would be random")
             self._images = processor.from_pretrained(source, revision=revision)
             self._words = transformers.AutoTokenizer.from_pretrained(source, revision=revision)
-        except (OSError, ValueError, KeyError, TypeError) as error:
+        except (OSError, ValueError, KeyError, TypeError, RuntimeError, SafetensorError) as error:
             said = " ".join(str(error).split())[:200]
             raise SettingsError(f"{KEY} ({path}): transformers cannot load this CLIP ({said}); correct it") from error
         self._model = self._model.to(device).eval()

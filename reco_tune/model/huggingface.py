@@ -23,7 +23,7 @@ from torch import Tensor, nn
 from reco_tune.errors import SettingsError
 from reco_tune.model.attention import KeysValues, attend, beside_padding, joined
 from reco_tune.model.decoder import Decoder, Inputs
-from reco_tune.pretrained import package_of_extra, pinned_source, source_of
+from reco_tune.pretrained import CONFIGURATION, MODEL, package_of_extra, pinned_source, source_of
 
 ATTENTION = "reco_tune"
 """Name of this project's attention among those of transformers."""
@@ -228,22 +228,30 @@ class HuggingFaceDecoder(Decoder):
         """
         if not isinstance(path := options.get("path"), str):
             return dict(options)
-        pinned = pinned_source(path, options.get("revision"), PATH_KEY, weights=not options.get("fresh"))
+        files = CONFIGURATION if options.get("fresh") else MODEL
+        pinned = pinned_source(path, options.get("revision"), PATH_KEY, files)
         return {**options, "path": pinned}
 
     def start(self) -> None:
         """
         Raises:
-            SettingsError: where the weights cannot be read.
+            SettingsError: where the weights cannot be read, or do not suffice for the configuration.
         """
         options, shape = self._options, self.shape
         if options is None or options.path is None or options.fresh:
             return
-        path, revision = source_of(options.path, options.revision, PATH_KEY)
-        given = {"revision": revision, "config": _config(options), "dtype": torch.float32}
-        model = _from(lambda auto: auto.from_pretrained(path, attn_implementation=_attention_name(), **given))
+        model, info = _from(lambda auto: _pretrained(auto, options))
+        theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         sizes = shape.num_codes, shape.num_tokens, shape.num_classes
         loaded = type(self)(model, *sizes, **options.parts, condition_tokens=shape.condition_tokens)
+        used = {id(tensor) for tensor in (*loaded.parameters(), *loaded.buffers())}
+        lacking = sorted(name for name in info["missing_keys"] if name not in theirs or id(theirs[name]) in used)
+        if lacking:
+            more = f" and {len(lacking) - 1} more" if len(lacking) > 1 else ""
+            raise SettingsError(
+                f"{PATH_KEY}: {options.path} has no weights for {lacking[0]}{more}, so they would start at random;"
+                " correct model.options.config, or set model.options.fresh"
+            )
         own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
         fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own) or _ADAPTER in name}
         self.load_state_dict({**loaded.state_dict(), **fresh})
@@ -394,8 +402,29 @@ def _config(options: HuggingFaceOptions) -> Any:
     own = dict(options.config)
     if options.path is None:
         return AutoConfig.for_model(own.pop("model_type"), **own)
-    path, revision = source_of(options.path, options.revision, PATH_KEY, weights=not options.fresh)
+    path, revision = source_of(options.path, options.revision, PATH_KEY, CONFIGURATION if options.fresh else MODEL)
     return AutoConfig.from_pretrained(path, revision=revision, **own)
+
+
+def _pretrained(auto: Any, options: HuggingFaceOptions) -> tuple[Any, Any]:
+    """The model, and what its folder lacked.
+
+    Raises:
+        ValueError: for weights of other sizes than the configuration's.
+    """
+    path, revision = source_of(str(options.path), options.revision, PATH_KEY)
+    model, info = auto.from_pretrained(
+        path,
+        attn_implementation=_attention_name(),
+        revision=revision,
+        config=_config(options),
+        dtype=torch.float32,
+        output_loading_info=True,
+        ignore_mismatched_sizes=True,  # they are refused here, by name
+    )
+    for name, saved, built in sorted(info["mismatched_keys"]):
+        raise ValueError(f"{name} is {tuple(saved)} in {path}, but {tuple(built)} by the configuration")
+    return model, info
 
 
 def _from(make: Any) -> Any:
@@ -404,11 +433,12 @@ def _from(make: Any) -> Any:
         SettingsError: with the way out.
     """
     _attention_name()
+    from safetensors import SafetensorError
     from transformers import AutoModelForCausalLM
 
     try:
         return make(AutoModelForCausalLM)
-    except (OSError, ValueError, KeyError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RuntimeError, SafetensorError) as error:
         said = " ".join(str(error).split())[:200]
         raise SettingsError(f"model.options: transformers cannot make this model ({said}); correct them") from error
 

@@ -11,7 +11,7 @@ from pydantic import BaseModel
 
 from reco_tune import parts
 from reco_tune.errors import SettingsError
-from reco_tune.pretrained import pinned_source
+from reco_tune.pretrained import MODEL_AND_WORDS, pinned_source
 from reco_tune.settings.experiment import Experiment
 from reco_tune.settings.space import Space
 
@@ -138,5 +138,5 @@ def _pinned_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
 
 def _pinned(key: str, value: Any) -> Any:
     if key == "evaluation.clip" and isinstance(value, str):
-        return pinned_source(value, None, key)
+        return pinned_source(value, None, key, MODEL_AND_WORDS)
     return parts.pinned(_GROUPS[key], value) if key in _GROUPS and isinstance(value, str) else value

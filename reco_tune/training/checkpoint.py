@@ -317,10 +317,7 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
             raise CheckpointError(f"model {folder} was written by another version of ReCo-Tune; train it again")
         experiment = load_experiment(folder / "experiment.yaml")
         model = _built(description["model"], experiment)
-        given_again = model.given_again()
-        if given_again:
-            model.start()
-        kept = {name: tensor for name, tensor in model.state_dict().items() if name in given_again}
+        kept = {name: tensor for name, tensor in model.state_dict().items() if name in model.given_again()}
         model.load_state_dict({**kept, **load_file(folder / "model.safetensors")})
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         loaded = "best" if folder.name == BEST else "last"
@@ -345,11 +342,14 @@ _COUNTED = ("counted", "parameters", "cached", "frozen", "block", "blocks")
 
 
 def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
-    """A model whose weights will be replaced."""
+    """A model whose weights will be replaced, but for those that its folder of pretrained weights gives again."""
     if experiment.model.kind == BUILT_IN:
         return VideoTransformer(**shape, residual=experiment.training.residual)
     try:
-        return build_decoder(experiment.model, DecoderSettings(**shape), start=False)
+        model = build_decoder(experiment.model, DecoderSettings(**shape), start=False)
+        if model.given_again():
+            model.start()
+        return model
     except SettingsError as error:  # code or weights that it is pinned to are gone: it is not damaged
         raise CheckpointError(str(error)) from error
 
