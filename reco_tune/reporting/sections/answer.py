@@ -44,26 +44,38 @@ def _at(evidence: Evidence, budget: str) -> str:
     faster = [one for one in own if one.difference and one.result.means["speedup"] >= FASTER]
     faster = [one for one in faster if (budget, one.result.arm) not in _refused(evidence)]
     kept = [one for one in faster if not one.standing.startswith("worse")]
+    near = [one for one in kept if _loss(one) <= evidence.quality.margin]
     sampled = _sampled(evidence, budget)
     if not faster and not sampled:
         return ""
     parts = []
-    if kept:
-        best = max(kept, key=lambda one: one.result.means["speedup"])
-        parts.append(f"{BUDGETS[budget].words.capitalize()}, take {_told(best, evidence.quality)}.")
+    opening = BUDGETS[budget].words.capitalize()
+    if near:
+        best = max(near, key=lambda one: one.result.means["speedup"])
+        parts.append(f"{opening}, take {_told(best, evidence.quality)}.")
     elif faster:
-        best = min(faster, key=lambda one: one.difference.delta if one.difference else 0.0)
-        parts.append(
-            f"{BUDGETS[budget].words.capitalize()}, every faster arm has a worse {evidence.quality.name} than"
-            f" {quoted(best.baseline)}. The best of them is {_told(best, evidence.quality)}."
+        best = min(kept or faster, key=_loss)
+        finding = (
+            f"no faster arm has a mean {evidence.quality.name} within {evidence.quality.margin:.0%} of that of"
+            f" {quoted(best.baseline)}"
+            if kept
+            else f"every faster arm has a worse {evidence.quality.name} than {quoted(best.baseline)}"
         )
+        parts.append(f"{opening}, {finding}. The best of them is {_told(best, evidence.quality)}.")
     front = {row["arm"] for row in records(evidence.frontier.non_dominated(budget))}
     fastest = max(faster, key=lambda one: one.result.means["speedup"], default=None)
     if fastest is not None and fastest is not best and fastest.result.arm in front:
         parts.append(f"The fastest arm on the frontier is {_told(fastest, evidence.quality)}.")
     if not parts:
-        sampled[0] = f"{BUDGETS[budget].words.capitalize()}, {sampled[0][:1].lower()}{sampled[0][1:]}"
+        sampled[0] = f"{opening}, {sampled[0][:1].lower()}{sampled[0][1:]}"
     return " ".join([*parts, *sampled])
+
+
+def _loss(one: Comparison) -> float:
+    """How much worse the arm's mean is, as a share of the baseline's."""
+    assert one.difference is not None  # of arms that were compared
+    mean = sum(run.value for run in one.result.values.values()) / len(one.result.values)
+    return one.difference.delta / (mean - one.difference.delta)
 
 
 def _told(one: Comparison, quality: Quality) -> str:
