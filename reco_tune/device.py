@@ -1,4 +1,4 @@
-"""What is asked of the device that a process computes on: whether it is done, and its memory (a CPU keeps no count)."""
+"""Operations on the device of a process: wait for it, and query its memory. A CPU has no memory counter."""
 
 from __future__ import annotations
 
@@ -12,35 +12,37 @@ from torch import Tensor
 
 
 def exact_float32() -> None:
-    """Products of float32 keep all their bits on a GPU, too: codes, features and distances must not depend on who
-    computes them, and torch would round what goes into a convolution to 10 bits.
+    """Makes float32 products exact on a GPU, too. Codes, features and distances must not depend on the device, and by
+    default torch rounds the inputs of a convolution to 10 bits.
     """
     torch.backends.cudnn.allow_tf32 = False
     torch.set_float32_matmul_precision("highest")
 
 
 def wait_for(device: torch.device) -> None:
-    """Returns when the device has done all that it was given."""
+    """Waits until the device has finished all queued work."""
     if device.type == "cuda":
         torch.cuda.synchronize(device)
 
 
 def reset_peak_bytes(device: torch.device) -> None:
-    """Begins a new count of `peak_bytes`, at what is allocated now."""
+    """Resets `peak_bytes` to what is allocated now."""
     if device.type == "cuda":
         torch.cuda.reset_peak_memory_stats(device)
 
 
 def peak_bytes(device: torch.device) -> int:
-    """The most that was allocated at once since the last reset; 0 on the CPU."""
+    """Peak of allocated bytes since the last reset; 0 on the CPU."""
     return torch.cuda.max_memory_allocated(device) if device.type == "cuda" else 0
 
 
 def free_bytes(device: torch.device, part: float = 1.0) -> int | None:
-    """What can still be allocated; None where nobody knows.
+    """Bytes that can still be allocated; None if unknown.
 
     Args:
-        part: of the device that this process may use; the rest is others', even where they have not taken it yet.
+        part: share of the device that this process may use. The rest belongs to other processes, even if they have
+            not
+            allocated it yet.
     """
     if device.type != "cuda":
         return None
@@ -50,27 +52,27 @@ def free_bytes(device: torch.device, part: float = 1.0) -> int | None:
 
 
 def hand_back(device: torch.device) -> None:
-    """Gives the device what was freed here and is kept for later."""
+    """Returns freed but cached memory to the device."""
     if device.type == "cuda":
         torch.cuda.empty_cache()
 
 
 def total_bytes(device: torch.device) -> int | None:
-    """The memory that it has; None where nobody knows."""
+    """Total memory of the device in bytes; None if unknown."""
     return torch.cuda.get_device_properties(device).total_memory if device.type == "cuda" else None
 
 
 def machine_bytes(root: Path = Path("/")) -> int:
-    """Memory of this machine, or as much of it as the container or batch job of this process may use.
+    """Memory of this machine, or the limit of this process's container or batch job if that is lower.
 
     Args:
-        root: where `proc` and `sys` lie.
+        root: the folder that contains `proc` and `sys`.
     """
     limits = [os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")]
-    with suppress(OSError):  # no Linux
+    with suppress(OSError):  # not Linux
         for line in (root / "proc/self/cgroup").read_text().splitlines():
             _, controllers, path = line.split(":", 2)
-            if controllers in ("", "memory"):  # the second and the first version of control groups
+            if controllers in ("", "memory"):  # "memory" in version 1 of control groups, "" in version 2
                 groups, name = root / "sys/fs/cgroup" / controllers, LIMIT_OF_A_GROUP[controllers]
                 own = groups / path.strip("/")
                 limits += [limit for group in (own, *own.parents) if (limit := _limit(group / name)) is not None]
@@ -83,12 +85,14 @@ LIMIT_OF_A_GROUP = {"": "memory.max", "memory": "memory.limit_in_bytes"}
 def _limit(file: Path) -> int | None:
     try:
         return int(file.read_text())
-    except (OSError, ValueError):  # a group that this process does not see, or "max"
+    except (OSError, ValueError):  # a group that this process cannot see, or "max"
         return None
 
 
 def in_halves(work: Callable[[Tensor], Tensor], batch: Tensor) -> Tensor:
-    """The work on a batch; on its halves, one after the other, where a GPU's memory does not hold all of it."""
+    """Runs the work on a batch. If that does not fit into a GPU's memory, runs it on the halves one after the
+    other.
+    """
     try:
         return work(batch)
     except torch.OutOfMemoryError:

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any
 
 NO_SPACE = (errno.ENOSPC, errno.EDQUOT, errno.EFBIG)
-"""A full disk, a used-up quota, a file beyond the allowed size."""
+"""A full disk, an exceeded quota, a file above the size limit."""
 
 
 class ReCoTuneError(Exception):
@@ -25,7 +25,7 @@ class DataError(ReCoTuneError):
 
 
 class TooFewClipsError(DataError):
-    """Too few of the videos that were found could be used."""
+    """Too few of the videos could be used."""
 
     exit_code = 1
 
@@ -36,7 +36,7 @@ class TooFewClipsError(DataError):
 
 
 class CheckpointError(ReCoTuneError):
-    """A checkpoint that is missing, foreign or damaged."""
+    """A checkpoint that is missing, damaged or from another program."""
 
 
 class StudyError(ReCoTuneError):
@@ -44,7 +44,7 @@ class StudyError(ReCoTuneError):
 
 
 class ComparisonError(ReCoTuneError):
-    """Numbers that must not be in one table."""
+    """Numbers that must not stand in one table."""
 
 
 class TrackingError(ReCoTuneError):
@@ -69,7 +69,7 @@ def command(verb: str, *words: str | Path) -> str:
 
 
 def no_space(error: BaseException) -> bool:
-    """Whether an error means that the disk is full; some libraries say so only in words."""
+    """Whether an error means that the disk is full. Some libraries say so only in the message."""
     seen: BaseException | None = error
     while seen is not None:
         if (isinstance(seen, OSError) and seen.errno in NO_SPACE) or any(

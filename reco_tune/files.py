@@ -47,16 +47,17 @@ class LineWriter:
         self._file = path.open("ab", buffering=0)
 
     def append(self, line: str) -> None:
-        """
+        """Appends one line.
+
         Args:
             line: without its line end.
 
         Raises:
-            OSError: if it cannot be written; the file then ends with the line before.
+            OSError: if it cannot be written. The file then ends with the line before.
         """
         left, whole = f"{line}\n".encode(), os.fstat(self._file.fileno()).st_size
         try:
-            while left:  # a disk that is nearly full takes a part of it without an error
+            while left:  # a nearly full disk can write only a part without an error
                 left = left[self._file.write(left) :]
             self._sync(self._file.fileno())
         except OSError:

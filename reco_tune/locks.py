@@ -1,8 +1,9 @@
-"""Locks between processes, on any file system, that tell who holds them.
+"""Locks between processes, on any file system. A held lock names its owner.
 
-The system frees a lock (flock) when its process ends, however it ends. Where a file system knows none (Lustre without
-`-o flock`, NFS without its lock daemon) a marker file beside it is the lock: what a killed process of this machine left
-is taken over, but nobody here can know whether a process of another machine still is.
+The system frees a lock (flock) when its process ends, however it ends. Some file systems have no such locks (Lustre
+without `-o flock`, NFS without its lock daemon). There a marker file beside the lock file is the lock. A marker left
+by a killed process of this machine is taken over. Whether a process of another machine still runs cannot be known
+here.
 """
 
 from __future__ import annotations
@@ -18,9 +19,9 @@ from pathlib import Path
 from filelock import BaseFileLock, SoftFileLock, Timeout, UnixFileLock
 
 NO_FLOCK = (errno.ENOSYS, errno.EOPNOTSUPP, errno.ENOTSUP, errno.ENOLCK)
-"""How file systems say that they know no locks."""
+"""Errors of file systems without locks."""
 TAKEOVER_SECONDS = 0.2
-"""A marker that was left behind is removed by one attempt and made anew by the next."""
+"""One attempt removes an abandoned marker, and the next attempt creates a new one, after this time."""
 
 
 class HeldError(Exception):
@@ -33,7 +34,7 @@ def lock(path: Path, seconds: float = 0.0) -> Iterator[None]:
 
     Args:
         path: path of the lock file, which stays and names the last owner; its folder must exist.
-        seconds: how long to wait; below 0 means for ever.
+        seconds: how long to wait; below 0 means forever.
 
     Raises:
         HeldError: if another process holds it.
@@ -69,7 +70,7 @@ def marker(path: Path) -> Path:
 
 
 def _acquired(path: Path, seconds: float) -> BaseFileLock:
-    held = UnixFileLock(path, fallback_to_soft=False)  # its own fall-back takes the lock file itself for the marker
+    held = UnixFileLock(path, fallback_to_soft=False)  # its own fallback uses the lock file as the marker
     try:
         held.acquire(timeout=seconds)
     except Timeout as error:

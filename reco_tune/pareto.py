@@ -1,8 +1,7 @@
-"""Pure functions of points: who dominates whom or could, how crowded a front is, how much it covers, where it bends,
-who goes on at a rung.
+"""Pure functions of points: dominance, crowding, hypervolume, knee, and which runs continue at a rung.
 
-Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or trials.
-A row with a value that is not finite is no point: it is dominated by everything and covers nothing.
+Points are rows [N, M] of M objectives, all to be MINIMISED (negate what is maximised). Knows nothing of runs or
+trials. A row with a value that is not finite counts as dominated by every point and covers no volume.
 """
 
 from __future__ import annotations
@@ -16,13 +15,15 @@ from numpy.typing import ArrayLike, NDArray
 
 
 def dominating(points: ArrayLike, point: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each row dominates a point [M]: it is at most as large everywhere and smaller somewhere."""
+    """Whether each row dominates a point [M]: it is at most as large in every objective and smaller in at least
+    one.
+    """
     points_NM, point_M = _points(points), np.asarray(point, dtype=np.float64)
     return np.asarray((points_NM <= point_M).all(axis=1) & (points_NM < point_M).any(axis=1))
 
 
 def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
-    """Whether each row is dominated by none; equal rows stand together."""
+    """Whether each row is dominated by no other. Equal rows do not dominate each other."""
     points_NM = _points(points)
     kept: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
     if points_NM.shape[1] == 2:
@@ -41,24 +42,24 @@ def non_dominated(points: ArrayLike) -> NDArray[np.bool_]:
 
 
 def contested(best: ArrayLike, worst: ArrayLike) -> NDArray[np.bool_]:
-    """Whether another point could be at most as large everywhere as each of some: that one at its best, this one at its
-    worst.
+    """For each point in `worst`, whether another point could still be at most as large in every objective: the other
+    one at the best end of its interval, this one at its worst end.
 
     Args:
         best: all points [N, M] at the small ends of their intervals.
-        worst: those that are asked about [K, M], which are among them, at the large ends.
+        worst: the points in question [K, M], which are among them, at the large ends.
     """
     best_NM, worst_KM = _points(best), _points(worst)
     if best_NM.shape[1] == 2:
         return _contested_pairs(best_NM, worst_KM)
     return np.array(
         [(best_NM <= worst_M).all(axis=1).sum() > 1 for worst_M in worst_KM], dtype=bool
-    )  # each reaches itself
+    )  # each point counts itself once
 
 
 def ranks(points: ArrayLike) -> NDArray[np.int64]:
-    """Rank of every row: 0 for the non-dominated set, 1 for that of the rest, and so on; rows that are not finite come
-    last.
+    """Rank of every row: 0 for the non-dominated set, 1 for the non-dominated set of the rest, and so on. Rows that
+    are not finite come last.
     """
     points_NM = _points(points)
     finite_N: NDArray[np.bool_] = np.asarray(np.isfinite(points_NM).all(axis=1))
@@ -72,8 +73,8 @@ def ranks(points: ArrayLike) -> NDArray[np.int64]:
 
 
 def crowding(points: ArrayLike) -> NDArray[np.float64]:
-    """Crowding distance of NSGA-II within one front: the normalised side lengths of the box to the neighbours; infinite
-    at the ends.
+    """Crowding distance of NSGA-II within one front: the normalised side lengths of the box to the neighbours.
+    Infinite at the ends.
     """
     points_NM = _points(points)
     distance_N = np.zeros(len(points_NM))
@@ -87,8 +88,8 @@ def crowding(points: ArrayLike) -> NDArray[np.float64]:
 
 
 def best_first(points: ArrayLike) -> NDArray[np.int64]:
-    """Rows in the order of non-dominated sorting: by rank, the least crowded of a front first, equal ones as they
-    stand.
+    """Row order of non-dominated sorting: by rank, within a front the least crowded first, ties in the given
+    order.
     """
     points_NM = _points(points)
     rank_N, sparseness_N = ranks(points_NM), np.zeros(len(points_NM))
@@ -100,8 +101,8 @@ def best_first(points: ArrayLike) -> NDArray[np.int64]:
 
 
 def deciding_rungs(rungs: int, grace_rungs: int, reduction_factor: int) -> list[int]:
-    """Rungs (counted from 1) at which runs are judged: grace, grace·η, grace·η² and so on, but never the last, where
-    nothing is saved.
+    """Rungs (counted from 1) at which runs are judged: grace, grace·η, grace·η² and so on. Never the last rung, where
+    pruning would save nothing.
     """
     found = []
     while grace_rungs < rungs:
@@ -111,26 +112,27 @@ def deciding_rungs(rungs: int, grace_rungs: int, reduction_factor: int) -> list[
 
 
 def goes_on(points: ArrayLike, row: int, reduction_factor: int) -> bool:
-    """Whether a row is among the best one in `reduction_factor` (rounded up) of all points [N, M] known at its rung,
-    itself included.
+    """Whether a row is among the best share 1 / `reduction_factor` (rounded up) of all points [N, M] known at its
+    rung, itself included.
 
-    Best first is by rank, then the least crowded of a front; all objectives are to be minimised. The front itself is
-    never thinned: what nothing dominates here may be the frontier, of which every point is wanted.
+    The order is by rank, then the least crowded of a front. All objectives are to be minimised. The first front is
+    always kept as a whole: its points may lie on the final frontier, and every point of that is wanted.
     """
     order = best_first(points)
     return row in order[: max(math.ceil(len(order) / reduction_factor), non_dominated(points).sum())]
 
 
 class Fronts:
-    """Points that come one by one, kept sorted by rank: each finds its front by halving and pushes those that it
-    dominates a front further (ENLU, Li et al. 2014), so that nobody is sorted anew. Answers as `goes_on` does for all
-    of them at once; each must be finite.
+    """Points that arrive one at a time, kept sorted by rank (ENLU, Li et al. 2014).
+
+    A new point finds its front by bisection and pushes the points that it dominates to the next front. So nothing is
+    sorted again. It gives the same answers as `goes_on` on all points at once. Every point must be finite.
     """
 
     def __init__(self, rows: ArrayLike = (), points: ArrayLike = ()) -> None:
         """
         Args:
-            rows: numbers [N] of the points [N, M] to begin with, by which equal ones are ordered.
+            rows: numbers [N] of the initial points [N, M]. They break ties.
         """
         row_N, points_NM = np.asarray(rows, dtype=np.int64), _points(points)
         rank_N = ranks(points_NM)
@@ -157,13 +159,13 @@ class Fronts:
         self._fronts.append((moving_K, moving_KM))
 
     def remove(self, row: int) -> None:
-        """Takes a point out, which sorts the others anew; it is seldom done."""
+        """Removes a point and sorts the others again. This is rare."""
         rows = np.concatenate([row_N for row_N, _ in self._fronts])
         points_NM = np.concatenate([points_NM for _, points_NM in self._fronts])
         self.__init__(rows[rows != row], points_NM[rows != row])  # type: ignore[misc]
 
     def goes_on(self, row: int, point: ArrayLike, reduction_factor: int) -> bool:
-        """`goes_on` of a point that is in."""
+        """`goes_on` for a point that was inserted."""
         rank = self._rank(np.asarray(point, dtype=np.float64))
         kept = max(math.ceil(len(self) / reduction_factor), len(self._fronts[0][0]))
         row_N, points_NM = self._fronts[rank]
@@ -175,11 +177,13 @@ class Fronts:
         return row in best_first[: kept - before]
 
     def dominating(self, point: ArrayLike) -> int:
-        """How many points dominate one."""
+        """Number of points that dominate the given one."""
         return sum(int(dominating(points_NM, point).sum()) for _, points_NM in self._fronts)
 
     def _rank(self, point_M: NDArray[np.float64]) -> int:
-        """The first front that does not dominate a point; whoever is dominated within one is so within all before."""
+        """Index of the first front that does not dominate a point. Bisection works, because a point dominated by one
+        front is dominated by all fronts before it.
+        """
         rank, end = 0, len(self._fronts)
         while rank < end:
             middle = (rank + end) // 2
@@ -191,8 +195,9 @@ class Fronts:
 
 
 def hypervolume(points: ArrayLike, reference: ArrayLike) -> float:
-    """Volume that is dominated by the points and dominates the reference point (exact, by slicing the last
-    objective)."""
+    """Volume between the points and the reference point that the points dominate (exact, by slicing the last
+    objective).
+    """
     points_NM, reference_M = _points(points), np.asarray(reference, dtype=np.float64)
     if points_NM.shape[1] != len(reference_M):
         raise ValueError(f"the reference point has {len(reference_M)} objectives, the points have {points_NM.shape[1]}")
@@ -206,13 +211,13 @@ class SpeedFVD(NamedTuple):
     points_N2: NDArray[np.float64]
     """(-speed-up, FVD), both to be minimised."""
     reference: tuple[float, float]
-    """Of their hypervolume: speed-up 0 and the largest FVD. A run that is worse than all before therefore moves it."""
+    """Reference point of the hypervolume: speed-up 0 and the largest FVD. So a run that is worse than all before
+    moves it.
+    """
 
 
 def speed_fvd(speedup_N: ArrayLike, fvd_N: ArrayLike) -> SpeedFVD:
-    """Speed-ups and FVDs of runs as points, with the reference point that every hypervolume of this project is taken
-    to.
-    """
+    """Speed-ups and FVDs of runs as points, with the reference point of every hypervolume in this project."""
     fvd = np.asarray(fvd_N, dtype=np.float64)
     return SpeedFVD(
         np.column_stack([-np.asarray(speedup_N, dtype=np.float64), fvd]), (0.0, float(fvd.max(initial=0.0)))
@@ -220,11 +225,10 @@ def speed_fvd(speedup_N: ArrayLike, fvd_N: ArrayLike) -> SpeedFVD:
 
 
 def knee(points: ArrayLike) -> int | None:
-    """Row of a front of two objectives that lies farthest below the line between its ends, each objective scaled to its
-    range there.
+    """Row of the knee of a two-objective front: the point farthest below the line between the ends of the front. Each
+    objective is scaled to its range on the front.
 
-    Rows that are dominated count for nothing. None where fewer than three stand on the front, or none lies below the
-    line.
+    Dominated rows are ignored. None if the front has fewer than three points, or none of them lies below the line.
     """
     points_N2 = _points(points)
     if points_N2.size and points_N2.shape[1] != 2:
@@ -244,8 +248,8 @@ def knee(points: ArrayLike) -> int | None:
 
 
 def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bool_]) -> NDArray[np.bool_]:
-    """Two objectives, the common case: in order of the first, a point stands where its second is below all before it.
-    O(N log N).
+    """The common case of two objectives. In order of the first, a point is non-dominated if its second is below all
+    before it. O(N log N).
     """
     kept = np.zeros(len(points_N2), dtype=bool)
     if finite_N.any():
@@ -257,8 +261,8 @@ def _non_dominated_pairs(points_N2: NDArray[np.float64], finite_N: NDArray[np.bo
 
 
 def _ranks_of_pairs(distinct_D2: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Of different points in lexicographic order: the first front whose last point has a larger second coordinate, and
-    those of the fronts only grow. O(N log N).
+    """Ranks of distinct points in lexicographic order. A point's rank is the first front whose last point has a
+    larger second coordinate. O(N log N).
     """
     last: list[float] = []
     """Second coordinate of the last point of each front."""
@@ -271,12 +275,14 @@ def _ranks_of_pairs(distinct_D2: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _ranks_in_order(distinct_DM: NDArray[np.float64]) -> NDArray[np.int64]:
-    """Of different points in lexicographic order: only earlier ones can dominate, and who is dominated within a front
-    is so within all before it, so that the first free front is found by halving (ENS-BS, Zhang et al. 2015).
+    """Ranks of distinct points in lexicographic order (ENS-BS, Zhang et al. 2015).
+
+    Only earlier points can dominate a point. A point dominated within a front is also dominated within all fronts
+    before it. So bisection finds the first front that does not dominate the point.
     """
     others_DM = distinct_DM[:, 1:]
     fronts: list[NDArray[np.float64]] = []
-    """Their points, with room for as many again."""
+    """Points of each front, with spare rows."""
     sizes: list[int] = []
     rank_D = np.empty(len(distinct_DM), dtype=np.int64)
     for row, point in enumerate(others_DM):
@@ -299,11 +305,11 @@ def _ranks_in_order(distinct_DM: NDArray[np.float64]) -> NDArray[np.int64]:
 
 
 def _contested_pairs(best_N2: NDArray[np.float64], worst_K2: NDArray[np.float64]) -> NDArray[np.bool_]:
-    """Two objectives: of the points that reach as far in the first, each itself among them, two must in the second. O(N
-    log N).
+    """The case of two objectives. A point is contested if, among the points that reach its worst value in the first
+    objective, at least two also reach it in the second. (One of them is the point itself.) O(N log N).
     """
     first_N, second_N = best_N2[np.argsort(best_N2[:, 0])].T
-    least_N = np.minimum.accumulate(np.append(np.inf, second_N))  # before each point
+    least_N = np.minimum.accumulate(np.append(np.inf, second_N))  # minimum over the points before each
     second_least_N = np.minimum.accumulate(np.append(np.inf, np.maximum(least_N[:-1], second_N)))
     return np.asarray(second_least_N[np.searchsorted(first_N, worst_K2[:, 0], side="right")] <= worst_K2[:, 1])
 
@@ -315,9 +321,9 @@ def _volume(points_NM: NDArray[np.float64], reference_M: NDArray[np.float64]) ->
         return float(reference_M[0] - points_NM.min())
     points_NM = points_NM[non_dominated(points_NM)]
     points_NM = points_NM[np.argsort(points_NM[:, -1], kind="stable")]
-    if points_NM.shape[1] == 2:  # a staircase: along a front the first falls where the last rises
+    if points_NM.shape[1] == 2:  # a staircase: along a front, the first objective rises as the last one falls
         steps = np.diff(points_NM[:, 1], append=reference_M[1]) * (reference_M[0] - points_NM[:, 0])
-        return float(steps.cumsum()[-1])  # one after the other, the same on any machine
+        return float(steps.cumsum()[-1])  # added in order, so the sum is the same on any machine
     edges = np.append(points_NM[1:, -1], reference_M[-1])
     total = 0.0
     for last, (lower, upper) in enumerate(zip(points_NM[:, -1], edges, strict=True)):

@@ -1,13 +1,13 @@
-"""One door for every kind of part: models, tokenizers, layouts, schemes, losses, measures, samplers. Each has a name
-here, a name that an installed package announces (entry points `reco_tune.models`, ...), or is an import path.
+"""Loads every kind of part: models, tokenizers, layouts, schemes, losses, measures, samplers. A part is a built-in
+name, a name that an installed package announces (entry points `reco_tune.models`, ...), or an import path.
 
     transformer                          built in
-    their_name                           of a package's entry point; recorded by its import path
-    mypkg.models:MyDecoder               an import path, of what Python can import
-    mypkg.models:MyDecoder@1.2+4f9a1c2b  the same, pinned to the version of its package and the hash of its source
+    their_name                           a package's entry point; recorded as its import path
+    mypkg.models:MyDecoder               an import path of anything that Python can import
+    mypkg.models:MyDecoder@1.2+4f9a1c2b  the same, pinned to its package's version and the hash of its source
 
-Pinned names are what settings record, so changed code has another hash and never mixes with old runs. Code is imported
-by `load` and `pinned` alone: who only reads records never calls them. Knows no settings and no part.
+Settings record pinned names. So changed code gets another hash, and its runs never mix with old runs. Only `load` and
+`pinned` import code; reading records never does. Knows no settings and no particular part.
 """
 
 from __future__ import annotations
@@ -75,13 +75,13 @@ BUILT_IN: dict[str, dict[str, str]] = {
     },
 }
 """By group and name."""
-
+"""Import paths of the built-in parts by group and name."""
 IMPORT_PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)(?:@([^\s@]+))?")
 
 _PINNED = re.compile(r"(.+)@(?:\S+\+)?[0-9a-f]{12,40}")
 
 OUR_FOLDERS = ("events.jsonl", "history.parquet", "state.json", "model.json", "tokenizer.json", "clips.csv")
-"""Files by which the folders are known that this program writes: nothing is imported from inside one."""
+"""Files that identify folders written by this program. Code inside such a folder is never imported."""
 
 
 def is_own(name: str) -> bool:
@@ -90,7 +90,7 @@ def is_own(name: str) -> bool:
 
 
 def names(group: str) -> list[str]:
-    """All names of a group, built-in ones first."""
+    """All names in a group, built-in ones first."""
     return [*BUILT_IN[group], *(name for name in _announced(group) if name not in BUILT_IN[group])]
 
 
@@ -111,8 +111,8 @@ def check_name(group: str, name: str) -> str:
 
 
 def pinned(group: str, name: str) -> str:
-    """The name as settings record it: a built-in name unchanged, any other part with import path, version and hash of
-    its source.
+    """The name as settings record it. A built-in name is unchanged. Any other part becomes its import path with
+    version and hash of its source.
 
     Raises:
         SettingsError: if it cannot be imported, or is pinned to different code.
@@ -143,7 +143,7 @@ def load(group: str, name: str) -> Any:
         _refuse_our_folders(name, module_name)
     try:
         module = importlib.import_module(module_name)
-    except Exception as error:  # whatever its author wrote may fail in any way
+    except Exception as error:  # a user's code may fail in any way
         said = " ".join(str(error).split())[:200]
         raise SettingsError(
             f"{name} cannot be imported ({type(error).__name__}: {said}); install its package, or put its folder on"
@@ -165,7 +165,7 @@ def options_of(part: Any, given: Mapping[str, Any], key: str, beside: Iterable[s
     """Checks the options of a part by its pydantic model `Options`, or else by its signature.
 
     Args:
-        key: the setting that holds them.
+        key: the setting that holds the options.
         beside: other arguments that a part without `Options` gets.
 
     Raises:
@@ -196,7 +196,7 @@ def nearest(key: str, known: Iterable[str]) -> str:
 
 
 def _path(group: str, name: str) -> str:
-    """Its import path, not pinned."""
+    """Import path of a part, without a pin."""
     if is_own(name):
         return name.partition("@")[0]
     return BUILT_IN[group].get(name) or _announced(group)[name]
@@ -207,7 +207,7 @@ def _announced(group: str) -> dict[str, str]:
     """Import paths of the parts that installed packages announce, by name.
 
     Raises:
-        SettingsError: where two packages announce one name.
+        SettingsError: if two packages announce the same name.
     """
     found: dict[str, str] = {}
     for entry in entry_points(group=f"reco_tune.{group}"):
@@ -221,7 +221,7 @@ def _announced(group: str) -> dict[str, str]:
 
 @cache
 def _identity(module_name: str) -> str:
-    """Version of the package of that name, where one is installed, and the hash of its source."""
+    """Version of the package with that name, if one is installed, and the hash of its source."""
     top = module_name.partition(".")[0]
     spec = importlib.util.find_spec(top)
     folders = [Path(folder) for folder in (spec.submodule_search_locations or [])] if spec is not None else []
@@ -243,7 +243,7 @@ def _versions(top: str) -> list[str]:
 
 
 def _refuse_our_folders(name: str, module_name: str) -> None:
-    """Looks for the module without importing anything of it."""
+    """Refuses modules inside folders that this program wrote. It locates the module without importing it."""
     spec = importlib.util.find_spec(module_name.partition(".")[0])
     places = [] if spec is None else [*(spec.submodule_search_locations or []), *([spec.origin] if spec.origin else [])]
     for place in map(Path, places):

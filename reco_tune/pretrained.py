@@ -1,12 +1,11 @@
-"""Where the weights of a pretrained network are, so that others never pass for them: a folder, pinned by its content,
-or a name on Hugging Face's hub, pinned by its commit.
+"""Locates the weights of a pretrained network and pins them, so that changed weights are noticed. A source is a
+folder, pinned by its content, or a name on Hugging Face's hub, pinned by its commit.
 
     /data/llama                 a folder
     /data/llama@4f9a1c2b3d4e    the same, with the hash of its configuration and weights
     org/llama                   a name on the hub; `org/llama@COMMIT` once it is pinned
 
-And the packages that read them, which an extra installs. Knows files and names; refuses to know what network they are
-of.
+Also imports the optional packages that read weights. Knows files and names, not networks.
 """
 
 from __future__ import annotations
@@ -39,22 +38,22 @@ MODEL_AND_WORDS = (
 
 
 class Source(NamedTuple):
-    """What `from_pretrained` of transformers is given."""
+    """Arguments for `from_pretrained` of transformers."""
 
     path: str
     revision: str | None
 
 
 def package_of_extra(package: str, extra: str, needed_by: str, names: Sequence[str] = ()) -> Any:
-    """The package, imported.
+    """Imports an optional package.
 
     Args:
-        extra: of this project, which installs it.
-        needed_by: what needs it, in words.
-        names: what it must have.
+        extra: the extra of this project that installs it.
+        needed_by: what needs the package, for the message.
+        names: attributes that the package must have.
 
     Raises:
-        SettingsError: where it, or one of the names, is missing.
+        SettingsError: if the package, or one of the names, is missing.
     """
     try:
         found = importlib.import_module(package)
@@ -70,14 +69,14 @@ def package_of_extra(package: str, extra: str, needed_by: str, names: Sequence[s
 
 
 def pinned_source(path: str, revision: str | None, key: str, files: Sequence[str] = MODEL) -> str:
-    """The path with what it holds now; one that is pinned already is checked.
+    """The path pinned to its current content. If it is already pinned, the pin is checked.
 
     Args:
-        key: the setting that gave it.
+        key: the setting that holds the path.
         files: patterns of the files whose content is pinned.
 
     Raises:
-        SettingsError: where nothing is there, or something else than what it is pinned to.
+        SettingsError: if nothing is there, or the content differs from the pin.
     """
     if _PINNED.fullmatch(path):
         source_of(path, revision, key, files)
@@ -88,9 +87,10 @@ def pinned_source(path: str, revision: str | None, key: str, files: Sequence[str
 
 
 def source_of(path: str, revision: str | None, key: str, files: Sequence[str] = MODEL) -> Source:
-    """
+    """Splits a path into source and revision, and checks its pin.
+
     Raises:
-        SettingsError: for a folder that holds something else than what it is pinned to.
+        SettingsError: if a folder's content differs from its pin.
     """
     found = _PINNED.fullmatch(path)
     if found is None:
@@ -99,21 +99,21 @@ def source_of(path: str, revision: str | None, key: str, files: Sequence[str] = 
     if len(pin) == 40:
         return Source(name, pin)
     if not Path(name).expanduser().is_dir():
-        raise SettingsError(f"{key}: {name} is no folder here, but its weights are needed; bring it back")
+        raise SettingsError(f"{key}: the folder {name} does not exist, but its weights are needed; restore it")
     if (now := _digest(name, files, key)) != pin:
         raise SettingsError(
-            f"{key}: {name} holds the weights {now}, but these settings were made with {pin}; bring those back, or"
-            f" begin anew with {name} alone"
+            f"{key}: {name} holds the weights {now}, but these settings were made with {pin}; restore those, or"
+            f" begin a new study with {name} alone"
         )
     return Source(str(Path(name).expanduser()), None)
 
 
 def _digest(path: str, files: Sequence[str], key: str) -> str:
-    """Of names and contents of the files of a folder."""
+    """Hash of the names and contents of a folder's files."""
     folder = Path(path).expanduser()
     found = sorted({file for pattern in files for file in folder.glob(pattern) if file.is_file()})
     if not found:
-        raise SettingsError(f"{key}: {path} holds no config.json; give the folder that save_pretrained has written")
+        raise SettingsError(f"{key}: {path} has no config.json; give the folder that save_pretrained has written")
     digest = hashlib.sha256()
     for file in found:
         told = file.stat()
@@ -123,22 +123,22 @@ def _digest(path: str, files: Sequence[str], key: str) -> str:
 
 @lru_cache(maxsize=256)
 def _digest_of_file(file: Path, size: int, changed_ns: int) -> str:
-    """Read once a process as long as it does not change: every run of a study asks."""
+    """Cached per process until the file changes, because every run of a study asks for it."""
     with file.open("rb") as handle:
         return hashlib.file_digest(handle, "sha256").hexdigest()
 
 
 def _commit(name: str, revision: str | None, key: str) -> str:
-    """Of a repository on the hub, or of the copy of it that this machine keeps."""
+    """Commit of a repository on the hub, or of its copy in the local cache."""
     try:
         from huggingface_hub import hf_hub_download
 
         found = Path(hf_hub_download(name, "config.json", revision=revision)).parent.name
-    except Exception as error:  # its errors have no common class, those of the connection among them
+    except Exception as error:  # the hub's errors have no common base class
         said = " ".join(str(error).split())[:200]
         raise SettingsError(
-            f"{key} ({name}) is no folder, and the hub does not give it ({said}); correct it"
+            f"{key} ({name}) is not a folder, and the hub does not provide it ({said}); correct it"
         ) from error
     if not re.fullmatch(r"[0-9a-f]{40}", found):
-        raise SettingsError(f"{key} ({name}): the hub names no commit of it; give a folder")
+        raise SettingsError(f"{key} ({name}): the hub gives no commit for it; give a folder")
     return found

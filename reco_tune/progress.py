@@ -1,4 +1,4 @@
-"""Progress of long functions: they call a plain function, which the caller may draw."""
+"""Progress of long functions: they call a plain function, which the caller can use to show it."""
 
 from __future__ import annotations
 

@@ -1,11 +1,11 @@
-"""Every metric with its unit, its better direction and its symbol. No other module spells such a name."""
+"""Every metric with its unit, its better direction and its symbol. Other modules never write such names out."""
 
 from __future__ import annotations
 
 from typing import Literal, NamedTuple
 
 ARROWS = {"lower": " ↓", "higher": " ↑", "neither": ""}
-"""After a heading: lower or higher is better."""
+"""Suffix of a heading: ↓ means lower is better, ↑ means higher is better."""
 
 
 class Quantity(NamedTuple):
@@ -20,7 +20,7 @@ class Quantity(NamedTuple):
 
     @property
     def heading(self) -> str:
-        """For the head of a column: the label with its unit, and ↓ or ↑ for lower or higher is better."""
+        """Column heading: the label with its unit, and ↓ or ↑ for the better direction."""
         unit = f" ({self.unit})" if self.unit else ""
         return f"{self.label}{unit}{ARROWS[self.better]}"
 
@@ -108,19 +108,19 @@ ALL: dict[str, Quantity] = {value.name: value for value in list(globals().values
 """Every scalar metric by name, in the order of the tables."""
 
 JUDGED = tuple(ALL)[: list(ALL).index("val_cross_entropy")]
-"""What is known of a trained model by its evaluation alone, and may be another number under another protocol."""
+"""Metrics known only from the evaluation of a trained model. They can differ between protocols."""
 
 STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIPSCHITZ_FRAMES_RELATIVE)
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
 STAGE_SECONDS = (CALIBRATION_SECONDS, COMPILE_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)
-"""What a run costs, stage by stage; their sum is its device hours."""
+"""Costs of a run by stage. Their sum is its device hours."""
 SIGNED = {KERNEL_DISTANCE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
-"""May lie below 0."""
+"""Metrics that can be negative."""
 FEWEST_GROWTH_BLOCKS = 4
-"""Of a clip whose errors' growth has a law: the disturbed block and three after it."""
+"""Blocks that a clip needs for a fit of error growth: the disturbed block and three after it."""
 RESOLVED_AIC = 2.0
-"""Difference of AIC below which two laws of growth are not told apart (Burnham and Anderson, 2002): a flat curve fits
-either.
+"""Difference of AIC below which two growth laws count as equally good (Burnham and Anderson, 2002). Both fit a flat
+curve.
 """
 
 LOSS_BY_FRAME_TRAIN = "loss_by_frame_train"
@@ -132,7 +132,7 @@ ERROR_GROWTH = "error_growth"
 FRAME_ACCURACY = "frame_accuracy"
 """Curve: class accuracy of single frames of generated clips; the step is the frame."""
 FVD_BY_SAMPLES = "fvd_by_samples"
-"""Curve: FVD of N / 2^k, ..., N / 2, N generated clips, which its bias makes fall; the run's `fvd_bias` holds the
+"""Curve: FVD of N / 2^k, ..., N / 2, N generated clips. It falls because of the bias. The run's `fvd_bias` holds the
 numbers of clips.
 """
 CURVES = (LOSS_BY_FRAME_TRAIN, LOSS_BY_FRAME_GENERATED, ERROR_GROWTH, FRAME_ACCURACY, FVD_BY_SAMPLES)

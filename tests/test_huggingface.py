@@ -325,7 +325,7 @@ def test_other_weights_in_the_same_folder_are_another_setting(
     assert second.result_hash() != first.result_hash()
     with pytest.raises(CheckpointError, match=r"trained with model\.options\.path"):
         fit(given, toy_cache, tmp_path / "run")
-    with pytest.raises(SettingsError, match="bring those back, or begin anew"):
+    with pytest.raises(SettingsError, match="restore those, or begin a new study"):
         build_decoder(first.model, shape_of(second.model, V, 45, 3))
 
 

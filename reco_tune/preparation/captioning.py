@@ -35,7 +35,7 @@ def add_captions(cache: TokenCache, experiment: settings.Experiment, progress: P
     if captions.source != source_of(texts):
         raise DataError(
             f"the captions in {data.root} have changed since {folder} was made; restore them, or delete the folder"
-            f" {folder.name} and start a new study"
+            f" {folder.name} and begin a new study"
         )
     if captions.shortened:
         what = f"{captions.shortened} captions have more than {captions.length} words (model.text_tokens)"

@@ -134,7 +134,7 @@ def _check_seen(source: str, seen: Collection[str], data: settings.Data) -> None
     if seen and source not in seen:
         raise DataError(
             f"{data.root} gives other clips than the study's runs used ({source[:9]}, not {min(seen)[:9]}): the data"
-            " changed, or an earlier version read some videos wrongly; start a new study"
+            " changed, or an earlier version read some videos wrongly; begin a new study"
         )
 
 
