@@ -1,8 +1,10 @@
-"""The study folder: its layout, the append-only event log that is the truth, and the run records replayed from it.
+"""The study folder: its layout, the append-only event log (the source of truth), and the run records replayed from
+it.
 
-Knows nothing of Ray, Optuna, MLflow or pandas; `study` writes the log, `tracking` and `reporting` read it. One JSON
-line per event; `time` is Unix seconds. A run's life: planned | asked, started, reported ..., completed (trained),
-evaluated (finished) or pruned or failed. `retried` precedes a further `started` with the next attempt number.
+Knows nothing of Ray, Optuna, MLflow or pandas. `study` writes the log; `tracking` and `reporting` read it. The log
+has one JSON line per event; `time` is in Unix seconds. The events of a run are, in order: planned or asked; started;
+reported, once per rung; then completed (trained) and evaluated (finished), or pruned, or failed. A retry adds
+`retried` and another `started` with the next attempt number.
 """
 
 from __future__ import annotations
@@ -48,25 +50,25 @@ EventName = Literal[
     "rescored",
     "finished",
 ]
-"""`study` opens a log (name, question, arms, settings, constraints, provenance); `extended` gives the settings of a
-study that grew, and in `what` what is new; `resumed` says that a driver goes on with it; `requested` is what a person
-asked of a study that ran (and why it was `refused`); `limited` that it stopped at a limit of `stop_after`; `tuned`
-holds the settings that were chosen for an arm; `known` is a run of an earlier study that the search starts with;
-`rescored` are an evaluated run's numbers under another protocol;
-`finished` says that nothing is left to do. An event that was written while nobody drove the study is `aside`.
+"""`study` opens a log (name, question, arms, settings, constraints, provenance). `extended` gives the settings of an
+extended study, and what is new in `what`. `resumed`: a driver continues the study. `requested`: a user's request to a
+running study, and why it was `refused`. `limited`: the study stopped at a limit of `stop_after`. `tuned`: the
+settings chosen for an arm. `known`: a run of an earlier study with which the search starts. `rescored`: numbers of an
+evaluated run under another protocol. `finished`: nothing is left to do. An event written while no driver ran the
+study has `aside`.
 """
 
 State = Literal["planned", "running", "completed", "pruned", "failed", "evaluated"]
 ENDED: tuple[State, ...] = ("evaluated", "pruned", "failed")
-"""States in which nothing is left to do for a run; events of these names bring it there."""
+"""Final states of a run. Events of the same names lead to them."""
 SAMPLED = "/sampled "
-"""What a protocol's name has before the settings of sampling that are not the study's own."""
+"""In a protocol's name, precedes sampling settings that differ from the study's own."""
 SAMPLING_SPEEDUP = "sampling_speedup"
-"""Fact of a score with other settings of sampling: how much faster they are than the study's own."""
+"""A fact of a score with other sampling settings: its sampling speed relative to the study's own settings."""
 JUDGED = "at rung "
-"""Begins the reason why a run was pruned by its rungs, not by a person."""
+"""Prefix of the reason if a run was pruned at a rung, not stopped by a user."""
 AGAIN = "tried again by hand"
-"""Why a run that had ended began again: a person wants it whole, whatever its rungs say."""
+"""Reason of a restart that a user asked for: the run is trained to the end, whatever its rungs say."""
 
 
 @dataclass(frozen=True)
@@ -85,7 +87,7 @@ class StudyFolder:
 
     @property
     def lock(self) -> Path:
-        """File that the driver holds locked."""
+        """File that the driver keeps locked."""
         return self.path / ".lock"
 
     @property
@@ -95,15 +97,15 @@ class StudyFolder:
 
     @property
     def driver(self) -> str:
-        """The process that runs the study now, on this machine or on one that shares the folder, in words; empty if
-        none does.
+        """Describes the process that runs the study now, on this machine or on one that shares the folder. Empty if
+        there is none.
         """
         return holder(self.lock)
 
     @property
     def identity(self) -> str:
-        """Tells studies of one name apart, wherever their folders are moved: a hash of the log's first line, whatever a
-        copy has made of its end.
+        """Identifies the study even if its folder is moved or another study has its name: a hash of the log's first
+        line, without the line end.
         """
         with self.events.open("rb") as log:
             return hashlib.sha256(log.readline().rstrip(b"\r\n") + b"\n").hexdigest()[:16]
@@ -118,17 +120,17 @@ class StudyFolder:
 
     @property
     def phase(self) -> Path:
-        """File that says what the driver is at before its runs begin."""
+        """File that tells what the driver does before its runs start."""
         return self.path / "phase.json"
 
     @property
     def optuna(self) -> Path:
-        """The search, for Optuna's own tools."""
+        """The search, in a file for Optuna's own tools."""
         return self.path / "optuna.journal"
 
     @property
     def requests(self) -> Path:
-        """Folder of what other processes ask of the driver."""
+        """Folder of requests from other processes to the driver."""
         return self.path / "requests"
 
     @property
@@ -144,7 +146,7 @@ class StudyFolder:
         return self.path / "trials" / trial
 
     def history(self, trial: str) -> Path:
-        """Step history of one run: a Parquet file with the column `step` and one column a metric."""
+        """Step history of one run: a Parquet file with the column `step` and one column per metric."""
         return self.trial(trial) / "history.parquet"
 
 
@@ -223,7 +225,7 @@ class RunRecord:
     arm: str
     """Name of the arm, or `search` for a sampled run."""
     budget: str
-    """One of the space's, `both` for the baseline at its whole budget, or `tune`."""
+    """A budget of the space, `both` for the baseline at its full budget, or `tune`."""
     seed: int
     state: State = "planned"
     attempt: int = 0
@@ -231,11 +233,11 @@ class RunRecord:
     """Every setting under its dotted key (JSON values)."""
     settings_hash: str = ""
     params: dict[str, Any] = field(default_factory=dict)
-    """What the sampler chose for a sampled run, or the point that a tuning run tries."""
+    """The values that the sampler chose for a sampled run, or the point that a tuning run tries."""
     repeats: str = ""
-    """The sampled run whose configuration this one runs again with another training seed, sharing its calibration."""
+    """The sampled run that this run repeats with another training seed. Both share one calibration."""
     metrics: dict[str, float] = field(default_factory=dict)
-    """Latest value of every scalar of `quantities`, calibration and cost ledger included."""
+    """Latest value of every scalar in `quantities`, including calibration and cost ledger."""
     curves: dict[str, list[float]] = field(default_factory=dict)
     """Curves of `quantities.CURVES` by frame or block."""
     reports: list[dict[str, Any]] = field(default_factory=list)
@@ -243,12 +245,12 @@ class RunRecord:
     provenance: dict[str, Any] = field(default_factory=dict)
     """protocol, extractor, data and tokenizer fingerprints, hardware."""
     insisted: bool = False
-    """Whether a person had it tried again: it is judged at no rung."""
+    """Whether a user had it tried again. No rung prunes it then."""
     moves: int = 0
-    """How often it went on on other workers, through no fault of its own."""
+    """How often it moved to other workers for reasons outside the run."""
     rescored: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """By protocol, what its model scores under others than the study's: `metrics`, `curves` and `provenance` as above,
-    and the `settings` of evaluation that gave them.
+    """Results under protocols other than the study's, by protocol: `metrics`, `curves` and `provenance` as above, and
+    the evaluation `settings` behind them.
     """
     reason: str = ""
     """Why it failed or was pruned, or which constraint it breaks."""
@@ -257,12 +259,12 @@ class RunRecord:
 
     @property
     def stopped_at_rung(self) -> bool:
-        """Whether it was pruned for what it was worth, not by a person."""
+        """Whether it was pruned at a rung, not stopped by a user."""
         return self.state == "pruned" and self.reason.startswith(JUDGED)
 
     @property
     def tunes(self) -> bool:
-        """Whether it helps to choose the settings of its arm, and stands in no table."""
+        """Whether it is a tuning run, which no table contains."""
         return self.budget == TUNE
 
 
@@ -281,28 +283,28 @@ class StudyRecord:
     arms: list[str] = field(default_factory=list)
     """Arms in the order of the space file."""
     tuned: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """Settings that were chosen before the table, by arm."""
+    """Settings chosen before the table's runs, by arm."""
     settings: dict[str, Any] = field(default_factory=dict)
-    """The space that it was begun with; empty where an earlier version began it, which also measured the speed of an
-    arm with a model or a batch of its own against a baseline with the same.
+    """The space that the study started with. Empty for studies of an earlier version. That version measured the speed
+    of an arm with its own model or batch against a baseline with the same model or batch.
     """
     constraints: dict[str, dict[str, float]] = field(default_factory=dict)
-    """Metric -> the `min` and `max` that the search is allowed."""
+    """Metric -> the `min` and `max` that the search allows."""
     extensions: list[dict[str, Any]] = field(default_factory=list)
-    """What it grew by, in order: `what` (words), `arms` (new ones) and `time` of each event `extended`."""
+    """Extensions in order: `what` (words), `arms` (new ones) and `time` of each event `extended`."""
     requests: list[str] = field(default_factory=list)
-    """Those that were answered, by their names (`study.requests`)."""
+    """Names of the answered requests (`study.requests`)."""
     limited: str = ""
-    """At which limit of `stop_after` it stopped, in words; empty where it was gone on with since."""
+    """The limit of `stop_after` at which it stopped, in words. Empty if it has continued since."""
     finished: bool = False
     time: float | None = field(default=None, compare=False)
-    """Unix seconds of the last event that was replayed."""
+    """Unix seconds of the last replayed event."""
     worked_seconds: float = field(default=0.0, compare=False)
-    """From event to event, the pauses between two drivers left out."""
+    """Sum of the times between events, without the pauses between two drivers."""
 
     @property
     def device_seconds(self) -> float:
-        """Device seconds so far over all stages, as reported by the runs; a shared calibration counts once."""
+        """Device seconds so far over all stages, as reported by the runs. A shared calibration counts once."""
         calibration, *stages = (stage.name for stage in STAGE_SECONDS)
         calibrations = sum(metrics.get(calibration, 0.0) for metrics in self.calibrations.values())
         return calibrations + sum(run.metrics.get(stage, 0.0) for run in self.runs.values() for stage in stages)
@@ -311,7 +313,7 @@ class StudyRecord:
 def replay(events: Iterator[dict[str, Any]] | list[dict[str, Any]]) -> StudyRecord:
     """The study's state after these events."""
     study, collecting = StudyRecord(), gc.isenabled()
-    gc.disable()  # a long log makes a million things that all stay: looking through them takes as long as reading it
+    gc.disable()  # a long log makes a million lasting objects, and the collector would double the time
     try:
         for event in events:
             apply(study, event)
@@ -327,12 +329,12 @@ def quality_of(runs: Sequence[RunRecord]) -> Quantity:
 
 
 def speed_of(run: RunRecord) -> float:
-    """Its speed-up; 1 of the baseline, 0 where it is not known."""
+    """The run's speed-up: 1 for the baseline, 0 if unknown."""
     return run.metrics.get(SPEEDUP.name, 1.0 if run.arm == BASELINE else 0.0)
 
 
 def whole_at_equal_steps(runs: Iterable[RunRecord], quality: str) -> list[RunRecord]:
-    """The evaluated runs of the speed frontier, fixed and sampled."""
+    """The evaluated runs of the speed frontier: fixed and sampled runs under the whole equal-steps budget."""
     return [
         run
         for run in runs
@@ -350,9 +352,10 @@ def read_study(path: Path) -> StudyRecord:
 
 
 def named_run(study: StudyRecord, name: str) -> RunRecord:
-    """
+    """The run with this name.
+
     Raises:
-        StudyError: where the study has no run of that name.
+        StudyError: if the study has no such run.
     """
     if name not in study.runs:
         raise StudyError(f"study `{study.name}` has no run {name}; {nearest(name, study.runs)}")
@@ -360,8 +363,8 @@ def named_run(study: StudyRecord, name: str) -> RunRecord:
 
 
 class Follower:
-    """Follows a log while it is written: `study` is its state up to the last whole line that `poll` saw; each line is
-    read once.
+    """Follows a log while it is written. `study` is the state up to the last complete line at the latest `poll`. Each
+    line is read once.
     """
 
     def __init__(self, path: Path) -> None:
@@ -396,9 +399,10 @@ class Follower:
 
 
 def _check_first(event: Any, path: Path) -> None:
-    """
+    """Checks that the log starts with the event `study`: without the list of arms, the rest has no meaning.
+
     Raises:
-        StudyError: where a log does not begin as every log does; what it means without its arms nobody knows.
+        StudyError: if it starts with anything else.
     """
     name = event.get("event") if isinstance(event, dict) else None
     if name != "study":
@@ -409,8 +413,8 @@ def _check_first(event: Any, path: Path) -> None:
 
 
 def _parse(line: bytes | str) -> Any:
-    """One event. pydantic's parser takes a third of the time, but not the half characters that stand for a file name
-    that is no UTF-8.
+    """Parses one event. pydantic's parser needs a third of the time, but rejects the surrogate characters of file
+    names that are not UTF-8.
     """
     try:
         return from_json(line)
@@ -462,9 +466,9 @@ def _take_in(study: StudyRecord, event: dict[str, Any]) -> None:
     elif name == "limited":
         study.limited = event["reason"]
     elif name == "requested":
-        study.requests.append(event["request"])  # what follows from it are events of their own
+        study.requests.append(event["request"])  # its effects are separate events
     elif name == "known":
-        pass  # it is the search's, not a run of this study
+        pass  # it concerns the search, not a run of this study
     elif name in ("planned", "asked"):
         study.runs[event["trial"]] = RunRecord(
             trial=event["trial"],
@@ -493,7 +497,7 @@ def _apply_to_run(run: RunRecord, event: dict[str, Any]) -> None:
     elif name == "reported":
         run.reports = [
             report for report in run.reports if report["step"] < event["step"]
-        ]  # a retried run reports a rung again
+        ]  # a retried run can report a rung again
         run.reports.append({"step": event["step"], **event["metrics"]})
         run.metrics.update(event["metrics"])
     elif name == "retried":

@@ -1,4 +1,4 @@
-"""Checks a user's own decoder, in tests: `check_decoder(MyDecoder(...))`."""
+"""Checks a custom decoder in tests: `check_decoder(MyDecoder(...))`."""
 
 from __future__ import annotations
 
@@ -12,26 +12,26 @@ from reco_tune.model.counting import tensors_of
 from reco_tune.windows import PADDING
 
 TOLERANCE = 1e-5
-"""Relative, in float64: some kernels round to float32 on the way."""
+"""Relative tolerance in float64, because some kernels round intermediate values to float32."""
 
 
 def check_decoder(decoder: Decoder) -> None:
-    """Checks the properties that windows and sampling need, on a float64 copy of the decoder and two clips of random
-    codes.
+    """Checks the properties that windows and sampling need. Uses a float64 copy of the decoder and two clips of
+    random codes.
 
     Raises:
-        AssertionError: with one sentence that says what is wrong.
+        AssertionError: if one fails, with a sentence that explains it.
     """
     model = copy.deepcopy(decoder).double().train()
     shape, name = model.shape, type(model).__name__
-    assert shape.num_tokens >= 4, f"give a {name} of 4 tokens or more to check, not {shape.num_tokens}"
+    assert shape.num_tokens >= 4, f"the check needs a {name} of at least 4 tokens, not {shape.num_tokens}"
     draw = torch.Generator().manual_seed(0)
     tokens_BT = torch.randint(shape.num_codes, (2, shape.num_tokens), generator=draw)
     other_BT = (tokens_BT + 1 + torch.randint(max(1, shape.num_codes - 1), tokens_BT.shape, generator=draw)) % (
         shape.num_codes
     )
     labels_B = torch.arange(2) % (shape.num_classes + 1)
-    if shape.condition_tokens > 1:  # a text with padding, and one without
+    if shape.condition_tokens > 1:  # one text with padding, one without
         labels_B = torch.randint(shape.num_classes, shape.condition_shape(2), generator=draw)
         labels_B[0, 0] = PADDING
     start = shape.num_tokens // 2
@@ -56,7 +56,7 @@ def _states(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, name: str) -> T
     assert logits.shape == expected, f"{name}.logits gives scores {tuple(logits.shape)}, not {expected}"
     again_BTD = model.hidden(tokens_BT, labels_B, 0, shape.num_tokens)
     assert _alike(again_BTD, hidden_BTD), (
-        f"{name} gives different states for the same tokens in training mode: turn dropout off, or runs are not"
+        f"{name} gives different states for the same tokens in training mode; turn dropout off, because runs must be"
         " reproducible"
     )
     return hidden_BTD
@@ -104,7 +104,7 @@ def _check_cache(model: Decoder, whole_BTD: Tensor, tokens_BT: Tensor, labels_B:
 
 
 def _check_gradient(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: int, length: int, name: str) -> None:
-    """Against a window whose past was made without a graph and cut off from all weights."""
+    """Compares with the gradient of a window whose past was computed without a graph."""
     parameters = [own for own in model.parameters() if own.requires_grad]
     with torch.no_grad():
         past = model.advance(model.inputs(tokens_BT, labels_B, 0, start))[1]
@@ -132,11 +132,11 @@ def _check_layers(model: Decoder, tokens_BT: Tensor, labels_B: Tensor, start: in
     for handle in handles:
         handle.remove()
     assert calls == [*range(len(handles))], (
-        f"{name}.layers() names {len(handles)} layers, which must be called as modules, each once and in their order"
+        f"{name}.layers() gives {len(handles)} layers; each must be called as a module, once and in this order"
     )
     plain_BWD = model.hidden(tokens_BT, labels_B, start, length)
     again_BWD = model.hidden(tokens_BT, labels_B, start, length, activation_checkpointing=True)
-    twice = f"the layers of {name} cannot be computed again for backward: a layer must leave what it is given as it is"
+    twice = f"the layers of {name} cannot be recomputed for backward: a layer must not change its input in place"
     assert _alike(again_BWD, plain_BWD), twice
     expected, found = (
         torch.autograd.grad(model.logits(hidden).square().sum(), parameters, allow_unused=True)

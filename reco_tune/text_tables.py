@@ -1,6 +1,7 @@
-"""Tables as plain text within a width: numbers stay whole, words fold, and what has no room is named.
+"""Tables as plain text within a width. Numbers are never broken, words wrap, and a note names the columns that do not
+fit.
 
-Knows cells and widths; nothing of terminals, colours or what a cell means.
+Knows cells and widths, not terminals, colours or the meaning of a cell.
 """
 
 from __future__ import annotations
@@ -10,22 +11,22 @@ import unicodedata
 from collections.abc import Collection, Sequence
 
 LEAST_SHARE = 2 / 3
-"""With room for a smaller share of its columns, a table becomes a list: one line a cell, each under its row's name."""
+"""If a smaller share of the columns fits, the table becomes a list: one line per cell, each under its row's name."""
 MOST_WORD = 24
-"""Characters of a word that stand on one line where a column has to fold."""
+"""Longest word, in characters, that is kept on one line where a column wraps."""
 _GAP = "  "
 
 
 def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Collection[int], width: int) -> list[str]:
-    """Lines of at most `width` characters, where the widest number has room at all.
+    """Lines of at most `width` characters, provided that the widest number fits.
 
-    Headings fold first, then the words of text columns, the widest first; then columns are dropped from the end, and
-    the last line names them.
+    First headings wrap, then the words of text columns, the widest column first. Then columns are dropped from the
+    end, and the last line names them.
 
     Args:
-        headings: one a column; none for a table without.
-        rows: cells; what no terminal should take as a command or a line break is shown as its code or as a space.
-        left: columns of text. The others are numbers.
+        headings: one per column; empty for a table without headings.
+        rows: cells. Line breaks and control characters are replaced by spaces or their codes.
+        left: indices of text columns, which are left-aligned. The others are numbers.
     """
     cells = [[_clean(cell) for cell in row] for row in rows]
     names = [_clean(name) for name in headings] or [""] * max(map(len, rows), default=0)
@@ -47,7 +48,7 @@ def text_table(headings: Sequence[str], rows: Sequence[Sequence[str]], left: Col
 
 
 def _fitted(columns: Sequence[Sequence[str]], left: Collection[int], width: int) -> list[int] | None:
-    """Widths of columns, each its heading and cells, folded as little as it takes; None where they do not fit."""
+    """Widths of the columns for headings and cells, wrapped as little as possible. None if they do not fit."""
     room = width - len(_GAP) * (len(columns) - 1)
     widths = [max(map(wide, column)) for column in columns]
     if sum(widths) <= room:
@@ -63,7 +64,7 @@ def _fitted(columns: Sequence[Sequence[str]], left: Collection[int], width: int)
 
 
 def _with_lower_headings(names: Sequence[str], widths: list[int], spare: int) -> list[int]:
-    """Widths that spend spare room on the headings with the most lines."""
+    """Widths that use the spare room for the headings with the most lines."""
     heights = [len(_wrap(name, width)) for name, width in zip(names, widths, strict=True)]
     for place, name in enumerate(names):
         if heights[place] == max(heights) > 1:
@@ -75,7 +76,7 @@ def _with_lower_headings(names: Sequence[str], widths: list[int], spare: int) ->
 
 
 def wide(text: str) -> int:
-    """Places that a text takes on a terminal."""
+    """Width of a text on a terminal, in character cells."""
     return sum(
         0 if unicodedata.combining(character) else 2 if unicodedata.east_asian_width(character) in "WF" else 1
         for character in text
@@ -97,7 +98,7 @@ def _folded(cells: Sequence[str], widths: Sequence[int], left: Sequence[bool]) -
 
 
 def _wrap(text: str, width: int) -> list[str]:
-    """Lines of a cell: pieces put together while they fit."""
+    """Lines of a cell: pieces joined while they fit."""
     if wide(text) <= width:
         return [text]
     lines = [""]
@@ -109,13 +110,15 @@ def _wrap(text: str, width: int) -> list[str]:
 
 
 def _pieces(text: str) -> list[str]:
-    """Where a text may fold: after a blank, an underscore, a hyphen or a slash between letters; long words anywhere."""
+    """Splits a text where it may wrap: after a blank, or after an underscore, hyphen or slash between letters. Long
+    words split anywhere.
+    """
     found = re.findall(r"\S+?(?:[_/](?=\w)|-(?=[^\W\d])|(?:\s+|$))", text)
     return [piece[at : at + MOST_WORD] for piece in found for at in range(0, len(piece), MOST_WORD)]
 
 
 def _list(names: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> list[str]:
-    """A row's first cell, below it the others by name."""
+    """A row as a list: its first cell, then the others with their headings."""
     lines = []
     for first, *others in cells:
         lines += _wrap(first, width)
@@ -127,6 +130,6 @@ def _list(names: Sequence[str], cells: Sequence[Sequence[str]], width: int) -> l
 
 
 def _clean(text: str) -> str:
-    """Line breaks and tabs as blanks, other characters that are no print as their code."""
+    """Line breaks and tabs become blanks; other unprintable characters become their code."""
     text = re.sub(r"\s+", " ", text).strip()
     return "".join(character if character.isprintable() else f"\\x{ord(character):02x}" for character in text)

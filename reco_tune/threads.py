@@ -1,4 +1,4 @@
-"""Fits that give the same bits on every machine of a type, however many cores it has and whoever else uses them."""
+"""Fits that give the same bits on every machine of a type, whatever its number of cores and its load."""
 
 from __future__ import annotations
 
@@ -8,10 +8,10 @@ from collections.abc import Iterator
 
 @contextlib.contextmanager
 def one_thread() -> Iterator[None]:
-    """torch on one CPU thread: sums depend on how many threads share them, and threads that wait for each other on a
-    busy machine spin (a fit was seen to take fifty times as long).
+    """Runs torch on one CPU thread. Sums depend on the number of threads, and on a busy machine threads that wait for
+    each other spin (one fit took fifty times as long).
     """
-    import torch  # here, so that importing this module stays instant
+    import torch  # imported here, so that importing this module stays instant
 
     before = torch.get_num_threads()
     torch.set_num_threads(1)

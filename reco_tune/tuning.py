@@ -1,7 +1,7 @@
-"""Tuning runs: what every arm tries before the table, and which point its runs in the table then have.
+"""Tuning runs: the points that every arm tries before the table, and the choice of each arm's point.
 
-The rule: all arms try the same points on the same seeds, each at the longest of its budgets, and an arm's point is the
-one with the lowest mean. Knows settings and the log's records; trains nothing.
+All arms try the same points on the same seeds, each at the longest of its budgets. An arm's point is the one with the
+lowest mean. Knows settings and the log's records; trains nothing.
 """
 
 from __future__ import annotations
@@ -15,14 +15,14 @@ from reco_tune.study_log import ENDED, RunRecord
 
 
 class PointResult(NamedTuple):
-    """What a point came to for one arm."""
+    """Results of a point for one arm."""
 
     params: dict[str, Any]
     values: tuple[float, ...]
-    """Of the metric, one for each of `judged`."""
+    """Values of the metric, one for each run in `judged`."""
     runs: tuple[RunRecord, ...]
     judged: tuple[RunRecord, ...]
-    """Those that have the metric, a tuning seed each: pruned and failed ones do not."""
+    """Runs that have the metric, one per tuning seed. Pruned and failed runs do not have it."""
 
     @property
     def mean(self) -> float:
@@ -35,7 +35,7 @@ def tuning_name(arm: str, point: int, seed: int) -> str:
 
 
 def tuning_runs(runs: Iterable[RunRecord], arm: str) -> list[RunRecord]:
-    """Those of an arm."""
+    """Tuning runs of an arm."""
     return [run for run in runs if run.arm == arm and run.tunes]
 
 
@@ -46,7 +46,7 @@ def tuning_ended(runs: Iterable[RunRecord], arm: str) -> bool:
 
 
 def point_results(tune: Tune, runs: Iterable[RunRecord], arm: str) -> list[PointResult]:
-    """In the order of the points."""
+    """Results in the order of the points."""
     own, found = tuning_runs(runs, arm), []
     for params in tune.points:
         theirs = tuple(run for run in own if run.params == params)
@@ -58,15 +58,15 @@ def point_results(tune: Tune, runs: Iterable[RunRecord], arm: str) -> list[Point
 
 
 def best_point(results: Iterable[PointResult]) -> PointResult | None:
-    """The one with the lowest mean among those that most seeds were evaluated of, the first where two have it; None
-    where no run was evaluated.
+    """The point with the lowest mean, among those with the most evaluated seeds. On a tie, the first. None if no run
+    was evaluated.
     """
     known = [result for result in results if result.values]
     return min(known, key=lambda result: (-len(result.values), result.mean), default=None)
 
 
 def in_words(values: Mapping[str, Any]) -> str:
-    """Chosen values in words."""
+    """Chosen values as text."""
     return ", ".join(
         f"{key} {value:g}" if isinstance(value, float) else f"{key} {value}" for key, value in values.items()
     )

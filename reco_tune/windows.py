@@ -8,10 +8,10 @@ from typing import Any, Literal, NamedTuple
 Schedule = Literal["constant", "short_to_long", "long_to_short"]
 
 PADDING = -1
-"""Stands before the words of a text that is shorter than the others."""
+"""Fills a short text on the left to the length of the others."""
 
 MOST_LENGTHS = 4
-"""Most lengths of a schedule: each has starts and shapes of its own."""
+"""Largest number of window lengths in a schedule. Each length has its own starts and tensor shapes."""
 
 
 class WindowSpan(NamedTuple):
@@ -28,8 +28,8 @@ def start_grid(num_tokens: int, length_tokens: int, stride_tokens: int) -> list[
 
 
 def schedule_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, schedule: Schedule) -> list[int]:
-    """Window lengths of a run, one after another: from W to T in whole strides (the last may be cut by the clip's end),
-    or back.
+    """Window lengths of a run in order: from W to T in whole strides (the end of the clip may cut the last one), or
+    the reverse.
     """
     if schedule == "constant":
         return [length_tokens]
@@ -40,8 +40,8 @@ def schedule_lengths(num_tokens: int, length_tokens: int, stride_tokens: int, sc
 
 
 def prefix_inputs(start: int, prefix_tokens: int | None) -> int:
-    """Inputs that a window reads before its own: all `start` of them, or the class and the nearest `prefix_tokens`
-    tokens.
+    """Number of inputs before a window that it reads: all `start` of them, or the class and the nearest
+    `prefix_tokens` tokens.
     """
     return start if prefix_tokens is None else min(start, prefix_tokens + 1)
 
@@ -64,9 +64,9 @@ class WindowSampler:
         Args:
             num_tokens: T, tokens of a clip.
             length_tokens: W, at most T.
-            stride_tokens: S, at most W, so that no token is left without a loss.
+            stride_tokens: S, at most W, so that every token can have a loss.
             first_frame_probability: p in [0, 1], or "uniform".
-            seed: of the sequence of starts, or the generator that several samplers share.
+            seed: seed of the sequence of starts, or a generator that several samplers share.
 
         Raises:
             ValueError: for an invalid window, stride or probability.
@@ -100,7 +100,7 @@ class WindowSampler:
         return {start: self._first_probability if start == 0 else rest for start in self.starts}
 
     def coverage(self) -> list[float]:
-        """Probability of each token to have a loss in one step, in closed form; sums to W."""
+        """Probability that a token has a loss in one step, for each token, in closed form. Sums to W."""
         covered = [0.0] * self.num_tokens
         for start, probability in self.distribution().items():
             for token in range(start, start + self.length_tokens):
@@ -118,8 +118,8 @@ class WindowSampler:
 
 
 class WindowSchedule:
-    """The windows of a whole run: lengths by step, starts of each length drawn by its `WindowSampler`, all from one
-    generator.
+    """The windows of a whole run: the length by step, and starts from a `WindowSampler` for each length. All of them
+    share one generator.
     """
 
     def __init__(
@@ -135,9 +135,9 @@ class WindowSchedule:
     ) -> None:
         """
         Args:
-            steps: of the run, which the schedule divides into equal parts.
+            steps: number of steps in the run; the schedule divides them into equal parts.
             schedule: the order of the lengths (`schedule_lengths`).
-            full_fraction: the last part of the steps, which trains full sequences.
+            full_fraction: fraction of the steps, at the end, that train on full sequences.
 
         Raises:
             ValueError: as `WindowSampler`.
@@ -154,8 +154,8 @@ class WindowSchedule:
         ]
 
     def draw(self, step: int) -> WindowSpan:
-        """Window of the next micro-batch, which belongs to this step (counted from 0); steps after the last are like
-        the last.
+        """Window of the next micro-batch, which belongs to this step (counted from 0). Steps after the last use the
+        last length.
         """
         sampler = next((s for s, end in zip(self._samplers, self._ends, strict=True) if step < end), self._samplers[-1])
         return WindowSpan(sampler.draw(), sampler.length_tokens)

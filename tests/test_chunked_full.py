@@ -129,7 +129,7 @@ def test_its_speed_is_measured_like_any_other(toy_cache: TokenCache, toy_experim
     [
         (
             {"objective.continuity_weight": 0.1},
-            r"objective.continuity_weight \(0.1\).*leave it out, or take another scheme",
+            r"objective.continuity_weight \(0.1\).*leave it out, or use another scheme",
         ),
         ({"training.compile": True}, r"training.compile \(True\)"),
         ({"training.activation_checkpointing": True}, r"training.activation_checkpointing \(True\)"),

@@ -157,7 +157,7 @@ def test_a_search_on_codes_looks_for_speed_and_cross_entropy(tmp_path: Path) -> 
 @pytest.mark.parametrize(
     ("override", "message"),
     [
-        ("objectives={fvd: minimize}", r"fvd needs pixels, but data\.layout tokens has none; take val_cross_entropy"),
+        ("objectives={fvd: minimize}", r"fvd needs pixels, but data\.layout tokens has none; use val_cross_entropy"),
         ("pruning={kind: pareto_asha, metric: kernel_distance}", r"pruning\.metric: kernel_distance needs pixels"),
         ("constraints={fvd: {max: 3}}", r"constraints: fvd needs pixels"),
         ("evaluation.protocol=native-pca", r"evaluation\.protocol \(native-pca\) needs pixels"),

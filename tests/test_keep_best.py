@@ -110,7 +110,7 @@ def test_best_and_last_are_not_compared(tmp_path: Path) -> None:
         ({"evaluation.checkpoint": "best"}, r"training\.keep_best \(false\) does not keep"),
         (
             {"evaluation.checkpoint": "best", "training.keep_best": True, "window.scheme": "fewer_frames"},
-            r"window\.scheme \(fewer_frames\) does not measure; take last",
+            r"window\.scheme \(fewer_frames\) does not measure; use last",
         ),
     ],
     ids=["nothing-kept", "no-validation-loss"],

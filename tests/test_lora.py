@@ -92,7 +92,7 @@ def test_a_saved_model_goes_without_the_weights_of_the_folder(
     torch.manual_seed(9)
     other = transformers.AutoModelForCausalLM.from_config(test_huggingface.language_model("llama").config)
     other.save_pretrained(tmp_path / "theirs")
-    with pytest.raises(CheckpointError, match="bring those back"):
+    with pytest.raises(CheckpointError, match="restore those"):
         load_model(tmp_path / "run")
 
 

@@ -269,7 +269,7 @@ def test_out_of_memory_names_what_is_needed_and_what_is_there(tmp_path: Path) ->
 
 NATIVE = r"evaluation.protocol \(native\) learns its features from the classes .* set it to native-random or native-pca"
 OBJECTIVE = (
-    r"objectives: class_accuracy needs classes, but this data set of data.layout \w+ has none; take another metric"
+    r"objectives: class_accuracy needs classes, but this data set of data.layout \w+ has none; use another metric"
 )
 ASKED = ("evaluation.protocol=native-pca", "objectives={class_accuracy: maximize, fvd: minimize}")
 

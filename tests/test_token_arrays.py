@@ -320,6 +320,6 @@ def test_models_train_and_are_judged_by_their_codes_alone(tmp_path: Path) -> Non
 
 
 def test_pieces_need_pixels(tmp_path: Path) -> None:
-    with pytest.raises(SettingsError, match=r"fewer_frames re-encodes pieces of clips.*take fewer_frames_tokens"):
+    with pytest.raises(SettingsError, match=r"fewer_frames re-encodes pieces of clips.*use fewer_frames_tokens"):
         make(tmp_path, {"window.scheme": "fewer_frames", "window.length_blocks": 2})
     make(tmp_path, {"window.scheme": "fewer_frames_tokens", "window.length_blocks": 2})

@@ -1,4 +1,6 @@
-"""Settings: what a user may choose, checked when it is read. Knows nothing of torch, Ray or files other than YAML."""
+"""Settings: what a user can choose, checked when it is read. Knows nothing of torch or Ray, and reads no files but
+YAML.
+"""
 
 from reco_tune.settings.experiment import LATER, WHERE, Experiment, flatten, step_cost
 from reco_tune.settings.fields import check_value, known_keys

@@ -15,14 +15,14 @@ ALTERNATIVES = (
     ("window.stride_tokens", "window.stride_fraction"),
     ("training.steps", "training.epochs"),
 )
-"""Pairs of keys that give the same thing two ways; overriding one clears the other."""
+"""Pairs of keys that set the same thing in two ways. Overriding one clears the other."""
 
 MOST_TOKENS = 2**20
-"""Of a clip: every arm is compared with training over all of them at once."""
+"""Limit on the tokens of a clip: every arm is compared with training on all of them at once."""
 
 
 def _changed(experiment: Sections, keys: Iterable[str]) -> Iterator[tuple[str, Any]]:
-    """Those of the settings that are not at their defaults, with their values."""
+    """Those settings that differ from their defaults, with their values."""
     for key in keys:
         section, _, name = key.partition(".")
         own = getattr(experiment, section)
@@ -46,7 +46,7 @@ def check_shapes(experiment: Sections) -> None:
         _check_frames(experiment)
     if experiment.grid.num_tokens > MOST_TOKENS:
         raise SettingsError(
-            f"a clip has {experiment.grid.num_tokens:,} tokens, more than the {MOST_TOKENS:,} that a sequence may have;"
+            f"a clip has {experiment.grid.num_tokens:,} tokens, more than the limit of {MOST_TOKENS:,};"
             " lower data.size_px or data.clip_frames"
         )
     if model.width % model.heads:
@@ -87,7 +87,7 @@ def _check_holistic(experiment: Sections) -> None:
         )
     if window.scheme.startswith("fewer_frames"):
         raise SettingsError(
-            f"window.scheme ({window.scheme}) cuts clips at frames, but the codes of {kind} have no frames; take"
+            f"window.scheme ({window.scheme}) cuts clips at frames, but the codes of {kind} have no frames; use"
             " another scheme"
         )
     if window.length_blocks is not None or (window.length_tokens is None and window.scheme != "full"):
@@ -97,7 +97,7 @@ def _check_holistic(experiment: Sections) -> None:
         )
     if experiment.objective.continuity_neighbours == "sites":
         raise SettingsError(
-            f"objective.continuity_neighbours (sites) compares frames, but the codes of {kind} have no frames; take"
+            f"objective.continuity_neighbours (sites) compares frames, but the codes of {kind} have no frames; use"
             " tokens"
         )
     if experiment.evaluation.analyses:
@@ -108,7 +108,7 @@ def _check_holistic(experiment: Sections) -> None:
 
 
 def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
-    """Converts W and S to tokens and clears the settings that gave them another way.
+    """Converts W and S to tokens, and clears the settings that gave them in other units.
 
     Raises:
         SettingsError: if the window does not fit the clip, or its settings contradict each other.
@@ -117,10 +117,10 @@ def window_in_tokens(window: Window, grid: TokenGrid) -> Window:
         a, b = first.removeprefix("window."), second.removeprefix("window.")
         if getattr(window, a) is not None and getattr(window, b) is not None:
             raise SettingsError(
-                f"{first} ({getattr(window, a)}) and {second} ({getattr(window, b)}) say the same thing twice; give one"
+                f"{first} ({getattr(window, a)}) and {second} ({getattr(window, b)}) set the same thing; give one"
             )
     length = window.length_tokens or (window.length_blocks or 2) * grid.tokens_per_block
-    if window.scheme == "full":  # nothing that shapes a window has a meaning here, so that shared settings may hold it
+    if window.scheme == "full":  # a full step has no window, so shared settings of windows are cleared here
         length = grid.num_tokens
         window = window.model_copy(
             update={
@@ -195,7 +195,7 @@ def _check_data(experiment: Sections) -> None:
         )
     if data.layout == "tokens" and scheme == "fewer_frames":
         raise SettingsError(
-            "window.scheme fewer_frames re-encodes pieces of clips, but data.layout tokens has no pixels; take"
+            "window.scheme fewer_frames re-encodes pieces of clips, but data.layout tokens has no pixels; use"
             " fewer_frames_tokens"
         )
 
@@ -207,17 +207,17 @@ def _check_best(experiment: Sections) -> None:
     if not experiment.training.keep_best:
         raise SettingsError(
             "evaluation.checkpoint (best) needs weights that training.keep_best (false) does not keep; set it to true,"
-            " or take last"
+            " or set evaluation.checkpoint to last"
         )
     if experiment.window.scheme.startswith("fewer_frames"):
         raise SettingsError(
             "evaluation.checkpoint (best) is selected by the validation cross-entropy, which window.scheme"
-            f" ({experiment.window.scheme}) does not measure; take last"
+            f" ({experiment.window.scheme}) does not measure; use last"
         )
 
 
 def check_combinations(experiment: Sections) -> None:
-    """Checks everything else that two sections must agree on.
+    """Checks everything else that must fit between two sections.
 
     Raises:
         SettingsError: if they do not.
@@ -293,7 +293,7 @@ def check_combinations(experiment: Sections) -> None:
 
 
 def _check_condition(experiment: Sections) -> None:
-    """What belongs to texts alone."""
+    """Checks settings of texts."""
     model, guidance = experiment.model, experiment.sampling.guidance
     if model.condition == "none" and guidance != 1:
         raise SettingsError(
@@ -334,12 +334,12 @@ def _check_protocol(experiment: Sections) -> None:
     if evaluation.extractor_path is None:
         raise SettingsError(
             f"evaluation.protocol ({evaluation.protocol}) needs I3D: set evaluation.extractor_path to the file"
-            " i3d_torchscript.pt (docs/reference/fvd-protocols.md says where to get it), or take the protocol native"
+            " i3d_torchscript.pt (docs/reference/fvd-protocols.md says where to get it), or use the protocol native"
         )
     if frames < published.frames:
         raise SettingsError(
             f"evaluation.protocol ({evaluation.protocol}) is computed over {published.frames} frames, but"
-            f" data.clip_frames is {frames}; lengthen the clips or take another protocol"
+            f" data.clip_frames is {frames}; lengthen the clips or use another protocol"
         )
 
 
@@ -363,7 +363,7 @@ def _check_window_variants(window: Window) -> None:
 
 
 def _check_resampling(experiment: Sections) -> None:
-    """The model draws tokens after a whole prefix of true ones, in a pass of its own."""
+    """Checks resampling of the prefix: the model draws its tokens in an extra pass over the whole true prefix."""
     window = experiment.window
     if window.prefix_resampled == 0:
         return
@@ -375,13 +375,13 @@ def _check_resampling(experiment: Sections) -> None:
     }
     for key, value in _changed(experiment, reasons):
         raise SettingsError(
-            f"{key} ({value}) {reasons[key]}, so it does not go with window.prefix_resampled"
+            f"{key} ({value}) {reasons[key]}, so it cannot be combined with window.prefix_resampled"
             f" ({window.prefix_resampled:g}); leave one of them out"
         )
 
 
 def _check_cache(experiment: Sections) -> None:
-    """Only what samples token by token on a CPU keeps its past in parts or in 8 bits."""
+    """A sampling cache with fewer blocks or in 8 bits needs token-by-token sampling on a CPU."""
     sampling = experiment.sampling
     for name, default in (("cache_precision", "model"), ("cache_blocks", None)):
         if (value := getattr(sampling, name)) == default:
@@ -403,8 +403,8 @@ def _check_cache(experiment: Sections) -> None:
 
 
 def _check_chunks(experiment: Sections) -> None:
-    """What a clip that is computed piece by piece cannot have: its gradient must be the full sequence's, or its keys
-    and values are kept from step to step.
+    """Refuses settings that do not work for a clip that is computed piece by piece. `chunked_full` must have the
+    gradient of the full sequence; `stale_prefix` keeps keys and values from step to step.
     """
     scheme, condition = experiment.window.scheme, experiment.model.condition
     reasons = {
@@ -429,13 +429,13 @@ def _check_chunks(experiment: Sections) -> None:
         return
     for key, value in _changed(experiment, reasons):
         raise SettingsError(
-            f"{key} ({value}) {reasons[key]}, so window.scheme {scheme} cannot have it; leave it out, or take another"
+            f"{key} ({value}) {reasons[key]}, so window.scheme {scheme} cannot have it; leave it out, or use another"
             " scheme"
         )
 
 
 def _check_last_window(experiment: Sections) -> None:
-    """Windows that follow each other end with a shorter one, in which λ must still find neighbours."""
+    """With consecutive windows, the last one of a clip can be shorter. λ must still find neighbours in it."""
     window, objective, grid = experiment.window, experiment.objective, experiment.grid
     assert window.length_tokens is not None
     last = grid.num_tokens % window.length_tokens or window.length_tokens

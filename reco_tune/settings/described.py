@@ -17,7 +17,7 @@ from reco_tune.settings.space import ARMS, Space
 
 FileKind = Literal["space", "experiment"]
 SIGNS = {"minimum": "≥", "exclusiveMinimum": ">", "maximum": "≤", "exclusiveMaximum": "<"}
-"""Bounds of JSON schema in signs."""
+"""Bounds of JSON schema as signs."""
 NAMES = {"integer": "whole number", "number": "number", "boolean": "true or false", "string": "text", "null": ""}
 """Types of JSON schema in words."""
 _PRESET = {
@@ -26,7 +26,7 @@ _PRESET = {
     + ".",
     "enum": list(PRESETS),
 }
-"""The one key that is no field."""
+"""The only key that is not a field."""
 
 
 _OF_A_PART = f"^({'|'.join(key.partition('.')[0] for key in known_keys() if key.endswith('.options'))})\\.options\\..+$"
@@ -40,7 +40,7 @@ class Setting(NamedTuple):
     kind: str
     """Its type, with the range or the values that are allowed."""
     default: str
-    """Empty where nothing stands in its place, `required` where it must be given."""
+    """Empty if the setting has no default value, `required` if it must be given."""
     meaning: str
 
 
@@ -75,7 +75,7 @@ def find_settings(key: str) -> list[Setting]:
     """The setting with this name, or all settings of the section.
 
     Raises:
-        SettingsError: if there is none; names the nearest.
+        SettingsError: if there is none; suggests the nearest.
     """
     every = [setting for group in (*experiment_groups(), *space_groups()) for setting in group.settings]
     found = [setting for setting in every if setting.key == key or setting.key.startswith(f"{key}.")]
@@ -86,7 +86,7 @@ def find_settings(key: str) -> list[Setting]:
 
 
 def file_schema(kind: FileKind) -> dict[str, Any]:
-    """JSON schema of a space or an experiment file, with which editors complete and check it."""
+    """JSON schema of a space or an experiment file. Editors use it to complete and check the file."""
     shared = _schema(Sections)
     shared["$defs"] = {name: _without_titles(own) for name, own in shared["$defs"].items()}
     dotted = dict(_dotted(shared))
@@ -128,16 +128,16 @@ def file_schema(kind: FileKind) -> dict[str, Any]:
 
 
 def _schema(model: type[BaseModel]) -> dict[str, Any]:
-    """pydantic's, with what is given by other doors added and taken away."""
+    """The schema of pydantic, plus keys that are read elsewhere, minus keys that users do not set."""
     schema = model.model_json_schema()
-    schema["properties"].pop("source", None)  # where a space was read from: no setting
+    schema["properties"].pop("source", None)  # the file that a space was read from is not a setting
     if "Model" in schema.get("$defs", {}):
         schema["$defs"]["Model"]["properties"]["preset"] = _PRESET
     return schema
 
 
 def _without_titles(schema: dict[str, Any]) -> dict[str, Any]:
-    """A title that only repeats the key hides the meaning in an editor."""
+    """Removes titles that only repeat the key: editors would show them instead of the description."""
     kept = {key: value for key, value in schema.items() if key != "title"}
     if "properties" in kept:
         kept["properties"] = {key: _without_titles(own) for key, own in kept["properties"].items()}
@@ -181,7 +181,7 @@ def _kind(own: dict[str, Any], schema: dict[str, Any]) -> str:
 
 
 def _default(own: dict[str, Any], required: bool) -> str:
-    """As it would stand in the file."""
+    """The default as it is written in a file."""
     import yaml
 
     if required:
@@ -193,7 +193,7 @@ def _default(own: dict[str, Any], required: bool) -> str:
 
 
 def _section(given: Any, schema: dict[str, Any]) -> dict[str, Any]:
-    """The group of settings that a value must be; empty where it is none."""
+    """The group of settings that a value consists of. Empty if it is not a group."""
     for one in [given, *given.get("anyOf", [])] if isinstance(given, dict) else []:
         if "$ref" in one:
             found: dict[str, Any] = schema["$defs"][one["$ref"].rsplit("/", 1)[1]]

@@ -1,6 +1,6 @@
 """One experiment: everything that a single training run and its evaluation depend on.
 
-Settings are frozen and checked here; the code below reads them and passes plain numbers to the mathematics.
+Settings are frozen and checked here. Other code reads them and passes plain numbers on.
 """
 
 from __future__ import annotations
@@ -15,9 +15,7 @@ from reco_tune.settings.checks import check_combinations, check_shapes, training
 from reco_tune.settings.sections import Sections
 
 WHERE = ("resources.", "data.root", "data.cache_dir", "evaluation.extractor_path", "training.checkpoint_minutes")
-"""Beginnings of the keys that say where a run works, and where and how often it leaves files; no result depends on
-them.
-"""
+"""Key prefixes of settings that affect no result: where a run works, and where and how often it writes files."""
 LATER = {
     "data.grid": None,
     "data.caption_rule": "first",
@@ -41,7 +39,9 @@ LATER = {
     "objective.term": None,
     "objective.term_weight": 0.0,
 }
-"""Settings that came when there were studies already, with their defaults: there they leave a hash what it was."""
+"""Settings added after the first release, with their defaults. At its default such a setting does not enter a hash,
+so the hashes of old runs stay the same.
+"""
 COSTLESS = frozenset(
     f"training.{key}"
     for key in (
@@ -63,7 +63,7 @@ COSTLESS = frozenset(
         "seed",
     )
 )
-"""Settings of training that change no optimiser step's cost; every other one may."""
+"""Training settings that do not change the cost of an optimiser step. Any other may."""
 
 
 class Experiment(Sections):
@@ -82,11 +82,11 @@ class Experiment(Sections):
         return flatten(self.model_dump(mode="json"))
 
     def result_settings(self) -> dict[str, Any]:
-        """The settings that a result depends on, by dotted key: all but `WHERE`."""
+        """The settings that affect results, by dotted key: all but `WHERE`."""
         return {key: value for key, value in self.flat().items() if not key.startswith(WHERE)}
 
     def where_settings(self) -> dict[str, Any]:
-        """The settings that no result depends on: where the run works and where its files lie."""
+        """The settings that affect no result: where the run works and where its files are."""
         return {key: value for key, value in self.flat().items() if key.startswith(WHERE)}
 
     def step_settings(self) -> dict[str, Any]:
@@ -96,7 +96,7 @@ class Experiment(Sections):
         return {key: value for key, value in self.flat().items() if step_cost(key)}
 
     def result_hash(self) -> str:
-        """Hash of the settings that a result depends on."""
+        """Hash of the settings that affect results."""
         kept = {key: value for key, value in self.result_settings().items() if key not in LATER or LATER[key] != value}
         return hashlib.sha256(json.dumps(kept, sort_keys=True).encode()).hexdigest()[:16]
 

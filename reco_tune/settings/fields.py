@@ -15,7 +15,7 @@ from reco_tune.parts import nearest
 from reco_tune.settings.sections import PRESETS, Sections
 
 _WORDS = {"model_type": "must be a mapping", "dict_type": "must be a mapping", "tuple_type": "must be a list"}
-"""pydantic's sentences that speak of Python's types."""
+"""Replacements for pydantic's messages that name Python types."""
 
 
 @cache
@@ -36,9 +36,10 @@ def is_option(key: str) -> bool:
 
 
 def check_key(key: str, where: str) -> None:
-    """
+    """Checks that a setting exists.
+
     Raises:
-        SettingsError: if there is no such setting; names the nearest one.
+        SettingsError: if there is no such setting; suggests the nearest one.
     """
     if is_option(key):
         return
@@ -53,7 +54,7 @@ def check_value(key: str, value: Any, where: str) -> Any:
         SettingsError: if there is no such setting, or it cannot have that value.
     """
     check_key(key, where)
-    if is_option(key):  # their part checks them, where something is computed with it
+    if is_option(key):  # the part checks its options when it is used
         return value
     try:
         kept = _type_of(key).validate_python(value)

@@ -27,7 +27,7 @@ def load_experiment(path: Path, overrides: Iterable[str] = ()) -> Experiment:
     """The experiment in a YAML file, with `key=value` overrides.
 
     Raises:
-        SettingsError: for settings that are invalid, and for a space file.
+        SettingsError: if settings are invalid, or it is a space file.
     """
     if holds_space(read_yaml(path)):
         first = next(iter(load_space(path).arms), "ARM")
@@ -43,7 +43,7 @@ def load_run(path: Path, arm: str | None, overrides: Iterable[str] = ()) -> Expe
     """The settings of one run: from an experiment file, or from an arm of a space file at the study's first seed.
 
     Raises:
-        SettingsError: for settings that are invalid, an unknown arm, and a space file without an arm.
+        SettingsError: if settings are invalid, the arm is unknown, or a space file is given without an arm.
     """
     if arm is None:
         return load_experiment(path, overrides)
@@ -56,7 +56,7 @@ def load_arms(path: Path, overrides: Iterable[str] = ()) -> Space:
     """The space in a space file, for a caller that names one of its arms.
 
     Raises:
-        SettingsError: for an experiment file, which has no arms.
+        SettingsError: if it is an experiment file, which has no arms.
     """
     if not holds_space(read_yaml(path)):
         raise SettingsError(f"{path} is an experiment file (one run), which has no arms; leave the arm out")
@@ -64,9 +64,10 @@ def load_arms(path: Path, overrides: Iterable[str] = ()) -> Space:
 
 
 def check_arm(space: Space, arm: str, path: Path) -> None:
-    """
+    """Checks that the space has the arm.
+
     Raises:
-        SettingsError: if the space has no such arm.
+        SettingsError: if it has not.
     """
     if arm not in space.arms:
         raise SettingsError(f"{path} has no arm {arm or repr(arm)}; it has {', '.join(space.arms) or 'none'}")
@@ -106,7 +107,7 @@ def build_space(values: dict[str, Any], path: Path, given: Mapping[str, Any]) ->
     space = make(Space, values, str(path))
     if not one_run:
         _refuse_buried(space, experiment_overrides)
-    for name in [*space.arms, *([None] if space.trials else [])]:  # everything must be possible before anything starts
+    for name in [*space.arms, *([None] if space.trials else [])]:  # check all runs before any of them starts
         arm_experiment(space, name)
     return space
 
@@ -125,8 +126,9 @@ def make_space(values: Mapping[str, Any], where: str) -> Space:
 
 
 def arm_experiment(space: Space, arm: str | None, overrides: Mapping[str, Any] | None = None) -> Experiment:
-    """Settings of one run. Later ones win: the shared settings, the known arm's (`ARMS`), the space file's for that
-    arm, `overrides`. `arm` None is a sampled trial: ReCo's windows with `overrides`.
+    """Settings of one run. Later ones override earlier ones: the shared settings, those of a known arm (`ARMS`),
+    those that the space file gives the arm, `overrides`. With `arm` None it is a sampled trial: ReCo's windows with
+    `overrides`.
     """
     nested = dict(space.experiment)
     layers = [{"window.scheme": "window"}] if arm is None else [ARMS.get(arm, {}), space.arms.get(arm, {})]
@@ -152,7 +154,7 @@ def make(kind: type[M], values: Any, where: str) -> M:
         errors = error.errors()
         place = (
             errors[0]["loc"][:2] if kind is Experiment else errors[0]["loc"]
-        )  # behind it stand the alternatives of a field
+        )  # further errors are those of the alternative types of a field
         key = ".".join(str(part) for part in place) or kind.__name__.lower()
         if errors[0]["type"] == "missing":
             raise SettingsError(f"{where}: {key} is missing; give it") from error
@@ -191,14 +193,14 @@ def parse_overrides(overrides: Iterable[str]) -> dict[str, Any]:
         whole_section = key.strip() in Experiment.model_fields and isinstance(given, dict)
         parsed.update(
             flatten({key.strip(): given}) if whole_section else {key.strip(): given}
-        )  # keys that are not given stay
+        )  # keys that are not overridden stay
     return parsed
 
 
 def merge(nested: Mapping[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Applies dotted overrides to nested values. Giving a value one way clears its alternative (`ALTERNATIVES`). A
-    published protocol clears the settings that it fixes, so that it can judge a trained run. A model preset clears the
-    sizes that it sets. A new part clears the options of the old one.
+    """Applies dotted overrides to nested values, and clears what they replace: setting a value in one way clears its
+    alternative (`ALTERNATIVES`); a published protocol clears the settings that it fixes, so that it can evaluate a
+    trained run; a model preset clears the sizes that it sets; a new part clears the options of the old one.
     """
     merged: dict[str, Any] = json.loads(json.dumps(dict(nested), default=str))
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
@@ -227,11 +229,11 @@ def save_space(space: Space, path: Path) -> None:
 
 
 class _GivenTwiceError(yaml.YAMLError):
-    """A key that a mapping holds twice: YAML would take the last and say nothing."""
+    """A mapping has a key twice. YAML would silently use the last value."""
 
 
 class _Loader(yaml.SafeLoader):
-    """A safe loader that refuses what is given twice."""
+    """A safe loader that refuses repeated keys."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
         seen: list[Any] = []
@@ -239,20 +241,18 @@ class _Loader(yaml.SafeLoader):
             if key.tag != "tag:yaml.org,2002:merge":
                 name = self.construct_object(key, deep=True)
                 if name in seen:
-                    raise _GivenTwiceError(f"line {key.start_mark.line + 1} gives {name} for the second time")
+                    raise _GivenTwiceError(f"line {key.start_mark.line + 1} gives {name} a second time")
                 seen.append(name)
         return super().construct_mapping(node, deep)
 
 
 def _overridden(shared: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """Nested settings, which are right, with those of the command line on top."""
+    """Valid nested settings with the overrides of the command line applied."""
     return _settings(merge(shared, overrides), "--set")
 
 
 def _refuse_buried(space: Space, overrides: Mapping[str, Any]) -> None:
-    """Refuses a setting of the command line that every arm and the search have a value of their own for: no run would
-    have it.
-    """
+    """Refuses a command-line setting that every arm and the search override, because it would affect no run."""
     twins = {a: b for pair in ALTERNATIVES for a, b in (pair, pair[::-1])}
     own = [{**ARMS.get(arm, {}), **space.arms[arm]} for arm in space.arms]
     own += [{"window.scheme": "window", **space.search}] if space.trials else []
@@ -268,7 +268,7 @@ def _refuse_buried(space: Space, overrides: Mapping[str, Any]) -> None:
 
 
 def _one_run(path: Path, experiment: dict[str, Any], overrides: Mapping[str, Any]) -> dict[str, Any]:
-    """The space of an experiment file: one arm, which adds nothing to it, at its own seed."""
+    """The space of an experiment file: one arm without overrides, at the file's own seed."""
     own = {key: value for key, value in overrides.items() if key.partition(".")[0] in Experiment.model_fields}
     given = make_experiment(_overridden(_settings(experiment, str(path)), own), {}, where=str(path))
     name = path.stem if ARM_NAME.fullmatch(path.stem) and path.stem not in ARMS else "run"
@@ -302,8 +302,8 @@ def _arms(arms: Any, where: str) -> dict[str, dict[str, Any]]:
 
 
 def _settings(values: Any, where: str) -> dict[str, Any]:
-    """Nested settings, each with a value that it can have. A section that holds anything but settings is refused here,
-    because overrides would bury it.
+    """Nested settings, each with a valid value. A section that is not a mapping is refused here, because overrides
+    would hide the mistake.
     """
     if not isinstance(values, dict):
         raise SettingsError(f"{where} must be a path or a mapping of settings, got {values!r}")
@@ -334,12 +334,12 @@ def _put(nested: dict[str, Any], key: str, value: Any) -> None:
 
 
 def _flat(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Overrides written nested or dotted, all dotted."""
+    """Overrides written nested or dotted, converted to dotted keys."""
     return flatten(_nested(values))
 
 
 def _nested(values: Mapping[str, Any]) -> dict[str, Any]:
-    """Values written with dotted keys at any level, all nested."""
+    """Values written with dotted keys at any level, converted to nested values."""
     nested: dict[str, Any] = {}
     for key, value in values.items():
         if isinstance(value, dict):

@@ -22,12 +22,14 @@ class TokenGrid(NamedTuple):
 
     @property
     def shape(self) -> tuple[int, ...]:
-        """Of a clip's codes on disk: blocks, rows, columns; of a holistic tokenizer's its tokens alone."""
+        """Shape of a clip's codes on disk: blocks, rows, columns. For a holistic tokenizer: the number of tokens
+        alone.
+        """
         return tuple(self) if self.blocks * self.rows > 1 else (self.columns,)
 
 
 class HolisticClip(NamedTuple):
-    """The clip that a tokenizer without a frame grid takes, and the number of its tokens."""
+    """The clip size that a tokenizer without a frame grid requires, and its number of tokens."""
 
     frames: int
     size_px: int
@@ -35,4 +37,4 @@ class HolisticClip(NamedTuple):
 
 
 HOLISTIC = {"larp": HolisticClip(frames=16, size_px=128, tokens=1024)}
-"""Kinds of tokenizers whose codes stand for the whole clip, none for a frame."""
+"""Tokenizers whose codes represent the whole clip, not single frames."""

@@ -1,4 +1,4 @@
-"""Finds metrics that a run cannot measure with its settings; as an objective, such a metric would fail every run.
+"""Finds metrics that a run cannot measure with its settings. As an objective, such a metric would fail every run.
 Properties of the data, such as classes, are known only after preparation.
 """
 
@@ -22,14 +22,14 @@ _ANALYSES = {quantity.name for quantity in q.STEPS_OF_H} | {q.FIRST_FRAME_GAP.na
 
 
 def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -> str:
-    """Why runs with these settings cannot measure a metric, and the way out; empty if they can.
+    """Why runs with these settings cannot measure a metric, and what to change. Empty if they can.
 
     Args:
         classes: whether the data have classes, if known.
     """
     data, evaluation, blocks = experiment.data, experiment.evaluation, experiment.grid.blocks
     if metric in _PIXELS and data.layout == "tokens":
-        return "needs pixels, but data.layout tokens has none; take val_cross_entropy"
+        return "needs pixels, but data.layout tokens has none; use val_cross_entropy"
     if metric == q.OWN_MEASURE.name and evaluation.measure is None:
         return "is not measured without evaluation.measure; give it"
     if metric == q.CLIP_SCORE.name and evaluation.clip is None:
@@ -43,11 +43,11 @@ def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -
     if metric in _GROWTH and blocks < q.FEWEST_GROWTH_BLOCKS:
         return f"needs clips of {q.FEWEST_GROWTH_BLOCKS} blocks, but these have {blocks}; lengthen data.clip_frames"
     if metric in _PROMPTS and (experiment.model.condition != "text" or data.layout != "digits"):
-        return "reads the captions of data.layout digits; set model.condition to text there, or take another metric"
+        return "reads the captions of data.layout digits; set model.condition to text there, or use another metric"
     if metric in _CLASSES and experiment.model.condition == "none":
         return "compares with the class asked for, but model.condition is none; set it to class"
     if metric in _CLASSES and not data.class_conditional:
         return "needs classes, but data.class_conditional is false; set it to true"
     if metric in _CLASSES and (classes is False or data.layout in CLASSLESS):
-        return f"needs classes, but this data set of data.layout {data.layout} has none; take another metric"
+        return f"needs classes, but this data set of data.layout {data.layout} has none; use another metric"
     return ""

@@ -1,5 +1,5 @@
-"""Pins a user's parts (model, tokenizer, ...) to their code and lets the code check their options. This imports the
-parts, so it is called only before a computation.
+"""Pins a user's parts (model, tokenizer, ...) to their code, and lets the code check their options. Pinning imports
+the parts, so call it only where their code may run anyway.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ PARTS = {
     "window.scheme": "window.options",
     "objective.term": "objective.options",
 }
-"""Settings that name a part, each with the setting of its options."""
+"""Settings that name a part, each with the setting for its options."""
 
 _GROUPS = {
     "data.layout": "layouts",
@@ -38,7 +38,7 @@ def pinned(space: Space) -> Space:
     """The space with each of the user's parts, and the files that their options name, pinned to their current content.
 
     Raises:
-        SettingsError: for a part that cannot be imported, and for one whose pinned content has changed.
+        SettingsError: if a part cannot be imported, or its pinned content has changed.
     """
     sections: dict[str, Any] = {}
     for section, given in space.experiment.items():
@@ -65,7 +65,7 @@ def pinned(space: Space) -> Space:
 
 
 def pinned_experiment(experiment: Experiment) -> Experiment:
-    """The same of one run.
+    """Like `pinned`, for one run.
 
     Raises:
         SettingsError: as `pinned`.
@@ -83,9 +83,10 @@ def pinned_experiment(experiment: Experiment) -> Experiment:
 
 
 def check_options(experiment: Experiment) -> None:
-    """
+    """Checks the options of all parts.
+
     Raises:
-        SettingsError: for options that a part does not have, and for options of a built-in part.
+        SettingsError: if a part does not have an option, or options are given for a built-in part.
     """
     flat = experiment.model_dump()
     for key, options_key in PARTS.items():
@@ -95,7 +96,7 @@ def check_options(experiment: Experiment) -> None:
 
 def check_own(group: str, name: str | None, options: dict[str, Any], key: str, options_key: str) -> None:
     """
-    Checks the user's parts only.
+    Checks the options of one part, if it is the user's own.
 
     Raises:
         SettingsError: as `check_options`.
@@ -103,7 +104,7 @@ def check_own(group: str, name: str | None, options: dict[str, Any], key: str, o
     if name is None or (not options and name in parts.BUILT_IN[group]):
         if options:
             raise SettingsError(
-                f"{options_key} ({options}) are options of {key}, which is not given; give it, or leave them out"
+                f"{options_key} ({options}) are options of {key}, which is not set; set it, or leave them out"
             )
         return
     part = parts.load(group, name)
@@ -119,7 +120,9 @@ _OPTION = "model.options."
 
 
 def _with_pinned_options(arm: dict[str, Any], kind: str, shared: dict[str, Any]) -> dict[str, Any]:
-    """An arm's overrides, whose options of the model are those of its own kind, or of the shared one."""
+    """An arm's overrides with pinned model options. They belong to the arm's own kind of model, or else to the shared
+    one.
+    """
     own = {key.removeprefix(_OPTION): value for key, value in arm.items() if key.startswith(_OPTION)}
     if not own:
         return arm
@@ -129,7 +132,7 @@ def _with_pinned_options(arm: dict[str, Any], kind: str, shared: dict[str, Any])
 
 
 def _pinned_options(kind: str, options: dict[str, Any]) -> dict[str, Any]:
-    """A part's class says which of them name something that may change."""
+    """The options, pinned where the part's class says that an option names something that may change."""
     if kind == "transformer":
         return options
     pin: Callable[[dict[str, Any]], dict[str, Any]] | None = getattr(parts.load("models", kind), "pinned_options", None)

@@ -7,36 +7,34 @@ from __future__ import annotations
 from typing import Literal, NamedTuple
 
 I3D_SHA256 = "bec6519f66ea534e953026b4ae2c65553c17bf105611c746d904657e5860a5e2"
-"""Of i3d_torchscript.pt (51,235,320 bytes), the Kinetics-400 network that FVD is computed with."""
+"""SHA-256 of i3d_torchscript.pt (51,235,320 bytes), the Kinetics-400 network behind FVD."""
 
 
 CODES_ALONE = "codes"
-"""Begins the protocol of runs on codes that nothing here can turn into pixels: no FVD, only the validation
-cross-entropy.
-"""
+"""Prefix of the protocol of runs on codes without a decoder. They have no FVD, only the validation cross-entropy."""
 
 
 class PublishedProtocol(NamedTuple):
     """One way to compute FVD with I3D's 400 logits."""
 
     frames: int
-    """Of a clip; of longer ones the first are taken, on both sides."""
+    """Frames per clip. Of a longer clip, real or generated, the first ones are used."""
     frame_strides: tuple[int, ...]
-    """Distance in source frames that the real clips are cut with; a second one is Taichi's, where that has its own."""
+    """Distance in source frames between frames of a real clip. A second value is for Taichi, if it differs there."""
     crop: Literal["crop", "stretch"]
     """How videos become square (`data.resize`)."""
     rescale: bool
-    """Whether the network is given 0..255 and rescales; else it is given [-1, 1]."""
+    """True: the network gets 0..255 and rescales. False: it gets [-1, 1]."""
     resize: bool
-    """Whether the network resizes to 224 x 224; else it is done before (bilinear, no antialiasing)."""
+    """True: the network resizes to 224 x 224. False: clips are resized before (bilinear, no antialiasing)."""
     divisor: Literal["n", "n-1"]
-    """Of the covariances."""
+    """Divisor of the covariances."""
     samples: int
-    """Generated clips."""
+    """Number of generated clips."""
     reference_clips: int
-    """Real clips, at most."""
+    """Largest number of real clips."""
     source: str
-    """The code that it follows."""
+    """The code that the protocol follows."""
 
     def frame_stride(self, layout: str) -> int:
         """The frame stride of a data set, by its `data.layout`."""
@@ -63,7 +61,7 @@ PUBLISHED: dict[str, PublishedProtocol] = {
         "github.com/FoundationVision/OmniTokenizer evaluation/fvd_external.py",
     ),
 }
-"""By the name that `evaluation.protocol` gives; all compare with raw real clips of the training split."""
+"""Protocols by the value of `evaluation.protocol`. All compare with raw real clips of the training split."""
 
 
 def protocol_defaults(name: object) -> dict[str, object]:

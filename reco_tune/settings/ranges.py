@@ -34,8 +34,8 @@ class Range(SettingsSection):
     step: _Step | None = None
     """Distance between the values that may be drawn."""
     when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
-    """Other searched settings with the value, or values, that they must have. Where they have others, this setting is
-    not drawn and stays what the experiment says.
+    """Conditions on other searched settings: the value, or values, that they must have. If they have others, this
+    setting is not drawn and keeps its value of the experiment.
     """
 
     @field_validator("when", mode="before")
@@ -89,7 +89,7 @@ class Range(SettingsSection):
         """The range with its choices parsed as values of the setting.
 
         Args:
-            group: what it is given under.
+            group: the section of the space file that holds the range, for messages.
 
         Raises:
             SettingsError: if there is no such setting, or it cannot have the values that may be drawn.
@@ -116,7 +116,7 @@ class Range(SettingsSection):
 
 
 def parents_first(search: Mapping[str, Range]) -> list[str]:
-    """The keys, each after those that its range is conditional on.
+    """The keys, sorted so that conditions come first.
 
     Raises:
         SettingsError: if conditions form a circle.
@@ -132,10 +132,10 @@ def parents_first(search: Mapping[str, Range]) -> list[str]:
 
 
 def ranges_of(points: list[dict[str, Any]]) -> dict[str, Range]:
-    """Of points that are the whole search: each setting's values, in the order in which they come.
+    """The ranges of a search that consists of points alone: each setting with its values, in order of appearance.
 
     Raises:
-        SettingsError: where they have different settings.
+        SettingsError: if the points have different settings.
     """
     for number, point in enumerate(points, 1):
         if point.keys() != points[0].keys():

@@ -46,25 +46,25 @@ ARMS: dict[str, dict[str, Any]] = {
         "objective.norm_weight": 0.1,
     },
 }
-"""The arms of the paper and their controls, each nothing but settings; a space file may override any key or name arms
-of its own.
+"""The arms of the paper and their controls, as settings. A space file may override any key, or define its own
+arms.
 """
 
 BASELINE = "full"
-"""The arm that every other is compared with. It runs once and stands under both budgets; half the compute is a run of
-its own.
+"""The arm that all others are compared with. One run at its full budget serves both budgets. A smaller compute budget
+needs its own run.
 """
 
 SEARCH = "search"
 """Arm name of sampled runs, which are called `search-0000` and so on."""
 ARM_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]{0,99}")
-"""What an arm may be called: folders are named after it."""
+"""Allowed arm names. Folders are named after arms."""
 
 PROXIES = (q.VAL_CROSS_ENTROPY.name, q.TRAIN_CROSS_ENTROPY.name, q.KERNEL_DISTANCE.name)
-"""What of a run's quality can be known at a rung; all else is measured after training."""
+"""Quality metrics that can be known at a rung. All others are measured after training."""
 RUNG_CLIPS = 256
-"""Clips that a kernel distance at a rung is made of, at most `evaluation.samples`: an eighth of a whole evaluation's
-default.
+"""Clips for a kernel distance at a rung, at most `evaluation.samples`. This is an eighth of the default of a full
+evaluation.
 """
 
 Budget = Literal["equal_steps", "equal_compute", "half_compute", "quarter_compute", "eighth_compute"]
@@ -74,14 +74,14 @@ COMPUTE_SHARES: dict[str, float] = {
     "quarter_compute": 1 / 4,
     "eighth_compute": 1 / 8,
 }
-"""Budgets that are counted in compute: what share of the baseline's whole training they give."""
+"""Compute budgets, as shares of the compute of the baseline's whole training."""
 COST_CURVE = "equal_cost_curve"
-"""Short for all of them, from the smallest share to the whole."""
+"""Short for all compute budgets, from the smallest share to the whole."""
 Direction = Literal["maximize", "minimize"]
 
 
 def stands_under(run_budget: str, budget: str) -> bool:
-    """Whether a run is one of a budget: one of `both` is of every whole budget, not of a share of it."""
+    """Whether a run belongs to a budget. A run of `both` belongs to every full budget, but not to smaller shares."""
     return run_budget == budget or (run_budget == "both" and COMPUTE_SHARES.get(budget, 1.0) == 1)
 
 
@@ -165,7 +165,7 @@ class Pruning(SettingsSection):
 
     @property
     def generates_clips(self) -> bool:
-        """Whether runs that may be pruned generate clips at the rungs where that is decided."""
+        """Whether prunable runs generate clips at the rungs where pruning is decided."""
         return self.kind != "none" and self.metric == q.KERNEL_DISTANCE.name
 
 
@@ -177,47 +177,47 @@ def on_codes(experiment: Mapping[str, Any]) -> bool:
 
 
 ON_CODES: dict[str, Direction] = {q.SPEEDUP.name: "maximize", q.VAL_CROSS_ENTROPY.name: "minimize"}
-"""Objectives where there are no pixels."""
+"""Objectives of studies without pixels."""
 
 
 class Keep(SettingsSection):
-    """What ended runs leave on disk. Curves, samples and results always stay."""
+    """What finished runs leave on disk. Curves, samples and results always stay."""
 
     checkpoints: Literal["none", "last", "best"] = "last"
-    """Of a run that was evaluated or pruned: its last checkpoint, from which it can be trained for longer; `best`
-    leaves in its place the weights of the rung with the lowest validation loss (`training.keep_best`).
+    """For runs that were evaluated or pruned. `last` keeps the last checkpoint, so that the run can be trained for
+    longer. `best` keeps instead the weights of the rung with the lowest validation loss (`training.keep_best`).
     """
     models: Literal["all", "frontier", "none"] = "all"
-    """Trained weights: of all runs, of those that no other beats in every objective once the study has ended, or of
-    none. Without them a run cannot be scored again or sampled from.
+    """Whose trained weights to keep: those of `all` runs; of the `frontier`, the runs that no other run beats in
+    every objective at the end of the study; or `none`. A run without weights cannot be scored again or sampled from.
     """
 
 
 class Limits(SettingsSection):
-    """Limits at which a study stops before it is finished. Runs that are in progress then end at their next rung; with
-    a higher limit they continue from there.
+    """Limits at which a study stops before it is finished. Runs in progress then stop at their next rung. With a
+    higher limit they continue from there.
     """
 
     device_hours: float | None = Field(None, gt=0)
     """Hours of all workers together, for calibration, training, generation and evaluation."""
     wall_hours: float | None = Field(None, gt=0)
-    """Hours that the study was at work. The pauses between two calls do not count."""
+    """Hours in which the study was at work, without pauses between two commands."""
     trials: int | None = Field(None, ge=1)
     """Number of sampled runs that have ended."""
 
 
 class OnEvent(SettingsSection):
-    """Whom a study tells what. Each is a line for the shell, the address of a webhook, or a list of them. A line gets
-    the message as JSON on its standard input, and the sentence as RECO_TUNE_TEXT; a webhook gets the JSON. An address
-    that holds a secret can stand in an environment variable: `$NAME`.
+    """Notifications. Each is a shell command, a webhook address, or a list of them. A command gets the message as
+    JSON on its standard input, and one sentence in the variable RECO_TUNE_TEXT. A webhook gets the JSON. To keep a
+    secret address out of the file, put it into an environment variable and write `$NAME`.
     """
 
     end: str | tuple[str, ...] = ()
-    """When the study has ended."""
+    """At the end of the study."""
     failure: str | tuple[str, ...] = ()
-    """When a run has failed, or the study cannot go on."""
+    """When a run fails, or the study cannot continue."""
     new_best: str | tuple[str, ...] = ()
-    """When a run beats all before it in an objective. Measured speeds do not count."""
+    """When a run is better in an objective than all before it. Measured speeds do not count."""
 
     def commands(self, event: str) -> tuple[str, ...]:
         """The commands and webhooks for an event."""
@@ -245,7 +245,7 @@ class Space(SettingsSection):
     seeds: tuple[Seed, ...] = (0,)
     """Training seeds of the fixed arms."""
     tune: Tune | None = None
-    """How settings of each arm are chosen before the table is run."""
+    """How settings are chosen for each arm before the runs of the table."""
     search: dict[str, Range] = Field(default_factory=dict)
     """The searched settings: dotted key -> range."""
     points: tuple[dict[str, Any], ...] = ()
@@ -253,8 +253,8 @@ class Space(SettingsSection):
     leaves out. Without `search`, or with the sampler `grid`, these points are the whole search.
     """
     trials: int = Field(0, ge=0)
-    """Number of configurations that the search samples; by default as many as there are points, where they are the
-    whole search.
+    """Number of configurations that the search samples. If the points are the whole search, it defaults to their
+    number.
     """
     objectives: dict[str, Direction] = {"speedup": "maximize", "fvd": "minimize"}
     """The metrics that the search optimises, with their better direction. With `data.layout: tokens` they are `speedup`
@@ -273,8 +273,8 @@ class Space(SettingsSection):
     overlap, more seeds would resolve nothing.
     """
     warm_start: tuple[LocalPath, ...] = ()
-    """Folders of earlier studies. The search starts with those of their evaluated runs that have the settings of this
-    study.
+    """Folders of earlier studies. The search starts with those of their evaluated runs that have this study's
+    settings.
     """
     pruning: Pruning = Pruning()
     keep: Keep = Keep()
@@ -283,7 +283,7 @@ class Space(SettingsSection):
     resources: dict[str, Any] = Field(default_factory=dict)
     """Overrides of the experiment's `resources`."""
     source: Path | None = None
-    """The file that the space was read from. You do not set it."""
+    """The file that the space was read from. Not a setting."""
 
     @model_validator(mode="after")
     def _check(self) -> Space:
@@ -349,21 +349,21 @@ class Space(SettingsSection):
         object.__setattr__(self, "points", tuple(points))
 
     def _check_tune(self) -> None:
-        """Tuning chooses for the arms what they leave open, on seeds of its own."""
+        """Tuning chooses settings that the arms leave open, on its own seeds."""
         if self.tune is None:
             return
         if not self.arms:
             raise SettingsError("tune chooses settings of arms, but the space has none; add arms or leave tune out")
         if both := sorted(set(self.tune.seeds) & set(self.seeds)):
             raise SettingsError(
-                f"tune.seeds has {both[0]}, a seed of the table too: its values would be chosen by the runs that they"
-                " are then judged by; give tune.seeds other numbers"
+                f"tune.seeds has {both[0]}, also a seed of the table: the runs that choose its values would also"
+                " evaluate them; give tune.seeds other numbers"
             )
         for key in self.tune.per_arm:
             for arm, own in self.arms.items():
                 if key in {**ARMS.get(arm, {}), **own}:
                     raise SettingsError(
-                        f"tune.per_arm: arm `{arm}` has a {key} of its own; leave that out, or do not tune {key}"
+                        f"tune.per_arm: arm `{arm}` has its own {key}; remove it from the arm, or do not tune {key}"
                     )
             if self.trials and key not in self.search:
                 raise SettingsError(
@@ -379,7 +379,7 @@ class Space(SettingsSection):
                     " because its folders have that name; change it"
                 )
             if re.fullmatch(rf"{SEARCH}(-\d+.*)?", name):
-                raise SettingsError(f"arm `{name}` has the name that sampled runs have; rename it")
+                raise SettingsError(f"arm `{name}` has the name of sampled runs; rename it")
         if len({name.lower() for name in self.arms}) < len(self.arms):
             raise SettingsError(
                 f"two of the arms {', '.join(self.arms)} differ only in upper and lower case, which some file systems"

@@ -1,4 +1,4 @@
-"""Which settings are chosen for each arm before the table, and the points that every arm tries alike."""
+"""Chooses settings for each arm before the table: the tuned ranges, and the points that every arm tries."""
 
 from __future__ import annotations
 
@@ -14,33 +14,33 @@ from reco_tune.settings.ranges import Range
 from reco_tune.settings.sections import Seed, SettingsSection
 
 TUNE = "tune"
-"""Stands as the budget of tuning runs, which no table holds."""
+"""Budget name of tuning runs, which no table contains."""
 METRICS = (q.FVD.name, q.VAL_CROSS_ENTROPY.name)
 _BASES = (2, 3, 5, 7, 11, 13)
-"""Of the van der Corput sequence of each tuned setting (Halton 1960)."""
+"""Bases of the van der Corput sequence, one per tuned setting (Halton 1960)."""
 
 
 class Tune(SettingsSection):
-    """Each arm at its own best: how settings are chosen for every fixed arm before the table is run. Every arm, the
-    baseline included, tries the same points on the same seeds, at the longest of its budgets. The point with the lowest
-    mean is the arm's, in all its runs.
+    """Tunes each arm before the runs of the table, so that all arms are compared at their best. Every arm, the
+    baseline included, tries the same points on the same seeds, at the longest of its budgets. All runs of an arm then
+    use its point with the lowest mean.
     """
 
     per_arm: dict[str, Range]
-    """The tuned settings: dotted key -> range. They must not change what a step costs, because speed is measured
-    before.
+    """The tuned settings: dotted key -> range. They must not change the cost of a step, because speed is measured
+    before tuning.
     """
     trials: int | None = Field(None, ge=1)
-    """Points that every arm tries: over one range they are evenly spaced from end to end, over several they fill the
-    ranges evenly (Halton sequence). You can leave it out where the ranges are lists or have a step: every combination
-    is tried.
+    """Number of points that every arm tries. Over one range they are evenly spaced from end to end. Over several they
+    fill the ranges evenly (Halton sequence). If all ranges are lists or have a step, you can leave it out: then every
+    combination is tried.
     """
     metric: str = q.FVD.name
-    """The metric that decides: `fvd`, or `val_cross_entropy`, for which tuning runs generate nothing. Arms that train
-    on pieces of a clip do not have the latter.
+    """The metric that decides: `fvd` or `val_cross_entropy`. With the latter, tuning runs generate no clips. Arms
+    that train on pieces of a clip do not have it.
     """
     seeds: tuple[Seed, ...] = (1000,)
-    """Training seeds of the tuning runs. None may be a seed of the table."""
+    """Training seeds of the tuning runs. They must differ from the seeds of the table."""
 
     @model_validator(mode="after")
     def _check(self) -> Tune:
@@ -49,14 +49,14 @@ class Tune(SettingsSection):
         if len(self.per_arm) > len(_BASES):
             raise SettingsError(f"tune.per_arm has {len(self.per_arm)} settings; give at most {len(_BASES)}")
         if self.metric not in METRICS:
-            raise SettingsError(f"tune.metric ({self.metric}) is not one of {' and '.join(METRICS)}; take one of them")
+            raise SettingsError(f"tune.metric ({self.metric}) is not one of {' and '.join(METRICS)}; use one of them")
         if len(set(self.seeds)) != len(self.seeds) or not self.seeds:
             raise SettingsError(f"tune.seeds {list(self.seeds)} must be at least one and all different")
         own = {key: range_.of(key, "tune.per_arm") for key, range_ in self.per_arm.items()}
         for key, range_ in own.items():
             if range_.when:
                 raise SettingsError(
-                    f"tune.per_arm: {key} has a condition (when), which only search knows; leave it out"
+                    f"tune.per_arm: {key} has a condition (when), which is only allowed under search; leave it out"
                 )
         object.__setattr__(self, "per_arm", own)
         levels = [_levels(range_) for range_ in own.values()]
@@ -69,7 +69,7 @@ class Tune(SettingsSection):
                 )
             object.__setattr__(self, "trials", count)
         elif self.trials is None:
-            raise SettingsError("tune.trials is missing: a range has no end of values; give the number of points")
+            raise SettingsError("tune.trials is missing: a range has infinitely many values; give the number of points")
         if (distinct := len({tuple(point.values()) for point in self.points})) < (self.trials or 0):
             raise SettingsError(
                 f"tune.trials is {self.trials}, but the ranges of tune.per_arm hold only {distinct} of these points;"
@@ -79,7 +79,7 @@ class Tune(SettingsSection):
 
     @property
     def points(self) -> list[dict[str, Any]]:
-        """What every arm tries, in order."""
+        """The points that every arm tries, in order."""
         keys, ranges = list(self.per_arm), list(self.per_arm.values())
         levels = [_levels(range_) for range_ in ranges]
         if all(levels):
@@ -95,7 +95,7 @@ class Tune(SettingsSection):
 
 
 def _levels(range_: Range) -> list[Any]:
-    """The values of a list or of a range with a step; none of any other."""
+    """The values of a list, or of a range with a step. Empty for other ranges."""
     if range_.choice is not None:
         return list(range_.choice)
     bounds = range_.int or range_.float
@@ -106,7 +106,7 @@ def _levels(range_: Range) -> list[Any]:
 
 
 def _at(range_: Range, share: float) -> Any:
-    """The value at a share of the way through a range."""
+    """The value at a given share of a range."""
     if levels := _levels(range_):
         return levels[min(int(share * len(levels)), len(levels) - 1)]
     bounds = range_.int or range_.float
