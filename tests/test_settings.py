@@ -92,7 +92,7 @@ def test_where_it_runs_does_not_change_what_it_is() -> None:
             id="too few clips",
         ),
         pytest.param({"model__heads": 5}, r"model.heads \(5\) must divide model.width \(64\)", id="heads"),
-        pytest.param({"model__preset": "120M"}, "take one of debug, 110M", id="preset"),
+        pytest.param({"model__preset": "120M"}, "use one of debug, 110M", id="preset"),
         pytest.param(
             {"training__batch_size": 3, "resources__workers": 2}, "must be a multiple", id="batch over workers"
         ),

@@ -1,5 +1,5 @@
-"""Studies from Python: what `import reco_tune as rt` offers. A front of what the command line also calls; computes
-nothing itself, and loads torch, Ray and pandas only where they are used.
+"""Studies from Python: what `import reco_tune as rt` offers. It calls the same functions as the command line, and
+loads torch, Ray and pandas only where they are used.
 
 Clips have one axis order everywhere: uint8 [clips, frames, channels, height, width].
 """
@@ -48,9 +48,9 @@ def run(
         progress: whether to show progress, as a bar in a notebook or as lines on stderr.
 
     Raises:
-        SettingsError, DataError, StudyError: for a study that cannot run, before anything is written.
-        RunFailedError: if runs are unfinished. Runs that failed themselves are in `study.runs()`.
-        StoppedError: after Ctrl-C, or an interrupted cell; the same call continues.
+        SettingsError, DataError, StudyError: if the study cannot run; raised before anything is written.
+        RunFailedError: if runs are unfinished. Runs that failed by themselves are in `study.runs()`.
+        StoppedError: after Ctrl-C, or if the cell is interrupted. The same call continues.
     """
     from reco_tune import study
 
@@ -62,7 +62,7 @@ def run(
 
 
 def open(folder: str | Path) -> Study:
-    """Opens the study in a folder, also while it runs.
+    """Opens the study in a folder. It may be running.
 
     Raises:
         StudyError: if the folder has no study.
@@ -71,9 +71,10 @@ def open(folder: str | Path) -> Study:
 
 
 def _path(source: str | Path) -> Path:
-    """
+    """The path of a file, or of a shipped one by its name.
+
     Raises:
-        SettingsError: where it is neither a file nor the name of a shipped one.
+        SettingsError: if it is neither a file nor a shipped name.
     """
     shipped = bundled("search_spaces")
     places = [Path(source), shipped / f"{source}.yaml", shipped / "experiments" / f"{source}.yaml"]

@@ -16,11 +16,11 @@ from reco_tune.study_log import ENDED
 SECONDS_BETWEEN_LINES, SECONDS_BETWEEN_BARS = 10.0, 0.5
 
 Show = Callable[[int, int, str, bool], None]
-"""(done, total, what, whether it is worth a line)."""
+"""(done, total, what, whether to print a line)."""
 
 
 class Watching(Observer):
-    """Counts what a study tells."""
+    """Counts finished runs from a study's events."""
 
     def __init__(self, trials: int, show: Show) -> None:
         self._trials, self._show = trials, show
@@ -55,7 +55,7 @@ def observer(trials: int, wanted: bool) -> Iterator[Observer]:
     """An observer that shows progress until the block ends.
 
     Args:
-        trials: sampled runs of the study.
+        trials: number of sampled runs in the study.
     """
     if not wanted:
         yield Observer()

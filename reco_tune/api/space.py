@@ -1,4 +1,4 @@
-"""A space that may be changed in Python; every change is checked at once, exactly as a YAML file is."""
+"""A space that can be edited in Python. Every change is checked at once, by the same checks as a YAML file."""
 
 from __future__ import annotations
 
@@ -25,7 +25,7 @@ class EditableSpace:
 
     def __init__(self, checked: Space) -> None:
         self.checked = checked
-        """What runs: frozen settings."""
+        """The frozen settings that a study runs with."""
 
     @property
     def arms(self) -> MutableMapping[str, Any]:
@@ -80,9 +80,10 @@ class EditableSpace:
         Path(path).write_text(repr(self), encoding="utf-8")
 
     def _check(self, key: str) -> None:
-        """
+        """Checks that a key exists.
+
         Raises:
-            SettingsError: where neither a run nor a study has such a key; names the nearest.
+            SettingsError: if neither a run nor a study has such a key; suggests the nearest.
         """
         from reco_tune.parts import nearest
         from reco_tune.settings import Experiment, Space, known_keys
@@ -104,7 +105,7 @@ class EditableSpace:
 
 
 class _Part(MutableMapping[str, Any]):
-    """A mapping in a space, which checks what is put into it."""
+    """A mapping in a space. It checks every new value."""
 
     def __init__(self, space: EditableSpace, name: str) -> None:
         self._space, self._name = space, name

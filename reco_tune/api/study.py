@@ -102,23 +102,23 @@ class Study:
         tracking_uri: str | None = None,
         progress: bool = True,
     ) -> None:
-        """Adds to the study and goes on with it, finished or not; nothing finished is repeated. A study that runs takes
-        it up, and the call returns at once.
+        """Adds to the study and continues it, finished or not. Nothing finished is repeated. If the study is running,
+        it takes up the additions, and the call returns at once.
 
         Args:
-            arms: names of known arms, or new ones by name with their settings, as in a YAML file.
-            seeds: further training seeds of the fixed arms.
-            trials: further sampled trials.
-            budgets: further ones.
-            changes: ranges (`search.KEY`), limits (`stop_after.KEY`) and where it runs (`resources.KEY`).
-            address: of a Ray cluster; without it the study starts its own on this machine.
-            tracking_uri: MLflow server; a file in the folder where it is left out.
-            progress: whether it is shown.
+            arms: names of known arms, or new arms as a mapping of name to settings, as in a YAML file.
+            seeds: additional training seeds of the fixed arms.
+            trials: number of additional sampled trials.
+            budgets: additional budgets.
+            changes: changed ranges (`search.KEY`), limits (`stop_after.KEY`) and resources (`resources.KEY`).
+            address: address of a Ray cluster; by default the study starts its own on this machine.
+            tracking_uri: MLflow server; by default a file in the folder.
+            progress: whether to show progress.
 
         Raises:
-            SettingsError, StudyError: for what a study cannot grow by.
-            RunFailedError: where runs are left over.
-            StoppedError: after Ctrl-C, or where a study that runs has not taken it up yet.
+            SettingsError, StudyError: if the study cannot be extended in this way.
+            RunFailedError: if runs are unfinished.
+            StoppedError: after Ctrl-C, or if a running study has not answered yet.
         """
         from reco_tune import study
         from reco_tune.settings import load_space
@@ -127,17 +127,17 @@ class Study:
 
         space = load_space(StudyFolder(self.folder).settings)
         growth = self._growth(space, arms, seeds, trials, budgets, changes or {})
-        larger = grown(space, growth)  # refused here, where it is written
+        larger = grown(space, growth)  # invalid additions fail here, before the running study gets them
         if requests.answered(StudyFolder(self.folder), "extend", growth=growth.to_json()) is None:
             options = study.Options(address=address, tracking_uri=tracking_uri, command="study.extend(...)")
             drive(self.folder, larger.trials, progress, lambda told: study.extend(self.folder, growth, options, told))
 
     def resume(self, *, address: str | None = None, tracking_uri: str | None = None, progress: bool = True) -> None:
-        """Goes on with a study that was paused or whose process died.
+        """Continues a study that was paused or whose process died.
 
         Raises:
-            StudyError: where it runs, or a setting has changed that results depend on.
-            RunFailedError: where runs are left over.
+            StudyError: if it is running, or a setting that affects results has changed.
+            RunFailedError: if runs are unfinished.
             StoppedError: after Ctrl-C.
         """
         from reco_tune import study
@@ -148,34 +148,34 @@ class Study:
         drive(self.folder, trials, progress, lambda told: study.resume(self.folder, options, told))
 
     def stop(self, trial: str) -> None:
-        """Stops one run: it writes a checkpoint, counts as pruned and stands in no table. `retry` brings it back.
+        """Stops one run. It writes a checkpoint, counts as pruned and appears in no table. `retry` continues it.
 
         Raises:
-            StudyError: for a run that is none, or has ended.
-            StoppedError: where the process that drives the study has not answered yet.
+            StudyError: if there is no such run, or it has ended.
+            StoppedError: if the process that runs the study has not answered yet.
         """
         from reco_tune.study.steering import stop_runs
 
         stop_runs(StudyFolder(self.folder), [trial])
 
     def retry(self, trial: str | None = None) -> None:
-        """Has a run that failed or was stopped tried again from its last checkpoint; every run that failed where none
-        is named. A study that runs does it, another one does when it is resumed.
+        """Tries a failed or stopped run again from its last checkpoint; without a name, every failed run. A running
+        study does so at once, any other study when it is resumed.
 
         Raises:
-            StudyError: for a run that is none, or has not failed or been stopped.
-            StoppedError: where the process that drives the study has not answered yet.
+            StudyError: if there is no such run, or it has neither failed nor been stopped.
+            StoppedError: if the process that runs the study has not answered yet.
         """
         from reco_tune.study.steering import FAILED, retry_runs
 
         retry_runs(StudyFolder(self.folder), [trial or FAILED])
 
     def pause(self) -> None:
-        """Has a study that runs stop: its runs write a checkpoint and leave. `resume` goes on with it.
+        """Pauses a running study: its runs write checkpoints and stop. `resume` continues it.
 
         Raises:
-            StudyError: where nobody drives it.
-            StoppedError: where the process that drives it has not answered yet.
+            StudyError: if the study is not running.
+            StoppedError: if the process that runs the study has not answered yet.
         """
         from reco_tune.study.steering import pause_study
 
@@ -206,7 +206,7 @@ class Study:
         budgets: Sequence[str],
         changes: Mapping[str, Any],
     ) -> Growth:
-        """As the command line reads it from words."""
+        """The additions, parsed as the command line parses them."""
         import json
 
         from reco_tune.api.space import EditableSpace
@@ -217,7 +217,7 @@ class Study:
             given = EditableSpace(space)
             for name, own in arms.items():
                 if name in space.arms:
-                    raise StudyError(f"the study has arm `{name}` already; call the new one something else")
+                    raise StudyError(f"the study has arm `{name}` already; give the new one another name")
                 given.arms[name] = dict(own)
             new = {name: given.checked.arms[name] for name in arms}
         else:
@@ -227,12 +227,12 @@ class Study:
 
 
 def drive(folder: Path, trials: int, progress: bool, work: Callable[[Observer], StudyResult]) -> None:
-    """Has a study run in this process.
+    """Runs a study in this process.
 
     Args:
-        trials: sampled ones that it asks for.
-        progress: whether it is shown.
-        work: does it, telling the observer.
+        trials: number of sampled trials that the study asks for.
+        progress: whether to show progress.
+        work: runs the study and reports to the observer.
 
     Raises:
         StoppedError: after Ctrl-C.
@@ -253,7 +253,7 @@ class Run:
 
     @property
     def trial(self) -> str:
-        """Its name."""
+        """Name of the run."""
         return self._record.trial
 
     @property
@@ -277,14 +277,14 @@ class Run:
 
     @property
     def folder(self) -> Path:
-        """The folder of its checkpoints, its model and the history of its steps."""
+        """Folder with the run's checkpoints, model and step history."""
         return StudyFolder(self._study.folder).trial(self.trial)
 
     def model(self) -> Decoder:
         """The trained model, on the CPU.
 
         Raises:
-            CheckpointError: if it is not trained yet, or was deleted.
+            CheckpointError: if it is not trained yet, or its model was deleted.
         """
         from reco_tune.training import load_model
 
@@ -294,11 +294,11 @@ class Run:
         self, classes: Sequence[str | int] | None = None, seed: int = 0, prompts: Sequence[str] | None = None
     ) -> Clips:
         """Generates one clip for each given class (name or number), or for each prompt if the model was trained on
-        texts; by default 16 clips of all classes in turn.
+        texts. By default it generates 16 clips of all classes in turn.
 
         Raises:
             CheckpointError: if there is no model.
-            SettingsError: for a class or a prompt that the model does not know.
+            SettingsError: if the model does not know a class or a prompt.
         """
         from reco_tune.generation.trained import generated, wanted
         from reco_tune.progress import quiet
@@ -328,7 +328,7 @@ class Clips:
     video: NDArray[np.uint8]
     """[clips, frames, channels, height, width]."""
     classes: tuple[str, ...]
-    """Of each clip; its prompt, where the model was trained on texts."""
+    """Class of each clip, or its prompt if the model was trained on texts."""
 
     def save(self, path: str | Path) -> Path:
         """Writes all clips side by side as `.mp4`, or pixels and classes as `.npz`.
@@ -366,9 +366,10 @@ class Clips:
 
 
 def _name(given: str | int, names: list[str]) -> str:
-    """
+    """The name of a class given by name or number.
+
     Raises:
-        SettingsError: where the model has no such class.
+        SettingsError: if the model has no such class.
     """
     if isinstance(given, str) and given in names:
         return given

@@ -30,14 +30,14 @@ from reco_tune.settings.grids import HOLISTIC, TokenGrid
 from reco_tune.settings.protocols import I3D_SHA256, protocol_defaults
 
 LocalPath = Annotated[Path, AfterValidator(refuse_address)]
-"""A file or folder as every machine sees it."""
+"""A file or folder at a path that is the same on every machine."""
 Count = Annotated[int, Field(ge=1)]
 Seed = Annotated[int, Field(ge=0, lt=2**32)]
-"""Of a random generator: what all the libraries' generators take."""
+"""Seed of a random generator, in the range that all libraries accept."""
 
 
 class _Named:
-    """A name of a part, or an import path, of code that is imported only where something is computed with it."""
+    """Type of a part's name or import path. Its code is imported only when it is used."""
 
     def __init__(self, group: str) -> None:
         self._group = group
@@ -58,7 +58,7 @@ class _Named:
 
 
 Options = dict[str, Any]
-"""Of a part that is not built in, checked by its own class."""
+"""Options of a part that is not built in. The part's own class checks them."""
 ModelKind = Annotated[str, _Named("models")]
 TokenizerKind = Annotated[str, _Named("tokenizers")]
 Layout = Annotated[str, _Named("layouts")]
@@ -136,8 +136,8 @@ class Data(SettingsSection):
     class_conditional: bool = True
     """Whether the model sees the class of a clip. A layout without classes has one class."""
     caption_rule: Literal["first", "all", "random"] = "first"
-    """Which caption a video with several has, if `model.condition` is `text`: the `first`, one drawn with `seed`
-    (`random`), or `all`: training then draws one of them each time that it sees the clip.
+    """Which caption to use for a video with several, if `model.condition` is `text`: the `first`, one drawn with
+    `seed` (`random`), or `all`. With `all`, training draws one of them each time it uses the clip.
     """
     seed: Seed = 0
     """Seed of rendering and of drawing clips."""
@@ -151,8 +151,8 @@ PRETRAINED: dict[str, dict[str, int]] = {
     "omnitokenizer": {"spatial_stride": 8, "temporal_stride": 4, "num_codes": 8192},
     "larp": {"spatial_stride": 1, "temporal_stride": 1, "num_codes": 8192},
 }
-"""Kinds of tokenizers that are not fitted here, with what their published weights have; other `tokenizer` keys override
-it.
+"""Pretrained kinds of tokenizers, with the properties of their published weights. Other `tokenizer` keys override
+them.
 """
 
 
@@ -234,16 +234,16 @@ class Tokenizer(SettingsSection):
             if getattr(self, name) is not None and self.kind not in kinds:
                 raise SettingsError(
                     f"tokenizer.{name} ({getattr(self, name)}) has no meaning if tokenizer.kind is {self.kind}; leave"
-                    f" it out, or take one of {', '.join(kinds)}"
+                    f" it out, or use one of {', '.join(kinds)}"
                 )
         if self.quantizer == "fsq" and self.kind != "vq":
             raise SettingsError(
-                f"tokenizer.quantizer fsq belongs to tokenizer.kind vq, not {self.kind}; leave it out, or take vq"
+                f"tokenizer.quantizer fsq belongs to tokenizer.kind vq, not {self.kind}; leave it out, or use vq"
             )
         if self.quantizer == "fsq" and self.num_codes not in FSQ_LEVELS:
             nearest = min(FSQ_LEVELS, key=lambda size: abs(math.log(size / self.num_codes)))
             raise SettingsError(
-                f"tokenizer.num_codes ({self.num_codes}) is not a codebook size of tokenizer.quantizer fsq; take"
+                f"tokenizer.num_codes ({self.num_codes}) is not a codebook size of tokenizer.quantizer fsq; use"
                 f" {nearest}, the nearest of {', '.join(map(str, FSQ_LEVELS))}"
             )
         return self
@@ -265,19 +265,19 @@ class Model(SettingsSection):
     heads: int = Field(12, ge=1)
     """Attention heads. The number must divide the width."""
     condition: Literal["class", "text", "none"] = "class"
-    """What the model sees of a clip beside its codes: its class, its caption (`text`), or nothing."""
+    """What the model is conditioned on: the class of the clip, its caption (`text`), or nothing."""
     text_tokens: int = Field(32, ge=2)
     """Length of a text in words, if `condition` is `text`. Shorter captions are padded, and the padding is masked.
-    Longer ones lose their end. Every step computes all of them.
+    Longer captions are cut. Every step computes all positions.
     """
     text_tokenizer: str = "words"
-    """What cuts captions into words, if `condition` is `text`. `words`: a list of the words in the training captions.
-    Or a tokenizer of transformers: a folder, or a hub name (needs the `hf` extra).
+    """The tokenizer of captions, if `condition` is `text`. `words`: a list of the words in the training captions. Or
+    a tokenizer of transformers, given as a folder or a hub name (needs the `hf` extra).
     """
 
     @property
     def condition_tokens(self) -> int:
-        """Inputs before the first code."""
+        """Number of inputs before the first code."""
         return self.text_tokens if self.condition == "text" else 1
 
 
@@ -366,10 +366,10 @@ class Training(SettingsSection):
     """The training loop."""
 
     steps: int = Field(1000, ge=1)
-    """Optimiser steps of the baseline. A budget sets those of the other arms."""
+    """Optimiser steps of the baseline. Budgets determine the steps of the other arms."""
     epochs: float | None = Field(None, gt=0)
-    """The other way to give `steps`: passes over the training clips, of which `data.train_clips` says how many there
-    are. Both are recorded. Every clip counts once a pass, whatever part of it an arm sees.
+    """Passes over the training clips, instead of `steps`. Needs `data.train_clips`, the number of training clips.
+    Both `epochs` and `steps` are recorded. A pass counts every clip once, even if an arm trains on only a part of it.
     """
     batch_size: int = Field(32, ge=1)
     """Clips per optimiser step, summed over all workers and micro-batches."""
@@ -382,8 +382,8 @@ class Training(SettingsSection):
     warmup_steps: int = Field(0, ge=0)
     """Steps of linear warm-up."""
     warmup_fraction: float = Field(0.0, ge=0, lt=1)
-    """The other way to give `warmup_steps`: the share of a run's own steps. Under budgets that give arms different
-    steps, the whole schedule then keeps its shape.
+    """Warm-up as a share of a run's own steps, instead of `warmup_steps`. Under budgets that give arms different
+    numbers of steps, the whole schedule then keeps its shape.
     """
     weight_decay: float = Field(0.01, ge=0)
     """Weight decay of AdamW."""
@@ -449,17 +449,17 @@ class Sampling(SettingsSection):
     memory holds.
     """
     cache_precision: Literal["model", "int8"] = "model"
-    """How keys and values of the past are kept: as the model computes them, or in 8 bits with a scale for each token
-    and head (built-in transformer, CPU).
+    """How keys and values of the past are stored: as the model computes them, or in 8 bits with a scale for each
+    token and head (built-in transformer, CPU).
     """
     cache_blocks: int | None = Field(None, ge=1)
-    """Number of latest blocks that sampling reads beside the first block, the current one included. By default it reads
-    all (built-in transformer, CPU).
+    """Number of latest blocks, including the current one, that sampling can attend to in addition to the first block.
+    By default it attends to all (built-in transformer, CPU).
     """
 
 
 class Evaluation(SettingsSection):
-    """How a trained model is judged."""
+    """How a trained model is evaluated."""
 
     protocol: Literal["native", "native-random", "native-pca", "stylegan-v", "latte", "larp", "omnitokenizer"] = (
         "native"
@@ -479,11 +479,11 @@ class Evaluation(SettingsSection):
     sampling_seeds: int = Field(1, ge=1)
     """Number of independent sets of generated clips. FVD is the mean over the sets."""
     reference_clips: int = Field(2048, ge=2)
-    """At most this many real clips are compared with."""
+    """Largest number of real clips to compare with."""
     reference_split: Literal["train", "test", "both"] = "train"
-    """The split that the real clips come from. The field uses `train`. `both` measures FVD against as many clips of
-    each, and the copy rate: the share of generated clips that lie nearer to a training clip than 95% of held-out clips
-    do.
+    """The split of the real clips. Published work uses `train`. `both` measures FVD against equally many clips of
+    each split. It also measures the copy rate: the share of generated clips that lie closer to a training clip than
+    95% of held-out clips do.
     """
     reference: Literal["reconstructed", "raw"] = "reconstructed"
     """Whether real clips are compared as they are (`raw`) or after passing through the tokenizer (`reconstructed`). The
@@ -538,14 +538,15 @@ class Resources(SettingsSection):
     again, on the same machine type, with the same versions and number of workers.
     """
     concurrent_trials: int | None = Field(None, ge=1)
-    """Most trials that run at once. By default, as many as fit into the resources."""
+    """Largest number of trials that run at once. By default, as many as fit into the resources."""
     max_failures: int = Field(2, ge=0)
-    """How often to retry a trial after failures of its own: its workers died twice without a new checkpoint between,
-    and their machines are still there. Any other death moves the trial and does not count.
+    """How often to retry a trial after failures of its own. A failure counts as its own if its workers died twice
+    without a new checkpoint in between, while their machines stayed available. After any other death the trial moves
+    to other workers, which does not count.
     """
     trial_deadline_seconds: float | None = Field(None, gt=0)
     """Time limit in seconds for one attempt of a trial. After it, the trial is asked to stop, its workers are killed,
-    and it has failed.
+    and it counts as failed.
     """
     calibration_seconds: float = Field(10, gt=0)
     """Longest measuring time of one calibration, in seconds."""
@@ -588,13 +589,15 @@ class Sections(SettingsSection):
 
     @property
     def kept_clips(self) -> int:
-        """Number of clips of each split whose pixels stay in the cache, for evaluation and for fitting a tokenizer."""
+        """Number of clips per split whose pixels stay in the cache, for evaluation and for fitting a tokenizer."""
         fitted = 0 if self.tokenizer.pretrained else self.tokenizer.fit_clips
         return max(self.evaluation.reference_clips, self.evaluation.validation_clips, fitted)
 
     @property
     def captions_name(self) -> str:
-        """Folder of the captions in a token cache, after all that decides how they are read."""
+        """Folder name of the captions in a token cache. It depends on everything that determines how they are
+        read.
+        """
         model, data = self.model, self.data
         drawn = data.seed if data.caption_rule == "random" else None
         what = json.dumps([model.text_tokenizer, model.text_tokens, data.caption_rule, drawn])
@@ -602,7 +605,7 @@ class Sections(SettingsSection):
 
     @property
     def cache_dir(self) -> Path:
-        """Cache folder of everything that is computed once for a data set."""
+        """Cache folder for everything that is computed once per data set."""
         if self.data.cache_dir is not None:
             return self.data.cache_dir
         return (self.data.root.parent if self.data.root is not None else Path()) / ".cache" / "reco-tune"
@@ -619,6 +622,6 @@ class Sections(SettingsSection):
             model = dict(model)
             preset = model.pop("preset")
             if preset not in PRESETS:
-                raise SettingsError(f"model.preset ({preset}) is not known; take one of {', '.join(PRESETS)}")
+                raise SettingsError(f"model.preset ({preset}) is not known; use one of {', '.join(PRESETS)}")
             values = {**values, "model": {**PRESETS[preset], **model}}
         return values

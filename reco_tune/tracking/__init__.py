@@ -1,5 +1,5 @@
-"""MLflow: a mirror of the study log, and a reader that gives the same record back. Only this package imports mlflow,
-and only when used.
+"""MLflow: a mirror of the study log, and a reader that returns the same record. Only this package imports mlflow, and
+only when it is used.
 """
 
 from __future__ import annotations

@@ -1,4 +1,4 @@
-"""Checks addresses of MLflow. Does not import MLflow, so that an error appears at once."""
+"""Checks addresses of MLflow without importing MLflow, so that an error appears at once."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from urllib.parse import urlsplit
 from reco_tune.errors import TrackingError
 
 SERVERS, DATABASES, MANAGED = ("http", "https"), ("sqlite", "postgresql", "mysql", "mssql"), ("databricks",)
-"""Schemes that MLflow takes; its file store is closed to writers."""
+"""Address schemes that MLflow accepts. Its file store accepts no new data."""
 ANSWER_SECONDS = 5.0
 """How long a server may take to answer."""
 
@@ -25,7 +25,7 @@ def check_address(uri: str, way_out: str = "start it, or leave --tracking-uri ou
         way_out: what a user can do if no server answers.
 
     Raises:
-        TrackingError: for an invalid address, and if no server answers.
+        TrackingError: if the address is invalid, or no server answers.
     """
     try:
         parts = urlsplit(uri)
@@ -58,7 +58,7 @@ def reading_address(experiment: str, uri: str | None) -> str:
         )
     check_address(where)
     file = database(where)
-    if file is not None and not file.is_file():  # MLflow would make an empty one
+    if file is not None and not file.is_file():  # MLflow would create an empty database
         raise TrackingError(
             f"mlflow:{experiment}: the database {file} does not exist; give the mlflow.db of a study folder"
         )
@@ -96,7 +96,7 @@ def listens(host: str, port: int) -> bool:
 
 
 def _proxy(scheme: str, host: str) -> bool:
-    """Whether requests go through a proxy, which alone knows who answers."""
+    """Whether requests go through a proxy. Only the proxy then knows whether the server answers."""
     return scheme in urllib.request.getproxies() and not urllib.request.proxy_bypass(host)
 
 

@@ -1,8 +1,8 @@
 """MLflow as a mirror of the study log: a parent run for the study, a child run for every trial.
 
-Reads the study folder only; nobody waits for it and nothing fails because of it. Whatever was missed is replayed by
-`sync`, and sending something twice changes nothing: a value's time is the run's start plus one millisecond a step, not
-the time of sending.
+Reads the study folder only. The study never waits for MLflow, and never fails because of it. `sync` sends whatever is
+missing. Sending something twice changes nothing: the time of a value is the run's start plus one millisecond per
+step, not the time of sending.
 """
 
 from __future__ import annotations
@@ -33,17 +33,17 @@ if TYPE_CHECKING:
     from mlflow.entities import Dataset
 
 POINTS_PER_CURVE = 300
-"""About this many steps of a history are mirrored; the whole of it stays in the study folder."""
+"""Approximate number of steps that are mirrored per history. The study folder has all of them."""
 METRICS_PER_BATCH, OTHERS_PER_BATCH = 1000, 100
-"""MLflow's limits of one request."""
+"""MLflow's limits per request."""
 DIGEST_CHARACTERS = 36
-"""MLflow's limit of a data set's digest."""
+"""MLflow's limit on the digest of a data set."""
 NOTE, OWN_NOTE = "mlflow.note.content", "reco_tune.note"
-"""Tags of a run's description, and of the hash of what was written there last."""
+"""Tags of a run's description, and of the hash of the description that was last written."""
 PAUSE_SECONDS, LONGEST_PAUSE_SECONDS = 4.0, 64.0
-"""Between two passes; doubled after every pass that failed."""
+"""Pause between two passes. It doubles after every failed pass."""
 BEHIND_SECONDS = 120.0
-"""So far behind the log MLflow may be before anybody is told; told again whenever that has doubled."""
+"""A message tells the user when MLflow is this far behind the log, and again whenever the delay has doubled."""
 STATUS = {"evaluated": "FINISHED", "failed": "FAILED", "pruned": "KILLED"}
 
 
@@ -54,7 +54,7 @@ class SyncResult:
     experiment: str
     uri: str
     sent: int
-    """Runs of which something was missing."""
+    """Number of runs with missing data."""
     runs: int
 
 
@@ -64,16 +64,16 @@ class Mirror:
     def __init__(self, folder: StudyFolder, uri: str | None, tell: Callable[[str], None] = lambda what: None) -> None:
         """
         Args:
-            uri: None is the sqlite file of the study folder, which only this process may write.
-            tell: called with one sentence if MLflow is far behind, and when it has caught up.
+            uri: None means the sqlite file of the study folder, which only this process may write.
+            tell: called with one sentence when MLflow is far behind, and when it has caught up.
         """
         self.error = ""
-        """Why the last pass failed; empty while all is well."""
+        """Why the last pass failed. Empty if it succeeded."""
         self._folder, self._uri, self._tell = folder, uri, tell
         self._sent_at = time.monotonic()
-        """MLflow has what the log held then."""
+        """Everything that the log held at this time is in MLflow."""
         self._told = 0.0
-        """How far behind it was when somebody was told."""
+        """The delay in the last message."""
         self._news, self._closing = threading.Event(), threading.Event()
         self._thread = threading.Thread(target=self._run, name="mlflow-mirror", daemon=True)
         self._thread.start()
@@ -83,7 +83,7 @@ class Mirror:
         self._news.set()
 
     def close(self, timeout: float = 60) -> bool:
-        """Sends what is missing, for at most `timeout` seconds. True if MLflow then has everything."""
+        """Sends what is missing, for at most `timeout` seconds. Returns True if MLflow then has everything."""
         self._closing.set()
         self._news.set()
         self._thread.join(timeout)
@@ -92,7 +92,7 @@ class Mirror:
         return not self.error
 
     def _tell_behind(self) -> None:
-        """Says how far MLflow is behind, where that is far, and when it no longer is."""
+        """Sends a message if MLflow is far behind, and another when it has caught up."""
         behind = time.monotonic() - self._sent_at if self._news.is_set() else 0.0
         if behind >= max(BEHIND_SECONDS, 2 * self._told):
             why = f" ({self.error})" if self.error else ""
@@ -120,7 +120,7 @@ class Mirror:
                     replay = Replay(self._folder, self._uri)
                 replay.send_news()
                 self.error, pause, self._sent_at = "", PAUSE_SECONDS, began
-            except Exception as error:  # a mirror must not end a study, whatever MLflow, the network or the disk do
+            except Exception as error:  # a mirror must not end a study, whatever MLflow, the network or the disk does
                 from reco_tune.tracking.store import first_line
 
                 self.error, pause = first_line(error), min(2 * pause, LONGEST_PAUSE_SECONDS)
@@ -134,7 +134,7 @@ class Mirror:
 def sync(
     folder: StudyFolder, uri: str | None = None, progress: Progress = quiet, experiment: str | None = None
 ) -> SyncResult:
-    """Sends everything that MLflow does not have of a study; a second call sends nothing.
+    """Sends everything of a study that MLflow does not have. A second call sends nothing.
 
     Args:
         experiment: name of the MLflow experiment; by default the one that holds the study, or else the study's name.
@@ -146,7 +146,7 @@ def sync(
     if not read_study(folder.path).name:
         raise StudyError(
             f"the study in {folder.path} has an empty log, so there is nothing to send;"
-            f" `{command('resume', folder.path)}` begins the study"
+            f" `{command('resume', folder.path)}` starts the study"
         )
     where = uri or folder.mlflow_uri
     again = f"then `{command('sync', folder.path, *_uri_option(uri))}` sends it"
@@ -155,7 +155,7 @@ def sync(
 
     way_out = f"check that it runs and is writable, {again}"
     with store.telling(where, "does not take the study", way_out), ExitStack() as stack:
-        with suppress(OSError):  # a folder that only can be read has nobody else who sends
+        with suppress(OSError):  # a read-only folder has no other sender
             stack.enter_context(lock(folder.path / ".sync.lock", seconds=-1))
         replay = Replay(folder, uri, experiment)
         sent = replay.send_news(progress)
@@ -185,10 +185,10 @@ def check_name(uri: str, name: str, folder: StudyFolder) -> None:
 
 
 class Replay:
-    """Sends the log of one study, run by run, and remembers what MLflow has already."""
+    """Sends the log of one study, run by run, and remembers what MLflow already has."""
 
     def __init__(self, folder: StudyFolder, uri: str | None, experiment: str | None = None) -> None:
-        from reco_tune.tracking import store  # imports MLflow, which takes seconds: here it costs nobody anything
+        from reco_tune.tracking import store  # importing MLflow takes seconds; here it delays nothing
 
         self._store = store
         self._folder = folder
@@ -200,12 +200,12 @@ class Replay:
         self._waiting: dict[str, None] = {}
         self._asked_for = experiment
         self.experiment = ""
-        """Its name."""
+        """Name of the experiment."""
         self._experiment = self._parent = ""
         self._ids: dict[str, str] = {}
         self._tags: dict[str, dict[str, str]] = {}
         self._tokenizers: dict[str, str] = {}
-        """Identity of each one's model, by fingerprint."""
+        """Identity of each tokenizer's model in MLflow, by fingerprint."""
 
     @property
     def study(self) -> StudyRecord:
@@ -228,15 +228,15 @@ class Replay:
                 del self._waiting[trial]
             self._send_study()
         except Exception:
-            # a request that failed may have been served all the same, or somebody deleted what was there: look again,
-            # before anything is made twice
+            # A failed request may have been served all the same, or somebody may have deleted data. So look again,
+            # before anything is created twice.
             self._parent = ""
             raise
         progress(total, total, "runs to MLflow")
         return sent
 
     def _open(self) -> None:
-        """Finds or makes the experiment and its parent run, and reads which runs are there already."""
+        """Finds or creates the experiment and its parent run, and reads which runs exist already."""
         client, store = self._client, self._store
         identity, began = self._folder.identity, _milliseconds(next(iter(read_events(self._folder.events)))["time"])
         self._experiment, self.experiment = self._find_experiment(identity)
@@ -257,15 +257,17 @@ class Replay:
             }
             created = client.create_run(self._experiment, start_time=began, run_name=self.study.name, tags=tags)
             parent, self._tags[""] = created.info.run_id, {}
-            client.set_experiment_tag(self._experiment, store.STUDY_ID, identity)  # whoever made the experiment
+            client.set_experiment_tag(self._experiment, store.STUDY_ID, identity)  # somebody else may have created it
         trials = {run.data.tags["reco_tune.trial"]: run for run in store.all_runs(client, self._experiment, "trial")}
         self._ids = {trial: run.info.run_id for trial, run in trials.items()}
         self._tags = {"": self._tags[""], **{trial: run.data.tags for trial, run in trials.items()}}
-        self._waiting = dict.fromkeys(self.study.runs)  # what was sent once may have been deleted since
+        self._waiting = dict.fromkeys(self.study.runs)  # data that was sent before may have been deleted since
         self._parent = parent
 
     def _find_experiment(self, identity: str) -> tuple[str, str]:
-        """Its identity and its name: the one asked for, else the one that holds the study, else one of its name."""
+        """Identity and name of the experiment: the requested one, else the one that holds the study, else one with
+        its name.
+        """
         client, store, name = self._client, self._store, self._asked_for or self.study.name
         found = None if self._asked_for else store.experiment_of(client, identity)
         if found is None:
@@ -274,14 +276,12 @@ class Replay:
         if found is not None:
             return found.experiment_id, found.name
         artifacts = self._folder.mlflow_artifacts.resolve().as_uri() if self._local else None
-        training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two faces opens
+        training = {"mlflow.experimentKind": "custom_model_development"}  # which of MLflow's two interfaces opens
         return client.create_experiment(name, artifact_location=artifacts, tags=training), name
 
     def _send_run(self, run: RunRecord) -> bool:
         if _waits(run):
-            return (
-                False  # MLflow dates a run when it is made; until this one starts, the study's own record tells of it
-            )
+            return False  # MLflow sets a run's date at creation; until it starts, the record of the study includes it
         store, client = self._store, self._client
         record = {**asdict(run), "calibration": self.study.calibrations.get(run.trial)}
         settings = record.pop("settings")
@@ -290,7 +290,7 @@ class Replay:
         tags = {
             **store.to_tags(store.RECORD, record),
             **store.to_tags(store.FILES, files),
-            "mlflow.parentRunId": self._parent,  # not always the one that it was made under: somebody may delete that
+            "mlflow.parentRunId": self._parent,  # its first parent may have been deleted
             **{
                 f"reco_tune.{key}": str(record[key])
                 for key in ("trial", "index", "arm", "budget", "seed", "state", "attempt", "settings_hash")
@@ -328,7 +328,7 @@ class Replay:
                 self._tokenizers[tokenizer] = store.tokenizer_model(client, self._experiment, tokenizer)
             store.log_inputs(client, identity, _dataset(run), self._tokenizers.get(tokenizer, ""))
         tags[store.MIRRORED_STEP] = str(max([mirrored, *(point.step for point in points if history.exists())]))
-        self._log(identity, [], {}, tags)  # last, because they say that the rest is there
+        self._log(identity, [], {}, tags)  # last, because these tags say that everything else is there
         self._set_status(identity, STATUS.get(run.state, "RUNNING"), run.ended)
         self._tags[run.trial] = {**known, **tags}
         return True
@@ -339,7 +339,7 @@ class Replay:
         sent = study.runs.keys() - waiting.keys()
         shared = {
             key: metrics for key, metrics in study.calibrations.items() if key not in sent
-        }  # a run's own stands with the run
+        }  # a run's own calibration is stored with the run
         report = (
             sorted(path for path in self._folder.report.rglob("*") if path.is_file())
             if self._folder.report.is_dir()
@@ -377,12 +377,12 @@ class Replay:
         self._tags[""] = {**known, **tags}
 
     def _note(self, known: dict[str, str]) -> dict[str, str]:
-        """What the parent run says of the study, unless a person has written there."""
+        """Description of the study for the parent run. It keeps a description that a user has written."""
         own = note(self.study, self._folder.report)
         digest = hashlib.sha256(own.encode()).hexdigest()
         if known.get(OWN_NOTE) == digest:
             return {}
-        there = self._client.get_run(self._parent).data.tags.get(NOTE, "")  # as it is now
+        there = self._client.get_run(self._parent).data.tags.get(NOTE, "")  # read again, because it may have changed
         if there in ("", self.study.question) or hashlib.sha256(there.encode()).hexdigest() == known.get(OWN_NOTE):
             return {NOTE: own, OWN_NOTE: digest}
         return {}
@@ -400,7 +400,7 @@ class Replay:
             self._client.log_batch(identity, tags=[RunTag(*item) for item in some_tags])
 
     def _log_samples(self, identity: str, samples: Path) -> None:
-        """The file itself and its clips side by side as a video that a browser plays."""
+        """Uploads the file, and its clips side by side as a video that a browser plays."""
         self._client.log_artifact(identity, str(samples))
         with np.load(samples) as arrays, tempfile.TemporaryDirectory() as folder:
             clips = arrays["video"].transpose(0, 1, 3, 4, 2)  # S,F,H,W,C
@@ -417,17 +417,17 @@ class Replay:
 
 
 def _uri_option(uri: str | None) -> tuple[str, ...]:
-    """What a command says of an address that is not the study folder's own."""
+    """Options for a command if the address is not the study folder's own."""
     return () if uri is None else ("--tracking-uri", shown(uri))
 
 
 def _waits(run: RunRecord) -> bool:
-    """Whether nothing of a run has happened but that it was planned."""
+    """Whether the run is only planned so far."""
     return run.state == "planned" and run.started is None
 
 
 def _dataset(run: RunRecord) -> Dataset:
-    """The clips that a run saw, named after how their folder is laid out."""
+    """The clips that a run saw, named after the layout of their folder."""
     from mlflow.entities import Dataset
 
     cut = {
@@ -450,8 +450,9 @@ class _Point:
 def points_of(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
     """Metrics of a run over its steps, its scalars at the last step, and its curves with the frame as the step.
 
-    Of the history only what lies after step `mirrored`: a run that is tried again repeats its earlier steps bit for
-    bit. What a rung has told of a run that is not whole stays at that rung: not every rung tells everything.
+    Only the part of the history after step `mirrored` is included: a retried run repeats its earlier steps with the
+    same bits. The scalars of an unfinished run stay at the step of the rung that reported them, because not every
+    rung reports all metrics.
     """
     began = _milliseconds(run.started)
     if history.exists():
@@ -471,8 +472,9 @@ def points_of(run: RunRecord, history: Path, mirrored: int) -> Iterator[_Point]:
 
 
 def _history_points(history: Path, steps: int, began: int, mirrored: int) -> Iterator[_Point]:
-    """About `POINTS_PER_CURVE` rows, always the same ones, and every value of metrics that are measured now
-    and then."""
+    """About `POINTS_PER_CURVE` rows, always the same ones, and every value of metrics that are measured only at some
+    steps.
+    """
     columns: dict[str, list[Any]] = pq.read_table(history).to_pydict()
     at = columns.pop("step")
     every = max(1, steps // POINTS_PER_CURVE)

@@ -1,4 +1,4 @@
-"""Reads a study from MLflow, as the same record that its log gives, so that reports can read from either."""
+"""Reads a study from MLflow as the same record that the log gives. So reports can use either."""
 
 from __future__ import annotations
 
@@ -51,7 +51,7 @@ def _record(parent: Run, trials: list[Run]) -> StudyRecord:
     runs = [
         RunRecord(**record, settings=_settings(trial, order)) for record, trial in zip(records, trials, strict=True)
     ]
-    begun = {run.trial for run in runs}  # a run may have started after the study's own record was sent
+    begun = {run.trial for run in runs}  # a run may have started after the record of the study was sent
     runs += [RunRecord(**record) for trial, record in told.pop("runs").items() if trial not in begun]
     study = StudyRecord(**told, runs={run.trial: run for run in sorted(runs, key=lambda run: run.index)})
     study.calibrations.update(calibrations)

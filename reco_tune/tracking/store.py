@@ -1,7 +1,8 @@
-"""The MLflow client of this project, quiet and impatient, and the names under which a study lies there.
+"""The MLflow client of this project, with few log lines and short timeouts, and the names under which a study is
+stored.
 
-MLflow is a mirror that can be deleted and rebuilt; nothing here decides anything. A run's settings are parameters under
-their dotted keys (JSON values); what the log says beside them stands in tags, cut into parts where it is long.
+MLflow is a mirror that can be deleted and rebuilt; nothing here makes decisions. A run's settings are parameters
+under their dotted keys (JSON values). Everything else in the log is stored in tags, split into parts if it is long.
 """
 
 from __future__ import annotations
@@ -18,12 +19,12 @@ from typing import Any
 QUIET = {
     "MLFLOW_HTTP_REQUEST_TIMEOUT": (
         "5"
-    ),  # seconds; with MLflow's own 120 and 7 retries a dead server blocks a call for minutes
+    ),  # seconds; MLflow's defaults (120 and 7 retries) block a call for minutes if a server is dead
     "MLFLOW_HTTP_REQUEST_MAX_RETRIES": "2",
     "MLFLOW_DISABLE_TELEMETRY": "true",
     "MLFLOW_LOGGING_LEVEL": "WARNING",
 }
-for _name, _value in QUIET.items():  # read by MLflow when it is imported
+for _name, _value in QUIET.items():  # MLflow reads them when it is imported
     os.environ.setdefault(_name, _value)
 
 from alembic.util import CommandError  # noqa: E402
@@ -45,49 +46,50 @@ from reco_tune.locks import HeldError, lock  # noqa: E402
 from reco_tune.tracking.address import check_address, database, restore_command, shown  # noqa: E402
 
 FAILURES = (MlflowException, SQLAlchemyError, CommandError, ImportError, OSError)
-"""What MLflow raises where it cannot do its work: its own, its database's, of a driver that is not installed, the
-network's.
-"""
+"""Errors of MLflow: its own, those of its database and of the network, and missing database drivers."""
 
 STUDY_ID = "reco_tune.study_id"
-"""Which study an experiment holds, and a parent run belongs to."""
+"""Identity of the study that an experiment or a parent run belongs to."""
 KIND = "reco_tune.kind"
 """`study` (the parent run) or `trial`."""
 RECORD = "reco_tune.record"
-"""Everything the log says of a run beside its settings; of a study on its parent run."""
+"""Everything that the log says of a run besides its settings. On a parent run: what it says of the study."""
 SETTINGS_ORDER = "reco_tune.settings_order"
-"""On the parent run: the order of the settings' keys, which MLflow does not keep."""
+"""On the parent run: the order of the setting keys, which MLflow does not keep."""
 FILES = "reco_tune.files"
-"""Path -> digest of the artifacts and of the history that were mirrored."""
+"""Path -> digest of the mirrored artifacts and of the mirrored history."""
 MIRRORED_STEP = "reco_tune.mirrored_step"
-"""The last step of a run's history that was mirrored."""
+"""The last mirrored step of a run's history."""
 PART_CHARACTERS = 5000
-"""MLflow cuts a tag off at 8,000 characters."""
+"""Length of one part. MLflow truncates tags at 8,000 characters."""
 PAGE_RUNS = 1000
 LONGEST_REASON = 200
-"""Characters of what MLflow says."""
+"""Characters of an MLflow error in a message."""
 LONGEST_MAKING_SECONDS = 60.0
-"""Of a database by another process."""
+"""Longest wait, in seconds, while another process creates the database."""
 
 for _noisy in ("alembic", "mlflow.store.db.utils", "mlflow.tracking", "mlflow.utils", "urllib3.connectionpool"):
     logging.getLogger(_noisy).setLevel(logging.ERROR)
 
 
 def connect(uri: str) -> MlflowClient:
-    """An MLflow client. Makes the database if `uri` is a sqlite file that does not exist yet, one process at a time.
+    """An MLflow client. If `uri` is a sqlite file that does not exist yet, creates the database, one process at a
+    time.
 
     Raises:
         TrackingError: if the address is invalid, no server answers, or the database is not MLflow's.
     """
     check_address(uri)
     file = database(uri)
-    if file is not None and not file.exists():  # MLflow itself tries for two minutes
+    if file is not None and not file.exists():  # MLflow itself would retry for two minutes
         above = next(folder for folder in file.absolute().parents if folder.exists())
         if not above.is_dir() or not os.access(above, os.W_OK | os.X_OK):
-            raise TrackingError(f"{file} cannot be made, because {above} is not writable; give a --tracking-uri")
+            raise TrackingError(
+                f"{file} cannot be created, because {above} is not writable; give another --tracking-uri"
+            )
     with telling(uri, "cannot be used", "give another --tracking-uri"), ExitStack() as stack:
         if file is not None:
-            with suppress(OSError, HeldError):  # in a folder that only can be read nobody makes one
+            with suppress(OSError, HeldError):  # in a read-only folder no other process creates one
                 file.parent.mkdir(parents=True, exist_ok=True)
                 stack.enter_context(lock(file.with_name(f".{file.name}.lock"), LONGEST_MAKING_SECONDS))
         return MlflowClient(tracking_uri=uri)
@@ -110,7 +112,7 @@ def find_experiment(client: MlflowClient, name: str, otherwise: str = "") -> Exp
     """The experiment with this name, or None.
 
     Args:
-        otherwise: what else a user can do if it was deleted.
+        otherwise: what else a user can do if the experiment was deleted.
 
     Raises:
         TrackingError: if it was deleted, because MLflow still reserves its name.
@@ -126,7 +128,7 @@ def find_experiment(client: MlflowClient, name: str, otherwise: str = "") -> Exp
 
 
 def experiment_of(client: MlflowClient, identity: str) -> Experiment | None:
-    """The experiment that holds a study, whatever its name."""
+    """The experiment that holds a study, under any name."""
     found = client.search_experiments(filter_string=f"tags.`{STUDY_ID}` = '{identity}'", max_results=1)
     return found[0] if found else None
 
@@ -150,10 +152,10 @@ def all_runs(client: MlflowClient, experiment: Experiment | str, kind: str) -> l
 
 
 def log_inputs(client: MlflowClient, identity: str, data: Dataset, model: str) -> None:
-    """Logs the inputs of a run; a repeated call changes nothing.
+    """Logs the inputs of a run. A repeated call changes nothing.
 
     Args:
-        model: identity of the model that it reads; empty for none.
+        model: identity of the model whose codes the run reads; empty for none.
     """
     models = [LoggedModelInput(model)] if model else None
     client.log_inputs(

@@ -1,5 +1,5 @@
 """Content of a study's parent run in MLflow: numbers for the list of studies, and a note with its tables. Pure
-functions of the study's record and its report folder; knows nothing of MLflow.
+functions of the study's record and its report folder. Knows nothing of MLflow.
 """
 
 from __future__ import annotations
@@ -11,9 +11,9 @@ from reco_tune import pareto
 from reco_tune.study_log import ENDED, StudyRecord, quality_of, speed_of, whole_at_equal_steps
 
 SPEEDS = (1.0, 1.5, 2.0, 3.0)
-"""The best run is told among those that train at least so many times as fast as the baseline."""
+"""For each of these speed-ups: the best run among those that are at least this much faster than the baseline."""
 NOTE_CHARACTERS = 5000
-"""MLflow's limit of a tag."""
+"""MLflow's limit on a tag."""
 
 
 def summary_metrics(study: StudyRecord) -> dict[str, float]:
