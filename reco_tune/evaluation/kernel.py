@@ -39,8 +39,8 @@ def kernel_interval(
     """The kernel distance with a 95% interval from a delete-group jackknife over the generated clips. The reference
     is held fixed.
 
-    It works like `frechet_interval`, but the estimate has no bias. So the interval also holds for infinitely many
-    clips. It can reach below 0.
+    It works like `frechet_interval`, but the estimate has no bias. So the interval also covers the distance of
+    infinitely many clips. It can reach below 0.
 
     Raises:
         ValueError: as `kernel_distance`.

@@ -62,7 +62,7 @@ class EvaluationReference:
     """Everything that a model's clips are compared with."""
 
     protocol: str
-    """Names all that must be equal for two FVDs to be comparable."""
+    """Name of the protocol. Two FVDs are comparable only if they have the same name."""
     extractor: Extractor | I3D
     classifier: Extractor | None
     """Predicts the classes of clips and frames, under any protocol. None where the data have no classes."""
@@ -193,7 +193,7 @@ def check_extractor(experiment: Experiment, classes: bool | None = None) -> None
 
 
 def deviations(experiment: Experiment) -> list[str]:
-    """Settings that differ from the published protocol they name; the name then gets a star. Empty for native
+    """Settings that differ from the protocol in `evaluation.protocol`, whose name then gets a star. Empty for native
     protocols.
     """
     published, layout = PUBLISHED.get(experiment.evaluation.protocol), experiment.data.layout
@@ -221,7 +221,7 @@ def sample_labels(reference_labels_M: NDArray[np.int64], num_classes: int, count
     """Classes of `count` clips to generate: the class frequencies of the reference, mixed evenly. The list is the
     same for every model.
 
-    Each place goes to the class that is farthest behind its share. So any number of first clips is balanced, too.
+    Each place goes to the class that is farthest behind its share. So every prefix of the list is balanced, too.
     """
     shares = np.bincount(reference_labels_M, minlength=num_classes) / len(reference_labels_M)
     given = np.zeros(num_classes)

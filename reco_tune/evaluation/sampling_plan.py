@@ -30,8 +30,8 @@ class SamplingBatch(NamedTuple):
 
 
 class Asked(NamedTuple):
-    """What the clips of one sampling seed should show. It is the same for every model and seed, and any number of
-    first clips has the same mixture.
+    """What the clips of one sampling seed should show. It is the same for every model and seed, and every prefix of
+    the list has the same mixture.
     """
 
     labels_N: NDArray[np.int64]

@@ -1,4 +1,6 @@
-"""Clips from a trained model: sampled tokens, decoded, for every way of training. Knows nothing of metrics or files."""
+"""Generates clips from a trained model: samples tokens and decodes them, for every training scheme. Knows nothing of
+metrics or files.
+"""
 
 from reco_tune.generation.codes import RESERVED_BYTES, Request, clips_that_fit, drawing_of
 from reco_tune.generation.rollout import Generated, generate_clips, sample_tokens

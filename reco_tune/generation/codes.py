@@ -1,8 +1,8 @@
-"""Codes for many requests: how many clips are sampled at once, and which draws belong to whom.
+"""Samples codes for many requests: how many clips are sampled together, and which random draws each clip gets.
 
-A request is a batch of clips whose draws come from one seed, so that a clip is the same whoever is sampled with it. The
-CPU samples request by request. A GPU samples as many clips at once as its free memory holds: all of them share what
-reading the weights and launching a step cost.
+A request is a batch of clips whose draws come from one seed. So a clip is the same whatever is sampled beside it. A
+CPU samples one request at a time. A GPU samples as many clips at once as fit into its free memory, because they share
+the cost of reading the weights and of launching a step.
 """
 
 from __future__ import annotations
@@ -31,27 +31,27 @@ from reco_tune.settings import Experiment
 from reco_tune.training import scheme_class
 
 Draw = Callable[..., Tensor]
-"""(labels_B, prompt_BP=None) -> int64 codes of one piece or clip; every call goes on with the same draws."""
+"""(labels_B, prompt_BP=None) -> int64 codes of one piece or clip. Every call continues the same random draws."""
 
 Rollout = Callable[[Draw, Tensor], Tensor]
-"""(draw, labels_B) -> whatever is made of the clips, one row each."""
+"""(draw, labels_B) -> one row of output per clip."""
 
 RESERVED_BYTES = 2**30
-"""Of a GPU: recorded steps, workspaces of kernels, the codes themselves."""
+"""GPU memory set aside for recorded steps, kernel workspaces and the codes themselves."""
 SHARE, SHARE_BESIDE_PIXELS = 0.85, 0.5
-"""Of a GPU's free memory, that sampling takes; the second where a tokenizer works between its pieces."""
+"""Shares of a GPU's free memory for sampling. The second applies if a tokenizer runs between pieces."""
 
 
 class Request(NamedTuple):
     """Clips whose draws come from one seed."""
 
     labels_B: Tensor
-    """Classes; the null class samples without one."""
+    """Classes. The null class samples without a class."""
     seed: int
 
 
 class Part(NamedTuple):
-    """Some clips of a request, all of them where they fit."""
+    """Some clips of a request, or all of them if they fit."""
 
     request: int
     first: int
@@ -59,7 +59,7 @@ class Part(NamedTuple):
 
 
 def drawing_of(experiment: Experiment) -> Drawing:
-    """How the experiment draws codes."""
+    """The experiment's settings for drawing codes."""
     sampling = experiment.sampling
     kept = Kept(sampling.cache_precision == "int8", sampling.cache_blocks, experiment.grid.tokens_per_block)
     return Drawing(
@@ -78,9 +78,7 @@ def made_of(
     requests: Sequence[Request],
     progress: Progress = quiet,
 ) -> Iterator[Tensor]:
-    """What `rollout` makes of each request, in their order. The memory that sampling took is given back after the last
-    one.
-    """
+    """The output of `rollout` for each request, in order. Memory used for sampling is freed after the last one."""
     drawing, device = drawing_of(experiment), model.device
     sizes = [len(request.labels_B) for request in requests]
     bfloat16, on_cpu = experiment.training.precision == "bfloat16", device.type == "cpu"
@@ -101,7 +99,7 @@ def _rolled(
     device: torch.device,
     progress: Progress,
 ) -> Iterator[Tensor]:
-    """Pack after pack, and each request as soon as all of its clips are there."""
+    """Samples pack after pack, and yields each request as soon as all of its clips are done."""
     waiting: dict[int, list[Tensor]] = {}
     done, total = 0, sum(len(request.labels_B) for request in requests)
     for pack in packed:
@@ -118,7 +116,7 @@ def _rolled(
 
 
 def packs(sizes: Sequence[int], at_once: int, split: bool = True) -> Iterator[list[Part]]:
-    """Which clips are sampled together: whole requests as far as they fit, else equal parts of one."""
+    """Divides clips into packs that are sampled together: whole requests if they fit, else equal parts of one."""
     pack: list[Part] = []
     for request, size in enumerate(sizes):
         if pack and sum(part.clips for part in pack) + size > at_once:
@@ -139,12 +137,12 @@ def _stream(request: Request, part: Part, device: torch.device) -> Stream:
 
 
 def clips_that_fit(settings: DecoderSettings, experiment: Experiment, free: float) -> int:
-    """Clips that a `StaticSampler` holds in its share of so many bytes, at least one: for whoever samples, and for
-    whoever plans it.
+    """Number of clips that fit into a `StaticSampler`'s share of the memory, at least 1. Used for sampling and for
+    planning.
 
     Args:
-        settings: of the model that the experiment trains.
-        free: of a worker's GPU, or of its part of one.
+        settings: settings of the model that the experiment trains.
+        free: free bytes of a worker's GPU, or of its part of a GPU.
     """
     bfloat16 = experiment.training.precision == "bfloat16"
     share = SHARE_BESIDE_PIXELS if scheme_class(experiment).continues_by == "frame" else SHARE
@@ -153,7 +151,9 @@ def clips_that_fit(settings: DecoderSettings, experiment: Experiment, free: floa
 
 
 def clips_at_once(model: Decoder, experiment: Experiment, free: int | None, sizes: Sequence[int]) -> int:
-    """Clips to sample together: whole requests where one fits; all of the largest where free memory is not known."""
+    """Number of clips to sample together: whole requests if one fits. If free memory is unknown, the largest
+    request.
+    """
     largest = max(sizes, default=1)
     if free is None:
         return largest
@@ -164,7 +164,7 @@ def clips_at_once(model: Decoder, experiment: Experiment, free: int | None, size
 def largest_sampler(
     model: Decoder, drawing: Drawing, bfloat16: bool, clips: int
 ) -> tuple[Sampler | StaticSampler, int]:
-    """A sampler of so many clips, of half as many where memory turns out to be in pieces, and so on."""
+    """A sampler for the given number of clips. If memory is too fragmented, it tries half as many, and so on."""
     while True:
         try:
             return sampler_for(model, drawing, clips, bfloat16), clips

@@ -1,10 +1,10 @@
-"""How a clip comes out of a model: the whole sequence at once, or piece after piece where the model knows pieces only.
+"""Turns a model into clips: the whole sequence at once, or piece after piece if the model was trained on pieces.
 
-Knows models, tokenizers and the scheme that a model was trained with; refuses to know how single codes are drawn.
+Knows models, tokenizers and the training scheme of a model, not how single codes are drawn.
 
     whole clips             one sequence of all blocks, then decoded
-    continued by a frame    a piece, decoded; its last pixel frame encoded again is block 0 of the next piece, and so on
-    continued by a block    a piece; its last block is given to the next one as it is; all decoded together in the end
+    continued by a frame    a piece is decoded; its last frame, encoded again, is block 0 of the next piece, and so on
+    continued by a block    the last block of a piece starts the next one as it is; everything is decoded at the end
 """
 
 from __future__ import annotations
@@ -30,7 +30,7 @@ class Generated(NamedTuple):
     video_BFCHW: Tensor
     """uint8."""
     tokens_BT: Tensor | None
-    """int64 codes; None where the clip was put together in pixels, so that no one sequence of codes stands for it."""
+    """int64 codes. None if the clip was joined in pixels, because then no single sequence of codes represents it."""
 
 
 @torch.no_grad()
@@ -42,11 +42,11 @@ def generate_clips(
     requests: Sequence[Request],
     progress: Progress = quiet,
 ) -> Iterator[Generated]:
-    """Clips, request by request: the same labels and seed give the same clips, whatever is asked for beside them.
+    """Generates clips, request by request. The same labels and seed give the same clips, whatever else is requested.
 
     Args:
-        model: trained with `experiment.window.scheme`.
-        grid: of the whole clip's tokens.
+        model: a model trained with `experiment.window.scheme`.
+        grid: token grid of the whole clip.
     """
     continues_by = scheme_class(experiment).continues_by
     if continues_by == "frame":
@@ -58,7 +58,7 @@ def generate_clips(
         for video_BFCHW in made_of(roll, model, experiment, requests, progress):
             yield Generated(video_BFCHW, None)
         return
-    # All codes first: the cache of their keys and values is gone before pixels take its place.
+    # All codes first: this frees the cache of keys and values before pixels need the memory.
     made = list(sample_tokens(model, experiment, requests, grid if continues_by == "block" else None, progress))
     for tokens_BT in made:
         yield Generated(_decode(tokenizer, grid, tokens_BT), tokens_BT)
@@ -71,7 +71,7 @@ def sample_tokens(
     continued_to: TokenGrid | None = None,
     progress: Progress = quiet,
 ) -> Iterator[Tensor]:
-    """int64 codes [B, T] of each request: as many as the model knows, or continued by blocks to a whole grid."""
+    """int64 codes [B, T] of each request: the model's own length, or continued by blocks to a whole grid."""
 
     def roll(draw: Draw, labels_B: Tensor) -> Tensor:
         return draw(labels_B) if continued_to is None else _token_rollout(draw, continued_to, labels_B)
@@ -80,17 +80,19 @@ def sample_tokens(
 
 
 def _pixel_rollout(draw: Draw, tokenizer: Tokenizer, grid: TokenGrid, labels_B: Tensor, frames: int) -> Tensor:
-    """Pieces joined at a frame that the earlier one decoded and the later one encoded again; cut to `frames`."""
+    """Joins pieces at a shared frame, which ends one piece and is encoded again to start the next. Cut to
+    `frames`.
+    """
     video_BFCHW = _decode(tokenizer, grid, draw(labels_B))
     while video_BFCHW.shape[1] < frames:
         prompt_BP = in_halves(tokenizer.encode, video_BFCHW[:, -1:]).flatten(1)
         piece_BFCHW = _decode(tokenizer, grid, draw(labels_B, prompt_BP=prompt_BP))
-        video_BFCHW = torch.cat([video_BFCHW, piece_BFCHW[:, 1:]], dim=1)  # its first frame is the last one, seen again
+        video_BFCHW = torch.cat([video_BFCHW, piece_BFCHW[:, 1:]], dim=1)  # the first frame repeats the last one
     return video_BFCHW[:, :frames]
 
 
 def _token_rollout(draw: Draw, grid: TokenGrid, labels_B: Tensor) -> Tensor:
-    """Pieces joined at a block that both share; cut to the clip's tokens."""
+    """Joins pieces at a shared block. Cut to the tokens of the clip."""
     tokens_BT = draw(labels_B)
     while tokens_BT.shape[1] < grid.num_tokens:
         piece_BT = draw(labels_B, prompt_BP=tokens_BT[:, -grid.tokens_per_block :])
@@ -99,5 +101,5 @@ def _token_rollout(draw: Draw, grid: TokenGrid, labels_B: Tensor) -> Tensor:
 
 
 def _decode(tokenizer: Tokenizer, grid: TokenGrid, tokens_BT: Tensor) -> Tensor:
-    """Tokens of any number of whole blocks -> uint8 [B, F, C, H, W]."""
+    """Codes of any number of whole blocks -> uint8 [B, F, C, H, W]."""
     return in_halves(tokenizer.decode, tokens_BT.unflatten(1, (-1, grid.rows, grid.columns)))

@@ -1,4 +1,4 @@
-"""Generates clips of a trained model by class, prompt and seed, and arranges them in a grid to look at."""
+"""Generates clips of a trained model by class, prompt and seed, and arranges them in a grid for viewing."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from reco_tune.training import LoadedModel, prepare_device
 
 DEFAULT_CLIPS = 16
 SHOWN_SIDE_PX = 96
-"""Clips are enlarged to about this height, so that a person sees 12-pixel digits."""
+"""Small clips are enlarged to about this height, so that 12-pixel digits are easy to see."""
 
 
 def labels_of(class_names: list[str], chosen: list[str] | None, clips: int) -> NDArray[np.int64]:
-    """One class per clip, in turn.
+    """One class per clip, cycling through the chosen classes.
 
     Raises:
-        SettingsError: for a class that the model does not know.
+        SettingsError: if the model does not know a class.
     """
     for name in chosen or []:
         if name not in class_names:
@@ -40,24 +40,24 @@ def labels_of(class_names: list[str], chosen: list[str] | None, clips: int) -> N
 
 
 class Wanted(NamedTuple):
-    """What clips are to show."""
+    """What the clips should show."""
 
     given_N: NDArray[np.int64]
-    """For the model: classes [N], or words of prompts [N, C]."""
+    """Conditions for the model: classes [N], or words of prompts [N, C]."""
     names: tuple[str, ...]
-    """For people: the class or the prompt of each."""
+    """The class or the prompt of each clip, as text."""
     unknown: tuple[str, ...] = ()
-    """Words of prompts that no training caption has; to the model they all look the same."""
+    """Words of the prompts that no training caption has. To the model they all look the same."""
 
 
 def wanted(loaded: LoadedModel, classes: list[str] | None, prompts: list[str] | None, clips: int | None) -> Wanted:
-    """One class or prompt a clip, in turn.
+    """One class or prompt per clip, cycling through the given ones.
 
     Args:
-        clips: as many as there are prompts where None.
+        clips: number of clips; None means one per prompt.
 
     Raises:
-        SettingsError: for a class or a prompt that the model does not know.
+        SettingsError: if the model does not know a class or a prompt.
     """
     if loaded.words is None:
         if prompts:
@@ -73,7 +73,7 @@ def wanted(loaded: LoadedModel, classes: list[str] | None, prompts: list[str] | 
     words = loaded.words
     for prompt in prompts:
         if not (cut := words.encode(prompt)) or len(words.unknown(prompt)) == len(cut):
-            raise SettingsError(f"--prompt {prompt!r} has no word of a training caption; write it in their words")
+            raise SettingsError(f"--prompt {prompt!r} has no word of a training caption; use words of the captions")
     unknown = dict.fromkeys(word for prompt in prompts for word in words.unknown(prompt))
     texts = [prompts[place % len(prompts)] for place in range(clips or len(prompts))]
     length = loaded.experiment.model.text_tokens
@@ -81,10 +81,10 @@ def wanted(loaded: LoadedModel, classes: list[str] | None, prompts: list[str] | 
 
 
 def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
-    """The tokenizer that a model was trained with, from its old path or from the current cache folder.
+    """The tokenizer that a model was trained with, at its old path or in the current cache folder.
 
     Raises:
-        DataError: if it is in neither.
+        DataError: if it is in neither place.
     """
     known = Path(loaded.cache.tokenizer_path)
     if experiment.data.layout == "tokens":
@@ -98,7 +98,7 @@ def tokenizer_of(loaded: LoadedModel, experiment: Experiment) -> Tokenizer:
             if tokenizer.fingerprint == loaded.cache.tokenizer_fingerprint:
                 return tokenizer
     raise DataError(
-        f"the tokenizer that the model was trained with is no longer at {known}; give the cache folder that has it with"
+        f"the tokenizer that the model was trained with is no longer at {known}; give its cache folder with"
         " --set data.cache_dir=FOLDER, or fit it again from the same videos with `reco-tune evaluate`"
     )
 
@@ -122,7 +122,7 @@ def generated(
 
 
 def grid_video(video_BFCHW: NDArray[np.uint8]) -> NDArray[np.uint8]:
-    """Clips side by side in a square, enlarged where they are tiny: [F, H, W, C]."""
+    """Clips side by side in a square grid, enlarged if they are tiny: [F, H, W, C]."""
     clips, frames, channels, height, width = video_BFCHW.shape
     across = math.ceil(math.sqrt(clips))
     down = math.ceil(clips / across)
