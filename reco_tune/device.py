@@ -41,8 +41,7 @@ def free_bytes(device: torch.device, part: float = 1.0) -> int | None:
 
     Args:
         part: share of the device that this process may use. The rest belongs to other processes, even if they have
-            not
-            allocated it yet.
+            not allocated it yet.
     """
     if device.type != "cuda":
         return None

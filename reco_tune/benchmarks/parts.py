@@ -1,7 +1,7 @@
 """How the time of a step divides into parts. It is timed whole, without its attention, and without its prefix; the
 optimiser is timed alone. All of this runs in turn.
 
-Knows the parts of a step and how to remove one; not tables.
+Knows the parts of a step and how to remove one. Knows nothing of tables.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 plain query.
 
 The study has the real format (event log, one Parquet history per run) and random numbers. Each report runs in its own
-process, so that imports count and the memory is that of the report alone. MLflow is imported only for its comparison.
+process, so that its time includes imports, and its memory nothing else. MLflow is imported only for its comparison.
 """
 
 from __future__ import annotations

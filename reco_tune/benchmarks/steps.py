@@ -1,5 +1,5 @@
-"""The training step: how close each arm comes to its FLOP limit, where the rest of the time goes, and how fast the
-full step of other implementations is.
+"""The training step: how close each arm comes to its FLOP limit, where the rest of the time goes, and the speed of
+the full step in other implementations.
 
 Speed-ups come from the same calibration that studies use.
 """

@@ -27,9 +27,7 @@ _PROGRESSIVE = 1
 _DEFAULT_SCORE = 5_000_000
 """What ffmpeg adds to a default stream when it chooses among streams by their pixels."""
 _JUMP = 2.5
-"""A step of this many usual steps is a jump in time: at least two frames are lost. The usual step covers nine in
-ten.
-"""
+"""A time step longer than this many usual steps (their 90% quantile) is a jump: at least two frames are lost."""
 
 
 class Entry(NamedTuple):

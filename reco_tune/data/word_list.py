@@ -82,7 +82,7 @@ class HubTokenizer:
     def __init__(self, description: str) -> None:
         """
         Raises:
-            SettingsError: where the package tokenizers is missing.
+            SettingsError: if the package tokenizers is missing.
         """
         self._description = description
         self._tokenizer: Any = package_of_extra("tokenizers", "hf", NEEDED_BY).Tokenizer.from_str(description)

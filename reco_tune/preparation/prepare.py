@@ -99,8 +99,7 @@ def prepare_tokens(
 
     Raises:
         DataError: if no usable clip is left, if a folder in the cache is damaged or not from ReCo-Tune, or if the
-        data
-            have changed.
+            data have changed.
     """
     if experiment.data.layout == "tokens":
         imported = import_codes(experiment)

@@ -67,7 +67,7 @@ def check_arm(space: Space, arm: str, path: Path) -> None:
     """Checks that the space has the arm.
 
     Raises:
-        SettingsError: if it has not.
+        SettingsError: if it does not have it.
     """
     if arm not in space.arms:
         raise SettingsError(f"{path} has no arm {arm or repr(arm)}; it has {', '.join(space.arms) or 'none'}")

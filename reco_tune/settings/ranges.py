@@ -35,7 +35,7 @@ class Range(SettingsSection):
     """Distance between the values that may be drawn."""
     when: dict[str, tuple[Any, ...]] = Field(default_factory=dict)
     """Conditions on other searched settings: the value, or values, that they must have. If they have others, this
-    setting is not drawn and keeps its value of the experiment.
+    setting is not drawn and keeps the value in `experiment`.
     """
 
     @field_validator("when", mode="before")

@@ -150,7 +150,7 @@ class Pruning(SettingsSection):
     arms: bool = False
     """Whether fixed arms may be stopped too, but never the baseline. At a rung, a run is compared with those of the
     other arms that have its budget and training seed. If one seed of an arm is stopped, the arm is in no comparison at
-    that budget, and its other seeds also stop at their next such rung.
+    that budget, and its other seeds also stop at their next rung where runs are judged.
     """
 
     @model_validator(mode="after")
