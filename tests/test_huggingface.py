@@ -364,7 +364,7 @@ def test_a_hub_name_is_pinned_to_its_commit(tmp_path: Path, monkeypatch: pytest.
     monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
     assert pinned_source("org/small", None, "model.options.path") == f"org/small@{commit}"
     assert source_of(f"org/small@{commit}", None, "model.options.path") == ("org/small", commit)
-    with pytest.raises(SettingsError, match=r"model\.options\.path \(org/large\) is no folder, and the hub"):
+    with pytest.raises(SettingsError, match=r"model\.options\.path \(org/large\) is not a folder, and the hub"):
         pinned_source("org/large", None, "model.options.path")
 
 

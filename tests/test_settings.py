@@ -251,7 +251,7 @@ def test_what_can_be_drawn(tmp_path: Path) -> None:
         pytest.param("objectives: {}", "objectives is empty", id="no-objective"),
         pytest.param("seeds: [-1]", r"seeds.0 \(-1\)", id="a-seed-below-0"),
         pytest.param("seeds: [4294967296]", r"seeds.0 \(4294967296\)", id="a-seed-too-large"),
-        pytest.param("trials: 2\ntrials: 3", "line .* gives trials for the second time", id="a-key-twice"),
+        pytest.param("trials: 2\ntrials: 3", "line .* gives trials a second time", id="a-key-twice"),
     ],
 )
 def test_spaces_that_cannot_be_meant(tmp_path: Path, text: str, words: str) -> None:
@@ -263,11 +263,11 @@ def test_spaces_that_cannot_be_meant(tmp_path: Path, text: str, words: str) -> N
     ("arm", "words"),
     [
         ("a" * 300, "at most 100"),
-        ("search-0000", "`search-0000` has the name that sampled runs have"),
-        ("search-0001-s2", "has the name that sampled runs have"),
-        ("search", "has the name that sampled runs have"),
+        ("search-0000", "`search-0000` has the name of sampled runs"),
+        ("search-0001-s2", "has the name of sampled runs"),
+        ("search", "has the name of sampled runs"),
         ("Reco", "differ only in upper and lower case"),
-        ("reco", "gives reco for the second time"),
+        ("reco", "gives reco a second time"),
     ],
 )
 def test_names_that_an_arm_cannot_have(tmp_path: Path, arm: str, words: str) -> None:

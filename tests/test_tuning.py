@@ -133,7 +133,7 @@ def test_all_arms_try_the_same_points(
 @pytest.mark.parametrize(
     ("overrides", "tune", "told"),
     [
-        ([], {"seeds": [0]}, "tune.seeds has 0, a seed of the table too"),
+        ([], {"seeds": [0]}, "tune.seeds has 0, also a seed of the table"),
         ([], {"per_arm": {}}, "tune.per_arm is empty"),
         ([], {"per_arm": {RATE: {"float": [1e-3, 1e-2]}}}, "tune.trials is missing"),
         ([], {"trials": 4}, "make 3 combinations"),
@@ -146,7 +146,7 @@ def test_all_arms_try_the_same_points(
         ),
         ([], {"per_arm": {"training.steps": {"choice": [8, 16]}}}, "training.steps is what budgets count in"),
         ([], {"per_arm": {"evaluation.samples": {"choice": [8]}}}, "evaluation.samples is shared by all runs"),
-        ([], {"per_arm": {"objective.continuity_weight": {"choice": [0.1]}}}, "arm `full` has a objective"),
+        ([], {"per_arm": {"objective.continuity_weight": {"choice": [0.1]}}}, "arm `full` has its own objective"),
         ([], {"per_arm": {"training.learning_rat": {"choice": [0.1]}}}, "learning_rat"),
         ([], {"per_arm": {"training.learning_rate": {"choice": [0.1, -1]}}}, "greater than 0"),
         (["arms.fewer_frames={}"], {"metric": "val_cross_entropy"}, "arm `fewer_frames` does not have"),
