@@ -4,12 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 
-import numpy as np
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
 from reco_tune.reporting.labels import label_line_ends
-from reco_tune.reporting.style import LARGEST, colours, lay_out, new_figure, plain_log, say_left_out, style
+from reco_tune.reporting.style import LARGEST, colours, lay_out, new_panels, plain_log, say_left_out, style
 
 LOSS_LABEL = "validation cross-entropy\n(nats/token, lower is better)"
 
@@ -36,8 +35,7 @@ def line_figure(
     panels = {title: [name for name in names if name in lines] for title, names in panels.items()}
     palette = colours([name.split("/")[-1] for name in lines])
     with style():
-        figure = new_figure(5.2 * len(panels) + 1.0, 4.2)
-        grid = np.atleast_1d(figure.subplots(1, len(panels), sharey=True))
+        figure, grid = new_panels(len(panels), 5.2, 4.2, 1.0)
         for axes, (title, names) in zip(grid, panels.items(), strict=True):
             for name in names:
                 x, y = zip(*lines[name], strict=True)
@@ -45,7 +43,8 @@ def line_figure(
             axes.set_title(title)
             axes.set_xlabel(x_label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        grid[0].set_ylabel(y_label)
+        for axes in grid[::3]:
+            axes.set_ylabel(y_label)
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)

@@ -90,6 +90,23 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
+def new_panels(count: int, width_in: float, height_in: float, spare_in: float) -> tuple[Figure, list[Any]]:
+    """A figure of panels that share y, at most three in a row, so that they can be read on a page.
+
+    Args:
+        width_in: of a panel.
+        height_in: of a panel.
+        spare_in: added to the width of the figure.
+    """
+    columns = min(count, 3)
+    rows = -(-count // columns)
+    figure = new_figure(width_in * columns + spare_in, height_in * rows)
+    grid = [*figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()]
+    for axes in grid[count:]:
+        axes.set_visible(False)
+    return figure, grid[:count]
+
+
 def lay_out(figure: Figure) -> None:
     """Gives the axes their places, for what is placed by pixels; without drawing anything, which takes three times as
     long.

@@ -85,7 +85,7 @@ def draw_frontier(
             that value alone.
     """
     from reco_tune.reporting.labels import label_points
-    from reco_tune.reporting.style import colours, drawable, freeze, new_figure, plain_log, say_left_out, spread, style
+    from reco_tune.reporting.style import colours, drawable, freeze, new_panels, plain_log, say_left_out, spread, style
 
     whole, quality = len(found.points), quality_of(found.points)
     found = replace(found, points=drawable(found.points, quality.key, quality.high))
@@ -95,8 +95,7 @@ def draw_frontier(
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(order)
     with style():
-        figure = new_figure(5.6 * len(budgets) + 0.4, 4.9)
-        panels = np.atleast_1d(figure.subplots(1, len(budgets), sharey=True))
+        figure, panels = new_panels(len(budgets), 5.6, 4.9, 0.4)
         table = table[np.isfinite(table["speedup"])]
         log = spread(pd.concat([found.points[quality.key], table[quality.key]])) > 10
         shared: dict[str, Line2D] = {}
@@ -109,12 +108,15 @@ def draw_frontier(
             axes.set_title(
                 f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {BUDGETS[budget].title.lower()}"
             )
-        panels[0].set_ylabel(f"{quality.name} (lower is better)")
+        for axes in panels[::3]:
+            axes.set_ylabel(f"{quality.name} (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
         if shared:
-            figure.legend(handles=list(shared.values()), loc="outside lower center", ncols=len(budgets), frameon=False)
+            figure.legend(
+                handles=list(shared.values()), loc="outside lower center", ncols=min(len(budgets), 3), frameon=False
+            )
         say_left_out(figure, whole - len(found.points))
         freeze(figure)
         for axes, budget in zip(panels, budgets, strict=True):
