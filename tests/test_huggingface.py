@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import gc
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -243,6 +244,38 @@ def test_training_begins_with_the_weights_of_a_folder(
     assert not torch.equal(
         dict(build_decoder(anew.model, shape, seed=5).named_parameters())["body.layers.0.mlp.up_proj.weight"], theirs_
     )
+
+
+@pytest.mark.parametrize("own", [{"code_offset": 10}, {"lora.rank": 2}], ids=["codes in the vocabulary", "adapters"])
+def test_one_set_of_weights_is_in_memory_while_they_are_read(
+    toy_experiment: Callable[..., Experiment], tmp_path: Path, monkeypatch: pytest.MonkeyPatch, own: dict[str, int]
+) -> None:
+    """A decoder begins as one with fresh weights, which go before those of the folder come: 28 GB of a 7B model."""
+    if "lora.rank" in own:
+        pytest.importorskip("peft")
+    language_model("llama").save_pretrained(tmp_path / "theirs")
+    sizes = {"model.width": 768, "model.depth": 12, "model.heads": 12, "model.kind": "huggingface"}
+    options = {f"model.options.{key}": value for key, value in {"path": str(tmp_path / "theirs"), **own}.items()}
+    experiment = toy_experiment({**sizes, **options})
+    shape = shape_of(experiment.model, V, 45, 3)
+    gc.collect()
+    before = _weights_in_memory()
+    there: list[int] = []
+
+    def read(*given: Any) -> Any:
+        there.append(_weights_in_memory() - before)
+        return pretrained(*given)
+
+    pretrained = module._pretrained
+    monkeypatch.setattr(module, "_pretrained", read)
+    made = build_decoder(experiment.model, shape)
+    whole = sum(weight.numel() for weight in made.parameters())
+    assert len(there) == 1 and there[0] < whole / 3
+    assert all(held.device.type == "cpu" for held in (*made.parameters(), *made.buffers())) and made.training
+
+
+def _weights_in_memory() -> int:
+    return sum(held.numel() for held in gc.get_objects() if type(held) is torch.nn.Parameter and not held.is_meta)
 
 
 def _without(name: str) -> Callable[[Path], None]:

@@ -240,6 +240,9 @@ class HuggingFaceDecoder(Decoder):
         options, shape = self._options, self.shape
         if options is None or options.path is None or options.fresh:
             return
+        own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
+        fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own) or _ADAPTER in name}
+        self.to("meta")  # two sets of weights need not fit into memory at once
         model, info = _from(lambda auto: _pretrained(auto, options))
         theirs = {**dict(model.named_parameters()), **dict(model.named_buffers())}
         sizes = shape.num_codes, shape.num_tokens, shape.num_classes
@@ -252,9 +255,10 @@ class HuggingFaceDecoder(Decoder):
                 f"{PATH_KEY}: {options.path} has no weights for {lacking[0]}{more}, so they would start at random;"
                 " correct model.options.config, or set model.options.fresh"
             )
-        own = ("classes.",) if options.code_offset is not None else ("classes.", "codes.", "head.")
-        fresh = {name: tensor for name, tensor in self.state_dict().items() if name.startswith(own) or _ADAPTER in name}
-        self.load_state_dict({**loaded.state_dict(), **fresh})
+        for name, module in loaded.named_children():
+            setattr(self, name, module)
+        self.load_state_dict(fresh, strict=False)
+        self.train(self.training)
 
     def given_again(self) -> frozenset[str]:
         options = self._options
