@@ -26,6 +26,7 @@ os.environ.setdefault(
 )  # Ray's 15 starves its workers for minutes where anything else runs on the machine
 
 CLUSTERS = (
+    "test_lora_study.py",
     "test_own_parts_study.py",
     "test_placement.py",
     "test_scheduler.py",
