@@ -414,7 +414,7 @@ def test_a_plan_needs_no_memory_of_the_model_that_it_counts(here: Path) -> None:
     )
     refused(
         say("plan", "demo", "--set", "data.size_px=100000"),
-        r"a clip has 3,125,000,000 tokens, more than the 1,048,576 .*; lower data.size_px",
+        r"a clip has 3,125,000,000 tokens, more than the limit of 1,048,576; lower data.size_px",
     )
 
 
@@ -621,7 +621,7 @@ def test_tokenize_fits_levels_in_place_of_a_codebook(trained: Path) -> None:
     assert found is not None
     psnr, used, perplexity = map(float, found.groups())
     assert psnr > 12 and 60 < used <= 240 and 20 < perplexity <= used  # the best constant clip: 11.7 dB
-    refused(say(*command, "--set", "tokenizer.num_codes=256"), r"num_codes \(256\) .*; take 240, the nearest")
+    refused(say(*command, "--set", "tokenizer.num_codes=256"), r"num_codes \(256\) .*; use 240, the nearest")
 
 
 def test_train_left_a_model_and_says_where(trained: Path) -> None:
