@@ -211,6 +211,28 @@ def test_a_tokenizer_of_transformers(tmp_path: Path, digits: tuple[Experiment, T
         prepare_tokens(changed(digits[0], {**TEXT, "model.text_tokenizer": str(tmp_path / "nothing")}))
 
 
+def test_a_tokenizer_that_has_changed_is_refused(tmp_path: Path, digits: tuple[Experiment, TokenCache]) -> None:
+    """The words in the cache are of the earlier one: a model would read others than the folder says."""
+    transformers, tokenizers = pytest.importorskip("transformers"), pytest.importorskip("tokenizers")
+
+    def save(words: list[str]) -> None:
+        known = {word: place for place, word in enumerate(["[UNK]", *words])}
+        made = tokenizers.Tokenizer(tokenizers.models.WordLevel(known, unk_token="[UNK]"))
+        made.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+        transformers.PreTrainedTokenizerFast(tokenizer_object=made, unk_token="[UNK]").save_pretrained(folder)
+
+    folder = tmp_path / "own"
+    experiment = changed(digits[0], {**TEXT, "model.text_tokenizer": str(folder)})
+    save(["a", "3", "moves", "left", "up", "and"])
+    prepare_tokens(experiment)
+    prepare_tokens(experiment)
+    save(["a", "3", "moves", "up", "left", "and"])
+    with pytest.raises(DataError, match=r"model\.text_tokenizer \(.*own\) has changed since .*captions-"):
+        prepare_tokens(experiment)
+    shutil.rmtree(folder)
+    prepare_tokens(experiment)  # all that is needed lies in the cache
+
+
 def test_training_follows_the_words(tmp_path: Path, told: tuple[Experiment, TokenCache]) -> None:
     """A few steps on texts, with windows: finite, resumed bit for bit, and counted with the words."""
     small = {"training.steps": 4, "training.rungs": 2, "window.scheme": "window", "window.length_blocks": 2}

@@ -84,6 +84,16 @@ class Captions:
         """int64 [texts, C]: text tokens of any texts."""
         return padded([self.tokenizer.encode(text) for text in texts], self.length, self.num_words)
 
+    def made_by(self, tokenizer: TextTokenizer) -> bool:
+        """Whether the tokenizer gives the same text tokens. It compares the first caption of every clip."""
+        return tokenizer.num_words == self.num_words and all(
+            np.array_equal(
+                self.words(split),
+                padded([tokenizer.encode(text) for text in self.texts(split)], self.length, self.num_words),
+            )
+            for split in SPLITS
+        )
+
     def drawn(self, split: Split, clips: np.ndarray, draws: np.random.Generator) -> np.ndarray:
         """int64 [clips, C]: text tokens of one caption of each clip, drawn uniformly."""
         first, counts = self._first[split][clips], np.diff(self._first[split])[clips]

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from reco_tune import settings
 from reco_tune.data.captions import captions_of
 from reco_tune.data.layouts import SPLITS
@@ -19,7 +21,8 @@ def add_captions(cache: TokenCache, experiment: settings.Experiment, progress: P
 
     Raises:
         SettingsError: if the layout has no captions.
-        DataError: if a clip has no caption, or the captions have changed since the cache was made.
+        DataError: if a clip has no caption, or the captions or the folder of the text tokenizer have changed since the
+            cache was made.
     """
     model, data = experiment.model, absolute_data(experiment)
     texts = captions_of(data, {split: cache.sources(split) for split in SPLITS}, experiment.grid)
@@ -36,6 +39,15 @@ def add_captions(cache: TokenCache, experiment: settings.Experiment, progress: P
         raise DataError(
             f"the captions in {data.root} have changed since {folder} was made; restore them, or delete the folder"
             f" {folder.name} and begin a new study"
+        )
+    if (
+        model.text_tokenizer != WORDS
+        and Path(model.text_tokenizer).is_dir()
+        and not captions.made_by(HubTokenizer.open(model.text_tokenizer))
+    ):
+        raise DataError(
+            f"model.text_tokenizer ({model.text_tokenizer}) has changed since {folder} was made; restore it, or delete"
+            f" the folder {folder.name} and begin a new study"
         )
     if captions.shortened:
         what = f"{captions.shortened} captions have more than {captions.length} words (model.text_tokens)"
