@@ -54,6 +54,8 @@ PROMPT_DIRECTION_ACCURACY = _q(
 MOTION_DISTANCE = _q("motion_distance", "Motion distance", "", "lower")
 FLOW_UNEXPLAINED = _q("flow_unexplained", "Share of change that optical flow does not explain", "", "lower")
 CLIP_SCORE = _q("clip_score", "CLIP score", "", "higher")
+CLIP_SCORE_LOW = _q("clip_score_low", "CLIP score, low end of the 95% interval", "", "higher")
+CLIP_SCORE_HIGH = _q("clip_score_high", "CLIP score, high end of the 95% interval", "", "higher")
 OWN_MEASURE = _q("own_measure", "Your own measure", "", "neither")
 LIPSCHITZ_TOKENS = _q("lipschitz_tokens", "Step of h along tokens", "", "neither")
 LIPSCHITZ_TOKENS_RELATIVE = _q("lipschitz_tokens_relative", "Step of h along tokens / |h|", "", "neither")
@@ -114,7 +116,7 @@ STEPS_OF_H = (LIPSCHITZ_TOKENS, LIPSCHITZ_TOKENS_RELATIVE, LIPSCHITZ_FRAMES, LIP
 """Root mean squares along tokens and across frames, each raw and relative to |h|."""
 STAGE_SECONDS = (CALIBRATION_SECONDS, COMPILE_SECONDS, TRAINING_SECONDS, GENERATION_SECONDS, EVALUATION_SECONDS)
 """Costs of a run by stage. Their sum is its device hours."""
-SIGNED = {KERNEL_DISTANCE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
+SIGNED = {KERNEL_DISTANCE, CLIP_SCORE, FIRST_FRAME_GAP, ERROR_GROWTH_RATE, ERROR_GROWTH_SLOPE, ERROR_GROWTH_AIC}
 """Metrics that can be negative."""
 FEWEST_GROWTH_BLOCKS = 4
 """Blocks that a clip needs for a fit of error growth: the disturbed block and three after it."""

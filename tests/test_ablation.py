@@ -255,3 +255,19 @@ def test_an_interval_that_was_cut_off_at_zero_hides_no_noise():
 def test_too_few_samples_for_the_features_are_said(one_seed):
     assert "mean little" not in caption(one_seed)
     assert "these FVDs mean little" in caption(one_seed.assign(rank_deficient=True))
+
+
+def test_clip_scores_are_columns_where_they_were_measured(three_seeds):
+    plain = ablation_table(three_seeds)
+    assert not [name for name in plain if name.startswith("clip_score")]
+    assert "CLIP" not in markdown([table_of(three_seeds)])
+    scored = three_seeds.copy()
+    scored.attrs = three_seeds.attrs
+    scored["clip_score"] = 25.0 + scored["seed"]
+    table = ablation_table(scored)
+    assert list(table)[:10] == [*list(plain)[:8], "clip_score", "clip_score_low"]
+    row = table[(table["arm"] == "reco") & (table["budget"] == "equal_steps")].iloc[0]
+    half = stats.t.ppf(0.975, 2) * 1.0 / math.sqrt(3)
+    assert [row[f"clip_score{end}"] for end in ("", "_low", "_high")] == pytest.approx([26.0, 26 - half, 26 + half])
+    assert "| CLIP score ↑ | 95% interval |" in markdown([table_of(scored)])
+    assert "CLIP score" in latex(table_of(scored))

@@ -196,3 +196,47 @@ def test_what_is_not_tested_is_one_line(one_seed):
     line = "Balancing the first frame helps (at equal steps, at equal compute); "
     assert line in table.caption and section.markup.count("This study did not test") == 1
     assert "not-tested" not in section.markup
+
+
+def with_clip_scores(runs, loss, fvd=2.0, speedup=1.95):
+    """Scores of the arms in three seeds, `reco` lower by `loss`; FVD of `reco` near the baseline's, at its speed."""
+    changed = runs.copy()
+    changed.attrs = runs.attrs
+    changed["clip_score"] = 30.0 + 0.01 * changed["seed"]
+    changed["clip_score_low"], changed["clip_score_high"] = changed["clip_score"] - 0.05, changed["clip_score"] + 0.05
+    own = (changed["arm"] == "reco") & (changed["budget"] == "equal_steps")
+    for name in ("clip_score", "clip_score_low", "clip_score_high"):
+        changed.loc[own, name] -= loss
+    changed.loc[own, ["speedup", "speedup_low", "speedup_high"]] = [speedup, speedup - 0.02, speedup + 0.02]
+    level = changed[(changed["arm"] == "full")].set_index("seed")["fvd"]
+    for seed, value in level.items():
+        here = own & (changed["seed"] == seed)
+        changed.loc[here, ["fvd", "fvd_low", "fvd_high"]] = [
+            value * fvd / 2,
+            value * fvd / 2 - 0.01,
+            value * fvd / 2 + 0.01,
+        ]
+    return changed
+
+
+@pytest.mark.parametrize(
+    ("changes", "expected", "words"),
+    [
+        ({"loss": 0.0}, "supported", "Training costs 0.51 of the baseline's (95% interval [0.51, 0.52]"),
+        ({"loss": 3.0}, "contradicted", "It is lower by more than 0.300 (1% of the baseline)"),
+        ({"loss": 0.3}, "not resolved", "does not rule out a loss above 0.300"),
+        ({"loss": 0.0, "fvd": 6.0}, "contradicted", "worse than `full` by more than"),
+        ({"loss": 0.0, "speedup": 1.4}, "contradicted", "Training costs 0.71"),
+    ],
+    ids=["comparable", "a lower score", "too close to tell", "a worse FVD", "not half the cost"],
+)
+def test_comparable_at_half_the_cost_needs_both_measures_and_the_cost(three_seeds, changes, expected, words):
+    found = verdict(with_clip_scores(three_seeds, **changes), "comparable at half the training cost")
+    assert found.verdict == expected
+    assert words in found.words
+
+
+def test_without_clip_scores_nobody_asks_about_text_to_video(three_seeds):
+    assert not [one for one in claims_of(three_seeds) if "Text to video" in one.claim]
+    told = [one for one in claims_of(with_clip_scores(three_seeds, 0.0)) if "Text to video" in one.claim]
+    assert [one.budget for one in told] == ["equal_steps"]

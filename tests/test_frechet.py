@@ -2,8 +2,11 @@
 
 from __future__ import annotations
 
+import math
+
 import numpy as np
 import pytest
+from scipy import stats
 from scipy.linalg import sqrtm
 
 from reco_tune.benchmarks.frechet import scipy_distance
@@ -12,6 +15,7 @@ from reco_tune.evaluation.frechet import (
     frechet_bias,
     frechet_distance,
     frechet_interval,
+    interval_of_mean,
     mean_interval,
     statistics_distance,
 )
@@ -220,3 +224,11 @@ def test_the_bias_falls_with_the_samples_and_its_limit_is_nearer_to_the_truth():
 def test_one_size_alone_has_no_limit():
     bias = frechet_bias(gaussian(0, 12, 8), FeatureStatistics.of(gaussian(0, 50, 8)))
     assert bias.samples == [12] and np.isnan(bias.limit)
+
+
+def test_the_interval_of_a_mean_is_students():
+    values = np.random.default_rng(0).normal(size=12)
+    found = interval_of_mean(values)
+    low, high = stats.t.interval(0.95, 11, values.mean(), stats.sem(values))
+    assert (found.low, found.value, found.high) == pytest.approx((low, values.mean(), high), rel=1e-12)
+    assert math.isnan(interval_of_mean(values[:1]).low)

@@ -278,7 +278,9 @@ def test_prompts_are_judged(prepared: tuple[Experiment, TokenCache], tmp_path: P
     assert prompts is not None and len(prompts) == experiment.evaluation.samples
     assert result.metrics["own_measure"] == np.mean([len(prompt.split()) for prompt in prompts])
     assert "first caption of train" in result.provenance["protocol"]
-    assert 0 <= result.metrics["clip_score"] <= 100 and "/CLIP clip " in result.provenance["protocol"]
+    low, score, high = (result.metrics[f"clip_score{end}"] for end in ("_low", "", "_high"))
+    assert 0 < low < score < high <= 100
+    assert "/CLIP clip " in result.provenance["protocol"]
     with np.load(tmp_path / "samples.npz") as samples:
         assert samples["prompts"].tolist() == list(prompts[:8])
     with pytest.raises(SettingsError, match="reads prompts"):

@@ -6,6 +6,7 @@ are numpy arrays or CPU tensors of N samples in D dimensions.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from contextlib import suppress
 from typing import Any, Literal, NamedTuple
@@ -195,6 +196,14 @@ def frechet_bias(features_ND: ArrayLike | Any, reference: FeatureStatistics) -> 
     samples = [len(features) // count for count in parts]
     limit = float(np.polyfit(1 / np.array(samples), distances, 1)[1]) if len(parts) > 1 else float("nan")
     return Bias(samples[::-1], distances[::-1], limit)
+
+
+def interval_of_mean(values_N: Float64) -> Interval:
+    """The mean of independent values with its t interval. With one value, the interval is unknown (NaN)."""
+    count, value = len(values_N), float(values_N.mean())
+    if count == 1:
+        return Interval(value, math.nan, math.nan, math.nan, 0)
+    return _interval(value, float(values_N.std(ddof=1)) / math.sqrt(count), count - 1, -math.inf)
 
 
 def mean_interval(intervals: Sequence[Interval], floor: float = 0.0) -> Interval:

@@ -27,7 +27,7 @@ from reco_tune.evaluation.clock import Clock
 from reco_tune.evaluation.error_growth import error_growth, fit_growth
 from reco_tune.evaluation.flow import CLIPS as FLOW_CLIPS
 from reco_tune.evaluation.flow import flow_changes, unexplained
-from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, mean_interval
+from reco_tune.evaluation.frechet import frechet_bias, frechet_interval, interval_of_mean, mean_interval
 from reco_tune.evaluation.kernel import kernel_interval
 from reco_tune.evaluation.loss_distribution import loss_by_block, training_clips
 from reco_tune.evaluation.motion import motion_distance, motion_features
@@ -308,7 +308,12 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
         ),
     }
     if len(clips.clip_N):
-        metrics[q.CLIP_SCORE.name] = float(clips.clip_N.mean())
+        score = interval_of_mean(clips.clip_N)
+        metrics |= {
+            q.CLIP_SCORE.name: score.value,
+            q.CLIP_SCORE_LOW.name: score.low,
+            q.CLIP_SCORE_HIGH.name: score.high,
+        }
     if len(clips.own_N):
         metrics[q.OWN_MEASURE.name] = float(clips.own_N.mean())
     if reference.memory is not None:

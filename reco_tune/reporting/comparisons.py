@@ -12,6 +12,7 @@ from typing import NamedTuple
 
 import pandas as pd
 
+from reco_tune import quantities
 from reco_tune.errors import ComparisonError
 from reco_tune.reporting.aggregate import (
     LEVEL,
@@ -27,6 +28,8 @@ from reco_tune.reporting.quality import FVD, Quality, quality_of
 from reco_tune.reporting.runs import IMPORTED, arm_order
 from reco_tune.settings import BASELINE, SEARCH
 
+CLIP = tuple(one.name for one in (quantities.CLIP_SCORE, quantities.CLIP_SCORE_LOW, quantities.CLIP_SCORE_HIGH))
+"""Columns of ablation.csv where CLIP scores were measured."""
 DETAILS = ("pairs", "verdict")
 """What tables for people say beside them: seeds that a row shares with the baseline, and the comparison's
 `standing`.
@@ -47,10 +50,29 @@ _MEANS = (
 )
 
 
-def columns(quality: Quality) -> list[str]:
-    """Of ablation.csv."""
+def columns(quality: Quality, clip: bool = False) -> list[str]:
+    """Of ablation.csv.
+
+    Args:
+        clip: whether CLIP scores were measured.
+    """
     means = [name for name in _MEANS if name != quality.key]
-    return ["budget", "arm", "seeds", *quality.ends, quality.delta, quality.p_value, *means, "protocol"]
+    words = CLIP if clip else ()
+    return ["budget", "arm", "seeds", *quality.ends, quality.delta, quality.p_value, *words, *means, "protocol"]
+
+
+def estimates(runs: pd.DataFrame, quantity: quantities.Quantity) -> dict[int, Estimate]:
+    """Measured values by training seed, with their sampling intervals where the quantity has one."""
+    names = [
+        quantity.name,
+        *(f"{quantity.name}_{end}" if f"{quantity.name}_{end}" in runs else None for end in ("low", "high")),
+    ]
+    found = [runs[name].astype(float) if name else [math.nan] * len(runs) for name in names]
+    return {
+        int(seed): Estimate(*values)
+        for seed, *values in zip(runs["seed"], *found, strict=True)
+        if math.isfinite(values[0])
+    }
 
 
 @dataclass(frozen=True)
@@ -194,10 +216,12 @@ def ablation_rows(compared: Sequence[Comparison], quality: Quality = FVD) -> pd.
     `fvd` (or what stands for it, `quality`) is the mean over training seeds; its interval is the run's own sampling
     interval at one seed, a t interval over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the
     baseline by seed; `fvd_p_value` is its t test with Holm's correction over the arms of the budget, empty at one seed;
-    `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval. The other columns are
-    means over the runs.
+    `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval. `clip_score` and its
+    interval are there where it was measured. The other columns are means over the runs.
     """
-    table = pd.DataFrame([_row(one, quality) for one in compared], columns=[*columns(quality), *DETAILS])
+    rows = [_row(one, quality) for one in compared]
+    clip = any(CLIP[0] in row for row in rows)
+    table = pd.DataFrame(rows, columns=[*columns(quality, clip), *DETAILS])
     return table.astype({"seeds": int, "pairs": int})
 
 
@@ -223,6 +247,8 @@ def _result(budget: str, arm: str, runs: pd.DataFrame) -> ArmResult:
 def _row(one: Comparison, quality: Quality) -> dict[str, object]:
     result, difference = one.result, one.difference
     mean = mean_interval(list(result.values.values()))
+    scores = list(estimates(result.runs, quantities.CLIP_SCORE).values())
+    told = dict(zip(CLIP, mean_interval(scores, -math.inf), strict=True)) if scores else {}
     own = 0.0 if result.arm == one.baseline else math.nan
     return {
         "budget": result.budget,
@@ -232,6 +258,7 @@ def _row(one: Comparison, quality: Quality) -> dict[str, object]:
         **dict(zip(quality.ends, mean, strict=True)),
         quality.delta: difference.delta if difference else own,
         quality.p_value: one.p_value,
+        **told,
         "protocol": result.protocol,
         "pairs": one.pairs,
         "verdict": one.standing,

@@ -11,6 +11,7 @@ import pandas as pd
 
 from reco_tune.reporting.budgets import budget_order
 from reco_tune.reporting.comparisons import (
+    CLIP,
     ArmResult,
     Comparison,
     Unresolved,
@@ -171,4 +172,4 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
             for.
     """
     evidence = Evidence(runs, baseline=baseline)
-    return evidence.ablation[columns(evidence.quality)]
+    return evidence.ablation[columns(evidence.quality, CLIP[0] in evidence.ablation)]

@@ -16,7 +16,8 @@ _FLOW = {q.FLOW_UNEXPLAINED.name}
 _CLIPS = {q.FVD.name, q.KERNEL_DISTANCE.name, q.MOTION_DISTANCE.name}
 _BOTH = {name + end for name in (q.FVD_HELDOUT.name, q.COPY_RATE.name) for end in ("", "_low", "_high")}
 _DISTANCES = {name + end for name in _CLIPS for end in ("", "_low", "_high")}
-_PIXELS = _DISTANCES | _BOTH | _CLASSES | _PROMPTS | _FLOW | {q.OWN_MEASURE.name, q.CLIP_SCORE.name}
+_CLIP_SCORE = {q.CLIP_SCORE.name, q.CLIP_SCORE_LOW.name, q.CLIP_SCORE_HIGH.name}
+_PIXELS = _DISTANCES | _BOTH | _CLASSES | _PROMPTS | _FLOW | _CLIP_SCORE | {q.OWN_MEASURE.name}
 _GROWTH = {q.ERROR_GROWTH_RATE.name, q.ERROR_GROWTH_SLOPE.name, q.ERROR_GROWTH_AIC.name}
 _ANALYSES = {quantity.name for quantity in q.STEPS_OF_H} | {q.FIRST_FRAME_GAP.name} | _GROWTH
 
@@ -32,7 +33,7 @@ def unmeasured(metric: str, experiment: Sections, classes: bool | None = None) -
         return "needs pixels, but data.layout tokens has none; use val_cross_entropy"
     if metric == q.OWN_MEASURE.name and evaluation.measure is None:
         return "is not measured without evaluation.measure; give it"
-    if metric == q.CLIP_SCORE.name and evaluation.clip is None:
+    if metric in _CLIP_SCORE and evaluation.clip is None:
         return "is not measured without evaluation.clip; give it"
     if metric in _BOTH and evaluation.reference_split != "both":
         return f"is not measured if evaluation.reference_split is {evaluation.reference_split}; set it to both"

@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reco_tune.quantities import KERNEL_DISTANCE, VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
 from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share, meaning, reference
-from reco_tune.reporting.comparisons import Comparison, best_row, columns
+from reco_tune.reporting.comparisons import CLIP, Comparison, best_row, columns
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
 from reco_tune.reporting.numbers import hours, number, p_value, quoted, signed
@@ -61,7 +61,12 @@ def ablation_table(evidence: Evidence) -> Table:
     return Table(
         "ablation",
         "Ablation",
-        [*columns_for_people(quality), best, *map(setting_column, chosen), *(_paper_columns(paper) if paper else ())],
+        [
+            *columns_for_people(quality, CLIP[0] in evidence.ablation),
+            best,
+            *map(setting_column, chosen),
+            *(_paper_columns(paper) if paper else ()),
+        ],
         _groups(evidence, bests),
         caption(evidence) + origin_note(file_names(evidence.imports)),
         [
@@ -71,18 +76,34 @@ def ablation_table(evidence: Evidence) -> Table:
             *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else []),
         ],
         left_out(evidence.runs),
-        evidence.ablation[columns(quality)],
+        evidence.ablation[columns(quality, clip=CLIP[0] in evidence.ablation)],
         ("csv", "md", "tex"),
-        latex=["arm", "seeds", *told, "speedup", "speedup_limit", *loss, quality.p_value, "verdict", *PAPER],
+        latex=[
+            "arm",
+            "seeds",
+            *told,
+            CLIP[0],
+            f"{CLIP[0]}_interval",
+            "speedup",
+            "speedup_limit",
+            *loss,
+            quality.p_value,
+            "verdict",
+            *PAPER,
+        ],
         terminal=[
-            *("arm", "seeds", *told, quality.p_value, "verdict"),
+            *("arm", "seeds", *told, quality.p_value, "verdict", *CLIP[:1]),
             *("speedup", "speedup_limit", "peak_memory_ratio", *chosen),
         ],
         mark=lambda row: "baseline" if row["arm"] == reference(row["budget"], evidence.baseline) else "",
     )
 
 
-def columns_for_people(quality: Quality) -> list[Column]:
+def _clip_columns() -> list[Column]:
+    return [number_column(CLIP[0], "CLIP score ↑", 3), interval_column(CLIP[0], digits=3)]
+
+
+def columns_for_people(quality: Quality, clip: bool = False) -> list[Column]:
     """Of the table on the page; those of one budget that are empty are left out."""
 
     def drawn_interval(row: Row) -> Markup:
@@ -105,6 +126,7 @@ def columns_for_people(quality: Quality) -> list[Column]:
         ),
         Column(quality.p_value, "p", lambda row: p_value(row[quality.p_value]), "count", "$p$", optional=True),
         text_column("verdict", "verdict"),
+        *(_clip_columns() if clip else []),
         number_column("speedup", "speed-up (x) ↑"),
         interval_column("speedup"),
         number_column("speedup_limit", "limit (x)"),

@@ -17,7 +17,7 @@ from markupsafe import Markup
 from reco_tune import quantities
 from reco_tune.reporting.aggregate import Difference, Ratio, holm, paired_difference, paired_ratio
 from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share
-from reco_tune.reporting.comparisons import ArmResult, Results
+from reco_tune.reporting.comparisons import ArmResult, Results, estimates
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import number, p_value, signed
 from reco_tune.reporting.protocols import reference_of
@@ -31,6 +31,12 @@ LEAST_CALIBRATION_SECONDS = 2.0
 """A shorter calibration takes too few steps for its interval to be trusted."""
 BUSY_LOAD = 1.0
 """Processes that want a core, per core, above which steps wait for others."""
+CLIP_MARGIN = 0.01
+"""Share of the baseline's CLIP score that an arm may lose and still count as comparable. Published text-to-video models
+differ by a few hundredths.
+"""
+HALF_THE_COST = 0.55
+"""Largest share of the baseline's training cost that counts as half of it."""
 PAPER_SPEEDUP = 2.0
 """The paper's speed-up per step of balanced windows."""
 _ANY_BUDGET = "per step"
@@ -126,6 +132,12 @@ def claims(evidence: Evidence) -> list[Claim]:
             ("The continuity term makes h smoother, not only smaller", [_smoother(results, budget)]),
         ):
             found.append(_claim(claim, budget, parts))
+        if budget == "equal_steps" and any(
+            estimates(own.runs, quantities.CLIP_SCORE) for (at, _), own in results.items() if at == budget
+        ):
+            claim = "Text to video: windows are comparable at half the training cost"
+            parts = [_recovers(results, budget, "reco", BASELINE), _keeps_clip_score(results, budget)]
+            found.append(_claim(claim, budget, [*parts, _half_the_cost(results, budget)]))
     speed = _speed(results)
     found.append(Claim(f"Windowed steps are {PAPER_SPEEDUP:g}x as fast", _ANY_BUDGET, speed.verdict, speed.words))
     return found
@@ -182,6 +194,52 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
         told = f"No difference is resolved, but a loss above {loss} is not ruled out"
     tail = _undetected(difference, quality) if verdict == "not resolved" else ""
     return _Finding(verdict, f"{words} {told}.{tail}", difference.seeds)
+
+
+def _keeps_clip_score(results: Results, budget: str, arm: str = "reco") -> _Finding:
+    """Whether the arm's CLIP score is not lower than the baseline's by more than `CLIP_MARGIN` of it."""
+    sides = [
+        estimates(results[budget, name].runs, quantities.CLIP_SCORE) if (budget, name) in results else {}
+        for name in (arm, BASELINE)
+    ]
+    difference = paired_difference(*sides)
+    if difference is None:
+        return _Finding("not tested", f"`{arm}` and `{BASELINE}` have no CLIP score {BUDGETS[budget].words}.")
+    mine, theirs = (sum(one.value for one in side.values()) / len(side) for side in sides)
+    margin = CLIP_MARGIN * abs(theirs)
+    verdict: Verdict = (
+        "supported" if difference.low > -margin else "contradicted" if difference.high < -margin else "not resolved"
+    )
+    ends = f", 95% interval [{signed(difference.low, 3)}, {signed(difference.high, 3)}]"
+    told = {
+        "supported": "If the score is lower, then by less than",
+        "contradicted": "It is lower by more than",
+        "not resolved": "This study does not rule out a loss above",
+    }[verdict]
+    return _Finding(
+        verdict,
+        f"CLIP score {number(mine, 3)} (`{arm}`) against {number(theirs, 3)} (`{BASELINE}`): difference"
+        f" {signed(difference.delta, 3)}{ends if math.isfinite(difference.low) else ''}. {told} {number(margin, 3)}"
+        f" ({CLIP_MARGIN:.0%} of the baseline).",
+        difference.seeds,
+    )
+
+
+def _half_the_cost(results: Results, budget: str, arm: str = "reco") -> _Finding:
+    """Whether training costs about half of the baseline's: the share of its steps, divided by the speed-up."""
+    if (budget, arm) not in results or (budget, BASELINE) not in results:
+        return _missing(results, budget, arm, BASELINE)
+    own, theirs = results[budget, arm], results[budget, BASELINE]
+    steps = float(own.runs[quantities.STEPS.name].mean()) / float(theirs.runs[quantities.STEPS.name].mean())
+    cost, low, high = (steps / own.means[name] for name in ("speedup", "speedup_high", "speedup_low"))
+    words = f"Training costs {number(cost)} of the baseline's"
+    if not (math.isfinite(low) and math.isfinite(high)):
+        return _Finding("not resolved", f"{words}, without an interval.")
+    verdict: Verdict = (
+        "supported" if high <= HALF_THE_COST else "contradicted" if low > HALF_THE_COST else "not resolved"
+    )
+    told = f"half means at most {number(HALF_THE_COST)} here"
+    return _Finding(verdict, f"{words} (95% interval [{number(low)}, {number(high)}]; {told}).")
 
 
 def _control(results: Results, budget: str) -> _Finding:

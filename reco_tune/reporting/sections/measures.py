@@ -16,7 +16,7 @@ from markupsafe import Markup
 from reco_tune import quantities as q
 from reco_tune.reporting.aggregate import Estimate, holm, mean_interval, paired_difference
 from reco_tune.reporting.budgets import BUDGETS, reference
-from reco_tune.reporting.comparisons import ONE_SEED, Results, standing
+from reco_tune.reporting.comparisons import ONE_SEED, Results, estimates, standing
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.numbers import significant
 from reco_tune.reporting.quality import FVD, quality_of
@@ -55,7 +55,7 @@ _SHARES = {
 }
 """Never above 1."""
 NOTE = (
-    "Means over training seeds with 95% t intervals. (With one seed, only the kernel distance has an interval. It"
+    "Means over training seeds with 95% t intervals. (With one seed, only some measures have an interval. It"
     " contains sampling noise only.) Better and worse compare with the baseline: t tests of differences paired by seed,"
     " with Holm's correction over the arms of a budget, separately for each measure. A value without such a word is not"
     " resolved."
@@ -93,7 +93,7 @@ def measures_table(results: Results) -> pd.DataFrame:
         arms = {result.arm: result.runs for result in results.values() if result.budget == budget}
         main = {quality_of(runs).key for runs in arms.values()}  # which the ablation table holds
         for quantity in (one for one in (*BESIDE_FVD, *ANALYSES) if one.name not in main):
-            known = {arm: values for arm, own in arms.items() if (values := _by_seed(own, quantity))}
+            known = {arm: values for arm, own in arms.items() if (values := estimates(own, quantity))}
             rows += [[budget, arm, quantity.name, *row] for arm, row in _rows(known, reference(budget), quantity)]
     return pd.DataFrame(rows, columns=list(COLUMNS))
 
@@ -127,20 +127,6 @@ def _rows(
         ends = (difference.delta, difference.low, difference.high) if difference else (math.nan,) * 3
         told = [end if math.isfinite(end) else math.nan for end in ends]
         yield arm, [len(arms[arm]), *mean, *told, standing(difference, p_value, *words)]
-
-
-def _by_seed(runs: pd.DataFrame, quantity: q.Quantity) -> dict[int, Estimate]:
-    """Values that were measured, with their sampling interval where the quantity has one."""
-    names = [
-        quantity.name,
-        *(f"{quantity.name}_{end}" if f"{quantity.name}_{end}" in runs else None for end in ("low", "high")),
-    ]
-    columns = [runs[name].astype(float) if name else [math.nan] * len(runs) for name in names]
-    return {
-        int(seed): Estimate(*values)
-        for seed, *values in zip(runs["seed"], *columns, strict=True)
-        if math.isfinite(values[0])
-    }
 
 
 def _table(title: str, table: pd.DataFrame, kind: Sequence[q.Quantity], note: str) -> Table:
