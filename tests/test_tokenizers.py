@@ -329,7 +329,7 @@ def test_rounding_to_levels_lets_the_gradient_of_the_bound_through() -> None:
     [
         pytest.param(
             {"kind": "vq", "num_codes": 256},
-            r"num_codes \(256\) .*; take 240, the nearest of 240, 1000, 4375",
+            r"num_codes \(256\) .*; use 240, the nearest of 240, 1000, 4375",
             id="codes",
         ),
         pytest.param(
