@@ -21,12 +21,13 @@ from reco_tune.training import fit, load_model
 
 Make = Callable[..., Experiment]
 TURNS = {
-    "training.learning_rate": 1.0,
+    "training.learning_rate": 3.0,
     "training.schedule": "constant",
+    "training.warmup_steps": 12,
     "training.rungs": 4,
     "training.keep_best": True,
 }
-"""So large that the loss rises again."""
+"""The rate grows until the loss rises, far beyond what machines differ by."""
 
 
 def weights(folder: Path) -> dict[str, torch.Tensor]:

@@ -149,6 +149,26 @@ def test_changed_code_is_another_setting(mine: Path) -> None:
     assert pinned(own(mine)) == before
 
 
+def test_a_study_pins_parts_wherever_they_are_named(mine: Path) -> None:
+    """A condition on a part never held, because only the range was pinned, and points lay outside of their range."""
+    kinds = ["transformer", "mine.models:Recurrent"]
+    given = own(mine).model_dump(exclude={"sampler"}) | {
+        "search": {
+            "model.kind": {"choice": kinds},
+            "window.first_frame_probability": {"float": [0.0, 1.0], "when": {"model.kind": [kinds[1]]}},
+        },
+        "points": [{"model.kind": kinds[1], "window.first_frame_probability": 0.5}],
+        "trials": 2,
+    }
+    space = pinned(Space.model_validate(given))
+    kind = space.search["model.kind"].choice[1]
+    assert kind.startswith("mine.models:Recurrent@")
+    assert space.search["window.first_frame_probability"].when == {"model.kind": (kind,)}
+    assert space.points[0]["model.kind"] == kind
+    again = Space.model_validate(space.model_dump(mode="json"))
+    assert again.points == space.points and pinned(again) == again
+
+
 @pytest.mark.parametrize("mark", parts.OUR_FOLDERS)
 def test_nothing_is_imported_from_what_this_program_wrote(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, mark: str

@@ -4,7 +4,7 @@ the parts, so call it only where their code may run anyway.
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from pydantic import BaseModel
@@ -13,6 +13,7 @@ from reco_tune import parts
 from reco_tune.errors import SettingsError
 from reco_tune.pretrained import MODEL_AND_WORDS, pinned_source
 from reco_tune.settings.experiment import Experiment
+from reco_tune.settings.ranges import Range
 from reco_tune.settings.space import Space
 
 PARTS = {
@@ -51,17 +52,29 @@ def pinned(space: Space) -> Space:
     if shared:
         sections["model"] = {**model, "options": _pinned_options(kind, shared)}
     arms = {arm: _with_pinned_options(own, kind, shared) for arm, own in arms.items()}
-    search = dict(space.search)
-    for key in search:
-        name = key.removeprefix(_OPTION)
-        if name != key and (choice := search[key].choice) is not None:
-            own = tuple(_pinned_options(kind, {**shared, name: value})[name] for value in choice)
-            search[key] = search[key].model_copy(update={"choice": own})
-    for key in _GROUPS.keys() & search.keys():
-        if (choice := search[key].choice) is not None:
-            search[key] = search[key].model_copy(update={"choice": tuple(_pinned(key, name) for name in choice)})
+
+    def at(key: str, value: Any) -> Any:
+        if key.startswith(_OPTION):
+            name = key.removeprefix(_OPTION)
+            return _pinned_options(kind, {**shared, name: value})[name]
+        return _pinned(key, value)
+
+    def ranges(given: Mapping[str, Range]) -> dict[str, Range]:
+        found = {}
+        for key, range_ in given.items():
+            when = {parent: tuple(at(parent, value) for value in allowed) for parent, allowed in range_.when.items()}
+            choice = range_.choice and tuple(at(key, value) for value in range_.choice)
+            found[key] = range_.model_copy(update={"choice": choice, "when": when})
+        return found
+
+    points = tuple(
+        _with_pinned_options({key: _pinned(key, value) for key, value in point.items()}, kind, shared)
+        for point in space.points
+    )
+    tune = space.tune and space.tune.model_copy(update={"per_arm": ranges(space.tune.per_arm)})
     sampler = space.sampler.model_copy(update={"kind": parts.pinned("samplers", space.sampler.kind)})
-    return space.model_copy(update={"experiment": sections, "arms": arms, "search": search, "sampler": sampler})
+    changed = {"experiment": sections, "arms": arms, "search": ranges(space.search), "points": points, "tune": tune}
+    return space.model_copy(update={**changed, "sampler": sampler})
 
 
 def pinned_experiment(experiment: Experiment) -> Experiment:
