@@ -1,6 +1,7 @@
-"""Attention of a window to its prefix and causally to itself. Knows only queries, keys and values.
+"""Attention of a window to its prefix and, causally, to itself.
 
-All forms compute the same numbers up to rounding; which one runs is a matter of speed alone, chosen by measurement.
+Knows only queries, keys and values. All forms compute the same numbers up to rounding and differ only in speed. Which
+one runs was chosen by measurement.
 """
 
 from __future__ import annotations
@@ -16,14 +17,14 @@ from torch.autograd.function import once_differentiable
 from reco_tune.model.split_attention import aten, split_attention
 
 LONGEST_IN_ONE_CALL = 128
-"""Inputs of a window up to which blocks of rows cost more than they save on the CPU."""
+"""Largest window on the CPU for which one call is faster than blocks of rows."""
 
 ROWS = 64
 """Of a block."""
 
 
 class KeysValues(NamedTuple):
-    """What later inputs read of earlier ones, in one layer: two tensors [B, H, S, K]."""
+    """Keys and values of one layer, which later inputs read: two tensors [B, H, S, K]."""
 
     keys: Tensor
     values: Tensor
@@ -37,16 +38,16 @@ def attend(
     form: str = "auto",
     seen: Tensor | None = None,
 ) -> Tensor:
-    """softmax(Q K^T / sqrt(K)) V, each query seeing the whole prefix and the window up to itself; all [B, H, W, K].
+    """softmax(Q K^T / sqrt(K)) V; all [B, H, W, K]. Each query sees the whole prefix, and the window up to itself.
 
-    The prefix gets no gradient whatever it requires, so it must come without a graph.
+    The prefix gets no gradient, even if it requires one, so it must have no graph.
 
     Args:
-        form: how it is computed where that is not on the CPU, or is compiled: "auto" is `split_attention` with the
-            kernel that a full sequence gets; a name of `split_attention.KERNELS` is that with this kernel, for full
-            sequences too; "lower_right" and "flex" are single calls on prefix and window joined.
-        seen: bool [B, 1, W, prefix + W], where a query does not see all that is before it (`beside_padding`); both are
-            then joined for one call.
+        form: how attention is computed on a GPU or when compiled. "auto": `split_attention` with the kernel that a full
+            sequence gets. A name of `split_attention.KERNELS`: `split_attention` with this kernel, also for full
+            sequences. "lower_right" and "flex": one call on prefix and window joined.
+        seen: bool [B, 1, W, prefix + W], if queries do not see all earlier inputs (`beside_padding`). Prefix and window
+            are then joined for one call.
     """
     if seen is not None:
         return F.scaled_dot_product_attention(queries, *joined(keys, values, prefix), attn_mask=seen)
@@ -73,7 +74,7 @@ def _on_cpu(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | 
 
 
 def attend_with_gradient(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """The same with a gradient for the prefix too."""
+    """The same, with a gradient for the prefix."""
     if prefix is None:
         return attend(queries, keys, values)
     if queries.device.type == "cuda":
@@ -84,8 +85,8 @@ def attend_with_gradient(queries: Tensor, keys: Tensor, values: Tensor, prefix: 
 
 
 def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """One call on keys joined, with torch's bias object, which unlike a mask keeps the flash kernel."""
-    from torch.nn.attention.bias import causal_lower_right  # takes a second to import, so only where it is used
+    """One call on joined keys, with torch's bias object. Unlike a mask, it keeps the flash kernel."""
+    from torch.nn.attention.bias import causal_lower_right  # the import takes a second
 
     keys, values = joined(keys, values, prefix)
     bias = causal_lower_right(queries.shape[2], keys.shape[2])
@@ -93,7 +94,7 @@ def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValue
 
 
 def flex(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """One call of torch's generated kernel on keys joined, which leaves out the blocks that nobody sees."""
+    """One call of torch's generated kernel on joined keys. It skips blocks that are masked for every query."""
     keys, values = joined(keys, values, prefix)
     mask = _flex_mask(queries.shape[2], keys.shape[2], str(queries.device))
     output: Tensor = _compiled_flex()(queries, keys, values, block_mask=mask)
@@ -121,17 +122,17 @@ def _flex_mask(rows: int, columns: int, device: str) -> Any:
 
 
 def joined(keys: Tensor, values: Tensor, prefix: KeysValues | None) -> KeysValues:
-    """The prefix's and the window's, one after the other."""
+    """Keys and values of the prefix, followed by those of the window."""
     if prefix is None:
         return KeysValues(keys, values)
     return KeysValues(torch.cat([prefix.keys, keys], dim=2), torch.cat([prefix.values, values], dim=2))
 
 
 def beside_padding(padding_B: Tensor, rows: int, columns: int) -> Tensor:
-    """bool [B, 1, rows, columns]: what the last `rows` of `columns` inputs see, of which a clip's first `padding_B` are
-    padding.
+    """Mask, bool [B, 1, rows, columns]: what the last `rows` of `columns` inputs see. A clip's first `padding_B` inputs
+    are padding.
 
-    Padding sees itself alone, so that its own states, which nobody reads, are numbers.
+    Padding sees only itself, so that its states are finite. Nothing reads them.
     """
     column = torch.arange(columns, device=padding_B.device)
     row = column[columns - rows :, None]
@@ -139,12 +140,12 @@ def beside_padding(padding_B: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class _RowBlocks(torch.autograd.Function):
-    """Exact attention in blocks of query rows, which do not pay for what lies behind their last row.
+    """Exact attention in blocks of query rows. No block computes keys behind its last row.
 
     The CPU's fused kernel skips masked keys 512 at a time, so a causal window of 512 costs as much as the whole square.
-    Here each block of rows reads only the keys up to its last row. Backward splits the keys: those of the window go
-    through the fused backward, those of the prefix, which need no gradient, through the three products that dQ takes
-    instead of five.
+    Here each block of rows reads only the keys up to its last row. Backward splits the keys. Those of the window go
+    through the fused backward. Those of the prefix need no gradient, so they take only the three products of dQ, not
+    five.
     """
 
     @staticmethod
@@ -204,7 +205,7 @@ _fused_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.defa
 
 
 def query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tensor, part: KeysValues) -> Tensor:
-    """dQ of some of the keys alone: P ∘ (dO V^T - <dO, O>) K / sqrt(K), P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
+    """dQ of some of the keys: P ∘ (dO V^T - <dO, O>) K / sqrt(K), with P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
     scale = queries.shape[-1] ** -0.5
     weights = torch.matmul(queries * scale, part.keys.transpose(-1, -2)).sub_(log_sum[..., None]).exp_()
     weights *= torch.matmul(grad, part.values.transpose(-1, -2)).sub_((grad * output).sum(dim=-1, keepdim=True))
@@ -212,7 +213,7 @@ def query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tenso
 
 
 def causal_mask(rows: int, columns: int, like: Tensor) -> Tensor:
-    """0 where the last `rows` of `columns` inputs may look, -inf where not: row i sees columns up to columns - rows +
-    i.
+    """Mask of the last `rows` of `columns` inputs: 0 where a row may look, -inf elsewhere. Row i sees columns up to
+    columns - rows + i.
     """
     return like.new_full((rows, columns), -torch.inf).triu_(columns - rows + 1)

@@ -1,4 +1,4 @@
-"""The decoder that the settings name: its shape, before anything of it exists, and itself."""
+"""Builds the decoder that the settings name, or computes its shape without building it."""
 
 from __future__ import annotations
 
@@ -15,17 +15,17 @@ from reco_tune.model.shape import DecoderSettings, ModelSettings
 from reco_tune.model.transformer import VideoTransformer
 
 BUILT_IN = "transformer"
-"""The kind whose shape is `width`, `depth` and `heads`."""
+"""The built-in kind, whose shape is given by `width`, `depth` and `heads`."""
 
 SIZES = ("num_codes", "num_tokens", "num_classes", "condition_tokens")
-"""What every decoder is given beside its options; the last one only under text."""
+"""Arguments of every decoder beside its options. The last one is given only under text."""
 
 
 def shape_of(model: settings.Model, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
-    """What the decoder will say of itself; no weights are made.
+    """The decoder's shape. No weights are allocated.
 
     Raises:
-        SettingsError: where it cannot be made.
+        SettingsError: if it cannot be built.
     """
     if model.kind == BUILT_IN:
         return ModelSettings(
@@ -52,11 +52,11 @@ def build_decoder(
     """A decoder on the CPU; the same settings and seed give the same weights.
 
     Args:
-        attention, residual: of the built-in transformer.
-        start: whether it has the weights that training begins with; else fresh ones, which others will replace.
+        attention, residual: options of the built-in transformer.
+        start: whether to load the weights that training begins with. If not, it has fresh weights, to be replaced.
 
     Raises:
-        SettingsError: where it cannot be made.
+        SettingsError: if it cannot be built.
     """
     if model.kind == BUILT_IN:
         return VideoTransformer(

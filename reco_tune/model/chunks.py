@@ -1,12 +1,12 @@
-"""The gradient of a loss over whole clips, a chunk of tokens at a time: what exists at once is one chunk's graph, and
-keys and values of all tokens with their gradients.
+"""The gradient of a loss over whole clips, computed one chunk of tokens at a time. Memory holds the graph of one chunk,
+and the keys and values of all tokens with their gradients.
 
     without gradient    chunk 0, 1, ... n-2        keys and values are kept
-    with gradient       chunk n-1, n-2, ... 0      computed again after the kept ones, and straight backward: its loss,
-                                                   and what later chunks want of its own keys and values
+    with gradient       chunk n-1, n-2, ... 0      computed again, then backward at once: its loss, and the gradients
+                                                   that later chunks have for its keys and values
 
-The sum over the chunks is the full sequence's gradient, exactly (StreamBP for language models does so too). Knows the
-built-in transformer; refuses to know what the loss is.
+The sum over the chunks is exactly the full sequence's gradient (StreamBP does the same for language models). Knows the
+built-in transformer, but not the loss.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ from reco_tune.model.transformer import VideoTransformer
 from reco_tune.windows import WindowSpan
 
 Judge = Callable[[Tensor, WindowSpan], Tensor]
-"""(hidden [B, C, D] of a chunk, where it lies) -> its share of the loss."""
+"""(hidden [B, C, D] of a chunk, its span) -> the chunk's share of the loss."""
 
 
 def chunk_spans(num_tokens: int, chunk_tokens: int) -> list[WindowSpan]:
-    """0, C, 2C, ...; the last chunk is cut by the clip's end."""
+    """Spans that begin at 0, C, 2C, ...; the last one ends with the clip."""
     return [WindowSpan(at, min(chunk_tokens, num_tokens - at)) for at in range(0, num_tokens, chunk_tokens)]
 
 
@@ -56,8 +56,9 @@ def _add_chunk(
     wanted: Sequence[KeysValues],
     gradient: Sequence[Tensor],
 ) -> None:
-    """Adds a chunk's share to `gradient`, and to `wanted` what it wants of keys and values before it. Its graph is gone
-    when this returns.
+    """Adds a chunk's share to `gradient`. Adds its gradient for earlier keys and values to `wanted`. The chunk's graph
+    is
+    freed when this returns.
     """
     start, length = span
     with torch.enable_grad():
@@ -69,7 +70,7 @@ def _add_chunk(
     exact = torch.autocast(tokens_BT.device.type, enabled=False) if _has_autocast(tokens_BT) else nullcontext()
     with exact:
         found = torch.autograd.grad(made, [*model.parameters(), *before], [None, *weights], allow_unused=True)
-    torch.clear_autocast_cache()  # casts of the weights, which belong to a graph that is gone
+    torch.clear_autocast_cache()  # drop casts of the weights: they belong to a graph that is freed
     earlier = [part[:, :, :start] for layer in wanted for part in layer] if start else []
     for total, share in zip([*gradient, *earlier], found, strict=True):
         if share is not None:
@@ -80,7 +81,7 @@ def _add_chunk(
 def read_chunks(
     model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, spans: Sequence[WindowSpan]
 ) -> list[KeysValues]:
-    """Keys and values of these chunks in every layer; none where there are no chunks."""
+    """Keys and values of these chunks in every layer; empty if there are no chunks."""
     found: list[KeysValues | None] = [None] * len(model.blocks)
     *lower, last = model.blocks
     for start, length in spans:
@@ -90,14 +91,14 @@ def read_chunks(
             found[number] = joined(own.keys, own.values, found[number])
         own = last.keys_values(hidden_BCD)
         found[-1] = joined(own.keys, own.values, found[-1])
-    torch.clear_autocast_cache()  # casts of the weights that carry no gradient
+    torch.clear_autocast_cache()  # drop casts of the weights: they carry no gradient
     return [layer for layer in found if layer is not None]
 
 
 def compute_chunk(
     model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, span: WindowSpan, kept: Sequence[KeysValues]
 ) -> tuple[Tensor, list[KeysValues], list[Tensor]]:
-    """Hidden states of a chunk after what is kept, its own keys and values, and the kept ones as leaves of a graph."""
+    """Hidden states of a chunk, its own keys and values, and the kept ones as leaves of a graph."""
     hidden_BCD = model.inputs(tokens_BT, labels_B, span.start, span.start + span.length).embedded_BSD
     before = [
         KeysValues(*(part[:, :, : span.start].detach().requires_grad_() for part in layer))
@@ -117,5 +118,5 @@ def _has_autocast(tensor: Tensor) -> bool:
 
 
 def _zeros(part: Tensor) -> Tensor:
-    """Room for a sum over chunks, in float32 or better."""
+    """A zero tensor for a sum over chunks, in float32 or better."""
     return torch.zeros_like(part, dtype=torch.promote_types(part.dtype, torch.float32))

@@ -1,7 +1,9 @@
-"""What a decoder costs that has no formula: torch's operation counter over a forward pass on tensors without storage.
+"""Costs of a decoder that has no formula: torch's operation counter runs over a forward pass on tensors without
+storage.
 
-The counter takes attention as whole squares of pairs. Two lengths tell a token's operations from a pair's, and the
-pairs are then counted once each, as causal ones. What grows neither with tokens nor with pairs is not seen.
+The counter counts attention as whole squares of pairs. Two lengths separate the cost of a token from the cost of a
+pair. The pairs are then counted once each, as causal ones. Costs that grow neither with tokens nor with pairs are not
+seen.
 """
 
 from __future__ import annotations
@@ -21,9 +23,9 @@ class Counted(NamedTuple):
     costs: Costs
     parameters: int
     frozen: int
-    """Those of them that are not trained."""
+    """The part of the parameters that is not trained."""
     cached: int
-    """Numbers that its past keeps of a token."""
+    """Numbers that the past keeps for one token."""
 
 
 def count(
@@ -73,14 +75,14 @@ def tensors_of(held: Any, _seen: set[int] | None = None) -> Iterator[Tensor]:
 
 
 def _is_frozen(module: nn.Module) -> bool:
-    """Whether it multiplies by weights of its own that are not trained."""
+    """Whether the module multiplies by weights of its own that are not trained."""
     own = list(module.parameters(recurse=False))
     return any(weight.dim() > 1 for weight in own) and not any(weight.requires_grad for weight in own)
 
 
 def _operations(compute: Callable[[], Any], frozen: list[nn.Module]) -> tuple[int, int, Any]:
-    """All, those inside of the frozen modules, and what was computed."""
-    from torch.utils.flop_counter import FlopCounterMode  # a second of imports
+    """All operations, those of frozen modules, and the result."""
+    from torch.utils.flop_counter import FlopCounterMode  # the import takes a second
 
     before: list[int] = []
     inside = 0
@@ -104,7 +106,7 @@ def _operations(compute: Callable[[], Any], frozen: list[nn.Module]) -> tuple[in
 
 
 class _without_storage:
-    """Inside, the module's weights and buffers have shapes and nothing else."""
+    """Within this context, the module's weights and buffers have shapes but no storage."""
 
     def __init__(self, module: nn.Module) -> None:
         self._module = module

@@ -1,12 +1,12 @@
-"""A decoder is three functions: inputs of a stretch of tokens, `advance` and `logits`. All else is written once, here
-and in whatever takes a `Decoder`: full sequences, windows after a prefix without gradient, sampling, cost, analyses.
+"""A decoder is three functions: inputs of a stretch of tokens, `advance` and `logits`. Everything else is written
+once, for any decoder: full sequences, windows after a prefix without gradient, sampling, cost, analyses.
 
-Knows codes, positions and classes; refuses to know what lies between inputs and hidden states. Letters as in
-`transformer`. Input i is token i-1, and the class at i = 0, so the output at i predicts token i.
+Knows codes, positions and classes, but not what lies between inputs and hidden states. The letters in names are those
+of `transformer`. Input 0 is the class, and input i is token i-1. So the output at i predicts token i.
 
-A text is a class of several words. Labels are then int64 [B, C], padded on the left with `PADDING`, so that the last
-word stands where a class would, at input 0, and the others before it: they are inputs whenever input 0 is. The word
-`num_classes` alone is "no text", as the class of that number is "no class".
+A text is a class of several words. Labels are then int64 [B, C], padded on the left with `PADDING`. The last word
+stands at input 0, where a class would stand, and the other words before it. They are inputs whenever input 0 is one.
+The word `num_classes` alone means "no text", as the class `num_classes` means "no class".
 """
 
 from __future__ import annotations
@@ -28,21 +28,25 @@ from reco_tune.windows import PADDING, prefix_inputs
 
 
 class Inputs(NamedTuple):
-    """A stretch of inputs, as `advance` reads it."""
+    """A stretch of inputs for `advance`."""
 
     embedded_BSD: Tensor
     begin: int
-    """Position of the first one; the others follow. Of a text, all stand before it but the last word, which is 0."""
+    """Position of the first input; the others follow. The words of a text stand before it, except the last word, which
+    is 0.
+    """
     padding_B: Tensor | None = None
-    """How many of each clip's first inputs are padding, which nobody may see (`attention.beside_padding`); None under
-    classes."""
+    """Number of each clip's first inputs that are padding. No input may see them (`attention.beside_padding`). None
+    under
+    classes.
+    """
 
 
 class WindowOutput(NamedTuple):
-    """What the model says about a window."""
+    """The model's output for a window."""
 
     logits_BWV: Tensor
-    """Scores of the window's tokens."""
+    """Logits of the window's tokens."""
     hidden_BWD: Tensor
     """Output of the last block, before the final norm: the h of the continuity term."""
 
@@ -89,37 +93,36 @@ class Decoder(nn.Module):
         return cls(num_codes, num_tokens, num_classes, **dict(options), **text)
 
     def start(self) -> None:
-        """Takes the weights that training begins with, where those are not fresh ones."""
+        """Loads the weights that training begins with, if they are not fresh ones."""
 
     def given_again(self) -> frozenset[str]:
-        """Names of weights that are not trained and that `start` brings back: what is saved goes without them."""
+        """Names of weights that are not trained and that `start` can load again. Saved models leave them out."""
         return frozenset()
 
     # The three functions
 
     def inputs(self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Inputs:
-        """Inputs begin .. end-1; where begin is 0, also the words of a text that stand before input 0."""
+        """Inputs begin .. end-1. If begin is 0, also the words of a text that stand before input 0."""
         raise NotImplementedError
 
     def advance(self, inputs: Inputs, past: Any = None) -> tuple[Tensor, Any]:
         """Hidden states [B, S, D] of inputs that come after those of `past`, and the past of what follows.
 
-        Causal and differentiable; `past` is opaque, None at the beginning, and is never changed by who reads it twice:
-        it is used once.
+        Must be causal and differentiable. `past` is opaque, and None at the beginning. A past is read at most once.
         """
         raise NotImplementedError
 
     def logits(self, hidden_BSD: Tensor) -> Tensor:
-        """Scores [B, S, V] (or [N, V] of [N, D]) of the tokens that hidden states predict."""
+        """Logits [B, S, V] of the tokens that the hidden states predict (or [N, V] for [N, D])."""
         raise NotImplementedError
 
     def finish(self, inputs: Inputs, past: Any = None) -> Tensor:
-        """The hidden states of `advance` alone, of inputs that nothing follows: their own past need not be kept."""
+        """The hidden states of `advance`, without a past. For inputs that nothing follows."""
         return self.advance(inputs, past)[0]
 
     def layers(self) -> Sequence[nn.Module]:
-        """The modules that `advance` runs one after another, each once and called as a module. Where they are named,
-        their activations can be computed again for backward, and their weights split over workers.
+        """The modules that `advance` calls one after another, each once. If they are named here, their activations can
+        be computed again in backward, and their weights can be split over workers.
 
         A layer leaves what it is given in `finish` as it is: it may run twice.
         """
@@ -129,7 +132,7 @@ class Decoder(nn.Module):
 
     @cached_property
     def settings(self) -> DecoderSettings:
-        """Its shape and what it costs, counted on tensors without storage."""
+        """The shape and the costs, counted on tensors without storage."""
         found = count(self, self._states_without_storage, self.logits, self.shape)
         blocks = [sum(weight.numel() for weight in layer.parameters()) for layer in self.layers()]
         return CountedSettings(
@@ -144,7 +147,7 @@ class Decoder(nn.Module):
 
     @property
     def null_class(self) -> int:
-        """Label of "no class": what guidance is measured against and class dropout trains."""
+        """Label of "no class". Guidance compares with it, and class dropout trains it."""
         return self.shape.num_classes
 
     @property
@@ -153,7 +156,7 @@ class Decoder(nn.Module):
         return False
 
     def without_condition(self, labels_B: Tensor) -> Tensor:
-        """Labels of "no class" or "no text" for as many clips."""
+        """Labels of "no class" or "no text", one a clip."""
         null = torch.full_like(labels_B, self.null_class)
         if labels_B.ndim > 1:
             null[:, :-1] = PADDING
@@ -165,7 +168,7 @@ class Decoder(nn.Module):
 
     @property
     def norm_and_head(self) -> tuple[nn.Module, nn.Module] | None:
-        """The final norm and the head, where `logits` is the head of the norm; None where it is anything else."""
+        """The final norm and the head if `logits` is head(norm(h)), else None."""
         return None
 
     def forward(self, tokens_BT: Tensor, labels_B: Tensor) -> Tensor:
@@ -189,10 +192,10 @@ class Decoder(nn.Module):
         the window.
 
         Args:
-            prefix_tokens: C, where the prefix is cut to the class and its C nearest token inputs. Positions stay
-                absolute; what is left is computed from what is left alone, so nothing of the rest leaks in. The class
-                stays because sampling always shows it: a window without it would learn to do without its condition.
-            activation_checkpointing: blocks keep their inputs alone and are computed again in backward.
+            prefix_tokens: C. The prefix is cut to the class and its C nearest token inputs. Positions stay absolute.
+                The remaining inputs see only each other, so nothing that was cut leaks in. The class stays, because a
+                window without it would learn to ignore the condition that sampling always shows.
+            activation_checkpointing: blocks keep only their inputs and are computed again in backward.
 
         Raises:
             ValueError: where the window does not lie in the clip, or for anything but codes and classes of this model.
@@ -225,7 +228,7 @@ class Decoder(nn.Module):
         return hidden_BSD if start else self.after_words(hidden_BSD)
 
     def after_words(self, hidden_BSD: Tensor) -> Tensor:
-        """States from input 0 on, of those that begin with a whole condition."""
+        """Hidden states from input 0 on, without those of the condition's earlier words."""
         words = self.shape.condition_tokens - 1
         return hidden_BSD[:, words:] if words else hidden_BSD
 
@@ -237,7 +240,7 @@ class Decoder(nn.Module):
         return labels_B.masked_fill(padding, self.null_class), padding.sum(dim=1)
 
     def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
-        """The h of whole clips whose inputs 1 .. S have noise on them."""
+        """Hidden states of whole clips, with noise on inputs 1 .. S."""
         inputs = self.inputs(tokens_BT, labels_B, 0, self.shape.num_tokens)
         moved_BTD = inputs.embedded_BSD.clone()
         first = self.shape.condition_tokens
@@ -259,11 +262,11 @@ class Decoder(nn.Module):
 
         Args:
             labels_B: classes or texts; the null class samples without one.
-            generator: of the draws, on the model's device; torch's global one where None.
+            generator: of the draws, on the model's device; torch's global one if None.
             temperature: of the softmax; 0 takes the likeliest code.
             top_k: keep the k likeliest codes.
             top_p: keep the smallest set of codes that holds this probability.
-            guidance: g of logits = null + g (class - null); 1 is none, others run the null class alongside.
+            guidance: g of logits = null + g (class - null). 1 is no guidance; other values also run the null class.
             prompt_BP: first P tokens, kept as they are.
 
         Returns:
@@ -272,7 +275,7 @@ class Decoder(nn.Module):
         Raises:
             ValueError: for a prompt longer than the clip, options that leave no code to draw, or anything but codes and
                 classes of this model.
-            RunFailedError: where the model gives no numbers.
+            RunFailedError: if the model's logits are not finite.
         """
         self.check_clips(prompt_BP, labels_B)
         drawing = Drawing(temperature=temperature, top_k=top_k, top_p=top_p, guidance=guidance)
@@ -280,7 +283,7 @@ class Decoder(nn.Module):
         return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
 
     def reader(self, kept: Kept = WHOLE) -> Read:
-        """A reading from the first input on. A past of which nothing is known is kept whole."""
+        """A sampler's reading from the first input on. It keeps the whole past, because the past is opaque."""
         past: Any = None
 
         def read(tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
@@ -291,7 +294,7 @@ class Decoder(nn.Module):
         return read
 
     def check_clips(self, tokens_BT: Tensor | None, labels_B: Tensor, tokens: int = 0) -> None:
-        """Says in one sentence what embeddings say in words of their own, or on a GPU by ending the process.
+        """Refuses wrong inputs in one sentence. Embeddings would fail with a cryptic message, on a GPU with a crash.
 
         Args:
             tokens: so many of each clip are read.
@@ -322,11 +325,13 @@ class Decoder(nn.Module):
             )
 
     def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
-        """Puts compiled functions where blocks are run."""
+        """Replaces the blocks by compiled functions."""
         raise NotImplementedError(f"{type(self).__name__} has no blocks that are known to compile")
 
     def run_eagerly(self) -> None:
-        """Takes compiled functions out again: who reads a trained model once in a while would wait for more graphs."""
+        """Removes compiled functions. Someone who reads a trained model only now and then would otherwise wait for new
+        graphs.
+        """
 
     def _check_window(self, start: int, length: int) -> None:
         if not (start >= 0 and length >= 1 and start + length <= self.shape.num_tokens):
@@ -335,7 +340,7 @@ class Decoder(nn.Module):
             )
 
     def _past(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Any:
-        """Of inputs 0 .. start-1, or of `read` of them: 0 and the last ones. Without gradient."""
+        """Past of inputs 0 .. start-1, or of `read` of them (input 0 and the last ones). Without gradient."""
         with torch.no_grad():
             past = self.advance(self.inputs(tokens_BT, labels_B, 0, 1 if read < start else start))[1]
             if 1 < read < start:
@@ -352,7 +357,7 @@ class Decoder(nn.Module):
 
 @contextmanager
 def computed_again(layers: Sequence[nn.Module]) -> Iterator[None]:
-    """Inside, what these layers compute on the way to their outputs is computed again for backward, not kept."""
+    """Within this context, activations of these layers are not kept. Backward computes them again."""
     if not layers:
         yield
         return

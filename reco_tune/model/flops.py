@@ -1,12 +1,15 @@
-"""What a model has in weights, and a training step costs in floating-point operations: arithmetic on shapes.
+"""Number of weights of a model, and floating-point operations of a training step, by arithmetic on shapes.
 
-Counted one way everywhere: 2 per multiply-add; causal pairs only; backward = 2 x forward, less the gradients of weights
-that are not trained, each of which would be one forward of its product; the prefix is one forward (of
-which the built-in transformer's last layer makes keys and values only); the head counts; embeddings, norms, the loss
-and the optimiser do not. Words of a text count as inputs, their padding too: they belong to the prefix, or to the
-window that begins with the clip.
-A rectangle of masked pairs that a kernel computes all the same is not counted, nor is what activation checkpointing
-computes twice: the limit is what the method needs, not what a kernel does.
+The same rules hold everywhere:
+
+- A multiply-add counts 2. Only causal pairs count.
+- Backward is 2 x forward. A product with an untrained weight has no weight gradient, so its backward is 1 x forward.
+- The prefix is one forward. In the built-in transformer's last layer it is keys and values only.
+- The head counts. Embeddings, norms, the loss and the optimiser do not.
+- Words of a text count as inputs, with their padding. They belong to the prefix, or to the window that begins with the
+  clip.
+- Masked pairs that a kernel computes all the same do not count, nor does what activation checkpointing computes twice.
+  The limit is what the method needs, not what a kernel does.
 """
 
 from __future__ import annotations
@@ -34,22 +37,23 @@ def step_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens
 
 
 def backward_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
-    """The part of `step_flops` that is backward: that of the window alone."""
+    """The backward part of `step_flops`; only the window has one."""
     forward, costs = forward_flops(settings, prefix_inputs(start, prefix_tokens), length), settings.costs
     _, inputs = _inputs(settings, start, length)
     return 2 * forward - costs.frozen * inputs - costs.frozen_head * length
 
 
 def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:
-    """One forward of `length` tokens, head included, that attend to `start` earlier ones whose keys and values are
-    there.
+    """One forward of `length` tokens with the head. They attend to `start` earlier tokens, whose keys and values are
+    given.
     """
     costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
     return costs.token * inputs + costs.head * length + costs.pair * (inputs * before + _triangle(inputs))
 
 
 def prefix_flops(settings: DecoderSettings, start: int) -> int:
-    """What later tokens read of `start` earlier ones; in the built-in transformer all of the lower layers, two
+    """Cost of what later tokens read of `start` earlier ones. In the built-in transformer: all of the lower layers,
+    and two
     projections of the last.
     """
     before, _ = _inputs(settings, start, 0)
@@ -57,7 +61,7 @@ def prefix_flops(settings: DecoderSettings, start: int) -> int:
 
 
 def attention_flops(settings: DecoderSettings, start: int, length: int) -> int:
-    """The part of `step_flops`, with the whole prefix, that is Q K^T and weighted sums of V."""
+    """The part of `step_flops`, with the whole prefix, that is Q K^T and the weighted sums of V."""
     costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
     return 3 * costs.pair * (inputs * before + _triangle(inputs)) + costs.prefix_pair * _triangle(before)
 
@@ -85,11 +89,11 @@ def parameter_count(settings: DecoderSettings) -> int:
 
 
 def _inputs(settings: DecoderSettings, start: int, length: int) -> tuple[int, int]:
-    """Inputs before a window and in it: a text's other words stand where the clip's first input does."""
+    """Number of inputs before a window and in it. The other words of a text count where the clip's first input does."""
     words = settings.condition_tokens - 1
     return (start + words, length) if start else (0, length + words)
 
 
 def _triangle(length: int) -> int:
-    """Pairs of `length` tokens of which each sees itself and the earlier ones."""
+    """Number of pairs of `length` tokens, where each sees itself and the earlier ones."""
     return length * (length + 1) // 2

@@ -1,11 +1,11 @@
 """Causal language models of transformers as decoders: codes in their vocabulary, or in an embedding of their own.
 
-Their layers run as they are, but for attention, which is this project's: a window's keys are its own, and those of its
-prefix come beside them, without gradient and without a copy. So no cache of theirs is needed, which would be dropped
-where gradients are checkpointed, and no mask, which would keep the fused kernels away.
+The layers of transformers run unchanged, except for attention, which is this project's. It reads the keys of the
+prefix beside those of the window, without gradient and without a copy. So transformers' cache is not needed, which
+gradient checkpointing would drop. No mask is needed either, which would rule out the fused kernels.
 
-The final norm is taken out of their body, so that h is the output of the last block as everywhere here. Every dropout
-is off: what a resumed run draws would not be what an uninterrupted one does.
+The final norm is taken out of the body, so that h is the output of the last block, as in every decoder here. Every
+dropout is off, because a resumed run would draw other numbers than an uninterrupted one.
 """
 
 from __future__ import annotations
@@ -26,26 +26,26 @@ from reco_tune.model.decoder import Decoder, Inputs
 from reco_tune.pretrained import CONFIGURATION, MODEL, package_of_extra, pinned_source, source_of
 
 ATTENTION = "reco_tune"
-"""Name of this project's attention among those of transformers."""
+"""Name under which transformers knows this project's attention."""
 
 PATH_KEY = "model.options.path"
 
 _ADAPTER = ".lora_"
 """In the names of adapters' weights."""
 _NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
-"""What families call their final norm."""
+"""Names of the final norm in the supported families."""
 _LAYERS = ("layers", "h", "blocks")
-"""What they call their layers."""
+"""Names of the list of layers in the supported families."""
 
 
 class Past:
-    """Keys and values of each layer, in the pieces in which they came."""
+    """Keys and values of each layer, in the pieces in which they arrived."""
 
     def __init__(self, layers: dict[int, list[KeysValues]] | None = None) -> None:
         self._layers = layers or {}
 
     def of(self, layer: int) -> KeysValues | None:
-        """All of a layer, joined once."""
+        """All keys and values of a layer. The pieces are joined once."""
         pieces = self._layers.get(layer)
         if pieces is None:
             return None
@@ -58,7 +58,7 @@ class Past:
         self._layers[layer] = [new] if before is None else [before, new]
 
     def copy(self) -> Past:
-        """One that others may add to."""
+        """A copy, to which others may add."""
         return Past({layer: list(pieces) for layer, pieces in self._layers.items()})
 
     @property
@@ -68,7 +68,7 @@ class Past:
 
 
 class _Reading:
-    """What a layer's attention is handed."""
+    """Argument of each layer's attention."""
 
     def __init__(self, past: Past | None, adds: bool) -> None:
         """
@@ -82,7 +82,7 @@ class _Reading:
         """`attention.attend`'s."""
 
     def before(self, layer: int, new: KeysValues) -> KeysValues | None:
-        """Keys and values of earlier inputs; those of these ones are noted."""
+        """Keys and values of earlier inputs. Those of the new inputs are recorded."""
         self.heard, found = True, self.past.of(layer)
         if self._adds:
             self.past.add(layer, new)
@@ -109,11 +109,11 @@ class HuggingFaceOptions(BaseModel):
     path: str | None = None
     """Folder or hub name of a model. A study records it with the hash of what the folder holds, or the hub's commit."""
     revision: str | None = None
-    """Of the hub's repository."""
+    """Revision of the hub's repository."""
     config: dict[str, Any] = {}
-    """Of the model: `model_type` and its sizes, or what differs from the configuration at `path`."""
+    """`model_type` and the sizes of the model, or only what differs from the configuration at `path`."""
     fresh: bool = False
-    """Whether training begins with fresh weights although there are others at `path`."""
+    """Whether training begins with fresh weights, even if there are weights at `path`."""
     code_offset: int | None = None
     """Place of code 0 in the model's vocabulary; without one, codes have an embedding and a head of their own."""
     text_offset: int | None = None
@@ -122,13 +122,13 @@ class HuggingFaceOptions(BaseModel):
     """
 
     lora: LoraOptions | None = None
-    """Trains adapters beside the model's weights, which stay as they are; the class of a clip, and what codes have of
-    their own, is trained along.
+    """Trains adapters. The model's own weights stay as they are. The embedding of the class is trained too, and the
+    embedding and head of the codes if they have their own.
     """
 
     @property
     def parts(self) -> dict[str, Any]:
-        """What of the model is used for what."""
+        """The options that say which parts of the model are used."""
         return {"code_offset": self.code_offset, "text_offset": self.text_offset, "lora": self.lora}
 
     @model_validator(mode="after")
@@ -139,7 +139,7 @@ class HuggingFaceOptions(BaseModel):
 
 
 class HuggingFaceDecoder(Decoder):
-    """Any causal language model of transformers whose layers all see everything before them."""
+    """Any causal language model of transformers whose layers see all earlier inputs."""
 
     Options = HuggingFaceOptions
 
@@ -315,7 +315,9 @@ class HuggingFaceDecoder(Decoder):
         found = self.body(
             inputs_embeds=embedded_BSD,
             position_ids=positions,
-            attention_mask=embedded_BSD.new_empty(1, 1, 0, 0),  # theirs would be made, and waited for, without one
+            attention_mask=embedded_BSD.new_empty(
+                1, 1, 0, 0
+            ),  # without one, transformers makes its own, which costs time
             use_cache=False,
             reco_tune_reading=reading,
         )
@@ -475,7 +477,7 @@ def _attend(
     reco_tune_reading: _Reading | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [B, W, H, K] of a layer to its past and to itself; notes its keys and values in the past."""
+    """Attention [B, W, H, K] of a layer to its past and to itself. Records its keys and values in the past."""
     if (
         reco_tune_reading is None
         or mask is None

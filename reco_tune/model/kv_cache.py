@@ -1,8 +1,8 @@
-"""Keys and values of everything sampled so far, in buffers made once. Knows one layer; refuses to know tokens.
+"""Keys and values of everything sampled so far, in buffers that are allocated once. Knows one layer, but no tokens.
 
-`LayerCache` is as long as what it holds, which the CPU likes best. `StaticCache` always has the length of a whole clip,
-at addresses that never change, and how much of it counts is a number on the device: so one sequence of kernels,
-recorded once, serves every token of a clip.
+`LayerCache` is as long as its content, which is fastest on the CPU. `StaticCache` always has the length of a whole
+clip, at fixed addresses, and its filled length is a number on the device. So one recorded sequence of kernels serves
+every token of a clip.
 """
 
 from __future__ import annotations
@@ -19,28 +19,30 @@ from torch import Tensor
 from reco_tune.model.attention import attend, beside_padding
 
 BLOCK_TOKENS = 128
-"""Keys that attention to a static cache reads or leaves out together; its buffers are whole blocks."""
+"""Size of the blocks of keys that attention to a static cache reads or skips as one. Its buffers are whole blocks."""
 
 NARROWEST_HEAD = 16
-"""Width of a head that the kernel which skips blocks takes."""
+"""Widths of heads that the block-skipping kernel accepts."""
 
 
 @dataclass(frozen=True)
 class Kept:
-    """How much of the past is kept, and how exactly."""
+    """How much of the past is kept, and in which precision."""
 
     int8: bool = False
-    """Keys and values as 8 bits and a scale for each input and head."""
+    """Whether keys and values are stored in 8 bits, with one scale for each input and head."""
     blocks: int | None = None
-    """Inputs of so many latest blocks, that of the next token among them, are read beside those of the first block;
-    all where None.
+    """Number of latest blocks that are read, including the block of the next token. The first block is always read.
+    None reads
+    all blocks.
     """
     block_tokens: int = 1
     """P, the tokens of a block."""
 
     def skipped(self, inputs: int) -> tuple[int, int]:
-        """Of so many inputs, the last of which predicts the next token: a stretch that is not read. Input i is token
-        i-1, and input 0 the condition.
+        """The stretch of these inputs that is not read. The last input predicts the next token. Input i is token i-1,
+        and input 0
+        is the condition.
         """
         first = self.block_tokens + 1
         if self.blocks is None:
@@ -50,7 +52,7 @@ class Kept:
 
 
 WHOLE = Kept()
-"""The past as it was computed."""
+"""Keeps the whole past, as it was computed."""
 
 
 class LayerCache:
@@ -65,9 +67,9 @@ class LayerCache:
         self._length = 0
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
-        """Adds the keys and values of new inputs and attends to all up to each; [B, H, S, K].
+        """Adds the keys and values of new inputs. Each input attends to all inputs up to itself; [B, H, S, K].
 
-        Only the first call may bring more than one input: then no mask is needed afterwards, but for padding.
+        Only the first call may bring more than one input. So no later call needs a mask, except for padding.
         """
         new, store = keys.shape[2], _Int8 if self._kept.int8 else _Plain
         if self._keys is None or self._values is None:
@@ -86,7 +88,7 @@ class LayerCache:
 
 
 class _Plain:
-    """[B, H, S, K] in the type in which they come."""
+    """[B, H, S, K], in the type of the inputs."""
 
     def __init__(self, like: Tensor, capacity: int) -> None:
         batch, heads, _, width = like.shape
@@ -96,12 +98,12 @@ class _Plain:
         self._held[:, :, begin : begin + new.shape[2]] = new
 
     def read(self, length: int, skip: int, to: int) -> Tensor:
-        """The first `length` of them without `skip` .. `to - 1`."""
+        """The first `length` inputs, without inputs `skip` .. `to - 1`."""
         return _without(self._held, length, skip, to)
 
 
 class _Int8:
-    """The same as whole numbers of 8 bits, each [K] with a scale."""
+    """The values as 8-bit integers; each vector [K] has one scale."""
 
     def __init__(self, like: Tensor, capacity: int) -> None:
         batch, heads, _, width = like.shape
@@ -129,27 +131,27 @@ def _without(held: Tensor, length: int, skip: int, to: int) -> Tensor:
 
 
 class StaticCache:
-    """The same for clips of a fixed length, at a position that is a number on the device."""
+    """A cache for clips of a fixed length, at a position that is a number on the device."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
         """
         Args:
-            keys, values: [B, H, S, K], finite everywhere: what is not written yet is multiplied by 0.
-            position: int64 [1], of the input that the next call brings; whoever drives the model moves it on.
+            keys, values: [B, H, S, K], finite everywhere, because unwritten places are multiplied by 0.
+            position: int64 [1], position of the next call's input. The caller advances it.
         """
         self._keys, self._values, self._position = keys, values, position
 
     @staticmethod
     def tokens_held(capacity: int) -> int:
-        """S: the inputs of a clip in whole blocks."""
+        """S: the number of inputs of a clip, rounded up to whole blocks."""
         return -(-capacity // BLOCK_TOKENS) * BLOCK_TOKENS
 
     def of(self, clips: slice) -> StaticCache:
-        """The same buffers for some of the clips."""
+        """The same buffers, for some of the clips."""
         return StaticCache(self._keys[clips], self._values[clips], self._position)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
-        """As `LayerCache.attend`; several inputs are the first ones of their clips, and none is padding."""
+        """As `LayerCache.attend`. Several inputs must be the first ones of their clips. None may be padding."""
         assert padding_B is None  # models of texts are not sampled so
         new = keys.shape[2]
         if new > 1:
@@ -162,9 +164,9 @@ class StaticCache:
 
 
 def attend_up_to(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """Attention of one query a clip [B, H, 1, K] to the keys at 0 .. position of [B, H, S, K].
+    """Attention of one query per clip [B, H, 1, K] to the keys at 0 .. position of [B, H, S, K].
 
-    On a GPU whole blocks of keys behind the position are not read, and bytes read are all that this costs.
+    On a GPU, whole blocks of keys behind the position are not read. The cost is the bytes read.
     """
     if queries.device.type == "cuda" and skips_blocks(*keys.shape[1:], keys.dtype, keys.device):
         return _compiled()(position, queries, keys, values)
@@ -172,13 +174,13 @@ def attend_up_to(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor
 
 
 def masked(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The plain form, which reads everything."""
+    """The plain form. It reads everything."""
     seen = torch.arange(keys.shape[2], device=keys.device) <= position
     return F.scaled_dot_product_attention(queries, keys, values, attn_mask=seen[None, None, None])
 
 
 def skipping(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
-    """The form that, where it is compiled, reads the blocks up to the position alone (flex attention)."""
+    """Flex attention. When compiled, it reads only the blocks up to the position."""
     from torch.nn.attention.flex_attention import BlockMask, flex_attention  # imports the compiler
 
     tokens, last = keys.shape[2], position[0]

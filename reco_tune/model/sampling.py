@@ -1,9 +1,9 @@
-"""Whole clips from a model, a code after another: which code is drawn from logits, and the loop that draws them all.
+"""Samples whole clips from a model, one code after another: how a code is drawn from logits, and the loop over codes.
 
-Two samplers give the same codes. `Sampler` reads as far as it has come, which the CPU likes best. `StaticSampler` is
-for GPUs: weights and cache in the precision of training, and one step for all positions, recorded once and replayed for
-every token, so that neither Python nor the launch of kernels is waited for. What a code costs there is reading weights
-and cache.
+Two samplers give the same codes. `Sampler` reads only the positions filled so far, which is fastest on the CPU.
+`StaticSampler` is for GPUs. It keeps weights and cache in the precision of training. It records one step for all
+positions and replays it for every token, so neither Python nor kernel launches cost time. A code then costs what it
+takes to read weights and cache.
 """
 
 from __future__ import annotations
@@ -23,15 +23,15 @@ from reco_tune.model.kv_cache import BLOCK_TOKENS, WHOLE, Kept, LayerCache, Stat
 from reco_tune.model.shape import DecoderSettings, ModelSettings
 
 PREFILL_BYTES = 2**30
-"""Of what reading the prompts of some clips holds at once."""
+"""Bytes that reading the prompts of some clips may hold at once."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class Drawing:
-    """How codes are drawn from logits: temperature, then `top_k`, then `top_p`; guidance before all of them."""
+    """How codes are drawn from logits: first guidance, then temperature, then `top_k`, then `top_p`."""
 
     temperature: float = 1.0
-    """Of the softmax; 0 takes the likeliest code."""
+    """Temperature of the softmax; 0 takes the likeliest code."""
     top_k: int | None = None
     """Keep the k likeliest codes."""
     top_p: float | None = None
@@ -39,7 +39,7 @@ class Drawing:
     guidance: float = 1.0
     """g of logits = null + g (class - null); 1 is none, others run the null class alongside."""
     kept: Kept = WHOLE
-    """What of the past is read, by a built-in transformer on the CPU."""
+    """Which part of the past is read. Only for the built-in transformer on the CPU."""
 
     def __post_init__(self) -> None:
         """
@@ -55,12 +55,12 @@ class Drawing:
 
     @property
     def greedy(self) -> bool:
-        """Whether nothing is left to chance."""
+        """Whether the likeliest code is always taken."""
         return self.temperature == 0 or self.top_k == 1
 
     @property
     def copies(self) -> int:
-        """Rows that a clip takes in the model."""
+        """Number of rows of one clip in the model."""
         return 1 if self.guidance == 1 else 2
 
     def codes(self, logits_RV: Tensor, noise_BV: Tensor | None) -> Tensor:
@@ -95,18 +95,18 @@ def guide(logits: Tensor, guidance: float) -> Tensor:
 
 
 def _nucleus(probabilities_BV: Tensor, top_p: float) -> Tensor:
-    """Zero outside the smallest set of codes that holds `top_p`; not normalised."""
+    """Sets probabilities outside the smallest set of codes that holds `top_p` to 0; not normalised."""
     ordered, order = probabilities_BV.sort(dim=-1, descending=True)
     before = ordered.cumsum(dim=-1) - ordered
     return torch.zeros_like(probabilities_BV).scatter(-1, order, ordered.masked_fill(before >= top_p, 0.0))
 
 
 Read = Callable[[Tensor, Tensor, int, int], Tensor]
-"""(tokens, labels, begin, end) -> logits [B, V] after inputs begin .. end-1; each call goes on after the last."""
+"""(tokens, labels, begin, end) -> logits [B, V] after inputs begin .. end-1. Each call continues the last one."""
 
 
 class Readable(Protocol):
-    """What a sampler needs of a model, a module on its device."""
+    """What a sampler needs of a model, which is a module on its device."""
 
     @property
     def recordable(self) -> bool:
@@ -116,10 +116,10 @@ class Readable(Protocol):
     def settings(self) -> DecoderSettings: ...
 
     def without_condition(self, labels_B: Tensor) -> Tensor:
-        """Labels of "no class" or "no text" for as many clips."""
+        """Labels of "no class" or "no text", one a clip."""
 
     def reader(self, kept: Kept = WHOLE) -> Read:
-        """One that begins with the first input."""
+        """A reading that begins with the first input."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -127,7 +127,7 @@ class Readable(Protocol):
 
 
 class Recordable(Readable, Protocol):
-    """What a sampler needs that has one step for all positions."""
+    """What a sampler with one step for all positions needs of a model."""
 
     settings: ModelSettings
 
@@ -137,40 +137,40 @@ class Recordable(Readable, Protocol):
         """Logits [B, V] after inputs begin .. end-1, which continue those in the caches."""
 
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
-        """The same after one more input, the code before a position [1] that the device alone knows."""
+        """Logits after one more input: the code before a position [1], which is a number on the device."""
 
 
 Model = TypeVar("Model", bound=Recordable)
 
 
 class Stream(NamedTuple):
-    """The noise of some clips whose draws come from one generator."""
+    """Noise of clips whose draws come from one generator."""
 
     generator: torch.Generator | None
     """On the model's device; torch's global one where None."""
     drawn: int
-    """Clips that it draws for."""
+    """Number of clips that the generator draws for."""
     first: int = 0
-    """The first of those that are sampled here; the draws of the others are left out."""
+    """Number of these clips that are sampled here: the first ones. The draws of the others are dropped."""
 
 
 class Noise:
-    """Exponential draws [B, V] of one position after another, the same for a clip whoever else is sampled with it."""
+    """Exponential draws [B, V], one position after another. A clip's draws do not depend on the clips beside it."""
 
     def __init__(self, streams: Sequence[tuple[Stream, int]]) -> None:
         """
         Args:
-            streams: of the clips in their order, each with the number of clips that are sampled here.
+            streams: in the order of the clips, each with the number of its clips that are sampled here.
         """
         self._streams = streams
 
     @classmethod
     def of(cls, generator: torch.Generator | None, clips: int) -> Noise:
-        """Of clips that one generator draws for."""
+        """The noise of clips that one generator draws for."""
         return cls([(Stream(generator, clips), clips)])
 
     def fill_(self, noise_BV: Tensor) -> Tensor:
-        """The next position's draws, in place."""
+        """Fills in the draws of the next position."""
         begin = 0
         for stream, clips in self._streams:
             part = noise_BV[begin : begin + clips]
@@ -184,7 +184,7 @@ class Noise:
 
 
 class Sampler:
-    """Samples from a model as it is; its steps grow with the position."""
+    """Samples from a model as it is. A step costs more at later positions."""
 
     def __init__(self, model: Readable, drawing: Drawing) -> None:
         self._model, self._drawing = model, drawing
@@ -216,14 +216,15 @@ class Sampler:
 
 
 class StaticSampler:
-    """Samples up to a number of clips at once, every token by the same recorded step."""
+    """Samples up to a fixed number of clips at once. Every token takes the same recorded step."""
 
     def __init__(self, model: Recordable, drawing: Drawing, clips: int, bfloat16: bool = False) -> None:
         """
         Args:
-            model: on its device; later changes of its weights are not seen where they are kept in bfloat16.
-            clips: that fit; a call may bring fewer.
-            bfloat16: whether products are made as in training in bfloat16, their weights and the cache being kept so.
+            model: a model on its device. With bfloat16, later changes of its weights have no effect here.
+            clips: the largest number of clips in a call.
+            bfloat16: whether matrix products are computed as in bfloat16 training. Their weights and the cache are then
+                kept in bfloat16.
         """
         self._drawing, self._clips, self._bfloat16 = drawing, clips, bfloat16
         self._model = with_rounded_products(model) if bfloat16 else model
@@ -259,7 +260,7 @@ class StaticSampler:
         return self._codes_BT[: len(labels_B)].clone()
 
     def _read_first(self, rows: _Rows) -> None:
-        """The class and the prompt, some rows at a time: these are as many inputs a row as a step has rows."""
+        """Reads the class and the prompt, some rows at a time, because each row has many inputs here."""
         settings = self._model.settings
         at_once = max(1, PREFILL_BYTES // (64 * (rows.given + 1) * settings.width))
         self._position.zero_()
@@ -272,7 +273,7 @@ class StaticSampler:
         self._position.fill_(rows.given)
 
     def _draw_and_read(self) -> None:
-        """The step: the code at the position, then the logits of the next one."""
+        """One step: draws the code at the position, then computes the logits of the next one."""
         codes_B = self._draw()
         self._position += 1
         with self._precision():
@@ -293,10 +294,10 @@ class StaticSampler:
 
 
 def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -> Sampler | StaticSampler:
-    """The sampler of the device that the model is on.
+    """The sampler for the model's device.
 
     Args:
-        clips: that a call may bring.
+        clips: the largest number of clips in a call.
         bfloat16: the precision of products on a GPU; the CPU takes the model as it is.
     """
     if next(model.parameters()).device.type == "cpu" or not model.recordable:
@@ -305,7 +306,7 @@ def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -
 
 
 def static_bytes_per_clip(settings: DecoderSettings, drawing: Drawing, bfloat16: bool) -> int:
-    """What a clip of a `StaticSampler` takes: keys and values in every layer, and what drawing its next code takes."""
+    """Bytes of one clip of a `StaticSampler`: keys and values in every layer, and what drawing its next code takes."""
     held = settings.cached_per_token * StaticCache.tokens_held(settings.num_inputs) * (2 if bfloat16 else 4)
     row = held + 10 * settings.num_codes + 64 * settings.width
     return drawing.copies * row + 64 * settings.num_codes + 8 * settings.num_tokens
@@ -314,8 +315,8 @@ def static_bytes_per_clip(settings: DecoderSettings, drawing: Drawing, bfloat16:
 def bytes_read_per_clip(
     settings: DecoderSettings, drawing: Drawing, bfloat16: bool, at_once: int, prompt_tokens: int = 0
 ) -> float:
-    """What a `StaticSampler` reads for a clip: for every code that it draws the blocks of keys and values so far, the
-    logits, and the clip's share of the weights.
+    """Bytes that a `StaticSampler` reads for a clip. For every code that it draws, these are the blocks of keys and
+    values so far, the logits, and the clip's share of the weights.
     """
     size, drawn = 2 if bfloat16 else 4, settings.num_tokens - prompt_tokens
     blocks = _blocks_before(settings.num_tokens) - _blocks_before(prompt_tokens)
@@ -325,7 +326,7 @@ def bytes_read_per_clip(
 
 
 def _blocks_before(tokens: int) -> int:
-    """Blocks of keys and values that are read for that many first codes, the n-th of which reads n // block + 1."""
+    """Number of blocks of keys and values read for that many first codes. The n-th code reads n // block + 1."""
     whole, rest = divmod(tokens, BLOCK_TOKENS)
     return BLOCK_TOKENS * whole * (whole + 1) // 2 + rest * (whole + 1)
 
@@ -333,7 +334,7 @@ def _blocks_before(tokens: int) -> int:
 def with_rounded_products(model: Model) -> Model:
     """The model with the weights of its matrix products in bfloat16; everything else is shared.
 
-    Under autocast it computes what the model does, whose weights autocast rounds at every use.
+    Under autocast it computes the same as the model. There, autocast rounds the weights at every use.
     """
     known: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
@@ -343,7 +344,7 @@ def with_rounded_products(model: Model) -> Model:
 
 
 def check_finite(logits: Tensor) -> None:
-    """The one look at the device, after the last code: what is not finite once stays so in all that follows.
+    """The only check on the device, after the last code. A value that is not finite stays so in all later steps.
 
     Raises:
         RunFailedError: where a logit is not finite.
@@ -356,7 +357,7 @@ def check_finite(logits: Tensor) -> None:
 
 
 class _Rows(NamedTuple):
-    """Clips as rows of the model: with guidance once with their class and once without."""
+    """The clips as rows of the model. With guidance each clip has two rows, with and without its class."""
 
     labels_R: Tensor
     tokens_RT: Tensor
@@ -383,7 +384,7 @@ class _Rows(NamedTuple):
 
 
 def _noise(settings: DecoderSettings, drawing: Drawing, like_B: Tensor) -> Tensor | None:
-    """Room for the draws [B, V] of one position; None where there are none."""
+    """A buffer for the draws [B, V] of one position; None if nothing is drawn."""
     return None if drawing.greedy else like_B.new_ones(len(like_B), settings.num_codes, dtype=torch.float32)
 
 

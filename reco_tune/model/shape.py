@@ -7,48 +7,49 @@ from typing import NamedTuple
 
 
 class Costs(NamedTuple):
-    """Floating-point operations of a forward pass, 2 per multiply-add. A pair is an input and one that it attends to,
-    itself included.
+    """Floating-point operations of a forward pass, 2 per multiply-add. A pair is an input and an input that it attends
+    to
+    (itself included).
     """
 
     token: int
-    """An input in all layers, pairs left out."""
+    """Cost of an input in all layers, without pairs."""
     pair: int
-    """A pair in all layers."""
+    """Cost of a pair in all layers."""
     head: int
     """Scores of a token."""
     prefix_token: int
-    """An input of a prefix, of which only what later inputs read is made."""
+    """Cost of an input of a prefix. Only what later inputs read is computed."""
     prefix_pair: int
-    """A pair of a prefix."""
+    """Cost of a pair in a prefix."""
     frozen: int = 0
-    """The part of `token` that is products with weights that are not trained, whose gradient is never computed."""
+    """The part of `token` that is products with untrained weights. Their gradient is never computed."""
     frozen_head: int = 0
     """The same part of `head`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """What every decoder says of itself: all that cost arithmetic needs."""
+    """What every decoder says of itself. Cost arithmetic needs nothing else."""
 
     num_codes: int
     """V."""
     num_tokens: int
     """T."""
     num_classes: int
-    """Classes without the null class; 1 is unconditional. Under text, the words of its vocabulary."""
+    """Number of classes without the null class; 1 is unconditional. Under text, the size of its vocabulary."""
     width: int
-    """D, of the hidden states."""
+    """D, the width of the hidden states."""
     condition_tokens: int = 1
-    """C, inputs before the first code: 1 for a class, the words of a text with its padding."""
+    """C, the number of inputs before the first code: 1 for a class, the padded length for a text."""
 
     @property
     def num_inputs(self) -> int:
-        """Of a whole clip: its condition and all codes but the last."""
+        """Number of inputs of a whole clip: its condition and all codes but the last."""
         return self.condition_tokens - 1 + self.num_tokens
 
     def condition_shape(self, clips: int) -> tuple[int, ...]:
-        """Of the labels of so many clips."""
+        """Shape of the labels of that many clips."""
         return (clips,) if self.condition_tokens == 1 else (clips, self.condition_tokens)
 
     @property
@@ -57,23 +58,23 @@ class DecoderSettings:
 
     @property
     def parameter_counts(self) -> tuple[int, int, int]:
-        """Weights of what lies around the blocks, of one block, and the number of blocks."""
+        """Number of weights outside the blocks, number of weights of one block, and number of blocks."""
         raise NotImplementedError
 
     @property
     def frozen_parameters(self) -> int:
-        """Weights that are not trained: they have no gradient and no moments."""
+        """Number of weights that are not trained. They have no gradient and no moments."""
         return 0
 
     @property
     def cached_per_token(self) -> int:
-        """Numbers that sampling keeps of an input."""
+        """Numbers that sampling keeps for one input."""
         raise NotImplementedError
 
 
 @dataclass(frozen=True, kw_only=True)
 class ModelSettings(DecoderSettings):
-    """The shape of the built-in transformer: all that cost arithmetic and a checkpoint need."""
+    """The shape of the built-in transformer. Cost arithmetic and checkpoints need nothing else."""
 
     depth: int
     """Blocks."""
@@ -82,7 +83,7 @@ class ModelSettings(DecoderSettings):
 
     @property
     def costs(self) -> Costs:
-        """The last layer's prefix is two projections alone."""
+        """For the prefix, the last layer computes only two projections."""
         layer, pairs, lower = 24 * self.width**2, 4 * self.width, self.depth - 1
         return Costs(
             token=self.depth * layer,
@@ -104,7 +105,7 @@ class ModelSettings(DecoderSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CountedSettings(DecoderSettings):
-    """The shape of any other decoder, counted once by running it on tensors without storage (`counting`)."""
+    """The shape of any other decoder, counted once on tensors without storage (`counting`)."""
 
     counted: Costs
     parameters: int

@@ -1,12 +1,13 @@
 """Attention to a prefix and causally to the window, as two calls of one fused kernel: how GPUs compute it.
 
-The prefix gets a call without mask and the window a causal one of itself, both of the kernel that a full sequence gets,
-so that no arm has a slower one, and nothing is concatenated or masked. Their outputs are merged by their log-sum-exp.
-Backward calls the kernel's own backward for each part, with the output and the log-sum-exp of ALL keys: with them, and
-only with them, each part gives its share. The prefix's dK and dV are dropped: it carries no gradient.
+One call without mask attends to the prefix. One causal call attends to the window. Both use the kernel that a full
+sequence gets, so no arm has a slower kernel. Nothing is concatenated or masked. The outputs are merged by their
+log-sum-exp. Backward calls the kernel's own backward for each part, with the output and the log-sum-exp of ALL keys.
+Only with these does each part give its share of the gradient. dK and dV of the prefix are dropped, because it carries
+no gradient.
 
-The compiler sees one operation, `reco_tune::split_attention`, of any lengths. Layouts: queries, keys, values and
-outputs are [B, H, W, K], in memory [B, W, H, K] as the projections around them want; log-sum-exps are [B, H, W].
+The compiler sees one operation, `reco_tune::split_attention`, for all lengths. Queries, keys, values and outputs are
+[B, H, W, K]. In memory they are [B, W, H, K], the layout of the projections around them. Log-sum-exps are [B, H, W].
 """
 
 from __future__ import annotations
@@ -22,19 +23,19 @@ from torch import Tensor
 aten = torch.ops.aten
 
 FROM_CHOICE = {1: "flash", 2: "efficient", 3: "cudnn"}
-"""Kernels by `torch.nn.attention.SDPBackend`; all others are written out (`plain`)."""
+"""Kernels by their `torch.nn.attention.SDPBackend`. All other backends are written out (`plain`)."""
 
 EFFICIENT_ROWS = 32
-"""The efficient kernel's log-sum-exp is padded to a multiple of so many rows."""
+"""The efficient kernel pads its log-sum-exp to a multiple of this many rows."""
 
 
 class Kernel(NamedTuple):
     """A fused attention and its backward."""
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
-    """(queries, keys, values, causal) -> output, log-sum-exp; `causal` is asked of squares alone."""
+    """(queries, keys, values, causal) -> output, log-sum-exp. Only squares may be causal."""
     backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
-    """(gradient, queries, keys, values, output, log-sum-exp, causal) -> dQ, dK, dV of those keys."""
+    """(gradient, queries, keys, values, output, log-sum-exp, causal) -> dQ, dK and dV of these keys."""
 
 
 @torch.library.custom_op("reco_tune::split_attention", mutates_args=())
@@ -68,7 +69,7 @@ def split_attention_backward(
     log_sum: Tensor,
     kernel: str,
 ) -> tuple[Tensor, Tensor, Tensor]:
-    """dQ over prefix and window, dK and dV of the window."""
+    """dQ over prefix and window; dK and dV of the window."""
     own = chosen(kernel, queries, keys, values)
     dq, dk, dv = _part(own, keys).backward(grad, queries, keys, values, output, log_sum, True)
     if prefix_keys is not None and prefix_values is not None:
@@ -90,7 +91,7 @@ def chosen(kernel: str, queries: Tensor, keys: Tensor, values: Tensor) -> str:
 
 
 def _part(kernel: str, keys: Tensor) -> Kernel:
-    """cuDNN does not take a single key."""
+    """cuDNN does not accept a single key."""
     return KERNELS["plain" if kernel == "cudnn" and keys.shape[2] == 1 else kernel]
 
 
@@ -157,7 +158,7 @@ def _cudnn_backward(
 
 @cache
 def _cudnn_sums_have_a_width(device: torch.device) -> bool:
-    """Whether log-sum-exps are [B, H, W, 1]: versions of torch differ, and backward takes what forward gives."""
+    """Whether log-sum-exps are [B, H, W, 1]. Versions of torch differ. Backward takes the form that forward gives."""
     some = torch.zeros(1, 1, 8, 8, dtype=torch.bfloat16, device=device)
     return aten._scaled_dot_product_cudnn_attention(some, some, some, None, True)[1].dim() == 4
 

@@ -5,20 +5,22 @@ It knows codes, positions and classes; not where codes come from, what a loss is
     B  clips of a batch      T  tokens of a clip, in raster order (block, row, column)      V  codes       D  width
     W  tokens of a window    s  its start                                                   H  heads       K  D / H
 
-Input i is token i-1 and the class at i = 0, so the output at i predicts token i, and a window of tokens s..s+W-1 reads
-the inputs s..s+W-1:
+Input 0 is the class, and input i is token i-1. So the output at i predicts token i, and a window of tokens s..s+W-1
+reads the inputs s..s+W-1:
 
     input     class  e0  e1  e2 | e3   e4   e5 | e6 ...
     predicts   e0    e1  e2  e3 | e4   e5   e6 | ...
               `-- prefix, s=4 --´`- window, W=3 -´`- never computed
 
-The window attends to the keys and values of its prefix, which carry no gradient: neither through their own computation
-(the prefix runs without a graph) nor into the projections that make them. The last layer's prefix needs keys and values
-only. The words of a text stand before input 0, which is its last word, and belong to whatever input 0 belongs to;
-padding before them is seen by nobody.
+The window attends to the keys and values of its prefix. They carry no gradient, neither through their own computation
+(the prefix runs without a graph) nor into the projections that make them. The last layer computes
+only keys and values of the prefix.
 
-Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (they cost a kernel each and buy
-nothing here).
+The last word of a text is input 0. Its other words stand before input 0 and belong to the same part, prefix or window.
+No input sees the padding before them.
+
+Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (each costs a kernel
+and gains nothing here).
 """
 
 from __future__ import annotations
@@ -83,20 +85,22 @@ class VideoTransformer(Decoder):
         self.class_embedding = nn.Parameter(torch.empty(num_classes + 1, width))
         self.position_embedding = nn.Parameter(torch.empty(num_tokens, width))
         self.word_position_embedding: Tensor | None = None
-        """Of the words before input 0."""
+        """Embedding of the words before input 0."""
         if condition_tokens > 1:
             self.word_position_embedding = nn.Parameter(torch.empty(condition_tokens - 1, width))
         # A ModuleList hides the type of its modules.
         self.blocks: list[Block] = nn.ModuleList(Block(width, heads, attention) for _ in range(depth))  # type: ignore[assignment]
         self.run_block: Callable[[Block, Tensor, KeysValues | None, Tensor | None], Tensor]
-        """How a block is run; training puts compiled functions here."""
+        """How a block is run. Training puts compiled functions here."""
         self.run_eagerly()
         self.final_norm = nn.LayerNorm(width, bias=False)
         self.head = _Linear(width, num_codes)
         self._initialise(generator)
 
     def run_eagerly(self) -> None:
-        """Takes compiled functions out again: who reads a trained model once in a while would wait for more graphs."""
+        """Removes compiled functions. Someone who reads a trained model only now and then would otherwise wait for new
+        graphs.
+        """
         self.run_block, self.run_block_before_a_window = Block.__call__, Block.before_a_window
 
     def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
@@ -114,7 +118,7 @@ class VideoTransformer(Decoder):
         return Inputs(self._embed(tokens_BT, labels_B, begin, end), begin, self.words_and_padding(labels_B)[1])
 
     def advance(self, inputs: Inputs, past: list[KeysValues] | None = None) -> tuple[Tensor, list[KeysValues]]:
-        """The past is keys and values of each layer. It carries no gradient whoever made it."""
+        """The past is keys and values of each layer. It never carries a gradient."""
         hidden_BSD, found = inputs.embedded_BSD, []
         earlier: list[KeysValues] | list[None] = past or [None] * len(self.blocks)
         read = past[0].keys.shape[2] if past else 0
@@ -160,10 +164,13 @@ class VideoTransformer(Decoder):
         return hidden_BWD if start else self.after_words(hidden_BWD)
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
-        """Keys and values, in every layer and without gradient, of inputs 0 .. start-1, or of `read` of them: 0 and the
-        last ones.
+        """Keys and values of inputs 0 .. start-1 in every layer, without gradient; or of `read` of them: input 0 and
+        the last
+        ones.
 
-        Layer by layer, each when the window comes to it: both read a layer's weights in one go.
+        They are computed layer by layer, just before the window needs them, so that each layer's weights are read once
+        for
+        both.
         """
         with torch.no_grad():
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
@@ -194,12 +201,12 @@ class VideoTransformer(Decoder):
         return self._stream(inputs + positions)
 
     def _stream(self, inputs: Tensor) -> Tensor:
-        """In the type of the residual stream."""
+        """Embeddings in the type of the residual stream."""
         rounded = self.residual == "bfloat16" and torch.is_autocast_enabled(inputs.device.type)
         return inputs.to(torch.bfloat16) if rounded else inputs
 
     def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
-        """Noise on the position vectors is the same sum as noise on the tokens' vectors."""
+        """Adds the noise to the position vectors. The sum is the same as with noise on the tokens' vectors."""
         rows = self.position_embedding.clone()
         positions = slice(1, len(noise_SD) + 1)  # position 0 reads the class
         rows[positions] += noise_SD[: len(rows[positions])]
@@ -216,12 +223,12 @@ class VideoTransformer(Decoder):
     def read(
         self, tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int, caches: Sequence[LayerCache | StaticCache]
     ) -> Tensor:
-        """Logits [B, V] after inputs begin .. end-1, which continue those in the caches (sampling)."""
+        """Logits [B, V] after inputs begin .. end-1, which continue the inputs in the caches (sampling)."""
         _, padding_B = self.words_and_padding(labels_B)
         return self._read(self._embed(tokens_BT, labels_B, begin, end), caches, padding_B)
 
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
-        """The same after one more input, the code before a position [1] that the device alone knows."""
+        """Logits after one more input: the code before a position [1], which is a number on the device."""
         inputs_BD = F.embedding(codes_B, self.token_embedding) + self.position_embedding.index_select(0, position)
         return self._read(self._stream(inputs_BD[:, None]), caches)
 
@@ -234,7 +241,10 @@ class VideoTransformer(Decoder):
         return logits
 
     def _initialise(self, generator: torch.Generator | None) -> None:
-        """Normal weights of 0.02; what writes to the residual stream is scaled down so that depth does not widen it."""
+        """Draws normal weights with standard deviation 0.02. Weights that write to the residual stream are scaled
+        down, so that
+        depth does not widen the stream.
+        """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
                 continue  # norms start at one
@@ -271,31 +281,31 @@ class Block(nn.Module):
     def after(
         self, hidden_BSD: Tensor, past: KeysValues | None, seen: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """The next hidden states of inputs after a past, and the keys and values of these inputs alone."""
+        """The next hidden states of inputs after a past, and the keys and values of these inputs."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention, seen)), KeysValues(
             keys, values
         )
 
     def after_with_gradient(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """As `after`, where the past gets its gradient."""
+        """As `after`, with a gradient for the past."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend_with_gradient(queries, keys, values, past)), KeysValues(keys, values)
 
     def before_a_window(self, hidden_BSD: Tensor, seen: Tensor | None = None) -> tuple[Tensor, KeysValues]:
-        """The next hidden states, and the keys and values of these inputs for whoever comes after them."""
+        """The next hidden states, and the keys and values of these inputs for later inputs."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, None, self.attention, seen)), KeysValues(
             keys, values
         )
 
     def keys_values(self, hidden_BSD: Tensor) -> KeysValues:
-        """Only what later inputs read of these: no queries, attention or MLP."""
+        """Only the keys and values that later inputs read: no queries, attention or MLP."""
         width = hidden_BSD.shape[-1]
         return KeysValues(*self._heads(F.linear(self.attention_norm(hidden_BSD), self.qkv.weight[width:]), 2))
 
     def step(self, hidden_BSD: Tensor, cache: LayerCache | StaticCache, padding_B: Tensor | None = None) -> Tensor:
-        """The next hidden states of inputs that continue those in the cache (sampling)."""
+        """The next hidden states of inputs that continue the cache (sampling)."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, cache.attend(queries, keys, values, padding_B))
 
@@ -313,7 +323,7 @@ class Block(nn.Module):
 
 
 def _seen(padding_B: Tensor | None, rows: int, columns: int) -> Tensor | None:
-    """What the last `rows` of `columns` inputs see, where that is not all before them."""
+    """Mask of what the last `rows` of `columns` inputs see. None if they see all earlier inputs."""
     return None if padding_B is None else beside_padding(padding_B, rows, columns)
 
 
@@ -323,7 +333,7 @@ def _checkpointed(
     prefix: KeysValues | None,
     seen: Tensor | None,
 ) -> Tensor:
-    """The block's next hidden states; whatever it computes on the way is computed again for backward."""
+    """The block's next hidden states. Its activations are computed again in backward."""
     from torch.utils.checkpoint import (
         checkpoint,
     )  # its first call imports the compiler, so only who asks for it pays the seconds
@@ -346,4 +356,4 @@ class _Linear(nn.Linear):
         super().__init__(inputs, outputs, bias=False)
 
     def reset_parameters(self) -> None:
-        """Leaves the weights to the model."""
+        """Does nothing: the model initialises its weights."""
