@@ -414,7 +414,7 @@ def test_a_report_of_a_study_that_only_can_be_read_is_whole(tmp_path: Path, sent
     assert (done.returncode, (tmp_path / "report" / "index.html").is_file()) == (0, True), done.stderr
     (said,) = [line for line in done.stdout.splitlines() if line.startswith("MLflow: ")]
     database = study.path / "mlflow.db"
-    told = f"mlflow ui --backend-store-uri sqlite:///{database}" if sent else f"{database} cannot be made"
+    told = f"mlflow ui --backend-store-uri sqlite:///{database}" if sent else f"{database} cannot be created"
     assert said.startswith(f"MLflow: {told}")
     for path in everything:
         path.chmod(0o755)

@@ -1,8 +1,7 @@
 """How much faster an arm's step is than the baseline's: measured in pairs in one process, and the limit that FLOPs set.
 
-A run's own step time on a shared machine is noise; here both steps run in turn, through the objects that training
-itself drives, so that whatever disturbs one disturbs the other. Knows arms and their baseline; refuses to know studies
-and where the numbers go.
+On a shared machine, step times from training are too noisy. Here both steps run in turn, through the same objects as
+in training, so that a disturbance hits both. Knows arms and their baseline, but not studies or where the numbers go.
 """
 
 from __future__ import annotations
@@ -35,24 +34,27 @@ def calibrate(
 ) -> dict[str, float]:
     """Speed-up of a real optimiser step over the baseline's, t_full / Σ_s p(s) · t_s, with a 95% bootstrap interval.
 
-    Each step is whole: with its own model, batch and precision. s is a span (start and length) of the window, p(s) its
-    share of the run: a schedule of lengths counts with its whole course. A step of several micro-batches is put
-    together of what a micro-batch takes and what comes once a step (`TimedStep.pieces`). Rounds of (full step, arm's
-    step) for every measured span are repeated for `seconds` after a warm-up (`timing.speedup_of`); steps so slow that
-    `timing.FEWEST_ROUNDS` take longer overrun it. A step that is the baseline's is not measured: it is 1. Also gives
-    the limit that FLOPs set, the fraction of it that was reached, and the ratio of peak memory: on CUDA of the
-    allocator's peaks, on the CPU of weights, gradients, AdamW's moments and what the forward pass keeps for backward
-    (deterministic; short-lived buffers are not in it).
+    s is a span (start and length) of the window, and p(s) its share of the run, so a schedule of lengths counts as a
+    whole. Each step is complete, with its own model, batch and precision. For a step of several micro-batches, one
+    micro-batch and the work that comes once a step are measured (`TimedStep.pieces`).
+
+    After a warm-up, rounds of (full step, arm's step) for every measured span are repeated for `seconds`
+    (`timing.speedup_of`), and at least `timing.FEWEST_ROUNDS` times. If the arm's step is the baseline's, nothing is
+    measured, and the speed-up is 1.
+
+    The limit is set by FLOPs. The ratio of peak memory compares the allocator's peaks on CUDA. On the CPU it compares
+    weights, gradients, AdamW's moments and what the forward pass keeps for backward. It is deterministic there, and
+    does not contain short-lived buffers.
 
     Args:
-        baseline: what speed and memory are relative to: the study's `full`, as its settings define it.
-        group: the run's workers, all of which call this: what is measured is their step together, communication
-            included. A process alone measures one worker's share of the batch.
+        baseline: the study's `full`, as its settings define it. Speed and memory are relative to it.
+        group: the run's workers. All of them must call this. Their joint step is measured, with communication. A
+            process alone measures one worker's share of the batch.
 
     Returns:
-        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds,
-        calibration_load, calibration_clock (`quantities` names; the seconds are the device's, the load is the machine's
-        per core as it began, the clock is the device's while it was warm), the same on all ranks.
+        speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds (of
+        the device), calibration_load (of the machine, per core, at the beginning) and calibration_clock (of the warm
+        device). The names are those of `quantities`. All ranks get the same values.
     """
     began, load = time.perf_counter(), load_per_core()
     if experiment.step_settings() == baseline.step_settings():
@@ -73,21 +75,21 @@ def calibrate(
 
 
 def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
-    """FLOPs of the baseline's step / expected FLOPs of the scheme's: what no implementation can exceed but by doing the
-    baseline badly.
+    """FLOPs of the baseline's step / expected FLOPs of the scheme's step. No implementation can exceed this limit,
+    unless its baseline is inefficient.
     """
     clips = baseline.experiment.training.batch_size / scheme.experiment.training.batch_size
     return clips * baseline.expected_flops() / scheme.expected_flops()
 
 
 def load_per_core() -> float:
-    """Processes that wanted a core in the last minute, per core; 0 where the system does not tell."""
+    """Processes per core that wanted to run in the last minute; 0 if the system does not tell."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def clock_mhz(device: torch.device) -> float | None:
-    """Clock speed of the device at this moment, of a CPU the mean over this process's cores; None where the system does
-    not tell.
+    """Current clock speed of the device (on the CPU, the mean over this process's cores); None if the system does not
+    tell.
     """
     if device.type == "cuda":
         try:
@@ -106,10 +108,10 @@ def clock_mhz(device: torch.device) -> float | None:
 def _measure(
     full: TimedStep, arm: TimedStep, starts: Sequence[WindowSpan], seconds: float, progress: Progress, group: Group
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Seconds [rounds, starts] of the full step and of the arm's, taken in turn."""
+    """Seconds [rounds, starts] of the full step and of the arm's, measured in turn."""
     steps = [step.pieces(start) for own in starts for step, start in ((full, 0), (arm, own))]
     jobs = [job for pieces in steps for _, job in pieces]
-    for _ in range(2):  # allocator, caches and compilation: not part of a step
+    for _ in range(2):  # allocation, caches and compilation are not part of a step
         for job in jobs:
             job()
     clock = device_clock(full.step.device, group.size)
@@ -123,7 +125,7 @@ def _measure(
 
 
 def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
-    """Peak memory of a step of either; the arm's at its worst start."""
+    """Peak memory of a step of the baseline and of the arm; the arm's at its worst start."""
     spans = arm.scheme.distribution()
     lengths = {span.length for span in spans}
     starts = [end(span for span in spans if span.length == length) for length in sorted(lengths) for end in (min, max)]

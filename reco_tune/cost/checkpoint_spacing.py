@@ -16,21 +16,21 @@ from reco_tune.settings import Experiment
 from reco_tune.training.schemes import plan_scheme
 
 WRITE_BYTES_PER_SECOND = 1e9
-"""Assumed of the file system that checkpoints go to."""
+"""Assumed write rate of the file system that holds the checkpoints."""
 COPIES = 3
-"""Times the weights, in float32, that a checkpoint holds: they and two moments."""
+"""Size of a checkpoint in units of the weights in float32: the weights and two moments."""
 GPUS_PER_MACHINE = 8
-"""Assumed of a machine, where a run has more workers than fit on one."""
+"""Assumed workers per machine, if a run has more workers than fit on one."""
 
 
 class CheckpointAdvice(NamedTuple):
-    """Of one run on machines that fail."""
+    """Advice for one run on machines that fail."""
 
     write_seconds: float
     machines: int
     spacing_seconds: float
     share_lost: float
-    """Of its time at that spacing."""
+    """Share of the run's time that is lost at that spacing."""
     share_lost_as_set: float
     """At `training.checkpoint_minutes`."""
 
@@ -56,5 +56,5 @@ def best_spacing(write: float, mtbf: float) -> float:
 
 
 def share_lost(spacing: float, write: float, mtbf: float) -> float:
-    """Of a run's time, to writing checkpoints and to work that is done again."""
+    """Share of a run's time that goes into writing checkpoints and repeating lost work."""
     return write / (spacing + write) + (spacing / 2 + write) / mtbf

@@ -1,8 +1,8 @@
-"""What a study will cost, before anything of it starts: runs, steps, device time and disk.
+"""What a study will cost, before anything starts: runs, steps, device time and disk.
 
-Works in FLOPs, bytes and the device's rates of both, measured or given; arms are assumed to reach their FLOP limit,
-which is what compute budgets give steps by until their calibration is known. Knows settings and arithmetic; reads no
-data, trains nothing.
+Works in FLOPs, bytes, and the device's rates of both, measured or given. Arms are assumed to reach their FLOP limit.
+Compute budgets assume the same until the arms are calibrated. Knows settings and arithmetic. Reads no data and trains
+nothing.
 """
 
 from __future__ import annotations
@@ -19,8 +19,8 @@ from reco_tune.settings import BASELINE, RUNG_CLIPS, SEARCH, TUNE, Experiment, P
 from reco_tune.training.schemes import plan_scheme
 
 CHECKPOINT_COPIES = 7
-"""Times the weights that a run takes on disk: they and two moments in a checkpoint, in the one that replaces it, and
-the trained model.
+"""Disk that a run takes, in units of its weights: weights and two moments in a checkpoint, the same in the checkpoint
+that replaces it, and the trained model.
 """
 
 _HISTORY_BYTES_PER_STEP = 6 * 8
@@ -38,7 +38,9 @@ class RunForecast(NamedTuple):
     training_flops: float
     """Steps and validations, over all workers."""
     device_seconds: float
-    """Training, validation, calibration's bound and sampling for the evaluation and at rungs, over all workers."""
+    """Time of training, validation, calibration (its bound) and sampling for the evaluation and at rungs, over all
+    workers.
+    """
     disk_bytes: int
     """At its fullest."""
 
@@ -66,8 +68,8 @@ class Forecast:
         return sum(run.disk_bytes for run in self.runs)
 
     def wall_seconds(self, concurrent_runs: int, workers: int = 1) -> float:
-        """Elapsed time where so many runs of so many workers go on at once, start-up left out; not below the longest
-        run.
+        """Elapsed time if that many runs, with that many workers each, go on at once. Without start-up, and at least
+        the longest run.
         """
         longest = max((run.device_seconds for run in self.runs), default=0.0)
         return max(self.device_seconds / concurrent_runs, longest) / workers
@@ -88,7 +90,7 @@ def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
         evaluated = tuning is None or tuning.metric != VAL_CROSS_ENTROPY.name
         runs.append(_run(run, rates, run.arm not in calibrated, clips, evaluated))
         calibrated.add(run.arm)
-    if plan.sampled is not None:  # ranges of the search vary around these settings
+    if plan.sampled is not None:  # the search varies settings around these
         one = PlannedRun(SEARCH, SEARCH, "equal_steps", plan.space.sampler.seed, plan.sampled)
         cost = _run(one, rates, calibrated=True, rung_clips=_rung_clips(plan.space.pruning, plan.sampled))
         runs += [cost._replace(trial=sampled_name(number)) for number in range(plan.trials)]
@@ -96,7 +98,7 @@ def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
 
 
 def forecast_run(experiment: Experiment, rates: Rates) -> RunForecast:
-    """What one run with these settings costs, its calibration left out."""
+    """Cost of one run with these settings, without its calibration."""
     return _run(PlannedRun("", "", "", experiment.training.seed, experiment), rates, calibrated=False)
 
 
@@ -124,7 +126,7 @@ def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0, e
 
 
 def _rung_clips(pruning: Pruning, experiment: Experiment) -> int:
-    """Clips that a run which may be pruned generates before its evaluation, where it never is."""
+    """Clips that a run which may be pruned generates before its evaluation, if it is never pruned."""
     if not pruning.generates_clips:
         return 0
     deciding = deciding_rungs(experiment.training.rungs, pruning.grace_rungs, pruning.reduction_factor)

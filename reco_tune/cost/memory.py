@@ -1,11 +1,13 @@
 """How much memory each phase of a run takes, before anything is allocated: counted on tensors without storage.
 
-The step and the validation are the real code, run on tensors that have shapes and nothing else; every allocation and
-release is counted, those of backward too. For a GPU these are `meta` tensors, with what autocast casts and a fused
-kernel keeps stood in for; for the CPU they are torch's fake ones. Layers of the built-in transformer are alike, so two
-depths are counted and the rest is a line. Compiled steps keep less: what a block can compute again from what it keeps,
-it does. Not counted are a GPU's context (`CONTEXT_BYTES`), and tokenizers and networks that look at clips, which work
-when training is over.
+The real code of step and validation runs on tensors that have a shape but no data. Every allocation and release is
+counted, also in backward. For a GPU these are `meta` tensors, and stand-ins replace what autocast casts and what a
+fused kernel keeps. For the CPU they are torch's fake tensors. Layers of the built-in transformer are alike, so two
+depths are counted and the rest is extrapolated linearly. Compiled steps keep less, because a block computes again what
+it can.
+
+Not counted: a GPU's context (`CONTEXT_BYTES`), tokenizers, and the networks of the evaluation. The last two run after
+training.
 """
 
 from __future__ import annotations
@@ -38,29 +40,29 @@ from reco_tune.training.schemes import Batch, Scheme, plan_scheme
 from reco_tune.windows import WindowSpan
 
 CONTEXT_BYTES = 2**30
-"""Of a GPU: what CUDA, workspaces of its libraries and the rounding of the allocator take beside tensors."""
+"""Memory of a GPU that is not in tensors: CUDA itself, workspaces of its libraries, rounding by the allocator."""
 
 MOST_SHARING = 64
-"""Workers that a way out names at most."""
+"""The largest number of workers that an advice names."""
 
 COUNTED_DEPTHS = 2, 3
-"""From the second block on, one more takes as much as the next."""
+"""From the second block on, each further block takes the same memory."""
 
 
 class MemoryByPhase(NamedTuple):
-    """Bytes of tensors of one worker at their most, by what the run is doing."""
+    """Largest number of bytes in tensors of one worker, by phase of the run."""
 
     training: int
     """A step at its worst window: weights, gradients, moments, what the forward pass keeps, short-lived buffers."""
     validation: int
     generation: int
-    """Of one clip on a GPU, which takes as many as fit; of a whole sampling batch on the CPU."""
+    """Bytes of one clip on a GPU, which takes as many clips as fit; of a whole sampling batch on the CPU."""
     analyses: int
     calibration: int
-    """Two models, the baseline's and the arm's, of which one steps."""
+    """Two models, the baseline's and the arm's. One of them makes a step."""
 
     def largest(self) -> tuple[str, int]:
-        """The phase that takes most, and its bytes."""
+        """The largest phase and its bytes."""
         phase = max(self._fields, key=lambda field: getattr(self, field))
         return phase, getattr(self, phase)
 
@@ -115,7 +117,7 @@ _PHASES = {
 
 
 def ways_out(experiment: Experiment, baseline: Experiment, phase: str, worker_bytes: float) -> str:
-    """What to change where a phase does not fit in so many bytes, in words: only what is not done already."""
+    """Advice in words for a phase that does not fit. Names only what is not done already."""
     training, resources, on_gpu = experiment.training, experiment.resources, experiment.device_type == "cuda"
     stepping = phase in ("training", "calibration")
     ways = {
@@ -135,8 +137,8 @@ def ways_out(experiment: Experiment, baseline: Experiment, phase: str, worker_by
 
 
 def _sharing_that_fits(experiment: Experiment, baseline: Experiment, worker_bytes: float) -> str:
-    """How many workers have to split the model's state for all phases to fit, in words; empty where more than
-    `MOST_SHARING` would.
+    """Advice in words: how many workers must split the model's state so that all phases fit. Empty if more than
+    `MOST_SHARING` would be needed.
     """
     training, resources = experiment.training, experiment.resources
     if resources.storage is not None or experiment.device_type == "cpu":  # whose workers share a machine's memory
@@ -161,17 +163,17 @@ def clips_sampled_at_once(experiment: Experiment, gpu_bytes: float) -> int:
 
 
 def clips_of_a_step(experiment: Experiment) -> int:
-    """Clips that a worker computes at once."""
+    """Number of clips that a worker computes at once."""
     return experiment.training.batch_size // (experiment.training.micro_batches * experiment.resources.workers)
 
 
 def _sharing(experiment: Experiment) -> int:
-    """Workers that a model's state is split over."""
+    """Number of workers that split a model's state."""
     return experiment.resources.workers if experiment.resources.shard_state else 1
 
 
 def _state_bytes(experiment: Experiment) -> int:
-    """Weights, gradients and moments on a worker, and what it gathers of those of others."""
+    """Weights, gradients and moments on a worker, and the weights that it gathers from others."""
     half = experiment.training.precision == "bfloat16"
     return state_bytes(plan_scheme(experiment).model_settings, _sharing(experiment), half)
 
@@ -184,12 +186,12 @@ def _generation_bytes(experiment: Experiment, scheme: Scheme, weights: int) -> i
 
 
 def _step_bytes(experiment: Experiment) -> int:
-    """Beside the state, at the worst window."""
+    """Bytes beside the state, at the worst window."""
     return max(_extrapolated(experiment, span) for span in largest_spans(experiment))
 
 
 def largest_spans(experiment: Experiment) -> list[WindowSpan]:
-    """Those of which one takes most: the longest prefix of each length, and the longest length without one."""
+    """Windows that may need most memory: for each length the longest prefix, and the longest one without prefix."""
     spans = plan_scheme(experiment).distribution()
     ends = {max(span for span in spans if span.length == length) for length in {span.length for span in spans}}
     longest = max(span.length for span in spans)
@@ -197,7 +199,7 @@ def largest_spans(experiment: Experiment) -> list[WindowSpan]:
 
 
 def _extrapolated(experiment: Experiment, span: WindowSpan | None) -> int:
-    """Of a step there, or of validation, at the experiment's own depth."""
+    """Bytes of a step with that window, or of validation, at the experiment's own depth."""
     depth, (low, high) = experiment.model.depth, COUNTED_DEPTHS
     if depth <= high or experiment.model.kind != BUILT_IN:
         return peak_bytes(experiment, span).most
@@ -206,7 +208,7 @@ def _extrapolated(experiment: Experiment, span: WindowSpan | None) -> int:
 
 
 def _with(experiment: Experiment, section: str, **changes: Any) -> Experiment:
-    """Without checks: what comes out of it counts and never runs."""
+    """The experiment without checks: its costs are counted, but it never runs."""
     return experiment.model_copy(update={section: getattr(experiment, section).model_copy(update=changes)})
 
 
@@ -214,7 +216,7 @@ class Counted(NamedTuple):
     """Bytes beside weights, gradients, moments and inputs."""
 
     kept: int
-    """What a forward pass leaves for backward."""
+    """What a forward pass keeps for backward."""
     most: int
     """At once."""
 
@@ -299,7 +301,7 @@ def without_storage(on_gpu: bool, bfloat16: bool) -> Iterator[Allocations]:
 
 
 class Allocations(TorchDispatchMode):
-    """Bytes of the storages that operations make, until nothing holds them any more."""
+    """Bytes of storages that operations allocate, until nothing refers to them."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -307,7 +309,7 @@ class Allocations(TorchDispatchMode):
         self._held: dict[int, int] = {}
 
     def restart(self) -> int:
-        """Forgets what was held at once before; returns what is held now."""
+        """Resets the peak, and returns the bytes that are held now."""
         self.most = self.now
         return self.now
 
@@ -340,7 +342,7 @@ class _LikeCuda(TorchFunctionMode):
         super().__init__()
         self._bfloat16 = bfloat16
         self._weights: dict[int, Tensor] = {}
-        """Casts of weights with a gradient, which autocast keeps until it ends."""
+        """Casts of weights with a gradient. Autocast keeps them until it ends."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = kwargs or {}

@@ -1,11 +1,12 @@
 """What a study runs: tuning runs of the arms, fixed arms times budgets times seeds, then the sampled trials. Pure
 settings; launches nothing.
 
-`full` is the baseline, as its settings define it, whether it runs or not: steps are counted in its own, speeds are
-relative to its step. It runs once and stands under both budgets. An equal-compute arm gets the steps that the
-baseline's cost buys at the arm's speed: calibrated when the study runs and frozen in its log, estimated by the FLOP
-limit before. At a share of the compute `full` has a run of its own beside the whole one, which the others are compared
-with.
+`full` is the baseline, as its settings define it, even if it does not run. Budgets count in its steps, and speeds are
+relative to its step. It runs once and stands under both budgets.
+
+An equal-compute arm gets the steps that the baseline's cost buys at the arm's speed. This speed is calibrated when the
+study runs, and fixed in its log. Before that, it is estimated by the FLOP limit. At a share of the compute, `full` has
+a run of its own. All runs there are compared with its whole run.
 """
 
 from __future__ import annotations
@@ -36,7 +37,7 @@ from reco_tune.training.schemes import plan_scheme
 from reco_tune.tuning import tuning_name
 
 FROZEN_SECTIONS = ("data", "tokenizer", "evaluation", "resources")
-"""Sections that one study shares, because its runs would not compare otherwise."""
+"""Sections that all runs of a study share. Runs that differ here could not be compared."""
 DECIDED = {
     "training.steps": "is what budgets count in, so all runs share it; set it under `experiment`",
     "training.epochs": "is what budgets count in, so all runs share it; set it under `experiment`",
@@ -53,7 +54,7 @@ class PlannedRun:
     """`full-s0`, `reco-equal_steps-s0`."""
     arm: str
     budget: str
-    """One of the space's, `both` for the baseline at its whole budget, or `tune`."""
+    """A budget of the space, `both` for the baseline at its whole budget, or `tune`."""
     seed: int
     experiment: Experiment
     params: dict[str, Any] = field(default_factory=dict)
@@ -66,23 +67,24 @@ class PlannedRun:
 
 @dataclass(frozen=True)
 class Plan:
-    """Everything a study will run, as far as it is known before the first trial."""
+    """Everything that a study will run, as far as it is known before the first trial."""
 
     space: Space
     arms: dict[str, Experiment]
     """Each fixed arm's settings as the space file gives them; the key of its calibration is its name."""
     baseline: Experiment
-    """Settings of `full`, also where no arm of that name runs: what speed, memory and budgets are relative to."""
+    """Settings of `full`, even if no arm of that name runs. Speed, memory and budgets are relative to it."""
     runs: tuple[PlannedRun, ...]
-    """Of the table. Until an arm's settings are chosen, its runs have those of the file."""
+    """The runs of the table. Until an arm's settings are chosen, its runs have those of the file."""
     sampled: Experiment | None
-    """Settings of a sampled run before anything is sampled: its steps and cost stand for all of them."""
+    """Settings that stand for the sampled runs before anything is sampled. All of them count with its steps and cost.
+    """
     estimated: bool
-    """Whether the steps of compute budgets come from FLOP limits and not from calibrations."""
+    """Whether the steps of compute budgets come from FLOP limits, because the arms are not calibrated yet."""
     tuning: tuple[PlannedRun, ...] = ()
-    """What the arms try before the table, arm by arm."""
+    """The tuning runs before the table, arm by arm."""
     untuned: tuple[str, ...] = ()
-    """Arms whose settings are still to be chosen."""
+    """Arms whose settings are not chosen yet."""
 
     @property
     def fixed(self) -> tuple[PlannedRun, ...]:
@@ -236,7 +238,7 @@ def _tuning(space: Space, arms: Mapping[str, Experiment], speedups: Mapping[str,
 
 
 def _steps(budget: str, arm: str, experiment: Experiment, speedups: Mapping[str, float]) -> int:
-    """Only what is counted in compute asks for the arm's speed."""
+    """Only budgets of compute need the arm's speed."""
     return budget_steps(budget, experiment.training.steps, speedups[arm] if budget in COMPUTE_SHARES else 1.0)
 
 

@@ -1,8 +1,8 @@
 """How fast a device is: operations of training steps and bytes of memory a second; and what a sampled clip takes.
 
-Sampling computes little for every byte that it reads: each token of each clip reads the keys and values of all before
-it, and each step the weights. So on a GPU it is counted in bytes, and in operations where those take longer; on a CPU,
-whose bandwidth does not bind it, in operations alone.
+Sampling computes little for every byte that it reads. Each token of each clip reads all earlier keys and values, and
+each step reads the weights. So on a GPU sampling is counted in bytes and in operations, and the slower of the two
+decides. On a CPU bandwidth is not the limit, so it is counted in operations only.
 """
 
 from __future__ import annotations
@@ -25,12 +25,14 @@ from reco_tune.training.distributed import prepare_device
 from reco_tune.training.schemes import plan_scheme
 
 PROBE_SECONDS = 0.2
-"""Of real work, at least, that a rate is measured on."""
+"""Shortest stretch of real work, in seconds, on which a rate is measured."""
 
 CPU_PROBE_FLOPS = 4e9
-"""Size of a step on the CPU that measures its rate: a tenth of a second on one core."""
+"""Operations of the step that measures the CPU's rate: a tenth of a second on one core."""
 CPU_PROBE_WIDTH, CPU_PROBE_CODES = 2048, 16384
-"""At most: larger matrices reach the same rate, and a plan must not need the memory of any model."""
+"""Largest width that is measured. Larger matrices reach the same rate, and a plan must not need the memory of a large
+model.
+"""
 
 GENERATION_RATE = 0.4
 """Rate of cached sampling relative to that of training steps on a CPU (0.46 with 128 clips at once)."""
@@ -40,11 +42,11 @@ class Rates(NamedTuple):
     """Of one worker's device."""
 
     flops_per_second: float
-    """Of a training step's own operations."""
+    """Operations per second of a training step."""
     bytes_per_second: float | None = None
-    """Of a GPU's memory; None on a CPU."""
+    """Bytes per second of a GPU's memory; None on a CPU."""
     memory_bytes: float | None = None
-    """Of a GPU, or of the worker's part of one."""
+    """Bytes of a GPU, or of the worker's part of one."""
 
 
 ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_bytes=80 * 2**30)
@@ -52,7 +54,7 @@ ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_byt
 
 
 def seconds_per_clip(experiment: Experiment, rates: Rates) -> float:
-    """What sampling one clip takes: guidance and all pieces of a clip counted, decoding not."""
+    """What sampling one clip takes, with guidance and all pieces of a clip, but without decoding."""
     scheme, grid, drawing = plan_scheme(experiment), experiment.grid, drawing_of(experiment)
     settings, prompts = scheme.model_settings, [0]
     if scheme.trains_pieces:  # each further one goes on from a block and adds the rest
@@ -68,7 +70,9 @@ def seconds_per_clip(experiment: Experiment, rates: Rates) -> float:
 
 
 def measure_rates(experiment: Experiment) -> Rates:
-    """Of this process' device: forward and backward of a model of the experiment's width, and copies on a GPU."""
+    """Rates of this process's device, from forward and backward of a model of the experiment's width, and from copies
+    on a GPU.
+    """
     device = prepare_device(experiment)
     flops = _step_rate(experiment, device)
     if device.type == "cpu":
@@ -78,7 +82,7 @@ def measure_rates(experiment: Experiment) -> Rates:
 
 
 def copied_bytes_per_second(device: torch.device) -> float:
-    """That a copy reads and writes, of more than any cache holds."""
+    """Bytes per second that a copy reads and writes. It is larger than any cache."""
     source = torch.zeros(min(2**30, (free_bytes(device) or 2**28) // 4), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return per_second(lambda: target.copy_(source), 2 * len(source), device)
@@ -118,7 +122,7 @@ def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
 
 
 def _two_blocks(shape: DecoderSettings) -> ModelSettings:
-    """Of the built-in transformer at this shape's width; a rate is a device's, not a model's."""
+    """Sizes of a built-in transformer of this width. A rate belongs to a device, not to a model."""
     if isinstance(shape, ModelSettings):
         return replace(shape, depth=min(shape.depth, 2))
     heads = -(-shape.width // 64)
@@ -135,10 +139,10 @@ def _two_blocks(shape: DecoderSettings) -> ModelSettings:
 def per_second(
     work: Callable[[], object], amount: float, device: torch.device, clock: Callable[[], float] = time.perf_counter
 ) -> float:
-    """Amount of work done in a second: more and more of it at a stretch, until one takes `PROBE_SECONDS`; the best
-    stretch counts, because a neighbour may take the core for a while.
+    """Work done per second. The stretches of work grow until one takes `PROBE_SECONDS`. The best stretch counts,
+    because another process may take the core for a while.
     """
-    work()  # the first is slow
+    work()  # the first one is slow
     wait_for(device)
     best, count, elapsed = 0.0, 1, 0.0
     while elapsed < PROBE_SECONDS:

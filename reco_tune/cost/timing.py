@@ -1,7 +1,5 @@
-"""Timing that a neighbour on the machine cannot spoil: things are measured in turn, ratios taken round by round, rounds
-resampled.
-
-Knows clocks, training steps and medians; refuses to know which arms are compared and what the numbers are for.
+"""Timing that is robust against other load on the machine. Jobs are measured in turn, ratios are taken round by round,
+and rounds are resampled. Knows clocks, training steps and medians, but not which arms are compared.
 """
 
 from __future__ import annotations
@@ -23,31 +21,31 @@ from reco_tune.training.step import OptimiserStep
 from reco_tune.windows import WindowSpan
 
 MOST_STARTS = 5
-"""At most so many starts are measured; more are put together in strata."""
+"""The largest number of starts that are measured. If there are more, they are grouped in strata."""
 
 STARTS_OF_A_LENGTH = 3
-"""The same for each length where a schedule brings several."""
+"""The same for each length, if a schedule has several."""
 
 FEWEST_ROUNDS = 3
-"""Rounds measured however slow the work is: a median of fewer says nothing."""
+"""Fewest rounds, however slow the work is. A median of fewer means nothing."""
 
 RESAMPLES = 1000
 """Of the bootstrap."""
 
 
 Mark = Any
-"""A moment: seconds of a clock, or an event in a GPU's queue."""
+"""A point in time: seconds of a clock, or an event in a GPU's queue."""
 
 
 def device_clock(device: torch.device, workers: int = 1) -> Callable[[], Mark]:
     """Marks a moment of the device's own time; `in_rounds` takes the seconds between two.
 
-    On a GPU the mark is an event in its queue: nothing is waited for before a round has ended, so that steps follow
-    each other as they do in training.
+    On a GPU the mark is an event in its queue. Nothing waits before a round has ended, so steps follow each other as in
+    training.
 
-    On the CPU with one thread it is that thread's own CPU time: backward runs in it too, and a neighbour that takes the
-    core away for a while adds nothing. With more threads only the wall clock knows when the slowest is done, and with
-    more workers only it knows how long one waited for the others.
+    On the CPU with one thread, the mark is the CPU time of that thread. Backward runs in it too, and another process
+    that takes the core for a while adds nothing. With several threads or workers, only the wall clock includes the wait
+    for the slowest.
     """
     if device.type == "cuda":
 
@@ -102,11 +100,11 @@ def _seconds_between(before: Mark, after: Mark) -> float:
 
 
 def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dict[int, float]:
-    """The starts to measure and their weights: all where there are few; else start 0, if it is drawn, and some of the
-    rest.
+    """The starts to measure and their weights. Few starts are all measured. Otherwise: start 0 if it is drawn, and
+    some of the rest.
 
-    The rest (equally likely, in order) is cut into equal parts, each measured at its middle start: step time is close
-    to linear in it.
+    The rest (equally likely, in order) is cut into equal parts. Each part is measured at its middle start, because step
+    time is close to linear in the start.
     """
     possible = {start: p for start, p in sorted(distribution.items()) if p > 0}
     if len(possible) <= most:
@@ -118,8 +116,8 @@ def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dic
 
 
 def span_strata(distribution: Mapping[WindowSpan, float]) -> dict[WindowSpan, float]:
-    """The spans to measure and their weights: `start_strata` of each length, fewer where a schedule brings several
-    lengths.
+    """The spans to measure and their weights: `start_strata` of each length. With several lengths, each has fewer
+    strata.
     """
     by_length: dict[int, dict[int, float]] = {}
     for (start, length), share in distribution.items():
@@ -133,9 +131,8 @@ def span_strata(distribution: Mapping[WindowSpan, float]) -> dict[WindowSpan, fl
 def speedup_of(times_full_RS: np.ndarray, times_arm_RS: np.ndarray, weights_S: np.ndarray) -> float:
     """1 / Σ_s p(s) · (median over R rounds of: the arm's step from s / median of the round's full steps).
 
-    A round's steps lie close together in time, so what slows the machine for a second slows both sides of each ratio,
-    which the medians of both sides over all rounds do not share (docs/benchmark/index.md). The medians drop single
-    slow steps of either side.
+    A round's steps are close together in time, so a slow second of the machine slows both sides of each ratio. A ratio
+    of medians over all rounds would lose this (docs/benchmark/index.md). The medians drop single slow steps.
     """
     shares_RS = times_arm_RS / np.median(times_full_RS, axis=1, keepdims=True)
     return float(1 / (np.median(shares_RS, axis=0) @ weights_S))
@@ -153,7 +150,7 @@ def bootstrap_interval(
 
 
 class TimedStep:
-    """An arm's optimiser step with one batch, from any start (or span, where lengths differ)."""
+    """An arm's optimiser step with one batch, from any start (or span, if lengths differ)."""
 
     def __init__(self, scheme: Scheme, cache: TokenCache, device: torch.device, group: Group = Group()) -> None:
         """
@@ -167,14 +164,15 @@ class TimedStep:
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 
     def run(self, start: WindowSpan | int) -> None:
-        """A whole step at learning rate 0: all the work, and weights that stay where they are however long this goes
+        """A whole step at learning rate 0. It does all the work, but the weights do not change, however long this goes
         on.
         """
         self.step.run(self.micro_batches(start), learning_rate=0.0)
 
     def pieces(self, start: WindowSpan | int) -> list[tuple[int, Callable[[], None]]]:
-        """What the step consists of, each with how often: a micro-batch, and the last one with all that comes once a
-        step. They stand for `run`, whose micro-batches are alike here, at the cost of two of them.
+        """The pieces of a step and how often each runs: a micro-batch, and the last micro-batch with all that comes
+        once a step.
+        They replace `run`, at the cost of two micro-batches, because all micro-batches are alike here.
         """
         *earlier, last = self.micro_batches(start)
         pieces: list[tuple[int, Callable[[], None]]] = [(1, partial(self._last, last))]

@@ -57,8 +57,7 @@ def _add_chunk(
     gradient: Sequence[Tensor],
 ) -> None:
     """Adds a chunk's share to `gradient`. Adds its gradient for earlier keys and values to `wanted`. The chunk's graph
-    is
-    freed when this returns.
+    is freed when this returns.
     """
     start, length = span
     with torch.enable_grad():

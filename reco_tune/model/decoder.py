@@ -37,8 +37,7 @@ class Inputs(NamedTuple):
     """
     padding_B: Tensor | None = None
     """Number of each clip's first inputs that are padding. No input may see them (`attention.beside_padding`). None
-    under
-    classes.
+    under classes.
     """
 
 

@@ -53,8 +53,7 @@ def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:
 
 def prefix_flops(settings: DecoderSettings, start: int) -> int:
     """Cost of what later tokens read of `start` earlier ones. In the built-in transformer: all of the lower layers,
-    and two
-    projections of the last.
+    and two projections of the last.
     """
     before, _ = _inputs(settings, start, 0)
     return settings.costs.prefix_token * before + settings.costs.prefix_pair * _triangle(before)

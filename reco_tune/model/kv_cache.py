@@ -33,16 +33,14 @@ class Kept:
     """Whether keys and values are stored in 8 bits, with one scale for each input and head."""
     blocks: int | None = None
     """Number of latest blocks that are read, including the block of the next token. The first block is always read.
-    None reads
-    all blocks.
+    None reads all blocks.
     """
     block_tokens: int = 1
     """P, the tokens of a block."""
 
     def skipped(self, inputs: int) -> tuple[int, int]:
         """The stretch of these inputs that is not read. The last input predicts the next token. Input i is token i-1,
-        and input 0
-        is the condition.
+        and input 0 is the condition.
         """
         first = self.block_tokens + 1
         if self.blocks is None:

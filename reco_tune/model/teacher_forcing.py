@@ -36,8 +36,7 @@ def clips_at_once(settings: DecoderSettings) -> int:
 
 def analysis_bytes(settings: DecoderSettings) -> int:
     """Bytes that an analysis takes beside the weights: states of a batch, logits of a stretch, their copy in float32
-    and
-    their logarithms.
+    and their logarithms.
     """
     clips = clips_at_once(settings)
     states = clips * _STATE_COPIES * settings.num_tokens * settings.width

@@ -165,12 +165,10 @@ class VideoTransformer(Decoder):
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
         """Keys and values of inputs 0 .. start-1 in every layer, without gradient; or of `read` of them: input 0 and
-        the last
-        ones.
+        the last ones.
 
         They are computed layer by layer, just before the window needs them, so that each layer's weights are read once
-        for
-        both.
+        for both.
         """
         with torch.no_grad():
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
@@ -242,8 +240,7 @@ class VideoTransformer(Decoder):
 
     def _initialise(self, generator: torch.Generator | None) -> None:
         """Draws normal weights with standard deviation 0.02. Weights that write to the residual stream are scaled
-        down, so that
-        depth does not widen the stream.
+        down, so that depth does not widen the stream.
         """
         for name, parameter in self.named_parameters():
             if parameter.dim() == 1:
