@@ -48,7 +48,7 @@ BEST = "best"
 """Folder of the weights that `training.keep_best` keeps."""
 
 History = dict[str, list[float | None]]
-"""Columns of the step history, `step` first; None where a metric was not measured at a step."""
+"""Columns of the step history, `step` first. A value is None if the metric was not measured at that step."""
 
 
 @dataclass(frozen=True)
@@ -58,17 +58,18 @@ class Checkpoint:
     step: int
     """Optimiser steps done."""
     tensors: dict[str, Tensor]
-    """Empty where the folder has a file a worker."""
+    """Empty if the folder has one file per worker."""
     state: dict[str, Any]
     """JSON values."""
     history: History
     shards: str | None = None
-    """Name of its folder, if every worker has a file there."""
+    """Name of the folder, if every worker has a file there."""
 
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
-    """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints; killed anywhere, a whole
-    one is left.
+    """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints. If it is killed at any
+    point, a
+    whole checkpoint is left.
     """
     staging = _staging(_folder_of(run, checkpoint.step))
     save_file(checkpoint.tensors, staging / "tensors.safetensors")
@@ -105,7 +106,7 @@ def _folder_of(run: Path, step: int) -> Path:
 
 
 def _finish(run: Path, checkpoint: Checkpoint, staging: Path) -> None:
-    """Adds state and history to a folder that has its tensors, and puts it in the place of older ones."""
+    """Adds state and history to a folder that has its tensors. Then it replaces the older ones."""
     final = _folder_of(run, checkpoint.step)
     (staging / "state.json").write_text(json.dumps({"schema": SCHEMA, "step": checkpoint.step, **checkpoint.state}))
     write_history(staging / "history.parquet", checkpoint.history)
@@ -230,7 +231,7 @@ class CacheInfo:
     tokenizer_fingerprint: str
     tokenizer_path: str
     captions_path: str = ""
-    """Folder of the captions of a model of texts."""
+    """Folder of the captions, for a model of texts."""
 
     @classmethod
     def of(cls, cache: TokenCache, experiment: Experiment | None = None) -> CacheInfo:
@@ -261,7 +262,7 @@ class LoadedModel:
     cache: CacheInfo
     step: int
     words: TextTokenizer | None = None
-    """What cuts prompts into the words of a model of texts."""
+    """Cuts prompts into words, for a model of texts."""
 
 
 def save_model(folder: Path, model: Decoder, experiment: Experiment, cache: CacheInfo, step: int) -> None:
@@ -338,11 +339,11 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
 
 
 _COUNTED = ("counted", "parameters", "cached", "frozen", "block", "blocks")
-"""What a shape says of costs."""
+"""Entries of a shape that describe costs."""
 
 
 def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
-    """A model whose weights will be replaced, but for those that its folder of pretrained weights gives again."""
+    """A model whose weights will be replaced. Weights that are saved nowhere else come from its pretrained folder."""
     if experiment.model.kind == BUILT_IN:
         return VideoTransformer(**shape, residual=experiment.training.residual)
     try:
@@ -361,7 +362,7 @@ def check_same_training(saved: Mapping[str, Any], current: Mapping[str, Any], ru
     Raises:
         CheckpointError: if they differ; names the first that does.
     """
-    saved = {**LATER, **saved}  # it may have been written before these settings came
+    saved = {**LATER, **saved}  # the checkpoint may be older than these settings
     for key in sorted({*saved, *current}):
         was, now = saved.get(key), current.get(key, LATER.get(key))
         if was != now and was != unpinned(now):  # runs outside of studies were not pinned at first
@@ -387,7 +388,7 @@ def _staging(final: Path) -> Path:
 
 
 def put_in_place(staging: Path, final: Path) -> None:
-    """Puts a finished folder in its place, on disk before its name is."""
+    """Renames a finished folder into place, after its content is on disk."""
     for file in staging.iterdir():
         with file.open("rb") as handle:
             os.fsync(handle.fileno())

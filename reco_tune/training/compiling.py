@@ -24,11 +24,14 @@ BACKEND = "inductor"
 """Of `torch.compile`."""
 
 MOST_GRAPHS = 48
-"""Of one compiled part in a process: a study with every scheme, precision and form of attention stays well below."""
+"""Largest number of graphs of one compiled part in a process. A study with every scheme, precision and form of
+attention
+stays far below.
+"""
 
 
 def compiled(function: Callable[P, R]) -> Callable[P, R]:
-    """The function in whole graphs that hold for all lengths; the same one for the same function."""
+    """The function compiled as a whole, for all lengths. The same function gives the same compiled one."""
     _prepare()
     return _compiled(function, BACKEND)
 
@@ -60,7 +63,7 @@ def _compiled(function: Callable[P, R], backend: str) -> Callable[P, R]:
 
 @cache
 def _prepare() -> None:
-    """Once a process: torch's own limit is 8 graphs, after which it warns and goes on without."""
+    """Called once per process. torch's own limit is 8 graphs; above it, torch warns and continues without compiling."""
     from torch._dynamo import config
     from torch.fx.experimental import _config as shapes
 

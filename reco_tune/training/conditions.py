@@ -1,4 +1,4 @@
-"""What a model is told of each clip of a cache: its class, its caption, or nothing."""
+"""The condition of each clip of a cache: its class, its caption, or nothing."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from reco_tune.windows import PADDING
 
 
 def num_conditions(experiment: Experiment, cache: TokenCache) -> int:
-    """Classes of the model, or words; the one after them means none."""
+    """Number of classes of the model, or of words. The next number means none."""
     if experiment.model.condition == "text":
         return cache.captions(experiment.captions_name).num_words
     return cache.num_classes if sees_classes(experiment) else 1
@@ -30,7 +30,7 @@ def conditions(experiment: Experiment, cache: TokenCache, split: Split) -> np.nd
 
 
 def without(dropped: np.ndarray, given: np.ndarray, null: int) -> np.ndarray:
-    """The conditions, of which those that are dropped say nothing."""
+    """The conditions. Dropped ones are replaced by none."""
     if given.ndim == 1:
         return np.where(dropped, null, given)
     nothing = np.full_like(given, PADDING)

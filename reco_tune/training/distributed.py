@@ -33,7 +33,7 @@ class Group:
     """The workers of one run. `Group()` is a single worker, for which every operation does nothing."""
 
     rank: int = 0
-    """Which of them this process is; rank 0 writes files and reports."""
+    """Rank of this process. Rank 0 writes files and reports."""
     size: int = 1
 
     @classmethod
@@ -49,7 +49,7 @@ class Group:
         return self.rank == 0
 
     def share(self, items: int) -> slice:
-        """This rank's contiguous part of `items` things; parts differ by at most one."""
+        """This rank's contiguous part of `items` items. Parts differ by at most one item."""
         return slice(items * self.rank // self.size, items * (self.rank + 1) // self.size)
 
     def barrier(self) -> None:
@@ -95,7 +95,7 @@ class Group:
         return tensor
 
     def broadcast_json(self, value: T) -> T:
-        """Rank 0's value (anything JSON holds) on all ranks; what other ranks give is ignored."""
+        """Rank 0's value (anything that JSON holds), on all ranks. Values of other ranks are ignored."""
         if self.size == 1:
             return value
         encoded = torch.tensor(list(json.dumps(value).encode()) if self.leads else [], dtype=torch.uint8)

@@ -23,10 +23,10 @@ from reco_tune.training.schemes import Batch, Scheme
 from reco_tune.windows import WindowSpan
 
 IN_MEMORY_BYTES = 1 << 30
-"""A split below this is copied into memory: then a batch costs an index, not page faults."""
+"""Splits smaller than this are copied into memory. A batch then costs an index instead of page faults."""
 
 _ORDER, _DROPOUT, _PIECES, _CORRUPTION, _CAPTIONS, _TOKEN_DROPOUT, _RESAMPLING = range(7)
-"""Streams of draws that must not repeat each other."""
+"""Numbers of random streams that must not repeat each other."""
 
 
 class MicroBatch(NamedTuple):
@@ -34,7 +34,7 @@ class MicroBatch(NamedTuple):
 
     batch: Batch
     span: WindowSpan
-    """Of the window, the same on all ranks."""
+    """Span of the window, the same on all ranks."""
 
 
 class Feed:
@@ -108,7 +108,7 @@ class Feed:
             self.scheme.windows.load_state_dict(state["sampler"])
 
     def _clips(self, consumed: int, count: int) -> np.ndarray:
-        """int64 [count]: which clips come after `consumed` others."""
+        """int64 [count]: the clips that follow the first `consumed` clips."""
         epoch, position = divmod(consumed, len(self._labels))
         if epoch != self._epoch:
             self._epoch, self._order = epoch, self._draws(_ORDER, epoch).permutation(len(self._labels))
@@ -142,7 +142,7 @@ class Feed:
         return self._replaced(tokens, clips, 1 - self._token_dropout, _TOKEN_DROPOUT)
 
     def _replaced(self, tokens: np.ndarray, clips: int, keep: float, stream: int) -> np.ndarray:
-        """The rank's tokens, each kept with that probability, else a random code."""
+        """The rank's tokens. Each is kept with that probability, and is otherwise a random code."""
         draws, size = self._draws(stream, self._position), (clips, tokens.shape[1])
         replaced = draws.random(size, dtype=np.float32) >= keep
         codes = draws.integers(self.scheme.model_settings.num_codes, size=size, dtype=np.int32)
@@ -174,7 +174,7 @@ class FeedAhead:
         return made
 
     def state_dict(self) -> dict[str, Any]:
-        """As the feed's would be that had made nothing ahead."""
+        """The state of the feed, as if it had made nothing ahead."""
         return self._feed.state_dict() if self._next is None else self._next.result()[0]
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
@@ -185,19 +185,19 @@ class FeedAhead:
         self._next = None
 
     def _make(self) -> tuple[dict[str, Any], MicroBatch]:
-        """The state before it was made, and the micro-batch."""
+        """The state before the micro-batch was made, and the micro-batch."""
         state = self._feed.state_dict()
         batch, span = self._feed.next()
         return state, MicroBatch(batch.moved(partial(pinned, device=self._device)), span)
 
 
 def pinned(tensor: Tensor, device: torch.device) -> Tensor:
-    """The tensor in memory that a GPU copies from by itself."""
+    """The tensor in pinned memory, from which a GPU copies by itself."""
     return tensor.pin_memory() if device.type == "cuda" else tensor
 
 
 def _work_for(device: torch.device) -> None:
-    """A thread begins on the first GPU, whichever its process has."""
+    """Selects this process's GPU. A new thread starts on the first GPU."""
     if device.type == "cuda":
         torch.cuda.set_device(device)
 

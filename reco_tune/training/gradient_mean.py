@@ -19,7 +19,7 @@ from torch import Tensor, nn
 from reco_tune.training.distributed import Group
 
 BUCKET_BYTES = 32 * 2**20
-"""Least size of a bucket but the last: smaller ones cost more in starting than they hide."""
+"""Least size of all buckets but the last. Smaller ones take longer to start than they save."""
 
 
 class GradientMean:
@@ -47,12 +47,12 @@ class GradientMean:
                 end, count = begin, 0
         self._members = members
         self._missing: list[int] = []
-        """Parameters of each bucket whose gradient is not there yet; empty outside of the last backward."""
+        """Parameters of each bucket whose gradient is still missing. Empty except during the last backward."""
         self._under_way: list[Callable[[], None]] = []
 
     @contextmanager
     def taken(self) -> Iterator[None]:
-        """Around the backward of the last micro-batch; afterwards the gradient is the mean."""
+        """Wraps the backward of the last micro-batch. Afterwards the gradient is the mean."""
         self._missing = list(self._members)
         try:
             yield

@@ -49,11 +49,11 @@ from reco_tune.training.step import OptimiserStep, learning_rate_at
 from reco_tune.windows import WindowSpan
 
 Report = Callable[[int, dict[str, float]], bool]
-"""Called with (step, metrics) at the end of a rung; True stops the run there."""
+"""Called with (step, metrics) at the end of a rung. True stops the run there."""
 
 
 Leave = Callable[[], bool]
-"""Asked on rank 0 between steps; True stops the run there, with a checkpoint."""
+"""Called on rank 0 between steps. True stops the run there, with a checkpoint."""
 Saved = Callable[[int], None]
 """Called on rank 0 with the step of a checkpoint that is on disk between two rungs."""
 
@@ -62,16 +62,19 @@ class RungMeasurement(NamedTuple):
     """The result of `measure` at a rung."""
 
     metrics: dict[str, float] = {}
-    """Names of `quantities`, of this rung alone."""
+    """Metrics of this rung, by their names in `quantities`."""
     seconds: dict[str, float] = {}
-    """Device seconds that it took, by their names there; they add up over the run."""
+    """Device seconds of the measurement, by their names in `quantities`. They add up over the run."""
 
 
 Measure = Callable[[int, Decoder], RungMeasurement]
-"""Called with (step, model) on all ranks at the end of a rung; leaves the model and every random state as they were."""
+"""Called with (step, model) on all ranks at the end of a rung. It must leave the model and all random states unchanged.
+"""
 
 STEPS_BETWEEN_LOOKS = 20
-"""Losses are read back, checked and shown every so many steps: a GPU must not be waited for at every one."""
+"""Number of steps after which losses are read, checked and shown. Reading makes a GPU wait, so it is not done every
+step.
+"""
 
 STEP_COLUMNS = (q.TRAIN_CROSS_ENTROPY.name, q.CONTINUITY.name, q.HIDDEN_NORM.name)
 
@@ -81,11 +84,11 @@ class FitResult:
     """The outcome of `fit`: a finished or stopped run."""
 
     model: Decoder
-    """With the weights that `evaluation.checkpoint` names, once it has done all its steps."""
+    """The model with the weights that `evaluation.checkpoint` names, if the run has done all its steps."""
     steps: int
     """Optimiser steps done."""
     metrics: dict[str, float]
-    """Those of the last rung."""
+    """Metrics of the last rung."""
     stopped: bool
     """Whether `report` or `leave` ended the run before its last step."""
 
@@ -176,17 +179,17 @@ class Ledger:
     trained_parameters: int = 0
     training_flops: int = 0
     backward_flops: int = 0
-    """The part of them that is backward."""
+    """The backward part of the FLOPs."""
     training_seconds: float = 0.0
-    """Device seconds: wall-clock of steps, validation and checkpoints times workers; waiting in `report` is not
-    training.
+    """Device seconds: wall-clock of steps, validation and checkpoints, times workers. Waiting in `report` does not
+    count.
     """
     compile_seconds: float = 0.0
-    """Device seconds of `torch.compile`, in none of the others."""
+    """Device seconds of `torch.compile`. No other entry includes them."""
     step_seconds: float = 0.0
     """Wall-clock of steps alone."""
     wait_seconds: float = 0.0
-    """Wall-clock spent in making batches."""
+    """Wall-clock seconds spent in making batches."""
     measuring_seconds: dict[str, float] = field(default_factory=dict)
     """Device seconds of `measure`, by their names in `quantities`."""
     peak_memory_bytes: int = 0
@@ -238,7 +241,7 @@ class _Run:
             self._identity["captions"] = cache.captions(experiment.captions_name).fingerprint
         self._ledger = Ledger()
         self._largest_start: dict[str, int] = {}
-        """By window length (text, as JSON has it)."""
+        """By window length (as text, for JSON)."""
         self._history: History = {
             name: [] for name in ("step", *STEP_COLUMNS, q.LEARNING_RATE.name, q.VAL_CROSS_ENTROPY.name)
         }
@@ -252,7 +255,7 @@ class _Run:
             self._ledger.compile_seconds += self._optimiser.warm_up() * group.size
 
     def whole_model(self) -> Decoder:
-        """With all weights, also where the workers of a run have a part each. All ranks call it."""
+        """The model with all weights, even if each worker has a part of them. All ranks call it."""
         return self._optimiser.parameters.whole_model()
 
     def train_until(self, end: int, leave: Leave, saved: Saved) -> bool:
@@ -293,13 +296,13 @@ class _Run:
 
     @property
     def lowest_validation(self) -> float:
-        """Of all rungs so far."""
+        """Metrics of all rungs so far."""
         losses = self._history[q.VAL_CROSS_ENTROPY.name]
         return min((known for known in losses if known is not None), default=float("inf"))
 
     @property
     def _passes(self) -> float:
-        """Clips drawn so far, over those there are. A stale prefix reads a batch for several steps."""
+        """Clips drawn so far, divided by the number of clips. A stale prefix reads a batch for several steps."""
         batches = self.step / self._scheme.steps_of_a_batch
         return batches * self._training.batch_size / self._clips
 
@@ -362,8 +365,10 @@ class _Run:
         self._ledger.backward_flops += clips * self._scheme.backward_flops(span)
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
-        """Measures when a start lies further back than all before it of that length: the longest prefix
-        keeps the most."""
+        """Measures memory if a start lies further back than all earlier ones of that length, because the longest
+        prefix keeps the
+        most.
+        """
         for micro_batch in micro_batches:
             start, length = micro_batch.span
             if start > self._largest_start.get(str(length), -1):
@@ -382,7 +387,7 @@ class _Run:
         return {**means, q.LEARNING_RATE.name: learning_rate_at(self.step - 1, self._training)}
 
     def _found_by(self, measure: Measure, model: Decoder) -> dict[str, float]:
-        """What it finds; its seconds are booked by its own names."""
+        """Runs `measure`. Its seconds are booked under its own names."""
         found = measure(self.step, model)
         spent = self._ledger.measuring_seconds
         spent.update({name: spent.get(name, 0.0) + seconds for name, seconds in found.seconds.items()})
@@ -440,7 +445,7 @@ class _Run:
         self.metrics = dict(state["metrics"])
 
     def _restore(self, found: Checkpoint | None, shards: str | None) -> None:
-        """Weights and optimiser state of what rank 0 has found, on all ranks."""
+        """Weights and optimiser state that rank 0 has found, on all ranks."""
         optimiser = self._optimiser
         if self._sharded:
             if shards is None:

@@ -47,7 +47,7 @@ def set_numerics(resources: Resources) -> None:
 
 @contextmanager
 def numerics_of_a_step(tf32: bool, deterministic: bool) -> Iterator[None]:
-    """Inside, matrices of float32 may be multiplied in TF32, and every kernel must add in a fixed order."""
+    """Within this context, float32 matrices may be multiplied in TF32, and every kernel must add in a fixed order."""
     before = torch.get_float32_matmul_precision(), torch.are_deterministic_algorithms_enabled()
     try:
         torch.set_float32_matmul_precision("high" if tf32 else before[0])
@@ -59,14 +59,14 @@ def numerics_of_a_step(tf32: bool, deterministic: bool) -> Iterator[None]:
 
 
 def has_flash3() -> bool:
-    """Whether FlashAttention 3 is installed, and torch knows how to take it."""
+    """Whether FlashAttention 3 is installed and torch can use it."""
     known: list[str] = getattr(attention, "list_flash_attention_impls", list)()
     return "FA3" in known and importlib.util.find_spec("flash_attn_interface") is not None
 
 
 @contextmanager
 def flash3() -> Iterator[None]:
-    """Torch's flash attention is FlashAttention 3 inside."""
+    """Within this context, torch's flash attention is FlashAttention 3."""
     attention.activate_flash_attention_impl("FA3")
     try:
         yield

@@ -26,11 +26,11 @@ class LossTerms(NamedTuple):
     """Scalars of one micro-batch; `total` carries the gradient, the others are detached and unweighted."""
 
     total: Tensor
-    """cross_entropy + λ · continuity + norm weight · norm, and a term of one's own."""
+    """cross_entropy + λ · continuity + norm weight · norm, and the user's own term if there is one."""
     cross_entropy: Tensor
     """Mean over the window's tokens, in nats."""
     continuity: Tensor
-    """Mean of ||h_{i+1} - h_i||² over neighbours; 0 where a window has none."""
+    """Mean of ||h_{i+1} - h_i||² over neighbours; 0 if the window has none."""
     norm: Tensor
     """Mean of ||h_i||²."""
 
@@ -42,23 +42,25 @@ class LossOptions:
     continuity_weight: float = 0.0
     """λ."""
     continuity_reduction: Reduction = "mean"
-    """Over the width; "sum" is the formula as printed, "mean" divides it by D."""
+    """Reduction over the width. "sum" is the formula as printed; "mean" divides it by D."""
     continuity_state: State = "last_block"
     """Which h."""
     norm_weight: float = 0.0
-    """Weight of mean ||h||², same reduction and state."""
+    """Weight of mean ||h||², with the same reduction and state."""
     neighbour_distance: int = 1
-    """h_i is compared with the state so many tokens later; a block's tokens compare the sites of adjacent frames."""
+    """h_i is compared with the state this many tokens later. With the tokens of a block, these are sites of adjacent
+    frames.
+    """
     chunk_tokens: int | None = None
-    """At most this many tokens have logits at once; all where None."""
+    """Largest number of tokens that have logits at once; None for all."""
     prefix_tokens: int | None = None
     """As `Decoder.window`."""
     activation_checkpointing: bool = False
     """As `Decoder.window`."""
     compiled: bool = False
-    """Whether head and loss go through the compiler."""
+    """Whether the head and the loss are compiled."""
     term: Term | None = None
-    """A term of one's own, on the states and targets of the window."""
+    """The user's own term, of the states and targets of the window."""
     term_weight: float = 0.0
 
     def __post_init__(self) -> None:
@@ -110,7 +112,7 @@ def hidden_states(
 def loss_terms(
     model: Decoder, hidden_BSD: Tensor, targets_BW: Tensor, options: LossOptions, first: int = 0
 ) -> LossTerms:
-    """The terms of the W states from `first` on, which predict the targets; all states have logits."""
+    """The terms of the W states from `first` on, which predict the targets. All states have logits."""
     weight, distance, length = options.continuity_weight, options.neighbour_distance, targets_BW.shape[1]
     if model.norm_and_head is None and (options.chunk_tokens is not None or options.continuity_state == "final_norm"):
         raise ValueError(
@@ -124,7 +126,7 @@ def loss_terms(
         )
     judge = compiled(_judge) if options.compiled and options.chunk_tokens is None else _judge
     weights: list[float | Tensor] = [weight, options.norm_weight]
-    if options.compiled:  # numbers would be compiled in, and each λ would have a graph of its own
+    if options.compiled:  # plain numbers would be compiled in, and each λ would need its own graph
         weights = [hidden_BSD.new_full((), value, dtype=torch.float64) for value in (weight, options.norm_weight)]
     part = None if (first, length) == (0, hidden_BSD.shape[1]) else (first, length)
     targets_N = targets_BW.flatten().long()
@@ -140,7 +142,7 @@ def loss_terms(
 
 
 class Judged(NamedTuple):
-    """What of `LossOptions` a graph is made for; weights it is given."""
+    """The part of `LossOptions` for which a graph is made. Weights are arguments of the graph."""
 
     continuity: bool
     norm: bool

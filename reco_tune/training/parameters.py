@@ -23,48 +23,48 @@ ALIGNMENT = 16
 """Elements; every parameter begins at a multiple of 64 bytes, which vectorised kernels and tensor cores want."""
 
 State = list[Tensor]
-"""One value for each weight that this worker updates: the weights, their gradients, a moment."""
+"""One value for each weight that this worker updates: weights, their gradients or a moment."""
 
 
 class Parameters(Protocol):
-    """A model's weights and gradients, as one worker has them."""
+    """A model's weights and gradients on one worker."""
 
     weights: State
     """What this worker updates."""
     frozen: dict[str, Tensor]
-    """What nobody updates and nothing but a checkpoint brings back, by name."""
+    """Tensors by name that are not updated, and that only a checkpoint can restore."""
     frozen_bytes: int
-    """Of this worker's part of all weights that are not trained."""
+    """Bytes of this worker's part of all weights that are not trained."""
     gradients: State
     """Theirs; always there, zeros where a parameter has none in this step (the class embedding, when the window starts
     after token 0), so that it is treated alike on any number of workers: AdamW's moments decay, weight decay applies.
     """
 
     def last_backward(self) -> AbstractContextManager[None]:
-        """Around the last backward of a step, after which gradients are the mean over the workers."""
+        """Wraps the last backward of a step. Afterwards, gradients are the mean over the workers."""
 
     def gradient_norm(self) -> Tensor:
-        """Of the whole model's gradient."""
+        """Norm of the whole model's gradient."""
 
     def by_name(self, state: State) -> dict[str, Tensor]:
-        """The same memory, parameter by parameter, as `torch.distributed.checkpoint` reads and writes it."""
+        """The same memory, by parameter, as `torch.distributed.checkpoint` reads and writes it."""
 
     def storages(self) -> set[int]:
-        """Identities of the storages of the weights as they are now."""
+        """Identities of the storages of the current weights."""
 
     @property
     def gathered_bytes(self) -> int:
-        """The function of this name, of a split state; 0 of a whole one."""
+        """Calls the function of this name of a split state; gives 0 for a whole one."""
 
     def compile_blocks(self) -> None:
         """Puts compiled blocks into the model."""
 
     def whole_model(self) -> Decoder:
-        """A model with all weights, on every worker, for whatever is no training. All ranks call it."""
+        """A model with all weights on every worker, for everything except training. All ranks call it."""
 
 
 GATHERED_BLOCKS = 2
-"""Blocks of a split model that are on a worker at once: the next one is gathered while one is computed."""
+"""Number of blocks of a split model that are on a worker at once. One is gathered while another is computed."""
 
 
 def state_bytes(settings: DecoderSettings, workers: int, half: bool) -> int:

@@ -19,12 +19,12 @@ from reco_tune.model.teacher_forcing import logits_at_once
 
 
 class Draws(NamedTuple):
-    """What is drawn for some tokens of each clip."""
+    """The draws for some tokens of each clip."""
 
     places_BK: Tensor
-    """int64: which tokens, K of each clip."""
+    """int64: places of the K tokens of each clip."""
     uniforms_BK: Tensor
-    """float32 in [0, 1): where in the distribution function of its codes each one falls."""
+    """float32 in [0, 1): the place of each draw in the distribution function of its codes."""
 
     @classmethod
     def of(cls, clips: int, tokens: int, count: int, draws: np.random.Generator) -> Draws:

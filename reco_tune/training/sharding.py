@@ -40,7 +40,7 @@ from reco_tune.training.parameters import State, gathered_bytes, untrained
 
 
 class ShardedParameters:
-    """A model's weights and gradients, of which this worker has a part."""
+    """A model's weights and gradients, split over the workers."""
 
     def __init__(self, model: Decoder, group: Group, device: torch.device, half: bool) -> None:
         """Splits the model, layer by layer, onto the workers' devices.
@@ -80,7 +80,7 @@ class ShardedParameters:
         self.gradients = [_local(parameter.grad) for parameter in self._parameters.values()]
 
     def last_backward(self) -> AbstractContextManager[None]:
-        """Nothing: every backward ends with the mean of its gradients."""
+        """Does nothing: every backward already ends with the mean of its gradients."""
         return nullcontext()
 
     def gradient_norm(self) -> Tensor:
@@ -118,7 +118,7 @@ class ShardedParameters:
         for module in model.modules():
             for name, own in module._parameters.items():
                 if own is not None:
-                    module._parameters[name] = filled[id(own)]  # one that two modules share stays one
+                    module._parameters[name] = filled[id(own)]  # a tensor that two modules share stays one
             for name, buffer in module._buffers.items():
                 module._buffers[name] = None if buffer is None else buffer.to(self._device)
         return model

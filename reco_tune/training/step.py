@@ -49,8 +49,8 @@ class OptimiserStep:
 
     @property
     def fixed_bytes(self) -> int:
-        """Memory of weights, of the trained ones' gradients and AdamW's two moments, and of what is gathered of other
-        workers'.
+        """Bytes of weights, gradients of the trained ones, AdamW's two moments, and weights gathered from other
+        workers.
         """
         own = sum(weights.numel() * weights.element_size() for weights in self.parameters.weights)
         return 4 * own + self.parameters.frozen_bytes + self.parameters.gathered_bytes
@@ -68,7 +68,7 @@ class OptimiserStep:
         return terms[0] if len(terms) == 1 else torch.stack(terms).mean(dim=0)
 
     def backward(self, micro_batch: MicroBatch, parts: int = 1) -> Tensor:
-        """Adds 1/parts of a micro-batch's gradient; returns its three terms."""
+        """Adds a micro-batch's gradient, times 1/parts. Returns its three terms."""
         batch = micro_batch.batch.moved(partial(Tensor.to, device=self.device, non_blocking=True))
         with no_way_back() if self._training.compile else nullcontext(), self._numerics():
             with torch.autocast(self.device.type, dtype=torch.bfloat16, enabled=self._autocast):
@@ -77,10 +77,10 @@ class OptimiserStep:
         return torch.stack([loss.cross_entropy.float(), loss.continuity.float(), loss.norm.float()])
 
     def warm_up(self) -> float:
-        """Compiles what the spans of the run and its validation need, before any clock counts; wall-clock seconds that
-        it took.
+        """Compiles what the spans of the run and its validation need, before any clock counts. Returns the wall-clock
+        seconds.
 
-        Nothing is learnt from it: tokens are zeros, the gradient is thrown away.
+        Nothing is trained: tokens are zeros, and the gradient is dropped.
         """
         if not self._training.compile:
             return 0.0
@@ -99,20 +99,20 @@ class OptimiserStep:
         return time.perf_counter() - began
 
     def update(self, learning_rate: float) -> None:
-        """Clips the gradient and takes AdamW's step with it."""
+        """Clips the gradient, then takes AdamW's step."""
         norm = self.parameters.gradient_norm()
         factor = (self._training.gradient_clip / (norm + 1e-6)).clamp(max=1.0)
         torch._foreach_mul_(self.parameters.gradients, factor)  # as clip_grad_norm_, in one kernel
         self._adamw(learning_rate)
 
     def tensors(self) -> dict[str, Tensor]:
-        """Weights and optimiser state, the live ones, under the names that a checkpoint of one file has."""
+        """Weights and optimiser state (the live tensors), under the names of a checkpoint in one file."""
         frozen = {f"frozen.{name}": own for name, own in self.parameters.frozen.items()}
         own = self.scheme.state(self._clips, self.device)
         return {**{name: one for name, (one,) in self._states().items()}, **frozen, **own, "adamw.steps": self._steps}
 
     def tensors_by_parameter(self) -> dict[str, Tensor]:
-        """The same under the names that a checkpoint of a file a worker has, whose tensors any workers can read."""
+        """The same, under the names of a checkpoint with one file per worker. Any number of workers can read it."""
         states = self._states().items()
         named = ((f"{key}.{name}", one) for key, own in states for name, one in self.parameters.by_name(own).items())
         frozen = {f"frozen.{name}": own for name, own in self.parameters.frozen.items()}
@@ -147,8 +147,8 @@ class OptimiserStep:
         return kept_bytes(compute, lambda: known | self.parameters.storages()) + beside
 
     def _adamw(self, learning_rate: float) -> None:
-        """torch's AdamW in its functional form: the class imports the whole compiler, three seconds and 90 MB of every
-        worker.
+        """torch's AdamW as a function. Its class imports the whole compiler, which takes three seconds and 90 MB of
+        every worker.
         """
         first, second = self._moments
         counts = list(self._steps.repeat(len(first)))  # each weight counts for itself
