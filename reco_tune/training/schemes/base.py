@@ -32,15 +32,15 @@ class Batch(NamedTuple):
     tokens_BT: Tensor
     """int32 codes; T is the scheme's `model_settings.num_tokens`."""
     labels_B: Tensor
-    """Classes [B], or words of texts [B, C]; the null class where dropped."""
+    """Classes [B], or words of texts [B, C]. Dropped ones are the null class."""
     inputs_BT: Tensor | None = None
-    """int32 codes that the model reads in place of `tokens_BT`, which stay what it has to predict."""
+    """int32 codes that the model reads in place of `tokens_BT`. The targets are still `tokens_BT`."""
     draws: Draws | None = None
-    """For tokens of the prefix that the model draws itself."""
+    """Draws for tokens of the prefix that the model resamples itself."""
 
     @property
     def read(self) -> tuple[Tensor, Tensor]:
-        """Codes and classes that the model reads."""
+        """The codes and classes that the model reads."""
         return self.tokens_BT if self.inputs_BT is None else self.inputs_BT, self.labels_B
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
@@ -57,7 +57,7 @@ class Scheme:
     """A scheme: the model that it trains, the spans that it draws and the loss of a micro-batch."""
 
     trains_pieces: ClassVar[bool] = False
-    """Whether the model sees pieces of clips alone, W tokens long; else whole clips."""
+    """Whether the model sees only pieces of clips, W tokens long, instead of whole clips."""
     continues_by: ClassVar[Literal["frame", "block"] | None] = None
     """How sampling makes a clip of pieces: the next one opens with the last decoded frame, encoded again, or with the
     last block as it is. None where the model samples whole clips."""
@@ -67,14 +67,14 @@ class Scheme:
         assert window.length_tokens is not None
         self.experiment = experiment
         self.loss_tokens = window.length_tokens
-        """W, the length of the piece, or of the clip; a schedule of lengths may go beyond it."""
+        """W, the length of the window, the piece or the clip. A schedule of lengths may go beyond it."""
         self.piece_blocks = window.length_tokens // grid.tokens_per_block if self.trains_pieces else grid.blocks
-        """k, the blocks that the model sees."""
+        """k, the number of blocks that the model sees."""
         num_tokens = window.length_tokens if self.trains_pieces else grid.num_tokens
         self.model_settings = shape_of(experiment.model, num_codes, num_tokens, num_classes)
         self._check_layers()
         self.windows = self._windows()
-        """Starts and lengths; None where every step is the same, from token 0."""
+        """Starts and lengths of windows; None if every step is the same, from token 0."""
         self.options = LossOptions(
             continuity_weight=objective.continuity_weight,
             continuity_reduction=objective.continuity_reduction,
@@ -121,7 +121,7 @@ class Scheme:
         return self.windows.draw(step) if self.windows is not None else WindowSpan(0, self.loss_tokens)
 
     def span(self, span: WindowSpan | int) -> WindowSpan:
-        """The span itself; a plain start means a window of W tokens, here and below."""
+        """The span for a start. A plain start means a window of W tokens, here and below."""
         return span if isinstance(span, tuple) else WindowSpan(span, self.loss_tokens)
 
     def distribution(self) -> dict[WindowSpan, float]:
@@ -129,7 +129,9 @@ class Scheme:
         return self.windows.distribution() if self.windows is not None else {WindowSpan(0, self.loss_tokens): 1.0}
 
     def kinds_of_spans(self) -> list[WindowSpan]:
-        """Spans of the run that stand for all others: the first, of each length, with no prefix, one input, or more."""
+        """Spans of the run that represent all others: for each length the first one with no prefix, with one input,
+        and with more.
+        """
         kinds: dict[tuple[int, int], WindowSpan] = {}
         for span in sorted(self.distribution()):
             start, length = self.computed(span)
@@ -137,18 +139,18 @@ class Scheme:
         return list(kinds.values())
 
     def computed(self, span: WindowSpan) -> WindowSpan:
-        """The tokens of the model's sequence that a step there computes with gradient."""
+        """The tokens of the model's sequence that a step with this span computes with gradient."""
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def judged(self, span: WindowSpan) -> WindowSpan:
-        """The computed tokens that have a loss."""
+        """Those of them that have a loss."""
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def _windows(self) -> WindowSchedule | None:
         return None
 
     steps_of_a_batch: int = 1
-    """Steps that the same clips are trained on, one after another."""
+    """Number of consecutive steps that train on the same clips."""
 
     def state(self, clips: int, device: torch.device) -> dict[str, Tensor]:
         """Tensors beside the weights that a step leaves to the next, the live ones, by name; a checkpoint holds them.
@@ -161,16 +163,16 @@ class Scheme:
     # What a step costs
 
     def tokens_predicted(self, span: WindowSpan | int) -> int:
-        """Tokens of a clip that have a loss in a step there."""
+        """Number of tokens of a clip that have a loss in a step with this span."""
         return self.judged(self.span(span)).length
 
     def tokens_seen(self, span: WindowSpan | int) -> int:
-        """Tokens of a clip that a step there reads, with gradient or without."""
+        """Number of tokens of a clip that a step with this span reads, with or without gradient."""
         start, length = self.computed(self.span(span))
         return prefix_inputs(start, self.options.prefix_tokens) + length
 
     def flops(self, span: WindowSpan | int) -> int:
-        """Forward and backward of one clip there."""
+        """FLOPs of forward and backward of one clip with this span."""
         return step_flops(self.model_settings, *self.computed(self.span(span)), self.options.prefix_tokens)
 
     def backward_flops(self, span: WindowSpan | int) -> int:
@@ -199,27 +201,27 @@ class Scheme:
         return ()
 
     def tokens(self, cache: TokenCache, split: Split) -> np.ndarray:
-        """int32 [N, ...]: each clip's codes, or all its pieces' one after another."""
+        """int32 [N, ...]: each clip's codes, or the codes of all its pieces, one after another."""
         return cache.tokens(split)
 
     def draws(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> Draws | None:
-        """For tokens before a window there that the model draws itself; None where it draws none."""
+        """Draws for tokens before a window that the model resamples itself; None if there are none."""
         return None
 
     def redrawn(self, batch: Batch, span: WindowSpan) -> Batch:
-        """The batch for a step there, whatever step it was made for."""
+        """The batch for a step with this span, whatever step it was made for."""
         return batch._replace(draws=self.draws(len(batch.labels_B), span, np.random.default_rng(0)))
 
     def piece_columns(self, first_C: np.ndarray) -> np.ndarray:
-        """Columns [C, tokens of a piece] of `tokens` of the pieces that begin there."""
+        """Columns [C, tokens of a piece] of `tokens`, for pieces that begin at these columns."""
         return first_C[:, None] + np.arange(self.model_settings.num_tokens)
 
     def piece_starts(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> np.ndarray:
-        """Columns [clips] of `tokens` in which the pieces of a micro-batch begin."""
+        """Columns [clips] of `tokens` at which the pieces of a micro-batch begin."""
         raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
 
     def piece_start(self, number: np.ndarray) -> np.ndarray:
-        """The same of a clip's piece number 0, 1, ... of `grid.blocks - piece_blocks + 1`."""
+        """The same for the pieces with these numbers. A clip has `grid.blocks - piece_blocks + 1` pieces."""
         raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
 
     # The step
@@ -249,10 +251,10 @@ class Scheme:
         return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
 
     def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
-        """What holds all that a step there keeps for backward at its most, and bytes that stand beside it."""
+        """An object that holds everything that a step with this span keeps for backward, and bytes that come on top."""
         return self.loss(model, batch, span), 0
 
     def compiled_loss(self, parameters: Parameters) -> Callable[[Decoder, Batch, WindowSpan], LossTerms]:
-        """`loss`, compiled: the blocks of the parameters' model, and head with loss (`options.compiled`)."""
+        """`loss`, compiled: the blocks of the parameters' model, and the head with the loss (`options.compiled`)."""
         parameters.compile_blocks()
         return self.loss

@@ -18,7 +18,7 @@ from reco_tune.windows import WindowSpan
 
 
 class ChunkedFull(Scheme):
-    """The clip, T tokens, with a loss on all of them, computed W tokens at a time (`model.chunks`)."""
+    """Computes the whole clip, T tokens, with a loss on all of them, W tokens at a time (`model.chunks`)."""
 
     def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
         super().__init__(experiment, num_codes, num_classes)
@@ -26,7 +26,7 @@ class ChunkedFull(Scheme):
         self.loss_tokens = self.model_settings.num_tokens
 
     def flops(self, span: WindowSpan | int) -> int:
-        """The baseline's, and the first pass, which is what the prefix of the last chunk takes."""
+        """FLOPs of the baseline and of the first pass, which costs as much as the prefix of the last chunk."""
         return super().flops(span) + self.prefix_flops(span)
 
     def prefix_flops(self, span: WindowSpan | int) -> int:
@@ -36,9 +36,9 @@ class ChunkedFull(Scheme):
         return super().attention_flops(span) + attention_flops(self.model_settings, self.spans[-1].start, 0)
 
     def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
-        """The gradient is found together with the terms; backward hands it out.
-
-        The continuity, which has no weight here, is that of neighbours in one chunk.
+        """Computes the gradient together with the terms; backward returns it. The continuity has no weight here. It is
+        taken over
+        neighbours in one chunk.
         """
         assert isinstance(model, VideoTransformer)  # settings say so
         return LossTerms(*_InChunks.apply(self, model, batch, *model.parameters()))  # type: ignore[no-untyped-call]
@@ -81,7 +81,7 @@ class ChunkedFull(Scheme):
 
 
 class _InChunks(torch.autograd.Function):
-    """Loss terms of whole clips, whose gradient is there before backward asks for it."""
+    """Loss terms of whole clips, whose gradient is known before backward asks for it."""
 
     @staticmethod
     def forward(

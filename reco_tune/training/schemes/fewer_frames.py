@@ -1,4 +1,4 @@
-"""The baseline of shorter clips: sub-clips encoded by themselves, so that their codes know no earlier frame."""
+"""The baseline of shorter clips: sub-clips encoded by themselves, so their codes depend on no earlier frame."""
 
 import numpy as np
 
@@ -9,7 +9,7 @@ from reco_tune.windows import WindowSpan
 
 
 class FewerFrames(Scheme):
-    """Pieces of k blocks, any of which opens like a clip, so each clip of a batch draws its own."""
+    """Pieces of k blocks. Each begins like a clip, so each clip of a batch draws its own piece."""
 
     trains_pieces = True
     continues_by = "frame"

@@ -1,4 +1,4 @@
-"""The milder variant of shorter clips: pieces cut out of the clip's own tokens."""
+"""The milder variant of shorter clips: pieces are cut out of the clip's own tokens."""
 
 import numpy as np
 
@@ -7,7 +7,7 @@ from reco_tune.windows import WindowSchedule, WindowSpan
 
 
 class FewerFramesTokens(Scheme):
-    """Pieces of k blocks from a block that is drawn, the same for all clips of a batch."""
+    """Pieces of k blocks from a random block, which is the same for all clips of a batch."""
 
     trains_pieces = True
     continues_by = "block"
@@ -19,7 +19,9 @@ class FewerFramesTokens(Scheme):
         )
 
     def judged(self, span: WindowSpan) -> WindowSpan:
-        """Block 0 of a piece inside the clip is a later block, which sampling is given: it has no loss."""
+        """Block 0 of a piece from inside the clip has no loss. It is a later block of the clip, and sampling is given
+        it.
+        """
         given = self.experiment.grid.tokens_per_block if span.start else 0
         return WindowSpan(given, span.length - given)
 

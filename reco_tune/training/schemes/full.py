@@ -1,7 +1,7 @@
-"""The baseline: every step is on the whole clip."""
+"""The baseline: every step trains on the whole clip."""
 
 from reco_tune.training.schemes.base import Scheme
 
 
 class Full(Scheme):
-    """The clip, T tokens, with a loss on all of them."""
+    """Computes the whole clip, T tokens, with a loss on all of them."""

@@ -1,4 +1,4 @@
-"""Windows in order after the keys and values of the steps before, as Transformer-XL trains (arXiv 1901.02860)."""
+"""Windows in order, after the keys and values of earlier steps, as Transformer-XL trains (arXiv 1901.02860)."""
 
 from __future__ import annotations
 
@@ -16,8 +16,9 @@ from reco_tune.windows import WindowSpan
 
 
 class StalePrefix(Scheme):
-    """The same clips for T/W steps, window after window; each leaves its keys and values to the next, made by weights
-    that are older by then. No pass over a prefix is computed.
+    """Trains on the same clips for T/W steps, window after window. Each step leaves its keys and values to the next
+    one, which
+    has newer weights. No pass over a prefix is needed.
     """
 
     def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
@@ -27,7 +28,9 @@ class StalePrefix(Scheme):
         self._past: Tensor | None = None
         """[layers, 2, B, H, T, K]: keys and values of the clips so far."""
         self._made: tuple[WindowSpan, list[KeysValues]] | None = None
-        """Those of the last window: its own backward still reads what is before it, so they are written later."""
+        """Keys and values of the last window. They are written later, because its own backward still reads the earlier
+        ones.
+        """
 
     def draw(self, step: int = 0) -> WindowSpan:
         return self.spans[step % len(self.spans)]
@@ -47,7 +50,7 @@ class StalePrefix(Scheme):
         return span
 
     def tokens_seen(self, span: WindowSpan | int) -> int:
-        """The prefix is read from memory."""
+        """FLOPs without a pass over the prefix, which is read from memory."""
         return self.span(span).length
 
     def flops(self, span: WindowSpan | int) -> int:
@@ -89,7 +92,7 @@ class StalePrefix(Scheme):
         return terms, self._past.numel() * self._past.element_size()
 
     def _remember(self) -> None:
-        """Writes what the last window has made."""
+        """Writes the keys and values of the last window."""
         if self._made is None or self._past is None:
             return
         (start, length), made = self._made
@@ -99,7 +102,7 @@ class StalePrefix(Scheme):
         self._made = None
 
     def _room(self, clips: int, weights: torch.dtype, device: torch.device) -> Tensor:
-        """Keys and values of so many whole clips, in the type in which a step makes them; zeros before the first."""
+        """Memory for keys and values of that many whole clips, in the type of a step. Zeros at the beginning."""
         if self._past is None:
             model, half = self.experiment.model, self.experiment.training.precision == "bfloat16"
             shape = model.depth, 2, clips, model.heads, self.model_settings.num_tokens, model.width // model.heads

@@ -1,4 +1,4 @@
-"""ReCo's scheme: a window with gradient after a prefix without."""
+"""ReCo's scheme: a window with gradient, after a prefix without."""
 
 import numpy as np
 
@@ -10,7 +10,7 @@ from reco_tune.windows import WindowSchedule, WindowSpan
 
 
 class Window(Scheme):
-    """A window drawn from the stride grid: it alone is computed with gradient, and all of it has a loss."""
+    """Draws a window from the stride grid. Only the window is computed with gradient, and all of it has a loss."""
 
     def _windows(self) -> WindowSchedule:
         window, training = self.experiment.window, self.experiment.training
@@ -35,7 +35,7 @@ class Window(Scheme):
     # A prefix of which the model draws some tokens itself
 
     def tokens_drawn(self, span: WindowSpan | int) -> int:
-        """Of the prefix of a window there, in each clip."""
+        """Number of tokens of a prefix that the model resamples, in each clip."""
         return round(self.experiment.window.prefix_resampled * self.span(span).start)
 
     def draws(self, clips: int, span: WindowSpan, draws: np.random.Generator) -> Draws | None:
@@ -57,7 +57,7 @@ class Window(Scheme):
         return super().attention_flops(span) + self._drawing_pairs(span) * self.model_settings.costs.pair
 
     def _drawing_inputs(self, span: WindowSpan | int) -> int:
-        """Inputs of the pass that draws: the prefix, and a text's other words."""
+        """Number of inputs of the pass that resamples: the prefix, and a text's other words."""
         read = self.span(span).start + self.model_settings.condition_tokens - 1
         return read if self.tokens_drawn(span) else 0
 
@@ -66,6 +66,6 @@ class Window(Scheme):
         return read * (read + 1) // 2
 
     def _drawing_flops(self, span: WindowSpan | int) -> int:
-        """One forward of the prefix, and scores of the tokens that are drawn."""
+        """FLOPs of one forward of the prefix, and of the logits of resampled tokens."""
         costs, pairs = self.model_settings.costs, self._drawing_pairs(span)
         return costs.token * self._drawing_inputs(span) + costs.pair * pairs + costs.head * self.tokens_drawn(span)
