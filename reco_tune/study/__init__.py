@@ -26,7 +26,7 @@ __all__ = [
     "resume",
     "run",
 ]
-"""All to be found in `launch`."""
+"""Names that `launch` defines."""
 
 
 def __getattr__(name: str) -> Any:

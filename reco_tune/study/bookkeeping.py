@@ -30,7 +30,7 @@ from reco_tune.study_log import ENDED, StudyFolder, StudyRecord, read_study
 
 
 class Bookkeeping:
-    """Of one study, from its log's state on. Called from several threads."""
+    """The decisions for one study, from the state of its log on. Called from several threads."""
 
     def __init__(
         self,
@@ -57,7 +57,7 @@ class Bookkeeping:
 
     @property
     def _space(self) -> Space:
-        """The settings as they are now: a study may grow while it runs."""
+        """The current settings. A study may grow while it runs."""
         return self.jobs.plan.space
 
     def begin(self, name: str = "", command: str = "") -> None:
@@ -92,7 +92,7 @@ class Bookkeeping:
             return self.jobs.next()
 
     def judge(self, trial: str, step: int) -> str:
-        """Why a run should stop at the rung that ends at `step`, which is in the log; empty where it goes on."""
+        """The reason to stop the run at the rung that ends at `step`, which is in the log. Empty if it continues."""
         with self.writer.lock:
             return prune_reason(self._space, self.study, trial, step, self._rungs)
 

@@ -43,22 +43,22 @@ ENVIRONMENT = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",
     "TUNE_GLOBAL_CHECKPOINT_S": "86400",
 }
-"""What Ray reads from the driver's environment: quick fault detection, no working-directory changes, no snapshots
-nobody reads.
+"""Environment variables that Ray reads from the driver: quick fault detection, no working-directory changes, no
+snapshots that nobody reads.
 """
 
 QUIET: dict[str, Any] = {"log_to_driver": False, "logging_level": logging.ERROR}
 """Of every `ray.init`."""
 OBJECT_STORE_BYTES = 128 * 2**20
-"""Of a local cluster: only small messages pass through it."""
+"""Bytes of a local cluster's object store. Only small messages pass through it."""
 START_ATTEMPTS = 3
 """Ray gives its own processes 15-30 s to start and then gives up; on a busy machine the second attempt finds warm
 files.
 """
 LONGEST_PATH = 103 if sys.platform == "darwin" else 107
-"""Bytes of a socket's path that the system allows."""
+"""Longest path of a socket that the system allows, in bytes."""
 ELSEWHERE = ("/tmp", "/var/tmp", "/dev/shm")
-"""Where Ray's sockets go where the paths of the temporary folder (a batch system's scratch, often) are too long."""
+"""Folder of Ray's sockets if paths in the temporary folder are too long, as they often are on batch systems."""
 TEMP_PREFIX = "reco-"
 TEMP_LETTERS = 8
 """What `tempfile` appends to a prefix."""
@@ -66,7 +66,7 @@ TEMP_LETTERS = 8
 
 @dataclass(frozen=True)
 class Placement:
-    """How many worker groups run at once, and what each worker gets."""
+    """How many worker groups run at once, and the resources of each worker."""
 
     groups: int
     workers: int
@@ -113,21 +113,21 @@ def machine() -> dict[str, float]:
 
 
 def nodes() -> dict[str, dict[str, float]]:
-    """Ids of the connected cluster's machines that are alive, with the resources of each."""
+    """Ids of the connected cluster's machines that are alive, each with its resources."""
     return {node["NodeID"]: dict(node["Resources"]) for node in ray.nodes() if node["Alive"]}
 
 
 def machines() -> tuple[set[str], set[str]]:
-    """Ids of the cluster's machines that are alive, and of those among them that will be taken away: Ray has been told
-    so, by a preemption notice or by whoever shrinks the cluster.
+    """Ids of the cluster's machines that are alive, and of those that will be taken away. Ray learns this from a
+    preemption notice or from whoever shrinks the cluster.
     """
     alive = set(nodes())
     return alive, alive & ray_internals.draining()
 
 
 def beside_workers(placement: Placement) -> dict[str, str]:
-    """Labels of the machines for light processes of which every run has one: not the head, where it has no room for a
-    worker. Where nothing but such a head is left no run goes on.
+    """Labels of the machines for the light process of each run. The head is not one of them if it has no room for a
+    worker. If only such a head is left, no run can continue.
     """
     (head,) = [node for node in ray.nodes() if node["Alive"] and ray_internals.HEAD in node["Resources"]]
     if all(head["Resources"].get(name, 0) >= amount for name, amount in placement.worker_resources.items()):
@@ -209,7 +209,7 @@ def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
             try:
                 with _own_signals():
                     _start_here(temp, variables)
-            except Exception as error:  # Ray raises its bare base class here
+            except Exception as error:  # here Ray raises its bare base class
                 if attempt == START_ATTEMPTS:
                     reason = " ".join(str(error).split())[:200]
                     raise StudyError(
@@ -272,7 +272,7 @@ def _token(temp: Path) -> Iterator[None]:
 
 @contextmanager
 def _own_signals() -> Iterator[None]:
-    """Keeps this process's answer to SIGTERM: Ray's is to print the frames of its C++ and to exit."""
+    """Keeps this process's SIGTERM handler. Ray's own prints C++ frames and exits."""
     if threading.current_thread() is not threading.main_thread():
         yield
         return
@@ -282,7 +282,7 @@ def _own_signals() -> Iterator[None]:
     except SystemExit as error:
         if error.code != signal.SIGTERM:
             raise
-        raise KeyboardInterrupt from error  # it came while Ray started
+        raise KeyboardInterrupt from error  # the signal came while Ray started
     finally:
         signal.signal(signal.SIGTERM, before)
 
@@ -302,7 +302,9 @@ def _free_port() -> int:
 
 
 def _silence() -> None:
-    """Ray's own words go to its log files: a dead worker is told in the study's words, not in 25 lines of Ray's."""
+    """Sends Ray's own messages to its log files. The study reports a dead worker in one sentence; Ray would print 25
+    lines.
+    """
     for name in ("ray", "ray.tune", "ray.train", "ray.data"):
         logging.getLogger(name).setLevel(logging.CRITICAL)
     ray_internals.silence()

@@ -29,22 +29,22 @@ its default is 1,000, fewer than the workers of a cluster, and it keeps nothing 
 record of every call, which is a fifth of what one costs.
 """
 POLL_SECONDS = 60.0
-"""Longest a call waits for news before it returns without; bounds what a dead caller leaves behind."""
+"""Longest time that a call waits for news. It bounds how long a dead caller's call stays here."""
 MOST_LOST_MACHINES = 20
-"""Deaths in a row that a job survives without a new checkpoint, whatever the cause: it may be what takes its machines
-down.
+"""Deaths in a row that a job survives without a new checkpoint, whatever the cause. The job itself may take its
+machines down.
 """
 PROGRESS_SECONDS = 0.5
-"""Shortest time between two looks of the driver at how far jobs are."""
+"""Shortest time between two reads of the progress by the driver."""
 GRACE_SECONDS = 30.0
-"""How long the ranks of a group wait for each other after one of them raised, and how long a job may take to leave."""
+"""How long the ranks of a group wait for each other after one of them raised. Also how long a job may take to leave."""
 ALIVE_SECONDS = 2.0
-"""Between two looks at a worker whose group has lost a machine."""
+"""Time between two checks of a worker whose group has lost a machine."""
 FINAL = ("evaluated", "failed", "pruned", "calibrated")
-"""Events that end a job; `calibrated` only that of a calibration."""
+"""Events that end a job. `calibrated` ends only a calibration."""
 
 JobOutcome = Literal["evaluated", "failed", "pruned", "calibrated", "paused"]
-"""How a job ended; `paused` is not done yet, a resumed study goes on with it."""
+"""How a job ended. A `paused` job is not done: a resumed study continues it."""
 
 
 @dataclass(frozen=True)
@@ -65,25 +65,25 @@ class Job:
     sampled: bool = False
     """Whether the run calibrates its own settings first."""
     baseline: dict[str, Any] | None = None
-    """The experiment that speed and memory are relative to, nested; None where nothing is calibrated."""
+    """The experiment that speed and memory are relative to, as nested values; None if nothing is calibrated."""
     calibration: dict[str, float] | None = None
     """Speed metrics that are known already."""
     judged: bool = False
     """Whether the workers wait after every rung until Tune has judged it."""
     evaluated: bool = True
-    """Whether the run generates clips at its end; else it is known by its validation loss alone."""
+    """Whether the run generates clips at its end. If not, only its validation loss is known."""
     generates_at: tuple[int, ...] = ()
-    """Ends of the rungs whose reports hold the kernel distance of clips that are generated there."""
+    """Ends of the rungs that generate clips and report their kernel distance."""
     storage: str | None = None
-    """Address through which files come and go where the machines do not share the folders above."""
+    """Address of the storage that carries files, if machines do not share the folders above."""
     cached: tuple[str, ...] = ()
-    """Names of what the storage holds of the cache folder, the token cache first."""
+    """Names in the storage of the parts of the cache folder, the token cache first."""
     stored: str = ""
-    """Under which name the storage holds the run's folder."""
+    """Name of the run's folder in the storage."""
 
 
 class Bell:
-    """Wakes the few who wait for one thing."""
+    """Wakes the few callers that wait for one thing."""
 
     def __init__(self) -> None:
         self._waiting: set[asyncio.Future[None]] = set()
@@ -98,7 +98,7 @@ class Bell:
             _go_on(waiting)
 
     async def wait(self, ready: Callable[[], bool], seconds: float | None) -> bool:
-        """Whether it is ready; False where it was not for so long."""
+        """Waits until it is ready. False if it was not ready in that time."""
         try:
             async with asyncio.timeout(seconds):
                 while not ready():
@@ -121,29 +121,29 @@ class JobState:
     bell: Bell = field(default_factory=Bell)
     queued: bool = False
     began: bool = False
-    """Whether a worker said so for this attempt."""
+    """Whether a worker has reported the start of this attempt."""
     held_by: str = ""
-    """Incarnation of the group that has it."""
+    """Incarnation of the group that works on the job."""
     clock: asyncio.Task[None] | None = None
-    """Runs out when this attempt lasts too long."""
+    """Timer that runs out if this attempt lasts too long."""
     saved: int = 0
     """Step of its newest checkpoint."""
     died: int | None = None
-    """What that was when its workers died last."""
+    """The value of `checkpoint` when its workers died last."""
     deaths: int = 0
-    """How often in a row they died without a new checkpoint between."""
+    """Number of deaths in a row without a new checkpoint between them."""
     faults: int = 0
-    """How many of these, after the first, were not a machine's."""
+    """Number of these, after the first, that were not the death of a machine."""
     outcome: JobOutcome | None = None
     stop: str | None = None
     """Why it should stop."""
     moving: bool = False
-    """Whether it should leave its machines, to go on on others."""
+    """Whether it should leave its machines and continue on others."""
     overdue: bool = False
-    """Whether it should stop because it lasts too long: it has failed then."""
+    """Whether it should stop because it lasts too long. It has then failed."""
     reports: list[dict[str, Any]] = field(default_factory=list)
     judged: int = 0
-    """How many of the reports Tune has judged."""
+    """Number of its reports that Tune has judged."""
     settled: set[int] = field(default_factory=set)
     """Ranks that raised in this attempt and wait for the others."""
 
@@ -164,9 +164,9 @@ class GroupState:
     struck: bool = False
     """Whether one of the machines is lost."""
     evicted: bool = False
-    """Whether one of them is about to go: it gets no more work."""
+    """Whether one of its machines will soon be taken away. It gets no more work."""
     dead: int = 0
-    """How many of the workers have died, of a group that has lost a machine."""
+    """Number of workers that have died, if the group has lost a machine."""
 
 
 class Dispatcher:
@@ -198,23 +198,23 @@ class Dispatcher:
         self._groups: dict[int, GroupState] = {}
         self._queue: deque[str] = deque()
         self._idle: dict[int, GroupState] = {}
-        """Groups whose workers wait for a job, in the order in which they came."""
+        """Groups whose workers wait for a job, first come first served."""
         self._events: list[dict[str, Any]] = []
         self._posted = self._written = 0
-        """Events so far, and how many of them the driver has on disk."""
+        """Number of events so far, and of those that the driver has written to disk."""
         self._unwritten: deque[tuple[int, asyncio.Future[None]]] = deque()
-        """Who waits until so many events are on disk, in order."""
+        """Callers that wait until that many events are on disk, in order."""
         self._progress: dict[str, tuple[int, int, str]] = {}
         self._progress_due = False
         self._leave: Literal["", "at a rung", "now"] = ""
-        """When everybody is to go."""
+        """Whether everybody should leave."""
         self._abandoned = False
         self._news, self._never = Bell(), Bell()
 
     # --- the driver's side ---
 
     async def submit(self, job: Job) -> None:
-        """Takes a job in; groups take it once somebody follows it. One that has ended begins anew."""
+        """Accepts a job. Groups take it once a trial follows it. A job that has ended begins anew."""
         known = self._jobs.get(job.key)
         if known is None or known.outcome is not None:
             self._jobs[job.key] = JobState(job)
@@ -244,15 +244,15 @@ class Dispatcher:
         self._jobs[key].stop = reason
 
     async def pause(self, at_rung: bool = False) -> None:
-        """Nothing new starts; running jobs leave, as paused: now, or at their next rung, and what has none before it
-        ends. Groups without work go home.
+        """Nothing new starts. Running jobs leave as paused: now, or at their next rung (a job without another rung ends
+        first). Groups without work end.
         """
         for key in self._queue:
             self._end(self._jobs[key], "paused")
         self._close("at a rung" if at_rung and self._leave != "now" else "now")
 
     async def abandon(self) -> None:
-        """The driver can write no more. Whoever follows may go; what workers have posted stays unanswered, as if the
+        """The driver cannot write any more. Followers may leave. What workers have posted stays unanswered, as if the
         driver had died.
         """
         self._abandoned = True
@@ -264,7 +264,7 @@ class Dispatcher:
         self._close("now")
 
     async def lose(self, slot: int, reason: str) -> None:
-        """A worker group is gone: another one gets its job."""
+        """A worker group is gone. Another one gets its job."""
         group = self._groups.setdefault(slot, GroupState())
         group.struck = True
         self._idle.pop(slot, None)
@@ -361,7 +361,7 @@ class Dispatcher:
         return "leave" if self._leave else None
 
     async def post(self, key: str, event: str, fields: dict[str, Any]) -> None:
-        """An event of a running job; it is in the log when this returns."""
+        """Posts an event of a running job. It is in the log when this returns."""
         state = self._jobs[key]
         if state.outcome is not None:
             return  # another attempt was faster
@@ -375,7 +375,7 @@ class Dispatcher:
         await self._kept()
 
     async def report(self, key: str, step: int, metrics: dict[str, float]) -> bool:
-        """A rung's report, in the log when this returns; True asks all ranks to stop now."""
+        """Posts a rung's report. It is in the log when this returns. True asks all ranks to stop now."""
         state = self._jobs[key]
         state.reports.append({"step": step, **metrics})
         state.saved = max(state.saved, step)
@@ -410,13 +410,14 @@ class Dispatcher:
         self._end(state, outcome)
 
     async def halt(self, key: str, reason: str) -> None:
-        """A job cannot go on, nor can any other: the driver ends the study, and a resumed one goes on with
-        all of them."""
+        """A worker reports that neither its job nor any other can continue. The driver ends the study; a resumed study
+        continues all jobs.
+        """
         self._log("halted", key, reason=reason)
         await self.abandon()
 
     async def progress(self, key: str, done: int, total: int, what: str) -> bool:
-        """How far a job is; True asks it to stop as soon as it can."""
+        """Progress of a job. True asks it to stop as soon as it can."""
         if not self._progress:
             asyncio.get_running_loop().call_later(PROGRESS_SECONDS, self._show_progress)
         self._progress[key] = (done, total, what)
@@ -438,7 +439,7 @@ class Dispatcher:
     # --- helpers ---
 
     def _hand_out(self) -> None:
-        """Gives jobs that wait to groups that wait."""
+        """Assigns waiting jobs to waiting groups."""
         while self._queue and self._idle:
             group = self._idle.pop(next(iter(self._idle)))
             self._give(group, self._queue.popleft())
@@ -457,7 +458,7 @@ class Dispatcher:
         return self._leave == "now" or state.stop is not None or state.moving
 
     async def _limit_time(self, group: GroupState, state: JobState, seconds: float) -> None:
-        """Ends a job that lasts too long: it is asked to stop, and after the grace period its workers are killed."""
+        """Ends a job that lasts too long. It is asked to stop; after the grace period its workers are killed."""
         incarnation = group.incarnation
         reason = f"it did not end within resources.trial_deadline_seconds ({seconds:g})"
 
@@ -475,7 +476,9 @@ class Dispatcher:
             self._kill(worker)
 
     async def _watch(self, slot: int, group: GroupState, worker: Any) -> None:
-        """Waits for the end of a worker of a group that has lost a machine; the others may still speak for it."""
+        """Waits for the end of a worker whose group has lost a machine. Until then, the group's other workers may still
+        report.
+        """
         assert self._alive is not None
         incarnation = group.incarnation
         while group.incarnation == incarnation and await self._alive(worker):
@@ -519,10 +522,10 @@ class Dispatcher:
         return unfinished
 
     def _move(self, state: JobState, reason: str, moved: bool) -> None:
-        """The next attempt of a job is to come.
+        """Prepares the next attempt of a job.
 
         Args:
-            moved: whether the run has no part in it.
+            moved: whether the run is not to blame.
         """
         state.job = replace(state.job, attempt=state.job.attempt + 1)
         state.began, state.moving = False, False
@@ -550,8 +553,8 @@ class Dispatcher:
             await waiting
 
     async def _kept(self) -> None:
-        """Returns when everything posted so far is on disk, and never where it will not be: a killed driver must not
-        lose what a worker believes to be said.
+        """Returns when everything posted so far is on disk. If it never gets there, this never returns: a worker must
+        not believe that its report is safe when a killed driver has lost it.
         """
         posted = self._posted
         await self._in_log()

@@ -22,19 +22,19 @@ from reco_tune.study_log import ENDED, RunRecord, StudyFolder, StudyRecord
 from reco_tune.tuning import best_point, point_results, tuning_ended, tuning_runs
 
 CALIBRATION = "calibration."
-"""Before an arm's name: the key of its calibration at the dispatcher."""
+"""Prefix of an arm's name in the key of its calibration."""
 
 
 @dataclass(frozen=True)
 class JobInputs:
-    """Where jobs find what was prepared for them."""
+    """Where jobs find the prepared data."""
 
     tokens: str = ""
     """Path of the token cache."""
     storage: Storage | None = None
-    """Through which files come and go, where the machines do not share them."""
+    """The storage that carries files, if machines do not share folders."""
     cached: tuple[str, ...] = ()
-    """What it holds of the cache folder."""
+    """Names in the storage of the parts of the cache folder."""
 
     @property
     def address(self) -> str | None:
@@ -42,7 +42,7 @@ class JobInputs:
 
 
 class JobSource:
-    """The jobs of a study, one after another; every one is given out once, and written to the log where it is new."""
+    """The jobs of a study, one after another. Each is dispatched once, and written to the log if it is new."""
 
     def __init__(self, plan: Plan, folder: StudyFolder, writer: StudyWriter, search: Search) -> None:
         self.plan, self._folder, self._writer, self._search = plan, folder, writer, search
@@ -52,18 +52,17 @@ class JobSource:
             for run in self._study.runs.values()
             if run.state == "failed" and run.arm in self.plan.arms and run.arm not in self._study.calibrations
         }
-        """Why the speed of arms could not be measured: their runs have failed with that."""
+        """Reasons why the speed of arms could not be measured. Their runs have failed for these reasons."""
         self._unmeasured = self._awaited
-        """Arms whose calibration nobody has been given yet."""
+        """Arms whose calibration is not yet dispatched."""
         self._given: set[str] = set()
-        """Keys of the jobs that somebody was given, since the study was begun or resumed."""
+        """Keys of the jobs that were dispatched since the study was begun or resumed."""
         self._todo: list[str] | None = None
-        """Runs of the log that are not done and that nobody has been given yet; None before the plan is frozen."""
+        """Runs in the log that are neither done nor dispatched; None before the plan is frozen."""
 
     @property
     def obstacles(self) -> list[str]:
-        """Why nothing can go on: calibrations that failed of the baseline, or of an arm whose steps its
-        speed decides."""
+        """Why nothing can continue: failed calibrations of the baseline, or of an arm whose steps need its speed."""
         counted = set(self.plan.space.budgets) - {"equal_steps"}
         return [reason for arm, reason in self._unmeasurable.items() if arm == BASELINE or counted]
 
@@ -79,7 +78,7 @@ class JobSource:
 
     @property
     def exhausted(self) -> bool:
-        """Whether every job has been given out."""
+        """Whether every job has been dispatched."""
         return self._todo is not None and self._search.exhausted and not self._tuning
 
     @property
@@ -92,8 +91,9 @@ class JobSource:
         return unplanned + sum(record.state not in ENDED for record in runs.values()) + self._search.left
 
     def next(self) -> Job | None:
-        """None where nothing is left, or where what comes next depends on jobs that have not ended
-        (`exhausted` tells)."""
+        """The next job. None if nothing is left, or if the next job depends on jobs that have not ended (`exhausted`
+        tells).
+        """
         return self._next_calibration() if self._todo is None else self._next_run()
 
     def unmeasurable(self, arm: str, reason: str) -> None:
@@ -101,12 +101,12 @@ class JobSource:
         self._unmeasurable[arm] = f"the speed of arm `{arm}` could not be measured: {reason}"
 
     def grow(self, plan: Plan) -> None:
-        """The study has more to do: new arms are calibrated before anything else begins."""
+        """The study has more to do. New arms are calibrated before anything else begins."""
         self.plan, self._todo = plan, None
         self._unmeasured = [arm for arm in self._awaited if CALIBRATION + arm not in self._given]
 
     def again(self, trial: str) -> None:
-        """A run that had ended is to be done again, its arm measured where that had failed."""
+        """Repeats a run that had ended, and the calibration of its arm if that had failed."""
         self._given.discard(trial)
         arm = self._study.runs[trial].arm
         if self._unmeasurable.pop(arm, ""):
@@ -116,7 +116,7 @@ class JobSource:
             self._todo.append(trial)
 
     def withdraw(self, trial: str) -> bool:
-        """Whether a run that is not done was still to be given out; it is not any more."""
+        """Withdraws a run that is not done. True if it was not dispatched yet."""
         if self._todo is None or trial not in self._todo:
             return self._todo is None and trial not in self._given
         self._todo.remove(trial)
@@ -136,7 +136,7 @@ class JobSource:
 
     @property
     def _awaited(self) -> list[str]:
-        """Arms whose speed is neither in the log nor known to be out of reach."""
+        """Arms whose speed is not in the log and may still be measured."""
         return [arm for arm in self.plan.arms if arm not in self._study.calibrations and arm not in self._unmeasurable]
 
     def _next_calibration(self) -> Job | None:
@@ -191,11 +191,11 @@ class JobSource:
 
     @property
     def _tuning(self) -> list[str]:
-        """Arms whose tuning runs have not all ended."""
+        """Arms with tuning runs that have not ended."""
         return [arm for arm in self.plan.untuned if not tuning_ended(self._study.runs.values(), arm)]
 
     def _why(self, arm: str) -> str:
-        """What the first of an arm's tuning runs ended with."""
+        """Result of the first of an arm's tuning runs."""
         run = tuning_runs(self._study.runs.values(), arm)[0]
         return run.reason or f"{run.trial} has no {self.plan.space.tune.metric}" if self.plan.space.tune else ""
 
@@ -212,7 +212,7 @@ class JobSource:
             self._freeze()
 
     def _next_run(self) -> Job | None:
-        """A run of the log that is not done, or a new one of the search."""
+        """A run of the log that is not done, or a new one from the search."""
         self._choose()
         if self._todo:
             return self._job(self._study.runs[self._todo.pop(0)])

@@ -30,13 +30,13 @@ class OptunaJournal:
     def __init__(self, path: Path, name: str) -> None:
         self._path, self._name = path, name
         self._ids: list[int] = []
-        """Of the file's trials, by number."""
+        """Runs of the file's trials, by number."""
         self._running: set[int] = set()
         self._rebuilt = -1
-        """`Search.rebuilt` when the file was begun."""
+        """The value of `Search.rebuilt` when the file was begun."""
 
     def follow(self, search: Search) -> None:
-        """Brings the file up to what the search knows. It is a copy: where it cannot be written, the study goes on."""
+        """Updates the file from the search. It is only a copy: if it cannot be written, the study continues."""
         with suppress(OSError):
             if search.rebuilt != self._rebuilt:
                 self._begin(search)

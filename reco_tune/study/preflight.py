@@ -140,9 +140,9 @@ class Machine:
     sees: dict[str, bool]
     """Folder, or address of the storage -> whether the driver's token lies in it."""
     gpu_bytes: int
-    """Of its smallest GPU; 0 where it has none."""
+    """Memory of its smallest GPU; 0 without GPUs."""
     memory_bytes: int
-    """That its processes may use together."""
+    """Memory that its processes may use together."""
 
 
 def look(tokens: dict[str, str]) -> Machine:
@@ -202,7 +202,7 @@ def survey(shared: Mapping[str, Path | Storage]) -> list[Machine]:
 
 
 def _lay_token(place: Path | Storage, stack: ExitStack) -> str:
-    """Its name there; taken away with the stack."""
+    """Name of the file. The stack deletes it."""
     if isinstance(place, Storage):
         token = place.probe()
         stack.callback(place.forget, token)

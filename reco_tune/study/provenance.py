@@ -19,20 +19,20 @@ import torch
 import reco_tune
 
 PACKAGES = ("torch", "numpy", "ray", "optuna", "mlflow", "decord", "av", "scikit-learn")
-"""Packages that a result may depend on."""
+"""Packages on which a result may depend."""
 
 MOST_CHANGES_BYTES = 64 * 1024
-"""Of uncommitted changes that a log holds."""
+"""Largest size of uncommitted changes in a log."""
 SECRET_FILES = re.compile(
     r"(^|/)(\.env[^/]*|\.netrc|\.pypirc|id_[a-z0-9]+|[^/]*(secret|credential)[^/]*|[^/]*\.(pem|key|p12))$", re.I
 )
-"""Files whose changes are left out whole."""
+"""Files whose changes are never recorded."""
 SECRET_LINES = re.compile(
     r"passw(or)?d|secret|credential|(api|access|auth|private)[_ -]?(key|token)|bearer\s|://[^/\s:@]+:[^/\s@]+@"
     r"|\b(AKIA[0-9A-Z]{12}|gh[pousr]_\w{20}|hf_\w{20}|sk-[\w-]{20}|xox[abp]-\w)",
     re.I,
 )
-"""Lines that are left out: better one too many."""
+"""Lines that are not recorded. It is better to leave out one too many."""
 
 
 def environment() -> dict[str, Any]:
@@ -100,7 +100,7 @@ def _checkout() -> Path | None:
 
 
 def _git(root: Path, *words: str) -> str:
-    """What git says; nothing where it does not answer."""
+    """Output of git; empty if it does not answer."""
     try:
         done = subprocess.run(["git", *words], cwd=root, capture_output=True, timeout=10)
     except (OSError, subprocess.TimeoutExpired):

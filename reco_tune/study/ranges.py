@@ -63,7 +63,7 @@ class Ranges:
         return True
 
     def draw(self, trial: optuna.Trial) -> None:
-        """Every conditional dimension that the trial has."""
+        """Whether the trial has all of its conditional dimensions."""
         for key in self._order:
             if self._search[key].when and key in self.active(trial.params):
                 _suggest(trial, key, self._distributions[key])

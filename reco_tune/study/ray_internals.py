@@ -1,7 +1,6 @@
-"""All that this project uses of Ray and that Ray does not promise: `ray._private` and `ray.train.v2._internal`.
-
-A release of Ray that moves one of them breaks here and nowhere else; `pyproject.toml` holds Ray to the releases that
-were tried.
+"""Everything of Ray that this project uses although Ray does not promise it: `ray._private` and
+`ray.train.v2._internal`. If a release of Ray moves one of them, only this file breaks. `pyproject.toml` limits Ray to
+the releases that were tried.
 """
 
 from __future__ import annotations
@@ -23,9 +22,9 @@ from ray.util import remove_placement_group
 from ray.widgets.util import in_notebook
 
 HEAD = "node:__internal_head__"
-"""Resource of every cluster's head node: the dispatcher asks for a thousandth of it."""
+"""Resource of every cluster's head node. The dispatcher asks for a thousandth of it."""
 LONGEST_SOCKET = "session_0000-00-00_00-00-00_000000_{pid}/sockets/dash_MetricsHead"
-"""The longest path of a socket that Ray makes in its temporary folder; `pid` is the driver's."""
+"""Longest path of a socket that Ray makes in its temporary folder. `pid` is the driver's."""
 
 
 def notebook_reporter() -> tune.CLIReporter | None:
@@ -61,12 +60,12 @@ def has_token() -> bool:
 
 
 def forget_token() -> None:
-    """Lets Ray look for a token anew: it remembers the first one for the life of a process."""
+    """Makes Ray look for a token again. It remembers the first one for the life of a process."""
     AuthenticationTokenLoader.instance().reset_cache()
 
 
 def silence() -> None:
-    """The raylet's error messages go to Ray's log files alone."""
+    """Sends the raylet's error messages only to Ray's log files."""
     worker.print_to_stdstream = lambda *_, **__: None
 
 
@@ -94,7 +93,7 @@ class Controller(TrainController):
                 return controller.placement
 
             def _init_train_context_on_workers(self, workers: Any, barrier: Any, given: Any) -> None:
-                """As Train does it, but without an actor that workers could ask for checkpoints."""
+                """As in Train, but without an actor that workers could ask for checkpoints."""
                 shared = {
                     "train_run_context": self._train_run_context,
                     "synchronization_actor": barrier,

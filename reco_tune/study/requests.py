@@ -22,7 +22,7 @@ from reco_tune.study_log import Follower, StudyFolder
 ANSWER_SECONDS = 30.0
 """How long to wait for an answer: a driver that encodes videos or starts Ray does not answer meanwhile."""
 LOOK_SECONDS = 0.5
-"""Between two looks for an answer, and of the driver for requests."""
+"""Time between two looks for an answer. The driver looks for requests as often."""
 
 What = Literal["extend", "stop", "retry", "pause"]
 

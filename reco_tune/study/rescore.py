@@ -33,7 +33,7 @@ from reco_tune.study_log import SAMPLED, SAMPLING_SPEEDUP, EventLog, RunRecord, 
 from reco_tune.training import load_model, plan_scheme, prepare_device
 
 CHANGEABLE = ("evaluation.", "sampling.", *WHERE)
-"""Beginnings of the keys that say how clips of a trained model are made and judged, and where."""
+"""First parts of the keys that may change: how clips of a trained model are made and judged, and where."""
 TIMED_CLIPS, TIMED_ROUNDS = 32, 5
 """Of the comparison of two ways of sampling."""
 
@@ -45,11 +45,11 @@ class Rescored:
     protocol: str
     """The other protocol."""
     scored: list[str]
-    """Runs that have been scored now."""
+    """Runs that were scored in this call."""
     known: list[str]
-    """Those that an earlier call has scored."""
+    """Runs that an earlier call has scored."""
     lost: dict[str, str]
-    """Those whose model cannot be read, with the reason."""
+    """Runs whose model cannot be read, with the reason."""
 
 
 def rescore(folder: Path, changes: Sequence[str], progress: Progress = quiet) -> Rescored:

@@ -47,20 +47,18 @@ from reco_tune.study_log import StudyFolder, StudyRecord
 from reco_tune.tracking import Mirror
 
 HEAD_SECONDS = 1.0
-"""Between two looks whether a cluster's head is still there, once a study was told to stop."""
+"""Seconds between two checks that the cluster's head is alive, after a study was told to stop."""
 LONGEST_LEAVE_SECONDS = 15.0
-"""How long a driver that was told to stop may take where its cluster was ended under it."""
+"""Longest time that a stopping driver takes if its cluster has ended."""
 GATHER_SECONDS = 1e-4
-"""Between two looks at what the dispatcher has to tell, for each worker group: events of many groups travel together.
+"""Seconds between two reads of the dispatcher's events, for each worker group. Events of many groups travel together.
 """
 TRIAL_BYTES = 128 * 2**20
-"""Memory of a trial's light process. Trials ask for nothing else, so that they start at once, take no worker's CPU, and
-Ray spreads them over the machines by the memory that is left.
+"""Memory that Ray reserves for a trial's light process. Trials reserve nothing else. So they start at once, take no
+worker's CPU, and Ray spreads them over the machines by free memory.
 """
 TRIAL_RETRIES = 20
-"""How often Tune starts a trial's light process again, which dies with its machine; the work itself is not lost with
-it.
-"""
+"""How often Tune restarts a trial's light process, which dies with its machine. The work itself is not lost."""
 
 
 @dataclass(frozen=True)
@@ -68,11 +66,11 @@ class Options:
     """Options of launching a study; none of them changes a result."""
 
     name: str = ""
-    """Name of the study; its folder's where it is empty."""
+    """Name of the study. If empty, the name of its folder."""
     address: str | None = None
-    """Of a running Ray cluster; without it the study starts its own on this machine."""
+    """Address of a running Ray cluster. Without one, the study starts its own on this machine."""
     tracking_uri: str | None = None
-    """MLflow server; the study folder's own sqlite file where it is left out."""
+    """MLflow server. Without one, a sqlite file in the study folder."""
     track: bool = True
     """Whether MLflow mirrors the log."""
     command: str = ""
@@ -86,7 +84,7 @@ class StudyResult:
     folder: StudyFolder
     study: StudyRecord
     interrupted: bool
-    """Whether it was stopped (Ctrl-C); `resume` goes on."""
+    """Whether it was stopped (Ctrl-C). `resume` continues it."""
 
 
 class Driver:
@@ -97,17 +95,17 @@ class Driver:
         self._books = Bookkeeping(plan, folder, self._observer)
         self._dispatcher: Any = None
         self._stopping, self._limited = threading.Event(), threading.Event()
-        """By hand, or by a limit of the study."""
+        """Whether the study is to stop, by hand or by a limit."""
         self._head = ""
         """Address of the cluster's head."""
         self._left = threading.Event()
-        """Nothing is at work in the cluster any more."""
+        """Whether nothing runs in the cluster any more."""
         self._pausing: threading.Thread | None = None
         self._broken = ""
-        """Why nothing can be heard from the cluster any more."""
+        """Why the cluster cannot be heard any more."""
         self._pool: WorkerPool | None = None
         self._unfit: set[str] = set()
-        """Machines that joined and cannot be used."""
+        """Machines that joined but cannot be used."""
 
     @property
     def study(self) -> StudyRecord:
@@ -119,12 +117,12 @@ class Driver:
 
     @property
     def _space(self) -> Space:
-        """The settings as they are now: a study may grow while it runs."""
+        """The current settings. A study may grow while it runs."""
         return self._jobs.plan.space
 
     @property
     def _ending(self) -> bool:
-        """Whether nothing new is to begin."""
+        """Whether nothing new may begin."""
         return self._stopping.is_set() or self._limited.is_set()
 
     @property
@@ -132,7 +130,7 @@ class Driver:
         return self._pool is not None and self._pool.gone
 
     def drive(self) -> StudyResult:
-        """Runs the study from the state of its log to its end."""
+        """Runs the study to its end, from the state of its log."""
         with ExitStack() as stack:
             writer = self._books.writer
             stack.callback(writer.close)
@@ -159,7 +157,7 @@ class Driver:
 
     @contextmanager
     def _told(self) -> Iterator[None]:
-        """Tells people what `on_event` asks for while the block runs."""
+        """Within this context, sends the messages that `on_event` asks for."""
         notices = Notices(self._observer, self._space, self._folder, self.study)
         self._books.writer.observer = notices
         try:
@@ -280,7 +278,7 @@ class Driver:
         self._observer.close()
 
     def _tune_all(self, dispatcher: str, placement: Placement) -> None:
-        """Until nothing is left to do and nobody has asked for more."""
+        """Works until nothing is left to do and nobody has asked for more."""
         steering = Steering(self._folder, self._books.writer, self._jobs, self._stop_run, self._stop, self._limit)
         steering.start()
         try:
@@ -294,7 +292,7 @@ class Driver:
             steering.close()
 
     def _tune(self, dispatcher: str, placement: Placement) -> None:
-        """Tune decides what runs, from the first calibration on: its processes start while the worker groups do."""
+        """Runs Tune, from the first calibration on. Tune's processes start while the worker groups do."""
         light = [{"memory": TRIAL_BYTES}]
         where = tune.PlacementGroupFactory(light, bundle_label_selector=[beside_workers(placement)])
         tune.Tuner(
@@ -318,11 +316,11 @@ class Driver:
         ).fit()
 
     def _judge(self, trial: str, step: int) -> None:
-        """A job has reported a rung: asks it to stop where the rung speaks against it."""
+        """A job has reported a rung. Asks it to stop if the scheduler decides so."""
         try:
             if reason := self._books.judge(trial, step):
                 ray.get(self._dispatcher.stop.remote(trial, reason))
-        except Exception as error:  # what a scheduler raises, Tune turns into a traceback
+        except Exception as error:  # Tune would turn an exception of a scheduler into a traceback
             self._give_up(error)
 
     def _next(self, dispatcher: str) -> Suggestion:
@@ -336,7 +334,7 @@ class Driver:
             if job is None:
                 return Searcher.FINISHED if self._jobs.exhausted else None
             ray.get(self._dispatcher.submit.remote(job))
-        except Exception as error:  # what a searcher raises, Tune turns into a traceback
+        except Exception as error:  # Tune would turn an exception of a searcher into a traceback
             self._give_up(error)
             return Searcher.FINISHED
         return {"dispatcher": dispatcher, "trial": job.key}
@@ -374,7 +372,7 @@ class Driver:
             )  # it may wait in Ray, which ends the process if it is shut down meanwhile
 
     def _take(self, events: list[dict[str, Any]], progress: dict[str, tuple[int, int, str]]) -> int:
-        """Writes what the dispatcher tells to the log; how many events."""
+        """Writes the dispatcher's events to the log. Returns how many there were."""
         for event in events:
             self._books.take_in(event)
         progress.pop("", None)
@@ -383,8 +381,8 @@ class Driver:
         return len(events)
 
     def _give_up(self, error: Exception) -> None:
-        """Nothing more can be heard or written: what runs is left as if the driver had died, so that a resumed study
-        goes on with it.
+        """Nothing can be heard or written any more. Running jobs are left as if the driver had died, so a resumed study
+        continues them.
         """
         if not self._broken:
             if isinstance(error, ReCoTuneError):
@@ -441,7 +439,7 @@ class Driver:
                 signal.signal(number, handler)
 
     def _stop(self) -> None:
-        """Has running jobs leave with a checkpoint, and the study end."""
+        """Asks running jobs to leave with a checkpoint, and ends the study."""
         if self._stopping.is_set():
             return
         self._stopping.set()
@@ -456,7 +454,7 @@ class Driver:
         self._pausing.start()
 
     def _limit(self, reason: str) -> None:
-        """A limit is reached: nothing new begins, and what runs leaves at its next rung."""
+        """A limit is reached. Nothing new begins, and running jobs leave at their next rung."""
         if not (self._stopping.is_set() or self._limited.is_set()):
             self._limited.set()
             self._books.writer.write("limited", reason=reason)
@@ -486,7 +484,7 @@ class Driver:
 
 
 async def _alive(worker: Any) -> bool:
-    """Whether a worker's process still is; one that cannot be reached for a while is."""
+    """Whether a worker's process is alive. One that cannot be reached for a while counts as alive."""
     try:
         await worker.__ray_ready__.remote()
     except ActorUnavailableError:

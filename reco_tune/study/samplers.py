@@ -69,7 +69,7 @@ def nsga2(space: Space, number: int, planned: int, seed: int, distributions: Any
 
 
 def random(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    """Also of a grid, whose points are put in its way."""
+    """Also the sampler of a grid, whose points are put in its queue."""
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -92,7 +92,7 @@ class _Nsga2(optuna.samplers.NSGAIISampler):
 
 
 class _Sobol(optuna.samplers.QMCSampler):
-    """Optuna's Sobol sequence over all numbers of the search from its first point on; Optuna itself waits for a
+    """Optuna's Sobol sequence over all numbers of the search, from its first point on. Optuna itself waits for a
     finished trial.
     """
 

@@ -34,10 +34,10 @@ class Pool(NamedTuple):
     seed: int
     at: int | Fraction
     arm: str = ""
-    """The one that is tuned."""
+    """The arm that the run tunes."""
 
     def step_of(self, run: RunRecord) -> int | None:
-        """At which step a run was there; None where it was not, or stands elsewhere."""
+        """The step of a run at this rung; None if it was not there, or belongs to another comparison."""
         if self.budget == SEARCH:
             return int(self.at) if run.arm == SEARCH and _report(run, int(self.at)) else None
         if self.arm != (run.arm if run.tunes else ""):
@@ -57,7 +57,7 @@ class Rungs:
         self._kept: dict[tuple[Pool, tuple[tuple[str, float], ...]], _Rung] = {}
 
     def at(self, pool: Pool, axes: Mapping[str, float]) -> _Rung:
-        """Of the runs that have all these axes there."""
+        """The points of runs that have all these axes at the rung."""
         key = (pool, tuple(axes.items()))
         if key not in self._kept:
             rung = self._kept[key] = _Rung()
@@ -174,7 +174,7 @@ def _rung(run: RunRecord, step: int) -> int:
 
 
 def _share(run: RunRecord, step: int) -> Fraction:
-    """Of its training, at the end of a rung."""
+    """Share of its training that is done at the end of a rung."""
     return Fraction(_rung(run, step), int(run.settings["training.rungs"]))
 
 
@@ -197,12 +197,12 @@ def _stopped_seed(study: StudyRecord, run: RunRecord) -> int | None:
 
 
 def _speeds(study: StudyRecord, run: RunRecord) -> dict[str, float]:
-    """What is calibrated: of a sampled run by itself, of a fixed arm once."""
+    """Key of a calibration: each sampled run has its own, the runs of a fixed arm share one."""
     return study.calibrations.get(run.trial if run.arm == SEARCH else run.arm, {})
 
 
 def _report(run: RunRecord, step: int) -> dict[str, float]:
-    """What a run said at a rung; nothing where it was not there."""
+    """Report of a run at a rung; empty if it was not there."""
     return next((report for report in run.reports if report["step"] == step), {})
 
 

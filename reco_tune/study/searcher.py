@@ -37,18 +37,18 @@ from reco_tune.study.samplers import sampler_of
 from reco_tune.study_log import StudyRecord
 
 MOST_REFUSED = 100
-"""Proposals in a row that settings may refuse before the ranges themselves are at fault."""
+"""Proposals in a row that the settings may refuse before the ranges are blamed."""
 MOST_REPEATED = 20
-"""Known configurations that the sampler may propose in a row before one is run again."""
+"""Known configurations in a row that the sampler may propose before one is run again."""
 GENERATION = "NSGAIISampler:generation"
-"""Where NSGA-II keeps a trial's generation among Optuna's notes of it."""
+"""Key under which NSGA-II keeps a trial's generation."""
 ENDS = ("", "_low", "_high")
-"""What a metric and the ends of its 95% interval are called beyond its name."""
+"""Suffixes of a metric and of the ends of its 95% interval."""
 
 
 @dataclass(frozen=True)
 class Proposal:
-    """The next sampled run; `event` is what the log keeps of it and what a rebuilt search needs."""
+    """The next sampled run. Its `event` is kept in the log, and a rebuilt search needs nothing else."""
 
     trial: str
     experiment: Experiment
@@ -60,7 +60,7 @@ class KnownConfiguration:
     """A configuration that was asked or planned before."""
 
     metrics: dict[str, float] = field(default_factory=dict)
-    """Of its evaluation; empty while there is none."""
+    """Metrics of its evaluation; empty before it."""
 
 
 class EvaluatedTrial(NamedTuple):
@@ -69,7 +69,7 @@ class EvaluatedTrial(NamedTuple):
     params: dict[str, Any]
     """What the sampler chose."""
     ends: list[list[float]]
-    """Of each objective its value and the ends of its 95% interval, NaN where it has none."""
+    """For each objective its value and the ends of its 95% interval; NaN without one."""
 
 
 class Search:
@@ -88,30 +88,30 @@ class Search:
         warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
         self._space = space
         self._numbers: dict[str, int | None] = {}
-        """Optuna's trial number of each sampled run that has not ended; None where Optuna is not to hear of it."""
+        """Optuna's trial number of each sampled run that has not ended; None for runs that Optuna must not know."""
         self._params: dict[str, dict[str, Any]] = {}
         """What the sampler chose for each sampled run."""
         self._known: dict[str, KnownConfiguration] = {}
-        """By settings hash, fixed runs included."""
+        """Configurations by settings hash, those of fixed runs included."""
         self._hashes: dict[str, str] = {}
         """Settings hash of each run."""
         self._feasible: dict[str, EvaluatedTrial] = {}
         self._repeated: Counter[str] = Counter()
-        """How often each finalist was asked again."""
+        """How often each finalist was repeated."""
         self.asked = 0
         """Sampled runs asked so far, further seeds of finalists left out."""
         self._drawn = 0
         """Optuna's trials so far: runs, skipped proposals, and what earlier studies and fixed arms gave."""
         self._arms_told = 0
-        """How many of these are fixed arms."""
+        """Number of fixed arms among these trials."""
         self._calibrated: dict[str, dict[str, float]] = {}
-        """The speeds of fixed arms by run: what ends a run says nothing of them."""
+        """Speeds of fixed arms by run. The event that ends a run does not hold them."""
         self._arms: dict[str, dict[str, Any]] = {}
         """Points of the fixed runs that the search could have proposed, until they are evaluated."""
         self.names: dict[int, str] = {}
-        """Run of each of Optuna's trials that has one."""
+        """The run of each of Optuna's trials, if it has one."""
         self.rebuilt = 0
-        """How often Optuna's study was made anew, because the ranges had changed."""
+        """How often Optuna's study was rebuilt because the ranges had changed."""
         self._begin()
 
     @property
@@ -147,7 +147,7 @@ class Search:
 
     @property
     def objectives(self) -> list[str]:
-        """What Optuna's values are of."""
+        """Names of Optuna's values."""
         return list(self._space.objectives)
 
     @property
@@ -189,7 +189,7 @@ class Search:
         return self._again() if self.left else None
 
     def apply(self, event: Mapping[str, Any]) -> None:
-        """Takes in one event of the log; those that do not touch the search are ignored."""
+        """Applies one event of the log. Events that do not concern the search are ignored."""
         name, trial = event["event"], event.get("trial", "")
         if name in ("study", "extended") and event.get("settings"):
             self._become(Space.model_validate(event["settings"]))
@@ -285,7 +285,7 @@ class Search:
         """What the sampler noted at the study so far."""
 
     def _become(self, space: Space) -> None:
-        """The search of these settings from here on, with what it knows."""
+        """Continues under these settings, with everything it knows."""
         before, self._space = self._space, space
         tried = max(0, self._drawn - self._grid_starts)
         if space.search == before.search and (self._drawn or space == before):
@@ -344,7 +344,7 @@ class Search:
 
     @property
     def _undrawn(self) -> int:
-        """Configurations that the sampler is still to propose, at most."""
+        """Largest number of configurations that the sampler still proposes."""
         trials = max(0, self._space.trials - self.asked)
         return min(trials, max(0, len(self._grid) - (self._drawn - self._grid_starts))) if self._whole else trials
 
@@ -402,7 +402,7 @@ class Search:
         return self._drawn - 1
 
     def _tell(self, number: int, metrics: Mapping[str, float] | None) -> None:
-        """Ends one of Optuna's trials: complete, or failed where there are no metrics."""
+        """Ends one of Optuna's trials: as complete, or as failed if there are no metrics."""
         if metrics is None:
             self._study.tell(number, state=TrialState.FAIL)
             return
@@ -413,11 +413,11 @@ class Search:
 
     @property
     def _metrics(self) -> list[str]:
-        """What Optuna is told of a run: its objectives and what is constrained."""
+        """Metrics of a run that Optuna needs: objectives and constraints."""
         return list(dict.fromkeys([*self._space.objectives, *self._space.constraints]))
 
     def _told(self, metrics: Mapping[str, float]) -> dict[str, float] | None:
-        """Those metrics, or None where one is missing or not finite."""
+        """These metrics, or None if one is missing or not finite."""
         told = {name: metrics.get(name, math.nan) for name in self._metrics}
         return told if all(map(math.isfinite, told.values())) else None
 
@@ -446,7 +446,7 @@ def _proposal(name: str, experiment: Experiment, params: Mapping[str, Any], **ex
 
 
 def broken_constraints(space: Space, metrics: Mapping[str, float]) -> str:
-    """Which constraints a run breaks, in one sentence; empty where it breaks none."""
+    """Names the constraints that a run breaks, in one sentence; empty if it breaks none."""
     broken = [
         (name, bound)
         for name, bound in space.constraints.items()

@@ -34,7 +34,7 @@ from reco_tune.study_log import (
 )
 
 STOPPED = "stopped by hand"
-"""Why a run ended that a person stopped; it stands in no table."""
+"""Reason of a run that a person stopped. Such a run stands in no table."""
 FAILED = "--failed"
 """In place of a run: every one that failed."""
 

@@ -32,15 +32,15 @@ from reco_tune.settings.protocols import PUBLISHED
 from reco_tune.study.dispatcher import Job
 
 RESULT = "result.json"
-"""In the folder of a run that was evaluated."""
+"""File in the folder of a run that was evaluated."""
 CHECKPOINT = "checkpoint"
-"""Folder of a run that travels by itself: only who goes on with the run needs it, and it is most of the bytes."""
+"""Folder of a run that is stored separately. Only whoever continues the run needs it, and it has most of the bytes."""
 _ONLY = "file"
-"""Name of what is put as a single file."""
+"""Name of a single file in its archive."""
 
 
 class StorageError(StudyError):
-    """The storage does not answer, or a machine has no room for what it fetches; not the fault of a run."""
+    """The storage does not answer, or a machine has no room for the files. The run is not to blame."""
 
 
 class Storage:
@@ -127,7 +127,7 @@ class Storage:
                     staging.rename(folder)
                 return True
             except StorageError as error:
-                if not isinstance(error.__cause__, FileNotFoundError):  # else a newer one has just taken its place
+                if not isinstance(error.__cause__, FileNotFoundError):  # otherwise a newer one has just replaced it
                     raise
             finally:
                 shutil.rmtree(staging, ignore_errors=True)
@@ -189,7 +189,7 @@ class LocalFolders:
     """Where a job finds its files on a machine."""
 
     experiment: Experiment
-    """With the paths of this machine; what a model remembers are the driver's."""
+    """The job with the paths of this machine. What a model remembers are the driver's paths."""
     tokens: Path
     folder: Path
     """Of the run."""
@@ -236,7 +236,7 @@ def holds_run(storage: Storage, name: str) -> bool:
 
 
 def fetch_results(storage: Storage, name: str, folder: Path) -> bool:
-    """What an ended run leaves: weights, history, samples. False where there is nothing."""
+    """Stores what an ended run leaves: weights, history, samples. False if there is nothing."""
     return storage.get(f"{name}/results", folder)
 
 
@@ -265,7 +265,7 @@ def _extractor_name(experiment: Experiment) -> str:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """One process of this machine at a time."""
+    """Lets one process of this machine in at a time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_name(f".{folder.name}.lock"), seconds=-1):
         yield

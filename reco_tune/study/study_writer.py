@@ -26,8 +26,8 @@ from reco_tune.tracking import Mirror
 
 
 class StudyWriter:
-    """The log with everything that follows it: the record, the search, the observer, MLflow. One lock, so all see one
-    order.
+    """The log and everything that follows it: the record, the search, the observer, MLflow. One lock keeps one order
+    for all.
     """
 
     def __init__(
@@ -55,7 +55,7 @@ class StudyWriter:
         """The state of the log."""
 
     def write(self, event: EventName, **fields: Any) -> None:
-        """Writes one event and tells everybody."""
+        """Writes one event and tells everyone."""
         with self.lock:
             written = self._log.append(event, **fields)
             apply(self.study, written)
@@ -67,7 +67,7 @@ class StudyWriter:
                 self.mirror.notify()
 
     def begin_optuna(self, path: Path, name: str) -> None:
-        """From here on the search stands in a file for Optuna's tools, too; written anew from the log."""
+        """From now on, the search is also a file for Optuna's tools. It is written anew from the log."""
         with self.lock:
             self.optuna = OptunaJournal(path, name)
             self.optuna.follow(self._search)
