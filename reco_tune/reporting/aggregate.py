@@ -56,8 +56,8 @@ class Difference(NamedTuple):
     low: float
     high: float
     p_value: float
-    """Of the t test over training seeds that the interval belongs to: below 0.05 where that excludes zero. NaN at one
-    seed.
+    """P-value of the t test over training seeds that belongs to the interval: below 0.05 if the interval excludes zero.
+    NaN at one seed.
     """
     detectable: float
     """Smallest true difference that this comparison by itself finds with 80% power at the 5% level."""
@@ -166,7 +166,7 @@ def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int
 
 
 def sign_flip_floor(seeds: int) -> float:
-    """The smallest two-sided p-value that a sign-flip test over `seeds` differences can give; a t test has no such
+    """The smallest two-sided p-value that a sign-flip test of that many differences can give. A t test has no such
     floor.
     """
     return min(1.0, 2.0 ** (1 - seeds))
@@ -184,7 +184,9 @@ def holm(p_values: Sequence[float]) -> list[float]:
 
 
 def _scale(runs: Sequence[Estimate]) -> float:
-    """A power of two near the largest value: dividing by it changes no digit, and squares of 1e300 fit into a float."""
+    """A power of two near the largest value. Dividing by it changes no digit, and squares of 1e300 then fit into a
+    float.
+    """
     largest = max((abs(end) for run in runs for end in run if math.isfinite(end)), default=0.0)
     return 2.0 ** (math.frexp(largest)[1] - 1)
 

@@ -1,5 +1,4 @@
-"""What every script in analysis/ shares: its arguments, and one sentence instead of a traceback for a
-person's mistake."""
+"""What all scripts in analysis/ share: arguments, and one sentence instead of a traceback for a user's mistake."""
 
 from __future__ import annotations
 
@@ -52,7 +51,7 @@ def run_script(work: Callable[[list[str], Path], str], description: str, several
 
 
 def save(section: Section, output: Path) -> None:
-    """The files of a section in the output folder, which is made where it is missing."""
+    """Writes the files of a section into the output folder, which is created if it is missing."""
     output.mkdir(parents=True, exist_ok=True)
     write_files(section, output)
     for figure in section.figures:
@@ -68,7 +67,7 @@ def save_figure(path: Path, draw: Callable[..., Any], *given: Any) -> None:
 
 
 def write(output: Path, name: str, text: str) -> Path:
-    """A text file in the output folder, which is made where it is missing."""
+    """Writes a text file into the output folder, which is created if it is missing."""
     output.mkdir(parents=True, exist_ok=True)
     path = output / name
     path.write_text(text, encoding="utf-8", newline="\n")

@@ -1,4 +1,4 @@
-"""The budgets under which arms are compared: what they are called, what they give, and which runs stand under each."""
+"""The budgets under which arms are compared: their names, what an arm gets, and which runs belong to each."""
 
 from __future__ import annotations
 
@@ -11,15 +11,15 @@ from reco_tune.settings import BASELINE, COMPUTE_SHARES, SEARCH, step_cost
 
 
 class Budget(NamedTuple):
-    """What a budget is called."""
+    """The texts for a budget."""
 
     title: str
     words: str
     """In a sentence."""
     gives: str
-    """What it gives an arm."""
+    """What an arm gets."""
     portion: str = ""
-    """The share of the baseline's compute that it gives, where that is not all of it."""
+    """Its share of the baseline's compute; None for all of it."""
 
 
 BUDGETS = {
@@ -48,9 +48,9 @@ BUDGETS = {
         "An eighth",
     ),
 }
-"""By name, in the order of every table."""
+"""Budgets by name, in the order of every table."""
 WHOLE = f"{BASELINE} (whole budget)"
-"""What the baseline's whole run is called under a share of its compute, where `full` is its run at that share."""
+"""Name of the baseline's whole run under a share of its compute. There, `full` is its run at that share."""
 
 
 def is_share(budget: str) -> bool:
@@ -59,21 +59,21 @@ def is_share(budget: str) -> bool:
 
 
 def budget_order(runs: pd.DataFrame) -> list[str]:
-    """Budgets of the study; `both` is none of its own."""
+    """Budgets of the study. `both` is not a budget of its own."""
     budgets = set(runs["budget"]) - {"both"}
     return [budget for budget in BUDGETS if budget in budgets] or ["equal_steps"]
 
 
 def at_budget(run_budget: Any, budget: str) -> Any:
-    """Whether a run (or each of a column of runs) stands under a budget: one of `both` stands under every whole budget,
-    not under a share of it.
+    """Whether a run (or each of a column of runs) belongs to a budget. A run of `both` belongs to every whole budget,
+    but not to a share of it.
     """
     own = run_budget == budget
     return own if is_share(budget) else own | (run_budget == "both")
 
 
 def reference(budget: str, baseline: str = BASELINE) -> str:
-    """What the arms of a budget are compared with: the baseline, under a share of its compute its whole run."""
+    """The arm that others are compared with: the baseline, or under a share of its compute its whole run."""
     return WHOLE if is_share(budget) and baseline == BASELINE else baseline
 
 

@@ -31,13 +31,11 @@ from reco_tune.settings import BASELINE, SEARCH
 CLIP = tuple(one.name for one in (quantities.CLIP_SCORE, quantities.CLIP_SCORE_LOW, quantities.CLIP_SCORE_HIGH))
 """Columns of ablation.csv where CLIP scores were measured."""
 DETAILS = ("pairs", "verdict")
-"""What tables for people say beside them: seeds that a row shares with the baseline, and the comparison's
-`standing`.
-"""
+"""Columns for people only: the number of seeds that a row shares with the baseline, and the `standing`."""
 ONE_SEED = " (1 seed)"
-"""Ends a word that holds for one training seed: another may turn it round."""
+"""Suffix of a verdict that rests on one training seed. Another seed may reverse it."""
 MOST_SEEDS = 12
-"""Where more than so many are needed, the answer is that the arms are too close to tell."""
+"""If more seeds than this are needed, the arms are reported as too close to tell apart."""
 _MEANS = (
     "speedup",
     "speedup_low",
@@ -83,9 +81,9 @@ class ArmResult:
     arm: str
     runs: pd.DataFrame
     values: dict[int, Estimate]
-    """By training seed, of what arms are compared by (`quality`)."""
+    """Quality (`quality`) by training seed."""
     means: dict[str, float]
-    """Means over the runs of what needs no interval of its own."""
+    """Means over the runs of values without an interval of their own."""
 
     @property
     def protocol(self) -> str:
@@ -97,13 +95,13 @@ Results = Mapping[tuple[str, str], ArmResult]
 
 
 class Comparison(NamedTuple):
-    """One arm at one budget beside what it is compared with."""
+    """One arm at one budget, compared with the baseline."""
 
     result: ArmResult
     difference: Difference | None
-    """To the baseline; None for the baseline itself, and where the two share no seed."""
+    """Difference to the baseline. None for the baseline itself, and if the two share no seed."""
     p_value: float
-    """Of it, with Holm's correction over the arms of the budget; NaN at one seed."""
+    """P-value of the difference, with Holm's correction over the arms of the budget; NaN at one seed."""
     baseline: str
 
     @property
@@ -177,7 +175,7 @@ class Unresolved(NamedTuple):
 
 
 def unresolved(compared: Sequence[Comparison]) -> list[Unresolved]:
-    """Arms of the study that are not told from their baseline, in order; empty where everything is resolved."""
+    """Arms of the study that cannot be told from their baseline, in order. Empty if everything is resolved."""
     compared = [one for one in compared if one.difference]
     beside = Counter(one.result.budget for one in compared)
     return [
@@ -226,8 +224,8 @@ def ablation_rows(compared: Sequence[Comparison], quality: Quality = FVD) -> pd.
 
 
 def best_row(rows: pd.DataFrame) -> int | None:
-    """Position of the lowest quality (`quality_of`) where its interval is clear of every other row's; None where the
-    best is not resolved.
+    """Position of the lowest quality (`quality_of`) if its interval overlaps no other row's; None if the best is not
+    resolved.
     """
     if len(rows) < 2:
         return None

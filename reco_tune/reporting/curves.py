@@ -64,13 +64,13 @@ class Turn(NamedTuple):
     budget: str
     arm: str
     step: int
-    """Of the lowest, at a rung."""
+    """Step of the lowest loss, at a rung."""
     steps: int
     """Of the whole run."""
     best: float
     last: float
     passes_per_step: float = math.nan
-    """Over the training clips; NaN where their number is not known."""
+    """Passes over the training clips; NaN if the number of clips is not known."""
 
     @property
     def words(self) -> str:
@@ -83,8 +83,8 @@ class Turn(NamedTuple):
 
 
 def turns(study: StudyRecord, budgets: Sequence[str]) -> list[Turn]:
-    """Arms whose mean validation cross-entropy is lowest before the last rung, and is higher at the end for every seed:
-    one seed alone may wobble.
+    """Arms whose mean validation cross-entropy is lowest before the last rung and higher at the end for every seed. One
+    seed alone may fluctuate.
     """
     found = []
     for budget in budgets:
@@ -98,8 +98,8 @@ def turns(study: StudyRecord, budgets: Sequence[str]) -> list[Turn]:
 
 
 def passes_per_step(run: RunRecord) -> float:
-    """Passes over the training clips that one optimiser step is; NaN where a run of an earlier version does not tell
-    how many clips there were.
+    """Passes over the training clips per optimiser step; NaN if a run of an earlier version does not record the number
+    of clips.
     """
     steps, passes = run.metrics.get(quantities.STEPS.name), run.metrics.get(quantities.PASSES.name)
     if steps and passes is not None:

@@ -1,4 +1,4 @@
-"""What two runs, or two studies, differ in: settings, and results where they compare."""
+"""The differences between two runs, or two studies: settings, and results if they are comparable."""
 
 from __future__ import annotations
 
@@ -18,12 +18,12 @@ from reco_tune.study_log import RunRecord, StudyRecord
 from reco_tune.tuning import in_words
 
 MUST_AGREE = ("protocol", "data_fingerprint")
-"""What of two runs' provenance must be the same for the numbers of their evaluation to compare."""
+"""Provenance that must be equal for the results of two runs to be comparable."""
 FACTS = ("commit", "version", "hardware", "platform")
 
 
 class Row(NamedTuple):
-    """One thing that is another in B than in A, in words."""
+    """One difference, as text."""
 
     name: str
     first: str
@@ -38,7 +38,7 @@ class Differences:
     settings: list[Row]
     results: list[Row]
     incomparable: str
-    """Why results are left out; empty where none are."""
+    """Why results are left out; empty if they are not."""
 
 
 def of_runs(first: RunRecord, second: RunRecord) -> Differences:

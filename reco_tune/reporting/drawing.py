@@ -27,7 +27,7 @@ PROCESSES = 2
 
 
 class _Job(NamedTuple):
-    """A figure and the folder that it is drawn into; its words stay here."""
+    """A figure and its folder, without the words of the section."""
 
     name: str
     folder: Path
@@ -54,7 +54,7 @@ class Painter:
             process.end()
 
     def draw(self, figure: Figure, folder: Path) -> None:
-        """Has a figure drawn as `folder/name.png` and `.pdf`; returns at once."""
+        """Asks a process to draw a figure as `folder/name.png` and `.pdf`; returns at once."""
         self._jobs.put(_Job(figure.name, folder.absolute(), figure.draw, figure.given))
 
     def finish(self) -> set[str]:
@@ -75,7 +75,7 @@ class Painter:
 
 
 class _Process:
-    """This side of one process: a thread that hands it jobs and takes its answers."""
+    """This side of one process: a thread that sends it jobs and reads its answers."""
 
     def __init__(self, jobs: SimpleQueue[_Job | None], answers: dict[str, bool | Exception]) -> None:
         command = interpreter(
@@ -115,7 +115,7 @@ class _Process:
 
 
 def _serve() -> None:
-    """The life of a process: figures until the other end is closed, an answer each."""
+    """The loop of a process: draws figures until the other end is closed, and answers each."""
     answers = os.fdopen(os.dup(1), "wb")
     os.dup2(2, 1)  # whatever a library prints is no answer
     from reco_tune.reporting import style  # while the first figure is computed

@@ -53,12 +53,12 @@ class Evidence:
     """
 
     runs: pd.DataFrame
-    """Of the study, then those from elsewhere."""
+    """The study's runs, then the imported ones."""
     study: StudyRecord = field(default_factory=StudyRecord)
     folder: StudyFolder | None = None
-    """Of the study, where it lies in one."""
+    """Folder of the study, if it has one."""
     imports: Sequence[Path] = ()
-    """Files of the runs from elsewhere."""
+    """Files of the imported runs."""
     baseline: str = BASELINE
 
     @classmethod
@@ -94,7 +94,7 @@ class Evidence:
 
     @cached_property
     def quality(self) -> Quality:
-        """What its runs are compared by."""
+        """The metric by which its runs are compared."""
         return quality_of_runs(self.runs)
 
     @cached_property
@@ -103,12 +103,12 @@ class Evidence:
 
     @cached_property
     def budgets(self) -> list[str]:
-        """Of the study itself; rows from elsewhere may stand under another."""
+        """Protocol of the study. Imported rows may have another one."""
         return budget_order(self.own)
 
     @cached_property
     def arms(self) -> list[str]:
-        """In the order of the space file, those from elsewhere last; sampled runs are no arm."""
+        """Results in the order of the space file, imported ones last. Sampled runs are not arms."""
         return arm_order(self.runs)
 
     @cached_property
@@ -127,7 +127,7 @@ class Evidence:
 
     @cached_property
     def own_comparisons(self) -> list[Comparison]:
-        """Those of the study's own arms at its own budgets."""
+        """Comparisons of the study's own arms at its own budgets."""
         return [one for one in self.comparisons if not one.imported and one.result.budget in self.budgets]
 
     @cached_property
@@ -151,7 +151,7 @@ class Evidence:
 
     @cached_property
     def origin(self) -> str:
-        """Where the numbers of the study come from, for the end of a caption."""
+        """Origin of the study's numbers, for the end of a caption."""
         return measured_with(self.own_comparable)
 
 

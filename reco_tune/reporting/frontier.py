@@ -33,7 +33,7 @@ SETTINGS = (
 )
 SPEEDUP = ("speedup", "speedup_low", "speedup_high")
 DRAWS = 1000
-"""Of the parametric bootstrap: a probability is known to about 0.03."""
+"""Draws of the parametric bootstrap. With this many, a probability is known to about 0.03."""
 SPEEDS = 80
 """Speed-ups at which the band is computed."""
 _FAR = 0.999
@@ -200,7 +200,7 @@ def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tu
 
 
 def _possible(best_speed: Array, best_value: Array, worst_speed: Array, worst_value: Array) -> NDArray[np.bool_]:
-    """Which points at their best no other point beats at its worst."""
+    """Whether each point at its best is not beaten by any other point at its worst."""
     order = np.argsort(-worst_speed, kind="stable")
     least = np.append(np.inf, np.minimum.accumulate(worst_value[order]))
     faster = np.searchsorted(-worst_speed[order], -best_speed, side="right")

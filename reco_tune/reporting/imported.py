@@ -72,7 +72,7 @@ def file_names(paths: Sequence[Path]) -> list[str]:
 
 
 def origin_note(names: Sequence[str]) -> str:
-    """What a table says of its rows from elsewhere, where it has any; begins with a space."""
+    """Note of a table about its imported rows, if it has any. Begins with a space."""
     files = ", ".join(map(quoted, names))
     told = (
         "this study did not run them, pairs them with no other row and keeps them off the frontier (hollow in its"

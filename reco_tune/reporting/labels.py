@@ -1,4 +1,4 @@
-"""Names beside points and lines that do not cover each other: placement in pixels, nothing else."""
+"""Places names beside points and lines so that they do not overlap. Works in pixels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A figure of named lines, a panel a group of them."""
+"""A figure of named lines in several panels."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Numbers and names as people read them: one spelling, whichever table they stand in."""
+"""Numbers and names as people read them, spelled the same way in every table."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ MINUS = "\N{MINUS SIGN}"
 
 
 def formula_safe(text: str) -> str:
-    """Behind an apostrophe what begins like a formula and is no number."""
+    """Puts an apostrophe before text that begins like a formula and is not a number."""
     if text[:1] not in FORMULA or len(text) < 2:
         return text
     try:
@@ -39,7 +39,7 @@ def number(value: float, digits: int = 2) -> str:
 
 
 def significant(value: float, digits: int = 3) -> str:
-    """So many significant digits; powers of ten where there are many zeros."""
+    """A number with that many significant digits; in powers of ten if it has many zeros."""
     return with_minus(f"{value:.{digits}g}")
 
 
@@ -49,7 +49,7 @@ def with_minus(text: str) -> str:
 
 
 def signed(value: float, digits: int = 2) -> str:
-    """As `number`, with a plus before what is above zero."""
+    """As `number`, with a plus sign for values above zero."""
     text = number(value, digits)
     return f"+{text}" if text and value > 0 and float(text) else text
 

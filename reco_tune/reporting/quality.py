@@ -1,5 +1,5 @@
-"""Which metric says how good a run is where runs are compared: FVD, or for codes that nothing here turns into pixels
-(`data.layout: tokens`) the validation cross-entropy. Lower is better in both.
+"""The metric that ranks runs: FVD, or the validation cross-entropy for codes that cannot be decoded to pixels
+(`data.layout: tokens`). Lower is better in both.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ class Quality(NamedTuple):
     """In a sentence."""
     digits: int
     margin: float
-    """How much of the baseline's value an arm may lose and still count as having recovered it: a hundredth of a
-    cross-entropy, which is a logarithm, is much.
+    """The share of the baseline's value that an arm may lose and still count as having recovered it. A cross-entropy is
+    a logarithm, so a hundredth of it is much.
     """
     title: str
-    """At an axis, and as the heading of a column."""
+    """Title of an axis and heading of a column."""
 
     @property
     def low(self) -> str:
@@ -52,7 +52,7 @@ CROSS_ENTROPY = Quality(quantities.VAL_CROSS_ENTROPY.name, "validation cross-ent
 
 
 def quality_of(table: pd.DataFrame) -> Quality:
-    """What the rows of a table are compared by, from its columns: those without pixels have none of FVD."""
+    """The metric that ranks the rows of a table. Rows without pixels have no column of FVD."""
     return FVD if FVD.key in table else CROSS_ENTROPY
 
 

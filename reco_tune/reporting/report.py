@@ -42,16 +42,16 @@ _OLD_FIGURES = (
     "fvd_by_samples",
     "learning_curves",
 )
-"""Of reports that did not yet say which files they hold."""
+"""Files of reports that did not record their files yet."""
 
 
 @dataclass(frozen=True)
 class Report:
-    """What was written, and what it rests on."""
+    """What was written, and the evidence for it."""
 
     evidence: Evidence
     sections: list[Section]
-    """In the order of the page."""
+    """Sections in the order of the page."""
     folder: Path
     index: Path
 
@@ -156,7 +156,9 @@ def _hash(path: Path) -> str:
 
 @contextmanager
 def _made_beside(output: Path) -> Iterator[Path]:
-    """A folder whose files replace those of an earlier report when the block ends well, and else nothing."""
+    """Within this context, writes go to a new folder. Its files replace those of an earlier report if the block ends
+    without an error.
+    """
     new = not output.exists()
     output.mkdir(parents=True, exist_ok=True)
     folder = Path(tempfile.mkdtemp(prefix=".new-", dir=output))
@@ -178,10 +180,8 @@ def _made_beside(output: Path) -> Iterator[Path]:
 
 
 def _clear(folder: Path) -> None:
-    """Takes away the files of an earlier report, perhaps of another study: the next may not have all of them."""
-    with suppress(
-        OSError, ValueError, KeyError, TypeError
-    ):  # where no report's provenance lies there, nothing is touched
+    """Deletes the files of an earlier report, perhaps of another study. The next report may not have all of them."""
+    with suppress(OSError, ValueError, KeyError, TypeError):  # without the provenance of a report, nothing is deleted
         origin = json.loads((folder / "provenance.json").read_text(encoding="utf-8"))
         if "report_version" not in origin:
             return
@@ -195,8 +195,8 @@ def _clear(folder: Path) -> None:
 
 @contextmanager
 def _uncollected() -> Iterator[None]:
-    """No search for cycles while a report is made: its millions of small objects are in none, and it would go over them
-    again and again.
+    """Switches off the search for reference cycles. A report makes millions of small objects without cycles, and Python
+    would search them again and again.
     """
     was = gc.isenabled()
     gc.disable()

@@ -29,13 +29,13 @@ Source = Path | str | StudyRecord
 """A study folder, `mlflow:EXPERIMENT` (the server of MLFLOW_TRACKING_URI), or a study already read."""
 
 IMPORTED = " (imported)"
-"""Ends the arm of a run that was not of the study (`imported`)."""
+"""Suffix of the arm of an imported run."""
 SPEEDS = ("speedup", "speedup_low", "speedup_high", "speedup_limit", "limit_fraction", "peak_memory_ratio")
-"""What is relative to the baseline."""
+"""Columns that are relative to the baseline."""
 OWN_BASELINE = "its speed was measured against a baseline with"
-"""Begins the reason why a run has no speed-up."""
+"""Beginning of the reason why a run has no speed-up."""
 INFEASIBLE = "infeasible"
-"""Begins the reason of an evaluated run that breaks a constraint."""
+"""Beginning of the reason of an evaluated run that breaks a constraint."""
 IDENTITY = ("trial", "study", "arm", "budget", "seed", "state", "attempt", "settings_hash", "reason")
 PROVENANCE = ("protocol", "extractor", "rank_deficient", "data_fingerprint", "tokenizer_fingerprint", "device")
 STUDY_PROVENANCE = ("commit", "version", "hardware")
@@ -49,17 +49,17 @@ PROTOCOL_KNOBS = (
     "feature extractor",
     "evaluation.checkpoint",
 )
-"""What the slash-separated parts of a protocol string are."""
+"""Meaning of the slash-separated parts of a protocol string."""
 CODES_KNOBS = ("evaluation.protocol", "evaluation.validation_clips", "evaluation.checkpoint")
 """Of one without pixels."""
 STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
 """Settings that may cost a protocol its plain name, but do not stand in its string."""
 NOT_DATA = ("data.cache_dir", "data.min_clips", "data.decode_seconds")
-"""Settings of the data that no clip depends on."""
+"""Settings of the data that do not change any clip."""
 PIECES = ("fewer_frames", "fewer_frames_tokens")
 """Schemes whose models have no validation cross-entropy."""
 MOST_NAMED = 4
-"""At most so many settings are named where two runs saw different data."""
+"""Largest number of settings that a message names if two runs saw different data."""
 
 
 def load_study(source: Source) -> StudyRecord:
@@ -92,13 +92,13 @@ def load_runs(source: Source) -> pd.DataFrame:
 
 
 def bounds(runs: pd.DataFrame) -> dict[str, Bound]:
-    """Metric -> what the study's search is allowed."""
+    """Constraints of the study's search, by metric."""
     constraints: dict[str, Bound] = runs.attrs.get("constraints", {})
     return constraints
 
 
 def broken_constraints(metrics: Mapping[str, float], constraints: Mapping[str, Bound]) -> str:
-    """Which constraints these metrics break, in words; empty where they break none."""
+    """The constraints that these metrics break, as text; empty if they break none."""
     return ", ".join(
         f"{name} is {metrics[name]:g}, not {bound}"
         for name, bound in constraints.items()
@@ -236,7 +236,7 @@ def exclusions(runs: pd.DataFrame) -> list[str]:
 
 
 def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
-    """Which runs may stand in a table; as arrays, because it is asked often and of ten thousand runs."""
+    """Which runs may stand in a table. Works on arrays, because it is called often, for ten thousand runs."""
     names = (quality_of_runs(runs).key, "speedup", "steps")
     quality, speedup, steps = (runs[name].to_numpy(dtype=np.float64) for name in names)
     whole = (
@@ -319,7 +319,7 @@ def arm_order(runs: pd.DataFrame) -> list[str]:
 
 
 def configurations(runs: pd.DataFrame) -> list[str]:
-    """What each run is one seed of: its arm, or the sampled run that had its configuration first."""
+    """The configuration of each run: its arm, or the first sampled run with the same settings."""
     repeats = runs.attrs.get("repeats", {})
     return [
         repeats.get(trial, trial) if arm == SEARCH else arm

@@ -23,7 +23,7 @@ Row = Mapping[str, Any]
 DPI = 160
 """Of the PNG files."""
 STUDY_DIR = "STUDY_DIR"
-"""Stands in commands for the study's folder, which whoever shows them may know."""
+"""Placeholder in commands for the study's folder. Whoever shows the commands may know it."""
 
 
 @dataclass(frozen=True)
@@ -37,13 +37,13 @@ class Column:
     kind: Literal["text", "count", "number", "interval"] = "number"
     """How cells are aligned: `number` at its point, where a format can."""
     latex: str = ""
-    """The heading as LaTeX, where it is more than the heading with a capital."""
+    """The heading in LaTeX, if it is not just the capitalised heading."""
     markup: Callable[[Row], Markup] | None = None
-    """A cell of the page, where that shows more than the text."""
+    """The cell on the page, if the page shows more than the text."""
     value: Callable[[Row], float] | None = None
-    """What the page sorts by, where the text has a unit."""
+    """Value by which the page sorts, if the text has a unit."""
     optional: bool = False
-    """Whether a group of rows that leaves it empty goes without it."""
+    """Whether the column is dropped if a group of rows leaves it empty."""
     best: bool = False
     """Whether the cell of the best row of a group stands out (`RowGroup.best`)."""
 
@@ -63,29 +63,29 @@ class Table:
     """Rows for files, the terminal and the page."""
 
     name: str
-    """Of its files; tables of one name stand below each other in its .md."""
+    """Name of its files. Tables of one name are joined in one .md file."""
     title: str = ""
     columns: Sequence[Column] = ()
-    """For people; a table without any is a file for machines."""
+    """Columns for people. A table without any is only a file for machines."""
     groups: Sequence[RowGroup] = ()
     caption: str = ""
-    """What a reader must know of the rows; `names` in backquotes."""
+    """Note about the rows; `names` in backquotes."""
     remarks: Sequence[str] = ()
     """Paragraphs after the caption."""
     left_out: Sequence[tuple[str, str]] = ()
-    """(run, why) of what could have been a row."""
+    """(run, reason) of runs that were left out."""
     data: pd.DataFrame | None = None
     """What the CSV holds."""
     files: Sequence[str] = ("csv",)
-    """Of csv, md and tex, those that the report folder holds."""
+    """Formats in the report folder: csv, md, tex."""
     latex: Sequence[str] = ()
-    """Keys of the columns that a paper has room for; all where none is named."""
+    """Keys of the columns that fit on paper; empty for all."""
     terminal: Sequence[str] = ()
-    """Keys of the columns that the terminal shows; where none is named it does not show the table."""
+    """Keys of the columns on the terminal. If empty, the terminal does not show the table."""
     shown: bool = True
     """Whether the page has it."""
     folded: bool = False
-    """Whether the page shows it when asked."""
+    """Whether the page shows it only on request."""
     mark: Callable[[Row], str] | None = None
     """Class of a row on the page: `baseline`, `total` or `near`."""
 
@@ -128,11 +128,11 @@ class Section:
     tables: Sequence[Table] = ()
     figures: Sequence[Figure] = ()
     words: Sequence[str] = ()
-    """What it says in sentences, for the terminal and, where it has no markup of its own, for the page."""
+    """Text in sentences, for the terminal, and for the page if it has no markup of its own."""
     commands: Sequence[str] = ()
     """Commands that follow from the words; `STUDY_DIR` is the study's folder."""
     markup: Markup | None = None
-    """What the page alone can show."""
+    """Content that only the page can show."""
     write: Callable[[Path], None] | None = None
     """Writes files that are neither table nor figure into the report's folder."""
 
@@ -151,7 +151,7 @@ def interval_column(key: str, heading: str = "95% interval", digits: int = 2) ->
 
 
 def quality_column(quality: Quality) -> Column:
-    """What a row is compared by: its best stands out."""
+    """Column of the metric that ranks rows. The best value stands out."""
     unit = f" ({quantities.ALL[quality.key].unit})" if quantities.ALL[quality.key].unit else ""
     heading = f"{quality.title}{unit} ↓"
     return Column(quality.key, heading, lambda row: number(row[quality.key], quality.digits), best=True)
@@ -177,10 +177,10 @@ def budget_groups(table: pd.DataFrame) -> list[RowGroup]:
 
 
 def records(rows: pd.DataFrame) -> list[dict[str, Any]]:
-    """Rows of a frame as rows of a table."""
+    """Rows of a frame as a list of dictionaries."""
     return [{str(name): value for name, value in row.items()} for row in rows.to_dict("records")]
 
 
 def file_stem(arm: str) -> str:
-    """Of a file that belongs to an arm: what no file may be called by is an underscore."""
+    """File name for an arm. Characters that are not allowed in file names become underscores."""
     return re.sub(r"[^\w.() -]", "_", arm)

@@ -40,7 +40,7 @@ COLOURS = {  # Okabe and Ito's palette, tones of it for variants; names stand be
 }
 SPARE = ("#882255", "#44aa99", "#999933", "#332288", "#aa4499", "#117733")
 LARGEST = 1e12
-"""An axis that reaches farther has no room for anything else, and matplotlib cannot lay it out."""
+"""Largest value on an axis. Beyond it matplotlib cannot lay the axis out."""
 MOST_NAME = 44
 """Characters."""
 MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s", "quarter_compute": "D", "eighth_compute": "v"}
@@ -178,12 +178,12 @@ def half_widths(value: float, low: float, high: float) -> list[list[float]] | No
 
 
 def drawable(rows: pd.DataFrame, *names: str) -> pd.DataFrame:
-    """Rows in which none of these columns lies beyond `LARGEST`."""
+    """Rows in which none of these columns exceeds `LARGEST`."""
     return rows[~(rows[list(names)].astype(float).abs() > LARGEST).any(axis=1)]
 
 
 def say_left_out(figure: Figure, count: int) -> None:
-    """Tells of values that `drawable` kept out."""
+    """Notes in the figure how many values `drawable` left out."""
     if count:
         words = f"{count} value{'s' if count > 1 else ''} above {LARGEST:.0e} left out"
         figure.text(0.995, 0.995, words, ha="right", va="top", fontsize=7.5, color="#b22222")

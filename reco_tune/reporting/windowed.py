@@ -22,7 +22,7 @@ WEIGHT, REDUCTION, NORM_WEIGHT = (
 )
 PLACE = ("window.length_tokens", "window.stride_tokens")
 MOST_ROWS = 200
-"""Longest group of rows of a table for people; the CSV holds every row."""
+"""Longest group of rows in a table for people. The CSV holds every row."""
 NOTE = (
     "Means over the runs of a row: training seeds of an arm, or sampled runs (`search`), which may differ in other"
     " settings. With one run, the 95% interval includes sampling noise only. With more, it is a t interval over the"
@@ -49,7 +49,7 @@ def beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
 
 
 def caption(rows: pd.DataFrame, asked: Sequence[str]) -> str:
-    """What the rows of a table are, why no best may be marked, and where they come from."""
+    """Note: what the rows of a table are, why no best row may be marked, and where they come from."""
     also = {key for budget in dict.fromkeys(rows["budget"]) for key in beside(rows[rows["budget"] == budget], asked)}
     names = ", ".join(f"`{key}`" for key in rows.columns if key in also)
     mixed = (

@@ -9,7 +9,7 @@ from collections.abc import Sequence
 from reco_tune.reporting.section import Column, RowGroup, Table
 
 PREAMBLE = "\\usepackage{booktabs,siunitx,etoolbox}"
-"""What a document needs for these tables."""
+"""Packages that a document needs for these tables."""
 BOLD = "\\bfseries "
 """Before a cell that stands out."""
 _MISSING = "{--}"

@@ -38,7 +38,7 @@ from reco_tune.settings import BASELINE, SEARCH, TUNE
 
 LOSS = VAL_CROSS_ENTROPY.name
 HAD = {LOSS: "val CE", KERNEL_DISTANCE.name: "kernel distance"}
-"""What is told of an arm that was stopped, as far as it was measured by then."""
+"""What is shown of an arm that was stopped, as far as it was measured."""
 PAPER = ("fvd_paper", "speedup_paper")
 
 

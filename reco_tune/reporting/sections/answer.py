@@ -1,4 +1,4 @@
-"""What the study found, in the words a person would use: which setting for which speed, what it costs, what is open."""
+"""What the study found, in plain words: which arm to take at which budget, what it costs, and what is open."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from reco_tune.reporting.section import Row, Section, records
 from reco_tune.settings import SEARCH
 
 FASTER = 1.05
-"""Times the baseline's speed from which an arm is worth taking for it."""
+"""Speed-up from which an arm counts as faster."""
 _SHORT = {
     "window.length_tokens": "window",
     "window.stride_tokens": "stride",
@@ -39,7 +39,7 @@ def answer(evidence: Evidence) -> list[str]:
 
 
 def _at(evidence: Evidence, budget: str) -> str:
-    """What to take at one budget."""
+    """The recommendation at one budget."""
     own = [one for one in evidence.own_comparisons if one.result.budget == budget]
     faster = [one for one in own if one.difference and one.result.means["speedup"] >= FASTER]
     faster = [one for one in faster if (budget, one.result.arm) not in _refused(evidence)]
@@ -79,7 +79,7 @@ def _loss(one: Comparison) -> float:
 
 
 def _told(one: Comparison, quality: Quality) -> str:
-    """An arm with its speed, its quality, and what that costs."""
+    """An arm with its speed, its quality, and the difference to the baseline."""
     means, difference = one.result.means, one.difference
     assert difference is not None  # of arms that were compared
     speed = interval(means["speedup_low"], means["speedup_high"])
@@ -146,6 +146,6 @@ def _seeds(found: Sequence[Unresolved]) -> str:
 
 
 def _refused(evidence: Evidence) -> set[tuple[str, str]]:
-    """(budget, arm) of what breaks a constraint."""
+    """(budget, arm) of arms that break a constraint."""
     points = evidence.frontier.points
     return {(row["budget"], row["arm"]) for row in records(points[points["infeasible"] != ""])}

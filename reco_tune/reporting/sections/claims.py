@@ -30,7 +30,7 @@ Verdict = Literal["supported", "contradicted", "not resolved", "not tested"]
 LEAST_CALIBRATION_SECONDS = 2.0
 """A shorter calibration takes too few steps for its interval to be trusted."""
 BUSY_LOAD = 1.0
-"""Processes that want a core, per core, above which steps wait for others."""
+"""Load per core above which steps wait for other processes."""
 CLIP_MARGIN = 0.01
 """Share of the baseline's CLIP score that an arm may lose and still count as comparable. Published text-to-video models
 differ by a few hundredths.
@@ -95,7 +95,7 @@ def _note(evidence: Evidence) -> str:
 
 
 def _untested(found: Sequence[Claim]) -> str:
-    """In one line what the study has no runs for."""
+    """One line about the claims that the study has no runs for."""
     budgets = {
         claim: [one.budget for one in found if one.claim == claim]
         for claim in dict.fromkeys(one.claim for one in found)
@@ -154,7 +154,7 @@ def _claim(claim: str, budget: str, parts: list[_Finding]) -> Claim:
 
 
 def _worse(results: Results, budget: str, worse: str, better: str) -> _Finding:
-    """Whether `worse` has the larger value, which is the worse one."""
+    """Whether `worse` has the larger value. Larger is worse."""
     difference = _difference(results, budget, worse, better)
     if difference is None:
         return _missing(results, budget, worse, better)

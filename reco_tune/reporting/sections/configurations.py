@@ -31,7 +31,7 @@ from reco_tune.settings import SEARCH
 
 WEIGHT, REDUCTION = "objective.continuity_weight", "objective.continuity_reduction"
 MOST_SETTINGS = 16
-"""Settings that a point tells when it is hovered."""
+"""Settings that are shown when the pointer is over a point."""
 MOST_ROWS = 200
 MOST_INFEASIBLE = 6
 """Configurations that break a constraint and are named."""
@@ -103,7 +103,7 @@ def _table(evidence: Evidence, settings: _Settings) -> Table:
 
 
 def _name(row: Row) -> str:
-    """What a configuration is called."""
+    """Name of a configuration."""
     return str(row["trial"] if row["arm"] == SEARCH else row["arm"])
 
 

@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 FEWEST_SHARES = 3
-"""With fewer there is no curve."""
+"""With fewer shares there is no curve."""
 COLUMNS = (
     "arm",
     "seeds",
@@ -47,10 +47,10 @@ Points = Sequence[tuple[float, float]]
 
 
 class Reached(NamedTuple):
-    """Where a curve first lies at or below a level."""
+    """The place where a curve first lies at or below a level."""
 
     share: float
-    """Of the baseline's cost; the smallest or the largest that was run where only a bound is known."""
+    """Share of the baseline's cost. If only a bound is known, the smallest or the largest share that was run."""
     bound: str = ""
     """`at most`, `more than`, or empty where the curve crosses the level between two points."""
 

@@ -21,7 +21,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 LEAST_RUNS = 10
-"""Fewer sampled runs say nothing about importance."""
+"""With fewer sampled runs, importance means nothing."""
 MOST_RUNS = 1000
 """Of more, this many are taken evenly in the order in which they were asked for: shares settle long before."""
 COLUMNS = ("objective", "setting", "importance", "runs")

@@ -35,7 +35,7 @@ BESIDE_FVD = (
     q.PROMPT_DIRECTION_ACCURACY,
     q.VAL_CROSS_ENTROPY,
 )
-"""Of the generated clips, and of the model on real ones."""
+"""Measures of the generated clips, and of the model on real ones."""
 ANALYSES = (
     q.FIRST_FRAME_GAP,
     q.ERROR_GROWTH_RATE,
@@ -43,7 +43,7 @@ ANALYSES = (
     q.ERROR_GROWTH_AIC,
     *q.STEPS_OF_H,
 )
-"""Of where it goes wrong: the first-frame gap, the growth of errors, the steps of h."""
+"""Analyses of failures: the first-frame gap, the growth of errors, the steps of h."""
 COLUMNS = ("budget", "arm", "measure", "seeds", "value", "low", "high", "delta", "delta_low", "delta_high", "verdict")
 """Columns of measures.csv."""
 _SHARES = {

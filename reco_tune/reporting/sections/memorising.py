@@ -28,7 +28,7 @@ from reco_tune.reporting.section import (
 )
 
 NEW_SHARE = 0.05
-"""Of new clips, those that count as copies."""
+"""Share of new clips that count as copies by definition."""
 _VALUES = (q.FVD.name, q.FVD_HELDOUT.name, q.COPY_RATE.name)
 COLUMNS = ("budget", "arm", "seeds", *(f"{name}{end}" for name in _VALUES for end in ("", "_low", "_high")))
 
