@@ -34,7 +34,7 @@ test: $(READY)
 	$(BIN)/python -m pytest -n 2 --no-loadscope-reorder
 
 # Whole studies on a machine busy with something else: what failed has one more try, and is named. Each file has a process
-# of its own, because Ray can end a process that has been through many clusters.
+# of its own, so that one that dies takes no other along.
 slow: $(READY)
 	grep -rl 'mark[.]slow' tests --include='test_*.py' | sort | xargs -n 1 $(BIN)/python -m pytest -m slow --reruns 1 -rfER
 

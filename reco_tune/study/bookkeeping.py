@@ -1,8 +1,8 @@
-"""What a driver decides and writes down: which job comes next, what an event means, whether a run goes on at a rung,
-when a study has ended.
+"""The decisions of a driver: which job comes next, what an event means, whether a run continues at a rung, and when a
+study has ended.
 
-Knows the log, the search and what is still to do; knows nothing of Ray or of how workers are reached, so that a study
-on simulated time is kept by the same hands as a real one.
+Knows the log, the search and what is left to do. Knows nothing of Ray, so a simulated study uses the same code as a
+real one.
 """
 
 from __future__ import annotations
@@ -84,8 +84,8 @@ class Bookkeeping:
                 self.writer.write("known", **known)
 
     def next(self) -> Job | None:
-        """The calibrations, the runs that tune the arms, what else the log holds unfinished, then what the search
-        proposes; None where nothing is left, or where what comes next depends on jobs that have not ended
+        """The next job: first the calibrations, then the runs that tune the arms, then unfinished runs of the log, then
+        proposals of the search. None if nothing is left, or if the next job depends on jobs that have not ended
         (`jobs.exhausted` tells).
         """
         with self.writer.lock:

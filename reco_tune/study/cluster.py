@@ -1,9 +1,12 @@
 """Where a study runs: starting or joining a Ray cluster cleanly, and fitting worker groups into it.
 
-Knows Ray's environment traps; knows nothing of trials. Each trap here was met: two clusters on one host confuse Ray's
-own clean-up actors unless `RAY_ADDRESS` is pinned; a pruned trial's placement group leaks when the dashboard is off;
-socket paths longer than 107 bytes are refused; `ray.init` takes SIGTERM from whoever had it; Train changes the working
-directory of its workers.
+Knows nothing of trials. It handles these traps of Ray, each of which has happened:
+
+- Two clusters on one host confuse Ray's own clean-up actors unless `RAY_ADDRESS` is pinned.
+- The placement group of a pruned trial leaks if the dashboard is off.
+- Socket paths longer than 107 bytes are refused.
+- `ray.init` replaces the process's SIGTERM handler.
+- Train changes the working directory of its workers.
 """
 
 from __future__ import annotations
@@ -221,8 +224,8 @@ def _start(variables: Mapping[str, str], notes: Path, stack: ExitStack) -> None:
 
 
 def _shut_down() -> None:
-    """Ray ends the process, without a word of ours, where a reference of its is let go of while it shuts down: as
-    garbage collection in any thread may do.
+    """Shuts Ray down without garbage collection. If any thread releases a reference of Ray's meanwhile, Ray ends the
+    process without a message of ours.
     """
     gc.collect()
     collects = gc.isenabled()

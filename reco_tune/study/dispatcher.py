@@ -1,18 +1,17 @@
 """The dispatcher: the actor between Tune's light trials, which submit jobs, and the warm worker groups, which do them.
 
-Knows who does what, which attempt it is and who must stop; knows nothing of settings, models or Optuna, and writes no
-file: the driver drains its events and is the one writer of the log. Plain asyncio: not even Ray is imported here.
+Knows which group does which job, which attempt it is, and which job must stop. Knows nothing of settings, models or
+Optuna. Writes no file: the driver reads its events and alone writes the log. Plain asyncio, without Ray.
 
-Worker groups are long-lived Ray Train runs, so a trial does not pay for one. Every rank of a group takes its jobs from
-here by number, which keeps ranks together without a collective that could time out while they are idle. A group that
-Train restarted shows up under a new incarnation. The unfinished job of a group that died is handed out again, to
-whoever asks first.
+Worker groups are long-lived Ray Train runs, so a trial does not pay for their start. Every rank of a group asks for its
+jobs by number. This keeps ranks together without a collective, which could time out while they are idle. A group that
+Train restarted has a new incarnation. The unfinished job of a dead group goes to the first group that asks.
 
-Who waits here is woken when its own thing changes (its job, its group, its place in the log) and never because of
-somebody else's, so that an event costs the same however many wait.
+A waiting caller is woken only when its own job, group or place in the log changes. So the cost of an event does not
+depend on the number of callers.
 
-Being moved is not failing: a run whose workers died goes on from its last checkpoint. Only a death that follows
-another without a new checkpoint between them, on machines that are still there, counts as the run's own fault.
+Being moved is not failing. A run whose workers died continues from its last checkpoint. A death counts as the run's
+own fault only if it follows another death without a new checkpoint between them, and its machines are still there.
 """
 
 from __future__ import annotations
@@ -24,9 +23,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Literal
 
 ACTOR = {"num_cpus": 0, "max_concurrency": 1_000_000, "enable_task_events": False}
-"""Ray's options for it. Where more calls wait than Ray lets in, the driver's own cannot come in, and all wait for ever;
-its default is 1,000, fewer than the workers of a cluster, and it keeps nothing ready for more. Nobody looks at Ray's
-record of every call, which is a fifth of what one costs.
+"""Ray's options for the actor. If more calls wait than Ray admits, the driver's own calls are not admitted, and all
+wait for ever. Ray's default is 1,000, which is fewer than a cluster may have workers; a higher limit costs nothing.
+Ray's record of every call is off: it takes a fifth of a call's time, and nobody reads it.
 """
 POLL_SECONDS = 60.0
 """Longest time that a call waits for news. It bounds how long a dead caller's call stays here."""
@@ -222,12 +221,12 @@ class Dispatcher:
     async def news(
         self, written: int = 0, seconds: float | None = None
     ) -> tuple[list[dict[str, Any]], dict[str, tuple[int, int, str]]]:
-        """Events since the last call, in order, and the latest progress of running jobs; waits for either. One caller
-        at a time: whoever writes the log.
+        """Events since the last call, in order, and the latest progress of running jobs. Waits for either. Only the
+        writer of the log may call it.
 
         Args:
-            written: so many more events are on disk: whoever posted them may go on.
-            seconds: how long to wait; as every call where None.
+            written: number of further events that are on disk. The workers that posted them may continue.
+            seconds: how long to wait; None for the default of all calls.
         """
         self._written += written
         while self._unwritten and self._unwritten[0][0] <= self._written:
@@ -272,10 +271,10 @@ class Dispatcher:
         self._hand_out()
 
     async def machines(self, lost: Sequence[str], going: Sequence[str]) -> None:
-        """Which machines are gone, and which will be soon; told whenever that changes.
+        """Called whenever machines are lost, or will be taken away soon.
 
-        Jobs on those that will be are asked to leave. Where one is gone the job of the group goes to whoever is free
-        when the last of its workers has died, for a lost machine may have no successor.
+        Jobs on machines that will be taken away are asked to leave. If a machine is lost, its group's job goes to a
+        free group when the last of the workers has died, because a lost machine may have no successor.
         """
         for slot, group in self._groups.items():
             if not group.struck and group.machines.intersection(lost):
@@ -294,13 +293,13 @@ class Dispatcher:
     # --- the Tune trial's side ---
 
     async def follow(self, key: str, seen: int) -> tuple[list[dict[str, Any]], JobOutcome | None, int]:
-        """Starts a job that is not, waits for news of it: reports that nobody has judged, its outcome, and how many
-        reports were judged before these. What it tells is in the log: whoever judges a report, or asks what comes next,
-        goes by that.
+        """Starts a job if it has not started, and waits for news of it. Returns its unjudged reports, its outcome, and
+        the number of reports that were judged before. All of these are in the log, because judgements and proposals
+        rest on the log.
 
-        Tune's scheduler has judged the first `seen` reports; where it was against the run, `stop` came before. A
-        trial that begins again, because its machine was lost, has seen none: what was judged is not judged anew, by
-        what others have reported since.
+        Tune's scheduler has judged the first `seen` reports. If it decided against the run, `stop` was called before. A
+        trial that restarts because its machine was lost has seen none. Its judged reports are not judged again, because
+        other runs have reported since.
         """
         state = self._jobs[key]
         if seen > state.judged:
@@ -323,11 +322,11 @@ class Dispatcher:
     async def take(
         self, slot: int, incarnation: str, number: int, worker: Any = None, machine: str = ""
     ) -> Job | Literal["leave"] | None:
-        """The `number`-th job of this incarnation of a group: the same for every rank that asks. None: ask again.
+        """Job number `number` of this incarnation of a group, the same for every rank. None means: ask again.
 
         Args:
-            worker: the actor that asks, which may have to be killed.
-            machine: where it is.
+            worker: the actor that asks. It may have to be killed later.
+            machine: the machine of the actor.
         """
         group = self._groups.setdefault(slot, GroupState())
         if incarnation != group.incarnation and incarnation not in group.retired:
@@ -424,9 +423,9 @@ class Dispatcher:
         return key in self._jobs and self._asked_to_leave(self._jobs[key])
 
     async def raised(self, key: str, rank: int, reason: str) -> bool:
-        """A rank's job raised: the run has failed. True once all ranks have raised, so that the group may go on.
+        """A rank's job raised, so the run has failed. True once all ranks have raised: the group can then continue.
 
-        False after the grace period: the others hang in a collective, and only a restart of the group frees them.
+        False after the grace period: other ranks hang in a collective, and only a restart of the group frees them.
         """
         state = self._jobs[key]
         state.settled.add(rank)
@@ -492,9 +491,9 @@ class Dispatcher:
             self._hand_out()
 
     def _reclaim(self, group: GroupState, reason: str) -> list[str]:
-        """The unfinished job of a group whose workers are gone, ready for its next attempt; none where it has failed.
+        """The unfinished job of a group whose workers are gone, ready for its next attempt. Empty if it has failed.
 
-        The first death is nobody's fault, nor is one after a new checkpoint, nor one with a machine.
+        The first death does not count against the run, nor a death after a new checkpoint, nor one with its machine.
         """
         unfinished = []
         for state in self._unfinished(group):

@@ -6,12 +6,14 @@ the releases that were tried.
 from __future__ import annotations
 
 import asyncio
+import sys
+import threading
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import tune
-from ray._private import services, state, worker
+from ray._private import auto_init_hook, client_mode_hook, services, state, worker
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
@@ -67,6 +69,23 @@ def forget_token() -> None:
 def silence() -> None:
     """Sends the raylet's error messages only to Ray's log files."""
     worker.print_to_stdstream = lambda *_, **__: None
+
+
+GROUP_THREAD = "reco_tune-group-"
+"""Beginning of the names of threads that run a worker group."""
+_start_ray = auto_init_hook.auto_init_ray
+
+
+def _start_for_others() -> None:
+    """Ray connects or starts by itself on its first use. A group's thread that outlives its cluster must not do this.
+    It would join another cluster of this machine, and without that cluster's token Ray ends the process.
+    """
+    if not threading.current_thread().name.startswith(GROUP_THREAD):
+        _start_ray()
+
+
+for caller in (auto_init_hook, client_mode_hook, sys.modules["ray.util.placement_group"]):
+    setattr(caller, "auto_init_ray", _start_for_others)  # noqa: B010
 
 
 class Controller(TrainController):

@@ -1,8 +1,8 @@
-"""Runs a study: the driver, which plans, starts Ray, lets Tune decide and is the one writer of the log.
+"""The driver of a study: it plans, starts Ray, lets Tune decide, and alone writes the log.
 
-The study folder is the truth. Everything here (Optuna's study, Tune's trials, the worker groups) is rebuilt from the
-log when a study is resumed, so a driver may be killed at any instruction: what was evaluated is not run again, what was
-running goes on from its checkpoint under the same name.
+The study folder holds the whole state. Everything here (Optuna's study, Tune's trials, the worker groups) is rebuilt
+from the log when a study is resumed. So a driver may be killed at any instruction. Evaluated runs are not repeated, and
+running ones continue from their checkpoint under the same name.
 """
 
 from __future__ import annotations
@@ -465,9 +465,9 @@ class Driver:
         ray.get(self._dispatcher.stop.remote(trial, reason))
 
     def _pause(self, dispatcher: Any) -> None:
-        """Tells the dispatcher to stop and watches whether the cluster lives to see it: a batch system sends SIGTERM to
-        every process. Where the head is gone Ray may keep its callers for a minute and then end the process with words
-        of its own. A person has been told how to go on, and the log is whole: better to leave at once.
+        """Tells the dispatcher to stop, and watches whether the cluster survives until then: a batch system sends
+        SIGTERM to every process. If the head is gone, Ray may block its callers for a minute and then end the process
+        with messages of its own. The user knows how to continue, and the log is whole, so the driver leaves at once.
         """
         dispatcher.pause.remote()
         while preflight.answers(self._head):
@@ -477,7 +477,7 @@ class Driver:
             os._exit(StoppedError.exit_code)
 
     def _end_pausing(self) -> None:
-        """Nobody may call Ray when it is shut down: that ends the process."""
+        """Stops the watch. A call of Ray after its shutdown would end the process."""
         self._left.set()
         if self._pausing is not None:
             self._pausing.join()

@@ -1,9 +1,9 @@
-"""Pareto-ASHA: which runs go on at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
+"""Pareto-ASHA: which runs continue at a rung, by non-dominated sorting of speed against a cheap proxy of quality.
 
-The decision is a pure function of the study's record, so the log is all the state there is, and a resumed study judges
-as the killed one would have. Asynchronous successive halving in its stopping form (Li et al. 2020, "A System for
-Massively Parallel Hyperparameter Tuning"): nobody waits for a rung to fill. Many objectives as in Schmucker et al. 2021
-("Multi-objective Asynchronous Successive Halving").
+The decision is a pure function of the study's record. So the log is the whole state, and a resumed study decides as the
+killed one would have. This is asynchronous successive halving in its stopping form (Li et al. 2020, "A System for
+Massively Parallel Hyperparameter Tuning"): no run waits for a rung to fill. Several objectives are handled as in
+Schmucker et al. 2021 ("Multi-objective Asynchronous Successive Halving").
 """
 
 from __future__ import annotations
@@ -24,9 +24,9 @@ from reco_tune.training.loop import rung_steps
 
 
 class Pool(NamedTuple):
-    """Who is judged beside whom: sampled runs at one step; fixed arms under one budget, with one training seed, at one
-    share of their training, so that an arm that takes more steps for the same compute is met half way, too; runs that
-    tune an arm beside those of that arm alone.
+    """A group of runs that are judged together at a rung. Sampled runs are compared at one step. Fixed arms are
+    compared under one budget, with one training seed, at one share of their training, because arms take different
+    numbers of steps for the same compute. Runs that tune an arm are compared only with each other.
     """
 
     budget: str
@@ -48,8 +48,8 @@ class Pool(NamedTuple):
 
 
 class Rungs:
-    """Who stands where at the rungs of a study: its state, kept event by event, so that a judgement sorts nothing
-    anew. Made from the record at any moment it is the same.
+    """The points of runs at the rungs of a study. Each event updates it, so a judgement does not sort again. Built from
+    the record at any time, it is the same.
     """
 
     def __init__(self, study: StudyRecord) -> None:
@@ -95,14 +95,14 @@ class _Rung:
 
 
 def prune_reason(space: Space, study: StudyRecord, trial: str, step: int, rungs: Rungs | None = None) -> str:
-    """Why a run should stop at the rung that ends at `step`; empty where it goes on.
+    """The reason to stop a run at the rung that ends at `step`. Empty if it continues.
 
-    A point is made of the objectives that are known at the rung (the calibrated speed) and of the proxy for the others.
-    Runs that were pruned or failed later still count at the rungs they reached; a run whose proxy is missing is not
-    judged. An arm of which a seed was stopped is in no comparison, so its other seeds stop, too.
+    A point consists of the objectives that are known at the rung (the calibrated speed) and of the proxy for the
+    others. Runs that were pruned or failed later still count at the rungs that they reached. A run without a proxy is
+    not judged. If one seed of an arm was stopped, the arm is in no comparison, so its other seeds stop too.
 
     Args:
-        rungs: of this study, where somebody keeps them.
+        rungs: the study's rungs, if the caller keeps them.
     """
     pruning, run = space.pruning, study.runs.get(trial)
     if run is None or not is_judged(pruning, run) or step not in deciding_steps(pruning, run):

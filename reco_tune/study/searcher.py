@@ -1,17 +1,15 @@
-"""Which configuration comes next: an Optuna study asked and told one event at a time, rebuilt from the log's events
-alone.
+"""The next configuration of a search, from an Optuna study that is rebuilt from the events of the log.
 
-Knows Optuna and settings; knows nothing of Ray or files. Ray's own Optuna searcher tells pruned trials as complete,
-leaves trials without a finite objective running for ever and repeats equal points; here a trial is COMPLETE only where
-it was evaluated at full length with every objective finite, else PRUNED or FAIL, and a configuration that is known
-already is not run again.
+Knows Optuna and settings, but not Ray or files. Ray's own Optuna searcher reports pruned trials as complete, leaves
+trials without a finite objective running for ever, and repeats equal points. Here a trial is COMPLETE only if it was
+evaluated at full length with finite objectives; otherwise it is PRUNED or FAIL. A known configuration is not run again.
 
-A search that was extended goes on from what it knows: its ranges are those of the newest event `study` or `extended`.
-Points that lie outside of them are neither run again nor forgotten on the frontier; TPE still learns from their
-numbers, the other samplers from points inside alone.
+An extended search keeps what it knows. Its ranges are those of the newest event `study` or `extended`. Points outside
+of them are not run again, but stay on the frontier. TPE still learns from their numbers; the other samplers learn only
+from points inside.
 
-When the last of them has ended, the finalists, those on the frontier whose place another could take within their 95%
-intervals, run again with further training seeds. Optuna hears nothing of that.
+When the last sampled run has ended, finalists run again with further training seeds. A finalist is on the frontier, but
+another configuration could take its place within their 95% intervals. Optuna does not see these runs.
 """
 
 from __future__ import annotations
@@ -73,10 +71,9 @@ class EvaluatedTrial(NamedTuple):
 
 
 class Search:
-    """The search of one study. Every change of its state is an event of the log: feed it those, and it stands where it
-    stood.
+    """The search of one study. Every change of its state is an event of the log, so the events restore it.
 
-    The n-th proposal is drawn by a sampler seeded with (seed, n), so it depends on nothing but the events before it.
+    The n-th proposal is drawn by a sampler seeded with (seed, n), so it depends only on the events before it.
     """
 
     def __init__(self, space: Space) -> None:
@@ -156,11 +153,11 @@ class Search:
         return self._study.get_trials(deepcopy=False)
 
     def ask(self) -> Proposal | None:
-        """The next run; None where none is left, or where which one it is depends on runs that have not ended (`left`
-        tells). The caller writes its event to the log and gives it to `apply`.
+        """The next run. None if none is left, or if it depends on runs that have not ended (`left` tells). The caller
+        writes its event to the log and passes it to `apply`.
 
         Raises:
-            SettingsError: where settings refuse everything that the ranges give.
+            SettingsError: if the settings refuse every point of the ranges.
         """
         skipped: list[dict[str, Any]] = []
         while self._undrawn:
@@ -244,8 +241,8 @@ class Search:
             self._grid_starts += known
 
     def known_from(self, study: StudyRecord) -> list[dict[str, Any]]:
-        """`known` events for the sampled runs of an earlier study that this one could have made: evaluated, within
-        these ranges, and every setting that a result depends on the same. What is known already is left out.
+        """`known` events for sampled runs of an earlier study that this study could have made. They are evaluated, lie
+        within these ranges, and agree in every setting that changes results. Known runs are left out.
         """
         events = []
         for run in study.runs.values():

@@ -1,10 +1,9 @@
-"""What the machines of a cluster without a shared file system give each other: folders, each as one archive in an
-object store.
+"""Folders that machines of a cluster without a shared file system exchange, each as one archive in an object store.
 
-    ADDRESS/NAME/00000002-5f3a9c01.tar, .whole      the newest whole one is the folder; older ones go once it lies there
+    ADDRESS/NAME/00000002-5f3a9c01.tar, .whole      the newest whole one is the folder; older ones are then deleted
 
-An object store knows neither renaming nor locks, and whoever is killed may leave half an archive: one counts when its
-`.whole` stands beside it, and no two have the same name. What a machine fetched lies in a folder of its own.
+An object store has neither renaming nor locks, and a killed process may leave half an archive. So an archive counts
+only if its `.whole` is there, and no two have the same name. Each machine keeps what it fetched in its own folder.
 """
 
 from __future__ import annotations

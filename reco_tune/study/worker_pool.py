@@ -18,7 +18,7 @@ from ray.train.torch import TorchConfig
 
 from reco_tune.study import worker
 from reco_tune.study.cluster import Placement, machines
-from reco_tune.study.ray_internals import WarmTrainer
+from reco_tune.study.ray_internals import GROUP_THREAD, WarmTrainer
 
 RESTARTS, RESTARTS_PER_JOB = 100, 4
 """A group that dies more often than this, over all jobs, is given up: it may die before it takes any. The dispatcher
@@ -138,7 +138,7 @@ class WorkerPool:
     def _grow(self, groups: int) -> None:
         """Starts as many groups as are wanted beyond those there are."""
         for slot in range(self.groups, groups):
-            thread = threading.Thread(target=self._keep, args=(slot,), daemon=True)
+            thread = threading.Thread(target=self._keep, args=(slot,), name=f"{GROUP_THREAD}{slot}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
