@@ -5,7 +5,7 @@ as the cosine between CLIP's vectors of a frame and of the text.
                       max(100 x that mean, 0)                         scale `percent`
 
 Published scores differ in model, frames, scale and captions, so all of them are in the protocol of a run. Knows pixels
-and texts; refuses to know where either comes from.
+and texts, but not where they come from.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ IMAGES_AT_ONCE = 64
 
 
 def clip_protocol(experiment: Experiment) -> str:
-    """Of its scores; the rule of captions stands beside it. Empty where none are asked for.
+    """The protocol of CLIP scores, without the caption rule. Empty if they are not measured.
 
     Raises:
         SettingsError: where there is no such model.
@@ -40,7 +40,7 @@ def clip_protocol(experiment: Experiment) -> str:
 
 
 class ClipScore:
-    """One CLIP, on a device."""
+    """A CLIP model on a device."""
 
     def __init__(self, path: str, frames: str, scale: str, device: torch.device) -> None:
         """
@@ -54,7 +54,7 @@ class ClipScore:
         """
         transformers = package_of_extra("transformers", "hf", KEY)
         source, revision = source_of(path, None, KEY, MODEL_AND_WORDS)
-        # Its other processor, which needs torchvision, scales images a little differently.
+        # the other processor needs torchvision, and scales images slightly differently
         processor = getattr(transformers, "CLIPImageProcessorPil", None) or transformers.CLIPImageProcessor
         try:
             self._model, info = transformers.CLIPModel.from_pretrained(
@@ -72,7 +72,7 @@ class ClipScore:
 
     @torch.no_grad()
     def __call__(self, video_BFCHW: Tensor, prompts: Sequence[str]) -> Tensor:
-        """float64 [B] of uint8 clips and their texts; a text longer than CLIP reads is cut."""
+        """Scores of uint8 clips and their texts, float64 [B]. A text that is too long for CLIP is cut."""
         shown_BFCHW = video_BFCHW[:, :1] if self._frames == "first" else video_BFCHW
         images_ND = self._vectors(list(shown_BFCHW.flatten(0, 1).cpu().numpy()))
         cosine_BF = (images_ND.unflatten(0, shown_BFCHW.shape[:2]) * self._texts(prompts)[:, None]).sum(dim=-1)
@@ -98,6 +98,6 @@ class ClipScore:
 
     @staticmethod
     def _unit(found: Any) -> Tensor:
-        """Vectors of length 1; older transformers give them bare."""
+        """Vectors of length 1. Older versions of transformers return a plain tensor."""
         vectors: Tensor = getattr(found, "pooler_output", found)
         return F.normalize(vectors.double(), dim=-1)

@@ -45,14 +45,15 @@ from reco_tune.tokenizers import load_tokenizer
 from reco_tune.training import Group, build_scheme, scheme_class
 
 SHOWN_CLIPS = 8
-"""Clips in samples.npz: the first of the fixed labels and seeds, so that arms can be laid side by side."""
+"""Number of clips in samples.npz. They have the same labels and seeds for all arms, so arms can be shown side by side.
+"""
 ANALYSED_CLIPS = 256
-"""Clips of the loss distribution, of the error growth and of the steps of h."""
+"""Number of clips for the loss distribution, the error growth and the steps of h."""
 
 
 @dataclass(frozen=True)
 class EvaluationResult:
-    """What is known about a model's clips; the same on all ranks."""
+    """The results for a model's clips, the same on all ranks."""
 
     metrics: dict[str, float]
     """Scalars of `quantities`."""
@@ -140,34 +141,34 @@ def evaluate(
 
 
 def _codes_protocol(experiment: Experiment) -> str:
-    """What makes cross-entropies on the same codes comparable."""
+    """The protocol of cross-entropies on the same codes."""
     evaluation = experiment.evaluation
     return f"{CODES_ALONE}/{evaluation.validation_clips} held-out clips/{evaluation.checkpoint}"
 
 
 class _GeneratedClips(NamedTuple):
-    """All generated clips, described, in their fixed order: sampling seed after sampling seed."""
+    """Features of all generated clips in a fixed order: one sampling seed after another."""
 
     labels_N: NDArray[np.int64]
     given_N: NDArray[np.int64]
-    """What the model was given: classes, or the words of prompts."""
+    """The conditions of the model: classes, or the words of prompts."""
     prompts_N: tuple[str, ...] | None
     features_ND: NDArray[np.float64]
     motion_ND: NDArray[np.float64]
     class_N: NDArray[np.int64] | None
-    """What the extractor takes the clips for; None without a classifier or an asked class."""
+    """Classes that the extractor recognises; None without a classifier or without classes."""
     frame_class_NF: NDArray[np.int64] | None
     moves_N2: NDArray[np.int64]
-    """`motion_signs`; empty where no prompt speaks of them."""
+    """`motion_signs`; empty if no prompt names a direction."""
     flow_C2: NDArray[np.float64]
-    """`flow_changes` of the first clips; empty where they were not asked for."""
+    """`flow_changes` of the first clips; empty if they are not measured."""
     own_N: NDArray[np.float64]
-    """Values of a measure of one's own; empty without one."""
+    """Values of the user's own measure; empty without one."""
     clip_N: NDArray[np.float64]
-    """CLIP scores; empty where they were not asked for."""
+    """CLIP scores; empty if they are not measured."""
     shown_SFCHW: NDArray[np.uint8]
     tokens_AT: Tensor | None
-    """Codes of the first clips; None where none were kept."""
+    """Codes of the first clips; None if they are not kept."""
 
 
 def _generated(
@@ -179,7 +180,7 @@ def _generated(
     clock: Clock,
     progress: Progress,
 ) -> _GeneratedClips:
-    """Generates this rank's batches, describes them and gathers what all ranks found."""
+    """Generates this rank's batches, computes their features, and gathers the results of all ranks."""
     evaluation, data = experiment.evaluation, experiment.data
     tokenizer = load_tokenizer(cache.tokenizer_path)
     asked, seeds = asked_for(experiment, cache), evaluation.sampling_seeds
@@ -278,18 +279,18 @@ def _measured(measure: Callable[..., Tensor], video_BFCHW: Tensor, asked: Asked)
 
 
 def _below(rows: Tensor, first: int, limit: int) -> Tensor:
-    """Those of the rows at places first, first + 1, ... whose places are below `limit`."""
+    """The rows whose places are below `limit`. The rows have the places first, first + 1, ..."""
     return rows[: max(0, limit - first)]
 
 
 def _order_below(place_N: Tensor, limit: int) -> Tensor:
-    """How rows that only the clips at places below `limit` have are brought into the order of places."""
+    """The order of rows by place, for rows that only clips at places below `limit` have."""
     places = place_N.numpy()
     return torch.from_numpy(places[places < limit].argsort())
 
 
 def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_seeds: int) -> dict[str, float]:
-    """Every distance per sampling seed, then their mean."""
+    """Every distance for each sampling seed, then the mean over seeds."""
     parts = np.split(np.arange(len(clips.labels_N)), sampling_seeds)
     fvd = mean_interval(
         [frechet_interval(clips.features_ND[part], reference.statistics, clips.labels_N[part]) for part in parts]
@@ -332,7 +333,7 @@ def _distances(clips: _GeneratedClips, reference: EvaluationReference, sampling_
 
 
 def _prompts_followed(clips: _GeneratedClips, class_names: Sequence[str]) -> dict[str, float]:
-    """How often the embedded digits are those of their prompts; nothing for other data."""
+    """How often generated digits are those of their prompts. Empty for data other than the embedded digits."""
     if clips.prompts_N is None or clips.class_N is None or not len(clips.moves_N2):
         return {}
     digits = np.array([int(name.removeprefix("Digit")) for name in class_names])
@@ -354,7 +355,7 @@ def _analysed(
     given_N: NDArray[np.int64],
     group: Group,
 ) -> _Analyses:
-    """`_analyses`, made by rank 0 and known to all."""
+    """Rank 0 computes `_analyses`, and all ranks get the result."""
     if not experiment.evaluation.analyses:
         return {}, {}, None
     found = _analyses(model, experiment, cache, tokens_AT, given_N) if group.leads else ({}, {}, None)
@@ -374,7 +375,7 @@ def _analyses(
     tokens, labels = training_clips(scheme, cache, ANALYSED_CLIPS)
     if tokens_AT is not None:
         sampled, sampled_labels = tokens_AT, torch.from_numpy(given_N[: len(tokens_AT)])
-    else:  # a model of pieces is judged on pieces of its own
+    else:  # a model that was trained on pieces is judged on such pieces
         sampled_labels = torch.from_numpy(given_N[: min(ANALYSED_CLIPS, experiment.evaluation.samples)])
         sampled = _sampled_pieces(model, experiment, sampled_labels)
     growth = error_growth(model, tokens, labels, per_block)
@@ -404,8 +405,8 @@ def _sampled_pieces(model: Decoder, experiment: Experiment, labels_B: Tensor) ->
 
 
 def _real(cache: TokenCache, experiment: Experiment, labels_S: NDArray[np.int64]) -> NDArray[np.uint8]:
-    """A real clip of each class [S, F, C, H, W], the n-th one where a class is asked for the n-th time; held-out clips,
-    as decoded.
+    """Real clips [S, F, C, H, W] of the given classes. The n-th request for a class gets its n-th held-out clip, as
+    decoded.
     """
     clips, known = cache.clips("test"), cache.labels("test")
     told = experiment.data.class_conditional and experiment.model.condition != "none"
