@@ -7,6 +7,7 @@ driver are empty.
 from __future__ import annotations
 
 import os
+import secrets
 import shlex
 import shutil
 import signal
@@ -28,7 +29,7 @@ from struck import Struck, assert_nothing_lost, lines_about
 
 from reco_tune.cli.watch import PlainLines
 from reco_tune.errors import StudyError
-from reco_tune.study import Options, resume
+from reco_tune.study import Options, ray_internals, resume
 from reco_tune.study.storage import scratch
 from reco_tune.study_log import StudyFolder, read_study
 from reco_tune.training import load_model
@@ -41,8 +42,12 @@ MEMORY = 100 * 2**20
 
 
 @pytest.fixture
-def head() -> Iterator[Cluster]:
-    """A head that trains nothing."""
+def head(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that trains nothing. It has a token, without which Ray starts no head where the person has none."""
+    token = tmp_path_factory.mktemp("token") / "token"
+    token.write_text(secrets.token_hex(32))
+    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+    ray_internals.forget_token()
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": True}
     )
