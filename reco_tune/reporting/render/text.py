@@ -15,9 +15,9 @@ def with_code(text: str) -> Markup:
     return Markup(re.sub(r"`([^`]+)`", r"<code>\1</code>", str(escape(text))))
 
 
-def glued(heading: str) -> str:
-    """A heading whose arrow stays on the line of its last word."""
-    return heading.replace(" ↓", "\u00a0↓").replace(" ↑", "\u00a0↑")
+def glued(heading: str) -> Markup:
+    """A heading that may break after a slash; its arrow stays on the line of its last word."""
+    return Markup(re.sub(" (?=[↓↑])", "\u00a0", str(escape(heading))).replace("/", "/<wbr>"))
 
 
 def breakable(name: str) -> Markup:
