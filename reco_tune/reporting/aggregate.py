@@ -1,8 +1,8 @@
 """Means, intervals and paired differences over training seeds: formulas only, no tables.
 
-Two sources of noise: `sampling` (which clips were generated, known from each run's own interval) and `training` (which
-seed trained the model, seen only with two seeds or more). The spread of results over training seeds already contains
-the sampling noise of each.
+There are two sources of noise. `sampling` is which clips were generated; each run's own interval measures it.
+`training` is which seed trained the model; it needs two seeds or more. The spread over training seeds already includes
+the sampling noise of each run.
 """
 
 from __future__ import annotations
@@ -40,11 +40,10 @@ class Estimate(NamedTuple):
 
     @property
     def variance(self) -> float:
-        """Sampling variance that the interval implies; 0 where the run has no interval. Its low end may have been cut
-        off at 0.
+        """Sampling variance that the interval implies; 0 if the run has no interval.
 
-        Read as a normal interval: a run's own is of t quantiles with 19 degrees of freedom or more, so this is at most
-        1.14 times too much.
+        Uses the high end, because the low end may have been cut off at 0. Treats the interval as normal. A run's own
+        interval has t quantiles with at least 19 degrees of freedom, so the variance is at most 1.14 times too large.
         """
         return ((self.high - self.value) / _Z) ** 2 if math.isfinite(self.low) and math.isfinite(self.high) else 0.0
 
@@ -70,7 +69,9 @@ class Difference(NamedTuple):
 
 
 class Ratio(NamedTuple):
-    """a over b, paired by training seed: the geometric mean with its 95% interval, without ends at one seed."""
+    """a over b, paired by training seed: the geometric mean with its 95% interval. With one seed, the interval is
+    unbounded.
+    """
 
     value: float
     low: float
@@ -79,10 +80,10 @@ class Ratio(NamedTuple):
 
 
 def mean_interval(runs: Sequence[Estimate], floor: float = 0.0, ceiling: float = math.inf) -> Estimate:
-    """Mean over training seeds with its 95% interval, of which no end lies below `floor` or above `ceiling`.
+    """Mean over training seeds with its 95% interval, whose ends are clipped to `floor` and `ceiling`.
 
-    One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), v the variance over seeds but at
-    least the mean sampling variance: two seeds that happen to agree do not make the samples less random.
+    One seed: the run's own sampling interval. Two or more: mean ± t · sqrt(v / n), where v is the variance over seeds,
+    but at least the mean sampling variance. Two seeds may agree by chance; their samples are still random.
     """
     if len(runs) == 1:
         value, low, high = runs[0]
@@ -97,11 +98,11 @@ def mean_interval(runs: Sequence[Estimate], floor: float = 0.0, ceiling: float =
 
 
 def paired_difference(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> Difference | None:
-    """a minus b over the training seeds that both have; None where they share none.
+    """a minus b over the training seeds that both have; None if they share none.
 
-    One seed: the sampling interval of the difference, training-seed noise not in it. More: a t interval over the seeds'
-    differences, and the p-value of the same t; their variance is taken to be at least the sampling variance, for seeds
-    may agree by accident.
+    One seed: the sampling interval of the difference, which does not include training-seed noise. More: a t interval
+    over the differences by seed, and the p-value of the same t test. Their variance is taken to be at least the
+    sampling variance, because seeds may agree by chance.
     """
     seeds = sorted(set(a) & set(b))
     if not seeds:
@@ -118,7 +119,7 @@ def paired_difference(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> D
             delta, delta - _Z * error, delta + _Z * error, math.nan, (_Z + float(ndtri(POWER))) * error, 1
         )
     spread = math.sqrt(max(float(deltas.var(ddof=1)), sampling) / count)
-    if spread == 0 and delta:  # seeds that agree to the last digit, as shares of few clips may, tell of no spread
+    if spread == 0 and delta:  # all seeds agree exactly, as shares of few clips may: the spread is unknown
         return Difference(delta, -math.inf, math.inf, math.nan, math.nan, count)
     half = float(stdtrit(count - 1, 1 - LEVEL / 2)) * spread * scale
     p_value = float(2 * stdtr(count - 1, -abs(mean) / spread)) if spread else 1.0
@@ -126,8 +127,8 @@ def paired_difference(a: Mapping[int, Estimate], b: Mapping[int, Estimate]) -> D
 
 
 def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None:
-    """a over b by a t interval over the seeds' logarithms; None where no seed has both above 0. At one seed the
-    interval is unbounded.
+    """a over b, with a t interval over the logarithms by seed. With one seed, the interval is unbounded. None if no
+    seed has both above 0.
     """
     seeds = [seed for seed in sorted(set(a) & set(b)) if a[seed] > 0 and b[seed] > 0]
     logs = np.array([math.log(a[seed]) - math.log(b[seed]) for seed in seeds])
@@ -144,14 +145,13 @@ def paired_ratio(a: Mapping[int, float], b: Mapping[int, float]) -> Ratio | None
 
 
 def needed_seeds(difference: Difference, most: int, comparisons: int = 1) -> int | None:
-    """Fewest training seeds with which a true difference as large as the measured one is found with 80% power; None
-    above `most`.
+    """Fewest training seeds that find a true difference of the measured size with 80% power; None above `most`.
 
-    At one seed only sampling noise is known, if any, so the number is a lower bound, and at least 3: two tell a spread
-    no one should trust.
+    With one seed, at most the sampling noise is known, so the number is a lower bound. It is at least 3, because a
+    spread from two seeds is not reliable.
 
     Args:
-        comparisons: made beside each other, of which Holm's correction may weigh this one as the first.
+        comparisons: number of comparisons in the table. The first step of Holm's correction divides the level by it.
     """
     half, seeds = difference.high - difference.delta, difference.seeds
     if seeds == 1 and math.isinf(half) and difference.delta != 0:
@@ -173,7 +173,7 @@ def sign_flip_floor(seeds: int) -> float:
 
 
 def holm(p_values: Sequence[float]) -> list[float]:
-    """Holm's correction: p-values that may be read one by one at the same level; NaN stays NaN and does not count."""
+    """P-values with Holm's correction, each to be compared with the same level. NaN stays NaN and does not count."""
     known = sorted((p, position) for position, p in enumerate(p_values) if math.isfinite(p))
     adjusted = [math.nan] * len(p_values)
     largest = 0.0
@@ -192,7 +192,7 @@ def _scale(runs: Sequence[Estimate]) -> float:
 
 
 def _shift(seeds: int, level: float) -> float:
-    """True difference, in standard errors, that a two-sided paired t test finds with 80% power: of the noncentral t
+    """True difference, in standard errors, that a two-sided paired t test finds with 80% power. From the noncentral t
     distribution.
     """
     return float(nctdtrinc(seeds - 1, 1 - POWER, stdtrit(seeds - 1, 1 - level / 2)))

@@ -19,7 +19,7 @@ class Budget(NamedTuple):
     gives: str
     """What an arm gets."""
     portion: str = ""
-    """Its share of the baseline's compute; None for all of it."""
+    """Its share of the baseline's compute, in words; empty for all of it."""
 
 
 BUDGETS = {
@@ -78,10 +78,8 @@ def reference(budget: str, baseline: str = BASELINE) -> str:
 
 
 def meaning(budget: str, kept: pd.DataFrame) -> str:
-    """What a budget gives an arm, in the baseline's numbers where it ran, and which arms take steps of another kind.
-
-    Args:
-        kept: comparable runs of the study itself.
+    """What a budget gives an arm, as text: the baseline's number of steps if it ran, and the arms whose steps differ
+    from the baseline's (`other_steps`).
     """
     full = _whole_baseline(kept)
     if full is None:
@@ -98,8 +96,8 @@ def meaning(budget: str, kept: pd.DataFrame) -> str:
 
 
 def searched_steps(kept: pd.DataFrame) -> str:
-    """In a sentence, what makes sampled runs' steps other ones than the baseline's; empty where nothing does. Begins
-    with a space.
+    """A sentence that says how the steps of sampled runs differ from the baseline's; empty if they do not. Begins with
+    a space.
     """
     full, sampled = _whole_baseline(kept), kept[kept["arm"] == SEARCH]
     keys = other_steps(sampled, full) if full is not None else []
@@ -108,14 +106,14 @@ def searched_steps(kept: pd.DataFrame) -> str:
 
 
 def other_steps(rows: pd.DataFrame, full: pd.Series) -> list[str]:
-    """The settings of model and training, in which some of these runs differ from the baseline, that the cost of a step
-    depends on.
+    """Settings of model and training in which some of these runs differ from the baseline and on which the cost of a
+    step depends.
     """
     keys = [key for key in map(str, rows) if step_cost(key) and not key.startswith(("window.", "objective."))]
     return [key for key in keys if any(value != full[key] for value in rows[key].unique())]
 
 
 def _whole_baseline(kept: pd.DataFrame) -> pd.Series | None:
-    """Its run at its whole budget; None where there is none."""
+    """The baseline's run at its whole budget; None if there is none."""
     full = kept[(kept["arm"] == BASELINE) & (kept["budget"] == "both")]
     return None if full.empty else full.iloc[0]

@@ -119,8 +119,8 @@ class Comparison(NamedTuple):
 
 
 def arm_results(kept: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, str], ArmResult]:
-    """What may be compared, by (budget, arm): budgets in their order, arms in the space file's; sampled runs are no
-    arm.
+    """Results by (budget, arm), with budgets in the given order and arms in the order of the space file. Sampled runs
+    are not arms.
 
     Args:
         kept: the comparable runs (`runs.comparable`).
@@ -168,8 +168,8 @@ class Unresolved(NamedTuple):
     budget: str
     arm: str
     needed: int | None
-    """Training seeds of both at which a difference of the measured size is found with 80% power, Holm's correction over
-    the arms of the budget included; None for more than `MOST_SEEDS`.
+    """Training seeds of both arms that find a difference of the measured size with 80% power, with Holm's correction
+    over the arms of the budget. None for more than `MOST_SEEDS`.
     """
     difference: Difference
 
@@ -191,12 +191,11 @@ def unresolved(compared: Sequence[Comparison]) -> list[Unresolved]:
 
 
 def standing(difference: Difference | None, p_value: float, better: str = "better", worse: str = "worse") -> str:
-    """In words what a difference to the baseline says: `worse` above zero, `better` below, or not resolved; empty
-    without a difference.
+    """Verdict on a difference to the baseline: `worse` above zero, `better` below, or not resolved. Empty without a
+    difference.
 
     Args:
-        p_value: corrected for the comparisons beside it; where there is none (one seed), the interval decides, and the
-            word says so.
+        p_value: with Holm's correction. If there is none (one seed), the interval decides, and the verdict says so.
     """
     if difference is None:
         return ""
@@ -207,15 +206,16 @@ def standing(difference: Difference | None, p_value: float, better: str = "bette
 
 
 def ablation_rows(compared: Sequence[Comparison], quality: Quality = FVD) -> pd.DataFrame:
-    """One row an arm and budget with `columns` and `DETAILS`; the baseline stands under every budget. Under a share of
-    its compute it stands with its run at that share and with its whole run (`budgets.WHOLE`), which the differences of
-    that budget are taken to.
+    """One row for each arm and budget, with `columns` and `DETAILS`. The baseline has a row under every budget.
 
-    `fvd` (or what stands for it, `quality`) is the mean over training seeds; its interval is the run's own sampling
-    interval at one seed, a t interval over seeds at more (`aggregate.mean_interval`). `fvd_delta` is paired with the
-    baseline by seed; `fvd_p_value` is its t test with Holm's correction over the arms of the budget, empty at one seed;
-    `verdict` (better, worse, not resolved) is what that p-value says, at one seed the interval. `clip_score` and its
-    interval are there where it was measured. The other columns are means over the runs.
+    Under a share of its compute, the baseline has two rows: its run at that share, and its whole run (`budgets.WHOLE`).
+    Differences at that budget are to the whole run.
+
+    `fvd` (or the metric of `quality`) is the mean over training seeds. Its interval is the run's own sampling interval
+    with one seed, and a t interval over seeds with more (`aggregate.mean_interval`). `fvd_delta` is paired with the
+    baseline by seed. `fvd_p_value` is from its t test, with Holm's correction over the arms of the budget; it is empty
+    with one seed. `verdict` (better, worse, not resolved) follows from that p-value, or from the interval with one
+    seed. `clip_score` and its interval are there if it was measured. All other columns are means over the runs.
     """
     rows = [_row(one, quality) for one in compared]
     clip = any(CLIP[0] in row for row in rows)

@@ -31,8 +31,8 @@ def arm_curves(study: StudyRecord, budget: str) -> dict[str, dict[str, list[floa
 
 
 def bias_curves(study: StudyRecord, budget: str) -> dict[str, list[tuple[int, float]]]:
-    """arm -> (generated clips, mean FVD of that many) in rising order; arms whose clips were too few to be halved are
-    left out.
+    """arm -> (number of generated clips, mean FVD of that many), in rising order. Leaves out arms with too few clips to
+    halve.
     """
     found = {}
     for arm, runs in _by_arm(study, budget).items():

@@ -1,8 +1,8 @@
-"""The figures of a report, drawn by processes of their own while this one computes: matplotlib takes longer than all
-the numbers together.
+"""Draws the figures of a report in separate processes while this process computes, because matplotlib takes longer than
+all numbers together.
 
-Nothing here imports matplotlib but those processes, which are fresh interpreters: a forked copy would inherit threads
-and locks.
+Only these processes import matplotlib. They are fresh interpreters, because a forked copy would inherit threads and
+locks.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ PROCESSES = 2
 
 
 class _Job(NamedTuple):
-    """A figure and its folder, without the words of the section."""
+    """A figure as its process needs it, with the folder to draw into."""
 
     name: str
     folder: Path
@@ -58,11 +58,11 @@ class Painter:
         self._jobs.put(_Job(figure.name, folder.absolute(), figure.draw, figure.given))
 
     def finish(self) -> set[str]:
-        """Waits for all that were asked for; the names of those for which there was something to draw.
+        """Waits for all figures; returns the names of those that were drawn. A figure without data is not drawn.
 
         Raises:
-            RunFailedError: where a process was lost.
-            Exception: what kept a figure from being drawn or written.
+            RunFailedError: if a process was lost.
+            Exception: the error that a figure ended with.
         """
         for _ in self._processes:
             self._jobs.put(None)

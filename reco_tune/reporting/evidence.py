@@ -1,4 +1,4 @@
-"""What every result of a report rests on: the study, its runs, and the comparisons between them, each made once."""
+"""The basis of every result of a report: the study, its runs and their comparisons. Each is computed once."""
 
 from __future__ import annotations
 
@@ -45,11 +45,11 @@ from reco_tune.study_log import StudyFolder, StudyRecord
 
 @dataclass(frozen=True, eq=False)
 class Evidence:
-    """A study and what may be compared in it. Every property is computed when it is first asked for.
+    """A study and its comparisons. Every property is computed when it is first used.
 
-    Raises, whichever property is the first to compare:
-        ComparisonError: where runs of different protocols meet, or runs of one arm that differ in more than the seed,
-            or none is of the baseline that was asked for.
+    Raises, from the first property that compares runs:
+        ComparisonError: if runs have different protocols, runs of one arm differ in more than the seed, or no run is of
+            the requested baseline.
     """
 
     runs: pd.DataFrame
@@ -63,15 +63,15 @@ class Evidence:
 
     @classmethod
     def read(cls, source: Source, imports: Sequence[Path] = (), protocol: str | None = None) -> Evidence:
-        """The evidence of a study, with CSV files of runs from elsewhere (`imported`).
+        """The evidence of a study, with CSV files of imported runs (`imported`).
 
         Args:
-            protocol: another one that its models were scored by (`under_protocol`).
+            protocol: another protocol that its models were scored under (`under_protocol`).
 
         Raises:
-            StudyError: where there is no study, or its log is damaged.
-            TrackingError: where MLflow cannot be read.
-            ComparisonError: where an imported file is not as it must be.
+            StudyError: if there is no study, or its log is damaged.
+            TrackingError: if MLflow cannot be read.
+            ComparisonError: if an imported file is invalid.
         """
         study = load_study(source)
         if protocol is not None:
@@ -87,7 +87,7 @@ class Evidence:
 
     @cached_property
     def comparable(self) -> pd.DataFrame:
-        """The runs that may stand in one table, and in one row where they are of one arm."""
+        """The runs that may be in one table. Runs of one arm differ only in their seed."""
         kept = comparable(self.runs)
         refuse_mixed(kept)
         return kept
@@ -122,7 +122,7 @@ class Evidence:
 
     @cached_property
     def unresolved(self) -> list[Unresolved]:
-        """Arms that more training seeds would tell from the baseline, or would not."""
+        """Arms that are not resolved against the baseline, with the number of seeds that would resolve each."""
         return unresolved(self.comparisons)
 
     @cached_property
@@ -159,17 +159,16 @@ def frontier(runs: pd.DataFrame) -> Frontier:
     """The frontier of the runs of `load_runs`.
 
     Raises:
-        ComparisonError: where the runs were not evaluated under one protocol.
+        ComparisonError: if the runs have different protocols.
     """
     return Evidence(runs).frontier
 
 
 def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame:
-    """The rows of ablation.csv (`comparisons.ablation_rows`) of the runs of `load_runs`.
+    """The rows of ablation.csv (`comparisons.ablation_rows`), from the runs of `load_runs`.
 
     Raises:
-        ComparisonError: where the runs were not evaluated under one protocol, or none is of the baseline that was asked
-            for.
+        ComparisonError: if the runs have different protocols, or none is of the requested baseline.
     """
     evidence = Evidence(runs, baseline=baseline)
     return evidence.ablation[columns(evidence.quality, CLIP[0] in evidence.ablation)]

@@ -1,9 +1,10 @@
-"""The frontier of speed and quality: which configurations nothing else beats in both, and how sure that is. Computes,
-never draws.
+"""The frontier of speed and quality: the configurations that no other one beats in both, and how certain that is.
+Computes, never draws.
 
-A configuration is an arm or a sampled run, its training seeds together: a lucky seed alone is no configuration. The run
-that made a configuration a finalist is one of its seeds: its luck still flatters their mean, the less the more there
-are. What breaks a constraint of the search stands on no frontier and beats nothing, but is listed and says so.
+A configuration is an arm or a sampled run with all its training seeds. A single lucky seed is not a configuration. The
+run that made a configuration a finalist is one of its seeds. That run was chosen because it was good, so it biases the
+mean; more seeds make the bias smaller. A configuration that breaks a constraint of the search is listed, but it is not
+on the frontier and beats nothing.
 """
 
 from __future__ import annotations
@@ -37,7 +38,9 @@ DRAWS = 1000
 SPEEDS = 80
 """Speed-ups at which the band is computed."""
 _FAR = 0.999
-"""A point that could stand on the frontier only beyond this quantile of its own noise and of another's is not drawn."""
+"""Points that reach the frontier only beyond this quantile of their own noise and of another point's are left out of
+the draws.
+"""
 _Z = float(ndtri(0.5 + CONFIDENCE / 2))
 Array = NDArray[np.float64]
 
@@ -55,25 +58,26 @@ def probability_columns(quality: Quality) -> list[str]:
 
 @dataclass(frozen=True)
 class Frontier:
-    """The configurations of a study that may be compared, and which of them nothing beats within their budget.
+    """The comparable configurations of a study, and those that no other one beats within their budget.
 
-    The speed frontier is that of `equal_steps`, the compute frontiers are those of the compute budgets; the baseline
-    stands under every whole budget.
+    `equal_steps` gives the speed frontier, the compute budgets give the compute frontiers. The baseline is in every
+    whole budget.
     """
 
     points: pd.DataFrame
-    """One row a configuration, in planned order within a budget, with the columns of both files. `trial` is its first
-    run, `seed` lists its training seeds, quality and `speedup` are means over them; `on_frontier` and `knee` are of
-    these means, `probability` is the share of draws in which it stands on the frontier; `infeasible` says which
-    constraint it breaks.
+    """One row for each configuration, in planned order within a budget, with the columns of both files.
+
+    `trial` is its first run and `seed` lists its training seeds. Quality and `speedup` are means over the seeds, and
+    `on_frontier` and `knee` follow from these means. `probability` is the share of draws in which it is on the
+    frontier. `infeasible` names the constraint that it breaks.
     """
     hypervolume: Mapping[str, float]
     """By budget: area in speed-up x quality units between the frontier, speed-up 0 and the worst quality of that
     budget.
     """
     bands: Mapping[str, pd.DataFrame]
-    """By budget: at a `speedup`, the 95% interval (`low`, `high`) of the best quality among what is at least as
-    fast.
+    """By budget: for each `speedup`, the 95% interval (`low`, `high`) of the best quality among configurations that are
+    at least as fast.
     """
 
     def at(self, budget: str) -> pd.DataFrame:
@@ -94,18 +98,19 @@ def find_frontier(
     draws: int = DRAWS,
     seed: int = 0,
 ) -> Frontier:
-    """The non-dominated configurations of each budget (no other is at least as fast and as good, and better in one),
-    how probable that is of each, and where the frontier lies.
+    """The non-dominated configurations of each budget, the probability of each, and the band of the frontier. A
+    configuration is non-dominated if no other one is at least as fast and as good, and better in one of the two.
 
-    Parametric bootstrap: each draw takes every quality from its 95% interval (normal on either side of the value at one
-    seed, Student's t over seeds from two on, never below 0) and every speed-up from its calibration's interval, which a
-    configuration's seeds share. The probability is the share of draws in which nothing beats the configuration in both.
+    Parametric bootstrap: each draw takes every quality and every speed-up from its 95% interval. Qualities with one
+    seed are normal on either side of the value; with two or more, Student's t over seeds. No quality is below 0. Seeds
+    of a configuration share a calibration, so they share its speed-up interval. The probability is the share of draws
+    in which no other configuration beats this one in both.
 
     Args:
-        kept: the study's own runs that may be compared; runs from elsewhere, whose speed and noise were not measured
-            here, take no part.
+        kept: the study's own comparable runs. Imported runs take no part, because their speed and noise were not
+            measured here.
         budgets: of the study.
-        constraints: metric -> what is allowed, of the means.
+        constraints: metric -> allowed range of the means.
     """
     quality = quality_of(kept)
     named = list(dict.fromkeys(columns(quality) + probability_columns(quality)))
@@ -194,7 +199,7 @@ def _draw(table: pd.DataFrame, draws: int, generator: np.random.Generator) -> tu
         wins[near[order[np.append(True, drawn[order][1:] < best[:-1])]]] += 1
         as_fast = np.searchsorted(-pace[order], -speeds, side="right")
         best_value[draw] = np.where(as_fast > 0, best[np.maximum(as_fast - 1, 0)], np.inf)
-    # As ordered statistics, because the best among nothing is infinite and must not be interpolated with.
+    # Order statistics without interpolation: where no configuration is as fast, the best value is infinite.
     low, high = np.quantile(best_value, [0.5 - CONFIDENCE / 2, 0.5 + CONFIDENCE / 2], axis=0, method="nearest")
     return wins / draws, pd.DataFrame({"speedup": speeds, "low": low, "high": high})
 

@@ -1,10 +1,10 @@
-"""Runs from elsewhere as rows of a report: a published table, or the runs.csv of another study. A number without a
-protocol is refused.
+"""Imported runs as rows of a report: a published table, or the runs.csv of another study. A number without a protocol
+is refused.
 
-Their arms are marked, so that nobody takes them for runs of the study, and they are paired with nothing: their seeds
-are numbered below 0, through all files. On the frontier's figure they are reference points: whatever they claim, they
-displace no run of the study. What two files call by one name may be two things, so each stands in a row of its own that
-names its file.
+Imported arms are marked, so that nobody takes them for runs of the study. They are paired with no other run: their
+seeds are numbered from -1 down, over all files. In the figure of the frontier they are reference points and never
+displace a run of the study. If two files use one name for an arm, each gets its own row with the file's name, because
+the name may mean different things.
 """
 
 from __future__ import annotations
@@ -36,12 +36,12 @@ fvd_low, fvd_high, ...
 
 
 def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
-    """The runs of a study, then those of each file in its order; of another study's runs.csv the evaluated runs of its
-    arms.
+    """The runs of a study, then those of each file in the given order. From the runs.csv of another study, only the
+    evaluated runs of its arms are taken.
 
     Raises:
-        ComparisonError: where a file cannot be read, lacks a column, holds a value that is none or nothing to import,
-            or is given twice; it names the file and the line.
+        ComparisonError: if a file cannot be read, lacks a column, holds an invalid value, has no row to import, or is
+            given twice. It names the file and the line.
     """
     if not paths:
         return runs
@@ -58,11 +58,10 @@ def with_imports(runs: pd.DataFrame, paths: Sequence[Path]) -> pd.DataFrame:
 
 
 def file_names(paths: Sequence[Path]) -> list[str]:
-    """What files are called where all of them meet: by name, and by as many of their folders as it takes to tell them
-    apart.
+    """Short names for files, each with as many of its folders as it takes to tell them apart.
 
     Raises:
-        ComparisonError: where one is given twice.
+        ComparisonError: if a file is given twice.
     """
     places = [Path(path).resolve().as_posix() for path in paths]
     for place in places:
@@ -105,7 +104,8 @@ def _read(path: Path, name: str, runs: pd.DataFrame) -> pd.DataFrame:
             f" and an arm other than `{SEARCH}`"
         )
     table = pd.DataFrame(rows, columns=list(runs.columns))
-    for column in runs.columns:  # settings stay objects, numbers numbers, so that joining changes no column's bytes
+    # Keep each column's type, so that joining does not change how the CSV writes the study's own rows.
+    for column in runs.columns:
         table[column] = pd.Series(
             [row.get(column) for row in rows], dtype=object if runs[column].dtype == object else None
         )

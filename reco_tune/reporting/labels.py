@@ -17,7 +17,7 @@ _RADII_PX = (12, 20, 30, 44, 62, 84)
 _HALO = withStroke(linewidth=2, foreground="white")
 _LEADER: dict[str, Any] = {"color": "#8c8c8c", "linewidth": 0.8, "linestyle": (0, (0.1, 2.5)), "dash_capstyle": "round"}
 _LEADER |= {"scalex": False, "scaley": False}
-"""From a label to what it names: grey dots, which nobody takes for more of the curve."""
+"""Line from a label to its point: grey dots, so that nobody takes it for part of a curve."""
 
 
 def label_points(
@@ -27,10 +27,10 @@ def label_points(
     bars: Sequence[tuple[float, float, float, float]] = (),
     size: float = 8,
 ) -> None:
-    """Writes each (x, y, text, colour) beside its point, clear of labels, points, bars (x0, y0, x1, y1) and the frame;
-    far ones get a line.
+    """Writes each (x, y, text, colour) beside its point, clear of labels, points, bars (x0, y0, x1, y1) and the frame.
+    A line joins a distant label to its point.
 
-    Greedy: for every label the free place nearest to its point. Axis limits must be final.
+    Greedy: each label takes the free place nearest to its point. Axis limits must be final.
     """
     figure = axes.figure
     renderer = figure.canvas.get_renderer()

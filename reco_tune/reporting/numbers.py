@@ -22,13 +22,13 @@ def formula_safe(text: str) -> str:
 
 
 def quoted(name: str) -> str:
-    """A name in a sentence, between the backquotes that every format sets as code; one of its own would end it."""
+    """A name between backquotes, which every format sets as code. Backquotes within the name would end it early."""
     return f"`{' '.join(name.split()).replace('`', chr(39))}`"
 
 
 def number(value: float, digits: int = 2) -> str:
-    """Fixed digits, from a thousand million on in powers of ten; empty where there is no number; a minus sign, not a
-    hyphen, and none before a zero.
+    """A number with fixed digits; in powers of ten from 1e9 on; empty if there is no number. Negative numbers get a
+    minus sign, not a hyphen. A zero has no sign.
     """
     if value is None or not math.isfinite(value):
         return ""

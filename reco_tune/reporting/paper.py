@@ -1,8 +1,8 @@
-"""What the paper reports (Zhou & Shen, ACL Findings 2026, arXiv 2604.07402), for where a study measures the same thing.
+"""Results of the paper (Zhou & Shen, ACL Findings 2026, arXiv 2604.07402), for studies that measure the same thing.
 
-A published number stands beside one of ours only under the same conditions: speed-ups at 17 frames of 256x256 (5 x 32 x
-32 tokens) with windows of 2 of the 5 blocks, FVD under the named protocol. Anything else the reader brings along as a
-file (`imported`).
+A published number is shown beside ours only under the same conditions. For speed-ups, these are 17 frames of 256x256 (5
+x 32 x 32 tokens) and windows of 2 of the 5 blocks. For FVD, it is the named protocol. Any other published number can be
+imported from a file (`imported`).
 """
 
 from __future__ import annotations

@@ -1,5 +1,5 @@
-"""A study under one of the protocols that its models were scored by. Tables hold one protocol: the study's own, or the
-one that is named.
+"""A study under one of the protocols that its models were scored under. A table has one protocol: the study's own, or
+the one that is named.
 """
 
 from __future__ import annotations
@@ -15,7 +15,7 @@ from reco_tune.study_log import RunRecord, StudyRecord
 
 
 def other_protocols(study: StudyRecord) -> dict[str, int]:
-    """Protocols that runs were scored by beside their study's own, and how many runs."""
+    """Other protocols that runs were scored under, with the number of runs."""
     counts: dict[str, int] = {}
     for run in study.runs.values():
         for protocol in run.rescored:
@@ -24,13 +24,13 @@ def other_protocols(study: StudyRecord) -> dict[str, int]:
 
 
 def under_protocol(study: StudyRecord, given: str) -> StudyRecord:
-    """The study with the numbers of another protocol in place of its own; the study itself where it is its own.
+    """The study with the numbers of another protocol in place of its own. Unchanged if the protocol is the study's own.
 
     Args:
-        given: the protocol, or a part of it that no other has, for example its first word.
+        given: the protocol, or a part of its name that no other protocol has, for example its first word.
 
     Raises:
-        ComparisonError: where no protocol, or more than one, is meant.
+        ComparisonError: if no protocol matches, or more than one.
     """
     own = {str(run.provenance["protocol"]) for run in study.runs.values() if "protocol" in run.provenance}
     known = list(dict.fromkeys([*sorted(own), *other_protocols(study)]))
@@ -46,7 +46,7 @@ def under_protocol(study: StudyRecord, given: str) -> StudyRecord:
 
 
 def reference_of(protocol: str) -> str:
-    """Which real clips the FVD of a protocol is measured against, in words; empty where it does not say."""
+    """The real clips that the FVD of a protocol compares with, as text; empty if the protocol does not name them."""
     for part in protocol.split("/"):
         found = re.fullmatch(r"(train|test|both)(\d+)", part)
         if found:
@@ -56,7 +56,7 @@ def reference_of(protocol: str) -> str:
 
 
 def _scored(run: RunRecord, protocol: str) -> RunRecord:
-    """A run as the other protocol judges it; without a number of its own where its model was not scored."""
+    """A run with the numbers of the other protocol; without them if its model was not scored."""
     score: dict[str, Any] = run.rescored.get(protocol, {})
     other = {name: value for name, value in score.get("metrics", {}).items() if name in JUDGED}
     facts = {name: run.provenance[name] for name in _OF_THE_RUN if name in run.provenance}
@@ -71,4 +71,4 @@ def _scored(run: RunRecord, protocol: str) -> RunRecord:
 
 
 _OF_THE_RUN = ("host", "pid", "device", "data_fingerprint", "tokenizer_fingerprint")
-"""What of a run's provenance no evaluation gives."""
+"""Provenance of a run that does not depend on the evaluation."""

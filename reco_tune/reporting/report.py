@@ -63,19 +63,19 @@ def write_report(
     imports: Sequence[Path] = (),
     protocol: str | None = None,
 ) -> Report:
-    """Writes the whole report of a study, replacing an earlier one when all of it is made; tables are byte-identical
-    whether read from the log or from MLflow.
+    """Writes the whole report of a study. An earlier report is replaced only when all of the new one is written. Tables
+    are byte-identical whether the study is read from the log or from MLflow.
 
     Args:
         source: a study folder, `mlflow:EXPERIMENT`, or a study already read. Sample videos need a folder.
-        output: where to; by default `report/` in the study folder, `report-PROTOCOL/` for another protocol.
+        output: folder of the report; by default `report/` in the study folder, `report-PROTOCOL/` for another protocol.
         progress: called with (done, total, what).
-        imports: CSV files of runs from elsewhere (`imported`), which stand as marked rows.
-        protocol: another than the study's own, which its models were scored by (`reco-tune rescore`).
+        imports: CSV files of imported runs (`imported`), shown as marked rows.
+        protocol: another protocol than the study's own, under which its models were scored (`reco-tune rescore`).
 
     Raises:
-        StudyError: where there is no study, or no place to write to.
-        ComparisonError: where runs of different protocols meet, or an imported file is not as it must be.
+        StudyError: if there is no study, or no folder to write to.
+        ComparisonError: if runs have different protocols, or an imported file is invalid.
     """
     with _uncollected(), Painter() as painter:
         progress(0, _STEPS, "reading runs")
@@ -89,7 +89,7 @@ def write_report(
         with _made_beside(output) as folder:
             progress(1, _STEPS, "computing tables")
             sections: dict[str, Section] = {}
-            for name in reversed(SECTIONS):  # what takes longest to draw stands at the end of the page
+            for name in reversed(SECTIONS):  # the slowest figures are at the end of the page: start them first
                 sections[name] = build(name, evidence)
                 for figure in sections[name].figures:
                     painter.draw(figure, folder)

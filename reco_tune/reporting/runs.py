@@ -1,6 +1,6 @@
-"""A study as a table: one row a run, every setting, every metric, and what makes a number comparable.
+"""A study as a table: one row for each run, with every setting, every metric, and what makes its numbers comparable.
 
-Reads run records only, from a study folder's log or from MLflow; knows nothing of models, Ray or how a figure looks.
+Reads run records only, from a study folder's log or from MLflow. Touches no models, no Ray and no figures.
 """
 
 from __future__ import annotations
@@ -79,14 +79,16 @@ def load_study(source: Source) -> StudyRecord:
 
 
 def load_runs(source: Source) -> pd.DataFrame:
-    """One row a run, in the order in which runs were planned; the columns do not depend on which runs there are, beyond
-    the settings' keys.
+    """One row for each run, in the order in which runs were planned. The columns do not depend on the runs, except for
+    the keys of the settings.
 
     Columns: trial, study, arm, budget, seed, state, attempt, settings_hash, reason; every setting under its dotted key;
-    every scalar of `quantities` (float, NaN where it was not measured); protocol, extractor, whether its covariances
-    lacked rank, fingerprints, device; commit, version, hardware. `attrs["arms"]` holds the order of the arms,
-    `attrs["repeats"]` by trial the sampled run whose configuration it runs again, `attrs["constraints"]` by metric what
-    the search is allowed; `reason` says of an evaluated run which of that it breaks.
+    every scalar of `quantities` (float, NaN if it was not measured); protocol, extractor, whether its covariances
+    lacked rank, fingerprints, device; commit, version, hardware.
+
+    `attrs["arms"]` holds the order of the arms. `attrs["repeats"]` maps a trial to the sampled run whose configuration
+    it repeats. `attrs["constraints"]` maps a metric to the range that the search allows. For an evaluated run, `reason`
+    names the constraint that it breaks.
     """
     return runs_table(load_study(source))
 
@@ -148,17 +150,19 @@ def runs_table(study: StudyRecord) -> pd.DataFrame:
 
 
 def quality_of_runs(runs: pd.DataFrame) -> Quality:
-    """What the runs of a study are compared by; those that a reader lays beside them do not decide it."""
+    """The metric that ranks the runs of a study. Imported runs do not change it."""
     return quality_of_layouts(set(own_runs(runs)["data.layout"])) if "data.layout" in runs else FVD
 
 
 def comparable(runs: pd.DataFrame) -> pd.DataFrame:
-    """The runs that may stand in one table: evaluated at full fidelity, with finite speed-up and quality, all of one
-    protocol. Runs on codes alone have no columns of FVD, and those of the cross-entropy's interval, which is of seeds
-    and empty for one run (`quality_of`).
+    """The runs that may be in one table: evaluated at full fidelity, with finite speed-up and quality, all of one
+    protocol.
+
+    Runs without pixels have no FVD columns. They have columns for the interval of the cross-entropy, which is over
+    seeds and therefore empty for a single run (`quality_of`).
 
     Raises:
-        ComparisonError: where two protocols or data sets meet; it names the knob that differs.
+        ComparisonError: if runs have different protocols or data sets. It names the setting that differs.
     """
     kept, quality = runs[_whole(runs)], quality_of_runs(runs)
     _one_protocol(kept)
@@ -168,17 +172,18 @@ def comparable(runs: pd.DataFrame) -> pd.DataFrame:
 
 
 def refuse_mixed(kept: pd.DataFrame) -> None:
-    """Refuses runs that would stand in one row as seeds of one arm, or of one sampled configuration, and are not.
+    """Refuses runs that would count as seeds of one arm, or of one sampled configuration, but differ in more than the
+    seed.
 
-    Their settings differ in nothing but the seed and where they ran; between studies also in the steps that a compute
-    budget gives, which follow from each study's own speeds. A run from elsewhere is asked only about settings that its
-    file tells.
+    The settings of seeds differ only in the seed and in where the run took place. Between studies, the steps of a
+    compute budget may differ too, because they follow from each study's own speeds. An imported run is checked only for
+    settings that its file has.
 
     Args:
         kept: comparable runs (`comparable`).
 
     Raises:
-        ComparisonError: where they differ; it names two runs, the setting and both values.
+        ComparisonError: if they differ. It names two runs, the setting and both values.
     """
     rows: dict[tuple[str, str, str], list[int]] = {}
     studies = np.where(kept["arm"] == SEARCH, kept["study"], "")  # each study numbers its sampled runs from 0
@@ -215,13 +220,13 @@ def _refuse_different(group: pd.DataFrame, keys: Sequence[str]) -> None:
 
 
 def own_runs(runs: pd.DataFrame) -> pd.DataFrame:
-    """Those of the study itself; what it found does not depend on the numbers that a reader lays beside it."""
+    """Runs of the study itself, without imported runs."""
     elsewhere = _elsewhere(runs)
     return runs[~elsewhere] if elsewhere.any() else runs
 
 
 def exclusions(runs: pd.DataFrame) -> list[str]:
-    """Why each run may not stand in a table; empty where it may. A run from elsewhere may have no speed-up."""
+    """Reason why each run may not be in a table; empty if it may. An imported run may lack a speed-up."""
     quality = quality_of_runs(runs)
     names = ("budget", "state", "reason", quality.key, "speedup", "steps", "training.steps", "window.scheme")
     columns = [runs[name].tolist() if name in runs else [None] * len(runs) for name in names]
@@ -262,8 +267,8 @@ def _whole(runs: pd.DataFrame) -> NDArray[np.bool_]:
 
 
 def stopped_arms(runs: pd.DataFrame) -> dict[tuple[str, str], dict[str, Any]]:
-    """(arm, budget) -> the row of the arm's first run that was stopped at a rung (`pruning.arms`): the seeds that went
-    on are the better ones, so the arm is in no comparison.
+    """(arm, budget) -> row of the arm's first run that was stopped at a rung (`pruning.arms`). The seeds that continued
+    are the better ones, so such an arm is in no comparison.
     """
     found: dict[tuple[str, str], dict[str, Any]] = {}
     fixed = (runs["arm"] != SEARCH) & (runs["budget"] != TUNE)
@@ -304,9 +309,7 @@ def measured_with(runs: pd.DataFrame) -> str:
 
 
 def told_apart(places: Sequence[str]) -> list[str]:
-    """What different files, folders and experiments are called where they meet: each by its shortest end that no other
-    shares.
-    """
+    """Short names for files, folders and experiments: for each, the shortest end of its path that no other shares."""
     parts = [re.split("(?<=[:/])", place) for place in places]
     ends = [["".join(own[at:]) for at in range(len(own) - 1, -1, -1)] for own in parts]
     shared = Counter(end for own in ends for end in own)
@@ -339,11 +342,11 @@ def _exclusion(
     asked: Any,
     scheme: Any,
 ) -> str:
-    """In words, for a run that may not stand in a table.
+    """Reason why a run may not be in a table, as text.
 
     Args:
         given: the baseline's steps.
-        asked: those of the run's settings.
+        asked: steps of the run's settings.
     """
     if budget == TUNE:
         return "it tunes its arm"
@@ -423,11 +426,11 @@ def _differing(one: pd.Series, two: pd.Series, keys: Sequence[str]) -> list[str]
 
 
 def _refuse_own_baselines(table: pd.DataFrame, study: StudyRecord, runs: Sequence[RunRecord]) -> None:
-    """Takes out speeds that an earlier version measured against a baseline with the arm's own model or batch: beside
-    those of other arms they say nothing, and neither do the steps of a compute budget that follow from them.
+    """Removes speeds that an earlier version measured against a baseline with the arm's own model or batch. They cannot
+    be compared with the speeds of other arms, and the steps of a compute budget that follow from them cannot either.
     """
     if study.settings:
-        return  # which a log has since speeds are relative to the study's baseline
+        return  # logs have it since speeds are relative to the study's baseline
     full = next((run.settings for run in runs if run.arm == BASELINE), None)
     for row, run in enumerate(runs):
         costly = [key for key in run.settings if step_cost(key) and not key.startswith(("window.", "objective."))]

@@ -1,6 +1,5 @@
-"""What a report is made of: a section is one result with its tables, its figures and its words.
-
-A table carries its columns and rows; how it looks in a file, on the terminal or on the page is known to `render` alone.
+"""The parts of a report. A section is one result with its tables, figures and text. A table has columns and rows; only
+`render` decides how it looks in a file, on the terminal or on the page.
 """
 
 from __future__ import annotations
@@ -55,7 +54,7 @@ class RowGroup(NamedTuple):
     rows: list[dict[str, Any]]
     about: str = ""
     best: int | None = None
-    """The row whose quality stands out: lowest, its interval clear of every other's."""
+    """Position of the best (lowest) row; None if its interval overlaps another row's."""
 
 
 @dataclass(frozen=True)
@@ -95,7 +94,7 @@ class Table:
         return [by_key[key] for key in keys if key in by_key] if keys else list(self.columns)
 
     def columns_of(self, group: RowGroup) -> list[Column]:
-        """Those that a group of rows is shown with."""
+        """Columns to show for a group of rows."""
         return [column for column in self.columns if not column.optional or any(map(column.text, group.rows))]
 
 
@@ -108,8 +107,8 @@ class Figure:
     title: str
     about: str
     draw: Callable[..., Any]
-    """A function of a module, which imports matplotlib when it is called; returns a matplotlib figure, or None where
-    there is nothing to draw.
+    """Function that draws. It must be at module level, and imports matplotlib when it is called. Returns a matplotlib
+    figure, or None if there is nothing to draw.
     """
     given: tuple[Any, ...]
     """Its arguments."""
@@ -122,7 +121,7 @@ class Section:
     """One result."""
 
     key: str
-    """Of the page's link to it."""
+    """Anchor of the section on the page."""
     title: str
     about: str = ""
     tables: Sequence[Table] = ()
@@ -130,7 +129,7 @@ class Section:
     words: Sequence[str] = ()
     """Text in sentences, for the terminal, and for the page if it has no markup of its own."""
     commands: Sequence[str] = ()
-    """Commands that follow from the words; `STUDY_DIR` is the study's folder."""
+    """Commands that the text suggests; `STUDY_DIR` is the study's folder."""
     markup: Markup | None = None
     """Content that only the page can show."""
     write: Callable[[Path], None] | None = None

@@ -1,4 +1,4 @@
-"""The same arms in several studies, beside each other and together."""
+"""Compares the same arms in several studies, one by one and pooled."""
 
 from __future__ import annotations
 
@@ -15,16 +15,16 @@ from reco_tune.reporting.runs import arm_order, comparable, refuse_mixed, told_a
 from reco_tune.settings import SEARCH
 
 TOGETHER = "together"
-"""Runs of all studies as those of one."""
+"""Name of the rows in which the runs of all studies count as one study."""
 
 
 def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The ablation rows of several studies below each other by budget and arm, their runs under one protocol.
+    """The ablation rows of several studies, ordered by budget and arm. All runs must have one protocol.
 
-    Studies of different training seeds also stand together, with all their seeds.
+    If the training seeds of the studies differ, there are also rows for all studies together, with all seeds.
 
     Raises:
-        ComparisonError: where the studies differ in protocol or data; it names the knob.
+        ComparisonError: if the studies differ in protocol or data. It names the setting.
     """
     together = pd.concat(studies.values(), ignore_index=True)
     comparable(together)
@@ -45,11 +45,11 @@ def comparison_table(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
-    """The runs of several studies as those of one: the same arms under other training seeds.
+    """Pools the runs of several studies with different training seeds into one table.
 
     Raises:
-        ComparisonError: where protocols, data or the settings of an arm differ, or two studies hold the same arm,
-            budget and seed.
+        ComparisonError: if protocols, data or the settings of an arm differ, or two studies hold the same arm, budget
+            and seed.
     """
     together = pd.concat(studies.values(), ignore_index=True)
     together.attrs["arms"] = list(dict.fromkeys(arm for runs in studies.values() for arm in arm_order(runs)))
@@ -67,11 +67,10 @@ def pooled(studies: Mapping[str, pd.DataFrame]) -> pd.DataFrame:
 
 
 def study_names(sources: Sequence[str]) -> list[str]:
-    """What each study is called in a table: its folder's or experiment's name, with as much before it as tells it from
-    the others.
+    """Name of each study in a table: its folder or experiment, with as much of its path as it takes to tell them apart.
 
     Raises:
-        ComparisonError: where a study is given twice.
+        ComparisonError: if a study is given twice.
     """
     places = [source if source.startswith("mlflow:") else Path(source).resolve().as_posix() for source in sources]
     for source, place in zip(sources, places, strict=True):

@@ -108,8 +108,8 @@ def new_panels(count: int, width_in: float, height_in: float, spare_in: float) -
 
 
 def lay_out(figure: Figure) -> None:
-    """Gives the axes their places, for what is placed by pixels; without drawing anything, which takes three times as
-    long.
+    """Gives the axes their positions, so that labels can be placed by pixels. Does not draw, which would take three
+    times as long.
     """
     engine = figure.get_layout_engine()
     assert engine is not None  # `new_figure` gave it one
@@ -117,10 +117,8 @@ def lay_out(figure: Figure) -> None:
 
 
 def freeze(figure: Figure) -> None:
-    """Lays the figure out for good: what is placed by pixels afterwards stays there, and no later drawing pays for a
-    layout again.
-
-    Only where nothing is added outside the axes afterwards: it would have no room.
+    """Fixes the layout of the figure. What is placed by pixels afterwards stays there, and later drawing does not
+    repeat the layout. Do not add anything outside the axes afterwards: there would be no room for it.
     """
     lay_out(figure)
     figure.set_layout_engine("none")
@@ -166,7 +164,7 @@ def plain_log(axes: Any, log: bool) -> None:
 
 
 def many_points(runs: int) -> dict[str, Any]:
-    """Look of sampled runs: thousands are a cloud, in print as pixels."""
+    """Style of sampled runs. Thousands of them are drawn as a cloud, rasterised in the PDF."""
     many = runs > 500
     return {"s": 6 if many else 16, "alpha": 0.3 if many else 0.75, "linewidth": 0, "rasterized": many}
 

@@ -1,5 +1,5 @@
-"""Windowed runs as rows of a table that asks about some of their settings: what else they differ in, and what that
-means for who is best.
+"""Windowed runs as rows of a table about some of their settings. Says what else the runs differ in, and whether a best
+row may be marked.
 """
 
 from __future__ import annotations
@@ -31,7 +31,9 @@ NOTE = (
 
 
 def windowed(kept: pd.DataFrame) -> pd.DataFrame:
-    """Comparable runs of the windowed scheme; a study in which nothing was planned yet has no settings as columns."""
+    """Comparable runs of the windowed scheme. Adds empty columns if a study has no planned run and therefore no
+    settings.
+    """
     settings = ["window.scheme", *PLACE, WEIGHT, REDUCTION, NORM_WEIGHT]
     return (
         kept[kept["window.scheme"] == "window"]
@@ -41,8 +43,8 @@ def windowed(kept: pd.DataFrame) -> pd.DataFrame:
 
 
 def beside(rows: pd.DataFrame, asked: Sequence[str]) -> list[str]:
-    """What runs of one budget differ in beside what is asked about and the seed; the steps that a compute budget gives
-    are no choice.
+    """Settings that differ between runs of one budget, other than the seed and the settings that the table is about. At
+    a compute budget, the steps follow from the speed and do not count.
     """
     given = ["training.steps"] if set(rows["budget"]) - {"equal_steps"} else []
     return [key for key in differing(rows) if key not in (*asked, "training.seed", *given)]
