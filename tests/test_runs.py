@@ -287,7 +287,7 @@ def test_what_a_budget_gives_is_said_in_the_baselines_numbers(two_seeds):
     )
     assert "another kind" not in meaning("equal_compute", kept)
     searched = changed(two_seeds, "search-0001", training__batch_size=8)
-    assert searched_steps(Evidence(searched).own_comparable).endswith("of another kind by `training.batch_size`.")
+    assert searched_steps(Evidence(searched).own_comparable).endswith("their steps differ in `training.batch_size`.")
     assert searched_steps(Evidence(two_seeds).own_comparable) == ""
 
 

@@ -102,7 +102,7 @@ def searched_steps(kept: pd.DataFrame) -> str:
     full, sampled = _whole_baseline(kept), kept[kept["arm"] == SEARCH]
     keys = other_steps(sampled, full) if full is not None else []
     named = ", ".join(f"`{key}`" for key in keys)
-    return f" Sampled runs take the baseline's number of steps, of another kind by {named}." if keys else ""
+    return f" Sampled runs take as many steps as the baseline, but their steps differ in {named}." if keys else ""
 
 
 def other_steps(rows: pd.DataFrame, full: pd.Series) -> list[str]:

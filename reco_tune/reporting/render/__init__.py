@@ -1,1 +1,1 @@
-"""A table in each format: one renderer a format, which knows columns and rows and nothing of what they mean."""
+"""One renderer for each format of a table. It knows columns and rows, but not their meaning."""

@@ -14,8 +14,9 @@ from reco_tune.reporting.numbers import FORMULA, formula_safe
 
 
 def csv_text(table: pd.DataFrame) -> str:
-    """A table as CSV: UTF-8, LF; missing values are empty, whole numbers have no point, others their shortest exact
-    digits. A word that a spreadsheet would take for a formula begins with an apostrophe, which `imported` takes away.
+    """A table as CSV: UTF-8, LF. Missing values are empty, whole numbers have no decimal point, other numbers have
+    their shortest exact digits. An apostrophe comes before text that a spreadsheet would take for a formula; `imported`
+    removes it.
     """
     buffer = io.StringIO()
     writer = csv.writer(buffer, lineterminator="\n")
@@ -25,13 +26,13 @@ def csv_text(table: pd.DataFrame) -> str:
 
 
 def _cells(column: pd.Series) -> list[str]:
-    """A column at a time: ten thousand runs are two million cells."""
+    """Formats a column at a time: ten thousand runs are two million cells."""
     if column.dtype == np.float64:
         return [_float_cell(value) for value in column.tolist()]
     return [_word(value) if type(value) is str else _cell(value) for value in column.to_numpy(dtype=object)]
 
 
-@lru_cache(maxsize=4096, typed=True)  # a setting has few values, one a run; typed, because True equals 1
+@lru_cache(maxsize=4096, typed=True)  # settings have few distinct values; typed, because True == 1
 def _cell(value: Any) -> str:
     if value is None or value is pd.NA:
         return ""

@@ -34,14 +34,14 @@ _SPECIAL = {
 }
 _SET = frozenset(map(chr, (*b"\t\n", *range(0x20, 0x7F), *range(0xA0, 0x180)))) - set("\xad«»ÐðÞþĄąĐđĘęĦħĮįĸĿŀŉŊŋŦŧŲųſ")
 _SET |= set("‐‑‒—―‘’“”†‡•…‰€™")
-"""What pdflatex sets by itself, with the preamble alone: Latin letters but those that its first font encoding lacks,
-and punctuation.
+"""Characters that pdflatex sets with this preamble alone: punctuation and Latin letters, except those that its default
+font encoding lacks.
 """
 
 
 def latex(table: Table) -> str:
-    """A table environment: one block of rows under each title; text is escaped, `names` in it become typewriter. Empty
-    cells become a dash.
+    """A table environment with a block of rows under each title. Text is escaped; `names` in it become typewriter.
+    Empty cells become a dash.
     """
     columns = table.picked(table.latex)
     blocks = [[_cells(group, columns, row) for row in range(len(group.rows))] for group in table.groups]
@@ -66,7 +66,7 @@ def latex(table: Table) -> str:
             lines.append(f"    \\multicolumn{{{len(columns)}}}{{l}}{{\\emph{{{escape(group.title)}}}}} \\\\")
         for cells in block:
             line = " & ".join(_cell(cell, column) for cell, column in zip(cells, columns, strict=True))
-            guard = "{}" if line[:1] in ("[", "*") else ""  # the row's end before it would take them for its options
+            guard = "{}" if line[:1] in ("[", "*") else ""  # the \\ before it would read [ or * as its option
             lines.append(f"    {guard}{line} \\\\")
     lines += ["    \\bottomrule", "  \\end{tabular}", f"  \\caption{{{escape(_said(table))}}}", "\\end{table}"]
     return "\n".join(lines) + "\n"
@@ -89,7 +89,7 @@ def _character(character: str) -> str:
 
 
 def _said(table: Table) -> str:
-    """The caption and what else is said of a table and of its groups of rows."""
+    """The caption, the remarks, and the notes on groups of rows."""
     groups = [f"{group.title}: {group.about}." for group in table.groups if group.about]
     left_out = "; ".join(f"{trial} ({why})" for trial, why in table.left_out)
     return " ".join([*groups, table.caption, *table.remarks, *([f"Left out: {left_out}."] if left_out else [])])

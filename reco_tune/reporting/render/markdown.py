@@ -10,7 +10,7 @@ from reco_tune.reporting.section import Table
 
 
 def markdown(tables: Sequence[Table]) -> str:
-    """Tables below each other: each group of rows under its title, then what is said of them; the best is bold."""
+    """Tables in one file: each group of rows under its title, then the notes. The best value is bold."""
     paragraphs = []
     for table in tables:
         for group in table.groups:
@@ -45,5 +45,5 @@ def _prose(text: str) -> str:
 
 
 def _plain(text: str) -> str:
-    """Text in which nothing is markup; an underscore within a word is none."""
+    """Text with escaped markup. An underscore within a word is not markup."""
     return re.sub(r"[\\`*<>\[\]|~$&]|(?<![^\W_])_|_(?![^\W_])", lambda found: f"\\{found[0]}", " ".join(text.split()))

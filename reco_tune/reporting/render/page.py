@@ -47,7 +47,7 @@ def page(evidence: Evidence, sections: Sequence[Section], drawn: Mapping[str, Pa
 
 
 def _shown(section: Section, drawn: Mapping[str, Path]) -> dict[str, Any] | None:
-    """What the page shows of a section; None for nothing."""
+    """The parts of a section for the page; None if it has nothing to show."""
     figures = [_figure(figure, drawn[figure.name]) for figure in section.figures if figure.name in drawn]
     tables = [table for table in section.tables if table.shown and (table.groups or (table.columns and table.caption))]
     words = [] if section.markup else section.words
@@ -69,7 +69,7 @@ def _figure(figure: Figure, path: Path) -> dict[str, str]:
 
 
 def _standing(protocol: str) -> str:
-    """What numbers of a protocol may be compared with."""
+    """A sentence on what the numbers of a protocol may be compared with."""
     name = protocol.split("/")[0]
     if name == CODES_ALONE:
         return (

@@ -18,20 +18,20 @@ WIDTH, HEIGHT = 760, 380
 LEFT, RIGHT, TOP, BOTTOM = 62, 14, 14, 44
 X_LABEL = "speed-up per step (x, higher is better)"
 MOST_POINTS = 600
-"""Configurations drawn; where there are more, those on the frontier and arms come first."""
+"""Largest number of configurations drawn. Those on the frontier and arms come first."""
 MOST_TICKS = 8
 
 
 def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str], str]) -> Markup:
-    """Speed-up against quality: every configuration a point that can be hovered and focused, with its settings; on the
-    frontier filled and joined; crossed out where it breaks a constraint.
+    """Speed-up against quality, with a point for each configuration. Pointing at it or focusing it shows its settings.
+    Points on the frontier are filled and joined; those that break a constraint are crossed out.
 
-    The points are one stop for the Tab key, the arrow keys go from slow to fast ones (the page's script).
+    The Tab key stops once for all points. The arrow keys then move from slow to fast (the page's script).
 
     Args:
         points: of `frontier.Frontier`.
-        singles: runs (`trial`, `speedup`, quality) that stand behind them, small: the seeds of which points are means.
-        settings: what a point tells of its trial.
+        singles: runs (`trial`, `speedup`, quality) of configurations that are means over seeds, drawn small.
+        settings: returns the text on a trial's settings.
     """
     quality = quality_of(points)
     key, title = quality.key, quality.title
@@ -92,7 +92,7 @@ def scatter(points: pd.DataFrame, singles: pd.DataFrame, settings: Callable[[str
 
 
 def interval_bar(value: float, low: float, high: float, least: float, most: float) -> Markup:
-    """An interval with its point between the least and the largest value of a column, on a log scale."""
+    """An interval with its point, on a log scale from the least to the largest value of a column."""
     if not (value > 0 and math.isfinite(value)):
         return Markup("")
     axis = _Axis([max(least, most * 1e-3, 1e-9), most], 4, 116, True, margin=0)
@@ -122,7 +122,7 @@ class _Axis:
         """Round values inside the axis: 1, 2, 5 times powers of ten, or about six equal steps."""
         if self.log:
             powers = range(math.floor(self.low), math.ceil(self.high) + 1)
-            if len(powers) > MOST_TICKS:  # decades enough
+            if len(powers) > MOST_TICKS:  # enough decades for a log axis
                 return [10.0**power for power in powers[1 :: len(powers) // MOST_TICKS + 1]]
             values = [factor * 10.0**power for power in powers for factor in (1, 2, 5)]
             return [value for value in values if self.low <= math.log10(value) <= self.high]

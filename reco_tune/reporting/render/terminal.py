@@ -9,9 +9,7 @@ from reco_tune.text_tables import text_table
 
 
 def terminal(table: Table, width: int) -> list[str]:
-    """Lines of a table's columns for the terminal, those that nothing fills left out; a group of rows under its title
-    and what is said about it.
-    """
+    """Lines of a table for the terminal, without empty columns. Each group of rows has its title and notes."""
     lines: list[str] = []
     for group in table.groups:
         columns = [column for column in table.picked(table.terminal) if any(map(column.text, group.rows))]

@@ -31,7 +31,7 @@ def data_uri(path: Path, kind: str) -> str:
 
 
 def paragraphs(texts: Sequence[str]) -> Markup:
-    """Texts with `names` below each other, the first as the lead."""
+    """Paragraphs of texts with `names`, the first as the lead."""
     lines = (
         Markup('<p class="{}">{}</p>').format("answer" if number else "answer lead", with_code(text))
         for number, text in enumerate(texts)

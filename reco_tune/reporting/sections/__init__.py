@@ -1,4 +1,6 @@
-"""One module a result: it computes the tables, draws the figures and finds the words. None knows another."""
+"""One module for each result: it computes the tables, draws the figures and writes the text. The modules do not import
+each other.
+"""
 
 from __future__ import annotations
 

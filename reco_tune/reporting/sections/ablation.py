@@ -48,7 +48,9 @@ def build(evidence: Evidence) -> Section:
 
 
 def ablation_table(evidence: Evidence) -> Table:
-    """The rows of `comparisons.ablation_rows`, a group a budget; beside them the paper's own where conditions match."""
+    """The rows of `comparisons.ablation_rows`, grouped by budget. If conditions match, the paper's numbers are beside
+    them.
+    """
     paper = evidence.paper
     bests = {(turn.budget, turn.arm): turn.best for turn in evidence.turns}
     best = Column(
@@ -104,7 +106,7 @@ def _clip_columns() -> list[Column]:
 
 
 def columns_for_people(quality: Quality, clip: bool = False) -> list[Column]:
-    """Of the table on the page; those of one budget that are empty are left out."""
+    """Columns of the table on the page. Optional ones that are empty in a budget are left out there."""
 
     def drawn_interval(row: Row) -> Markup:
         """The interval in words and drawn."""
@@ -148,8 +150,8 @@ def _refused(evidence: Evidence) -> list[str]:
 
 
 def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
-    """(trial, why) of every fixed-arm run that the table leaves out; it is listed below the table, never dropped in
-    silence.
+    """(trial, reason) of every fixed-arm run that is not in the table. They are listed below it, so that no run is
+    dropped silently.
     """
     reasons = exclusions(runs)
     return [
@@ -160,8 +162,8 @@ def left_out(runs: pd.DataFrame) -> list[tuple[str, str]]:
 
 
 def caption(evidence: Evidence) -> str:
-    """Which variance the intervals hold, how the p-values are made, the smallest effect that could have been detected,
-    and the origin.
+    """What the intervals include, how the p-values are computed, the smallest effect that could have been detected, and
+    the origin of the numbers.
     """
     found, baseline = evidence.own_comparisons, evidence.baseline
     if not found:
@@ -258,14 +260,16 @@ def _groups(evidence: Evidence, bests: Mapping[tuple[str, str], float]) -> list[
 
 
 def _chosen(evidence: Evidence, arm: str) -> dict[str, Any]:
-    """Settings that were chosen for an arm before the table, None where they were for others alone."""
+    """Settings that were chosen for an arm before the table. The value is None for settings that were chosen only for
+    other arms.
+    """
     tuned = evidence.study.tuned
     own = tuned.get(BASELINE if arm == WHOLE else arm, {})
     return {key: own.get(key) for chosen in tuned.values() for key in chosen}
 
 
 def _stopped(evidence: Evidence, budget: str) -> list[dict[str, Any]]:
-    """Arms that were stopped at a rung: how far they came, what they had then, and their speed, which is known."""
+    """Arms that were stopped at a rung: their steps and metrics at that point, and their measured speed."""
     empty = dict.fromkeys([*columns(evidence.quality), "best"], math.nan)
     found = []
     for (arm, own), run in stopped_arms(evidence.runs).items():

@@ -29,7 +29,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def answer(evidence: Evidence) -> list[str]:
-    """A paragraph a budget, equal compute first, and one of what is open; none before anything is evaluated."""
+    """A paragraph for each budget, equal compute first, then one on what is open. None before anything is evaluated."""
     order = sorted(evidence.budgets, key=lambda budget: budget != "equal_compute")
     found = [words for budget in order if (words := _at(evidence, budget))]
     if not found:
@@ -95,7 +95,7 @@ def _told(one: Comparison, quality: Quality) -> str:
 
 
 def _sampled(evidence: Evidence, budget: str) -> list[str]:
-    """The knee among sampled settings on the frontier, or else the best among the faster ones."""
+    """The knee of the frontier among sampled settings, or else the best of the faster ones."""
     quality = evidence.quality
     rows = [row for row in records(evidence.frontier.non_dominated(budget)) if row["arm"] == SEARCH]
     rows = [row for row in rows if row["speedup"] >= FASTER]

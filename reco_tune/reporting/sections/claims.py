@@ -1,9 +1,9 @@
-"""What a study says about each claim of the paper: supported, contradicted or not resolved, from intervals, in words
-with the numbers.
+"""What a study says about each claim of the paper: supported, contradicted or not resolved. Each verdict follows from
+an interval and comes with its numbers.
 
-A claim is read off paired differences of FVD (or what stands for it, `quality`) between two arms; an interval that
-holds zero resolves nothing. At one training seed the interval holds sampling noise only, and the words say so: another
-training seed may turn a verdict round.
+The verdicts use paired differences of FVD (or the metric of `quality`) between two arms. If the interval contains zero,
+the claim is not resolved. With one training seed, the interval includes sampling noise only, and the text says so:
+another training seed may reverse the verdict.
 """
 
 from __future__ import annotations
@@ -53,7 +53,7 @@ class Claim(NamedTuple):
 
     claim: str
     budget: str
-    """One of the study's, or `per step` for the speed-up, which no budget changes."""
+    """A budget of the study, or `per step` for the speed-up, which does not depend on a budget."""
     verdict: Verdict
     words: str
 
@@ -62,7 +62,7 @@ class _Finding(NamedTuple):
     verdict: Verdict
     words: str
     seeds: int = 0
-    """Fewest training seeds that a comparison in it rests on; 0 where nothing was compared by seed."""
+    """Smallest number of training seeds in any of its comparisons; 0 if nothing was compared by seed."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -105,11 +105,11 @@ def _untested(found: Sequence[Claim]) -> str:
 
 
 def claims(evidence: Evidence) -> list[Claim]:
-    """One verdict a claim and budget, in the order of the paper's ladder; the control of the continuity term is one of
-    them.
+    """One verdict for each claim and budget, in the order of the paper's steps from `full` to `reco`. The control of
+    the continuity term is one of the claims.
 
-    The paper has no budget of a share of the compute: the one question there is whether any arm reaches the baseline
-    all the same.
+    The paper has no budgets of a share of the compute. There, the only claim is whether any arm still reaches the
+    baseline.
     """
     results = evidence.results
     found = []
@@ -226,7 +226,7 @@ def _keeps_clip_score(results: Results, budget: str, arm: str = "reco") -> _Find
 
 
 def _half_the_cost(results: Results, budget: str, arm: str = "reco") -> _Finding:
-    """Whether training costs about half of the baseline's: the share of its steps, divided by the speed-up."""
+    """Whether training costs about half of the baseline's: the ratio of their steps, divided by the speed-up."""
     if (budget, arm) not in results or (budget, BASELINE) not in results:
         return _missing(results, budget, arm, BASELINE)
     own, theirs = results[budget, arm], results[budget, BASELINE]
@@ -257,10 +257,12 @@ def _control(results: Results, budget: str) -> _Finding:
 
 
 def _smoother(results: Results, budget: str, arm: str = "reco", plain: str = "local_balanced") -> _Finding:
-    """Whether the steps of h shrink relative to |h|, along tokens: the raw ones can be shrunk by scale alone."""
+    """Whether the steps of h shrink relative to |h|, along tokens. Scaling h down shrinks the raw steps, too, so they
+    are not enough.
+    """
 
     def ratio(quantity: quantities.Quantity, over: quantities.Quantity | None = None) -> Ratio | None:
-        """Of both arms' values of a quantity, or of one quantity over another."""
+        """Ratio of both arms' values of a quantity, or of one quantity over another."""
         sides = []
         for name in (arm, plain):
             if (budget, name) not in results:
@@ -300,11 +302,11 @@ def _times(ratio: Ratio) -> str:
 
 
 def _reached(results: Results, budget: str) -> _Finding:
-    """Whether any arm at a share of the compute has at most the whole baseline's FVD or cross-entropy: yes for one, no
-    for all, or not resolved.
+    """Whether any arm at a share of the compute has at most the FVD or cross-entropy of the baseline's whole run: yes
+    for at least one arm, no for all, or not resolved.
 
-    Yes needs an arm that is better after Holm's correction over the arms, because the best of many is looked at. No
-    needs all to be worse, each by itself: that all of them err is rarer than that one does.
+    Yes needs an arm that is better after Holm's correction over the arms, because we look at the best of many. No needs
+    every arm to be worse, without correction: all tests are wrong together no more often than a single one.
     """
     differences = {
         arm: _difference(results, budget, arm, WHOLE) for at, arm in results if at == budget and arm != WHOLE
@@ -361,7 +363,7 @@ def _speed(results: Results) -> _Finding:
 
 
 def _doubt(arm: ArmResult) -> str:
-    """What makes a measured speed less sure than its interval: a short calibration, a busy machine."""
+    """Reasons why a measured speed is less certain than its interval: a short calibration, a busy machine."""
     told = ""
     seconds = (
         arm.runs["resources.calibration_seconds"].astype(float).min()
@@ -392,7 +394,7 @@ def _missing(results: Results, budget: str, *arms: str) -> _Finding:
 
 
 def _means(results: Results, budget: str, a: str, b: str) -> str:
-    """Over the seeds that both have, so that they differ by the difference that is told beside them."""
+    """Means over the seeds that both arms have, so that they match the difference given with them."""
     one, two = results[budget, a], results[budget, b]
     shared, quality = one.values.keys() & two.values.keys(), _quality(one)
     first, second = (number(_mean(result, shared), quality.digits) for result in (one, two))
@@ -429,7 +431,7 @@ def _when(budget: str) -> str:
 
 
 def _chips(found: Sequence[Claim]) -> Markup:
-    """Each claim once, its verdicts beside each other."""
+    """The claims as HTML, each with its verdicts side by side."""
     parts = []
     for claim in dict.fromkeys(one.claim for one in found):
         parts.append(Markup('<div class="claim"><h3>{}</h3><div class="budgets">').format(claim))

@@ -1,7 +1,7 @@
-"""How much training compute each arm needs for a quality.
+"""How much training compute each arm needs to reach a quality.
 
-Training compute is counted in the baseline's whole training: steps divided by the measured speed-up, over the
-baseline's steps. So every arm stands at 1 under equal compute, and at 1 / speed-up under equal steps.
+The unit is the baseline's whole training: an arm's steps divided by its measured speed-up, over the baseline's steps.
+So every arm is at 1 under equal compute, and at 1 / speed-up under equal steps.
 """
 
 from __future__ import annotations
@@ -58,8 +58,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def compute_table(evidence: Evidence) -> pd.DataFrame:
-    """Final quality of every arm and budget beside its training compute and FLOPs, means over seeds; the best
-    validation cross-entropy at a rung, and which where an arm overfits.
+    """Final quality of every arm and budget with its training compute and FLOPs, as means over seeds. Also the best
+    validation cross-entropy at a rung, and the rung for arms that overfit.
     """
     whole = _whole_steps(evidence.own)
     bests = {(turn.budget, turn.arm): (turn.best, float(turn.step)) for turn in evidence.turns}
@@ -77,12 +77,12 @@ def compute_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def compute_to_quality(curves: Curves) -> pd.DataFrame:
-    """Training compute at which each arm first reached the validation cross-entropies that the baseline reached.
+    """Training compute at which each arm first reached each validation cross-entropy of the baseline.
 
-    A rung of the baseline is a level where it is a new best: what its loss has risen to it had reached before. Curves
-    are straight between rungs. `compute` is empty where an arm never gets there, and its first rung's where that is
-    below already (no more is known). `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is
-    cheaper.
+    Each new best of the baseline at a rung is a level; when its loss rises, it has reached the value before. Between
+    rungs, curves are interpolated linearly. `compute` is empty if an arm never reaches the level. If the arm's first
+    rung is already below the level, `compute` is that of the first rung, and the true value may be lower.
+    `compute_ratio` is the baseline's compute over the arm's: above 1 the arm is cheaper.
 
     Args:
         curves: of `compute_curves`.
@@ -97,7 +97,7 @@ def compute_to_quality(curves: Curves) -> pd.DataFrame:
 
 
 def new_bests(curve: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
-    """The points of a curve that lie below all before them."""
+    """The points of a curve that are lower than all points before them."""
     lowest = np.minimum.accumulate([math.inf, *(value for _, value in curve)])
     return [point for point, before in zip(curve, lowest, strict=False) if point[1] < before]
 
@@ -247,7 +247,7 @@ def _learning_panel(axes: Any, arms: Mapping[str, Sequence[tuple[float, float]]]
 
 
 def _tables(quality: pd.DataFrame) -> list[Table]:
-    """A table a budget, for people: how much cheaper each arm reached each of the baseline's levels."""
+    """One table for each budget, for people: how much cheaper each arm reached each level of the baseline."""
     found: list[Table] = []
     for budget, own in quality.groupby("budget", sort=False):
         levels = list(dict.fromkeys(own["val_cross_entropy"]))

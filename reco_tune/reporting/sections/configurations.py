@@ -1,4 +1,4 @@
-"""Every configuration of a study with its settings: those on the frontier listed, all of them as points to look at."""
+"""Every configuration of a study with its settings: a list of those on the frontier, and a plot of all."""
 
 from __future__ import annotations
 
@@ -34,9 +34,9 @@ MOST_SETTINGS = 16
 """Settings that are shown when the pointer is over a point."""
 MOST_ROWS = 200
 MOST_INFEASIBLE = 6
-"""Configurations that break a constraint and are named."""
+"""Number of configurations that are named because they break a constraint."""
 LEAST_CHANCE = 0.05
-"""Configurations that stand on the frontier with at least this probability are listed with it."""
+"""Configurations with at least this probability of being on the frontier are listed with it."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -53,7 +53,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def _table(evidence: Evidence, settings: _Settings) -> Table:
-    """Configurations that stand on the frontier, or may well do, from slow to fast."""
+    """Configurations that are on the frontier, or are likely enough to be, from slow to fast."""
     quality = evidence.quality
     columns = (
         Column(
@@ -108,7 +108,7 @@ def _name(row: Row) -> str:
 
 
 def infeasible(points: pd.DataFrame) -> list[str]:
-    """What breaks a constraint of the search, in a sentence; no sentence where nothing does."""
+    """Configurations that break a constraint of the search, in a sentence; empty if there are none."""
     rows = records(points[points["infeasible"] != ""])
     named = [
         f"{quoted(_name(row))} {BUDGETS[row['budget']].words} ({row['infeasible']})" for row in rows[:MOST_INFEASIBLE]
@@ -121,7 +121,7 @@ def infeasible(points: pd.DataFrame) -> list[str]:
 
 
 def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
-    """Configurations as points with their settings, the runs of those at several seeds small behind them."""
+    """Configurations as points with their settings. The runs behind a mean over seeds are small points."""
     points, kept = evidence.frontier.at(budget), evidence.own_comparable
     several = set(configurations(points[points["runs"] > 1]))
     singles = kept[at_budget(kept["budget"], budget) & np.isin(configurations(kept), list(several))]
@@ -140,20 +140,19 @@ def _scatter(evidence: Evidence, budget: str, settings: _Settings) -> Markup:
 
 
 class _Settings:
-    """What tells runs apart, in words, of the few whose words are wanted."""
+    """The settings in which runs differ, as text, for the few runs whose text is needed."""
 
     def __init__(self, runs: pd.DataFrame) -> None:
         self._row = {trial: row for row, trial in enumerate(runs["trial"])}
         self._configurations = configurations(runs)
         keys = [
             key for key in dict.fromkeys([*SETTINGS, *differing(runs)]) if key in runs and key != REDUCTION
-        ]  # λ tells its reduction
+        ]  # shown with λ
         self._columns = {key: runs[key].to_numpy() for key in keys}
         self._reductions = runs[REDUCTION].to_numpy() if REDUCTION in runs else None
 
     def hover(self, points: pd.DataFrame) -> Callable[[str], str]:
-        """Of a trial: its settings, and how probably its configuration stands on the frontier that these
-        points are of."""
+        """Text for each trial: its settings, and the probability that its configuration is on this frontier."""
         chances = dict(zip(configurations(points), points["probability"], strict=True))
 
         def words(trial: str) -> str:
@@ -173,7 +172,7 @@ class _Settings:
         return words
 
     def weight(self, trial: str) -> str | None:
-        """λ with its reduction: without it the number says nothing."""
+        """λ with its reduction. Without the reduction, λ has no meaning."""
         row = self._row[trial]
         if self._reductions is None or pd.isna(weight := self._columns[WEIGHT][row]):
             return None

@@ -42,7 +42,7 @@ if TYPE_CHECKING:
 
 ASKED = (WEIGHT, REDUCTION)
 MOST_WEIGHTS = 24
-"""Values of λ that stand one by one in the table for people."""
+"""Largest number of values of λ with a row each in the table for people."""
 LOSS = quantities.VAL_CROSS_ENTROPY.name
 
 
@@ -85,9 +85,10 @@ def build(evidence: Evidence) -> Section:
 
 
 def lambda_table(evidence: Evidence) -> pd.DataFrame:
-    """Windowed runs by λ, those with a penalty on h² left out: budget, λ, reduction, arm, quality with interval,
-    validation cross-entropy, raw continuity term, mean h², and whether the runs of that budget differ in λ, its
-    reduction and the training seed alone.
+    """Windowed runs by λ, without those that have a penalty on h².
+
+    Columns: budget, λ, reduction, arm, quality with interval, validation cross-entropy, raw continuity term, mean h²,
+    and whether the runs of that budget differ only in λ, its reduction and the training seed.
     """
     rows = _weighted(evidence)
     keys = ["budget", *ASKED, "arm", "trial", "seed"]
@@ -101,11 +102,11 @@ def lambda_table(evidence: Evidence) -> pd.DataFrame:
 
 
 def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
-    """`lambda_table` by budget, arm, reduction and λ, for people: how many runs, mean quality with its interval, means
-    of the other values.
+    """`lambda_table` grouped by budget, arm, reduction and λ, for people: number of runs, mean quality with its
+    interval, means of the other values.
 
-    Where an arm (or the search) has more than `MOST_WEIGHTS` values of λ, they are put together by half decades from
-    `lowest` to `highest`.
+    If an arm (or the search) has more than `MOST_WEIGHTS` values of λ, they are grouped by half decades from `lowest`
+    to `highest`.
     """
     ends = quality_of(table).ends
     averaged = [name for name in (LOSS, "continuity", "hidden_norm") if name not in ends]
@@ -135,8 +136,8 @@ def lambda_groups(table: pd.DataFrame) -> pd.DataFrame:
 
 
 def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
-    """Of `lambda_groups`, by budget in words: the lowest mean quality, over how many runs of which arm, and its λ with
-    the reduction.
+    """A line for each budget of `lambda_groups`: the lowest mean quality, the number of its runs, their arm, and λ with
+    its reduction.
     """
     lines, quality = [], quality_of(groups)
     for budget, rows in groups.groupby("budget", sort=False):
@@ -151,7 +152,7 @@ def lowest_by_weight(groups: pd.DataFrame) -> list[str]:
 
 
 def weight_span(row: Mapping[str, Any]) -> str:
-    """λ of a row of `lambda_groups`, or from its lowest to its highest."""
+    """λ of a row of `lambda_groups`, or the range from its lowest to its highest."""
     low, high = (f"{row[end]:.3g}" for end in ("lowest", "highest"))
     return low if low == high else f"{low}–{high}"
 
@@ -188,7 +189,7 @@ def draw_lambda(rows: pd.DataFrame, order: Sequence[str]) -> Drawing | None:
     weights = rows[WEIGHT].astype(float).to_numpy()
     reductions = list(dict.fromkeys(map(str, rows[REDUCTION])))  # points of the first are filled
     smallest = min((weight for weight in weights if weight > 0), default=0.01)
-    linear = 10.0 ** math.floor(math.log10(smallest))  # a decade: the ticks begin there, none stands between it and 0
+    linear = 10.0 ** math.floor(math.log10(smallest))  # a whole decade: ticks start there, with none between it and 0
     with style():
         figure = new_figure(4.8 * len(drawn), 4.0)
         panels = np.atleast_1d(figure.subplots(1, len(drawn)))
@@ -240,8 +241,6 @@ def _drawn_names(quality: Quality) -> list[str]:
 
 
 def _weighted(evidence: Evidence) -> pd.DataFrame:
-    """Windowed runs without a penalty on h²: that is a control with a weight of its own, which λ = 0 says nothing
-    of.
-    """
+    """Windowed runs without a penalty on h². That control has its own weight; it is not the case λ = 0."""
     rows = windowed(evidence.own_comparable)
     return rows[rows[NORM_WEIGHT].astype(float).fillna(0) == 0]

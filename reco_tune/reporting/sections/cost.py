@@ -1,4 +1,4 @@
-"""What a study cost: device seconds by arm and stage, every attempt that left a number included."""
+"""Cost of a study: device seconds by arm and stage, with every attempt that was recorded."""
 
 from __future__ import annotations
 
@@ -33,8 +33,8 @@ def build(evidence: Evidence) -> Section:
         "Cost ledger",
         columns,
         [RowGroup("", records(ledger(evidence.study, evidence.own)))],
-        "Device time by stage, summed over the runs of an arm; what tuned the arms is one row. A device is a GPU,"
-        " or a worker without one. A calibration that several runs share counts once.",
+        "Device time by stage, summed over the runs of an arm. The runs that tuned the arms are one row. A device is a"
+        " GPU, or a worker without one. A calibration that several runs share counts once.",
         files=(),
         mark=lambda row: "total" if row["arm"] == "total" else "",
     )
@@ -42,8 +42,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def ledger(study: StudyRecord, runs: pd.DataFrame) -> pd.DataFrame:
-    """One row of what tuned the arms, one an arm (sampled runs last) and a total; sums over its runs, NaN of what no
-    run measured. A calibration that several runs share counts once.
+    """One row for the runs that tuned the arms, one for each arm (sampled runs last), and a total. Values are sums over
+    runs, or NaN if no run measured them. A calibration that several runs share counts once.
     """
     rows = []
     arms = runs["arm"].to_numpy()

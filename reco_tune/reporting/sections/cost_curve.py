@@ -1,9 +1,9 @@
-"""At what share of the baseline's cost each arm reaches the baseline's FVD (or cross-entropy, `quality`), the baseline
-itself among them: where its own is above it by at most the margin that counts as recovered.
+"""The share of the baseline's cost at which each arm, and the baseline itself, reaches the baseline's final FVD (or
+cross-entropy, `quality`). Reached means above it by at most the margin that counts as recovered.
 
-A speed-up per step says nothing of a baseline that could have stopped early. So every arm trains at 1/8, 1/4, 1/2 and
-1 of the baseline's compute, each run with a learning-rate schedule of its own (`equal_cost_curve`). What an arm gains
-is the share that the baseline needs over the share that the arm needs.
+A speed-up per step does not show whether the baseline could have stopped early. So every arm trains at 1/8, 1/4, 1/2
+and 1 of the baseline's compute, each run with its own learning-rate schedule (`equal_cost_curve`). An arm's gain is the
+share that the baseline needs over the share that the arm needs.
 """
 
 from __future__ import annotations
@@ -39,8 +39,10 @@ COLUMNS = (
     "gain_high",
     "verdict",
 )
-"""Columns of cost_curve.csv. `bound` is `more than` where `bound_seeds` of the seeds are not there at the whole cost,
-`at most` where they are there at the smallest share already; `cost_share` then is that share, without an interval.
+"""Columns of cost_curve.csv.
+
+`bound` is `more than` if `bound_seeds` of the seeds do not reach the level at the whole cost, and `at most` if they
+reach it at the smallest share already. `cost_share` is then that share, without an interval.
 """
 Points = Sequence[tuple[float, float]]
 """(share of the baseline's cost, quality), from the smallest share to the whole."""
@@ -52,7 +54,7 @@ class Reached(NamedTuple):
     share: float
     """Share of the baseline's cost. If only a bound is known, the smallest or the largest share that was run."""
     bound: str = ""
-    """`at most`, `more than`, or empty where the curve crosses the level between two points."""
+    """`at most`, `more than`, or empty if the curve crosses the level between two points."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -104,8 +106,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def cost_curves(evidence: Evidence) -> dict[str, dict[int, Points]]:
-    """arm -> training seed -> points, of the seeds that ran at every share of the study; empty where the study has
-    fewer than `FEWEST_SHARES` shares, or no baseline.
+    """arm -> training seed -> points, for seeds that ran at every share of the study. Empty if the study has fewer than
+    `FEWEST_SHARES` shares, or no baseline.
     """
     budgets = [budget for budget in reversed(COMPUTE_SHARES) if budget in evidence.budgets]
     if len(budgets) < FEWEST_SHARES or COMPUTE_SHARES[budgets[-1]] < 1:
@@ -142,7 +144,7 @@ def reached(points: Points, level: float) -> Reached:
 
 
 def cost_table(curves: Mapping[str, Mapping[int, Points]], margin: float) -> pd.DataFrame:
-    """One row an arm: the share of the baseline's cost at which it reaches the baseline's quality, and its gain."""
+    """Rows by arm: its gain, and the share of the baseline's cost at which it reaches the baseline's quality."""
     levels = {seed: (1 + margin) * points[-1][1] for seed, points in curves[BASELINE].items()}
     own = {seed: reached(points, levels[seed]) for seed, points in curves[BASELINE].items()}
     rows = []
@@ -173,7 +175,7 @@ def cost_table(curves: Mapping[str, Mapping[int, Points]], margin: float) -> pd.
 
 
 def verdicts(table: pd.DataFrame, quality: Quality) -> list[str]:
-    """A sentence an arm."""
+    """A sentence for each arm."""
     rows = {row["arm"]: row for row in records(table)}
     full = rows[BASELINE]
     told = [

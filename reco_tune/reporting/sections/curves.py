@@ -111,7 +111,7 @@ def draw_error_growth(curves: Curves, budget: str) -> Drawing | None:
 
 
 def draw_frame_accuracy(curves: Curves, budget: str) -> Drawing | None:
-    """Share of generated clips whose frame is taken for the class that was asked for, by frame."""
+    """Share of generated clips that are recognised as the requested class, by frame."""
     from reco_tune.reporting.line_figure import line_figure
 
     lines = _by_position(curves, quantities.FRAME_ACCURACY)
@@ -177,5 +177,5 @@ def _by_position(curves: Curves, name: str) -> dict[str, list[tuple[float, float
 
 
 def _wrapped(arm: str) -> str:
-    """A long name on several lines, broken after underscores: its end tells it from others."""
+    """A long name on several lines, broken after underscores, because often only its end differs from other names."""
     return "\n".join(textwrap.wrap(arm.replace("_", "_ "), TITLE_CHARACTERS)).replace("_ ", "_")

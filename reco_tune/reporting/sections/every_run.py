@@ -60,7 +60,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def repeat_command(trial: str, workers: int) -> str:
-    """A line for a shell that trains and evaluates a run again."""
+    """A shell command that trains and evaluates a run again."""
     file = shlex.quote(f"{trial}.yaml")
     train = "reco-tune train" if workers == 1 else f"torchrun --nproc-per-node {workers} -m reco_tune train"
     return f"reco-tune export {STUDY_DIR} {shlex.quote(trial)} && {train} {file} --evaluate"

@@ -1,4 +1,4 @@
-"""Speed against quality: which configurations nothing else beats in both, and how sure that is."""
+"""Speed against quality: the configurations that no other one beats in both, and how certain that is."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ if TYPE_CHECKING:
     from matplotlib.lines import Line2D
 
 FEWER_FRAMES = "fewer_frames"
-"""Begins the names of the fewer-frames baselines, which have a marker of their own."""
+"""Prefix of the names of fewer-frames baselines, which have their own marker."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -73,16 +73,16 @@ def draw_frontier(
     constraints: Mapping[str, Bound] | None = None,
     paper: Mapping[str, Reference] | None = None,
 ) -> Drawing | None:
-    """Speed-up against quality, one panel a budget: arms with intervals (hollow where from elsewhere), sampled runs,
-    the frontier with its band and knee, what it must beat.
+    """Speed-up against quality, one panel for each budget: arms with intervals (hollow if imported), sampled runs, the
+    frontier with its band and knee, and the constraints.
 
     Args:
         found: the configurations and their noise.
         table: of `comparisons.ablation_rows`, for the arms' means.
         order: of the study's arms.
-        constraints: metric -> what is allowed; on quality and speed-up they are lines, others stand in the legend.
-        paper: the paper's own values by arm (`paper.paper_reference`): stars at equal steps, on an axis where it gives
-            that value alone.
+        constraints: metric -> allowed range. Those on quality and speed-up are lines; others are listed in the legend.
+        paper: the paper's values by arm (`paper.paper_reference`). They are stars at equal steps. If the paper gives
+            only one of the two values, the star is on that axis.
     """
     from reco_tune.reporting.labels import label_points
     from reco_tune.reporting.style import colours, drawable, freeze, new_panels, plain_log, say_left_out, spread, style
@@ -136,15 +136,15 @@ def draw_frontier(
 
 
 def _draw_band(axes: Any, band: pd.DataFrame | None) -> None:
-    """The 95% band behind everything; only once all panels hold their points, because it must not move the limits that
-    they share.
+    """The 95% band, behind everything else. Draw it after all panels have their points, because it must not change the
+    limits that they share.
     """
     if band is None:
         return
     from reco_tune.reporting.style import drawable
 
     limits = axes.get_xlim(), axes.get_ylim()
-    known = drawable(band[np.isfinite(band["high"])], "high")  # where nothing may be as fast, the best has no upper end
+    known = drawable(band[np.isfinite(band["high"])], "high")  # no upper end if some draws have nothing as fast
     axes.fill_between(known["speedup"], known["low"], known["high"], color="#444444", alpha=0.1, lw=0)
     axes.set(xlim=limits[0], ylim=limits[1])
 
@@ -215,7 +215,7 @@ def _frontier_panel(
 
 
 def _draw_constraints(axes: Any, constraints: Mapping[str, Bound], quality: Quality) -> dict[str, Line2D]:
-    """Lines where they lie in this plane, and for each what it means, with its handle in the legend."""
+    """Draws the constraints that are lines in this plane; returns the meaning of each with its handle in the legend."""
     from matplotlib.lines import Line2D
 
     look: dict[str, Any] = {"color": "#b22222", "linewidth": 1.0, "linestyle": (0, (6, 2))}
@@ -232,7 +232,7 @@ def _draw_constraints(axes: Any, constraints: Mapping[str, Bound], quality: Qual
 
 
 def _draw_paper(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]) -> dict[str, Line2D]:
-    """A star an arm, and what it means, with its handle in the legend."""
+    """Draws a star for each arm; returns the meaning of the stars with its handle in the legend."""
     from matplotlib.lines import Line2D
 
     look: dict[str, Any] = {
@@ -256,7 +256,7 @@ def _draw_paper(axes: Any, paper: Mapping[str, Reference], palette: Mapping[str,
 def _paper_names(
     axes: Any, paper: Mapping[str, Reference], palette: Mapping[str, str]
 ) -> list[tuple[float, float, str, str]]:
-    """Where the stars stand, for labels; axis limits must be final."""
+    """Positions of the stars, for labels. Axis limits must be final."""
     left, bottom = axes.get_xlim()[0], axes.get_ylim()[0]
     places = {arm: (left if math.isnan(x) else x, bottom if math.isnan(y) else y) for arm, (y, x) in paper.items()}
     return [(x, y, f"{arm}, paper", palette[arm]) for arm, (x, y) in places.items()]

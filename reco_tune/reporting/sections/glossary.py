@@ -52,7 +52,7 @@ GLOSSARY = {
 
 
 def build(evidence: Evidence) -> Section:
-    """The words; without pixels there is no FVD, and its words are left out."""
+    """The glossary. Without pixels there is no FVD, and its words are left out."""
     known = {word: told for word, told in GLOSSARY.items() if evidence.quality is FVD or "FVD" not in word + told}
     entries = (Markup("<dt>{}</dt><dd>{}</dd>").format(word, with_code(told)) for word, told in known.items())
     return Section("glossary", "Glossary", markup=Markup("<dl>{}</dl>").format(Markup("").join(entries)))

@@ -44,11 +44,12 @@ def build(evidence: Evidence) -> Section:
 
 
 def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
-    """The hypervolume of each budget's frontier after so many device hours; a row where it changed, and one at the end.
+    """The hypervolume of each budget's frontier after so many device hours: a row for each change, and one at the end.
 
-    Runs count in the order in which they ended, what they cost whether or not they gave a point; a calibration that
-    runs share counts with the first of them. As on the frontier a point is a configuration, the mean of its runs so
-    far, and the reference is speed-up 0 and the worst quality of the budget: a further seed may make it shrink.
+    Runs count in the order in which they ended, with their cost even if they gave no point. A calibration that runs
+    share counts with the first of them. As on the frontier, a point is a configuration: the mean of its runs so far.
+    The reference point is speed-up 0 and the worst quality of the budget. A further seed may make the hypervolume
+    smaller.
     """
     runs = evidence.study.runs.values()
     ended = sorted((run for run in runs if run.ended is not None), key=lambda run: (run.ended, run.index))
@@ -86,7 +87,7 @@ def hypervolume_history(evidence: Evidence) -> pd.DataFrame:
 def _points(
     evidence: Evidence, budget: str, allowed: Set[str]
 ) -> tuple[dict[str, tuple[float, float]], dict[str, str]]:
-    """(-speed-up, quality) by run of the configurations that break no constraint, and the configuration of each."""
+    """(-speed-up, quality) by run for configurations that break no constraint, and the configuration of each."""
     own = evidence.own_comparable[at_budget(evidence.own_comparable["budget"], budget)]
     names = dict(zip(own["trial"], configurations(own), strict=True))
     points = zip(own["trial"], (-own["speedup"]).tolist(), own[evidence.quality.key].tolist(), strict=True)
@@ -97,7 +98,7 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
     """Hypervolume of each budget's frontier over device hours, as a share of its last value."""
     from reco_tune.reporting.style import MARKERS, new_figure, style
 
-    history = history[history.groupby("budget")["hypervolume"].transform("last") > 0]  # else it has no shares
+    history = history[history.groupby("budget")["hypervolume"].transform("last") > 0]  # else the share is undefined
     if len(history) < 3:
         return None
     with style():
@@ -131,7 +132,9 @@ def draw_hypervolume(history: pd.DataFrame) -> Drawing | None:
 
 
 def _device_hours(runs: pd.DataFrame, order: Sequence[str]) -> list[float]:
-    """Hours of each run in that order, calibrations included: those that several runs share with the first of them."""
+    """Device hours of each run in the order in which runs ended. A calibration that several runs share counts with the
+    first of them.
+    """
     stages = [stage.name for stage in quantities.STAGE_SECONDS]
     calibration, *others = stages
     table = runs.assign(key=configurations(runs)).set_index("trial")[["key", *stages]].reindex(list(order))

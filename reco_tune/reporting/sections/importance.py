@@ -1,5 +1,5 @@
-"""Which of the searched settings decides each objective: PED-ANOVA over the sampled runs. Of the sections, only
-this imports optuna.
+"""Importance of each searched setting for each objective: PED-ANOVA over the sampled runs. Only this section imports
+optuna.
 """
 
 from __future__ import annotations
@@ -23,15 +23,17 @@ if TYPE_CHECKING:
 LEAST_RUNS = 10
 """With fewer sampled runs, importance means nothing."""
 MOST_RUNS = 1000
-"""Of more, this many are taken evenly in the order in which they were asked for: shares settle long before."""
+"""If there are more runs, this many are taken at even distances in the order in which they were proposed. Shares change
+little with more.
+"""
 COLUMNS = ("objective", "setting", "importance", "runs")
 """Columns of importance.csv."""
 BEST_SHARE = 0.25
-"""PED-ANOVA asks where the best runs lie: this share of them (its own default of 0.1 leaves too few in searches of some
-dozen runs).
+"""PED-ANOVA looks at the best runs: this share of all. Its default of 0.1 leaves too few runs in searches of a few
+dozen.
 """
 LOG_RATIO = 30
-"""A setting whose largest value is more than this many times its smallest, both above 0, is taken on a log scale."""
+"""A setting is on a log scale if its values are above 0 and the largest is more than this many times the smallest."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -54,9 +56,9 @@ def importance_table(evidence: Evidence) -> pd.DataFrame:
     """Importance of every searched setting for every objective (shares that add up to 1), by Optuna's PED-ANOVA (arXiv
     2304.10255).
 
-    It measures how far the best runs' values of a setting lie from those of all sampled runs that may be compared, of
-    which it takes at most `MOST_RUNS`, without finalists' further seeds: the best once more would pass for what
-    sampling found. Empty below `LEAST_RUNS`.
+    It measures how far the values of a setting in the best runs lie from those in all comparable sampled runs. Uses at
+    most `MOST_RUNS` runs. Leaves out further seeds of finalists, because repeating the best configurations would bias
+    the result. Empty below `LEAST_RUNS`.
     """
     kept, runs = evidence.own_comparable, evidence.study.runs
     again = [trial for trial, run in runs.items() if run.repeats]
@@ -131,7 +133,7 @@ def _shares(
 
     def of(column: int) -> dict[str, float]:
         with warnings.catch_warnings():
-            warnings.simplefilter("ignore")  # that low values count as good: they are made so
+            warnings.simplefilter("ignore")  # a warning that low values count as good, as they do here
             return optuna.importance.get_param_importances(
                 study, evaluator=evaluator, params=list(names), target=lambda trial: trial.values[column]
             )
@@ -140,8 +142,8 @@ def _shares(
 
 
 def _range(values: Sequence[Any]) -> Any:
-    """The log keeps what was drawn, not from where: numbers from their smallest to their largest value, anything else
-    as a choice.
+    """The log has the drawn values, not the ranges. Numbers range from their smallest to their largest value; anything
+    else is a choice.
     """
     from optuna import distributions
 

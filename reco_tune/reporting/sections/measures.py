@@ -1,7 +1,7 @@
-"""What is measured beside FVD, by arm: means over training seeds with their intervals, and how they differ from the
-baseline's.
+"""Other measures than FVD, by arm: means over training seeds with their intervals, and their difference to the
+baseline.
 
-FVD hardly sees damaged motion and says nothing of why a model fails: no claim rests on it alone.
+FVD hardly reacts to damaged motion and does not show why a model fails. So no claim rests on FVD alone.
 """
 
 from __future__ import annotations
@@ -85,8 +85,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def measures_table(results: Results) -> pd.DataFrame:
-    """One row a budget, measure and arm that was measured; `delta` is to the baseline of the budget, `verdict` what it
-    says in words.
+    """One row for each budget, measured quantity and arm. `delta` is to the baseline of the budget; `verdict` says in
+    words what it means.
     """
     rows: list[list[object]] = []
     for budget in dict.fromkeys(budget for budget, _ in results):
@@ -99,7 +99,7 @@ def measures_table(results: Results) -> pd.DataFrame:
 
 
 def growth_law(value: float, low: float, high: float) -> str:
-    """Which law errors grow by, from the mean difference of AIC (`quantities.ERROR_GROWTH_AIC`) and its interval over
+    """The law of error growth, from the mean difference of AIC (`quantities.ERROR_GROWTH_AIC`) and its interval over
     seeds, if any.
     """
     if abs(value) < q.RESOLVED_AIC or low <= 0 <= high:
@@ -130,7 +130,7 @@ def _rows(
 
 
 def _table(title: str, table: pd.DataFrame, kind: Sequence[q.Quantity], note: str) -> Table:
-    """The rows of one kind for people: a group a budget, an arm a row, a measure a column."""
+    """A table of one kind of measure, for people: grouped by budget, an arm in each row, a measure in each column."""
     groups, own = [], table[table["measure"].isin([quantity.name for quantity in kind])]
     for budget, part in own.groupby("budget", sort=False):
         cells = {(row["arm"], row["measure"]): row for row in records(part)}
@@ -158,7 +158,7 @@ def _measure_column(quantity: q.Quantity) -> Column:
 
 
 def measure_cell(row: Mapping[str, Any] | None) -> str:
-    """A value, its interval and its word in one line; empty where it was not measured."""
+    """A value, its interval and its verdict in one line; empty if it was not measured."""
     return " ".join(part for part in _parts(row) if part)
 
 
@@ -171,9 +171,7 @@ def _measure_markup(row: Mapping[str, Any] | None) -> Markup:
 
 
 def _parts(row: Mapping[str, Any] | None) -> tuple[str, str, str]:
-    """A value with three digits, its interval, and the word that compares it with the baseline's; empty where there is
-    none.
-    """
+    """A value with three digits, its interval, and its verdict against the baseline. Missing parts are empty."""
     if row is None:
         return "", "", ""
     value, low, high = (significant(row[name]) for name in ("value", "low", "high"))

@@ -1,5 +1,5 @@
-"""Whether an arm's clips are new: FVD against training and against held-out clips side by side, and how many clips are
-copies. Measured where `evaluation.reference_split` is `both`.
+"""Whether an arm's clips are new: FVD against training and against held-out clips, and the share of copies. Measured if
+`evaluation.reference_split` is `both`.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def memorising_table(evidence: Evidence) -> pd.DataFrame:
-    """One row an arm and budget that both references were measured for."""
+    """One row for each arm and budget with both references."""
     rows = []
     for result in (one.result for one in evidence.own_comparisons):
         runs = result.runs

@@ -1,7 +1,5 @@
-"""Where more training seeds would settle something: arms not told apart from the baseline, how many seeds it takes, and
-the command.
-
-Formulas and words only; nothing here runs a study.
+"""Arms that more training seeds would resolve, the number of seeds, and the command. Only formulas and text; nothing
+here runs a study.
 """
 
 from __future__ import annotations
@@ -28,7 +26,7 @@ PEEKING = (
     "Suppose you add seeds because of the first results, and then test all seeds together. You then find false"
     " differences more often than once in twenty. For a claim, test the new seeds alone."
 )
-"""Of two looks at the same test (docs/reference/fvd-protocols.md has the size of it)."""
+"""Warning about testing the same data twice (docs/reference/fvd-protocols.md gives the size of the effect)."""
 
 
 def build(evidence: Evidence) -> Section:
@@ -42,7 +40,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
-    """What more seeds would settle and what they would not, a sentence an arm and budget."""
+    """What more seeds would resolve and what they would not: a sentence for each arm and budget."""
     lines = []
     for one in found:
         told = (
@@ -64,12 +62,12 @@ def in_words(found: Sequence[Unresolved], digits: int = 2) -> list[str]:
 def seeds_commands(
     found: Sequence[Unresolved], runs: pd.DataFrame, tuned: Mapping[str, Mapping[str, Any]] | None = None
 ) -> list[str]:
-    """The commands that run the seeds which would settle something: for every arm of this study, or, to be judged by
-    themselves, in a study of their own, which is then put beside this one. Empty where none would.
+    """Commands that run the missing seeds; empty if no number of seeds would help. The first adds them to this study,
+    for all arms. For a claim, others run them in a new study and then compare the two.
 
     Args:
         runs: of the study.
-        tuned: what was chosen for its arms, which the other study must have too.
+        tuned: settings that were chosen for the study's arms. The new study must have them, too.
     """
     wanted = [one for one in found if one.needed is not None]
     if not wanted:
@@ -97,6 +95,6 @@ def seeds_commands(
 
 
 def _script(name: str) -> Path:
-    """An analysis script where it lies: in the checkout that the command is given in, or in the installed package."""
+    """Path of an analysis script: in the checkout that the command runs in, or in the installed package."""
     path = bundled("analysis") / name
     return path.relative_to(Path.cwd()) if path.is_relative_to(Path.cwd()) else path

@@ -1,6 +1,4 @@
-"""How often each arm went over the training clips, where its validation loss was lowest, and what quality it ended
-with.
-"""
+"""Passes of each arm over the training clips, the pass with the lowest validation loss, and the final quality."""
 
 from __future__ import annotations
 
@@ -63,8 +61,8 @@ def build(evidence: Evidence) -> Section:
 
 
 def passes_table(evidence: Evidence, curves: Curves) -> pd.DataFrame:
-    """One row an arm and budget whose passes are known: how many, the best and the last validation cross-entropy (none
-    for arms that cannot see a whole clip), and the quality at the end.
+    """One row for each arm and budget with known passes: how many, the best and the last validation cross-entropy (none
+    for arms that cannot score a whole clip), and the final quality.
     """
     rows = []
     for result in (one.result for one in evidence.own_comparisons):
@@ -80,7 +78,7 @@ def passes_table(evidence: Evidence, curves: Curves) -> pd.DataFrame:
 
 
 def _passes(row: Mapping[object, object]) -> float:
-    """Of a run; a run of an earlier version tells them by its settings."""
+    """Passes of a run. For a run of an earlier version, they follow from its settings."""
     told, steps, batch, clips = (
         float(value) if isinstance(value := row.get(key), int | float) else math.nan
         for key in ("passes", "steps", "training.batch_size", "data.train_clips")

@@ -1,4 +1,4 @@
-"""Under which other protocols the study's models were scored, and how to see the tables of one."""
+"""The other protocols under which the study's models were scored, and how to see the tables of one."""
 
 from __future__ import annotations
 

@@ -58,7 +58,7 @@ def _facts(evidence: Evidence) -> list[tuple[str, str]]:
 
 
 def _extension(one: dict[str, Any]) -> str:
-    """When a study grew by what, in words."""
+    """Dates and contents of the study's extensions, as text."""
     when = datetime.fromtimestamp(one["time"], UTC).strftime("%Y-%m-%d %H:%M UTC: ") if one["time"] else ""
     calibrated = "; the speed of new arms was measured beside the baseline again" if one["arms"] else ""
     return f"{when}{', '.join(one['what'])}{calibrated}"

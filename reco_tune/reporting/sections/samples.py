@@ -70,7 +70,7 @@ def read_samples(study: StudyRecord, folder: StudyFolder, budgets: Sequence[str]
 
 
 def write_grids(samples: Mapping[str, Mapping[str, Samples]], folder: Path) -> None:
-    """One video an arm: a row a label; columns are the real clip, then the arm at each budget."""
+    """One video for each arm, with a row for each label. The columns are the real clip, then the arm at each budget."""
     folder.mkdir(parents=True, exist_ok=True)
     for arm in dict.fromkeys(arm for arms in samples.values() for arm in arms):
         own = [arms[arm] for arms in samples.values() if arm in arms]

@@ -1,5 +1,5 @@
-"""What cheaper sampling does to each arm: quality and speed of the study's models, scored again with other settings of
-`sampling`, beside their own.
+"""How other settings of `sampling` change each arm: quality and speed of the study's models, scored again, beside their
+own.
 """
 
 from __future__ import annotations
@@ -56,7 +56,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def sampling_table(evidence: Evidence) -> pd.DataFrame:
-    """One row an arm, budget and way of sampling: what its runs score under the study's protocol but for sampling."""
+    """One row for each arm, budget and way of sampling. The protocol differs from the study's only in sampling."""
     pairs: dict[tuple[str, str, str], list[tuple[RunRecord, dict[str, float], float]]] = {}
     for run in evidence.study.runs.values():
         own = str(run.provenance.get("protocol", ""))

@@ -1,4 +1,6 @@
-"""Each arm at its own best: what every arm tried before the table, which values it got, and how much that matters."""
+"""Each arm at its own best: the values that every arm tried before the table, those it got, and how much the choice
+matters.
+"""
 
 from __future__ import annotations
 
@@ -88,8 +90,8 @@ def tuned_by(evidence: Evidence) -> Tune | None:
 
 
 def tuning_points(evidence: Evidence, tune: Tune, results: Results) -> pd.DataFrame:
-    """One row an arm and point: its settings, the mean of the metric over tuning seeds with its 95% interval, how many
-    runs it had and how many of them were evaluated, their steps and device hours, and whether the arm got it.
+    """One row for each arm and point: its settings, the mean of the metric over tuning seeds with its 95% interval, the
+    number of runs, how many of them were evaluated, their steps and device hours, and whether the arm got this point.
     """
     rows = []
     spent = dict(zip(evidence.own["trial"], evidence.own["gpu_hours"], strict=True))
@@ -107,7 +109,7 @@ def tuning_points(evidence: Evidence, tune: Tune, results: Results) -> pd.DataFr
 
 
 def _mean(result: PointResult, metric: str) -> Estimate:
-    """Over seeds; of one seed with its own sampling interval."""
+    """Mean and interval over seeds; with one seed, its own sampling interval."""
     ends = [
         Estimate(*(run.metrics.get(metric + end, math.nan) for end in ("", "_low", "_high"))) for run in result.judged
     ]
@@ -115,7 +117,7 @@ def _mean(result: PointResult, metric: str) -> Estimate:
 
 
 def _chosen_rows(tune: Tune, results: Results, points: pd.DataFrame) -> list[dict[str, Any]]:
-    """A row an arm whose settings were chosen."""
+    """A row for each arm whose settings were chosen."""
     rows = []
     for arm, own in points.groupby("arm", sort=False):
         states = Counter(run.state for result in results[str(arm)] for run in result.runs)
@@ -128,7 +130,7 @@ def _chosen_rows(tune: Tune, results: Results, points: pd.DataFrame) -> list[dic
 
 
 def _at_an_end(tune: Tune, rows: list[dict[str, Any]]) -> list[str]:
-    """Arms whose best may lie beyond what was tried."""
+    """Arms that got an end of the range, so that the best value may lie beyond it."""
     told = []
     for key in tune.per_arm:
         values = sorted({point[key] for point in tune.points if isinstance(point[key], int | float)})
@@ -140,8 +142,8 @@ def _at_an_end(tune: Tune, rows: list[dict[str, Any]]) -> list[str]:
 
 
 def draw_tuning(points: pd.DataFrame, keys: list[str], metric: str) -> Drawing | None:
-    """The metric over each tuned setting by arm, a panel a setting; over several settings, of points that share a value
-    the best.
+    """The metric over each tuned setting by arm, one panel for each setting. With several settings, each value shows
+    the best of its points.
     """
     from reco_tune.reporting.labels import label_line_ends
     from reco_tune.reporting.style import (

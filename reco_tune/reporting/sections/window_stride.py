@@ -65,12 +65,12 @@ def build(evidence: Evidence) -> Section:
 
 
 def window_stride_table(evidence: Evidence, budget: str) -> pd.DataFrame:
-    """Windowed runs by arm, window length and stride in tokens: how many, mean quality, mean speed-up, and the 95%
-    interval of that quality.
+    """Windowed runs by arm, window length and stride in tokens: number of runs, mean quality with its 95% interval, and
+    mean speed-up.
 
     The interval is that of `aggregate.mean_interval` over the runs of the row: seeds of an arm, or sampled runs, which
-    may differ in other settings. `comparable` says whether all runs of the budget differ in window, stride and training
-    seed alone.
+    may differ in other settings. `comparable` says whether all runs of the budget differ only in window, stride and
+    training seed.
     """
     rows = windowed(evidence.own_comparable)
     rows = rows[rows["budget"] == budget]
@@ -85,7 +85,7 @@ def window_stride_table(evidence: Evidence, budget: str) -> pd.DataFrame:
 
 
 def window_stride_tables(evidence: Evidence) -> pd.DataFrame:
-    """`window_stride_table` of every budget below each other, the budget in the first column."""
+    """`window_stride_table` of all budgets in one table, with the budget in the first column."""
     parts = [window_stride_table(evidence, budget) for budget in evidence.budgets]
     for budget, part in zip(evidence.budgets, parts, strict=True):
         part.insert(0, "budget", budget)
@@ -93,8 +93,8 @@ def window_stride_tables(evidence: Evidence) -> pd.DataFrame:
 
 
 def window_stride_cells(table: pd.DataFrame) -> pd.DataFrame:
-    """The rows of a `window_stride_table` that make one map, a place once: of sampled runs; without any, of comparable
-    arms.
+    """The rows of a `window_stride_table` for one map, each place once: sampled runs, or comparable arms if there are
+    none.
     """
     sampled = table[table["arm"] == SEARCH]
     return sampled if len(sampled) else table[table["comparable"].astype(bool)].drop_duplicates(list(PLACE))
@@ -113,7 +113,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
     table = drawable(table, quality.key)
     if len(table) < 2:
         return None
-    import seaborn as sns  # here: with SciPy's distributions it takes longer to import than all the figures to draw
+    import seaborn as sns  # with SciPy's distributions, it takes longer to import than all figures to draw
 
     values, speed = (
         table.pivot(index="window.stride_tokens", columns="window.length_tokens", values=name)
@@ -138,7 +138,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
             annot_kws={"size": 8.5},
         )
         cells = axes.collections[0]
-        for text in axes.texts:  # seaborn keeps to white where black has up to twice the contrast
+        for text in axes.texts:  # seaborn uses white even where black has up to twice the contrast
             column, row = map(int, text.get_position())
             text.set_color(text_on(cells.to_rgba(values.to_numpy()[row, column])))
         axes.set_title(BUDGETS[budget].title)
@@ -152,7 +152,7 @@ def draw_window_stride(table: pd.DataFrame, budget: str) -> Drawing | None:
 
 
 def _lowest(cells: pd.DataFrame, budget: str) -> str:
-    """In words, for those who cannot see the map."""
+    """Text for readers who cannot see the map."""
     if cells.empty:
         return ""
     quality = quality_of(cells)
