@@ -1,7 +1,7 @@
-"""The command line: one verb a module. Chooses and wires; computes nothing. Heavy packages are imported by the verb
-that needs them.
+"""The command line: one module for each command. It selects and connects; it computes nothing. Each command imports the
+heavy packages that it needs.
 
-A user's mistake ends with one sentence on stderr and exit code 2, a failed run with 1; only --debug prints a traceback.
+A user's mistake ends with one sentence on stderr and exit code 2, a failed run with 1. Only --debug prints a traceback.
 """
 
 from __future__ import annotations
@@ -100,7 +100,7 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
     """Runs one command and exits."""
     given = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in given
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # what a batch system sends is as Ctrl-C
+    signal.signal(signal.SIGTERM, signal.default_int_handler)  # batch systems send SIGTERM: treat it like Ctrl-C
     try:
         result = app(
             args=[argument for argument in given if argument != "--debug"], prog_name="reco-tune", standalone_mode=False
@@ -114,15 +114,15 @@ def main(arguments: Sequence[str] | None = None) -> NoReturn:
         sys.exit(_tell(error))
     except KeyboardInterrupt:
         result = StoppedError.exit_code
-    if result == StoppedError.exit_code:  # what typer makes of Ctrl-C
+    if result == StoppedError.exit_code:  # typer's exit code for Ctrl-C
         sys.exit(_tell(StoppedError("stopped; finished work is kept, and the same command continues")))
     sys.exit(result if isinstance(result, int) else 0)
 
 
 def _leave_quietly() -> NoReturn:
-    """Who read the output has seen enough, as `head` has."""
-    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes once more when it ends
-    sys.exit(1)  # as typer leaves
+    """Ends without a message when the reader of the output has closed it, as `head` does."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), 1)  # Python flushes again at exit
+    sys.exit(1)  # typer's exit code in this case
 
 
 def _tell(error: Exception) -> int:
@@ -135,7 +135,7 @@ def _tell(error: Exception) -> int:
         return 0
     if isinstance(error, ReCoTuneError):
         message, code = str(error), error.exit_code
-    elif hasattr(error, "format_message"):  # how typer says that an argument is wrong
+    elif hasattr(error, "format_message"):  # typer's error for a wrong argument
         message, code = _usage(error), 2
     elif no_space(error) and not getattr(error, "filename", None):
         message, code = (

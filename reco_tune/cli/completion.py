@@ -19,7 +19,7 @@ def complete_override(incomplete: str) -> list[str]:
 
 
 def complete_space(incomplete: str) -> list[str]:
-    """Shipped spaces and experiments for a shell, which adds the files itself where none begins so."""
+    """Shipped spaces and experiments for a shell. The shell adds files itself if no name matches."""
     folder = bundled("search_spaces")
     names = sorted(path.stem for where in (folder, folder / "experiments") for path in where.glob("*.yaml"))
     return [name for name in names if name.startswith(incomplete)]

@@ -1,5 +1,6 @@
-"""Drawing on the terminal: progress with rate and time left, and plain lines where nobody watches (a pipe, a
-CI log)."""
+"""Progress on the terminal: bars with rate and time left, or plain lines if the output is not a terminal (a pipe, a CI
+log).
+"""
 
 from __future__ import annotations
 
@@ -17,7 +18,7 @@ if TYPE_CHECKING:
     from reco_tune.progress import Progress
 
 SECONDS_BETWEEN_LINES = 10.0
-"""Of one piece of work, where progress is told in plain lines."""
+"""Seconds between plain lines about one piece of work."""
 
 
 def watched() -> bool:
@@ -36,7 +37,7 @@ def size(count: float) -> str:
 
 @contextmanager
 def progress_bars() -> Iterator[Progress]:
-    """A progress callable that draws a bar for each piece of work, or prints a line now and then."""
+    """A progress callable that draws a bar for each piece of work, or prints plain lines."""
     if not watched():
         yield Lines().tell
         return
@@ -46,7 +47,7 @@ def progress_bars() -> Iterator[Progress]:
 
 
 class Bars:
-    """Progress as bars with rate and time left; `drawing` is what rich shows."""
+    """Progress as bars with rate and time left. `drawing` is the display of rich."""
 
     def __init__(self) -> None:
         from rich.console import Console
@@ -82,9 +83,7 @@ class Bars:
     def tell(self, done: int, total: int, what: str) -> None:
         """A `Progress`."""
         if what not in self._tasks:
-            for (
-                begun
-            ) in self.drawing.tasks:  # one thing after another: what came before is done, whether it said so or not
+            for begun in self.drawing.tasks:  # pieces follow each other: those before are done, whatever they reported
                 self.drawing.update(begun.id, completed=begun.total)
             self._tasks[what] = self.drawing.add_task(what, total=total)
         self.drawing.update(self._tasks[what], completed=done, total=total)

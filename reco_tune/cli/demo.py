@@ -22,7 +22,7 @@ QUICK = {
     "evaluation.validation_clips": "64",
     "resources.calibration_seconds": "0.5",
 }
-"""What `--quick` changes: every part is still real, but nothing is decided by numbers this small."""
+"""Settings of `--quick`. Every part still runs, but the study is too small to decide anything."""
 
 
 def demo(

@@ -28,13 +28,13 @@ class Standing:
 
     ended: int
     total: int
-    """Runs, those not asked for yet included."""
+    """Number of runs, including those not proposed yet."""
     done_share: float
-    """Of the work."""
+    """Share of the work that is done."""
     elapsed_seconds: float
     """From the first start of a run until now, or until the last end."""
     left_seconds: float | None
-    """None before anything is known."""
+    """None if it cannot be estimated yet."""
     hypervolume: float | None = None
     """Area between the frontier so far and the reference point, in speed-up x FVD (or validation cross-entropy); None
     before two runs can be compared.
@@ -42,9 +42,9 @@ class Standing:
     worst: float = 0.0
     """Quality of the reference point (`pareto.speed_fvd`)."""
     quality: str = "FVD"
-    """What it is of."""
+    """Metric of the reference point."""
     tuning: str = ""
-    """How far the choice of the arms' settings is, in words, until all are chosen."""
+    """Progress of tuning the arms, as text; empty when all are tuned."""
 
 
 def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, float] | None = None) -> Standing:
@@ -76,8 +76,8 @@ def standing(study: StudyRecord, trials: int, now: float, running: Mapping[str, 
 
 
 def _unplanned(study: StudyRecord) -> list[float]:
-    """Work of every run of the table that waits until the settings of its arm are chosen: at an arm's longest budget it
-    is that of a run that tunes it.
+    """Work of every run that waits until the settings of its arm are chosen. At an arm's longest budget, it is the work
+    of a run that tunes the arm.
     """
     works: list[float] = []
     longest: dict[str, float] = {}
@@ -92,21 +92,21 @@ def _unplanned(study: StudyRecord) -> list[float]:
 
 
 def _tuning(study: StudyRecord) -> str:
-    """How far the choice of the arms' settings is; empty where none is to be made, or all are."""
+    """Progress of tuning the arms, as text. Empty if there is nothing to tune, or all arms are tuned."""
     arms = {run.arm for run in study.runs.values() if run.tunes}
     left = arms - study.tuned.keys()
     return f"tuning: settings chosen for {len(arms) - len(left)} of {len(arms)} arms" if left else ""
 
 
 def _hypervolume(runs: list[RunRecord]) -> tuple[float | None, float, str]:
-    """Of the whole runs at equal steps, fixed and sampled, and the quality of its reference point."""
+    """Hypervolume of the whole runs at equal steps, fixed and sampled, and the quality of its reference point."""
     quality = quality_of(runs)
     whole = whole_at_equal_steps(runs, quality.name)
     covered = _covered(tuple(map(speed_of, whole)), tuple(run.metrics[quality.name] for run in whole))
     return *covered, "FVD" if quality is FVD else "validation cross-entropy"
 
 
-@lru_cache(maxsize=1)  # a live view asks at every redraw, and a run ends seldom
+@lru_cache(maxsize=1)  # cached: a live view calls this at every redraw, but runs seldom end
 def _covered(speeds: tuple[float, ...], qualities: tuple[float, ...]) -> tuple[float | None, float]:
     points, reference = pareto.speed_fvd(speeds, qualities)
     return (pareto.hypervolume(points, reference) if len(points) > 1 else None), reference[1]

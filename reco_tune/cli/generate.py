@@ -49,7 +49,10 @@ def generate(
 
     asked = wanted(loaded, classes, prompts, clips)
     if asked.unknown:
-        print(f"no training caption has {', '.join(asked.unknown)}: to the model such words are one", file=sys.stderr)
+        print(
+            f"no training caption has {', '.join(asked.unknown)}; the model cannot tell such words apart",
+            file=sys.stderr,
+        )
     with progress_bars() as progress:
         video = generated(loaded, settings, asked.given_N, seed, progress)
     folder = output or (checkpoint.parent if checkpoint.name == "model" else checkpoint) / "generated"

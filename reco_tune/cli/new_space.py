@@ -19,18 +19,18 @@ from reco_tune.errors import DataError, SettingsError
 SMALLEST_PX, LARGEST_PX = 32, 512
 SIZE_STEP_PX, TEMPORAL_STRIDE = 8, 4
 PASSES = 300
-"""Over the training clips: the paper's."""
+"""Passes over the training clips, as in the paper."""
 ENOUGH_CLIPS = 4000
-"""Where clips side by side are fewer, they overlap."""
+"""With fewer clips side by side than this, clips overlap."""
 CPU_CLIPS = 1024
 """For training on a CPU."""
 OPENED_VIDEOS = 12
-"""So many videos are opened to estimate how many clips there are."""
+"""Number of videos that are opened to estimate the number of clips."""
 SECONDS_A_VIDEO = 20.0
 STEP_TOKENS = 32_000
-"""Of the clips of a micro-batch on a GPU: what a card of 24 GiB trains on with room to spare."""
+"""Tokens in a micro-batch on a GPU. A card of 24 GiB trains on this with memory to spare."""
 LAYOUTS = ("class_folders", "flat", "frames", "csv", "ucf101", "faceforensics", "skytimelapse", "taichi")
-"""Those of `data.layout` that hold videos."""
+"""Layouts (`data.layout`) that hold videos."""
 
 
 class Videos(NamedTuple):
@@ -42,7 +42,7 @@ class Videos(NamedTuple):
     classes: int
     videos: int
     frames: int
-    """Of all videos, estimated; 0 where nothing is known."""
+    """Estimated over all videos; 0 if unknown."""
 
 
 class Scale(NamedTuple):
@@ -106,7 +106,7 @@ def new(
 
 
 def _write(file: Path, text: str) -> None:
-    """Writes a space that loads; a file that does not is not left behind."""
+    """Writes the space file; deletes it again if it does not load."""
     from reco_tune.settings import load_space
 
     file.write_text(text, encoding="utf-8")
@@ -138,7 +138,7 @@ def _has_gpu() -> bool:
 
 
 def _look(root: Path | None, layout: str | None) -> Videos:
-    """What a folder holds: every name is read, a few videos are opened."""
+    """Facts about a folder. Reads every name, but opens only a few videos."""
     from reco_tune.data.clips import list_facts
     from reco_tune.data.layouts import guess_layout, list_videos
     from reco_tune.data.processes import FailedCall
@@ -301,7 +301,7 @@ def space_text(name: str, videos: Videos, size: int, frames: int, gpu: bool) -> 
 
 
 def _cache_lines(root: Path | None) -> list[str]:
-    """Where codes go, if they cannot go beside the videos."""
+    """The cache folder, if codes cannot be written beside the videos."""
     if root is None or os.access(root.parent, os.W_OK):
         return []
     return [
@@ -310,7 +310,7 @@ def _cache_lines(root: Path | None) -> list[str]:
 
 
 def _micro_batches(batch_size: int, tokens: int) -> int:
-    """The fewest whose clips have no more than `STEP_TOKENS`."""
+    """The fewest micro-batches whose clips have at most `STEP_TOKENS`."""
     return next(n for n in range(1, batch_size + 1) if batch_size % n == 0 and batch_size // n * tokens <= STEP_TOKENS)
 
 

@@ -81,7 +81,7 @@ def settings_path(given: str) -> Path:
     if Path(given).is_file():
         return Path(given)
     name, shipped = given.removesuffix(".yaml"), {**shipped_spaces(), **shipped_experiments()}
-    if name in shipped:  # also where a folder has that name, as the demo's own has
+    if name in shipped:  # also if a folder has that name, such as the demo's
         return shipped[name]
     if Path(given).is_dir():
         raise SettingsError(f"{given} is a folder, not a space or experiment file; give the YAML file in it")
@@ -142,9 +142,10 @@ def new_study(name: str | None, output: Path | None, space: Path, planned: bool 
 
 
 def _refuse_used_folder(folder: Path, way_out: str) -> None:
-    """
+    """Refuses a folder that cannot become a new study's.
+
     Raises:
-        StudyError: where something lies in the folder already, or it cannot be made.
+        StudyError: if the folder is not empty or cannot be made.
     """
     _refuse_address(folder)
     if (folder / "events.jsonl").exists():

@@ -90,7 +90,9 @@ def _refuse_memory(planned: Plan, gpu: tuple[float, str] | None, address: str | 
 
 
 def _check(planned: Plan, folder: Path, options: Options) -> None:
-    """What `run` would refuse; where the data are not named yet, as in a shipped experiment, that is no mistake."""
+    """Raises the error with which `run` would refuse to start. Data without a folder, as in a shipped experiment, is no
+    error here.
+    """
     from reco_tune.errors import ReCoTuneError
     from reco_tune.study import check
 
@@ -113,7 +115,7 @@ def _print_runs(planned: Plan, cost: Forecast) -> None:
     tuned = Counter(run.arm for run in planned.tuning)
     for run in cost.runs[: len(planned.fixed) + 1]:
         if run.budget == TUNE and not (count := tuned.pop(run.arm, 0)):
-            continue  # like the first of its arm, which stands for all
+            continue  # the first run of an arm stands for all
         name = f"{planned.trials} sampled, each" if run.arm == "search" else run.trial
         name = f"{count} to tune {run.arm}, each" if run.budget == TUNE else name
         rows.append([name, run.budget, f"{run.steps:,}", f"{run.training_flops:.2g}", duration(run.device_seconds)])
@@ -176,7 +178,7 @@ def _print_words(planned: Plan, cost: Forecast, source: str, gpu: tuple[float, s
 
 
 def _print_spacing(planned: Plan, mtbf_days: float) -> None:
-    """How often the largest runs should write a checkpoint."""
+    """How often the largest runs should write a checkpoint, as text."""
     from reco_tune.cost.checkpoint_spacing import WRITE_BYTES_PER_SECOND, advise
 
     found = {name: advise(experiment, mtbf_days) for name, experiment in planned.kinds.items()}
@@ -192,7 +194,7 @@ def _print_spacing(planned: Plan, mtbf_days: float) -> None:
 
 
 def rates_of(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None, str]:
-    """Rates to count with (None: measured) and where they come from."""
+    """Rates for the estimate (None: measured) and where they come from."""
     import torch
 
     from reco_tune.cost import ASSUMED_GPU
@@ -205,7 +207,7 @@ def rates_of(shared: Experiment, gibibytes: float | None) -> tuple[Rates | None,
 
 
 def _gpu(shared: Experiment, gibibytes: float | None) -> tuple[float, str] | None:
-    """Bytes of a GPU that a worker gets, and whose it is; None where none is asked for or known."""
+    """GPU memory of a worker in bytes, and which GPU it is. None if no GPU is requested or its memory is unknown."""
     import torch
 
     part = shared.resources.part_of_a_gpu
@@ -220,7 +222,7 @@ def _gpu(shared: Experiment, gibibytes: float | None) -> tuple[float, str] | Non
 
 
 def _memory(planned: Plan, gpu: tuple[float, str] | None) -> str:
-    """What the table of memory counts, in words."""
+    """What the memory table includes, as text."""
     from reco_tune.cost import clips_sampled_at_once
 
     if planned.shared.device_type == "cpu":
@@ -233,7 +235,7 @@ def _memory(planned: Plan, gpu: tuple[float, str] | None) -> str:
 
 
 def _cache(shared: Experiment) -> str:
-    """What clips and codes take on disk, in words."""
+    """Disk space of clips and codes, as text."""
     from reco_tune.cli.console import size
 
     data = shared.data
@@ -250,7 +252,7 @@ def _cache(shared: Experiment) -> str:
 
 
 def _fit(shared: Experiment, jobs: int) -> tuple[int, str]:
-    """Runs at once on this machine, 0 where none fits, and the sentence about it."""
+    """Number of runs that fit on this machine at once, 0 if none fits, and the sentence about it."""
     from reco_tune.errors import SettingsError
     from reco_tune.study.cluster import machine, place
 

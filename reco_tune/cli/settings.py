@@ -16,11 +16,11 @@ if TYPE_CHECKING:
     from reco_tune.settings.described import Setting
 
 WIDEST = 100
-"""Columns of text that a person reads with ease."""
+"""Width of the text in columns."""
 
 
 class FileKind(StrEnum):
-    """What a schema is for."""
+    """Kinds of file with a schema."""
 
     space = "space"
     experiment = "experiment"

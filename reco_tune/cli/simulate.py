@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 DAY = 24.0
 ROUGH = {"hang_share": 0.001, "slow_disk_hours": DAY, "tracking_hours": DAY, "driver_hours": DAY}
-"""What `--rough` adds: about one of each a day."""
+"""Faults that `--rough` adds: about one of each per day."""
 
 
 def simulate(
@@ -87,7 +87,7 @@ def simulate(
 def _simulated(
     planned: Plan, workload: Workload, gpus: int, faults: FaultRates, seed: int, gpus_per_machine: int
 ) -> Simulated:
-    """Its log is gone when this returns: nobody must take it for a study."""
+    """Simulates the study. Deletes its log at the end, so that nobody takes it for a real study."""
     import tempfile
 
     from reco_tune.simulation import simulate as run

@@ -49,9 +49,9 @@ class Reconstruction(NamedTuple):
     codes_used: int
     """Different codes in all held-out clips."""
     perplexity: float
-    """exp of the entropy of their codes: so many codes, each as often as the others, would say as much."""
+    """exp of the entropy of the codes: the number of equally frequent codes with the same entropy."""
     side_by_side_NFCHW: NDArray[np.uint8]
-    """The first clips, the original to the left of what came back."""
+    """The first clips: on the left the original, on the right its reconstruction."""
 
 
 def reconstruction(cache: TokenCache, device: str = "cpu") -> Reconstruction:

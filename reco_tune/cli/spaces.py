@@ -82,7 +82,7 @@ def cp(name: Name, destination: Annotated[Path, typer.Argument(help="File or fol
 
 
 def _header(text: str) -> dict[str, str]:
-    """What the comments that a space opens with say under each title; a sentence may go on in the next lines."""
+    """The comments at the top of a space file, by title. A text may continue on the next lines."""
     told: dict[str, str] = {}
     title = ""
     for line in takewhile(lambda line: line.startswith("#"), text.splitlines()):

@@ -9,9 +9,9 @@ import typer
 from reco_tune.cli.options import StudyDir, study_folder
 
 MOST_LISTED = 50
-"""Runs of a study that are listed one by one where nobody asks for all; of a larger one those that run."""
+"""Largest number of runs that are listed one by one by default. For a larger study, only running ones are listed."""
 MOST_REASONS = 5
-"""Reasons of a large study that are shown."""
+"""Number of reasons that are shown for a large study."""
 
 
 def status(
@@ -48,7 +48,7 @@ def status(
 
     folder = StudyFolder(study_folder(study_dir))
     trials, study, live = sampled_trials(folder.path), read_study(folder.path), folder.live
-    now = time.time() if live or study.time is None else study.time  # for a study that stopped, time stands still
+    now = time.time() if live or study.time is None else study.time  # a study that has stopped spends no time
     runs, title = list(study.runs.values()), f"{study.name}: {study.question}"
     if every or len(runs) <= MOST_LISTED:
         print_table(title, header(runs), [row(run, now) for run in runs], left=2)

@@ -36,7 +36,7 @@ def carry_out(path: Path, trials: int, work: Callable[[Observer], StudyResult], 
         with watching(path, trials) as observer:
             result: StudyResult | None = work(observer)
     except KeyboardInterrupt:
-        result = None  # twice, or before anything ran
+        result = None  # Ctrl-C twice, or before anything ran
     if result is None or result.interrupted:
         raise StoppedError(f"stopped; finished work is kept, and `{command('resume', path)}` continues the study")
     conclude(path, None, tracking_uri)
@@ -104,7 +104,7 @@ def mirror_sentence(folder: StudyFolder, tracking_uri: str | None) -> str:
 
     try:
         tracking.sync(folder, tracking_uri)
-    except TrackingError as error:  # the study and its report are whole all the same
+    except TrackingError as error:  # the study and its report are complete without it
         return str(error)
     where = tracking.shown(tracking_uri or folder.mlflow_uri)
     return where if where.startswith("http") else shlex.join(["mlflow", "ui", "--backend-store-uri", where])

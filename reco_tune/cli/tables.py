@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     from reco_tune.reporting import Report
 
 MOST_LEFT_OUT = 3
-"""Runs without a place in the table that are named, each with its reason."""
+"""Number of runs outside the table that are named, each with its reason."""
 
 
 def print_report(report: Report, study: str) -> None:

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
     from reco_tune.settings import Experiment
 
 LISTED = 10
-"""Videos that are named on the terminal; the files name all."""
+"""Number of videos that are named on the terminal. The files name all."""
 
 
 def tokenize(
@@ -82,7 +82,7 @@ def tokenize(
 
 
 def _asked(given: str, overrides: list[str]) -> tuple[Experiment, tuple[int, ...]]:
-    """What a file asks to be encoded: its data and tokenizer, and the lengths of the pieces that its runs train on."""
+    """Data and tokenizer of a file, and the lengths of the pieces that its runs train on."""
     path, arm = path_and_arm(given)
 
     from reco_tune.settings import holds_space, load_run, load_space, read_yaml

@@ -46,7 +46,7 @@ def train(
         if group.leads:
             prepare_tokens(settings, progress, piece_blocks)
         group.barrier()
-        cache = prepare_tokens(settings, quiet, piece_blocks)  # now only opens what is there
+        cache = prepare_tokens(settings, quiet, piece_blocks)  # the cache exists by now: this only opens it
         result = fit(settings, cache, folder, progress=progress, group=group)
         metrics = dict(result.metrics)
         if judge:

@@ -23,7 +23,7 @@ if TYPE_CHECKING:
     from rich.console import Group
 
 ROWS = 16
-"""Runs shown at once: those at work, the last ones that ended, the next ones."""
+"""Number of runs shown at once: those that are running, the last that ended, the next."""
 
 
 @contextmanager
@@ -49,7 +49,7 @@ class PlainLines(Observer):
 
     def __init__(self, path: Path, trials: int) -> None:
         self._follower, self._trials = Follower(StudyFolder(path).events), trials
-        self._follower.poll()  # what an earlier call has told
+        self._follower.poll()  # already printed by an earlier call
         self._lines = Lines()
         self._lock = threading.Lock()
 
@@ -130,9 +130,7 @@ class LiveTable(Observer):
         return Group(table, ProgressBar(total=1.0, completed=found.done_share, width=60), Text(headline(found)))
 
     def _trained(self) -> dict[str, float]:
-        """Fresher shares than the log's of runs that are training: those whose progress counts to their number of
-        steps.
-        """
+        """Newer progress than in the log, for runs in training whose progress counts up to their number of steps."""
         shares = {}
         for trial, (done, total, _) in list(self._running.items()):
             run = self._follower.study.runs.get(trial)
@@ -147,7 +145,7 @@ def asked_trials(study: StudyRecord, begun: int) -> int:
 
 
 def shown(runs: list[RunRecord]) -> list[RunRecord]:
-    """The runs at work, the last ones that ended and the next ones, at most about `ROWS`, in the order of the log."""
+    """The running runs, the last ones that ended and the next ones, at most about `ROWS`, in the order of the log."""
     working = [run for run in runs if run.state in ("running", "completed")]
     ended = sorted((run for run in runs if run.state in ENDED), key=lambda run: run.ended or 0)
     planned = [run for run in runs if run.state == "planned"]
