@@ -1,9 +1,9 @@
 """How do the same arms do in several studies?
 
-    python analysis/compare_studies.py studies/a studies/b [--output DIR]
+python analysis/compare_studies.py studies/a studies/b [--output DIR]
 
-Writes comparison.csv; prints FVD and speed-up by budget and arm, one line a study, and one for all together where their
-training seeds differ. Studies of different protocols are refused.
+Writes comparison.csv. Prints FVD and speed-up by budget and arm, with one line for each study. If the training seeds of
+the studies differ, there is also a line for all studies together. Refuses studies of different protocols.
 """
 
 from pathlib import Path

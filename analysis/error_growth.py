@@ -1,10 +1,10 @@
 """Does a perturbed first block disturb later blocks more and more?
 
-    python analysis/error_growth.py studies/demo [--output DIR]
+python analysis/error_growth.py studies/demo [--output DIR]
 
-Writes error_growth.csv and a figure for every budget; prints the divergence of h in block 1 and in the last block (0
-was perturbed), the rate of its growth (log factor per block, with its interval over seeds) and the law that it grows
-by, where one is told from the other.
+Writes error_growth.csv and a figure for every budget. Prints the divergence of h in block 1 and in the last block
+(block 0 was perturbed). Prints its rate of growth (log factor per block, with its interval over seeds), and the law of
+growth if the data can tell one law from the other.
 """
 
 from pathlib import Path

@@ -1,9 +1,10 @@
 """Which runs does no other run beat in both speed-up and FVD?
 
-    python analysis/frontier.py studies/demo [--output DIR]
+python analysis/frontier.py studies/demo [--output DIR]
 
-Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf; prints the frontier of each budget (arms
-and finalists as means over seeds, other sampled runs one by one) and how probably each stands on it.
+Writes frontier.csv, frontier_probability.csv, frontier.png and frontier.pdf. Prints the frontier of each budget and the
+probability of each configuration to be on it. Arms and finalists are means over seeds, other sampled runs are single
+runs.
 """
 
 from pathlib import Path

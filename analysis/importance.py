@@ -1,9 +1,8 @@
-"""Which of the searched settings decides FVD, and which the speed-up?
+"""Which of the searched settings matter most for FVD, and which for the speed-up?
 
-    python analysis/importance.py studies/joint [--output DIR]
+python analysis/importance.py studies/joint [--output DIR]
 
-Writes importance.csv, importance.png and importance.pdf; prints the settings of each objective, the most important
-first.
+Writes importance.csv, importance.png and importance.pdf. Prints the settings for each objective, most important first.
 """
 
 from pathlib import Path

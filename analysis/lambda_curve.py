@@ -1,9 +1,9 @@
-"""How do FVD and cross-entropy move with the continuity weight λ?
+"""How do FVD and cross-entropy change with the continuity weight λ?
 
-    python analysis/lambda_curve.py studies/lambda [--output DIR]
+python analysis/lambda_curve.py studies/lambda [--output DIR]
 
-Writes lambda.csv, .md, .tex, .png and .pdf; prints the lowest mean FVD of each budget: over how many runs of which
-arm, and at which λ with its reduction over the width.
+Writes lambda.csv, .md, .tex, .png and .pdf. Prints the lowest mean FVD of each budget, with the number of its runs,
+their arm, and λ with its reduction over the width.
 """
 
 from pathlib import Path

@@ -1,9 +1,9 @@
 """Is the first frame harder on a model's own samples than on training clips?
 
-    python analysis/loss_by_frame.py studies/demo [--output DIR]
+python analysis/loss_by_frame.py studies/demo [--output DIR]
 
-Writes loss_by_frame.csv and a figure for every budget; prints each arm's gap (samples minus training clips) in block 0,
-with its interval over seeds and whether it differs from the baseline's, and over the rest.
+Writes loss_by_frame.csv and a figure for every budget. Prints each arm's gap (samples minus training clips) in block 0
+and over the other blocks. For block 0, it adds the interval over seeds and whether the gap differs from the baseline's.
 """
 
 from pathlib import Path

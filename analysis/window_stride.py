@@ -1,8 +1,8 @@
 """Which window length and stride give which FVD and speed-up?
 
-    python analysis/window_stride.py studies/window_stride [--output DIR]
+python analysis/window_stride.py studies/window_stride [--output DIR]
 
-Writes window_stride_BUDGET.csv for every budget, .png and .pdf where runs make a map; prints the means.
+Writes window_stride_BUDGET.csv for every budget, and .png and .pdf if the runs fill a map. Prints the means.
 """
 
 from pathlib import Path
