@@ -59,7 +59,7 @@ def save(section: Section, output: Path) -> None:
 
 
 def save_figure(path: Path, draw: Callable[..., Any], *given: Any) -> None:
-    """What `draw(*given)` draws as .png and .pdf; nothing where there is nothing to draw."""
+    """Saves the figure of `draw(*given)` as .png and .pdf. Does nothing if there is nothing to draw."""
     from reco_tune.reporting import style
 
     if figure := draw(*given):

@@ -1,6 +1,4 @@
-"""Every arm beside the baseline of its budget: means over training seeds, paired differences, and in a word what became
-of each.
-"""
+"""Compares every arm with the baseline of its budget: means over training seeds, paired differences, and a verdict."""
 
 from __future__ import annotations
 
@@ -49,7 +47,7 @@ _MEANS = (
 
 
 def columns(quality: Quality, clip: bool = False) -> list[str]:
-    """Of ablation.csv.
+    """Columns of ablation.csv.
 
     Args:
         clip: whether CLIP scores were measured.
@@ -140,10 +138,10 @@ def arm_results(kept: pd.DataFrame, budgets: Sequence[str]) -> dict[tuple[str, s
 
 
 def comparisons(results: Results, runs: pd.DataFrame, baseline: str = BASELINE) -> list[Comparison]:
-    """Every arm beside the baseline of its budget, in the order of the results.
+    """The comparison of every arm with the baseline of its budget, in the order of the results.
 
     Raises:
-        ComparisonError: where none of the runs is of the baseline that was asked for.
+        ComparisonError: if no run is of the requested baseline.
     """
     if baseline != BASELINE and baseline not in set(runs["arm"]):
         raise ComparisonError(

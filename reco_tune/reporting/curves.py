@@ -66,7 +66,7 @@ class Turn(NamedTuple):
     step: int
     """Step of the lowest loss, at a rung."""
     steps: int
-    """Of the whole run."""
+    """Steps of the whole run."""
     best: float
     last: float
     passes_per_step: float = math.nan

@@ -117,7 +117,7 @@ class _Process:
 def _serve() -> None:
     """The loop of a process: draws figures until the other end is closed, and answers each."""
     answers = os.fdopen(os.dup(1), "wb")
-    os.dup2(2, 1)  # whatever a library prints is no answer
+    os.dup2(2, 1)  # keeps what a library prints out of the answers
     from reco_tune.reporting import style  # while the first figure is computed
 
     warnings.filterwarnings("ignore", "Glyph .* missing")  # a name in another script is a row of boxes

@@ -20,10 +20,10 @@ def line_figure(
     panels: Mapping[str, Sequence[str]],
     log: bool = False,
 ) -> Figure | None:
-    """Lines of (x, y) by name, each named at its end; None where there is none.
+    """Lines of (x, y) by name, each labelled at its end; None if there are no lines.
 
     Args:
-        lines: by name; what stands before a slash is of the panel, not of the name.
+        lines: by name. The part before a slash names the panel and is not shown in the label.
         panels: title -> names.
         log: whether y is on a log scale.
     """

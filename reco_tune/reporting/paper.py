@@ -35,9 +35,9 @@ class Reference(NamedTuple):
 
 
 def paper_reference(kept: pd.DataFrame) -> dict[str, Reference]:
-    """arm -> the paper's values, for arms that the paper has and conditions that match; empty for any other study.
+    """arm -> the paper's values, for arms of the paper under the same conditions; empty for any other study.
 
-    The paper trains every arm for the same number of epochs, so its numbers stand under `equal_steps` only.
+    The paper trains every arm for the same number of epochs, so its numbers belong to `equal_steps` only.
 
     Args:
         kept: the study's own runs that may be compared.

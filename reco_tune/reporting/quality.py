@@ -57,5 +57,5 @@ def quality_of(table: pd.DataFrame) -> Quality:
 
 
 def quality_of_layouts(layouts: set[object]) -> Quality:
-    """What runs of these values of `data.layout` are compared by."""
+    """The metric that ranks runs with these values of `data.layout`."""
     return CROSS_ENTROPY if layouts == {"tokens"} else FVD

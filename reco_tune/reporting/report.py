@@ -124,7 +124,9 @@ def _write(path: Path, text: str) -> None:
 
 
 def _provenance(evidence: Evidence, folder: Path) -> str:
-    """What the tables rest on, and which files there are; nothing in it depends on where the runs were read from."""
+    """Provenance of the tables, and the list of files. It does not depend on whether the runs were read from the log or
+    from MLflow.
+    """
     study, runs = evidence.study, evidence.own
     names = zip(file_names(evidence.imports), evidence.imports, strict=True)
     tables = ("runs.csv", "frontier.csv", "ablation.csv")

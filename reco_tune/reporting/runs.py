@@ -51,9 +51,9 @@ PROTOCOL_KNOBS = (
 )
 """Meaning of the slash-separated parts of a protocol string."""
 CODES_KNOBS = ("evaluation.protocol", "evaluation.validation_clips", "evaluation.checkpoint")
-"""Of one without pixels."""
+"""Parts of the protocol string of a study without pixels."""
 STAR_KNOBS = ("data.layout", "data.resize", "evaluation.reference_clips")
-"""Settings that may cost a protocol its plain name, but do not stand in its string."""
+"""Settings that can turn a named protocol into a variant but are not part of the protocol string."""
 NOT_DATA = ("data.cache_dir", "data.min_clips", "data.decode_seconds")
 """Settings of the data that do not change any clip."""
 PIECES = ("fewer_frames", "fewer_frames_tokens")
@@ -302,7 +302,7 @@ def differing(runs: pd.DataFrame) -> list[str]:
 
 
 def measured_with(runs: pd.DataFrame) -> str:
-    """Where the numbers of these runs come from and under which protocol, for the end of a table's caption."""
+    """Origin and protocol of these runs, for the end of a table's caption."""
     origin = [f"{name} {value}" for name in ("commit", "hardware") for value in dict.fromkeys(runs[name]) if value]
     words = [f"Measured with {', '.join(origin)}."] if origin else []
     return " ".join(words + [f"Protocol: {quoted(protocol)}." for protocol in dict.fromkeys(runs["protocol"])])
@@ -404,7 +404,7 @@ def _one_protocol(runs: pd.DataFrame) -> None:
 
 
 def _parts(protocol: str) -> list[str]:
-    """One for each knob; the last, of the checkpoint, is told where it is not the last."""
+    """The parts of a protocol string, one for each setting. Adds the checkpoint `last` if the string leaves it out."""
     parts = protocol.split("/")
     return [*parts, "last"] if len(parts) == len(PROTOCOL_KNOBS) - 1 else parts
 

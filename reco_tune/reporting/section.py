@@ -20,7 +20,7 @@ from reco_tune.reporting.quality import Quality
 
 Row = Mapping[str, Any]
 DPI = 160
-"""Of the PNG files."""
+"""Resolution of the PNG files."""
 STUDY_DIR = "STUDY_DIR"
 """Placeholder in commands for the study's folder. Whoever shows the commands may know it."""
 
@@ -141,7 +141,7 @@ def number_column(key: str, heading: str, digits: int = 2, latex: str = "") -> C
 
 
 def interval_column(key: str, heading: str = "95% interval", digits: int = 2) -> Column:
-    """Of a value with `_low` and `_high`."""
+    """Column for the interval of a value with `_low` and `_high`."""
 
     def text(row: Row) -> str:
         return interval(row[f"{key}_low"], row[f"{key}_high"], digits)
@@ -161,7 +161,7 @@ def text_column(key: str, heading: str, kind: Literal["text", "count"] = "text",
 
 
 def setting_column(key: str) -> Column:
-    """Of a setting that arms have values of their own for."""
+    """Column of a setting in which arms differ."""
 
     def text(row: Row) -> str:
         value = row.get(key)

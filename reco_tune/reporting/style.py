@@ -1,5 +1,5 @@
-"""One look for every figure: colours that colour-blind eyes tell apart, print sizes, axes in plain numbers. No global
-state, no window.
+"""One style for every figure: colours for colour-blind readers, sizes for print, axes in plain numbers. Has no global
+state and opens no window.
 """
 
 from __future__ import annotations
@@ -47,7 +47,7 @@ MARKERS = {"equal_steps": "o", "equal_compute": "^", "half_compute": "s", "quart
 
 
 def colours(arms: Sequence[str]) -> dict[str, str]:
-    """One colour an arm; arms of a space's own take the spare ones in order."""
+    """One colour for each arm. Arms of a user's own take the spare colours in order."""
     own = [arm for arm in arms if arm not in COLOURS]
     return {**COLOURS, **{arm: SPARE[number % len(SPARE)] for number, arm in enumerate(own)}}
 

@@ -66,7 +66,7 @@ def mean_quality(rows: pd.DataFrame) -> Estimate:
 
 
 def row_groups(table: pd.DataFrame) -> list[RowGroup]:
-    """Rows under the title of their budget; the best quality stands out where rows are comparable."""
+    """Rows under the title of their budget. The best quality stands out if the rows are comparable."""
     groups = []
     for budget, rows in table.groupby("budget", sort=False):
         best = best_row(rows) if rows["comparable"].all() else None

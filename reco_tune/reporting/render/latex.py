@@ -11,7 +11,7 @@ from reco_tune.reporting.section import Column, RowGroup, Table
 PREAMBLE = "\\usepackage{booktabs,siunitx,etoolbox}"
 """Packages that a document needs for these tables."""
 BOLD = "\\bfseries "
-"""Before a cell that stands out."""
+"""LaTeX before the best cell."""
 _MISSING = "{--}"
 _ALIGNED = {"text": "l", "count": "r", "interval": "c"}
 _SPECIAL = {

@@ -223,7 +223,7 @@ def caption(evidence: Evidence) -> str:
 
 
 def _detectable(found: Sequence[Comparison], quality: Quality) -> str:
-    """Of the arms of one budget."""
+    """The smallest effects that could have been detected for the arms of one budget."""
     text = ""
     for alone, noise in ((False, ""), (True, ", before training-seed noise,")):
         known = [one.difference.detectable for one in found if one.difference and (one.pairs == 1) == alone]

@@ -117,7 +117,7 @@ def _place(row: Row, quality: Quality) -> str:
 
 
 def _open(evidence: Evidence) -> list[str]:
-    """What is not resolved, and how many seeds would settle it."""
+    """A paragraph on what is not resolved, and how many seeds would resolve it."""
     found = []
     compared = [one for one in evidence.own_comparisons if one.difference]
     if any(one.pairs == 1 for one in compared):

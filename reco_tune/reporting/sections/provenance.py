@@ -1,4 +1,4 @@
-"""What a study's tables rest on: every run, where it came from, and how to make the report again."""
+"""Provenance of a study's tables: every run, where it ran, and how to make the report again."""
 
 from __future__ import annotations
 

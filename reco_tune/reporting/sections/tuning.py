@@ -33,7 +33,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure as Drawing
 
 Results = Mapping[str, Sequence[PointResult]]
-"""Of every arm, point by point."""
+"""Results of every point, by arm."""
 DIGITS = {quantities.FVD.name: 2, quantities.VAL_CROSS_ENTROPY.name: 4}
 
 
@@ -84,7 +84,7 @@ def build(evidence: Evidence) -> Section:
 
 
 def tuned_by(evidence: Evidence) -> Tune | None:
-    """How the study's arms were tuned; None where they were not."""
+    """The settings of tuning the study's arms; None if they were not tuned."""
     given = evidence.study.settings.get("tune")
     return None if given is None else Tune.model_validate(given)
 
