@@ -1,7 +1,7 @@
-"""A study: fixed arms and sampled trials on a Ray cluster, with the study folder as the truth.
+"""A study: fixed arms and sampled trials on a Ray cluster. The study folder holds the whole state.
 
-Importing this package is light, because Tune's trial processes do it too; the driver's side is loaded when a name is
-first used.
+Importing this package is light, because Tune's trial processes do it too. The driver's modules are loaded when one of
+their names is first used.
 """
 
 from __future__ import annotations

@@ -40,11 +40,7 @@ class Bookkeeping:
         clock: Callable[[], float] = time.time,
         sync: Callable[[int], None] = os.fsync,
     ) -> None:
-        """
-        Args:
-            clock: Unix seconds.
-            sync: brings what was written to a file descriptor onto the disk.
-        """
+        """Args: clock: Unix seconds. sync: flushes what was written to a file descriptor to the disk."""
         self._folder, self._observer = folder, observer
         self._search = Search(plan.space)
         self.writer = StudyWriter(folder, self._search, observer, clock, sync)
@@ -61,8 +57,8 @@ class Bookkeeping:
         return self.jobs.plan.space
 
     def begin(self, name: str = "", command: str = "") -> None:
-        """The first lines of a new log: what the study is, and what an earlier one has found; of another one what it
-        has grown by.
+        """Begins the log of a new study: its settings, and results of earlier studies. For an existing log, writes what
+        has been added to the study.
         """
         if self.study.name:
             if new := growth_since(self.study, self._space):
@@ -97,11 +93,11 @@ class Bookkeeping:
             return prune_reason(self._space, self.study, trial, step, self._rungs)
 
     def take_in(self, event: dict[str, Any]) -> None:
-        """Writes an event of the dispatcher to the log, with what follows from it.
+        """Writes an event of the dispatcher to the log, with its consequences.
 
         Raises:
-            RunFailedError: where a worker says that no job can go on.
-            StorageError: where a run's results cannot be fetched.
+            RunFailedError: if a worker reports that no job can continue.
+            StorageError: if a run's results cannot be fetched.
         """
         name, key, kind = event.pop("event"), event.pop("key"), event.pop("kind")
         if name == "halted":
@@ -132,10 +128,10 @@ class Bookkeeping:
             self.jobs.unmeasurable(key.removeprefix(CALIBRATION), event["reason"])
 
     def conclude(self) -> bool:
-        """Whether the study is finished; its log says so then.
+        """Whether the study is finished. If so, writes it to the log.
 
         Raises:
-            RunFailedError: where nothing can go on.
+            RunFailedError: if nothing can continue.
         """
         for obstacle in self.jobs.obstacles:
             raise RunFailedError(obstacle)

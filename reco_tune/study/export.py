@@ -90,9 +90,10 @@ def continued(folder: StudyFolder, run: RunRecord, experiment: Experiment, targe
 
 
 def _check_lengthened(experiment: Experiment) -> None:
-    """
+    """Refuses a run in which early steps depend on the total number of steps.
+
     Raises:
-        StudyError: where what happens at a step depends on how many there will be.
+        StudyError: if they do.
     """
     follow = {
         "training.schedule": experiment.training.schedule == "constant",

@@ -1,6 +1,5 @@
-"""How a study grows: arms, seeds, budgets, trials and ranges that are added to the settings it was begun with.
-
-Pure settings and words; the driver writes what came of it to the log (`extended`), where it holds from then on.
+"""How a study grows: arms, seeds, budgets, trials and ranges that are added to its first settings. Only settings and
+text. The driver writes the additions to the log (`extended`); they are in effect from there on.
 """
 
 from __future__ import annotations
@@ -16,17 +15,17 @@ from reco_tune.settings.files import merge
 from reco_tune.study_log import StudyRecord
 
 SEARCH_KEY = "search."
-"""Before the key of a setting that the search chooses."""
+"""Prefix of the key of a searched setting."""
 GROWS, LIMITS = ("search", "stop_after"), ("stop_after",)
-"""Groups of a space's settings that may change under a study, and those of them that `resume` takes."""
+"""Groups of a space's settings that may change during a study, and those of them that `resume` accepts."""
 
 
 @dataclass(frozen=True)
 class Growth:
-    """What is added to a study; plain JSON values, so that it travels to the process that drives it."""
+    """The additions to a study: plain JSON values, so that they can be sent to the driver's process."""
 
     arms: dict[str, dict[str, Any]] = field(default_factory=dict)
-    """New ones: name -> overrides."""
+    """New arms: name -> overrides."""
     seeds: tuple[int, ...] = ()
     """Further training seeds of the fixed arms."""
     trials: int = 0
@@ -34,7 +33,7 @@ class Growth:
     budgets: tuple[str, ...] = ()
     """Further ones."""
     changes: tuple[str, ...] = ()
-    """`key=value` of ranges, limits, and where it runs."""
+    """`key=value` of ranges, limits, and settings of where the study runs."""
 
     def to_json(self) -> dict[str, Any]:
         return asdict(self)
@@ -152,8 +151,8 @@ def _limits(before: Space, after: Space) -> list[str]:
 
 
 def growth_since(study: StudyRecord, space: Space) -> list[str]:
-    """Additions in the settings of a study's folder that its log does not have, in words; none for a log of an earlier
-    version without settings.
+    """Additions that the folder's settings have and the log does not, as text; empty for a log of an earlier version
+    without settings.
     """
     return news(Space.model_validate(study.settings), space) if study.settings else []
 

@@ -1,8 +1,8 @@
-"""What a study has still to do, and in which order: the calibrations, the runs that tune the arms, what else its log
-holds unfinished, what the search proposes.
+"""The remaining jobs of a study, in order: the calibrations, the runs that tune the arms, other unfinished runs of its
+log, and proposals of the search.
 
-Rebuilt from the log whenever a study is resumed; knows the log, the search and the storage, nothing of Ray or of who
-does the work.
+Rebuilt from the log whenever a study is resumed. Knows the log, the search and the storage; knows nothing of Ray or of
+the workers.
 """
 
 from __future__ import annotations
@@ -83,9 +83,7 @@ class JobSource:
 
     @property
     def left(self) -> int:
-        """Runs that are not done: of the fixed arms, of the log, and those that the search has still to ask for, at
-        most.
-        """
+        """Largest number of runs that are not done: fixed arms, unfinished runs of the log, and remaining proposals."""
         runs = self._study.runs
         unplanned = sum(run.trial not in runs for run in self.plan.fixed)
         return unplanned + sum(record.state not in ENDED for record in runs.values()) + self._search.left
@@ -97,11 +95,11 @@ class JobSource:
         return self._next_calibration() if self._todo is None else self._next_run()
 
     def unmeasurable(self, arm: str, reason: str) -> None:
-        """The calibration of an arm has failed: its runs will."""
+        """Marks the calibration of an arm as failed. Its runs will fail, too."""
         self._unmeasurable[arm] = f"the speed of arm `{arm}` could not be measured: {reason}"
 
     def grow(self, plan: Plan) -> None:
-        """The study has more to do. New arms are calibrated before anything else begins."""
+        """Takes up additions to the study. New arms are calibrated before anything else begins."""
         self.plan, self._todo = plan, None
         self._unmeasured = [arm for arm in self._awaited if CALIBRATION + arm not in self._given]
 
@@ -136,11 +134,13 @@ class JobSource:
 
     @property
     def _awaited(self) -> list[str]:
-        """Arms whose speed is not in the log and may still be measured."""
+        """Arms without a speed in the log whose calibration has not failed."""
         return [arm for arm in self.plan.arms if arm not in self._study.calibrations and arm not in self._unmeasurable]
 
     def _next_calibration(self) -> Job | None:
-        """An arm that the log has no speed of; after the last one the plan is frozen in the log, and runs begin."""
+        """The calibration of an arm without a speed in the log. After the last one, the plan is frozen in the log, and
+        runs begin.
+        """
         if self._unmeasured:
             arm = self._unmeasured.pop(0)
             self._given.add(CALIBRATION + arm)
@@ -162,8 +162,8 @@ class JobSource:
         return self._next_run()
 
     def _freeze(self) -> None:
-        """Writes the runs of the fixed arms, whose steps follow from the measured speeds; of an arm that is to be tuned
-        only those that tune it.
+        """Writes the runs of the fixed arms to the log; their steps follow from the measured speeds. For an arm that is
+        to be tuned, writes only the runs that tune it.
         """
         known = self._study.calibrations
         self.plan = self.plan.at_speeds(
@@ -195,12 +195,12 @@ class JobSource:
         return [arm for arm in self.plan.untuned if not tuning_ended(self._study.runs.values(), arm)]
 
     def _why(self, arm: str) -> str:
-        """Result of the first of an arm's tuning runs."""
+        """Reason why an arm's first tuning run gave no result."""
         run = tuning_runs(self._study.runs.values(), arm)[0]
         return run.reason or f"{run.trial} has no {self.plan.space.tune.metric}" if self.plan.space.tune else ""
 
     def _choose(self) -> None:
-        """Writes which settings the arms have whose tuning runs have all ended, and their runs with them."""
+        """Writes the chosen settings of arms whose tuning runs have all ended, and then the runs of these arms."""
         tune, runs = self.plan.space.tune, self._study.runs.values()
         if tune is None:
             return
@@ -227,13 +227,16 @@ class JobSource:
     def _job(self, record: RunRecord) -> Job:
         self._given.add(record.trial)
         stored, folder, storage = self.stored(record.trial), self._folder.trial(record.trial), self.inputs.storage
-        if storage and folder.is_dir() and not holds_run(storage, stored):  # it began where machines shared the folder
+        if (
+            storage and folder.is_dir() and not holds_run(storage, stored)
+        ):  # the run began when machines shared the folder
             store_run(storage, stored, folder)
         attempt = max(record.attempt, 1)
         if record.state != "planned":
             attempt = record.attempt + 1
             self._writer.write("retried", trial=record.trial, attempt=attempt, reason="the study was resumed")
-        settings = record.settings | self.plan.shared.where_settings()  # as it is now, not when the run was planned
+        # Where it runs is as it is now, not as it was when the run was planned.
+        settings = record.settings | self.plan.shared.where_settings()
         pruning, tune = self.plan.space.pruning, self.plan.space.tune if record.tunes else None
         return Job(
             kind="trial",

@@ -1,7 +1,5 @@
-"""Begins a study, or goes on with one: what is refused before anything is written, and the folder that is held
-meanwhile.
-
-Knows plans, the folder and the driver; starts nothing itself.
+"""Starts or continues a study: checks everything before anything is written, and locks the folder meanwhile. Knows
+plans, the folder and the driver.
 """
 
 from __future__ import annotations
@@ -75,7 +73,7 @@ def extend(folder: Path, growth: Growth, options: Options = Options(), observer:
 
 
 def _at_once(planned: Plan) -> int:
-    """Runs at the same time on this machine; 1 where it has no room for any, which is said elsewhere."""
+    """Number of runs at the same time on this machine. Returns 1 if none fits, because another check reports that."""
     try:
         return place(planned.shared.resources, [machine()], jobs=max(1, len(planned.runs))).groups
     except SettingsError:
@@ -83,9 +81,10 @@ def _at_once(planned: Plan) -> int:
 
 
 def _began(folder: Path) -> StudyFolder:
-    """
+    """The folder of a study that was begun.
+
     Raises:
-        StudyError: where no study was begun in the folder.
+        StudyError: if there is no study in it.
     """
     target = StudyFolder(Path(folder))
     if not target.settings.exists():
@@ -97,7 +96,7 @@ def _began(folder: Path) -> StudyFolder:
 
 
 def _go_on(space: Space, folder: StudyFolder, options: Options, observer: Observer) -> StudyResult:
-    """With a study in a folder that is locked, under these settings from here on."""
+    """Runs the study in a locked folder, from now on under these settings."""
     planned = plan(space)
     driver = _driver(planned, folder, options, observer)
     if not driver.study.finished or growth_since(driver.study, space):
@@ -152,9 +151,10 @@ def _name(folder: StudyFolder, options: Options) -> str:
 
 
 def _driver(plan: Plan, folder: StudyFolder, options: Options, observer: Observer) -> Driver:
-    """
+    """The driver of a study.
+
     Raises:
-        StudyError: where the settings are no longer those that the study's runs depend on.
+        StudyError: if a setting has changed that the study's runs depend on.
     """
     if folder.events.exists():
         check_unchanged(plan.space, read_study(folder.path), folder)

@@ -1,8 +1,8 @@
 """Sends the messages that a study's `on_event` asks for, by shell command or webhook: the study has ended, a run has
 failed, a run is the best so far.
 
-An observer between the study and its view. One thread sends; a study waits for nobody but once, at its end, for as long
-as one message may take. What cannot be sent is one line for the view.
+It is an observer between the study and its view. One thread sends. The study waits for it only at its end, for at most
+the time limit of one message. If a message cannot be sent, the view shows one line.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ from reco_tune.study_log import StudyFolder, StudyRecord
 SECONDS = 30.0
 """Longest that one message may take."""
 MOST_WAITING = 100
-"""Messages that wait at once; more are dropped: a study whose runs all fail has said so."""
+"""Largest number of waiting messages; more are dropped. If all runs of a study fail, a few messages are enough."""
 
 Message = dict[str, Any]
 """`event`, `study`, `folder`, `run` (empty for a study), `text` (one sentence) and `metrics` of the run."""
@@ -75,7 +75,7 @@ class Notices(Observer):
     def close(self) -> None:
         """Sends the remaining messages, for at most the time limit of one message."""
         self._closing = True
-        with suppress(queue.Full):  # else the thread sees for itself
+        with suppress(queue.Full):  # if the queue is full, the thread sees the closing flag
             self._waiting.put_nowait(None)
         self._thread.join(SECONDS)
 
@@ -84,7 +84,7 @@ class Notices(Observer):
         return run in self._study.runs and self._study.runs[run].tunes
 
     def _beats(self, metrics: dict[str, float]) -> list[str]:
-        """Objectives in which a run is better than all before; measured speeds are noise, and say nothing."""
+        """Objectives in which a run is better than all before. Measured speeds are left out, because they are noisy."""
         better = []
         for metric, direction in self._space.objectives.items():
             value = metrics.get(metric, math.nan)
@@ -112,7 +112,7 @@ class Notices(Observer):
             command, message = next_one
             try:
                 send(command, message)
-            except Exception as error:  # whatever a shell or a server does, the study goes on
+            except Exception as error:  # an error of the shell or the server must not stop the study
                 why = " ".join(str(error).split())[:200] or type(error).__name__
                 self._view.on_phase(1, 1, f"on_event.{message['event']} was not sent: {why}")
             if self._closing and self._waiting.empty():

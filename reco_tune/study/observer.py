@@ -9,10 +9,10 @@ class Observer:
     """Receives a study's events; called from several threads."""
 
     def on_phase(self, done: int, total: int, what: str) -> None:
-        """Preparation and start-up, in units of their own."""
+        """Progress of preparation and start-up; the unit depends on the work."""
 
     def on_event(self, event: dict[str, Any]) -> None:
         """An event was written to the log."""
 
     def on_progress(self, trial: str, done: int, total: int, what: str) -> None:
-        """About once a second for every running job."""
+        """Progress of a running job, about once a second."""

@@ -81,8 +81,10 @@ class OptunaJournal:
 
 
 def _attributes(trial: FrozenTrial) -> dict[str, Any]:
-    """As JSON gives them back: a file holds no tuples. Constraints stand there twice, by name and as a list: in the
-    form of Optuna before 5, which optuna-dashboard (0.21) still reads.
+    """A trial's attributes as JSON returns them: with lists in place of tuples.
+
+    Constraints are there twice: by name, and as a list in the form of Optuna before 5, which optuna-dashboard (0.21)
+    still reads.
     """
     found: dict[str, Any] = json.loads(json.dumps(trial.system_attrs))
     if trial.constraints:

@@ -1,5 +1,5 @@
-"""Where a study ran and with what: commit, versions, hardware, command; and, for whoever must rebuild it, what was not
-committed and every package that was installed.
+"""Provenance of a study: commit, versions, hardware, command. To rebuild it, also the uncommitted changes and all
+installed packages.
 """
 
 from __future__ import annotations
@@ -36,16 +36,16 @@ SECRET_LINES = re.compile(
 
 
 def environment() -> dict[str, Any]:
-    """What a study's first event holds beside its provenance: `packages` (name==version of all that are installed) and
-    `uncommitted`, the difference of this code's checkout to its commit; likely secrets are left out, and what is over
-    `MOST_CHANGES_BYTES`.
+    """Part of a study's first event that is only needed to rebuild it: `packages` (name==version of all that are
+    installed) and `uncommitted`, the difference between the checkout of this code and its commit. Leaves out likely
+    secrets, and everything above `MOST_CHANGES_BYTES`.
     """
     packages = {f"{one.name}=={one.version}" for one in importlib.metadata.distributions() if one.name}
     return {"packages": sorted(packages, key=str.lower), "uncommitted": _without_secrets(_uncommitted())}
 
 
 def _uncommitted() -> str:
-    """Empty for an installed wheel, and where git does not answer."""
+    """Uncommitted changes. Empty for an installed wheel, or if git does not answer."""
     root = _checkout()
     return _git(root, "diff", "HEAD", "--no-color", "--no-ext-diff") if root else ""
 
@@ -70,7 +70,7 @@ def _without_secrets(diff: str) -> str:
 
 
 def study_provenance(command: str = "") -> dict[str, Any]:
-    """What a study's first event says of where it ran."""
+    """Provenance in a study's first event."""
     return {
         "commit": _commit(),
         "version": importlib.metadata.version("reco-tune"),

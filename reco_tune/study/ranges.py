@@ -1,6 +1,5 @@
-"""The ranges of a search as Optuna draws them: which hold for a point, what lies inside, and all points of a grid.
-
-Knows Optuna's distributions and settings; knows nothing of samplers or of the log.
+"""The ranges of a search as Optuna's distributions: the dimensions of a point, whether a point lies inside, and all
+points of a grid. Knows Optuna's distributions and settings; knows nothing of samplers or of the log.
 """
 
 from __future__ import annotations
@@ -69,7 +68,7 @@ class Ranges:
                 _suggest(trial, key, self._distributions[key])
 
     def learns(self, params: Mapping[str, Any]) -> bool:
-        """Whether a point that may lie outside of its ranges has these dimensions, and choices that still are."""
+        """Whether a point has these dimensions, and its choices still exist. It may lie outside its ranges."""
         if set(params) != set(self.active(params)):
             return False
         choices = {key: one for key, one in self.of(params).items() if isinstance(one, CategoricalDistribution)}
@@ -89,7 +88,7 @@ class Ranges:
         return list({tuple(point.items()): point for point in kept}.values())
 
     def point_of(self, experiment: Experiment) -> dict[str, Any] | None:
-        """The point that has the settings of an experiment; None where there is none."""
+        """The point with the settings of an experiment; None if there is none."""
         known = experiment.flat()
         length, stride = experiment.window.length_tokens, experiment.window.stride_tokens
         assert length is not None and stride is not None

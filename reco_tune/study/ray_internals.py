@@ -1,6 +1,5 @@
-"""Everything of Ray that this project uses although Ray does not promise it: `ray._private` and
-`ray.train.v2._internal`. If a release of Ray moves one of them, only this file breaks. `pyproject.toml` limits Ray to
-the releases that were tried.
+"""All uses of Ray's private parts: `ray._private` and `ray.train.v2._internal`. If a release of Ray moves one of them,
+only this file breaks. `pyproject.toml` limits Ray to the releases that were tried.
 """
 
 from __future__ import annotations
@@ -30,8 +29,8 @@ LONGEST_SOCKET = "session_0000-00-00_00-00-00_000000_{pid}/sockets/dash_MetricsH
 
 
 def notebook_reporter() -> tune.CLIReporter | None:
-    """What Tune is given to report with: in a notebook its own one clears what the cell shows, however silent it is
-    told to be; anywhere else it warns of any that is given.
+    """The progress reporter for Tune. In a notebook, Tune's own reporter clears the cell's output even at verbosity 0.
+    In other places, Tune warns about any reporter that it is given.
     """
     return tune.CLIReporter() if in_notebook() else None
 
@@ -56,7 +55,7 @@ def draining() -> set[str]:
 
 
 def has_token() -> bool:
-    """Whether a person has a token of Ray's: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
+    """Whether the user has a token of Ray: RAY_AUTH_TOKEN, the file of RAY_AUTH_TOKEN_PATH, or ~/.ray/auth_token."""
     forget_token()
     return bool(AuthenticationTokenLoader.instance().has_token(ignore_auth_mode=True))
 
@@ -89,8 +88,8 @@ for caller in (auto_init_hook, client_mode_hook, sys.modules["ray.util.placement
 
 
 class Controller(TrainController):
-    """Train's controller of one worker group, which lives in the driver's process instead of in one of its own: those
-    of a thousand groups fit onto one machine, and die with nothing but the driver.
+    """Train's controller of one worker group. It lives in the driver's process, not in its own. So the controllers of a
+    thousand groups fit onto one machine, and they die only with the driver.
     """
 
     placement: Any = None
@@ -98,10 +97,7 @@ class Controller(TrainController):
     leaving = False
 
     def __init__(self, poll_seconds: float, **given: Any) -> None:
-        """
-        Args:
-            poll_seconds: between two looks whether the workers live.
-        """
+        """Args: poll_seconds: time between two checks of the workers."""
         super().__init__(**given)
         self._health_check_interval_s = poll_seconds
         controller = self
@@ -135,8 +131,8 @@ class Controller(TrainController):
         self.worker_group_cls = Workers
 
     def leave(self) -> None:
-        """Ends the group, from another thread: whatever this one waits for fails with the workers. What they were about
-        to begin meanwhile ends with the next call.
+        """Ends the group, from another thread. Calls of this thread that wait for the workers fail with them. A call
+        that starts new workers meanwhile ends with the next call.
         """
         self.leaving = True
         if self.placement is not None:
@@ -151,8 +147,8 @@ class Controller(TrainController):
 
 
 class NoBarrier:
-    """Stands for the process that Train starts for every group beside its controller. Its workers meet there when they
-    report to Train, or use Train's collectives; ours do neither.
+    """Replaces the process that Train starts for every group beside its controller. Workers use it when they report to
+    Train or use Train's collectives; our workers do neither.
     """
 
     def options(self, **_: Any) -> NoBarrier:
@@ -167,13 +163,15 @@ state_of_workers._shutdown_sync_actor = lambda barrier: None
 
 
 class WarmTrainer(TorchTrainer):
-    """A trainer whose controller runs in the thread that calls `fit`, and without the callbacks that start a process
-    per group for what is not there: data sets, and placement groups that a dead controller leaves behind.
+    """A trainer whose controller runs in the thread that calls `fit`.
+
+    Leaves out the callbacks that start a process per group for features that are not used here: data sets, and the
+    cleanup of placement groups of a dead controller.
     """
 
     poll_seconds = 0.5
     controller: Controller | None = None
-    """Of the group, once there is one."""
+    """Controller of the group, once there is one."""
 
     def _initialize_and_run_controller(self, **given: Any) -> Any:
         self.controller = Controller(self.poll_seconds, **given)

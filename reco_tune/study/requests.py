@@ -1,9 +1,9 @@
-"""What other processes ask of a study that runs: files in its folder, which its driver takes in, answers in the log and
-deletes. Works wherever the folder is seen, without a server.
+"""Requests of other processes to a running study: files in its folder, which its driver reads, answers in the log and
+deletes. Works wherever the folder is visible, without a server.
 
-A request is one JSON file, whole or absent. The event that answers it (`extended`, or `requested` for all else) holds
-its name, so whoever asked can read the answer in the log, and a driver that died before it deleted the file does not
-do it twice. What the driver has not taken can be taken back.
+A request is one JSON file, which is either complete or absent. The event that answers it (`extended`, or `requested`
+for all others) has its name. So the sender can read the answer in the log, and a driver that died before it deleted the
+file does not handle it twice. A request that the driver has not handled yet can be withdrawn.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from reco_tune.files import write_json
 from reco_tune.study_log import Follower, StudyFolder
 
 ANSWER_SECONDS = 30.0
-"""How long to wait for an answer: a driver that encodes videos or starts Ray does not answer meanwhile."""
+"""How long to wait for an answer. A driver that encodes videos or starts Ray does not answer meanwhile."""
 LOOK_SECONDS = 0.5
 """Time between two looks for an answer. The driver looks for requests as often."""
 
@@ -34,7 +34,7 @@ class Request:
     name: str
     what: What
     fields: dict[str, Any] = field(default_factory=dict)
-    """`growth` of an extension; `runs` to stop or to try again."""
+    """The additions (`growth`) of an extension; `runs` to stop or to retry."""
 
 
 def ask(folder: StudyFolder, what: What, **fields: Any) -> Request:
@@ -87,11 +87,11 @@ def answer(folder: StudyFolder, request: Request, seconds: float = ANSWER_SECOND
 
 
 def answered(folder: StudyFolder, what: What, **fields: Any) -> dict[str, Any] | None:
-    """Asks the process that drives a study, and waits; None where none does.
+    """Sends a request to the driver of a study, and waits for the answer; None if the study is not running.
 
     Raises:
-        StudyError: where it refuses.
-        StoppedError: where it has not answered yet.
+        StudyError: if the study refuses the request.
+        StoppedError: if it has not answered yet.
     """
     if not folder.live:
         return None

@@ -35,7 +35,7 @@ from reco_tune.training import load_model, plan_scheme, prepare_device
 CHANGEABLE = ("evaluation.", "sampling.", *WHERE)
 """First parts of the keys that may change: how clips of a trained model are made and judged, and where."""
 TIMED_CLIPS, TIMED_ROUNDS = 32, 5
-"""Of the comparison of two ways of sampling."""
+"""Clips and rounds of the comparison of two ways of sampling."""
 
 
 @dataclass(frozen=True)
@@ -107,7 +107,7 @@ def _judged(run: RunRecord, changes: dict[str, Any]) -> Experiment:
 
 
 def _sampled(runs: list[RunRecord], judged: dict[str, Experiment]) -> str:
-    """What of a protocol says how clips were made, where that is not how the study made them."""
+    """The part of a protocol that says how clips were sampled, if not as in the study."""
     before = [exported(run).flat() for run in runs]
     after = [judged[run.trial].flat() for run in runs]
     keys = [key for key in after[0] if key.startswith("sampling.")]
@@ -117,7 +117,9 @@ def _sampled(runs: list[RunRecord], judged: dict[str, Experiment]) -> str:
 
 
 def _speedup(model: Decoder, own: Experiment, other: Experiment) -> float:
-    """Seconds that the same clips take as the study samples them / with the other settings, in turn."""
+    """Speed-up of the other way of sampling: the study's seconds over the other's, for the same clips, measured in
+    turn.
+    """
     clips = min(TIMED_CLIPS, own.evaluation.samples)
     request = Request(torch.zeros(clips, dtype=torch.long), seed=0)
 
@@ -148,9 +150,10 @@ def _cache(judged: list[Experiment], runs: list[RunRecord], progress: Progress) 
 
 
 def _score(folder: Path, run: RunRecord, experiment: Experiment, cache: TokenCache) -> dict[str, Any]:
-    """
+    """The model of a run.
+
     Raises:
-        CheckpointError: where the model is gone or damaged.
+        CheckpointError: if the model is missing or damaged.
     """
     loaded = load_model(folder, experiment.evaluation.checkpoint)
     model = loaded.model.to(prepare_device(experiment))

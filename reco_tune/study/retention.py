@@ -18,7 +18,7 @@ from reco_tune.settings import BASELINE, Keep, Space
 from reco_tune.study_log import ENDED, RunRecord, StudyFolder, StudyRecord
 
 CHECKPOINT, MODEL, BEST = "checkpoint", "model", "best"
-"""Folders of a run, as `training.checkpoint` lays them out; that module takes seconds to import."""
+"""Folders of a run, as in `training.checkpoint`. Repeated here, because importing that module takes seconds."""
 
 
 class Removal(NamedTuple):
@@ -26,7 +26,7 @@ class Removal(NamedTuple):
 
     path: Path
     what: str
-    """Kind, in words: everything of one kind is told together."""
+    """Kind of the file, as text. Files of one kind are listed together."""
     lost: str
     """What is no longer possible without it."""
     bytes: int
@@ -104,17 +104,14 @@ def on_frontier(study: StudyRecord, space: Space) -> set[str]:
 
 
 def _mean(runs: list[RunRecord], metric: str, direction: str) -> float:
-    """To be minimised; the baseline's speed-up, which nobody measures, is 1."""
+    """A run's objectives, to be minimised. The baseline's speed-up is 1, because nobody measures it."""
     missing = 1.0 if metric == q.SPEEDUP.name and runs[0].arm == BASELINE else np.nan
     value = float(np.mean([run.metrics.get(metric, missing) for run in runs]))
     return -value if direction == "maximize" else value
 
 
 def _given_up(folder: StudyFolder, study: StudyRecord, space: Space, keep: Keep, failed: bool) -> Iterator[Removal]:
-    """
-    Args:
-        failed: whether failed runs are meant too; one may be tried again.
-    """
+    """Args: failed: whether to include failed runs. A failed run may be retried."""
     kept = on_frontier(study, space) if keep.models == "frontier" and study.finished else set(study.runs)
     for run in study.runs.values():
         yield from _given_up_by(folder, run, keep, failed, model=keep.models == "none" or run.trial not in kept)
@@ -136,7 +133,7 @@ def _removal(path: Path, what: str) -> Removal:
 
 
 def _bytes(path: Path) -> int:
-    """Of a file, or of all files below a folder; what goes away meanwhile counts nothing."""
+    """Bytes of a file, or of all files below a folder. Files that disappear meanwhile count as 0."""
     try:
         if not path.is_dir() or path.is_symlink():
             return path.lstat().st_size

@@ -1,8 +1,8 @@
-"""Who proposes a search's next point: a function of the space, the number of the proposal and its seed.
+"""Samplers: functions of the space, the number of the proposal and its seed that return Optuna's sampler.
 
-The n-th proposal is drawn by a sampler of its own seed, so it depends on nothing but the trials before it; the first
-ones are drawn at random and depend on no result, so runs that end in another order ask the same. A sampler of one's own
-is any of Optuna's classes, or a function, that takes `seed`.
+Each proposal has a sampler with its own seed, so it depends only on the trials before it. The first proposals are drawn
+at random and do not depend on results, so they are the same in whatever order runs end. A user's sampler is any of
+Optuna's classes, or a function, that takes `seed`.
 """
 
 from __future__ import annotations
@@ -19,15 +19,17 @@ from reco_tune import parts
 from reco_tune.settings import Space
 
 GP_TRIALS = 200
-"""Of a search by Gaussian processes, whose cost grows with the cube of what they know; TPE proposes the others."""
+"""Largest number of trials for Gaussian processes, whose cost grows with the cube of this number. TPE proposes the
+others.
+"""
 
 
 def sampler_of(space: Space, number: int, planned: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    """The one that proposes a search's point.
+    """The sampler that proposes a search's point.
 
     Args:
-        number: of the point: proposals and what earlier studies gave before it. Fixed arms do not count: when they are
-            told depends on when they end.
+        number: number of the point: proposals and results of earlier studies before it. Fixed arms do not count,
+            because the order in which they end is not fixed.
         planned: proposals of the search when it began.
     """
     sampler = space.sampler
@@ -69,7 +71,7 @@ def nsga2(space: Space, number: int, planned: int, seed: int, distributions: Any
 
 
 def random(space: Space, number: int, planned: int, seed: int, distributions: Any) -> optuna.samplers.BaseSampler:
-    """Also the sampler of a grid, whose points are put in its queue."""
+    """Random sampler. Also for a grid, whose points are put in its queue."""
     return optuna.samplers.RandomSampler(seed=seed)
 
 
@@ -78,8 +80,8 @@ def _drawn_at_random(planned: int) -> int:
 
 
 class _Nsga2(optuna.samplers.NSGAIISampler):
-    """Optuna's, which remembers what settings all trials of a study share: every proposal has a sampler of its own,
-    which would look through all of them again.
+    """Optuna's sampler, with the search space that all trials share kept between proposals. Every proposal has a new
+    sampler, which would otherwise go through all trials again.
     """
 
     _shared: ClassVar[WeakKeyDictionary[optuna.Study, IntersectionSearchSpace]] = WeakKeyDictionary()
@@ -99,10 +101,8 @@ class _Sobol(optuna.samplers.QMCSampler):
     def __init__(
         self, distributions: Mapping[str, optuna.distributions.BaseDistribution], seed: int, choice_seed: int
     ) -> None:
-        """
-        Args:
-            seed: scrambles the sequence; the same for all its points.
-            choice_seed: of categories, which have no place in a sequence and are drawn.
+        """Args: seed: scrambles the sequence; the same for all its points. choice_seed: draws categories, which the
+        sequence cannot give.
         """
         independent = optuna.samplers.RandomSampler(seed=choice_seed)
         super().__init__(scramble=True, seed=seed, independent_sampler=independent, warn_independent_sampling=False)

@@ -130,32 +130,29 @@ def is_judged(pruning: Pruning, run: RunRecord) -> bool:
 
 
 def measured_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
-    """Steps at which a run generates clips: where it is judged by them, or others are beside it."""
+    """Steps at which a run generates clips: those at which it is judged by them, or other runs are compared with it."""
     beside = pruning.arms and run.arm == BASELINE
     return deciding_steps(pruning, run) if pruning.generates_clips and (beside or is_judged(pruning, run)) else ()
 
 
 def deciding_steps(pruning: Pruning, run: RunRecord) -> tuple[int, ...]:
-    """Steps at which the rungs of a run end that decide about it."""
+    """Steps at the ends of the rungs at which a run may be stopped."""
     steps, rungs = int(run.settings["training.steps"]), int(run.settings["training.rungs"])
     deciding = deciding_rungs(rungs, pruning.grace_rungs, pruning.reduction_factor)
     return tuple(step for step in rung_steps(steps, rungs) if _rung(run, step) in deciding)
 
 
 class ParetoAsha(FIFOScheduler):
-    """Tune's scheduler: has every rung judged before the run may go on.
+    """Tune's scheduler: has every rung judged before the run may continue.
 
-    It never ends a light trial itself: a run that is asked to stop leaves its worker group at the end of the step, and
-    the trial, whose place in the cluster that group is, ends with it.
+    It never ends a light trial itself. A run that is asked to stop leaves its worker group at the end of the step, and
+    its trial ends with it, because the trial stands for the run's place in the cluster.
     """
 
     _supports_buffered_results = False
 
     def __init__(self, judge: Callable[[str, int], None] | None = None) -> None:
-        """
-        Args:
-            judge: told (run, step) of every rung; it asks the run to stop where it must.
-        """
+        """Args: judge: called with (run, step) for every rung; asks the run to stop if it must."""
         super().__init__()
         self._judge = judge
 
@@ -207,7 +204,7 @@ def _report(run: RunRecord, step: int) -> dict[str, float]:
 
 
 def _axes(space: Space, known: Mapping[str, float]) -> dict[str, float]:
-    """The objectives that are known at a rung, and the proxy; each with the sign that makes less better."""
+    """The objectives that are known at a rung, and the proxy, each with the sign that makes lower values better."""
     directions = {name: direction for name, direction in space.objectives.items() if name in known}
     directions[space.pruning.metric] = (
         "maximize" if quantities.ALL[space.pruning.metric].better == "higher" else "minimize"

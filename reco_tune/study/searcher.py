@@ -128,8 +128,8 @@ class Search:
 
     @property
     def finalists(self) -> dict[str, dict[str, Any]]:
-        """Params, by run, of the sampled runs on the frontier whose place another could take; what breaks a constraint
-        neither stands there nor takes a place.
+        """Params by run of the finalists: sampled runs on the frontier whose place another run could take. Runs that
+        break a constraint are not finalists and take no place.
         """
         signs = [[-1.0 if direction == "maximize" else 1.0] for direction in self._space.objectives.values()]
         ends_NM3 = np.array([run.ends for run in self._feasible.values()]).reshape(-1, len(signs), 3) * signs

@@ -1,7 +1,5 @@
-"""What becomes of requests: a study grows, runs are stopped or tried again, all pause. In the hands of the one writer
-of the log.
-
-Knows the log, the jobs and the requests; of Ray only what it is given to call.
+"""Handles requests: a study grows, runs are stopped or retried, all runs pause. Runs in the driver, which alone writes
+the log. Knows the log, the jobs and the requests; calls Ray only through functions that it is given.
 """
 
 from __future__ import annotations
@@ -34,9 +32,9 @@ from reco_tune.study_log import (
 )
 
 STOPPED = "stopped by hand"
-"""Reason of a run that a person stopped. Such a run stands in no table."""
+"""Reason of a run that the user stopped. Such a run is in no table."""
 FAILED = "--failed"
-"""In place of a run: every one that failed."""
+"""In place of a run's name: every run that failed."""
 
 
 class Steering:
@@ -83,7 +81,7 @@ class Steering:
 
     def _run(self) -> None:
         while not self._closing.wait(LOOK_SECONDS):
-            with suppress(Exception):  # a full disk, a cluster that is gone: the driver says so
+            with suppress(Exception):  # a full disk or a lost cluster: the driver reports it
                 self.look()
                 self.check_limits()
 
@@ -189,22 +187,22 @@ def retryable(study: StudyRecord, names: Sequence[str]) -> list[RunRecord]:
 
 
 def stop_runs(folder: StudyFolder, names: Sequence[str]) -> None:
-    """Stops runs, whether somebody drives the study or not.
+    """Stops runs, whether or not the study is running.
 
     Raises:
         StudyError: as `stoppable`.
-        StoppedError: where the driver has not answered yet.
+        StoppedError: if the driver has not answered yet.
     """
     if requests.answered(folder, "stop", runs=list(names)) is None:
         stop_aside(folder, names)
 
 
 def retry_runs(folder: StudyFolder, names: Sequence[str]) -> bool:
-    """Has runs tried again; whether somebody drives the study and does it. Else whoever goes on with it will.
+    """Retries runs. True if a driver is running and does it; otherwise the next driver will.
 
     Raises:
         StudyError: as `retryable`.
-        StoppedError: where the driver has not answered yet.
+        StoppedError: if the driver has not answered yet.
     """
     if requests.answered(folder, "retry", runs=list(names)) is not None:
         return True
@@ -213,10 +211,11 @@ def retry_runs(folder: StudyFolder, names: Sequence[str]) -> bool:
 
 
 def pause_study(folder: StudyFolder) -> None:
-    """
+    """Pauses a running study.
+
     Raises:
-        StudyError: where nobody drives the study.
-        StoppedError: where the driver has not answered yet.
+        StudyError: if the study is not running.
+        StoppedError: if the driver has not answered yet.
     """
     if requests.answered(folder, "pause") is None:
         raise StudyError(f"the study in {folder.path} is not running; `{command('resume', folder.path)}` continues it")

@@ -150,7 +150,7 @@ class Storage:
 
     @contextmanager
     def _told(self, own_disk: bool = False) -> Iterator[None]:
-        """Whatever pyarrow and the packages behind it raise, in one sentence."""
+        """Turns any error of pyarrow and the packages behind it into one sentence."""
         try:
             yield
         except Exception as error:
@@ -167,12 +167,12 @@ class Storage:
 
 
 def cached_parts(experiment: Experiment, tokens: Path, folders: Iterable[Path]) -> dict[str, Path]:
-    """What workers read of the cache folder, by its name in the storage; the token cache, whose name tells its files,
-    comes first.
+    """The parts of the cache folder that workers read, by name in the storage. The token cache comes first. Its name
+    contains a hash of its file names.
 
     Args:
-        tokens: folder of the token cache, which grows when somebody needs pieces of another length.
-        folders: of the others, whose names tell what is in them.
+        tokens: folder of the token cache, which grows when pieces of another length are needed.
+        folders: the other folders, whose names identify their content.
     """
     files = hashlib.sha256("/".join(sorted(file.name for file in tokens.iterdir())).encode()).hexdigest()[:8]
     parts = {f"tokens/{tokens.name}-{files}": tokens}
@@ -195,10 +195,10 @@ class LocalFolders:
 
 
 def fetch_cache(job: Job, storage: Storage) -> LocalFolders:
-    """Fetches what the job reads of the cache, once for all workers of this machine.
+    """Fetches the parts of the cache that the job reads, once for all workers of this machine.
 
     Raises:
-        StorageError: where something of it is missing, or this machine takes no files.
+        StorageError: if a part is missing, or this machine cannot store files.
     """
     own = scratch()
     cache = own / "cache"
@@ -216,21 +216,21 @@ def fetch_cache(job: Job, storage: Storage) -> LocalFolders:
 
 
 def fetch_run(storage: Storage, name: str, folder: Path) -> None:
-    """The run's folder as its last worker left it; none where nobody began with it."""
+    """Fetches the run's folder as its last worker stored it; nothing if no worker has begun the run."""
     shutil.rmtree(folder, ignore_errors=True)
     storage.get(f"{name}/results", folder)
     storage.get(f"{name}/{CHECKPOINT}", folder / CHECKPOINT)
 
 
 def store_run(storage: Storage, name: str, folder: Path) -> None:
-    """Lays the run's folder into the storage; nobody goes on from the checkpoint of a run with a result."""
+    """Stores the run's folder. Leaves out the checkpoint of a run with a result, because nobody continues it."""
     if (folder / CHECKPOINT).is_dir() and not (folder / RESULT).exists():
         storage.put(folder / CHECKPOINT, f"{name}/{CHECKPOINT}")
     storage.put(folder, f"{name}/results", without=CHECKPOINT)
 
 
 def holds_run(storage: Storage, name: str) -> bool:
-    """Whether somebody has laid the run's folder there."""
+    """Whether the run's folder has been stored."""
     return storage.holds(f"{name}/results")
 
 
@@ -240,10 +240,10 @@ def fetch_results(storage: Storage, name: str, folder: Path) -> bool:
 
 
 def scratch() -> Path:
-    """Folder of this machine that holds what its workers fetched.
+    """Folder of this machine for the files that its workers fetch.
 
     Raises:
-        StorageError: where it cannot be written to.
+        StorageError: if it is not writable.
     """
     folder = Path(tempfile.gettempdir()) / f"reco-tune-{os.getuid()}"
     try:
@@ -264,7 +264,7 @@ def _extractor_name(experiment: Experiment) -> str:
 
 @contextmanager
 def _held(folder: Path) -> Iterator[None]:
-    """Lets one process of this machine in at a time."""
+    """A lock for one process of this machine at a time."""
     folder.parent.mkdir(parents=True, exist_ok=True)
     with lock(folder.with_name(f".{folder.name}.lock"), seconds=-1):
         yield

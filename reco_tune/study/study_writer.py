@@ -94,15 +94,15 @@ def claimed(space: Space, folder: StudyFolder) -> Iterator[None]:
 
 
 def freeze(space: Space, folder: StudyFolder) -> None:
-    """Writes the settings of a study, which are whole or those before whatever happens."""
+    """Writes the settings of a study. If that is interrupted, the old settings stay complete."""
     staging = folder.path / ".settings.yaml"
     save_space(frozen(space), staging)
     staging.replace(folder.settings)
 
 
 def frozen(space: Space) -> Space:
-    """The space with absolute paths, so that a study can be resumed from anywhere, and `resources` as part of the
-    experiment alone: what was given on top of the file's must hold when it is resumed.
+    """The space with absolute paths, so that a study can be resumed from anywhere. `resources` are only in the
+    experiment, because overrides of the file's resources must stay in effect when the study is resumed.
     """
     experiment = make(Sections, space.experiment, where="experiment")
     paths = {"data.cache_dir": str(experiment.cache_dir.resolve())}
@@ -118,7 +118,7 @@ def frozen(space: Space) -> Space:
 
 @contextmanager
 def locked(folder: StudyFolder) -> Iterator[None]:
-    """One driver a study; the system frees the lock when the process ends, however it ends."""
+    """A lock for one driver per study. The system releases it when the process ends, for whatever reason."""
     folder.path.mkdir(parents=True, exist_ok=True)
     with ExitStack() as stack:
         try:

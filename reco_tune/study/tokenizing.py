@@ -1,7 +1,7 @@
 """Tokenizing on a cluster: Ray tasks decode and encode parts of clips, wherever there is room.
 
-The lists of clips, the pixels that are kept and the fit stay with the driver, which alone writes the cache; its bytes
-are those that one process writes. Videos and cache folder lie on storage that every node sees.
+The driver keeps the lists of clips, stores pixels, fits the tokenizer, and alone writes the cache. The cache has the
+same bytes as one written by a single process. Every node must see the videos and the cache folder.
 """
 
 from __future__ import annotations
@@ -29,13 +29,13 @@ _MOST_PLACES = 10**6
 def prepare_tokens_on_cluster(
     experiment: Experiment, address: str | None, progress: Progress = quiet, piece_blocks: Sequence[int] = ()
 ) -> TokenCache:
-    """`prepare_tokens` with the Ray cluster at `address`, or one of this machine; it is joined when there is something
-    to encode.
+    """`prepare_tokens` with the Ray cluster at `address`, or one of this machine. It connects only if there is
+    something to encode.
 
     Raises:
-        StudyError: where no cluster can be reached.
-        RunFailedError: where tasks died more often than `resources.max_failures`; what is finished is kept.
-        DataError: as of `prepare_tokens`, and where a node does not see the files.
+        StudyError: if no cluster can be reached.
+        RunFailedError: if tasks died more often than `resources.max_failures`. Finished parts are kept.
+        DataError: as `prepare_tokens`, and if a node does not see the files.
     """
     with ExitStack() as stack:
         places: list[int] = []
@@ -60,7 +60,7 @@ def prepare_tokens_on_cluster(
 
 
 def _results(remote: Any, tasks: list[PartTask], limit: int) -> Iterator[EncodedPart]:
-    """In the order in which they are ready; never more than `limit` tasks at once."""
+    """Results in the order in which they are ready; never more than `limit` tasks at once."""
     later = iter(tasks)
     waiting = [remote.remote(task) for task in islice(later, limit)]
     while waiting:

@@ -1,7 +1,7 @@
-"""Tune's side of a study: the light trial that stands for a job, and Tune's view of what comes next.
+"""Tune's side of a study: the light trial that stands for a job, and the searcher that gives Tune the next one.
 
-Knows the dispatcher's `follow` and Tune; knows nothing of settings, models or Optuna, and imports no torch: with reused
-actors a trial costs a few round trips.
+Knows the dispatcher's `follow` and Tune; knows nothing of settings, models or Optuna. Imports no torch, and actors are
+reused, so a trial costs only a few round trips.
 """
 
 from __future__ import annotations
@@ -20,10 +20,8 @@ Suggestion = dict[str, Any] | str | None
 
 
 def follow(config: dict[str, Any]) -> None:
-    """The Tune trial: starts its job at the dispatcher, relays the job's rung reports to Tune and ends with it.
-
-    Imports nothing heavy: with reused actors a trial costs a few round trips. Where the dispatcher is gone it ends too:
-    the driver has noticed.
+    """The Tune trial: starts its job at the dispatcher, passes the job's rung reports on to Tune, and ends with the
+    job. Also ends if the dispatcher is gone, which the driver notices by itself.
     """
     seen, outcome = 0, None
     while outcome is None:
@@ -39,8 +37,8 @@ def follow(config: dict[str, Any]) -> None:
 
 
 class NoTrialOutput(TrialProgressCallback):
-    """Tune prints that a trial ended without a result, however silent it is told to be; the study's observer says what
-    there is to say.
+    """Silences Tune's message that a trial ended without a result, which ignores verbosity. The study's observer
+    reports the end of every run.
     """
 
     def _print(self, msg: str) -> None:
@@ -48,13 +46,10 @@ class NoTrialOutput(TrialProgressCallback):
 
 
 class Proposals(Searcher):
-    """Tune's view of the study: asks for the next trial. What came of it is told by the log, not by Tune."""
+    """Tune's searcher: asks for the next trial. Results come from the log, not from Tune."""
 
     def __init__(self, propose: Callable[[], Suggestion] | None = None, room: Callable[[], int] = lambda: 1) -> None:
-        """
-        Args:
-            room: how many trials may live at once, which grows where machines join: Tune's own limit is fixed.
-        """
+        """Args: room: how many trials may exist at once. It grows when machines join; Tune's own limit is fixed."""
         super().__init__()
         self._propose, self._room = propose, room
         self._live: set[str] = set()
@@ -71,7 +66,7 @@ class Proposals(Searcher):
         return proposal
 
     def on_trial_complete(self, trial_id: str, result: dict[str, Any] | None = None, error: bool = False) -> None:
-        """What came of it the dispatcher's events have said."""
+        """Does nothing: the dispatcher's events report the outcome."""
         self._live.discard(trial_id)
 
     def save(self, checkpoint_path: str) -> None:

@@ -1,9 +1,9 @@
-"""What may not change under a study: every setting that a result depends on. Runs that differ in one would stand in one
-row of a table as if they were seeds of one arm.
+"""Checks that no setting has changed that a result of the study depends on. Otherwise, runs with different settings
+would be in one row of a table as seeds of one arm.
 
-Compares the settings in a study's folder with those that its log was begun with, and with those of the runs in it; only
-knows settings and the log, and changes nothing. What a study may grow by (`extend`: arms, seeds, budgets, trials,
-ranges of its search) and where it runs (`WHERE`) is free.
+Compares the settings in a study's folder with those at the start of its log, and with those of its runs. Knows only
+settings and the log; changes nothing. Additions (`extend`: arms, seeds, budgets, trials, ranges of its search) and
+settings of where it runs (`WHERE`) may change.
 """
 
 from __future__ import annotations
@@ -19,11 +19,11 @@ from reco_tune.settings import BASELINE, SEARCH, Experiment, Space, Tune, arm_ex
 from reco_tune.study_log import RunRecord, StudyFolder, StudyRecord
 
 OF_THE_SEARCH = ("objectives", "constraints", "sampler", "points", "pruning", "repeats", "warm_start")
-"""Keys of a space by which one proposal follows from those before it."""
+"""Keys of a space that determine how a proposal follows from those before it."""
 
 
 class Change(NamedTuple):
-    """A setting whose value is another one now."""
+    """A setting whose value has changed."""
 
     key: str
     before: Any
@@ -31,13 +31,14 @@ class Change(NamedTuple):
 
 
 def check_unchanged(space: Space, study: StudyRecord, folder: StudyFolder) -> None:
-    """
+    """Refuses changed settings.
+
     Args:
         space: of the folder's settings, as they are now.
         study: of its log.
 
     Raises:
-        StudyError: where a setting changed that may not; it names the first, both values and the way out.
+        StudyError: if a setting has changed that may not. It names the first one, both values and the way out.
     """
     if not study.name:
         return  # nothing was begun
@@ -86,14 +87,14 @@ def _changes(space: Space, study: StudyRecord) -> Iterator[Change]:
 
 
 def _telling(study: StudyRecord) -> Iterator[RunRecord]:
-    """Runs whose settings tell those of all: each of a fixed arm, and the first and last sampled one."""
+    """Runs whose settings represent all others: all runs of fixed arms, and the first and last sampled one."""
     sampled = [run for run in study.runs.values() if run.arm == SEARCH]
     yield from (run for run in study.runs.values() if run.arm != SEARCH)
     yield from sampled[:1] + sampled[-1:]
 
 
 def _first_seed(space: Space) -> dict[str, int]:
-    """Sampled runs have the first of the seeds."""
+    """Seed of every sampled run: the first of the study's seeds."""
     return {"training.seed": space.seeds[0]}
 
 
@@ -116,7 +117,7 @@ def _plain(tune: Tune | None) -> dict[str, Any] | None:
 
 
 def _word(value: Any) -> str:
-    """A value as a settings file has it."""
+    """A value as a settings file writes it."""
     if value is None:
         return "left out"
     plain = value.model_dump(mode="json", exclude_defaults=True) if isinstance(value, BaseModel) else value
@@ -124,8 +125,8 @@ def _word(value: Any) -> str:
 
 
 def _own_steps(space: Space) -> Iterator[tuple[str, str]]:
-    """Arms and searches with a setting of model or training that makes their steps cost another thing than the
-    baseline's, each with that setting.
+    """Arms and searches in which a setting of model or training changes the cost of a step from the baseline's, each
+    with that setting.
     """
     baseline = arm_experiment(space, BASELINE).step_settings()
     costly = [key for key in baseline if key.startswith(("model.", "training."))]

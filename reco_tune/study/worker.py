@@ -1,4 +1,4 @@
-"""What a Ray Train worker does: takes jobs from the dispatcher, one after another, and runs each as if it were alone.
+"""A Ray Train worker: takes jobs from the dispatcher, one after another, and runs each as if it were alone.
 
 Knows the core (calibration, training, evaluation) and the dispatcher; knows nothing of Tune, Optuna or the log.
 """
@@ -44,44 +44,44 @@ from reco_tune.study.storage import (
 from reco_tune.training import Group, fit
 
 PROGRESS_SECONDS = 1.0
-"""Shortest time between two progress messages of one worker, of a study of few."""
+"""Shortest time between two progress messages of one worker. It is longer in a study with many workers."""
 
 
 class Hooks:
-    """How a job speaks to the dispatcher; only rank 0 is heard."""
+    """A job's connection to the dispatcher. Only rank 0 sends."""
 
     def __init__(self, dispatcher: Any, job: Job, rank: int, progress_seconds: float = PROGRESS_SECONDS) -> None:
         self._dispatcher, self._key, self._rank, self._progress_seconds = dispatcher, job.key, rank, progress_seconds
         self._last_progress = 0.0
         self._answer: Any = None
-        """The dispatcher's to the last message that said how far the job is."""
+        """The dispatcher's answer to the last progress message."""
 
     def event(self, name: str, **fields: Any) -> None:
-        """One event of the run's life; it is at the dispatcher when this returns."""
+        """Sends an event of the run. The dispatcher has it when this returns."""
         if self._rank == 0:
             ray.get(self._dispatcher.post.remote(self._key, name, fields))
 
     def report(self, step: int, metrics: dict[str, float]) -> bool:
-        """A rung's report; True asks to stop."""
+        """Sends a rung's report. True asks the job to stop."""
         return bool(ray.get(self._dispatcher.report.remote(self._key, step, finite(metrics))))
 
     def asked_to_leave(self) -> bool:
-        """Whether the job should stop as soon as it can: the answer to the last word of its progress."""
+        """Whether the job should stop as soon as it can, from the answer to the last progress message."""
         if self._answer is None or not ray.wait([self._answer], timeout=0)[0]:
             return False
         return bool(ray.get(self._answer))
 
     def saved(self, step: int) -> None:
-        """The job has a checkpoint of this step, between two reports; nobody waits for the answer."""
+        """Reports a checkpoint of this step, between two rungs. Does not wait for the answer."""
         self._dispatcher.saved.remote(self._key, step)
 
     def left(self, step: int) -> None:
-        """The job stopped because it was asked to."""
+        """Reports that the job stopped as requested."""
         if self._rank == 0:
             ray.get(self._dispatcher.left.remote(self._key, step))
 
     def progress(self, done: int, total: int, what: str) -> None:
-        """How far the job is, about once a second."""
+        """Reports progress, about once a second."""
         now = time.monotonic()
         if self._rank == 0 and (now - self._last_progress >= self._progress_seconds or done == total):
             self._last_progress = now
@@ -93,10 +93,10 @@ Store = Callable[[], None]
 
 
 def serve(config: dict[str, Any]) -> None:
-    """The train loop of a warm worker group: jobs until the dispatcher says leave.
+    """The train loop of a warm worker group: does jobs until the dispatcher tells it to leave.
 
     Args:
-        config: `dispatcher` (actor handle), `slot`, `execute` (what a job is: `execute` below).
+        config: `dispatcher` (actor handle), `slot`, `execute` (the function that does a job: `execute` below).
     """
     dispatcher, slot = config["dispatcher"], config["slot"]
     job_function: Execute = config["execute"]
@@ -111,7 +111,7 @@ def serve(config: dict[str, Any]) -> None:
         try:
             job_function(job, Hooks(dispatcher, job, rank, config["progress_seconds"]))
         except Exception as error:
-            if no_space(error):  # not the run's fault, and no other would fare better
+            if no_space(error):  # not the run's fault: all other runs would fail in the same way
                 full = f"{scratch()} on {socket.gethostname()}" if job.storage else job.folder or job.tokens
                 ray.get(
                     dispatcher.halt.remote(
@@ -158,22 +158,21 @@ def execute(job: Job, hooks: Hooks) -> None:
 
 
 def finite(metrics: dict[str, float]) -> dict[str, float]:
-    """The metrics that are numbers: JSON has no NaN, and an objective that is missing fails its run."""
+    """The metrics that are numbers. JSON has no NaN, and a missing objective fails its run."""
     return {name: float(value) for name, value in metrics.items() if math.isfinite(value)}
 
 
 def _shared() -> None:
-    """Every machine sees the run's folder: nothing has to be laid anywhere."""
+    """Does nothing, for clusters whose machines share the run's folder."""
 
 
 def _run(
     job: Job, experiment: Experiment, here: LocalFolders, cache: TokenCache, group: Group, hooks: Hooks, store: Store
 ) -> dict[str, Any] | None:
-    """The whole of a run; None where it was asked to stop.
+    """Does a whole run; None if it was asked to stop.
 
     Args:
-        store: lays the run's folder where other machines find it; called before anybody hears that something is on
-            disk.
+        store: stores the run's folder for other machines. Called before any event says that files are on disk.
     """
 
     def report(step: int, rung: dict[str, float]) -> bool:
@@ -223,7 +222,7 @@ def _run(
 
 
 def _calibrated(job: Job, experiment: Experiment, cache: TokenCache, group: Group, hooks: Hooks) -> dict[str, float]:
-    """The measurement of all ranks together, the same on each."""
+    """The calibration of all ranks together, with the same result on each."""
     hooks.progress(0, 1, "calibrating")
     baseline, seconds = Experiment.model_validate(job.baseline), experiment.resources.calibration_seconds
     return finite(calibrate(experiment, baseline, cache, seconds, group=group))
@@ -239,7 +238,9 @@ def _finished(folder: Path, settings_hash: str) -> dict[str, Any] | None:
 
 
 def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:
-    """On what a run works, and as which process: who looks for its log files, or stops it by hand, needs both."""
+    """Machine, process, device and data of a run. Users need machine and process to find its log files, or to stop it
+    by hand.
+    """
     device = torch.cuda.get_device_name() if experiment.device_type == "cuda" and torch.cuda.is_available() else "cpu"
     return {
         "host": socket.gethostname(),
@@ -251,7 +252,7 @@ def _where(experiment: Experiment, cache: TokenCache) -> dict[str, str | int]:
 
 
 def sentence(error: Exception, experiment: Experiment) -> str:
-    """What became of a job, in one line."""
+    """The error of a job, in one sentence."""
     text = " ".join(str(error).split())
     if isinstance(error, MemoryError | torch.OutOfMemoryError) or "can't allocate memory" in text:
         gpu = experiment.device_type == "cuda" and torch.cuda.is_available()

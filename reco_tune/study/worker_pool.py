@@ -1,6 +1,5 @@
-"""Warm worker groups: long-lived Ray Train runs whose loop takes job after job, so that a trial does not pay for one.
-
-Ray Train keeps what it is good at: the process group, placement, and starting a group again when a worker dies.
+"""Warm worker groups: long-lived Ray Train runs whose loop takes job after job, so that a trial does not pay for their
+start. Ray Train provides the process group, placement, and the restart of a group when a worker dies.
 """
 
 from __future__ import annotations
@@ -21,19 +20,19 @@ from reco_tune.study.cluster import Placement, machines
 from reco_tune.study.ray_internals import GROUP_THREAD, WarmTrainer
 
 RESTARTS, RESTARTS_PER_JOB = 100, 4
-"""A group that dies more often than this, over all jobs, is given up: it may die before it takes any. The dispatcher
+"""Number of deaths, over all jobs, after which a group is given up; it may die before it takes a job. The dispatcher
 gives up on a single job much earlier.
 """
 MACHINES_SECONDS = 2.0
-"""Between two looks at the cluster's machines."""
+"""Seconds between two checks of the cluster's machines."""
 POLL_SECONDS = 0.5
-"""Between two looks at the workers of a group, of a study of few."""
+"""Seconds between two checks of a group's workers. It is longer in a study with many groups."""
 POLLS_PER_SECOND = 100
-"""Looks at the workers of all groups together."""
+"""Largest number of checks per second over all groups."""
 PROGRESS_PER_SECOND = 20
-"""Messages of all workers together that say how far they are; nobody reads more."""
+"""Largest number of progress messages per second over all workers. Nobody reads more."""
 LEAVE_SECONDS = 60
-"""How long groups may take to go home."""
+"""Longest time that groups may take to leave."""
 
 
 class WorkerPool:
@@ -47,21 +46,21 @@ class WorkerPool:
         jobs: int,
         room: Callable[[set[str]], int] = lambda joined: 0,
     ) -> None:
-        """Starts them; returns at once.
+        """Starts the groups; returns at once.
 
         Args:
             storage: folder of Train's own state.
             jobs: about how many jobs they will do.
-            room: told which machines have joined since it was asked last, gives how many groups there is room and work
-                for; groups are added, never taken away.
+            room: called with the machines that have joined since the last call. Returns the number of groups for which
+                there is room and work. Groups are added, never removed.
         """
         self.lost: dict[int, str] = {}
-        """Why groups are gone, by slot; they come back when a machine does."""
+        """Reasons why groups are gone, by slot. They come back when a machine joins."""
         self._dispatcher, self._placement, self._storage = dispatcher, placement, storage.resolve()
         self._room = room
         self._restarts = RESTARTS + RESTARTS_PER_JOB * jobs
         self._trainers: list[WarmTrainer] = []
-        """Of the groups that are there."""
+        """Trainers of the groups that exist."""
         self._threads: list[threading.Thread] = []
         self._closing = threading.Event()
         self._machines_joined = 0
@@ -71,7 +70,7 @@ class WorkerPool:
 
     @property
     def groups(self) -> int:
-        """Those that are lost included."""
+        """Number of groups, including lost ones."""
         return len(self._threads)
 
     @property
@@ -80,14 +79,14 @@ class WorkerPool:
         return len(self.lost) == self.groups
 
     def join(self) -> None:
-        """Waits until they have left; the dispatcher must have said so."""
+        """Waits until the groups have left. The dispatcher must have told them to."""
         self._closing.set()
         for thread in self._threads:
             thread.join(LEAVE_SECONDS)
 
     def end(self) -> None:
-        """Ends those that have not left, while Ray runs: a thread that waits in Ray when it is shut down can take the
-        process along.
+        """Ends groups that have not left. Call it while Ray runs: a thread that waits in Ray during its shutdown can
+        end the process.
         """
         self._closing.set()
         self._watch.join(LEAVE_SECONDS)
@@ -100,8 +99,8 @@ class WorkerPool:
                 thread.join(0.2)
 
     def _keep(self, slot: int) -> None:
-        """One group, until the dispatcher says leave. Where Train gives it up, which it does when there is no room for
-        it for minutes, it starts again once a machine has joined.
+        """Runs one group until the dispatcher tells it to leave. If Train gives it up, because there was no room for it
+        for minutes, it starts again when a machine has joined.
         """
         while not self._closing.is_set():
             joined = self._machines_joined
@@ -127,7 +126,9 @@ class WorkerPool:
             del self.lost[slot]
 
     def _run_group(self, slot: int) -> None:
-        """Until it leaves or is lost. Its references to Ray go with it: they must not be there when Ray shuts down."""
+        """Runs the group until it leaves or is lost. Its references to Ray go with it, because none may be left when
+        Ray shuts down.
+        """
         trainer = self._trainer(slot)
         self._trainers.append(trainer)
         try:
@@ -136,15 +137,15 @@ class WorkerPool:
             self._trainers.remove(trainer)
 
     def _grow(self, groups: int) -> None:
-        """Starts as many groups as are wanted beyond those there are."""
+        """Starts groups until there are as many as wanted."""
         for slot in range(self.groups, groups):
             thread = threading.Thread(target=self._keep, args=(slot,), name=f"{GROUP_THREAD}{slot}", daemon=True)
             self._threads.append(thread)
             thread.start()
 
     def _watch_machines(self) -> None:
-        """Tells the dispatcher which machines are gone or will be, and lost groups that there is room again; starts
-        further groups where there is room for more.
+        """Tells the dispatcher which machines are gone or will be, and lost groups that there is room again. Starts
+        further groups if there is room for more.
         """
         known: set[str] = set()
         told: tuple[list[str], list[str]] = ([], [])
@@ -161,7 +162,7 @@ class WorkerPool:
                     ray.get(self._dispatcher.machines.remote(*found))
                     told = found
             except Exception:
-                continue  # the cluster is going down, or busy; whoever cannot be told now is told next time
+                continue  # the cluster is going down, or busy: the next round tells it again
 
     def _trainer(self, slot: int) -> WarmTrainer:
         placement = self._placement
@@ -180,7 +181,7 @@ class WorkerPool:
                 resources_per_worker=placement.worker_resources,
             ),
             run_config=ray.train.RunConfig(
-                # never an old name: Train would look for checkpoints of its own
+                # always a new name: with an old one, Train would look for its own checkpoints
                 name=f"group-{slot}-{uuid.uuid4().hex[:8]}",
                 storage_path=str(self._storage),
                 failure_config=ray.train.FailureConfig(
