@@ -102,7 +102,7 @@ def test_the_prefix_is_seen_in_training(monkeypatch: pytest.MonkeyPatch) -> None
     before, after = (model.window(tokens, LABELS, 8, 4).logits_BWV for tokens in (TOKENS, changed))
     assert not torch.allclose(before, after)
     model.body.gradient_checkpointing_enable()
-    with pytest.raises(RuntimeError, match="without its context; call gradient_checkpointing_disable"):
+    with pytest.raises(RuntimeError, match="without its prefix; call gradient_checkpointing_disable"):
         model.window(TOKENS, LABELS, 8, 4)
     model.eval()
     with torch.no_grad():

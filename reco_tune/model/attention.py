@@ -20,7 +20,7 @@ LONGEST_IN_ONE_CALL = 128
 """Largest window on the CPU for which one call is faster than blocks of rows."""
 
 ROWS = 64
-"""Of a block."""
+"""Number of query rows in a block on the CPU."""
 
 
 class KeysValues(NamedTuple):
@@ -40,7 +40,7 @@ def attend(
 ) -> Tensor:
     """softmax(Q K^T / sqrt(K)) V; all [B, H, W, K]. Each query sees the whole prefix, and the window up to itself.
 
-    The prefix gets no gradient, even if it requires one, so it must have no graph.
+    The prefix gets no gradient, even if it requires one. Pass a prefix without a graph.
 
     Args:
         form: how attention is computed on a GPU or when compiled. "auto": `split_attention` with the kernel that a full
@@ -74,7 +74,7 @@ def _on_cpu(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | 
 
 
 def attend_with_gradient(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """The same, with a gradient for the prefix."""
+    """As `attend`, but with a gradient for the prefix."""
     if prefix is None:
         return attend(queries, keys, values)
     if queries.device.type == "cuda":
@@ -85,7 +85,7 @@ def attend_with_gradient(queries: Tensor, keys: Tensor, values: Tensor, prefix: 
 
 
 def lower_right(queries: Tensor, keys: Tensor, values: Tensor, prefix: KeysValues | None = None) -> Tensor:
-    """One call on joined keys, with torch's bias object. Unlike a mask, it keeps the flash kernel."""
+    """One call on joined keys, with torch's bias object. Unlike a mask, this object allows the flash kernel."""
     from torch.nn.attention.bias import causal_lower_right  # the import takes a second
 
     keys, values = joined(keys, values, prefix)
@@ -140,7 +140,7 @@ def beside_padding(padding_B: Tensor, rows: int, columns: int) -> Tensor:
 
 
 class _RowBlocks(torch.autograd.Function):
-    """Exact attention in blocks of query rows. No block computes keys behind its last row.
+    """Exact attention in blocks of query rows. No block reads keys after its last row.
 
     The CPU's fused kernel skips masked keys 512 at a time, so a causal window of 512 costs as much as the whole square.
     Here each block of rows reads only the keys up to its last row. Backward splits the keys. Those of the window go
@@ -186,8 +186,8 @@ class _RowBlocks(torch.autograd.Function):
             end = min(begin + ctx.rows, length)
             part = (grad[:, :, begin:end], queries[:, :, begin:end], output[:, :, begin:end], log_sums[index])
             grad_part, queries_part, output_part, log_sum = part
-            # Output and log-sum-exp are those over ALL keys: with them, and only with them, each group of keys gives
-            # its share.
+            # Output and log-sum-exp must be those over ALL keys. Otherwise this call would not give the share of these
+            # keys in the gradient.
             dq, dk, dv = _fused_backward(
                 grad_part, queries_part, keys[:, :, :end], values[:, :, :end], output_part, log_sum,
                 dropout_p=0.0, is_causal=False, attn_mask=mask[begin - end :, before + length - end :],
@@ -205,7 +205,7 @@ _fused_backward = aten._scaled_dot_product_flash_attention_for_cpu_backward.defa
 
 
 def query_gradient(grad: Tensor, queries: Tensor, output: Tensor, log_sum: Tensor, part: KeysValues) -> Tensor:
-    """dQ of some of the keys: P ∘ (dO V^T - <dO, O>) K / sqrt(K), with P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
+    """The share of some keys in dQ: P ∘ (dO V^T - <dO, O>) K / sqrt(K), P = exp(Q K^T / sqrt(K) - log-sum-exp)."""
     scale = queries.shape[-1] ** -0.5
     weights = torch.matmul(queries * scale, part.keys.transpose(-1, -2)).sub_(log_sum[..., None]).exp_()
     weights *= torch.matmul(grad, part.values.transpose(-1, -2)).sub_((grad * output).sum(dim=-1, keepdim=True))

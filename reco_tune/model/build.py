@@ -18,7 +18,7 @@ BUILT_IN = "transformer"
 """The built-in kind, whose shape is given by `width`, `depth` and `heads`."""
 
 SIZES = ("num_codes", "num_tokens", "num_classes", "condition_tokens")
-"""Arguments of every decoder beside its options. The last one is given only under text."""
+"""Arguments that every decoder gets besides its options. `condition_tokens` is given only for a text."""
 
 
 def shape_of(model: settings.Model, num_codes: int, num_tokens: int, num_classes: int) -> DecoderSettings:
@@ -102,14 +102,15 @@ def _made(
         if text and isinstance(error, TypeError) and "condition_tokens" in said:
             raise SettingsError(
                 f"model.condition (text) needs a decoder that reads several words, but model.kind ({kind}) takes no"
-                " condition_tokens; give it to Decoder.__init__ and read the words of labels_B, or take class"
+                " condition_tokens; pass it to Decoder.__init__ and read the words in labels_B, or set model.condition"
+                " to class"
             ) from error
-        raise SettingsError(f"model.kind ({kind}) cannot be made of model.options {options}: {said}") from error
+        raise SettingsError(f"model.kind ({kind}) cannot be built from model.options {options}: {said}") from error
     asked = num_codes, num_tokens, condition_tokens
     says = made.shape.num_codes, made.shape.num_tokens, made.shape.condition_tokens
     if says != asked:
         raise SettingsError(
-            f"model.kind ({kind}) was asked for num_codes, num_tokens and condition_tokens {asked}, but says {says};"
-            " hand them to Decoder.__init__ as they are given"
+            f"model.kind ({kind}) was asked for num_codes, num_tokens and condition_tokens {asked}, but has {says};"
+            " pass them to Decoder.__init__ unchanged"
         )
     return made

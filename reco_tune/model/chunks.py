@@ -2,8 +2,8 @@
 and the keys and values of all tokens with their gradients.
 
     without gradient    chunk 0, 1, ... n-2        keys and values are kept
-    with gradient       chunk n-1, n-2, ... 0      computed again, then backward at once: its loss, and the gradients
-                                                   that later chunks have for its keys and values
+    with gradient       chunk n-1, n-2, ... 0      computed again, then backward at once: from its loss, and from the
+                                                   gradients that later chunks gave for its keys and values
 
 The sum over the chunks is exactly the full sequence's gradient (StreamBP does the same for language models). Knows the
 built-in transformer, but not the loss.
@@ -33,10 +33,10 @@ def chunk_spans(num_tokens: int, chunk_tokens: int) -> list[WindowSpan]:
 def gradient_in_chunks(
     model: VideoTransformer, tokens_BT: Tensor, labels_B: Tensor, spans: Sequence[WindowSpan], judge: Judge
 ) -> list[Tensor]:
-    """Of the sum of what `judge` says of all chunks, for each of the model's parameters.
+    """The gradient of the sum of `judge` over all chunks, one tensor for each of the model's parameters.
 
     Args:
-        spans: of the chunks, one after another (`chunk_spans`).
+        spans: the chunks in order (`chunk_spans`).
     """
     kept = read_chunks(model, tokens_BT, labels_B, spans[:-1])
     wanted = [KeysValues(*(_zeros(part) for part in layer)) for layer in kept]
@@ -56,8 +56,8 @@ def _add_chunk(
     wanted: Sequence[KeysValues],
     gradient: Sequence[Tensor],
 ) -> None:
-    """Adds a chunk's share to `gradient`. Adds its gradient for earlier keys and values to `wanted`. The chunk's graph
-    is freed when this returns.
+    """Adds the chunk's share of the parameters' gradient to `gradient`, and its gradient for earlier keys and values to
+    `wanted`. The chunk's graph is freed when this returns.
     """
     start, length = span
     with torch.enable_grad():

@@ -1,9 +1,9 @@
 """Costs of a decoder that has no formula: torch's operation counter runs over a forward pass on tensors without
 storage.
 
-The counter counts attention as whole squares of pairs. Two lengths separate the cost of a token from the cost of a
-pair. The pairs are then counted once each, as causal ones. Costs that grow neither with tokens nor with pairs are not
-seen.
+The counter takes attention as a full square of pairs, masked ones included. Counts at two lengths separate the cost of
+a token from the cost of a pair. `flops` then multiplies the cost of a pair by the number of causal pairs. All costs are
+assumed to grow with tokens or with pairs.
 """
 
 from __future__ import annotations
@@ -18,14 +18,14 @@ from reco_tune.model.shape import Costs, DecoderSettings
 
 
 class Counted(NamedTuple):
-    """Of one decoder."""
+    """What is counted for one decoder."""
 
     costs: Costs
     parameters: int
     frozen: int
-    """The part of the parameters that is not trained."""
+    """Number of parameters that are not trained."""
     cached: int
-    """Numbers that the past keeps for one token."""
+    """Number of tensor elements that the past keeps for one token."""
 
 
 def count(
@@ -34,11 +34,12 @@ def count(
     logits: Callable[[Tensor], Tensor],
     shape: DecoderSettings,
 ) -> Counted:
-    """
+    """Counts the operations and weights of a decoder.
+
     Args:
-        module: whose weights they are.
-        states: hidden states [1, S, D] and past of all inputs of the first tokens, from tensors of the device `meta`.
-        logits: of hidden states.
+        module: the decoder, which has the weights.
+        states: computes hidden states [1, S, D] and past of the first n tokens, from tensors of the device `meta`.
+        logits: computes the logits of hidden states.
     """
     words, tokens = shape.condition_tokens - 1, shape.num_tokens
     whole, half = words + tokens, words + max(1, tokens // 2)
@@ -81,7 +82,7 @@ def _is_frozen(module: nn.Module) -> bool:
 
 
 def _operations(compute: Callable[[], Any], frozen: list[nn.Module]) -> tuple[int, int, Any]:
-    """All operations, those of frozen modules, and the result."""
+    """Number of all operations, number of those in frozen modules, and the result."""
     from torch.utils.flop_counter import FlopCounterMode  # the import takes a second
 
     before: list[int] = []

@@ -4,9 +4,9 @@ once, for any decoder: full sequences, windows after a prefix without gradient, 
 Knows codes, positions and classes, but not what lies between inputs and hidden states. The letters in names are those
 of `transformer`. Input 0 is the class, and input i is token i-1. So the output at i predicts token i.
 
-A text is a class of several words. Labels are then int64 [B, C], padded on the left with `PADDING`. The last word
-stands at input 0, where a class would stand, and the other words before it. They are inputs whenever input 0 is one.
-The word `num_classes` alone means "no text", as the class `num_classes` means "no class".
+A text takes the place of the class and has several words. Labels are then int64 [B, C], padded on the left with
+`PADDING`. The last word is input 0, and the other words stand before it. Every call that reads input 0 reads these
+words, too. The word `num_classes` alone means "no text", as the class `num_classes` means "no class".
 """
 
 from __future__ import annotations
@@ -32,9 +32,7 @@ class Inputs(NamedTuple):
 
     embedded_BSD: Tensor
     begin: int
-    """Position of the first input; the others follow. The words of a text stand before it, except the last word, which
-    is 0.
-    """
+    """Position of the first input. If it is 0, `embedded_BSD` begins with the words of a text before input 0."""
     padding_B: Tensor | None = None
     """Number of each clip's first inputs that are padding. No input may see them (`attention.beside_padding`). None
     under classes.
@@ -51,7 +49,7 @@ class WindowOutput(NamedTuple):
 
 
 class Decoder(nn.Module):
-    """p(token | class, earlier tokens). A class of one's own gives `inputs`, `advance` and `logits`."""
+    """p(token | class, earlier tokens). A subclass implements `inputs`, `advance` and `logits`."""
 
     def __init__(
         self, num_codes: int, num_tokens: int, num_classes: int, width: int, condition_tokens: int = 1
@@ -60,12 +58,12 @@ class Decoder(nn.Module):
         Args:
             num_codes: V.
             num_tokens: T.
-            num_classes: without the null class, whose label is this number.
-            width: D, of the hidden states.
+            num_classes: number of classes without the null class. The label of the null class is this number.
+            width: D, the width of the hidden states.
             condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
-            ValueError: for a shape that cannot be.
+            ValueError: for an impossible shape.
         """
         super().__init__()
         if min(num_codes, num_tokens, num_classes, width, condition_tokens) < 1:
@@ -83,11 +81,11 @@ class Decoder(nn.Module):
 
     @classmethod
     def build(cls, num_codes: int, num_tokens: int, num_classes: int, options: Any, **text: int) -> Self:
-        """One with fresh weights, drawn from torch's global generator.
+        """A decoder with fresh weights, drawn from torch's global generator.
 
         Args:
-            options: a pydantic model: the class's own `Options`, or one of its signature.
-            text: `condition_tokens`, where the condition is one.
+            options: a pydantic model: the class's own `Options`, or one made from its signature.
+            text: `condition_tokens`, if the condition is a text.
         """
         return cls(num_codes, num_tokens, num_classes, **dict(options), **text)
 
@@ -105,7 +103,7 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def advance(self, inputs: Inputs, past: Any = None) -> tuple[Tensor, Any]:
-        """Hidden states [B, S, D] of inputs that come after those of `past`, and the past of what follows.
+        """Hidden states [B, S, D] of inputs that follow those of `past`, and the past for the inputs after them.
 
         Must be causal and differentiable. `past` is opaque, and None at the beginning. A past is read at most once.
         """
@@ -116,14 +114,14 @@ class Decoder(nn.Module):
         raise NotImplementedError
 
     def finish(self, inputs: Inputs, past: Any = None) -> Tensor:
-        """The hidden states of `advance`, without a past. For inputs that nothing follows."""
+        """Only the hidden states of `advance`, for inputs that no other inputs follow."""
         return self.advance(inputs, past)[0]
 
     def layers(self) -> Sequence[nn.Module]:
         """The modules that `advance` calls one after another, each once. If they are named here, their activations can
         be computed again in backward, and their weights can be split over workers.
 
-        A layer leaves what it is given in `finish` as it is: it may run twice.
+        In `finish`, a layer must not change its arguments, because it may run twice.
         """
         return ()
 
@@ -174,7 +172,7 @@ class Decoder(nn.Module):
         """Logits [B, T, V] of every token; `tokens_BT` are int32 or int64 codes (the last one is not read).
 
         Raises:
-            ValueError: for anything but codes and classes of this model.
+            ValueError: for tokens or labels that `check_clips` refuses.
         """
         return self.window(tokens_BT, labels_B, 0, self.shape.num_tokens).logits_BWV
 
@@ -191,13 +189,14 @@ class Decoder(nn.Module):
         the window.
 
         Args:
-            prefix_tokens: C. The prefix is cut to the class and its C nearest token inputs. Positions stay absolute.
-                The remaining inputs see only each other, so nothing that was cut leaks in. The class stays, because a
-                window without it would learn to ignore the condition that sampling always shows.
-            activation_checkpointing: blocks keep only their inputs and are computed again in backward.
+            prefix_tokens: C. The prefix is cut to the class and the C token inputs nearest to the window. Positions
+                stay absolute. The remaining inputs see only each other, so nothing that was cut leaks in. The class
+                stays, because sampling always shows it. A window without it would learn to ignore it.
+            activation_checkpointing: blocks keep only their inputs, and their activations are computed again in
+                backward.
 
         Raises:
-            ValueError: where the window does not lie in the clip, or for anything but codes and classes of this model.
+            ValueError: if the window does not lie in the clip, or for tokens or labels that `check_clips` refuses.
         """
         self.check_clips(tokens_BT, labels_B, start + length - 1)
         hidden_BWD = self.hidden(tokens_BT, labels_B, start, length, prefix_tokens, activation_checkpointing)
@@ -260,7 +259,7 @@ class Decoder(nn.Module):
         """Samples whole clips, token after token, with cached keys and values.
 
         Args:
-            labels_B: classes or texts; the null class samples without one.
+            labels_B: classes or texts; the null class samples without a condition.
             generator: of the draws, on the model's device; torch's global one if None.
             temperature: of the softmax; 0 takes the likeliest code.
             top_k: keep the k likeliest codes.
@@ -272,8 +271,8 @@ class Decoder(nn.Module):
             int64 codes [B, T].
 
         Raises:
-            ValueError: for a prompt longer than the clip, options that leave no code to draw, or anything but codes and
-                classes of this model.
+            ValueError: for a prompt longer than the clip, options that leave no code to draw, or tokens or labels that
+                `check_clips` refuses.
             RunFailedError: if the model's logits are not finite.
         """
         self.check_clips(prompt_BP, labels_B)
@@ -282,7 +281,7 @@ class Decoder(nn.Module):
         return sampler(labels_B, Noise.of(generator, len(labels_B)), prompt_BP)
 
     def reader(self, kept: Kept = WHOLE) -> Read:
-        """A sampler's reading from the first input on. It keeps the whole past, because the past is opaque."""
+        """A function with which a sampler reads clips from input 0 on. `kept` is ignored, because a past is opaque."""
         past: Any = None
 
         def read(tokens_BT: Tensor, labels_B: Tensor, begin: int, end: int) -> Tensor:
@@ -293,19 +292,19 @@ class Decoder(nn.Module):
         return read
 
     def check_clips(self, tokens_BT: Tensor | None, labels_B: Tensor, tokens: int = 0) -> None:
-        """Refuses wrong inputs in one sentence. Embeddings would fail with a cryptic message, on a GPU with a crash.
+        """Refuses wrong inputs with a clear message. An embedding would fail with a cryptic one, or crash on a GPU.
 
         Args:
-            tokens: so many of each clip are read.
+            tokens: number of tokens that are read of each clip.
 
         Raises:
-            ValueError: for another type or shape, a code that is none of V, or a class that is none.
+            ValueError: for a wrong type or shape, or for a code, class or word out of range.
         """
         shape = self.shape
         if shape.condition_tokens == 1:
             _check_numbers("labels_B", labels_B, 1, shape.num_classes + 1, "classes (the last is the null class)")
         else:
-            _check_numbers("labels_B", labels_B, 2, shape.num_classes + 1, "words (the last is none)", PADDING)
+            _check_numbers("labels_B", labels_B, 2, shape.num_classes + 1, "words (the last is the null word)", PADDING)
             if labels_B.shape[1] != shape.condition_tokens:
                 raise ValueError(
                     f"labels_B has {labels_B.shape[1]} words a clip, but the model reads {shape.condition_tokens}; pad"
@@ -325,12 +324,10 @@ class Decoder(nn.Module):
 
     def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
         """Replaces the blocks by compiled functions."""
-        raise NotImplementedError(f"{type(self).__name__} has no blocks that are known to compile")
+        raise NotImplementedError(f"{type(self).__name__} has no blocks that can be compiled")
 
     def run_eagerly(self) -> None:
-        """Removes compiled functions. Someone who reads a trained model only now and then would otherwise wait for new
-        graphs.
-        """
+        """Removes compiled functions. Otherwise, occasional calls of a trained model would wait for recompilation."""
 
     def _check_window(self, start: int, length: int) -> None:
         if not (start >= 0 and length >= 1 and start + length <= self.shape.num_tokens):
@@ -344,7 +341,7 @@ class Decoder(nn.Module):
             past = self.advance(self.inputs(tokens_BT, labels_B, 0, 1 if read < start else start))[1]
             if 1 < read < start:
                 past = self.advance(self.inputs(tokens_BT, labels_B, start - read + 1, start), past)[1]
-        # older torch would hand the weights cast here, which carry no gradient, to the window
+        # older torch would reuse the weights cast here, which carry no gradient, for the window
         torch.clear_autocast_cache()
         return past
 
@@ -360,7 +357,7 @@ def computed_again(layers: Sequence[nn.Module]) -> Iterator[None]:
     if not layers:
         yield
         return
-    # its first call imports the compiler, so only who asks for it pays the seconds
+    # imported only here, because its first call imports the compiler, which takes seconds
     from torch.utils.checkpoint import checkpoint
 
     own = [layer.forward for layer in layers]
@@ -379,9 +376,7 @@ def _check_numbers(name: str, values: Tensor, dimensions: int, count: int, what:
             f"{name} is {str(values.dtype).removeprefix('torch.')}, not int64 or int32; give {name}.long()"
         )
     if values.ndim != dimensions:
-        raise ValueError(
-            f"{name} has shape {tuple(values.shape)}, where it must have {dimensions} axes, as its letters"
-        )
+        raise ValueError(f"{name} has shape {tuple(values.shape)}, where it must have {dimensions} axes")
     if values.is_meta or type(values) is not Tensor or torch.compiler.is_compiling() or not values.numel():
         return  # no values to look at
     low, high = values.min().item(), values.max().item()

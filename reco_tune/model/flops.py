@@ -4,12 +4,12 @@ The same rules hold everywhere:
 
 - A multiply-add counts 2. Only causal pairs count.
 - Backward is 2 x forward. A product with an untrained weight has no weight gradient, so its backward is 1 x forward.
-- The prefix is one forward. In the built-in transformer's last layer it is keys and values only.
+- A prefix costs one forward pass. In the last layer of the built-in transformer, only its keys and values count.
 - The head counts. Embeddings, norms, the loss and the optimiser do not.
-- Words of a text count as inputs, with their padding. They belong to the prefix, or to the window that begins with the
-  clip.
+- The words of a text count as inputs, padding included. They belong to the prefix, or to the window if it begins at
+  token 0.
 - Masked pairs that a kernel computes all the same do not count, nor does what activation checkpointing computes twice.
-  The limit is what the method needs, not what a kernel does.
+  The counts are what the method needs, not what a kernel does.
 """
 
 from __future__ import annotations
@@ -19,7 +19,9 @@ from reco_tune.windows import WindowSampler, prefix_inputs
 
 
 def step_flops(settings: DecoderSettings, start: int, length: int, prefix_tokens: int | None = None) -> int:
-    """Forward and backward of one clip whose window is `start` .. `start + length - 1`; the full step is (0, T).
+    """FLOPs of one clip in a step: prefix, forward and backward. The window is `start` .. `start + length - 1`.
+
+    The full step is (0, T).
 
     Args:
         prefix_tokens: C, the tokens to which the prefix is cut (`VideoTransformer.window`).
@@ -44,29 +46,29 @@ def backward_flops(settings: DecoderSettings, start: int, length: int, prefix_to
 
 
 def forward_flops(settings: DecoderSettings, start: int, length: int) -> int:
-    """One forward of `length` tokens with the head. They attend to `start` earlier tokens, whose keys and values are
-    given.
+    """FLOPs of one forward pass over `length` tokens, with the head. The keys and values of the `start` tokens before
+    them are given.
     """
     costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
     return costs.token * inputs + costs.head * length + costs.pair * (inputs * before + _triangle(inputs))
 
 
 def prefix_flops(settings: DecoderSettings, start: int) -> int:
-    """Cost of what later tokens read of `start` earlier ones. In the built-in transformer: all of the lower layers,
-    and two projections of the last.
+    """FLOPs of a prefix of `start` tokens. In the built-in transformer, these are all layers but the last, and the
+    projections to keys and values in the last.
     """
     before, _ = _inputs(settings, start, 0)
     return settings.costs.prefix_token * before + settings.costs.prefix_pair * _triangle(before)
 
 
 def attention_flops(settings: DecoderSettings, start: int, length: int) -> int:
-    """The part of `step_flops`, with the whole prefix, that is Q K^T and the weighted sums of V."""
+    """The part of `step_flops` that is Q K^T and the weighted sums of V, for a prefix that is not cut."""
     costs, (before, inputs) = settings.costs, _inputs(settings, start, length)
     return 3 * costs.pair * (inputs * before + _triangle(inputs)) + costs.prefix_pair * _triangle(before)
 
 
 def speedup_limit(settings: DecoderSettings, sampler: WindowSampler) -> float:
-    """Full step / expected window step over the sampler's starts.
+    """FLOPs of the full step, divided by the expected FLOPs of a window step over the sampler's starts.
 
     Raises:
         ValueError: where sampler and model disagree about the tokens of a clip.
@@ -88,7 +90,7 @@ def parameter_count(settings: DecoderSettings) -> int:
 
 
 def _inputs(settings: DecoderSettings, start: int, length: int) -> tuple[int, int]:
-    """Number of inputs before a window and in it. The other words of a text count where the clip's first input does."""
+    """Number of inputs before a window, and in it. A text's words before input 0 count together with input 0."""
     words = settings.condition_tokens - 1
     return (start + words, length) if start else (0, length + words)
 

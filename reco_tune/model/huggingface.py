@@ -1,8 +1,8 @@
 """Causal language models of transformers as decoders: codes in their vocabulary, or in an embedding of their own.
 
 The layers of transformers run unchanged, except for attention, which is this project's. It reads the keys of the
-prefix beside those of the window, without gradient and without a copy. So transformers' cache is not needed, which
-gradient checkpointing would drop. No mask is needed either, which would rule out the fused kernels.
+prefix beside those of the window, without gradient and without a copy. It replaces transformers' cache, which gradient
+checkpointing would drop. It works without a mask, so the fused kernels can be used.
 
 The final norm is taken out of the body, so that h is the output of the last block, as in every decoder here. Every
 dropout is off, because a resumed run would draw other numbers than an uninterrupted one.
@@ -31,7 +31,7 @@ ATTENTION = "reco_tune"
 PATH_KEY = "model.options.path"
 
 _ADAPTER = ".lora_"
-"""In the names of adapters' weights."""
+"""Part of the names of adapters' weights."""
 _NORMS = ("norm", "ln_f", "final_layernorm", "final_layer_norm")
 """Names of the final norm in the supported families."""
 _LAYERS = ("layers", "h", "blocks")
@@ -63,26 +63,26 @@ class Past:
 
     @property
     def inputs(self) -> int:
-        """Read so far."""
+        """Number of inputs read so far."""
         return sum(piece.keys.shape[2] for piece in next(iter(self._layers.values()), []))
 
 
 class _Reading:
-    """Argument of each layer's attention."""
+    """The argument through which each layer's attention reads the past and adds to it."""
 
     def __init__(self, past: Past | None, adds: bool) -> None:
         """
         Args:
-            adds: whether new keys and values are noted; where a layer may run twice they must not be.
+            adds: whether new keys and values are added to the past. They must not be if a layer may run twice.
         """
         self.past, self._adds, self.heard = Past() if past is None else past, adds, False
         if adds:
             self.past = self.past.copy()
         self.seen: Tensor | None = None
-        """`attention.attend`'s."""
+        """The mask `seen` of `attention.attend`."""
 
     def before(self, layer: int, new: KeysValues) -> KeysValues | None:
-        """Keys and values of earlier inputs. Those of the new inputs are recorded."""
+        """Keys and values of earlier inputs. Those of the new inputs are added to the past, if `adds`."""
         self.heard, found = True, self.past.of(layer)
         if self._adds:
             self.past.add(layer, new)
@@ -98,7 +98,7 @@ class LoraOptions(BaseModel):
     """r of W + alpha / r · B A."""
     alpha: float = Field(16, gt=0)
     targets: str | list[str] = "all-linear"
-    """Which layers have one: all linear ones but the head, or the ends of their names (q_proj, v_proj, ...)."""
+    """Layers with an adapter: all linear layers but the head, or those whose names end like this (q_proj, ...)."""
 
 
 class HuggingFaceOptions(BaseModel):
@@ -107,7 +107,7 @@ class HuggingFaceOptions(BaseModel):
     model_config = ConfigDict(extra="forbid", frozen=True)
 
     path: str | None = None
-    """Folder or hub name of a model. A study records it with the hash of what the folder holds, or the hub's commit."""
+    """Folder or hub name of a model. A study records the hash of the folder's content, or the hub's commit."""
     revision: str | None = None
     """Revision of the hub's repository."""
     config: dict[str, Any] = {}
@@ -115,10 +115,10 @@ class HuggingFaceOptions(BaseModel):
     fresh: bool = False
     """Whether training begins with fresh weights, even if there are weights at `path`."""
     code_offset: int | None = None
-    """Place of code 0 in the model's vocabulary; without one, codes have an embedding and a head of their own."""
+    """Index of code 0 in the model's vocabulary. If None, codes have an embedding and a head of their own."""
     text_offset: int | None = None
-    """Place of word 0 of a text in the model's vocabulary: 0 where `model.text_tokenizer` is the model's own. Without
-    one, words have an embedding of their own.
+    """Index of word 0 of a text in the model's vocabulary: 0 if `model.text_tokenizer` is the model's own. If None,
+    words have an embedding of their own.
     """
 
     lora: LoraOptions | None = None
@@ -158,11 +158,9 @@ class HuggingFaceDecoder(Decoder):
         Args:
             model: an `AutoModelForCausalLM`; its modules are taken over and changed. Weights whose `requires_grad` is
                 off stay as they are.
-            code_offset: place of code 0 in its vocabulary; without one, codes have an embedding and a head of their
-                own.
+            code_offset: index of code 0 in its vocabulary. If None, codes have an embedding and a head of their own.
             lora: adapters that are trained in place of its weights.
-            text_offset: place of word 0 in its vocabulary; without one, words (or classes) have an embedding of their
-                own.
+            text_offset: index of word 0 in its vocabulary. If None, words (or classes) have an embedding of their own.
             condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
@@ -173,7 +171,7 @@ class HuggingFaceDecoder(Decoder):
         config = model.config.get_text_config()
         super().__init__(num_codes, num_tokens, num_classes, config.hidden_size, condition_tokens)
         if text_offset is not None and condition_tokens == 1:
-            raise ValueError(f"text_offset ({text_offset}) is of words, but the condition is a class; leave it out")
+            raise ValueError(f"text_offset ({text_offset}) is for texts, but the condition is a class; leave it out")
         used = ("code_offset", code_offset, f"{num_codes} codes"), ("text_offset", text_offset, f"{num_classes} words")
         _check(model, config, self.shape.num_inputs, used)
         if lora is not None:
@@ -185,7 +183,7 @@ class HuggingFaceDecoder(Decoder):
         _turn_dropout_off(self.body, config)
         name = next((name for name in _NORMS if isinstance(getattr(self.body, name, None), nn.Module)), None)
         if name is None:
-            raise ValueError(f"{type(model).__name__} has none of the final norms {', '.join(_NORMS)}")
+            raise ValueError(f"{type(model).__name__} has no final norm under one of the names {', '.join(_NORMS)}")
         self.final_norm: nn.Module = getattr(self.body, name)
         setattr(self.body, name, nn.Identity())
         self.body.set_input_embeddings(None)
@@ -221,10 +219,10 @@ class HuggingFaceDecoder(Decoder):
 
     @classmethod
     def pinned_options(cls, options: Mapping[str, Any]) -> dict[str, Any]:
-        """The same, with what is at `path` now.
+        """The same options, with `path` pinned to what is there now.
 
         Raises:
-            SettingsError: where nothing is there, or something else than what it is pinned to.
+            SettingsError: if nothing is there, or not what `path` is already pinned to.
         """
         if not isinstance(path := options.get("path"), str):
             return dict(options)
@@ -235,7 +233,7 @@ class HuggingFaceDecoder(Decoder):
     def start(self) -> None:
         """
         Raises:
-            SettingsError: where the weights cannot be read, or do not suffice for the configuration.
+            SettingsError: if the weights cannot be read, or some of the configuration's weights are missing.
         """
         options, shape = self._options, self.shape
         if options is None or options.path is None or options.fresh:
@@ -290,7 +288,7 @@ class HuggingFaceDecoder(Decoder):
     def advance(self, inputs: Inputs, past: Past | None = None) -> tuple[Tensor, Past]:
         """
         Raises:
-            RuntimeError: where its layers do not come to this project's attention as they should.
+            RuntimeError: if its layers do not call this project's attention as they should.
         """
         reading = _Reading(past, adds=True)
         return self._read_by(reading, inputs), reading.past
@@ -305,7 +303,7 @@ class HuggingFaceDecoder(Decoder):
         embedded_BSD, begin, padding_B = inputs
         if self.training and torch.is_grad_enabled() and _checkpoints(self.body):
             raise RuntimeError(
-                "gradients are checkpointed by transformers, which would train a window without its context; call"
+                "transformers' gradient checkpointing is on, which would train a window without its prefix; call"
                 " gradient_checkpointing_disable() on the model, and set training.activation_checkpointing"
             )
         rows, first = embedded_BSD.shape[1], begin + (self.shape.condition_tokens - 1 if begin else 0)
@@ -322,7 +320,7 @@ class HuggingFaceDecoder(Decoder):
             reco_tune_reading=reading,
         )
         if not reading.heard:
-            raise RuntimeError(f"{type(self.body).__name__} hands no keyword arguments to its attention")
+            raise RuntimeError(f"{type(self.body).__name__} passes no keyword arguments to its attention")
         hidden_BSD: Tensor = found.last_hidden_state
         return hidden_BSD
 
@@ -340,7 +338,7 @@ def _adapt(model: Any, lora: LoraOptions) -> None:
     peft = package_of_extra("peft", "lora", "model.options.lora")
     targets = lora.targets if isinstance(lora.targets, str) else list(lora.targets)
     with warnings.catch_warnings():
-        warnings.simplefilter("ignore")  # that GPT-2 keeps its weights transposed, which peft sees for itself
+        warnings.simplefilter("ignore")  # GPT-2 stores transposed weights; peft warns, but handles them
         peft.inject_adapter_in_model(peft.LoraConfig(r=lora.rank, lora_alpha=lora.alpha, target_modules=targets), model)
 
 
@@ -362,18 +360,18 @@ class _PartOfHead(nn.Module):
 def _check(model: Any, config: Any, inputs: int, parts: Sequence[tuple[str, int | None, str]]) -> None:
     """
     Args:
-        parts: of its vocabulary that are used: the option that says where one begins, where, and what it holds.
+        parts: the used parts of its vocabulary. Each is an option, the offset that it gives, and what the part holds.
     """
     name = type(model).__name__
     if _checkpoints(model):
         raise ValueError(
-            f"{name} checkpoints its gradients, which would train a window without its context; call"
+            f"{name} uses gradient checkpointing, which would train a window without its prefix; call"
             " gradient_checkpointing_disable() on it"
         )
     kinds = set(getattr(config, "layer_types", None) or []) - {"full_attention"}
     if kinds or (getattr(config, "sliding_window", None) and getattr(config, "use_sliding_window", True)):
         raise ValueError(
-            f"{name} has layers that do not see all that is before ({', '.join(kinds) or 'sliding_window'})"
+            f"{name} has layers that do not see all earlier inputs ({', '.join(kinds) or 'sliding_window'})"
         )
     for option, offset, held in parts:
         if offset is not None and not 0 <= offset <= config.vocab_size - int(held.split()[0]):
@@ -436,7 +434,7 @@ def _pretrained(auto: Any, options: HuggingFaceOptions) -> tuple[Any, Any]:
 def _from(make: Any) -> Any:
     """
     Raises:
-        SettingsError: with the way out.
+        SettingsError: if transformers cannot make the model.
     """
     _attention_name()
     from safetensors import SafetensorError
@@ -464,7 +462,7 @@ def _attention_name() -> str:
 
 
 def _no_mask(*_: Any, **__: Any) -> None:
-    """Causality is the attention's."""
+    """Makes no mask, because this project's attention is causal by itself."""
 
 
 def _attend(
@@ -477,7 +475,7 @@ def _attend(
     reco_tune_reading: _Reading | None = None,
     **others: Any,
 ) -> tuple[Tensor, None]:
-    """Attention [B, W, H, K] of a layer to its past and to itself. Records its keys and values in the past."""
+    """Attention [B, W, H, K] of a layer's inputs to the past and to themselves. May add their keys and values to it."""
     if (
         reco_tune_reading is None
         or mask is None
@@ -486,8 +484,8 @@ def _attend(
         or others.get("softcap")
     ):
         raise RuntimeError(
-            f"{type(module).__name__} asks its attention for what reco_tune's does not do (a mask, a sliding window, a"
-            " cap), or was not called by a HuggingFaceDecoder"
+            f"{type(module).__name__} asks its attention for something that reco_tune's does not support (a mask, a"
+            " sliding window, a cap), or was not called by a HuggingFaceDecoder"
         )
     before = reco_tune_reading.before(module.layer_idx, KeysValues(keys, values))
     groups = queries.shape[1] // keys.shape[1]

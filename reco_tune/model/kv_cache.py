@@ -1,8 +1,8 @@
 """Keys and values of everything sampled so far, in buffers that are allocated once. Knows one layer, but no tokens.
 
-`LayerCache` is as long as its content, which is fastest on the CPU. `StaticCache` always has the length of a whole
-clip, at fixed addresses, and its filled length is a number on the device. So one recorded sequence of kernels serves
-every token of a clip.
+`LayerCache` reads only what it has been given so far, which is fastest on the CPU. `StaticCache` always has the length
+of a whole clip, at fixed addresses. Its filled length is a tensor on the device. So one CUDA graph serves every token
+of a clip.
 """
 
 from __future__ import annotations
@@ -19,10 +19,10 @@ from torch import Tensor
 from reco_tune.model.attention import attend, beside_padding
 
 BLOCK_TOKENS = 128
-"""Size of the blocks of keys that attention to a static cache reads or skips as one. Its buffers are whole blocks."""
+"""Keys in a block. Attention to a static cache reads or skips whole blocks, and its buffers hold whole blocks."""
 
 NARROWEST_HEAD = 16
-"""Widths of heads that the block-skipping kernel accepts."""
+"""Smallest head width that the block-skipping kernel accepts."""
 
 
 @dataclass(frozen=True)
@@ -39,8 +39,8 @@ class Kept:
     """P, the tokens of a block."""
 
     def skipped(self, inputs: int) -> tuple[int, int]:
-        """The stretch of these inputs that is not read. The last input predicts the next token. Input i is token i-1,
-        and input 0 is the condition.
+        """Begin and end of the range that is not read, out of this many inputs. The last input predicts the next token.
+        Input i is token i-1, and input 0 is the condition.
         """
         first = self.block_tokens + 1
         if self.blocks is None:
@@ -65,7 +65,8 @@ class LayerCache:
         self._length = 0
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
-        """Adds the keys and values of new inputs. Each input attends to all inputs up to itself; [B, H, S, K].
+        """Adds the keys and values of new inputs, and returns the attention's output; all [B, H, S, K]. Each input
+        attends to itself and to the earlier inputs that are kept.
 
         Only the first call may bring more than one input. So no later call needs a mask, except for padding.
         """
@@ -101,7 +102,7 @@ class _Plain:
 
 
 class _Int8:
-    """The values as 8-bit integers; each vector [K] has one scale."""
+    """Keys or values as 8-bit integers. Each vector [K] has one scale."""
 
     def __init__(self, like: Tensor, capacity: int) -> None:
         batch, heads, _, width = like.shape
@@ -129,7 +130,7 @@ def _without(held: Tensor, length: int, skip: int, to: int) -> Tensor:
 
 
 class StaticCache:
-    """A cache for clips of a fixed length, at a position that is a number on the device."""
+    """A cache for clips of a fixed length. Its position is a tensor on the device."""
 
     def __init__(self, keys: Tensor, values: Tensor, position: Tensor) -> None:
         """
@@ -149,8 +150,8 @@ class StaticCache:
         return StaticCache(self._keys[clips], self._values[clips], self._position)
 
     def attend(self, queries: Tensor, keys: Tensor, values: Tensor, padding_B: Tensor | None = None) -> Tensor:
-        """As `LayerCache.attend`. Several inputs must be the first ones of their clips. None may be padding."""
-        assert padding_B is None  # models of texts are not sampled so
+        """As `LayerCache.attend`. Several inputs at once must be the first ones of their clips. None may be padding."""
+        assert padding_B is None  # models with a text condition are not sampled this way
         new = keys.shape[2]
         if new > 1:
             self._keys[:, :, :new] = keys
@@ -164,7 +165,7 @@ class StaticCache:
 def attend_up_to(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:
     """Attention of one query per clip [B, H, 1, K] to the keys at 0 .. position of [B, H, S, K].
 
-    On a GPU, whole blocks of keys behind the position are not read. The cost is the bytes read.
+    On a GPU, blocks of keys that lie entirely after the position are not read. The time depends on the bytes read.
     """
     if queries.device.type == "cuda" and skips_blocks(*keys.shape[1:], keys.dtype, keys.device):
         return _compiled()(position, queries, keys, values)
@@ -192,15 +193,15 @@ def skipping(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) ->
         compute_q_blocks=False,
     )
     attended = flex_attention(queries, keys, values, block_mask=mask)
-    assert isinstance(attended, Tensor)  # it returns more where it is asked to
+    assert isinstance(attended, Tensor)  # it returns a tuple only on request
     return attended
 
 
 @cache
 def skips_blocks(heads: int, tokens: int, head_width: int, dtype: torch.dtype, device: torch.device) -> bool:
-    """Whether the compiled form works here and agrees with the plain one; tried once a shape, on two clips.
+    """Whether the compiled form works here and agrees with the plain one. Each shape is tried once, on two clips.
 
-    Where it does not, sampling is slower and as right, with a warning that says why.
+    If it does not, sampling is slower but still correct, and a warning gives the reason.
     """
     if head_width < NARROWEST_HEAD:
         return False
@@ -218,16 +219,16 @@ def skips_blocks(heads: int, tokens: int, head_width: int, dtype: torch.dtype, d
             return True
     except torch.OutOfMemoryError:
         raise
-    except Exception as error:  # the compiler, its own compiler, the driver: there is no list of what may be missing
+    except Exception as error:  # torch's compiler, the compiler it calls or the driver may fail in any way
         reason = f"{type(error).__name__}: {' '.join(str(error).split())[:200]}"
-    told = f"sampling reads its whole cache for every token, because the kernel that skips cannot be used: {reason}"
+    told = f"sampling reads its whole cache for every token, because the block-skipping kernel cannot be used: {reason}"
     warnings.warn(told, stacklevel=2)
     return False
 
 
 @cache
 def _compiled() -> Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]:
-    """Compiled once; a shape of its own for every model of a worker is no reason to stop compiling."""
+    """Compiled once. Every model of a worker may have its own shape, so the limits of recompilation are raised."""
     compiled = torch.compile(skipping, fullgraph=True)
 
     def run(position: Tensor, queries: Tensor, keys: Tensor, values: Tensor) -> Tensor:

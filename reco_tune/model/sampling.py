@@ -2,8 +2,8 @@
 
 Two samplers give the same codes. `Sampler` reads only the positions filled so far, which is fastest on the CPU.
 `StaticSampler` is for GPUs. It keeps weights and cache in the precision of training. It records one step for all
-positions and replays it for every token, so neither Python nor kernel launches cost time. A code then costs what it
-takes to read weights and cache.
+positions and replays it for every token, so neither Python nor kernel launches cost time. A code then takes as long as
+reading the weights and the cache.
 """
 
 from __future__ import annotations
@@ -37,7 +37,7 @@ class Drawing:
     top_p: float | None = None
     """Keep the smallest set of codes that holds this probability."""
     guidance: float = 1.0
-    """g of logits = null + g (class - null); 1 is none, others run the null class alongside."""
+    """g of logits = null + g (class - null); 1 is no guidance; other values also run the null class."""
     kept: Kept = WHOLE
     """Which part of the past is read. Only for the built-in transformer on the CPU."""
 
@@ -60,16 +60,16 @@ class Drawing:
 
     @property
     def copies(self) -> int:
-        """Number of rows of one clip in the model."""
+        """Number of rows that a clip takes in the model's batch."""
         return 1 if self.guidance == 1 else 2
 
     def codes(self, logits_RV: Tensor, noise_BV: Tensor | None) -> Tensor:
         """A code [B] for each clip.
 
         Args:
-            logits_RV: float32, of the clips' classes; with guidance those of the null class below them.
-            noise_BV: draws of the exponential distribution, None where `greedy`. argmax p / q over the codes draws from
-                p, and is what `torch.multinomial` does after it has waited for the device to check p.
+            logits_RV: float32 logits under the clips' classes. With guidance, those under the null class follow.
+            noise_BV: q, draws of the exponential distribution; None if `greedy`. argmax p / q over the codes is a draw
+                from p. `torch.multinomial` computes the same, but first waits for the device to check p.
         """
         logits_BV = logits_RV if self.copies == 1 else guide(logits_RV, self.guidance)
         if self.greedy:
@@ -106,11 +106,11 @@ Read = Callable[[Tensor, Tensor, int, int], Tensor]
 
 
 class Readable(Protocol):
-    """What a sampler needs of a model, which is a module on its device."""
+    """What a sampler needs of a model, a module that is already on its device."""
 
     @property
     def recordable(self) -> bool:
-        """Whether it is `Recordable`."""
+        """Whether the model is `Recordable`."""
 
     @property
     def settings(self) -> DecoderSettings: ...
@@ -119,7 +119,7 @@ class Readable(Protocol):
         """Labels of "no class" or "no text", one a clip."""
 
     def reader(self, kept: Kept = WHOLE) -> Read:
-        """A reading that begins with the first input."""
+        """A function that reads clips from input 0 on."""
 
     def parameters(self) -> Iterator[nn.Parameter]: ...
 
@@ -137,7 +137,7 @@ class Recordable(Readable, Protocol):
         """Logits [B, V] after inputs begin .. end-1, which continue those in the caches."""
 
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
-        """Logits after one more input: the code before a position [1], which is a number on the device."""
+        """Logits after one more input: the code before `position`, which is an int64 tensor [1] on the device."""
 
 
 Model = TypeVar("Model", bound=Recordable)
@@ -151,7 +151,7 @@ class Stream(NamedTuple):
     drawn: int
     """Number of clips that the generator draws for."""
     first: int = 0
-    """Number of these clips that are sampled here: the first ones. The draws of the others are dropped."""
+    """Index of the first of these clips that is sampled here. The draws of the clips that are not are dropped."""
 
 
 class Noise:
@@ -194,12 +194,12 @@ class Sampler:
         """int64 codes [B, T].
 
         Args:
-            labels_B: classes; the null class samples without one.
+            labels_B: classes or texts; the null class samples without a condition.
             prompt_BP: first P tokens, kept as they are.
 
         Raises:
             ValueError: for a prompt longer than the clip.
-            RunFailedError: where the model gives no numbers.
+            RunFailedError: if the logits are not finite.
         """
         model, drawing = self._model, self._drawing
         rows = _Rows.of(model, drawing, labels_B, prompt_BP)
@@ -223,8 +223,8 @@ class StaticSampler:
         Args:
             model: a model on its device. With bfloat16, later changes of its weights have no effect here.
             clips: the largest number of clips in a call.
-            bfloat16: whether matrix products are computed as in bfloat16 training. Their weights and the cache are then
-                kept in bfloat16.
+            bfloat16: whether matrix products are computed as in bfloat16 training. The weights of the products and the
+                cache are then kept in bfloat16.
         """
         self._drawing, self._clips, self._bfloat16 = drawing, clips, bfloat16
         self._model = with_rounded_products(model) if bfloat16 else model
@@ -298,7 +298,7 @@ def sampler_for(model: Readable, drawing: Drawing, clips: int, bfloat16: bool) -
 
     Args:
         clips: the largest number of clips in a call.
-        bfloat16: the precision of products on a GPU; the CPU takes the model as it is.
+        bfloat16: whether a GPU computes products in bfloat16. The CPU uses the model as it is.
     """
     if next(model.parameters()).device.type == "cpu" or not model.recordable:
         return Sampler(model, drawing)
@@ -334,7 +334,7 @@ def _blocks_before(tokens: int) -> int:
 def with_rounded_products(model: Model) -> Model:
     """The model with the weights of its matrix products in bfloat16; everything else is shared.
 
-    Under autocast it computes the same as the model. There, autocast rounds the weights at every use.
+    Under autocast it computes the same as the original model, whose weights autocast rounds at every use.
     """
     known: dict[int, Any] = {id(parameter): parameter for parameter in model.parameters()}
     for module in model.modules():
@@ -344,14 +344,14 @@ def with_rounded_products(model: Model) -> Model:
 
 
 def check_finite(logits: Tensor) -> None:
-    """The only check on the device, after the last code. A value that is not finite stays so in all later steps.
+    """Checks once, after the last code. A logit that is not finite makes those of all later steps so.
 
     Raises:
         RunFailedError: where a logit is not finite.
     """
     if not bool(logits.isfinite().all()):
         raise RunFailedError(
-            "the model gives scores that are not finite, so no clip can be sampled from it; train it again with a lower"
+            "the model gives logits that are not finite, so no clip can be sampled from it; train it again with a lower"
             " training.learning_rate"
         )
 
@@ -389,10 +389,10 @@ def _noise(settings: DecoderSettings, drawing: Drawing, like_B: Tensor) -> Tenso
 
 
 def recorded(step: Callable[[], object], position: Tensor) -> Callable[[], object]:
-    """The step as a CUDA graph; elsewhere as it is.
+    """The step, recorded as a CUDA graph. On other devices, the step as it is.
 
     Args:
-        position: set back before each rehearsal, which would otherwise leave the clip.
+        position: reset to 0 before each warm-up step. Otherwise the warm-up could go beyond the end of the clip.
     """
     device = position.device
     if device.type != "cuda":
@@ -400,7 +400,7 @@ def recorded(step: Callable[[], object], position: Tensor) -> Callable[[], objec
     beside = torch.cuda.Stream(device)
     beside.wait_stream(torch.cuda.current_stream(device))
     with torch.cuda.stream(beside), torch.no_grad():
-        for _ in range(3):  # compiles kernels and takes workspaces, which a recording must not
+        for _ in range(3):  # warm-up: compiles kernels and allocates workspaces, which is not allowed while recording
             position.zero_()
             step()
     torch.cuda.current_stream(device).wait_stream(beside)

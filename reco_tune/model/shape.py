@@ -8,36 +8,35 @@ from typing import NamedTuple
 
 class Costs(NamedTuple):
     """Floating-point operations of a forward pass, 2 per multiply-add. A pair is an input and an input that it attends
-    to
-    (itself included).
+    to, itself included.
     """
 
     token: int
-    """Cost of an input in all layers, without pairs."""
+    """Cost of an input in all layers, without its pairs."""
     pair: int
     """Cost of a pair in all layers."""
     head: int
-    """Scores of a token."""
+    """Cost of the logits of a token."""
     prefix_token: int
     """Cost of an input of a prefix. Only what later inputs read is computed."""
     prefix_pair: int
     """Cost of a pair in a prefix."""
     frozen: int = 0
-    """The part of `token` that is products with untrained weights. Their gradient is never computed."""
+    """The part of `token` that is products with frozen weights. The gradient of these weights is never computed."""
     frozen_head: int = 0
     """The same part of `head`."""
 
 
 @dataclass(frozen=True, kw_only=True)
 class DecoderSettings:
-    """What every decoder says of itself. Cost arithmetic needs nothing else."""
+    """The shape of any decoder. Its costs can be computed from the shape alone."""
 
     num_codes: int
     """V."""
     num_tokens: int
     """T."""
     num_classes: int
-    """Number of classes without the null class; 1 is unconditional. Under text, the size of its vocabulary."""
+    """Number of classes without the null class; 1 is unconditional. For a text, the size of its vocabulary."""
     width: int
     """D, the width of the hidden states."""
     condition_tokens: int = 1
@@ -68,7 +67,7 @@ class DecoderSettings:
 
     @property
     def cached_per_token(self) -> int:
-        """Numbers that sampling keeps for one input."""
+        """Number of tensor elements that sampling caches for one input."""
         raise NotImplementedError
 
 
@@ -83,7 +82,7 @@ class ModelSettings(DecoderSettings):
 
     @property
     def costs(self) -> Costs:
-        """For the prefix, the last layer computes only two projections."""
+        """In the last layer, a prefix costs only the projections to keys and values."""
         layer, pairs, lower = 24 * self.width**2, 4 * self.width, self.depth - 1
         return Costs(
             token=self.depth * layer,
@@ -105,7 +104,7 @@ class ModelSettings(DecoderSettings):
 
 @dataclass(frozen=True, kw_only=True)
 class CountedSettings(DecoderSettings):
-    """The shape of any other decoder, counted once on tensors without storage (`counting`)."""
+    """The shape of any other decoder. Its costs are counted once, on tensors without storage (`counting`)."""
 
     counted: Costs
     parameters: int

@@ -1,10 +1,10 @@
-"""Attention to a prefix and causally to the window, as two calls of one fused kernel: how GPUs compute it.
+"""Attention to a prefix and, causally, to the window, in two calls of one fused kernel. GPUs use this form.
 
 One call without mask attends to the prefix. One causal call attends to the window. Both use the kernel that a full
 sequence gets, so no arm has a slower kernel. Nothing is concatenated or masked. The outputs are merged by their
-log-sum-exp. Backward calls the kernel's own backward for each part, with the output and the log-sum-exp of ALL keys.
-Only with these does each part give its share of the gradient. dK and dV of the prefix are dropped, because it carries
-no gradient.
+log-sum-exp. Backward calls the kernel's own backward for each part, with the output and the log-sum-exp over ALL keys.
+Without these, a part would not give its share of the gradient. dK and dV of the prefix are dropped, because the prefix
+carries no gradient.
 
 The compiler sees one operation, `reco_tune::split_attention`, for all lengths. Queries, keys, values and outputs are
 [B, H, W, K]. In memory they are [B, W, H, K], the layout of the projections around them. Log-sum-exps are [B, H, W].
@@ -23,7 +23,7 @@ from torch import Tensor
 aten = torch.ops.aten
 
 FROM_CHOICE = {1: "flash", 2: "efficient", 3: "cudnn"}
-"""Kernels by their `torch.nn.attention.SDPBackend`. All other backends are written out (`plain`)."""
+"""Kernel for each number of `torch.nn.attention.SDPBackend`. `plain` replaces all other backends."""
 
 EFFICIENT_ROWS = 32
 """The efficient kernel pads its log-sum-exp to a multiple of this many rows."""
@@ -33,7 +33,7 @@ class Kernel(NamedTuple):
     """A fused attention and its backward."""
 
     forward: Callable[[Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor]]
-    """(queries, keys, values, causal) -> output, log-sum-exp. Only squares may be causal."""
+    """(queries, keys, values, causal) -> output, log-sum-exp. If causal, there are as many keys as queries."""
     backward: Callable[[Tensor, Tensor, Tensor, Tensor, Tensor, Tensor, bool], tuple[Tensor, Tensor, Tensor]]
     """(gradient, queries, keys, values, output, log-sum-exp, causal) -> dQ, dK and dV of these keys."""
 
@@ -45,7 +45,7 @@ def split_attention(
     """Output and log-sum-exp over the prefix, where there is one, and the window.
 
     Args:
-        kernel: one of `KERNELS`, or "auto" for the one that torch gives the window's own causal attention here.
+        kernel: one of `KERNELS`, or "auto" for the one that torch chooses for the window's causal attention to itself.
     """
     own = chosen(kernel, queries, keys, values)
     output, log_sum = _part(own, keys).forward(queries, keys, values, True)
@@ -79,12 +79,12 @@ def split_attention_backward(
 
 
 def chosen(kernel: str, queries: Tensor, keys: Tensor, values: Tensor) -> str:
-    """The kernel itself, or for "auto" the one that a causal call on these tensors gets where a gradient is wanted."""
+    """`kernel`, or for "auto" the one that torch chooses for a causal call on these tensors that needs a gradient."""
     if kernel != "auto":
         return kernel
     if queries.device.type == "cpu":
         return "cpu"
-    if queries.device.type != "cuda" or queries.shape[-1] % 8:  # torch pads such heads; here they are written out
+    if queries.device.type != "cuda" or queries.shape[-1] % 8:  # torch would pad such heads; `plain` does not
         return "plain"
     wanted = queries.detach().requires_grad_()
     return FROM_CHOICE.get(torch._fused_sdp_choice(wanted, keys, values, is_causal=True), "plain")
@@ -148,7 +148,7 @@ def _cudnn(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple
 def _cudnn_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, output: Tensor, log_sum: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    seed = queries.new_empty((), dtype=torch.int64)  # of a dropout that there is not
+    seed = queries.new_empty((), dtype=torch.int64)  # for dropout, which is off
     sums = log_sum[..., None] if _cudnn_sums_have_a_width(queries.device) else log_sum
     return aten._scaled_dot_product_cudnn_attention_backward(
         grad, queries, keys, values, output, sums, seed, seed, None, None, None,
@@ -171,7 +171,7 @@ def _flash(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> tuple
 def _flash_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, output: Tensor, log_sum: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    state = queries.new_empty(2, dtype=torch.uint64)  # of a dropout that there is not
+    state = queries.new_empty(2, dtype=torch.uint64)  # for dropout, which is off
     return aten._scaled_dot_product_flash_attention_backward(
         grad, queries, keys, values, output, log_sum, None, None,
         queries.shape[2], keys.shape[2], 0.0, causal, state, state[0],
@@ -186,7 +186,7 @@ def _efficient(queries: Tensor, keys: Tensor, values: Tensor, causal: bool) -> t
 def _efficient_backward(
     grad: Tensor, queries: Tensor, keys: Tensor, values: Tensor, output: Tensor, log_sum: Tensor, causal: bool
 ) -> tuple[Tensor, Tensor, Tensor]:
-    seed = queries.new_empty((), dtype=torch.int64)  # of a dropout that there is not
+    seed = queries.new_empty((), dtype=torch.int64)  # for dropout, which is off
     sums = F.pad(log_sum, (0, -log_sum.shape[2] % EFFICIENT_ROWS), value=torch.inf)  # as forward pads them
     return aten._scaled_dot_product_efficient_attention_backward(
         grad, queries, keys, values, None, output, sums, seed, seed, 0.0, [True, True, True, False], causal

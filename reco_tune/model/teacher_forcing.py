@@ -1,7 +1,7 @@
 """Reads whole clips with a model, without gradient. Memory does not grow with the number of clips and codes.
 
-Validation and the analyses of a trained model use this. Clips are read in the largest pieces that fit. If all fit at
-once, nothing is cut, and the bits are those of an uncut pass.
+Validation and the analyses of a trained model use this. Clips are read in the largest pieces that fit. If all clips fit
+at once, the result is bit-identical to that of a single pass.
 """
 
 from __future__ import annotations
@@ -21,7 +21,7 @@ STATES_BYTES = 2**31
 """Bytes that a forward pass over the clips of one batch may take."""
 
 ANALYSED_AT_ONCE = 32
-"""Most clips in one batch of an analysis."""
+"""Largest number of clips in one batch of an analysis."""
 
 _STATE_COPIES = 64
 """Bytes per token and unit of width: the residual stream, its norm and the MLP's hidden units before and after GELU in
@@ -53,5 +53,5 @@ def logits_of_clips(model: Decoder, tokens_BT: Tensor, labels_B: Tensor) -> Iter
 
 
 def logits_at_once(settings: DecoderSettings) -> int:
-    """Number of tokens that have logits at once."""
+    """Number of tokens whose logits are in memory at once."""
     return max(1, LOGITS_BYTES // (4 * settings.num_codes))

@@ -13,14 +13,14 @@ reads the inputs s..s+W-1:
               `-- prefix, s=4 --´`- window, W=3 -´`- never computed
 
 The window attends to the keys and values of its prefix. They carry no gradient, neither through their own computation
-(the prefix runs without a graph) nor into the projections that make them. The last layer computes
-only keys and values of the prefix.
+(the prefix runs without a graph) nor into the projections that make them. For the prefix, the last layer computes only
+keys and values.
 
 The last word of a text is input 0. Its other words stand before input 0 and belong to the same part, prefix or window.
 No input sees the padding before them.
 
-Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (each costs a kernel
-and gains nothing here).
+Pre-norm blocks, learned absolute positions, GELU MLP of 4 D, untied head, no biases (each costs a kernel and gains
+nothing here).
 """
 
 from __future__ import annotations
@@ -66,13 +66,13 @@ class VideoTransformer(Decoder):
         """
         Args:
             generator: of the initial weights; torch's global one where None.
-            attention: `form` of `attention.attend`; no matter of a trained model.
-            residual: "bfloat16" keeps the stream so where products are made so (autocast); norms take their statistics
-                in float32 all the same.
+            attention: `form` of `attention.attend`. A model trained with one form also runs with the others.
+            residual: "bfloat16" keeps the residual stream in bfloat16 if autocast computes products in it. Norms
+                compute their statistics in float32 in any case.
             condition_tokens: C, the words of a text; 1 for a class.
 
         Raises:
-            ValueError: for a shape that cannot be.
+            ValueError: for an impossible shape.
         """
         super().__init__(num_codes, num_tokens, num_classes, width, condition_tokens)
         if width % heads:
@@ -98,9 +98,7 @@ class VideoTransformer(Decoder):
         self._initialise(generator)
 
     def run_eagerly(self) -> None:
-        """Removes compiled functions. Someone who reads a trained model only now and then would otherwise wait for new
-        graphs.
-        """
+        """Removes compiled functions. Otherwise, occasional calls of a trained model would wait for recompilation."""
         self.run_block, self.run_block_before_a_window = Block.__call__, Block.before_a_window
 
     def compile_blocks(self, compiled: Callable[[Any], Any]) -> None:
@@ -145,7 +143,7 @@ class VideoTransformer(Decoder):
         prefix_tokens: int | None = None,
         activation_checkpointing: bool = False,
     ) -> Tensor:
-        """As every decoder's, with the last layer's shortcut.
+        """As `Decoder.hidden`, but the last layer computes only keys and values of the prefix.
 
         Raises:
             ValueError: where the window does not lie in the clip.
@@ -164,11 +162,11 @@ class VideoTransformer(Decoder):
         return hidden_BWD if start else self.after_words(hidden_BWD)
 
     def _prefix(self, tokens_BT: Tensor, labels_B: Tensor, start: int, read: int) -> Iterator[KeysValues]:
-        """Keys and values of inputs 0 .. start-1 in every layer, without gradient; or of `read` of them: input 0 and
-        the last ones.
+        """Keys and values of inputs 0 .. start-1 in every layer, without gradient. If `read` is less than `start`, only
+        input 0 and the last `read - 1` of these inputs are used.
 
-        They are computed layer by layer, just before the window needs them, so that each layer's weights are read once
-        for both.
+        Each layer's keys and values are computed just before the window needs them. So the layer's weights are read
+        once for both.
         """
         with torch.no_grad():
             hidden_BSD = self._embed(tokens_BT, labels_B, 0, 1 if read < start else start)
@@ -179,7 +177,7 @@ class VideoTransformer(Decoder):
         for block in lower:
             with torch.no_grad():
                 hidden_BSD, keys_values = self.run_block_before_a_window(block, hidden_BSD, seen)
-            # older torch would hand the weights cast here, which carry no gradient, to the window
+            # older torch would reuse the weights cast here, which carry no gradient, for the window
             torch.clear_autocast_cache()
             yield keys_values
         with torch.no_grad():
@@ -204,7 +202,7 @@ class VideoTransformer(Decoder):
         return inputs.to(torch.bfloat16) if rounded else inputs
 
     def disturbed(self, tokens_BT: Tensor, labels_B: Tensor, noise_SD: Tensor) -> Tensor:
-        """Adds the noise to the position vectors. The sum is the same as with noise on the tokens' vectors."""
+        """Adds the noise to the position embeddings. The sum is the same as with noise on the token embeddings."""
         rows = self.position_embedding.clone()
         positions = slice(1, len(noise_SD) + 1)  # position 0 reads the class
         rows[positions] += noise_SD[: len(rows[positions])]
@@ -226,7 +224,7 @@ class VideoTransformer(Decoder):
         return self._read(self._embed(tokens_BT, labels_B, begin, end), caches, padding_B)
 
     def read_next(self, codes_B: Tensor, position: Tensor, caches: Sequence[LayerCache | StaticCache]) -> Tensor:
-        """Logits after one more input: the code before a position [1], which is a number on the device."""
+        """Logits after one more input: the code before `position`, which is an int64 tensor [1] on the device."""
         inputs_BD = F.embedding(codes_B, self.token_embedding) + self.position_embedding.index_select(0, position)
         return self._read(self._stream(inputs_BD[:, None]), caches)
 
@@ -267,10 +265,10 @@ class Block(nn.Module):
         self.mlp_out = _Linear(4 * width, width)
 
     def forward(self, hidden_BSD: Tensor, prefix: KeysValues | None = None, seen: Tensor | None = None) -> Tensor:
-        """The next hidden states.
+        """The block's output.
 
         Args:
-            seen: as `attention.attend`, here and below.
+            seen: as in `attention.attend`, also in the methods below.
         """
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, prefix, self.attention, seen))
@@ -278,19 +276,19 @@ class Block(nn.Module):
     def after(
         self, hidden_BSD: Tensor, past: KeysValues | None, seen: Tensor | None = None
     ) -> tuple[Tensor, KeysValues]:
-        """The next hidden states of inputs after a past, and the keys and values of these inputs."""
+        """The block's output for inputs after a past, and the keys and values of these inputs."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, past, self.attention, seen)), KeysValues(
             keys, values
         )
 
     def after_with_gradient(self, hidden_BSD: Tensor, past: KeysValues | None) -> tuple[Tensor, KeysValues]:
-        """As `after`, with a gradient for the past."""
+        """As `after`, but with a gradient for the past."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend_with_gradient(queries, keys, values, past)), KeysValues(keys, values)
 
     def before_a_window(self, hidden_BSD: Tensor, seen: Tensor | None = None) -> tuple[Tensor, KeysValues]:
-        """The next hidden states, and the keys and values of these inputs for later inputs."""
+        """The block's output, and the keys and values that later inputs read."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, attend(queries, keys, values, None, self.attention, seen)), KeysValues(
             keys, values
@@ -302,7 +300,7 @@ class Block(nn.Module):
         return KeysValues(*self._heads(F.linear(self.attention_norm(hidden_BSD), self.qkv.weight[width:]), 2))
 
     def step(self, hidden_BSD: Tensor, cache: LayerCache | StaticCache, padding_B: Tensor | None = None) -> Tensor:
-        """The next hidden states of inputs that continue the cache (sampling)."""
+        """The block's output for inputs that continue the cache (sampling)."""
         queries, keys, values = self._heads(self.qkv(self.attention_norm(hidden_BSD)), 3)
         return self._finish(hidden_BSD, cache.attend(queries, keys, values, padding_B))
 
@@ -330,10 +328,10 @@ def _checkpointed(
     prefix: KeysValues | None,
     seen: Tensor | None,
 ) -> Tensor:
-    """The block's next hidden states. Its activations are computed again in backward."""
+    """The block's output. Its activations are computed again in backward."""
     from torch.utils.checkpoint import (
         checkpoint,
-    )  # its first call imports the compiler, so only who asks for it pays the seconds
+    )  # imported only here, because its first call imports the compiler, which takes seconds
 
     def run(hidden: Tensor, *prefix: Tensor) -> Tensor:
         return run_block(hidden, KeysValues(*prefix) if prefix else None, seen)
@@ -343,7 +341,7 @@ def _checkpointed(
 
 
 class _Linear(nn.Linear):
-    """Without bias and without torch's own initialisation, which would take draws from the global generator.
+    """A linear layer without bias and without torch's own initialisation, which would draw from the global generator.
 
     `nn.utils.skip_init` does the same through meta tensors, whose first use imports 490 modules (two seconds of every
     process).
