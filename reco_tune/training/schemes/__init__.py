@@ -10,8 +10,8 @@
     fewer_frames_tokens    a piece of k blocks    all of a piece at 0,    drawn; the piece is cut out of the clip's own
                                                   else all but block 0    tokens, so its block 0 may be a later one
 
-A window's length is W, or follows `window.schedule` over the steps of the run; what is asked of a scheme at a
-`WindowSpan` holds for that length.
+A window's length is W, or follows `window.schedule` over the steps of the run. What a scheme returns for a `WindowSpan`
+holds for the length of that span.
 """
 
 from __future__ import annotations

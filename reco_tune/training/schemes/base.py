@@ -32,7 +32,7 @@ class Batch(NamedTuple):
     tokens_BT: Tensor
     """int32 codes; T is the scheme's `model_settings.num_tokens`."""
     labels_B: Tensor
-    """Classes [B], or words of texts [B, C]. Dropped ones are the null class."""
+    """Classes [B], or words of texts [B, C]. Dropped conditions are the null class."""
     inputs_BT: Tensor | None = None
     """int32 codes that the model reads in place of `tokens_BT`. The targets are still `tokens_BT`."""
     draws: Draws | None = None
@@ -44,7 +44,7 @@ class Batch(NamedTuple):
         return self.tokens_BT if self.inputs_BT is None else self.inputs_BT, self.labels_B
 
     def moved(self, move: Callable[[Tensor], Tensor]) -> Batch:
-        """With each tensor moved."""
+        """The batch with each of its tensors moved."""
         return Batch(
             move(self.tokens_BT),
             move(self.labels_B),
@@ -59,15 +59,15 @@ class Scheme:
     trains_pieces: ClassVar[bool] = False
     """Whether the model sees only pieces of clips, W tokens long, instead of whole clips."""
     continues_by: ClassVar[Literal["frame", "block"] | None] = None
-    """How sampling makes a clip of pieces: the next one opens with the last decoded frame, encoded again, or with the
-    last block as it is. None where the model samples whole clips."""
+    """How sampling makes a clip of pieces. "frame": the next piece begins with the last decoded frame, encoded again.
+    "block": it begins with the last block as it is. None: the model samples whole clips."""
 
     def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
         window, grid, objective = experiment.window, experiment.grid, experiment.objective
         assert window.length_tokens is not None
         self.experiment = experiment
         self.loss_tokens = window.length_tokens
-        """W, the length of the window, the piece or the clip. A schedule of lengths may go beyond it."""
+        """W, the length of the window, the piece or the clip. With a schedule of lengths, windows may be longer."""
         self.piece_blocks = window.length_tokens // grid.tokens_per_block if self.trains_pieces else grid.blocks
         """k, the number of blocks that the model sees."""
         num_tokens = window.length_tokens if self.trains_pieces else grid.num_tokens
@@ -143,7 +143,7 @@ class Scheme:
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def judged(self, span: WindowSpan) -> WindowSpan:
-        """Those of them that have a loss."""
+        """The tokens of `computed` that have a loss."""
         return WindowSpan(0, self.model_settings.num_tokens)
 
     def _windows(self) -> WindowSchedule | None:
@@ -153,10 +153,11 @@ class Scheme:
     """Number of consecutive steps that train on the same clips."""
 
     def state(self, clips: int, device: torch.device) -> dict[str, Tensor]:
-        """Tensors beside the weights that a step leaves to the next, the live ones, by name; a checkpoint holds them.
+        """Tensors, by name, that a step passes to the next one besides the weights. They are no copies. A checkpoint
+        holds them.
 
         Args:
-            clips: of a micro-batch.
+            clips: number of clips in a micro-batch.
         """
         return {}
 
@@ -221,7 +222,7 @@ class Scheme:
         raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
 
     def piece_start(self, number: np.ndarray) -> np.ndarray:
-        """The same for the pieces with these numbers. A clip has `grid.blocks - piece_blocks + 1` pieces."""
+        """Columns at which the pieces with these numbers begin. A clip has `grid.blocks - piece_blocks + 1` pieces."""
         raise NotImplementedError(f"scheme {type(self).__name__} trains whole clips")
 
     # The step
@@ -230,7 +231,7 @@ class Scheme:
         """The model that training begins with, on the CPU; the same settings and seed give the same weights.
 
         Args:
-            start: whether it has the weights of others that it begins with.
+            start: whether to load the weights that training begins with. If not, the model has fresh weights.
         """
         experiment = self.experiment
         return build_decoder(
@@ -251,7 +252,7 @@ class Scheme:
         return loss_terms(model, hidden_BSD, targets_BW, self.options, judged.start - computed.start)
 
     def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
-        """An object that holds everything that a step with this span keeps for backward, and bytes that come on top."""
+        """An object that holds what a step with this span keeps for backward, and the number of bytes kept besides."""
         return self.loss(model, batch, span), 0
 
     def compiled_loss(self, parameters: Parameters) -> Callable[[Decoder, Batch, WindowSpan], LossTerms]:

@@ -36,16 +36,15 @@ class ChunkedFull(Scheme):
         return super().attention_flops(span) + attention_flops(self.model_settings, self.spans[-1].start, 0)
 
     def loss(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> LossTerms:
-        """Computes the gradient together with the terms; backward returns it. The continuity has no weight here. It is
-        taken over
-        neighbours in one chunk.
+        """Computes the gradient together with the loss terms; backward returns it. The continuity term has no weight
+        here. It is taken over neighbours in the same chunk.
         """
         assert isinstance(model, VideoTransformer)  # settings say so
         return LossTerms(*_InChunks.apply(self, model, batch, *model.parameters()))  # type: ignore[no-untyped-call]
 
     def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
-        """Of the last chunk that is whole. Beside it: keys and values that chunks read, their gradients, and the
-        weights' gradient.
+        """The graph of the longer of the last two chunks. The bytes are the keys and values that chunks read, their
+        gradients, and the weights' gradient.
         """
         assert isinstance(model, VideoTransformer)
         largest = max(self.spans[:-3:-1], key=lambda span: span.length)
@@ -61,7 +60,7 @@ class ChunkedFull(Scheme):
         return loss_terms(model, hidden_BCD, targets_BC, self.options)
 
     def terms_and_gradient(self, model: VideoTransformer, batch: Batch) -> tuple[LossTerms, list[Tensor]]:
-        """Of whole clips."""
+        """Loss terms of whole clips, and the gradient for each parameter."""
         tokens, distance = self.loss_tokens, self.options.neighbour_distance
         pairs = sum(max(0, span.length - distance) for span in self.spans)
         shares = []
@@ -88,7 +87,7 @@ class _InChunks(torch.autograd.Function):
         ctx: Any, scheme: ChunkedFull, model: VideoTransformer, batch: Batch, *parameters: nn.Parameter
     ) -> tuple[Tensor, ...]:
         same = torch.autograd.graph.saved_tensors_hooks(lambda tensor: tensor, lambda tensor: tensor)
-        with same:  # who looks at what this keeps for backward must not see the chunks' own graphs, which are gone then
+        with same:  # hooks on saved tensors must not see those of the chunks, whose graphs are freed here
             terms, gradient = scheme.terms_and_gradient(model, batch)
         ctx.save_for_backward(*gradient)
         ctx.mark_non_differentiable(*terms[1:])

@@ -19,8 +19,8 @@ class FewerFramesTokens(Scheme):
         )
 
     def judged(self, span: WindowSpan) -> WindowSpan:
-        """Block 0 of a piece from inside the clip has no loss. It is a later block of the clip, and sampling is given
-        it.
+        """Block 0 has no loss if the piece begins inside the clip. It is then a later block of the clip, which sampling
+        gets as a prompt.
         """
         given = self.experiment.grid.tokens_per_block if span.start else 0
         return WindowSpan(given, span.length - given)

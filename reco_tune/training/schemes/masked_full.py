@@ -1,4 +1,4 @@
-"""A control for windows: a window's loss at the full price."""
+"""A control for windows: a window's loss at the cost of a full step."""
 
 from reco_tune.training.schemes.window import Window
 from reco_tune.windows import WindowSpan

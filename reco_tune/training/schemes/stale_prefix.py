@@ -16,9 +16,8 @@ from reco_tune.windows import WindowSpan
 
 
 class StalePrefix(Scheme):
-    """Trains on the same clips for T/W steps, window after window. Each step leaves its keys and values to the next
-    one, which
-    has newer weights. No pass over a prefix is needed.
+    """Trains on the same clips for T/W steps, window after window. The next steps, which have newer weights, read the
+    keys and values of the earlier ones. So no pass over a prefix is needed.
     """
 
     def __init__(self, experiment: Experiment, num_codes: int, num_classes: int) -> None:
@@ -50,7 +49,7 @@ class StalePrefix(Scheme):
         return span
 
     def tokens_seen(self, span: WindowSpan | int) -> int:
-        """FLOPs without a pass over the prefix, which is read from memory."""
+        """The window's tokens only. The keys and values of the prefix are read from memory."""
         return self.span(span).length
 
     def flops(self, span: WindowSpan | int) -> int:
@@ -86,7 +85,7 @@ class StalePrefix(Scheme):
         return loss_terms(model, hidden_BWD, batch.tokens_BT[:, start : start + length], self.options)
 
     def graph(self, model: Decoder, batch: Batch, span: WindowSpan | int) -> tuple[object, int]:
-        """Keys and values of whole clips stand beside it."""
+        """The bytes are the keys and values of whole clips."""
         terms = self.loss(model, batch, span)
         assert self._past is not None
         return terms, self._past.numel() * self._past.element_size()
@@ -102,7 +101,7 @@ class StalePrefix(Scheme):
         self._made = None
 
     def _room(self, clips: int, weights: torch.dtype, device: torch.device) -> Tensor:
-        """Memory for keys and values of that many whole clips, in the type of a step. Zeros at the beginning."""
+        """Memory for keys and values of that many whole clips, in the type of a step. Zeros at first."""
         if self._past is None:
             model, half = self.experiment.model, self.experiment.training.precision == "bfloat16"
             shape = model.depth, 2, clips, model.heads, self.model_settings.num_tokens, model.width // model.heads

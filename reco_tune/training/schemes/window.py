@@ -32,7 +32,7 @@ class Window(Scheme):
     def judged(self, span: WindowSpan) -> WindowSpan:
         return span
 
-    # A prefix of which the model draws some tokens itself
+    # A prefix in which the model resamples some tokens
 
     def tokens_drawn(self, span: WindowSpan | int) -> int:
         """Number of tokens of a prefix that the model resamples, in each clip."""
@@ -57,7 +57,7 @@ class Window(Scheme):
         return super().attention_flops(span) + self._drawing_pairs(span) * self.model_settings.costs.pair
 
     def _drawing_inputs(self, span: WindowSpan | int) -> int:
-        """Number of inputs of the pass that resamples: the prefix, and a text's other words."""
+        """Number of inputs of the pass that resamples: the prefix, and a text's words before input 0."""
         read = self.span(span).start + self.model_settings.condition_tokens - 1
         return read if self.tokens_drawn(span) else 0
 
