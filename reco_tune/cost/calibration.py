@@ -43,13 +43,13 @@ def calibrate(
     measured, and the speed-up is 1.
 
     The limit is set by FLOPs. The ratio of peak memory compares the allocator's peaks on CUDA. On the CPU it compares
-    weights, gradients, AdamW's moments and what the forward pass keeps for backward. It is deterministic there, and
-    does not contain short-lived buffers.
+    weights, gradients, AdamW's moments and what the forward pass keeps for backward. So on the CPU the ratio is
+    deterministic and leaves out short-lived buffers.
 
     Args:
         baseline: the study's `full`, as its settings define it. Speed and memory are relative to it.
         group: the run's workers. All of them must call this. Their joint step is measured, with communication. A
-            process alone measures one worker's share of the batch.
+            single process measures one worker's share of the batch.
 
     Returns:
         speedup, speedup_low, speedup_high, speedup_limit, limit_fraction, peak_memory_ratio, calibration_seconds (of
@@ -71,7 +71,7 @@ def calibrate(
     speedup = speedup_of(times_full, times_arm, weights)
     spent, limit = (time.perf_counter() - began) * group.size, scheme_limit(schemes[1], schemes[0])
     measured = _result(speedup, low, high, limit, peaks[1] / peaks[0], spent, load, clock)
-    return group.broadcast_json(measured)  # one that counts: clocks of ranks differ by a little
+    return group.broadcast_json(measured)  # rank 0's values, because the clocks of ranks differ slightly
 
 
 def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
@@ -83,18 +83,18 @@ def scheme_limit(scheme: Scheme, baseline: Scheme) -> float:
 
 
 def load_per_core() -> float:
-    """Processes per core that wanted to run in the last minute; 0 if the system does not tell."""
+    """Load average of the last minute, per core; 0 if the system does not report it."""
     return os.getloadavg()[0] / (os.cpu_count() or 1) if hasattr(os, "getloadavg") else 0.0
 
 
 def clock_mhz(device: torch.device) -> float | None:
     """Current clock speed of the device (on the CPU, the mean over this process's cores); None if the system does not
-    tell.
+    report it.
     """
     if device.type == "cuda":
         try:
             return float(torch.cuda.clock_rate(device))
-        except Exception:  # without NVML, and whatever that raises: a record must not end a calibration
+        except Exception:  # NVML may be missing, and errors differ: a missing clock speed must not end a calibration
             return None
     try:
         text = Path("/proc/cpuinfo").read_text()
@@ -125,7 +125,7 @@ def _measure(
 
 
 def _peak_bytes(full: TimedStep, arm: TimedStep) -> tuple[int, int]:
-    """Peak memory of a step of the baseline and of the arm; the arm's at its worst start."""
+    """Peak memory of a step of the baseline and of the arm; for the arm, at the span that needs most."""
     spans = arm.scheme.distribution()
     lengths = {span.length for span in spans}
     starts = [end(span for span in spans if span.length == length) for length in sorted(lengths) for end in (min, max)]

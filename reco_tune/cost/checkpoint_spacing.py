@@ -1,9 +1,9 @@
-"""How far apart checkpoints should be: writing them costs time, and so does doing again what was not written.
+"""How far apart checkpoints should be: writing them costs time, and so does repeating work that was lost.
 
     share lost = write / (spacing + write) + (spacing / 2 + write) / M        M: mean time between failures of a run
 
-The best spacing is Young's (1974) sqrt(2 write M), in the higher order that Daly gave it (2006, "A higher order
-estimate of the optimum checkpoint interval for restart dumps"). Pure arithmetic on seconds.
+To first order, the best spacing is sqrt(2 write M) (Young 1974). This module uses Daly's estimate of higher order
+(2006, "A higher order estimate of the optimum checkpoint interval for restart dumps"). Pure arithmetic on seconds.
 """
 
 from __future__ import annotations
@@ -32,13 +32,13 @@ class CheckpointAdvice(NamedTuple):
     share_lost: float
     """Share of the run's time that is lost at that spacing."""
     share_lost_as_set: float
-    """At `training.checkpoint_minutes`."""
+    """The same share at the spacing that is set, `training.checkpoint_minutes`."""
 
 
 def advise(experiment: Experiment, mtbf_days: float) -> CheckpointAdvice:
     """
     Args:
-        mtbf_days: mean days between failures of one machine; a run on several fails with any of them.
+        mtbf_days: mean days between failures of one machine. A run on several machines fails if one of them fails.
     """
     write = COPIES * 4 * parameter_count(plan_scheme(experiment).model_settings) / WRITE_BYTES_PER_SECOND
     machines = -(-experiment.resources.workers // GPUS_PER_MACHINE)

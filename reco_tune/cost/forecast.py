@@ -27,7 +27,7 @@ _HISTORY_BYTES_PER_STEP = 6 * 8
 
 
 class RunForecast(NamedTuple):
-    """One run."""
+    """Forecast for one run."""
 
     trial: str
     """Name of the run: `reco-equal_steps-s0`, `search-0000`."""
@@ -38,11 +38,11 @@ class RunForecast(NamedTuple):
     training_flops: float
     """Steps and validations, over all workers."""
     device_seconds: float
-    """Time of training, validation, calibration (its bound) and sampling for the evaluation and at rungs, over all
+    """Time of training, validation, calibration (at most) and sampling for the evaluation and at rungs, over all
     workers.
     """
     disk_bytes: int
-    """At its fullest."""
+    """Largest size during the run."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +50,7 @@ class Forecast:
     """A plan in numbers."""
 
     runs: list[RunForecast]
-    """The fixed runs, those that tune the arms first, then every sampled one."""
+    """The runs that tune the arms, then the other fixed runs, then the sampled runs."""
     rates: Rates
     """Of one worker's device."""
 
@@ -68,18 +68,18 @@ class Forecast:
         return sum(run.disk_bytes for run in self.runs)
 
     def wall_seconds(self, concurrent_runs: int, workers: int = 1) -> float:
-        """Elapsed time if that many runs, with that many workers each, go on at once. Without start-up, and at least
-        the longest run.
+        """Elapsed time if `concurrent_runs` runs, of `workers` workers each, go on at once. Start-up is not included.
+        The time is at least that of the longest run.
         """
         longest = max((run.device_seconds for run in self.runs), default=0.0)
         return max(self.device_seconds / concurrent_runs, longest) / workers
 
 
 def forecast(plan: Plan, rates: Rates | None = None) -> Forecast:
-    """What a study costs that runs this plan.
+    """The cost of a study that runs this plan.
 
     Args:
-        rates: of one worker's device; measured on this machine in about a second where None.
+        rates: of one worker's device; if None, they are measured on this machine in about a second.
     """
     rates = rates or measure_rates(plan.baseline)
     runs, calibrated = [], {BASELINE}
@@ -106,7 +106,7 @@ def _run(run: PlannedRun, rates: Rates, calibrated: bool, rung_clips: int = 0, e
     """
     Args:
         calibrated: whether the run pays for the calibration of its settings.
-        rung_clips: generated before the evaluation.
+        rung_clips: number of clips that are generated before the evaluation.
         evaluated: whether it generates clips at its end.
     """
     experiment, steps = run.experiment, run.steps

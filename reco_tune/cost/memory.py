@@ -3,8 +3,8 @@
 The real code of step and validation runs on tensors that have a shape but no data. Every allocation and release is
 counted, also in backward. For a GPU these are `meta` tensors, and stand-ins replace what autocast casts and what a
 fused kernel keeps. For the CPU they are torch's fake tensors. Layers of the built-in transformer are alike, so two
-depths are counted and the rest is extrapolated linearly. Compiled steps keep less, because a block computes again what
-it can.
+depths are counted and the rest is extrapolated linearly. Compiled steps keep less, because a block recomputes what it
+can.
 
 Not counted: a GPU's context (`CONTEXT_BYTES`), tokenizers, and the networks of the evaluation. The last two run after
 training.
@@ -43,10 +43,10 @@ CONTEXT_BYTES = 2**30
 """Memory of a GPU that is not in tensors: CUDA itself, workspaces of its libraries, rounding by the allocator."""
 
 MOST_SHARING = 64
-"""The largest number of workers that an advice names."""
+"""The largest number of workers that `ways_out` suggests."""
 
 COUNTED_DEPTHS = 2, 3
-"""From the second block on, each further block takes the same memory."""
+"""Depths of the models that are counted. From the second block on, each further block takes the same memory."""
 
 
 class MemoryByPhase(NamedTuple):
@@ -68,11 +68,11 @@ class MemoryByPhase(NamedTuple):
 
 
 def memory_by_phase(experiment: Experiment, baseline: Experiment) -> MemoryByPhase:
-    """Of a worker that trains, validates, generates and analyses, and that measures speed against the baseline."""
+    """Memory of a worker that trains, validates, generates, analyses, and measures speed against the baseline."""
     scheme = plan_scheme(experiment)
     weights, state, training = parameter_count(scheme.model_settings), _state_bytes(experiment), _step_bytes(experiment)
     validated = 0 if scheme.trains_pieces else _extrapolated(experiment, None)
-    whole = 4 * weights if _sharing(experiment) > 1 else 0  # what looks at whole clips has a model of its own
+    whole = 4 * weights if _sharing(experiment) > 1 else 0  # validation and generation have a whole copy of the model
     calibration = state + training
     if experiment.step_settings() != baseline.step_settings():
         calibration = state + _state_bytes(baseline) + max(training, _step_bytes(baseline))
@@ -86,13 +86,14 @@ def memory_by_phase(experiment: Experiment, baseline: Experiment) -> MemoryByPha
 
 
 def refuse_what_cannot_fit(plan: Plan, worker_bytes: float, name: str) -> None:
-    """
+    """Refuses a plan if a worker has too little memory for a phase of an arm.
+
     Args:
-        worker_bytes: that a worker gets, of a GPU or, without one, of a machine's memory.
-        name: of what has them, for people.
+        worker_bytes: bytes that a worker gets: of a GPU or, without one, of a machine's memory.
+        name: name of this GPU or machine, for the message.
 
     Raises:
-        SettingsError: for an arm of which a phase does not fit.
+        SettingsError: if a phase of an arm does not fit.
     """
     on_gpu = plan.shared.device_type == "cuda"
     context, what = (CONTEXT_BYTES, "a GPU") if on_gpu else (0, "memory")
@@ -141,7 +142,7 @@ def _sharing_that_fits(experiment: Experiment, baseline: Experiment, worker_byte
     `MOST_SHARING` would be needed.
     """
     training, resources = experiment.training, experiment.resources
-    if resources.storage is not None or experiment.device_type == "cpu":  # whose workers share a machine's memory
+    if resources.storage is not None or experiment.device_type == "cpu":  # on a CPU, workers share the machine's memory
         return ""
     for workers in range(resources.workers, MOST_SHARING + 1):
         if workers > _sharing(experiment) and training.batch_size % (training.micro_batches * workers) == 0:
@@ -153,10 +154,10 @@ def _sharing_that_fits(experiment: Experiment, baseline: Experiment, worker_byte
 
 
 def clips_sampled_at_once(experiment: Experiment, gpu_bytes: float) -> int:
-    """Clips that a worker samples together once training is over, as far as formulas know.
+    """Number of clips that a worker samples together once training is over, by formulas alone.
 
     Args:
-        gpu_bytes: of its GPU, or of its part of one.
+        gpu_bytes: bytes of its GPU, or of its part of one.
     """
     settings = plan_scheme(experiment).model_settings
     return clips_that_fit(settings, experiment, gpu_bytes - CONTEXT_BYTES - 4 * parameter_count(settings))
@@ -218,14 +219,14 @@ class Counted(NamedTuple):
     kept: int
     """What a forward pass keeps for backward."""
     most: int
-    """At once."""
+    """Largest number of bytes at once."""
 
 
 _known: dict[Any, Counted] = {}
 
 
 def peak_bytes(experiment: Experiment, span: WindowSpan | None) -> Counted:
-    """Of forward and backward of a micro-batch whose window lies there, or of validation where None, layer by layer."""
+    """Bytes of a micro-batch's forward and backward with this window, or of validation if None. Counts every layer."""
     scheme, clips = plan_scheme(_with(experiment, "training", compile=False)), max(1, clips_of_a_step(experiment))
     bfloat16, on_gpu = experiment.training.precision == "bfloat16", experiment.device_type == "cuda"
     gathered = bfloat16 and _sharing(experiment) > 1
@@ -240,7 +241,7 @@ def peak_bytes(experiment: Experiment, span: WindowSpan | None) -> Counted:
 def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, allocations: Allocations) -> Counted:
     """
     Args:
-        gathered: whether blocks come to a worker in bfloat16, so that nothing is cast and kept here.
+        gathered: whether a worker gathers blocks in bfloat16, so that it keeps no casts of their weights.
     """
     model = _built(scheme)
     for layer in model.layers() if gathered else ():
@@ -261,19 +262,20 @@ def _count(scheme: Scheme, span: WindowSpan | None, clips: int, gathered: bool, 
         return Counted(0, allocations.most - before)
     total = scheme.loss(model, batch, span).total
     kept = allocations.now - before
-    # `total.backward()` would be a call that modes see, and leave for its length: blocks that run again would run bare.
+    # Modes intercept `total.backward()` and are off while it runs. Recomputed blocks would then run without them.
     one = torch.ones_like(total)
     torch.autograd.Variable._execution_engine.run_backward((total,), (one,), False, False, (), accumulate_grad=True)
     return Counted(kept, allocations.most - before)
 
 
 def _built(scheme: Scheme) -> Decoder:
-    """Its model, of tensors of the kind that new ones are."""
+    """The scheme's model, with tensors of the kind that `without_storage` makes."""
     if scheme.experiment.model.kind == BUILT_IN:
         return scheme.build_model()
     from torch._subclasses.fake_tensor import unset_fake_temporarily
 
-    with unset_fake_temporarily(), torch.device("meta"):  # others may move what they make, which fake ones cannot bear
+    # Other decoders may move tensors while they are built, which fake tensors do not allow.
+    with unset_fake_temporarily(), torch.device("meta"):
         model = scheme.build_model(start=False)
     for module in model.modules():
         held: tuple[dict[str, Any], ...] = (module._parameters, module._buffers)
@@ -288,7 +290,7 @@ def _built(scheme: Scheme) -> Decoder:
 
 @contextmanager
 def without_storage(on_gpu: bool, bfloat16: bool) -> Iterator[Allocations]:
-    """Inside, new tensors have no storage, and what they would take is counted."""
+    """Inside, new tensors have no storage, and the bytes that they would take are counted."""
     from torch._subclasses.fake_tensor import FakeTensorMode
 
     allocations = Allocations()
@@ -333,7 +335,7 @@ class Allocations(TorchDispatchMode):
 
 
 class _LikeCuda(TorchFunctionMode):
-    """What a GPU's autocast casts, and what its fused attention keeps, for `meta` tensors, which have neither."""
+    """Imitates a GPU's autocast and fused attention on `meta` tensors, which have neither."""
 
     LOWER = (F.linear, torch.matmul, Tensor.matmul, Tensor.__matmul__, torch.bmm, torch.mm)
     FLOAT32 = (F.cross_entropy, F.layer_norm, F.softmax, F.log_softmax)

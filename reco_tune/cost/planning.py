@@ -1,12 +1,12 @@
-"""What a study runs: tuning runs of the arms, fixed arms times budgets times seeds, then the sampled trials. Pure
-settings; launches nothing.
+"""What a study runs: tuning runs of the arms, fixed arms times budgets times seeds, then the sampled trials. Reads
+settings only; launches nothing.
 
 `full` is the baseline, as its settings define it, even if it does not run. Budgets count in its steps, and speeds are
 relative to its step. It runs once and stands under both budgets.
 
 An equal-compute arm gets the steps that the baseline's cost buys at the arm's speed. This speed is calibrated when the
-study runs, and fixed in its log. Before that, it is estimated by the FLOP limit. At a share of the compute, `full` has
-a run of its own. All runs there are compared with its whole run.
+study runs, and fixed in its log. Before that, it is estimated by the FLOP limit. Under a budget of a share of the
+compute, `full` has another run, which is shorter. All runs under this budget are compared with the whole run of `full`.
 """
 
 from __future__ import annotations
@@ -71,13 +71,14 @@ class Plan:
 
     space: Space
     arms: dict[str, Experiment]
-    """Each fixed arm's settings as the space file gives them; the key of its calibration is its name."""
+    """Each fixed arm's settings as the space file gives them; the arm's name is also the key of its calibration."""
     baseline: Experiment
     """Settings of `full`, even if no arm of that name runs. Speed, memory and budgets are relative to it."""
     runs: tuple[PlannedRun, ...]
     """The runs of the table. Until an arm's settings are chosen, its runs have those of the file."""
     sampled: Experiment | None
-    """Settings that stand for the sampled runs before anything is sampled. All of them count with its steps and cost.
+    """Settings that stand for the sampled runs before anything is sampled. Each sampled run counts with the steps and
+    the cost of these.
     """
     estimated: bool
     """Whether the steps of compute budgets come from FLOP limits, because the arms are not calibrated yet."""
@@ -128,8 +129,8 @@ class Plan:
 
 def plan(space: Space) -> Plan:
     """The runs of a space, in the order in which they start: the arms of the file, budget by budget, seed by seed.
-    Steps under a compute budget follow from the arms' FLOP limits; `Plan.at_speeds` knows better once they are
-    calibrated.
+    Steps under a compute budget follow from the arms' FLOP limits. Once the arms are calibrated, `Plan.at_speeds` gives
+    the steps at their measured speeds.
 
     Raises:
         SettingsError: for a search or an arm that would make the runs of one study incomparable.
@@ -157,7 +158,7 @@ def plan(space: Space) -> Plan:
             whose = "sampled runs" if name == SEARCH else f"arm `{name}`"
             raise SettingsError(
                 f"training.epochs ({baseline.training.epochs:g}) gives {whose} other steps than the baseline, because"
-                " training.batch_size differs, but budgets count in the baseline's; give training.steps"
+                " training.batch_size differs, but budgets count the baseline's steps; set training.steps"
             )
     for own in [*arms.values(), *([sampled] if sampled is not None else [])]:
         check_options(own)
@@ -191,7 +192,7 @@ def budget_steps(budget: str, baseline_steps: int, speedup: float) -> int:
 
 
 def _planned(planned: Plan, speedups: Mapping[str, float], tuned: Mapping[str, Mapping[str, Any]]) -> Plan:
-    """With the runs of its fixed arms."""
+    """The plan with the runs of its fixed arms."""
     space, arms = planned.space, planned.arms
     return replace(
         planned,
@@ -277,15 +278,16 @@ def _check(space: Space) -> None:
         better = {"lower": "minimize", "higher": "maximize"}.get(quantities.ALL[objective].better, direction)
         if direction != better:
             raise SettingsError(
-                f"objectives: {objective} is better where it is {quantities.ALL[objective].better}; write {better}"
+                f"objectives: {objective} is better when it is {quantities.ALL[objective].better}; write {better}"
             )
 
 
 def check_measured(space: Space, experiment: Experiment, classes: bool | None = None) -> None:
-    """What the search is told of a run must be measured, or every run fails; a constraint must bind.
+    """Checks that runs measure every metric that the search reads. Otherwise every run would fail, or a constraint
+    would have no effect.
 
     Args:
-        classes: whether the data have any, once that is known.
+        classes: whether the data have classes, once that is known.
 
     Raises:
         SettingsError: if the runs of the study do not measure something.

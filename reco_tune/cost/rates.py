@@ -1,4 +1,4 @@
-"""How fast a device is: operations of training steps and bytes of memory a second; and what a sampled clip takes.
+"""How fast a device is: operations of training steps and bytes of memory a second; and how long a sampled clip takes.
 
 Sampling computes little for every byte that it reads. Each token of each clip reads all earlier keys and values, and
 each step reads the weights. So on a GPU sampling is counted in bytes and in operations, and the slower of the two
@@ -39,14 +39,14 @@ GENERATION_RATE = 0.4
 
 
 class Rates(NamedTuple):
-    """Of one worker's device."""
+    """Speed and memory of one worker's device."""
 
     flops_per_second: float
     """Operations per second of a training step."""
     bytes_per_second: float | None = None
     """Bytes per second of a GPU's memory; None on a CPU."""
     memory_bytes: float | None = None
-    """Bytes of a GPU, or of the worker's part of one."""
+    """Bytes of a GPU's memory, or of the worker's part of it; None on a CPU."""
 
 
 ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_bytes=80 * 2**30)
@@ -54,10 +54,10 @@ ASSUMED_GPU = Rates(flops_per_second=125e12, bytes_per_second=1.5e12, memory_byt
 
 
 def seconds_per_clip(experiment: Experiment, rates: Rates) -> float:
-    """What sampling one clip takes, with guidance and all pieces of a clip, but without decoding."""
+    """Seconds to sample one clip, with guidance and all pieces of a clip, but without decoding."""
     scheme, grid, drawing = plan_scheme(experiment), experiment.grid, drawing_of(experiment)
     settings, prompts = scheme.model_settings, [0]
-    if scheme.trains_pieces:  # each further one goes on from a block and adds the rest
+    if scheme.trains_pieces:  # each further piece begins with a given block and adds the others
         added = scheme.piece_blocks - 1
         prompts += [grid.tokens_per_block] * -(-(grid.blocks - scheme.piece_blocks) // added)
     flops = drawing.copies * len(prompts) * forward_flops(settings, 0, settings.num_tokens)
@@ -82,7 +82,7 @@ def measure_rates(experiment: Experiment) -> Rates:
 
 
 def copied_bytes_per_second(device: torch.device) -> float:
-    """Bytes per second that a copy reads and writes. It is larger than any cache."""
+    """Bytes per second that a copy reads and writes. What is copied is larger than any cache."""
     source = torch.zeros(min(2**30, (free_bytes(device) or 2**28) // 4), dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
     return per_second(lambda: target.copy_(source), 2 * len(source), device)
@@ -90,7 +90,7 @@ def copied_bytes_per_second(device: torch.device) -> float:
 
 def _step_rate(experiment: Experiment, device: torch.device) -> float:
     shape, clips = probe(experiment, device.type != "cpu")
-    shape = replace(shape, condition_tokens=1)  # a rate is that of codes
+    shape = replace(shape, condition_tokens=1)  # the rate is measured without the words of a text
     model = VideoTransformer(shape.num_codes, shape.num_tokens, 1, shape.width, shape.depth, shape.heads).to(device)
     tokens_BT = torch.zeros(clips, shape.num_tokens, dtype=torch.int32, device=device)
     labels_B = torch.zeros(clips, dtype=torch.long, device=device)
@@ -104,10 +104,11 @@ def _step_rate(experiment: Experiment, device: torch.device) -> float:
 
 
 def probe(experiment: Experiment, on_gpu: bool) -> tuple[ModelSettings, int]:
-    """What is measured: a full-sequence step of the experiment's width and codes, two blocks deep, and its clips.
+    """The model's shape and the number of clips of the step that is timed: a full-sequence step, two blocks deep, with
+    the experiment's width and codes.
 
-    On a GPU its tokens and clips are those of a real step, so that kernels have the work that they will have; on the
-    CPU they are as few, and width and codes as small, as a tenth of a second allows.
+    On a GPU, tokens and clips are those of a real step, so that kernels get realistic work. On the CPU, width and codes
+    are capped, and tokens and clips are chosen so that the step takes about a tenth of a second.
     """
     whole = _two_blocks(plan_scheme(experiment).model_settings)
     if on_gpu:

@@ -30,7 +30,7 @@ FEWEST_ROUNDS = 3
 """Fewest rounds, however slow the work is. A median of fewer means nothing."""
 
 RESAMPLES = 1000
-"""Of the bootstrap."""
+"""Number of resamples of the bootstrap."""
 
 
 Mark = Any
@@ -38,13 +38,13 @@ Mark = Any
 
 
 def device_clock(device: torch.device, workers: int = 1) -> Callable[[], Mark]:
-    """Marks a moment of the device's own time; `in_rounds` takes the seconds between two.
+    """A function that marks a moment of the device's own time. `in_rounds` computes the seconds between two marks.
 
     On a GPU the mark is an event in its queue. Nothing waits before a round has ended, so steps follow each other as in
     training.
 
-    On the CPU with one thread, the mark is the CPU time of that thread. Backward runs in it too, and another process
-    that takes the core for a while adds nothing. With several threads or workers, only the wall clock includes the wait
+    On the CPU with one thread, the mark is the CPU time of that thread. Backward runs in this thread, too. While
+    another process has the core, no time counts. With several threads or workers, only the wall clock includes the wait
     for the slowest.
     """
     if device.type == "cuda":
@@ -72,9 +72,9 @@ def in_rounds(
     longer.
 
     Args:
-        shuffled: whether each round has an order of its own: jobs of a millisecond are up to a tenth faster or slower
-            by what ran before.
-        group: workers that do the same jobs together: all of them do as many rounds as its first.
+        shuffled: whether each round has its own random order. A job of a millisecond can be up to a tenth faster or
+            slower, depending on the job before it.
+        group: workers that do the same jobs together. All of them do as many rounds as rank 0.
     """
     order = np.random.default_rng(0)
     rounds: list[list[float]] = []
@@ -96,12 +96,12 @@ def _seconds_between(before: Mark, after: Mark) -> float:
     if isinstance(before, float | int):
         return float(after - before)
     after.synchronize()
-    return float(before.elapsed_time(after)) / 1000  # of milliseconds
+    return float(before.elapsed_time(after)) / 1000  # from milliseconds
 
 
 def start_strata(distribution: dict[int, float], most: int = MOST_STARTS) -> dict[int, float]:
-    """The starts to measure and their weights. Few starts are all measured. Otherwise: start 0 if it is drawn, and
-    some of the rest.
+    """The starts to measure and their weights. Up to `most` starts are all measured. If there are more, start 0 (if it
+    is drawn) and some of the others are measured.
 
     The rest (equally likely, in order) is cut into equal parts. Each part is measured at its middle start, because step
     time is close to linear in the start.
@@ -155,7 +155,7 @@ class TimedStep:
     def __init__(self, scheme: Scheme, cache: TokenCache, device: torch.device, group: Group = Group()) -> None:
         """
         Args:
-            group: the run's workers, each of which takes part; a process alone does one worker's share without them.
+            group: the run's workers, which all take part. A single process does one worker's share without them.
         """
         experiment = scheme.experiment
         self.feed = Feed(scheme, cache, group if group.size > 1 else Group(0, experiment.resources.workers))
@@ -164,15 +164,12 @@ class TimedStep:
         self._micro_batches = [self.feed.next() for _ in range(experiment.training.micro_batches)]
 
     def run(self, start: WindowSpan | int) -> None:
-        """A whole step at learning rate 0. It does all the work, but the weights do not change, however long this goes
-        on.
-        """
+        """A whole step at learning rate 0. It does all the work, but never changes the weights."""
         self.step.run(self.micro_batches(start), learning_rate=0.0)
 
     def pieces(self, start: WindowSpan | int) -> list[tuple[int, Callable[[], None]]]:
         """The pieces of a step and how often each runs: a micro-batch, and the last micro-batch with all that comes
-        once a step.
-        They replace `run`, at the cost of two micro-batches, because all micro-batches are alike here.
+        once a step. They replace `run`, at the cost of two micro-batches, because all micro-batches are alike here.
         """
         *earlier, last = self.micro_batches(start)
         pieces: list[tuple[int, Callable[[], None]]] = [(1, partial(self._last, last))]
