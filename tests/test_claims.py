@@ -240,3 +240,12 @@ def test_without_clip_scores_nobody_asks_about_text_to_video(three_seeds):
     assert not [one for one in claims_of(three_seeds) if "Text to video" in one.claim]
     told = [one for one in claims_of(with_clip_scores(three_seeds, 0.0)) if "Text to video" in one.claim]
     assert [one.budget for one in told] == ["equal_steps"]
+
+
+def test_half_the_cost_says_when_its_speed_is_uncertain(three_seeds):
+    runs = with_clip_scores(three_seeds, 0.0)
+    claim = "comparable at half the training cost"
+    runs["resources.calibration_seconds"], runs["calibration_load"] = 30.0, 0.1
+    assert "uncertain" not in verdict(runs, claim).words
+    runs["resources.calibration_seconds"] = 0.3
+    assert "The calibration was short (resources.calibration_seconds 0.3)" in verdict(runs, claim).words

@@ -234,12 +234,12 @@ def _half_the_cost(results: Results, budget: str, arm: str = "reco") -> _Finding
     cost, low, high = (steps / own.means[name] for name in ("speedup", "speedup_high", "speedup_low"))
     words = f"Training costs {number(cost)} of the baseline's"
     if not (math.isfinite(low) and math.isfinite(high)):
-        return _Finding("not resolved", f"{words}, without an interval.")
+        return _Finding("not resolved", f"{words}, without an interval.{_doubt(own)}")
     verdict: Verdict = (
         "supported" if high <= HALF_THE_COST else "contradicted" if low > HALF_THE_COST else "not resolved"
     )
     told = f"half means at most {number(HALF_THE_COST)} here"
-    return _Finding(verdict, f"{words} (95% interval [{number(low)}, {number(high)}]; {told}).")
+    return _Finding(verdict, f"{words} (95% interval [{number(low)}, {number(high)}]; {told}).{_doubt(own)}")
 
 
 def _control(results: Results, budget: str) -> _Finding:
