@@ -74,8 +74,8 @@ BUILT_IN: dict[str, dict[str, str]] = {
         "grid": "reco_tune.study.samplers:random",
     },
 }
-"""By group and name."""
 """Import paths of the built-in parts by group and name."""
+
 IMPORT_PATH = re.compile(r"([A-Za-z_]\w*(?:\.[A-Za-z_]\w*)*):([A-Za-z_]\w*)(?:@([^\s@]+))?")
 
 _PINNED = re.compile(r"(.+)@(?:\S+\+)?[0-9a-f]{12,40}")

@@ -313,9 +313,7 @@ class HuggingFaceDecoder(Decoder):
         found = self.body(
             inputs_embeds=embedded_BSD,
             position_ids=positions,
-            attention_mask=embedded_BSD.new_empty(
-                1, 1, 0, 0
-            ),  # without one, transformers makes its own, which costs time
+            attention_mask=embedded_BSD.new_empty(1, 1, 0, 0),  # else transformers makes one, which costs time
             use_cache=False,
             reco_tune_reading=reading,
         )

@@ -68,8 +68,7 @@ class Checkpoint:
 
 def write_checkpoint(run: Path, checkpoint: Checkpoint) -> None:
     """Writes RUN/checkpoint/step-N, then RUN/history.parquet, then removes older checkpoints. If it is killed at any
-    point, a
-    whole checkpoint is left.
+    point, a whole checkpoint is left.
     """
     staging = _staging(_folder_of(run, checkpoint.step))
     save_file(checkpoint.tensors, staging / "tensors.safetensors")

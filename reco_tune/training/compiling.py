@@ -25,8 +25,7 @@ BACKEND = "inductor"
 
 MOST_GRAPHS = 48
 """Largest number of graphs of one compiled part in a process. A study with every scheme, precision and form of
-attention
-stays far below.
+attention stays far below.
 """
 
 

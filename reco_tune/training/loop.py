@@ -366,8 +366,7 @@ class _Run:
 
     def _measure_memory(self, micro_batches: list[Any]) -> None:
         """Measures memory if a start lies further back than all earlier ones of that length, because the longest
-        prefix keeps the
-        most.
+        prefix keeps the most.
         """
         for micro_batch in micro_batches:
             start, length = micro_batch.span
