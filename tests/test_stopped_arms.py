@@ -228,3 +228,13 @@ def test_an_arm_with_a_stopped_seed_is_in_no_comparison_and_the_table_says_why(s
     assert "local" not in set(evidence.frontier.at("equal_steps")["arm"])
     text = markdown([table])
     assert "stopped at step 200 of 600" in text and "no fair mean" in text and "nan" not in text
+
+
+def test_a_stopped_arm_has_no_clip_score(stopped_study: Path) -> None:
+    """Its row showed the baseline's."""
+    runs = load_runs(stopped_study)
+    scored = runs.assign(clip_score=25.0)
+    scored.attrs = runs.attrs
+    table = ablation.ablation_table(Evidence(scored))
+    rows = {row["seeds"]: row for group in table.groups if group.title == "Equal steps" for row in group.rows}
+    assert rows[3]["clip_score"] == 25.0 and math.isnan(rows[0]["clip_score"])

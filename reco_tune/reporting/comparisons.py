@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections import Counter
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping, Sequence, Set
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -86,6 +86,11 @@ class ArmResult:
     @property
     def protocol(self) -> str:
         return str(self.runs["protocol"].iloc[0])
+
+    def mean(self, seeds: Set[int] | None = None) -> float:
+        """Mean quality over training seeds, all of them or these."""
+        values = [run.value for seed, run in self.values.items() if seeds is None or seed in seeds]
+        return sum(values) / len(values)
 
 
 Results = Mapping[tuple[str, str], ArmResult]

@@ -11,13 +11,12 @@ import pandas as pd
 
 from reco_tune.reporting.budgets import budget_order
 from reco_tune.reporting.comparisons import (
-    CLIP,
+    DETAILS,
     ArmResult,
     Comparison,
     Unresolved,
     ablation_rows,
     arm_results,
-    columns,
     comparisons,
     unresolved,
 )
@@ -171,4 +170,4 @@ def ablation_table(runs: pd.DataFrame, baseline: str = BASELINE) -> pd.DataFrame
         ComparisonError: if the runs have different protocols, or none is of the requested baseline.
     """
     evidence = Evidence(runs, baseline=baseline)
-    return evidence.ablation[columns(evidence.quality, CLIP[0] in evidence.ablation)]
+    return evidence.ablation.drop(columns=[*DETAILS])

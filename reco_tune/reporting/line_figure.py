@@ -35,7 +35,7 @@ def line_figure(
     panels = {title: [name for name in names if name in lines] for title, names in panels.items()}
     palette = colours([name.split("/")[-1] for name in lines])
     with style():
-        figure, grid = new_panels(len(panels), 5.2, 4.2, 1.0)
+        figure, grid = new_panels(len(panels), 5.2, 4.2, 1.0, y_label)
         for axes, (title, names) in zip(grid, panels.items(), strict=True):
             for name in names:
                 x, y = zip(*lines[name], strict=True)
@@ -43,8 +43,6 @@ def line_figure(
             axes.set_title(title)
             axes.set_xlabel(x_label)
             axes.xaxis.set_major_locator(MaxNLocator(integer=True))
-        for axes in grid[::3]:
-            axes.set_ylabel(y_label)
         if log:
             grid[0].set_yscale("log")
         plain_log(grid[0], log)

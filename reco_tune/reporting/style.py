@@ -90,13 +90,16 @@ def new_figure(width_in: float, height_in: float) -> Figure:
     return figure
 
 
-def new_panels(count: int, width_in: float, height_in: float, spare_in: float) -> tuple[Figure, list[Any]]:
+def new_panels(
+    count: int, width_in: float, height_in: float, spare_in: float, y_label: str
+) -> tuple[Figure, list[Any]]:
     """A figure of panels that share y, at most three in a row, so that they can be read on a page.
 
     Args:
         width_in: of a panel.
         height_in: of a panel.
         spare_in: added to the width of the figure.
+        y_label: of the first panel in each row.
     """
     columns = min(count, 3)
     rows = -(-count // columns)
@@ -104,6 +107,8 @@ def new_panels(count: int, width_in: float, height_in: float, spare_in: float) -
     grid = [*figure.subplots(rows, columns, sharey=True, squeeze=False).ravel()]
     for axes in grid[count:]:
         axes.set_visible(False)
+    for axes in grid[::columns]:
+        axes.set_ylabel(y_label)
     return figure, grid[:count]
 
 

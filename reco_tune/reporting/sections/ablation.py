@@ -13,7 +13,7 @@ from markupsafe import Markup
 from reco_tune.quantities import KERNEL_DISTANCE, VAL_CROSS_ENTROPY
 from reco_tune.reporting.aggregate import sign_flip_floor
 from reco_tune.reporting.budgets import BUDGETS, WHOLE, is_share, meaning, reference
-from reco_tune.reporting.comparisons import CLIP, Comparison, best_row, columns
+from reco_tune.reporting.comparisons import CLIP, DETAILS, Comparison, best_row
 from reco_tune.reporting.evidence import Evidence
 from reco_tune.reporting.imported import file_names, origin_note
 from reco_tune.reporting.numbers import hours, number, p_value, quoted, signed
@@ -78,7 +78,7 @@ def ablation_table(evidence: Evidence) -> Table:
             *([f"Columns of the paper: {SOURCE}, same data set and protocol."] if paper else []),
         ],
         left_out(evidence.runs),
-        evidence.ablation[columns(quality, clip=CLIP[0] in evidence.ablation)],
+        evidence.ablation.drop(columns=[*DETAILS]),
         ("csv", "md", "tex"),
         latex=[
             "arm",
@@ -270,7 +270,7 @@ def _chosen(evidence: Evidence, arm: str) -> dict[str, Any]:
 
 def _stopped(evidence: Evidence, budget: str) -> list[dict[str, Any]]:
     """Arms that were stopped at a rung: their steps and metrics at that point, and their measured speed."""
-    empty = dict.fromkeys([*columns(evidence.quality), "best"], math.nan)
+    empty = dict.fromkeys([*evidence.ablation, "best"], math.nan)
     found = []
     for (arm, own), run in stopped_arms(evidence.runs).items():
         if own == budget:

@@ -74,8 +74,7 @@ def _at(evidence: Evidence, budget: str) -> str:
 def _loss(one: Comparison) -> float:
     """How much worse the arm's mean is, as a share of the baseline's."""
     assert one.difference is not None  # of arms that were compared
-    mean = sum(run.value for run in one.result.values.values()) / len(one.result.values)
-    return one.difference.delta / (mean - one.difference.delta)
+    return one.difference.delta / (one.result.mean() - one.difference.delta)
 
 
 def _told(one: Comparison, quality: Quality) -> str:
@@ -83,9 +82,8 @@ def _told(one: Comparison, quality: Quality) -> str:
     means, difference = one.result.means, one.difference
     assert difference is not None  # of arms that were compared
     speed = interval(means["speedup_low"], means["speedup_high"])
-    values = [run.value for run in one.result.values.values()]
     ends = interval(difference.low, difference.high, quality.digits)
-    mean, delta = number(sum(values) / len(values), quality.digits), signed(difference.delta, quality.digits)
+    mean, delta = number(one.result.mean(), quality.digits), signed(difference.delta, quality.digits)
     verdict = one.standing.replace(ONE_SEED, " at one seed")
     return (
         f"{quoted(one.result.arm)}. Its steps are {number(means['speedup'])}x{f' {speed}' if speed else ''} as fast as"

@@ -9,7 +9,7 @@ another training seed may reverse the verdict.
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence, Set
+from collections.abc import Sequence
 from typing import Literal, NamedTuple
 
 from markupsafe import Markup
@@ -173,7 +173,7 @@ def _recovers(results: Results, budget: str, arm: str, baseline: str) -> _Findin
     if difference is None:
         return _missing(results, budget, arm, baseline)
     quality = _quality(results[budget, arm])
-    margin = quality.margin * _mean(results[budget, baseline])
+    margin = quality.margin * results[budget, baseline].mean()
     words = f"{_means(results, budget, arm, baseline)}: {_numbers(difference, quality)}."
     loss = f"{number(margin, quality.digits)} ({quality.margin:.0%} of the baseline)"
     verdict: Verdict = (
@@ -397,17 +397,12 @@ def _means(results: Results, budget: str, a: str, b: str) -> str:
     """Means over the seeds that both arms have, so that they match the difference given with them."""
     one, two = results[budget, a], results[budget, b]
     shared, quality = one.values.keys() & two.values.keys(), _quality(one)
-    first, second = (number(_mean(result, shared), quality.digits) for result in (one, two))
+    first, second = (number(result.mean(shared), quality.digits) for result in (one, two))
     return f"{quality.name[:1].upper()}{quality.name[1:]} {first} (`{a}`) against {second} (`{b}`)"
 
 
 def _quality(result: ArmResult) -> Quality:
     return quality_of(result.runs)
-
-
-def _mean(result: ArmResult, seeds: Set[int] | None = None) -> float:
-    values = [run.value for seed, run in result.values.items() if seeds is None or seed in seeds]
-    return sum(values) / len(values)
 
 
 def _numbers(difference: Difference, quality: Quality) -> str:

@@ -95,7 +95,7 @@ def draw_frontier(
     budgets = [budget for budget in dict.fromkeys(found.points["budget"]) if len(found.at(budget))]
     palette = colours(order)
     with style():
-        figure, panels = new_panels(len(budgets), 5.6, 4.9, 0.4)
+        figure, panels = new_panels(len(budgets), 5.6, 4.9, 0.4, f"{quality.name} (lower is better)")
         table = table[np.isfinite(table["speedup"])]
         log = spread(pd.concat([found.points[quality.key], table[quality.key]])) > 10
         shared: dict[str, Line2D] = {}
@@ -108,8 +108,6 @@ def draw_frontier(
             axes.set_title(
                 f"{'Speed' if budget == 'equal_steps' else 'Compute'} frontier: {BUDGETS[budget].title.lower()}"
             )
-        for axes in panels[::3]:
-            axes.set_ylabel(f"{quality.name} (lower is better)")
         plain_log(panels[0], log)
         for axes, budget in zip(panels, budgets, strict=True):
             _draw_band(axes, found.bands.get(budget))
