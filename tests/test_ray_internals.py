@@ -16,7 +16,7 @@ def test_a_groups_thread_never_starts_ray(monkeypatch: pytest.MonkeyPatch, name:
     """It joined the cluster of another study on the machine, whose token it lacked, and Ray ended the process."""
     assert not ray.is_initialized()
     started: list[str] = []
-    monkeypatch.setattr(ray_internals, "_start_ray", lambda: started.append(threading.current_thread().name))
+    monkeypatch.setattr(ray, "init", lambda: started.append(threading.current_thread().name))
     failed: list[BaseException] = []
 
     def work() -> None:

@@ -46,12 +46,13 @@ def pinned(space: Space) -> Space:
         sections[section] = given
         if isinstance(given, dict):
             sections[section] = {name: _pinned(f"{section}.{name}", value) for name, value in given.items()}
-    arms = {arm: {key: _pinned(key, value) for key, value in own.items()} for arm, own in space.arms.items()}
     model = dict(sections.get("model") or {})
     kind, shared = model.get("kind", "transformer"), dict(model.get("options") or {})
     if shared:
         sections["model"] = {**model, "options": _pinned_options(kind, shared)}
-    arms = {arm: _with_pinned_options(own, kind, shared) for arm, own in arms.items()}
+
+    def overrides(given: Mapping[str, Any]) -> dict[str, Any]:
+        return _with_pinned_options({key: _pinned(key, value) for key, value in given.items()}, kind, shared)
 
     def at(key: str, value: Any) -> Any:
         if key.startswith(_OPTION):
@@ -67,14 +68,18 @@ def pinned(space: Space) -> Space:
             found[key] = range_.model_copy(update={"choice": choice, "when": when})
         return found
 
-    points = tuple(
-        _with_pinned_options({key: _pinned(key, value) for key, value in point.items()}, kind, shared)
-        for point in space.points
-    )
     tune = space.tune and space.tune.model_copy(update={"per_arm": ranges(space.tune.per_arm)})
     sampler = space.sampler.model_copy(update={"kind": parts.pinned("samplers", space.sampler.kind)})
-    changed = {"experiment": sections, "arms": arms, "search": ranges(space.search), "points": points, "tune": tune}
-    return space.model_copy(update={**changed, "sampler": sampler})
+    return space.model_copy(
+        update={
+            "experiment": sections,
+            "arms": {arm: overrides(own) for arm, own in space.arms.items()},
+            "search": ranges(space.search),
+            "points": tuple(map(overrides, space.points)),
+            "tune": tune,
+            "sampler": sampler,
+        }
+    )
 
 
 def pinned_experiment(experiment: Experiment) -> Experiment:

@@ -5,14 +5,13 @@ only this file breaks. `pyproject.toml` limits Ray to the releases that were tri
 from __future__ import annotations
 
 import asyncio
-import sys
 import threading
 from contextlib import suppress
 from typing import Any
 
 import ray
 from ray import tune
-from ray._private import auto_init_hook, client_mode_hook, services, state, worker
+from ray._private import auto_init_hook, services, state, worker
 from ray._private.authentication.authentication_token_setup import AuthenticationTokenLoader
 from ray.train.torch import TorchTrainer
 from ray.train.v2._internal.execution.controller import TrainController
@@ -72,19 +71,22 @@ def silence() -> None:
 
 GROUP_THREAD = "reco_tune-group-"
 """Beginning of the names of threads that run a worker group."""
-_start_ray = auto_init_hook.auto_init_ray
 
 
-def _start_for_others() -> None:
-    """Ray connects or starts by itself on its first use. A group's thread that outlives its cluster must not do this.
-    It would join another cluster of this machine, and without that cluster's token Ray ends the process.
+class _OutsideOfGroups:
+    """Whether Ray connects or starts by itself on its first use, as it does unless RAY_ENABLE_AUTO_CONNECT is 0. A
+    group's thread that outlives its cluster must not do this. It would join another cluster of this machine, and
+    without that cluster's token Ray ends the process.
     """
-    if not threading.current_thread().name.startswith(GROUP_THREAD):
-        _start_ray()
+
+    def __init__(self, elsewhere: bool) -> None:
+        self._elsewhere = elsewhere
+
+    def __bool__(self) -> bool:
+        return self._elsewhere and not threading.current_thread().name.startswith(GROUP_THREAD)
 
 
-for caller in (auto_init_hook, client_mode_hook, sys.modules["ray.util.placement_group"]):
-    setattr(caller, "auto_init_ray", _start_for_others)  # noqa: B010
+auto_init_hook.enable_auto_connect = _OutsideOfGroups(auto_init_hook.enable_auto_connect)
 
 
 class Controller(TrainController):

@@ -317,7 +317,8 @@ def load_model(path: Path, checkpoint: str | None = None) -> LoadedModel:
             raise CheckpointError(f"model {folder} was written by another version of ReCo-Tune; train it again")
         experiment = load_experiment(folder / "experiment.yaml")
         model = _built(description["model"], experiment)
-        kept = {name: tensor for name, tensor in model.state_dict().items() if name in model.given_again()}
+        given_again = model.given_again()
+        kept = {name: tensor for name, tensor in model.state_dict().items() if name in given_again}
         model.load_state_dict({**kept, **load_file(folder / "model.safetensors")})
         info = CacheInfo(**{**description["cache"], "grid": tuple(description["cache"]["grid"])})
         loaded = "best" if folder.name == BEST else "last"
