@@ -343,7 +343,7 @@ _COUNTED = ("counted", "parameters", "cached", "frozen", "block", "blocks")
 
 
 def _built(shape: Mapping[str, Any], experiment: Experiment) -> Decoder:
-    """A model whose weights will be replaced. Weights that are saved nowhere else come from its pretrained folder."""
+    """A model whose weights will be replaced. Those that a saved model leaves out come from its pretrained folder."""
     if experiment.model.kind == BUILT_IN:
         return VideoTransformer(**shape, residual=experiment.training.residual)
     try:

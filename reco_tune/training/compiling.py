@@ -62,7 +62,7 @@ def _compiled(function: Callable[P, R], backend: str) -> Callable[P, R]:
 
 @cache
 def _prepare() -> None:
-    """Called once per process. torch's own limit is 8 graphs; above it, torch warns and continues without compiling."""
+    """Raises torch's limit of 8 graphs, above which it warns and goes on without compiling. Runs once per process."""
     from torch._dynamo import config
     from torch.fx.experimental import _config as shapes
 

@@ -47,7 +47,7 @@ class GradientMean:
                 end, count = begin, 0
         self._members = members
         self._missing: list[int] = []
-        """Parameters of each bucket whose gradient is still missing. Empty except during the last backward."""
+        """Number of parameters per bucket whose gradient is still missing. Empty except during the last backward."""
         self._under_way: list[Callable[[], None]] = []
 
     @contextmanager

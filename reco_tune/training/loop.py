@@ -444,7 +444,7 @@ class _Run:
         self.metrics = dict(state["metrics"])
 
     def _restore(self, found: Checkpoint | None, shards: str | None) -> None:
-        """Weights and optimiser state that rank 0 has found, on all ranks."""
+        """Loads the weights and the optimiser state that rank 0 has found, on all ranks."""
         optimiser = self._optimiser
         if self._sharded:
             if shards is None:

@@ -48,8 +48,8 @@ class LossOptions:
     norm_weight: float = 0.0
     """Weight of mean ||h||², with the same reduction and state."""
     neighbour_distance: int = 1
-    """h_i is compared with the state this many tokens later. With the tokens of a block, these are sites of adjacent
-    frames.
+    """h_i is compared with the state this many tokens later. If it is the number of tokens in a block, the two are
+    the same site of adjacent frames.
     """
     chunk_tokens: int | None = None
     """Largest number of tokens that have logits at once; None for all."""

@@ -54,7 +54,7 @@ class Parameters(Protocol):
 
     @property
     def gathered_bytes(self) -> int:
-        """Calls the function of this name of a split state; gives 0 for a whole one."""
+        """`gathered_bytes` of a split state; 0 for a whole one."""
 
     def compile_blocks(self) -> None:
         """Puts compiled blocks into the model."""
