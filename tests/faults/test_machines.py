@@ -42,11 +42,11 @@ MEMORY = 100 * 2**20
 
 
 @pytest.fixture
-def head(tmp_path_factory: pytest.TempPathFactory, monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
-    """A head that trains nothing. It has a token, without which Ray starts no head where the person has none."""
-    token = tmp_path_factory.mktemp("token") / "token"
-    token.write_text(secrets.token_hex(32))
-    monkeypatch.setenv("RAY_AUTH_TOKEN_PATH", str(token))
+def head(monkeypatch: pytest.MonkeyPatch) -> Iterator[Cluster]:
+    """A head that trains nothing. It has a token, without which Ray starts no head where the person has none; not in a
+    file, because machines may not see each other's.
+    """
+    monkeypatch.setenv("RAY_AUTH_TOKEN", secrets.token_hex(32))
     ray_internals.forget_token()
     cluster = Cluster(
         initialize_head=True, head_node_args={"num_cpus": 0, "object_store_memory": MEMORY, "include_dashboard": True}
