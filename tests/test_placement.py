@@ -99,6 +99,7 @@ def test_every_group_gets_gpus_of_its_own(
     del followers
     ray.get(dispatcher.pause.remote())
     warm.join()
+    warm.end()  # as the driver does: a thread that still waits in Ray when it shuts down ends the process
     assert not warm.lost
     found = {event["key"]: event["provenance"] for event in heard if event["event"] == "evaluated"}
     assert set(found) == {"run-0", "run-1"}, heard
