@@ -15,7 +15,7 @@ export OMP_NUM_THREADS ?= 1
 help:
 	@echo "make demo    the main job on this machine: data, tokenizer, study, report (under 10 minutes on two cores)"
 	@echo "make test    the tests (under 10 minutes on two cores)"
-	@echo "make slow    the tests that take longest: whole studies, the notebooks of the documentation (about 8 minutes)"
+	@echo "make slow    the tests that take longest: whole studies, the notebooks of the documentation (about 5 minutes)"
 	@echo "make faults  studies under faults: killed processes, lost machines, full disks, hangs (about 20 minutes)"
 	@echo "make chaos   one study under 50 faults drawn by a seed (about an hour; goes on where it was stopped)"
 	@echo "make check   format, lint, types, layer contracts, tests"
