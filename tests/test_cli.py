@@ -227,7 +227,7 @@ BAD_COMMANDS: dict[str, tuple[list[str], str]] = {
     ),
     "no such space to show": (
         ["spaces", "show", "x"],
-        "neither a file nor a shipped space or experiment; shipped ones are beyond, commavq, demo",
+        "neither a file nor a shipped space or experiment; shipped ones are beyond, beyond_300_passes, commavq",
     ),
     "a name that is no folder's": (["run", "demo", "--name", "a/b"], "--name 'a/b' must be letters"),
     "seeds": (["run", "demo", "--seeds", "0;1"], "--seeds '0;1' must be whole numbers separated by commas"),

@@ -34,6 +34,7 @@ def test_the_promised_spaces_are_shipped() -> None:
         "lambda",
         "joint",
         "beyond",
+        "beyond_300_passes",
         "commavq",
         "text_digits",
         "msrvtt_7B",
